@@ -1,0 +1,96 @@
+"""Files by URL: the few operations that Tahoe needs of local disks and object stores alike.
+
+A URL is anything fsspec understands (`s3://bucket/set`, `memory://set`) or a plain path; spaces are
+part of the name, never escaped. Failures are whatever the store raises: OSError from a local disk,
+its own kinds from others; callers add what the user was doing and what to do about it.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+from uuid import uuid4
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+
+def join(url: str, *names: str) -> str:
+    """Return the URL of what is called `names[0]/names[1]/...` below a URL."""
+    return "/".join((url.rstrip("/"), *names))
+
+
+def local_path(url: str) -> Path | None:
+    """Return where a URL lies in the local file system, or None for any other store."""
+    fs, path = url_to_fs(url)
+    return Path(path) if isinstance(fs, LocalFileSystem) else None
+
+
+def exists(url: str) -> bool:
+    """Return whether there is a file or a directory at a URL."""
+    fs, path = url_to_fs(url)
+    return bool(fs.exists(path))
+
+
+def list_names(url: str) -> list[str]:
+    """Return the sorted names of what lies in a directory; none where there is no directory."""
+    fs, path = url_to_fs(url)
+    fs.invalidate_cache(path)
+    try:
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False))
+    except FileNotFoundError:
+        return []
+
+
+def read_bytes(url: str) -> bytes:
+    """Return what a file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    fs, path = url_to_fs(url)
+    data: bytes = fs.cat_file(path)
+    return data
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Publish a file whole or not at all: a reader, or a crash, sees the old bytes or the new."""
+    path = local_path(url)
+    if path is None:
+        fs, remote = url_to_fs(url)
+        fs.pipe_file(remote, data)  # one put, which object stores make visible at once
+        return
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        with create(str(temporary)) as file:
+            file.write(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def create(url: str) -> Iterator[IO[bytes]]:
+    """Open a new file for writing and make the directories above it; local files end durable."""
+    fs, path = url_to_fs(url)
+    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+    with fs.open(path, "wb") as file:
+        yield file
+        if isinstance(fs, LocalFileSystem):
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def remove(url: str) -> None:
+    """Remove a file; one that is not there counts as removed."""
+    fs, path = url_to_fs(url)
+    with suppress(FileNotFoundError):
+        fs.rm_file(path)
+
+
+def remove_directory(url: str) -> None:
+    """Remove a directory and all in it; one that is not there counts as removed."""
+    fs, path = url_to_fs(url)
+    with suppress(FileNotFoundError):
+        fs.rm(path, recursive=True)

@@ -1,0 +1,170 @@
+"""The verbs of `tahoe`. Each imports what it needs when it is called, so help comes at once."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+DESCRIPTION = "Train image classifiers on a cluster; resume exactly; compare runs in MLflow."
+
+TRAIN_EPILOG = """\
+OVERRIDES are Hydra's: a group as model=resnet18, a key as recipe.epochs=5.
+
+  tahoe train model=lenet5_1998 data=digits launcher.num_procs=2
+  tahoe train model=timm/resnet50 data=shards data.url=/data/set
+  tahoe train -m model=lenet5_1998,resnet18 seed=1,2     each point after the other
+  tahoe train --cfg job                                  print the config and exit
+  tahoe train --info defaults                            where it comes from
+  eval "$(tahoe train -sc install=bash)"                 tab completion in this shell
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb and return the exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given[:1] in (["-sc"], ["--shell-completion"]):
+        return _complete(given)
+    parser = _parser()
+    if given[:1] == ["train"] and not {"-h", "--help"} & set(given):
+        return _report(_train, argparse.Namespace(overrides=given[1:]))
+    options = parser.parse_args(given)
+    return _report(options.call, options)
+
+
+def _report(call: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """Run a verb; what the user can mend is told without a traceback."""
+    from data_sharding.manifest import DataError
+    from orchestrator.config import ConfigError
+    from orchestrator.rundir import RunError
+
+    try:
+        return call(options)
+    except (ConfigError, DataError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 93 if isinstance(error, ConfigError) else 1
+
+
+def _train(options: argparse.Namespace) -> int:
+    from orchestrator.launch.compose import compose
+    from orchestrator.launch.create import open_run
+    from orchestrator.launch.local import run_attempt
+
+    worst = 0
+    for composed in compose(options.overrides):
+        run, plan = open_run(composed)
+        if run.is_finished:
+            print(f"{run.path} is finished already; it is reused (if_finished=reuse)")
+            continue
+        print(f"run directory: {run.path}")
+        worst = max(worst, run_attempt(run, composed.config, plan))
+    return worst
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from orchestrator.config import parse
+    from orchestrator.launch.local import run_attempt
+    from orchestrator.launch.resume import reopen_run
+    from orchestrator.rundir import RunDir
+
+    run = RunDir(options.run.absolute())
+    plan = reopen_run(run, options.overrides)
+    return run_attempt(run, parse(run.read_config()), plan)
+
+
+def _shard(options: argparse.Namespace) -> int:
+    from orchestrator.launch.shard import write
+
+    return write(options)
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from orchestrator.rundir import RunDir
+    from orchestrator.tracking.ship import sync
+
+    for run in options.runs:
+        sync(RunDir(run.absolute()).path)
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from orchestrator.rundir import RunDir
+    from orchestrator.tracking.compare import results, table
+
+    Console(soft_wrap=True).print(table([results(RunDir(run.absolute())) for run in options.runs]))
+    return 0
+
+
+def _ui(options: argparse.Namespace) -> int:
+    from orchestrator.tracking.ui import serve
+
+    serve(options.uri, options.port)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("tahoe", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=version("tahoe-orchestrator"))
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    train = _add(verbs, "train", _train, "start a run from a config, or continue an unfinished one")
+    train.formatter_class = argparse.RawDescriptionHelpFormatter
+    train.epilog = TRAIN_EPILOG
+    train.add_argument("overrides", nargs="*", metavar="OVERRIDES", help="see below")
+
+    resume = _add(verbs, "resume", _resume, "continue a run from its newest checkpoint")
+    resume.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    overrides_help = "recipe.epochs=N extends it; keys of cluster, launcher, logging are free"
+    resume.add_argument("overrides", nargs="*", metavar="OVERRIDES", help=overrides_help)
+
+    shard = _add(verbs, "shard", _shard, "write a data set as WebDataset shards")
+    sources = shard.add_subparsers(title="sources", metavar="SOURCE", required=True, dest="source")
+    digits = sources.add_parser("digits", help="scikit-learn's 1,797 handwritten digits")
+    digits.add_argument("url", metavar="URL", help="a path or fsspec URL to write to")
+    folder = sources.add_parser("folder", help="DIR/{train,val}/CLASS/* or DIR/CLASS/*")
+    folder.add_argument("directory", type=Path, metavar="DIR", help="where the class folders lie")
+    folder.add_argument("url", metavar="URL", help="a path or fsspec URL to write to")
+    val_help = "share of each class that becomes val, for DIR/CLASS/* (0.2 for digits)"
+    for source, val_fraction, per_shard in ((digits, 0.2, 500), (folder, None, 5000)):
+        source.add_argument("--val-fraction", type=float, default=val_fraction, help=val_help)
+        source.add_argument("--seed", type=int, default=0, help="of split and order (default 0)")
+        size_help = f"at most (default {per_shard})"
+        source.add_argument("--samples-per-shard", type=int, default=per_shard, help=size_help)
+
+    compare = _add(verbs, "compare", _compare, "print the results of runs side by side")
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory")
+
+    sync = _add(verbs, "sync", _sync, "send to MLflow what has not arrived there")
+    sync.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory")
+
+    ui = _add(verbs, "ui", _ui, "open MLflow's pages on the store of the runs")
+    ui.add_argument("--uri", default="sqlite:///mlflow.db", help="default: %(default)s")
+    ui.add_argument("--port", type=int, default=5000, help="default: %(default)s")
+    return parser
+
+
+def _add(
+    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    call: Callable[[argparse.Namespace], int],
+    text: str,
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(call=call)
+    return parser
+
+
+def _complete(given: Sequence[str]) -> int:
+    """Answer the shell's completer: the verbs first, and after `train` whatever Hydra offers."""
+    words = os.environ.get("COMP_LINE", "").split()
+    if "query" in "".join(given) and words[1:2] != ["train"]:
+        print("train resume shard compare sync ui")
+        return 0
+    return _train(argparse.Namespace(overrides=list(given)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

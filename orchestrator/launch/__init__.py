@@ -1,0 +1,1 @@
+"""Before a run: compose the config, make the run directory, start the processes. No torch here."""

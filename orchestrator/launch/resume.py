@@ -1,0 +1,49 @@
+"""Continue a run from its directory, with other values where those are safe."""
+
+from collections.abc import Sequence
+
+from data_sharding.manifest import read_manifest
+from orchestrator.config import DURATIONS, SAFE_KEYS, ConfigError, flatten, is_safe, parse, to_dict
+from orchestrator.launch.compose import merge
+from orchestrator.plan import Plan, make_plan
+from orchestrator.rundir import RunDir, RunError
+
+
+def reopen_run(run: RunDir, overrides: Sequence[str]) -> Plan:
+    """Freeze the run's config with the overrides on top, and return its arithmetic.
+
+    Raises:
+        ConfigError: an override would change what the run is.
+        RunError: there is no run here, or it is finished and nothing is added.
+    """
+    frozen = run.read_config()
+    config = parse(merge(frozen, overrides))
+    before, after = flatten(frozen), flatten(to_dict(config))
+    durations = {f"recipe.{name}" for name in DURATIONS}
+    refused = [
+        key
+        for key in after
+        if after[key] != before.get(key) and not is_safe(key) | (key in durations)
+    ]
+    if refused:
+        raise ConfigError(
+            f"{', '.join(refused)} cannot change within a run: what came before and after would "
+            "not be one experiment. Start a new run with `tahoe train`, or change only "
+            f"{', '.join((*SAFE_KEYS, *sorted(durations)))}."
+        )
+    train, val = (read_manifest(config.data.url, split) for split in ("train", "val"))
+    plan = make_plan(config, config.launcher.num_procs, train, val)
+    verdict = run.read_json(run.verdict_file) or {}
+    done = verdict.get("step") or 0
+    if plan.num_steps < done:
+        raise ConfigError(
+            f"{run.id} has done {done} steps, more than the {plan.num_steps} asked for. A run can "
+            "be extended, not shortened."
+        )
+    if run.is_finished and plan.num_steps == done:
+        raise RunError(
+            f"{run.id} is finished after {done} steps. There is nothing to continue. Extend it "
+            f"with e.g. `tahoe resume {run.path} recipe.epochs={2 * done / plan.steps_per_epoch:g}`."
+        )
+    run.write_config(to_dict(config))
+    return plan

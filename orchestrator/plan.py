@@ -1,0 +1,156 @@
+"""The arithmetic of a run: ranks, lanes, micro-batches, batch, steps. Pure integers, no torch.
+
+The world size divides the micro-batches, they divide the lanes, the lanes divide the global batch
+(DESIGN: a micro-batch is the unit of everything random, so it must not depend on the ranks).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from data_sharding.manifest import Manifest
+from orchestrator.config import Config, ConfigError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a config comes to on a given data set and number of ranks."""
+
+    num_train: int
+    num_val: int
+    num_classes: int
+    world_size: int
+    global_batch_size: int
+    num_lanes: int
+    num_micro_batches: int
+    steps_per_epoch: int
+    num_steps: int
+    evaluate_every_steps: int
+
+    @property
+    def micro_batch_size(self) -> int:
+        return self.global_batch_size // self.num_micro_batches
+
+    @property
+    def num_accumulated(self) -> int:
+        """Micro-batches that a rank accumulates each step."""
+        return self.num_micro_batches // self.world_size
+
+    def micro_batches_of(self, rank: int) -> range:
+        """Return the micro-batches of a step that a rank computes."""
+        return range(rank * self.num_accumulated, (rank + 1) * self.num_accumulated)
+
+    def micro_batches(self, rank: int, first_step: int) -> Iterator[tuple[int, int]]:
+        """Yield (step, micro-batch) of all that a rank computes from a step on."""
+        for step in range(first_step, self.num_steps):
+            yield from ((step, micro) for micro in self.micro_batches_of(rank))
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether the validation split is run after a step; always after the last."""
+        return step % self.evaluate_every_steps == 0 or step == self.num_steps
+
+    def lines(self) -> list[str]:
+        """Return the start-up block: the numbers multiplied out, so that a wrong one is seen."""
+        epochs = self.num_steps / self.steps_per_epoch
+        return [
+            f"ranks {self.world_size} x micro-batch {self.micro_batch_size} x accumulation "
+            f"{self.num_accumulated} = global batch {self.global_batch_size}, "
+            f"in {self.num_lanes} lanes",
+            f"{self.num_train:,} training images = {self.steps_per_epoch:,} steps an epoch "
+            f"({self.num_train % self.global_batch_size} images left for another epoch)",
+            f"{self.num_steps:,} steps = {epochs:.4g} epochs = "
+            f"{self.num_steps * self.global_batch_size:,} images, "
+            f"evaluated on {self.num_val:,} every {self.evaluate_every_steps:,} steps",
+        ]
+
+
+def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -> Plan:
+    """Return what the config comes to on a data set and a number of ranks.
+
+    Raises:
+        ConfigError: the arithmetic does not work; the message lists the nearest that does.
+    """
+    recipe = config.recipe
+    batch, num_train = recipe.global_batch_size, train.num_samples
+    check_divisions(world_size, recipe.num_micro_batches, config.data.lanes, batch)
+    if num_train < batch:
+        raise ConfigError(
+            f"recipe.global_batch_size={batch} is more than the {num_train} training images: an "
+            f"epoch would have no step. Set it to {num_train} or less."
+        )
+    if train.classes != val.classes:
+        raise ConfigError(
+            f"{config.data.url}: train and val have different classes ({len(train.classes)} and "
+            f"{len(val.classes)}), so labels would not mean the same. Make the data set again."
+        )
+    steps_per_epoch = num_train // batch
+    return Plan(
+        num_train=num_train,
+        num_val=val.num_samples,
+        num_classes=len(train.classes),
+        world_size=world_size,
+        global_batch_size=batch,
+        num_lanes=config.data.lanes,
+        num_micro_batches=recipe.num_micro_batches,
+        steps_per_epoch=steps_per_epoch,
+        num_steps=_num_steps(config, steps_per_epoch),
+        evaluate_every_steps=max(1, round(config.evaluate.every_epochs * steps_per_epoch)),
+    )
+
+
+def data_fingerprint(train: Manifest, val: Manifest) -> str:
+    """Return the identity of a data set; it changes with any byte of either split."""
+    return f"{train.fingerprint[:16]}-{val.fingerprint[:16]}"
+
+
+def _num_steps(config: Config, steps_per_epoch: int) -> int:
+    recipe = config.recipe
+    if recipe.steps is not None:
+        return recipe.steps
+    if recipe.images is not None:
+        return max(1, round(recipe.images / recipe.global_batch_size))
+    assert recipe.epochs is not None  # one of the three is given: Recipe.__post_init__
+    return max(1, round(recipe.epochs * steps_per_epoch))
+
+
+def check_divisions(ranks: int, micro_batches: int, lanes: int, batch: int) -> None:
+    """Refuse a chain of divisions that leaves a remainder.
+
+    Raises:
+        ConfigError: with the nearest chains that leave none.
+    """
+    chain = (
+        ("launcher.num_procs", ranks, "recipe.num_micro_batches", micro_batches),
+        ("recipe.num_micro_batches", micro_batches, "data.lanes", lanes),
+        ("data.lanes", lanes, "recipe.global_batch_size", batch),
+    )
+    for part_name, part, whole_name, whole in chain:
+        if whole % part:
+            options = "\n".join(f"  {line}" for line in nearest(ranks, micro_batches, lanes, batch))
+            raise ConfigError(
+                f"{part_name}={part} does not divide {whole_name}={whole}. Ranks must divide "
+                "micro-batches, micro-batches lanes, and lanes the global batch; nothing was "
+                f"started. The nearest that works:\n{options}"
+            )
+
+
+def nearest(ranks: int, micro_batches: int, lanes: int, batch: int) -> Iterator[str]:
+    """Yield overrides near the given numbers that divide each other."""
+    below, above = batch // ranks * ranks, -(-batch // ranks) * ranks
+    for size in sorted({below, above} - {0}):
+        num_lanes = _nearest_divisor(size, lanes, multiple_of=ranks)
+        num_micro = _nearest_divisor(num_lanes, micro_batches, multiple_of=ranks)
+        yield (
+            f"recipe.global_batch_size={size} data.lanes={num_lanes} "
+            f"recipe.num_micro_batches={num_micro}   "
+            f"({ranks} ranks, {num_micro} micro-batches of {size // num_micro})"
+        )
+    if batch % lanes == 0 and lanes % micro_batches == 0:
+        fewer = max(n for n in range(1, ranks + 1) if micro_batches % n == 0)
+        more = [n for n in range(ranks, micro_batches + 1) if micro_batches % n == 0]
+        for count in sorted({fewer, *more[:1]}):
+            yield f"launcher.num_procs={count}   (batch, lanes and micro-batches as they are)"
+
+
+def _nearest_divisor(whole: int, wanted: int, *, multiple_of: int) -> int:
+    candidates = [n for n in range(multiple_of, whole + 1, multiple_of) if whole % n == 0]
+    return min(candidates, key=lambda n: abs(n - wanted))

@@ -1,0 +1,196 @@
+"""The run directory is the run: every path in it, and who may write it, is said here.
+
+A run directory holds the frozen config, the code version, the log of attempts, the metrics, the
+checkpoints and the MLflow run id. A worker is started with this one path; starting again what lies
+there continues the run. It is a POSIX path that all nodes see, since logs and metrics are appended
+to; checkpoints may go elsewhere (`checkpoint.url`).
+"""
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class RunError(Exception):
+    """A run directory cannot be used as asked; the message says what to do instead."""
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The paths of one run."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved config, frozen when the run was made."""
+        return self.path / "config.yaml"
+
+    @property
+    def identity_file(self) -> Path:
+        """Where the run comes from: overrides, git commit, package versions, data set."""
+        return self.path / "run.json"
+
+    @property
+    def patch_file(self) -> Path:
+        """What the checkout had beyond its commit when the run was made."""
+        return self.path / "code.patch"
+
+    @property
+    def attempts_file(self) -> Path:
+        """One JSON line when an attempt starts and one when it ends."""
+        return self.path / "attempts.jsonl"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON line a logged step; the truth that MLflow is a copy of."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def verdict_file(self) -> Path:
+        """What the ranks agreed on when they last stopped."""
+        return self.path / "verdict.json"
+
+    @property
+    def mlflow_file(self) -> Path:
+        """The MLflow run that shows this run, and the store it is in."""
+        return self.path / "mlflow.json"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """Where checkpoints lie unless `checkpoint.url` says otherwise."""
+        return self.path / "checkpoints"
+
+    @property
+    def stop_file(self) -> Path:
+        """Touch it to save and stop; works across users, containers and nodes."""
+        return self.path / "control" / "stop"
+
+    def log_dir(self, attempt: int) -> Path:
+        """Where the ranks of an attempt write `rank-00000.log` and so on."""
+        return self.path / "logs" / f"attempt-{attempt:04d}"
+
+    def samples_file(self, attempt: int, rank: int) -> Path:
+        """Where a rank records the samples it trained on, if asked to."""
+        return self.log_dir(attempt) / f"samples-{rank:05d}.jsonl"
+
+    def read_config(self) -> dict[str, Any]:
+        """Return the frozen config as plain values.
+
+        Raises:
+            RunError: there is no run at this path, or its config is not a mapping.
+        """
+        try:
+            config = yaml.safe_load(self.config_file.read_text())
+        except FileNotFoundError:
+            raise RunError(
+                f"no run at {self.path}: {self.config_file.name} is missing there. Give the path "
+                "of a run directory, as `tahoe train` prints it (by default under runs/)."
+            ) from None
+        if not isinstance(config, dict):
+            raise RunError(f"{self.config_file} does not hold a config; restore it from a backup.")
+        return config
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Freeze the config."""
+        write_atomic(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
+
+    def read_json(self, file: Path) -> dict[str, Any] | None:
+        """Return a JSON file of this run, or None where it has not been written yet."""
+        try:
+            value: dict[str, Any] = json.loads(file.read_text())
+        except FileNotFoundError:
+            return None
+        return value
+
+    def write_json(self, file: Path, value: Mapping[str, Any]) -> None:
+        """Write a JSON file of this run, whole or not at all."""
+        write_atomic(file, json.dumps(value, indent=2) + "\n")
+
+    @property
+    def num_attempts(self) -> int:
+        """How many attempts have been started."""
+        starts = (line for line in read_json_lines(self.attempts_file) if "started_s" in line)
+        return sum(1 for _ in starts)
+
+    def begin_attempt(self, **facts: Any) -> int:
+        """Record that an attempt starts and return its number, counted from 1."""
+        attempt = self.num_attempts + 1
+        host = socket.gethostname()
+        line = {"attempt": attempt, "started_s": time.time(), "host": host, **facts}
+        append_json_line(self.attempts_file, line)
+        return attempt
+
+    def end_attempt(self, attempt: int, **facts: Any) -> None:
+        """Record how an attempt ended."""
+        append_json_line(self.attempts_file, {"attempt": attempt, "ended_s": time.time(), **facts})
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last agreed verdict is that nothing is left to do."""
+        verdict = self.read_json(self.verdict_file)
+        return verdict is not None and verdict["verdict"] == "finished"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for one attempt; the lock dies with the process that holds it.
+
+        Raises:
+            RunError: another attempt is running.
+        """
+        with (self.path / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise RunError(
+                    f"an attempt of {self.id} is running ({file.read().strip()}). Two attempts "
+                    "would overwrite each other's checkpoints. Wait for it, or stop it: "
+                    f"mkdir -p {self.stop_file.parent} && touch {self.stop_file}"
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash, sees the old text or the new, never a part."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def append_json_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Append one line of JSON in a single write, so that concurrent writers do not mix."""
+    with path.open("ab", buffering=0) as file:
+        file.write(json.dumps(value).encode() + b"\n")
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a JSON-lines file; a line torn by a crash is passed over."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    continue

@@ -1,0 +1,1 @@
+"""During a run: the worker of every rank. No Hydra and no MLflow here."""

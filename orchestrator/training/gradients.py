@@ -1,0 +1,83 @@
+"""One step's gradients: micro-batches accumulated on a rank, averaged over ranks.
+
+A micro-batch is the unit of everything that does not add up linearly: batch norm sees one at a
+time, and its noise (dropout, stochastic depth) is seeded by (seed, step, micro-batch). How many of
+them a rank computes is all that the world size decides.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from data_sharding.counter import derive
+from data_sharding.loader import Batch
+from orchestrator.config import Config
+from orchestrator.plan import Plan
+from orchestrator.training.device import Device
+
+
+def wrap(network: nn.Module) -> DistributedDataParallel:
+    """Let DDP average the gradients, and leave the buffers alone: see World.share_buffers."""
+    options = inspect.signature(DistributedDataParallel).parameters
+    new_name = "forward_sync_buffers"  # torch 2.14 warns of the old one
+    no_sync: dict[str, Any] = {new_name if new_name in options else "broadcast_buffers": False}
+    return DistributedDataParallel(network, gradient_as_bucket_view=True, **no_sync)
+
+
+class GradientStep:
+    """Computes the gradients of a step into `.grad` of the model's parameters."""
+
+    def __init__(
+        self,
+        ddp: DistributedDataParallel,
+        objective: nn.Module,
+        scaler: torch.amp.GradScaler,
+        config: Config,
+        plan: Plan,
+        device: Device,
+    ) -> None:
+        self.ddp, self.objective, self.scaler = ddp, objective, scaler
+        self.config, self.plan, self.device = config, plan, device
+        self.network = torch.compile(ddp) if config.recipe.compile else ddp
+
+    def run(self, step: int, micros: range, batches: Iterator[Batch]) -> torch.Tensor:
+        """Accumulate this rank's micro-batches; return the mean of their losses, on the device."""
+        losses = []
+        for micro, batch in zip(micros, batches, strict=False):
+            loss = self._forward(step, micro, self.device.images(batch), batch.labels)
+            with nullcontext() if micro == micros[-1] else self.ddp.no_sync():
+                self.scaler.scale(loss / len(micros)).backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).mean()
+
+    def warm_up(self) -> None:
+        """Run throw-away passes, and leave the model as it was.
+
+        After its first backward DDP regroups its buckets, and from three ranks up the grouping
+        decides the order of additions. Without these passes the first step of every attempt would
+        add up differently from the same step of an uninterrupted run.
+        """
+        buffers = [buffer.clone() for buffer in self.ddp.module.buffers()]
+        data = self.config.data
+        shape = (self.plan.micro_batch_size, data.channels, data.image_size, data.image_size)
+        images = torch.zeros(shape, device=self.device.device)
+        images = images.to(memory_format=self.device.memory_format)
+        labels = torch.zeros(self.plan.micro_batch_size, dtype=torch.int64)
+        for _ in range(2):
+            self._forward(0, 0, images, labels).backward()
+        self.ddp.zero_grad(set_to_none=True)
+        for buffer, before in zip(self.ddp.module.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+
+    def _forward(
+        self, step: int, micro: int, images: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        torch.manual_seed(int(derive(self.config.seed, "noise", step, micro)[0]))
+        with self.device.autocast():
+            loss: torch.Tensor = self.objective(self.network(images), self.device.move(labels))
+        return loss

@@ -1,0 +1,123 @@
+"""What the loop works with: the data, the network and all that goes with it, on one rank."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from timm.scheduler.scheduler import Scheduler
+
+from data_sharding.counter import derive
+from orchestrator.config import Config
+from orchestrator.plan import Plan
+from orchestrator.rundir import RunDir, read_json_lines
+from orchestrator.training.checkpoint import CheckpointStore
+from orchestrator.training.datasets import Datasets
+from orchestrator.training.device import Device
+from orchestrator.training.evaluate import evaluate
+from orchestrator.training.gradients import GradientStep, wrap
+from orchestrator.training.metrics import MetricLog
+from orchestrator.training.network import build_network, count_cost
+from orchestrator.training.objectives import make_objective
+from orchestrator.training.report import tell_start
+from orchestrator.training.schedule import make_schedule
+from orchestrator.training.state import TrainState
+from orchestrator.training.world import World
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """The parts of a run on this rank. `metrics` writes on rank 0 only."""
+
+    run: RunDir
+    config: Config
+    world: World
+    metrics: MetricLog
+    data: Datasets
+    device: Device
+    cost: Mapping[str, float]
+    state: TrainState
+    gradients: GradientStep
+    schedule: Scheduler
+    store: CheckpointStore
+
+    @classmethod
+    def assemble(cls, run: RunDir, config: Config, world: World, metrics: MetricLog) -> Self:
+        """Build everything, the same on every rank, as it is at step 0.
+
+        Raises:
+            ConfigError, DataError: something that the config names is not there or does not fit.
+        """
+        data = Datasets.open(run, config, world.size)
+        device = Device.create(config, world.device)
+        torch.manual_seed(int(derive(config.seed, "init")[0]))
+        network = build_network(config, data.plan)
+        cost = count_cost(network, config)
+        network = network.to(world.device).to(memory_format=device.memory_format)
+        state = TrainState.create(network, config.recipe, world.device)
+        objective = make_objective(config.recipe)
+        return cls(
+            run=run,
+            config=config,
+            world=world,
+            metrics=metrics,
+            data=data,
+            device=device,
+            cost=cost,
+            state=state,
+            gradients=GradientStep(
+                wrap(network), objective, state.scaler, config, data.plan, device
+            ),
+            schedule=make_schedule(state.optimizer, config.recipe, data.plan),
+            store=CheckpointStore(config.checkpoint.url or str(run.checkpoints_dir)),
+        )
+
+    @property
+    def plan(self) -> Plan:
+        return self.data.plan
+
+    def begin(self) -> int:
+        """Load what an earlier attempt left, and return the step it had reached; 0 for none.
+
+        Rank 0 finds the newest checkpoint that is whole; all ranks load that one.
+        """
+        self.gradients.warm_up()
+        newest = self.store.newest() if self.world.is_first else None
+        step = self.world.from_first(newest or 0)
+        if step:
+            self.state.load_parts(self.store.load(step))
+        tell_start(self.run.id, self.plan, self.cost, str(self.world.device), step)
+        if step == 0:
+            self.metrics.log(0, self.cost)
+        elif self.world.from_first(self._owes_evaluation(step)):
+            self.evaluate(step)
+        return step
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Judge the weights of a step on the validation split."""
+        self.world.share_buffers(self.state.network)
+        network = self.state.evaluated
+        result = evaluate(network, self.data.val, self.config, self.world, self.device)
+        self.metrics.log(step, result)
+        log.info("val " + "  ".join(f"{name[4:]} {value:.4g}" for name, value in result.items()))
+        return result
+
+    def save(self, step: int, result: Mapping[str, float]) -> None:
+        """Write a checkpoint; `result` is an evaluation of this very step, or empty."""
+        self.world.share_buffers(self.state.network)
+        if self.world.is_first:
+            keep = self.config.checkpoint
+            self.metrics.sync()
+            self.store.save(step, self.state.to_parts(step), result)
+            self.store.prune(keep_last=keep.keep_last, keep_every_steps=keep.keep_every_steps)
+            log.info("saved step %d to %s", step, self.store.location(step))
+
+    def _owes_evaluation(self, step: int) -> bool:
+        """Whether an attempt was asked to stop at a step before it could evaluate it."""
+        return self.plan.evaluates_at(step) and not any(
+            record["step"] == step and "val/top1" in record["metrics"]
+            for record in read_json_lines(self.run.metrics_file)
+        )

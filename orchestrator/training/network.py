@@ -1,0 +1,42 @@
+"""The network of a run, and what it costs."""
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import models
+from orchestrator.config import Config, ConfigError
+from orchestrator.plan import Plan
+
+
+def build_network(config: Config, plan: Plan) -> nn.Module:
+    """Build the configured network for the data set's classes, on the CPU.
+
+    Raises:
+        ConfigError: there is no such network, or it does not take these options or images.
+    """
+    try:
+        return models.build(
+            config.model.name,
+            num_classes=plan.num_classes,
+            in_channels=config.data.channels,
+            **config.model.options,
+        )
+    except ValueError as error:
+        raise ConfigError(f"model={config.model.name}: {error}") from error
+
+
+@torch.no_grad()
+def count_cost(network: nn.Module, config: Config) -> dict[str, float]:
+    """Return trainable parameters, and multiply-adds of one image's forward pass in 10**9.
+
+    Multiply-adds are those of convolutions and matrix products, as papers count them.
+    """
+    size, was_training = config.data.image_size, network.training
+    image = torch.zeros(1, config.data.channels, size, size)
+    network.eval()
+    with FlopCounterMode(display=False) as counter:
+        network(image)
+    network.train(was_training)
+    num_params = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    return {"model/num_params": num_params, "model/gmacs": counter.get_total_flops() / 2e9}

@@ -1,0 +1,48 @@
+"""The learning rate as a function of the step, by timm's schedulers.
+
+timm's `step_update(t)` sets the rate from t alone, so there is nothing to save or to replay.
+"""
+
+from typing import TypedDict
+
+import torch
+from timm.scheduler import (
+    CosineLRScheduler,
+    MultiStepLRScheduler,
+    PolyLRScheduler,
+)
+from timm.scheduler.scheduler import Scheduler
+
+from orchestrator.config import Recipe
+from orchestrator.plan import Plan
+
+
+class _Warmup(TypedDict):
+    warmup_t: int
+    warmup_lr_init: float
+    t_in_epochs: bool
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, plan: Plan) -> Scheduler:
+    """Return a scheduler whose `step_update(step)` sets the learning rate of that step.
+
+    The highest rate is the optimizer's; `final_share` of it is reached at the last step.
+    """
+    schedule, lr = recipe.schedule, recipe.optimizer.lr
+    warmup_steps = round(schedule.warmup_epochs * plan.steps_per_epoch)
+    warmup = _Warmup(
+        warmup_t=warmup_steps, warmup_lr_init=lr / max(1, warmup_steps), t_in_epochs=False
+    )
+    final_lr = lr * schedule.final_share
+    match schedule.name:
+        case "cosine":
+            return CosineLRScheduler(optimizer, plan.num_steps, lr_min=final_lr, **warmup)
+        case "linear":
+            return PolyLRScheduler(optimizer, plan.num_steps, power=1, lr_min=final_lr, **warmup)
+        case "step":
+            # timm drops at the step before the one it is given (timm 1.0, multistep_lr.py)
+            drops = [round(epoch * plan.steps_per_epoch) + 1 for epoch in schedule.drop_epochs]
+            factor = schedule.drop_factor
+            return MultiStepLRScheduler(optimizer, drops, decay_rate=factor, **warmup)
+        case "constant":
+            return MultiStepLRScheduler(optimizer, [], **warmup)

@@ -1,0 +1,129 @@
+"""The story of a run, in the order things happen, on every rank alike.
+
+The step is the only clock: what happens at step t depends on (config, seed, t) and on the state
+that a checkpoint holds. To resume is to load that state and to count from another number.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+
+from data_sharding.loader import load
+from orchestrator.config import Config
+from orchestrator.rundir import RunDir
+from orchestrator.training.audit import audit
+from orchestrator.training.datasets import BadSamples
+from orchestrator.training.job import Job
+from orchestrator.training.meter import Meter
+from orchestrator.training.metrics import MetricLog
+from orchestrator.training.report import tell_progress
+from orchestrator.training.state import TrainState
+from orchestrator.training.verdict import NeverRestartError, StopRequest, Verdict
+from orchestrator.training.world import Agreement, World
+
+
+def train(run: RunDir, config: Config, world: World, metrics: MetricLog) -> Verdict:
+    """Train until the last step, or until the ranks agree to stop."""
+    stop = StopRequest(run, polls_file=world.is_first)
+    job = Job.assemble(run, config, world, metrics)
+    plan, start = job.plan, job.begin()
+
+    # The micro-batches that this rank computes, in the order of the steps.
+    micros = plan.micro_batches_of(world.rank)
+    names = partial(plan.micro_batches, world.rank, start)
+    workers, meter, bad = config.data.num_workers, Meter(), BadSamples()
+    loaded = load(job.data.train, names(), workers, pin_memory=job.device.is_cuda)
+    batches = meter.watch(bad.watch(loaded))
+    if config.logging.sample_ids:
+        batches = audit(batches, names(), run.samples_file(metrics.attempt, world.rank))
+
+    # The loop counts finished steps. Step t is made with the rate, order, views and noise of t - 1.
+    agreement, step, checked = Agreement(world), start, start
+    for step in range(start + 1, plan.num_steps + 1):
+        job.schedule.step_update(step - 1)
+        loss = job.gradients.run(step - 1, micros, batches)
+        grad_norm = _update(job.state, config, step)
+
+        stopping = bool(agreement.exchange(bool(stop)))
+        last = step == plan.num_steps
+        logging = last or step % config.logging.every_steps == 0
+        saving = last or stopping or step % config.checkpoint.every_steps == 0
+        if logging or saving:
+            figures = _reduce(loss, meter, bad, world)
+            _check(figures, config, first=checked + 1, last=step)
+            checked = step
+        if logging:
+            lr = job.state.optimizer.param_groups[0]["lr"]
+            figures |= {"train/lr": lr, "train/grad_norm": float(grad_norm)}
+            metrics.log(step, figures)
+            tell_progress(plan, step, figures)
+
+        pause_s = time.perf_counter()
+        evaluating = plan.evaluates_at(step) and (last or not stopping)
+        result = job.evaluate(step) if evaluating else {}
+        if saving:
+            job.save(step, result)
+        meter.skip(time.perf_counter() - pause_s)
+        if stopping:
+            break
+
+    agreement.close()
+    world.wait_for_all()  # rank 0 may be saving: one that left earlier would look like a failure
+    if step < plan.num_steps:
+        return Verdict("stopped", step, f"asked to stop; saved at step {step}")
+    return Verdict("finished", step, f"all {plan.num_steps} steps are done")
+
+
+def _update(state: TrainState, config: Config, step: int) -> torch.Tensor:
+    """Clip, move the weights and their average; return the gradients' norm before clipping."""
+    state.scaler.unscale_(state.optimizer)
+    limit = config.recipe.clip_grad_norm or math.inf
+    grad_norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), limit)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    if config.recipe.ema_decay:
+        state.average(step, config.recipe.ema_decay)
+    return grad_norm
+
+
+def _reduce(loss: torch.Tensor, meter: Meter, bad: BadSamples, world: World) -> dict[str, float]:
+    """Return this step's loss and the speed since the last reading, over all ranks.
+
+    The loss is of one step, not a mean since the last reading, so that it is the same whenever
+    training was interrupted.
+    """
+    images_per_s, data_wait = meter.read()
+    figures = {
+        "train/loss": loss.item() / world.size,
+        "perf/images_per_s": images_per_s,
+        "perf/data_wait": data_wait / world.size,
+        "data/bad": bad.num_bad,
+        "data/seen": bad.num_seen,
+    }
+    total = world.sum(torch.tensor(list(figures.values()), dtype=torch.float64))
+    return dict(zip(figures, total.tolist(), strict=True))
+
+
+def _check(figures: Mapping[str, float], config: Config, *, first: int, last: int) -> None:
+    """End a run that cannot recover; all ranks see the same figures and end alike.
+
+    Raises:
+        NeverRestartError: the loss is not finite, or too many samples cannot be read.
+    """
+    loss, num_bad, num_seen = (figures[k] for k in ("train/loss", "data/bad", "data/seen"))
+    if not math.isfinite(loss):
+        raise NeverRestartError(
+            f"diverged: the loss became {loss} between steps {first} and {last}. Going on would "
+            "train nothing. Lower recipe.optimizer.lr, lengthen the warm-up, or set "
+            "recipe.clip_grad_norm."
+        )
+    if num_bad > config.data.max_bad_share * num_seen:
+        raise NeverRestartError(
+            f"{num_bad:.0f} of {num_seen:.0f} samples could not be read, more than "
+            f"data.max_bad_share={config.data.max_bad_share}. The log names them. Repair the data "
+            "set, or raise the share."
+        )

@@ -1,0 +1,132 @@
+"""The ranks of an attempt, and how they agree.
+
+A rank learns who it is from torchrun's environment names, whoever set them. There are two process
+groups: the default one carries gradients (NCCL on CUDA, gloo on CPU), and a gloo group on the CPU
+carries decisions, so that agreeing waits for no kernel.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from orchestrator.config import Cluster, ConfigError
+
+
+@dataclass(frozen=True)
+class World:
+    """This rank among all."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+    control: dist.ProcessGroup
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank is the one that writes."""
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum over ranks of a CPU tensor; every rank gets the same bits."""
+        total = values.clone()
+        dist.all_reduce(total, op=dist.ReduceOp.SUM, group=self.control)
+        return total
+
+    def share_buffers(self, network: nn.Module) -> None:
+        """Give every rank rank 0's buffers: each rank's batch norm has seen other micro-batches."""
+        for buffer in network.buffers():
+            dist.broadcast(buffer, src=0)
+
+    def wait_for_all(self) -> None:
+        """Return when every rank has come here."""
+        dist.barrier(group=self.control)
+
+    def from_first(self, value: int) -> int:
+        """Return rank 0's value on every rank."""
+        tensor = torch.tensor([value], dtype=torch.int64)
+        dist.broadcast(tensor, src=0, group=self.control)
+        return int(tensor.item())
+
+
+class Agreement:
+    """The maximum of a flag over the ranks, one step late and without waiting.
+
+    `exchange` starts the reduction of this step's flag and returns the result of the one before, so
+    every rank acts on the same value at the same step while the network works beside the compute.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._group = world.control
+        self._flag = torch.zeros(1, dtype=torch.int64)
+        self._pending: dist.Work | None = None
+
+    def exchange(self, flag: int) -> int:
+        """Offer this rank's flag; return the highest that was offered a step ago."""
+        agreed = 0
+        if self._pending is not None:
+            self._pending.wait()
+            agreed = int(self._flag.item())
+        self._flag = torch.tensor([flag], dtype=torch.int64)
+        self._pending = dist.all_reduce(
+            self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True
+        )
+        return agreed
+
+    def close(self) -> None:
+        """Take back the last reduction, so that nothing is in flight when the group ends."""
+        if self._pending is not None:
+            self._pending.wait()
+            self._pending = None
+
+
+@contextmanager
+def join_world(cluster: Cluster) -> Iterator[World]:
+    """Meet the other ranks; part from them at the end."""
+    local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    device = choose_device(cluster.device, local_rank)
+    torch.set_num_threads(cluster.threads_per_rank or max(1, (os.cpu_count() or 1) // local_size))
+    if cluster.network_interface:
+        os.environ["GLOO_SOCKET_IFNAME"] = cluster.network_interface
+        os.environ["NCCL_SOCKET_IFNAME"] = cluster.network_interface
+    timeout = timedelta(seconds=cluster.collective_timeout_s)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    control = dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(control, dist.ProcessGroup)  # every rank is a member
+    try:
+        yield World(
+            rank=dist.get_rank(),
+            local_rank=local_rank,
+            size=dist.get_world_size(),
+            device=device,
+            control=control,
+        )
+    finally:
+        dist.destroy_process_group()
+
+
+def choose_device(wanted: str, local_rank: int) -> torch.device:
+    """Return the device of a rank: its own GPU, the only one it can see, or the CPU.
+
+    Raises:
+        ConfigError: CUDA is asked for and there is no GPU for this rank.
+    """
+    num_gpus = torch.cuda.device_count()
+    if wanted == "cpu" or (wanted == "auto" and num_gpus == 0):
+        return torch.device("cpu")
+    if num_gpus == 1:
+        return torch.device("cuda", 0)  # Slurm may show each task its own GPU only
+    if local_rank < num_gpus:
+        return torch.device("cuda", local_rank)
+    raise ConfigError(
+        f"local rank {local_rank} has no GPU: torch sees {num_gpus}. Ranks would share devices or "
+        "have none. Set launcher.num_procs to the number of GPUs, or cluster.device=cpu."
+    )
