@@ -1,0 +1,1 @@
+"""Beside and after a run: ship metrics to MLflow, compare runs. MLflow lives here."""

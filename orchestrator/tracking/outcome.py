@@ -1,0 +1,54 @@
+"""How a run stands, as its directory says it: attempts.jsonl and verdict.json."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.rundir import RunDir, RunError, read_json_lines
+
+STATES = ("scheduled", "running", "finished", "stopped", "never_restart", "crashed")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One of `STATES`, of the attempt that was started last, and why."""
+
+    state: str
+    attempt: int
+    reason: str
+
+
+def outcome(run: RunDir) -> Outcome:
+    """Return how the last attempt ended; one that left no verdict has crashed, or still runs."""
+    attempt = run.num_attempts
+    if attempt == 0:
+        return Outcome("scheduled", 0, "no attempt has been started")
+    verdict = run.read_json(run.verdict_file) or {}
+    if verdict.get("attempt") != attempt:
+        return Outcome("crashed", attempt, f"attempt {attempt} left no verdict")
+    state, reason = str(verdict.get("verdict")), str(verdict.get("reason", ""))
+    return Outcome(state if state in STATES else "crashed", attempt, reason)
+
+
+def running(attempt: int) -> Outcome:
+    """Return the outcome of an attempt that is known to be alive."""
+    return Outcome("running", attempt, f"attempt {attempt} is running")
+
+
+def is_alive(run: RunDir) -> bool:
+    """Whether an attempt holds the lock of the run; False where the lock cannot be tried."""
+    try:
+        with run.lock():
+            return False
+    except RunError:
+        return True
+    except OSError:  # a run directory of somebody else, to be read only
+        return False
+
+
+def attempts(run: RunDir) -> dict[int, dict[str, Any]]:
+    """Return what is known of each attempt: its first line and its last, joined."""
+    known: dict[int, dict[str, Any]] = {}
+    for line in read_json_lines(run.attempts_file):
+        if isinstance(line, dict) and isinstance(line.get("attempt"), int):
+            known.setdefault(line["attempt"], {}).update(line)
+    return known

@@ -1,0 +1,60 @@
+"""What may leave the run directory: no secrets, names and lengths that a tracking server accepts.
+
+A config names data sets and stores by URL, and a URL may carry a password or a signature. The run
+directory is the user's own; a tracking server is read by others, and nothing sent there can be
+taken back.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+MAX_NAME_CHARACTERS = 250
+_USERINFO = re.compile(r"://[^/?#\s'\"]*@")
+_SECRET_QUERY = re.compile(
+    r"([?&][^?&=\s]{0,60}(?:sig|token|secret|password|credential)[^?&=\s]{0,60}=)[^&\s'\"]+",
+    re.IGNORECASE,
+)
+_SECRET_KEY = re.compile(
+    r"(^|_)(password|passwd|secret|token|credentials?|api_key|access_key)$", re.IGNORECASE
+)
+_FORBIDDEN = re.compile(r"[^/\w.\- :]")
+
+
+def without_secrets(text: str) -> str:
+    """Return a text whose URLs have lost their `user:password@` and their signatures."""
+    return _SECRET_QUERY.sub(r"\1***", _USERINFO.sub("://", text))
+
+
+def summary(error: Exception) -> str:
+    """Return an error as one line of a log, without secrets; MLflow's fill a page."""
+    return as_text(without_secrets(" ".join(str(error).split())) or repr(error), 300)
+
+
+def redacted(value: Any, key: str = "") -> Any:
+    """Return a config, or a part of one, without secrets; everything else stays as it is."""
+    if isinstance(value, Mapping):
+        return {name: redacted(part, str(name)) for name, part in value.items()}
+    if isinstance(value, list):
+        return [redacted(part, key) for part in value]
+    if not isinstance(value, str):
+        return value
+    return "***" if _SECRET_KEY.search(key) else without_secrets(value)
+
+
+def as_text(value: Any, max_characters: int) -> str:
+    """Return a string as it is and anything else as JSON, cut visibly where it is too long."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= max_characters else text[: max_characters - 1] + "…"
+
+
+def legal_name(name: str) -> str:
+    """Return a name of a metric, param or tag as MLflow accepts it.
+
+    MLflow takes word characters and `/.-: `, and names that are clean relative paths:
+    https://mlflow.org/docs/latest/ml/tracking/
+    """
+    parts = _FORBIDDEN.sub("_", name).split("/")
+    legal = "/".join(part for part in parts if part.strip(".")).lstrip(".")
+    return legal[:MAX_NAME_CHARACTERS].rstrip("/") or "_"

@@ -1,0 +1,112 @@
+"""metrics.jsonl -> the points that count, each once.
+
+The file is only ever appended to, and two things make it more than a list of points. A line may be
+torn, since its writer was killed: it is passed over. And after a rollback the steps between the
+checkpoint and the crash stand there twice: the first value counts, because it may have been shipped
+already and no tracking server can take a point back. So a point is fresh when its step is higher
+than any before it under the same name.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.tracking.outgoing import legal_name
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One value of one metric; `value` may be NaN or infinite."""
+
+    key: str
+    value: float
+    step: int
+    time_ms: int
+
+
+@dataclass
+class Sieve:
+    """Lets every (key, step) through once, and notes what was computed again."""
+
+    last_time_ms: int | None = None
+    _highest_step: dict[str, int] = field(default_factory=dict)
+    _again: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def fresh(self, record: Any) -> list[Point]:
+        """Return the points of a record that have not been seen; a malformed record has none."""
+        passed = []
+        for point in _points(record):
+            self.last_time_ms = point.time_ms
+            if point.step > self._highest_step.get(point.key, -1):
+                self._highest_step[point.key] = point.step
+                passed.append(point)
+            else:
+                self._note_again(record.get("attempt", 1), point.step)
+        return passed
+
+    def _note_again(self, attempt: int, step: int) -> None:
+        if step > 0:  # step 0 comes before all training: an attempt says there what it is made of
+            first, last = self._again.get(attempt, (step, step))
+            self._again[attempt] = (min(first, step), max(last, step))
+
+    @property
+    def rollbacks(self) -> str:
+        """Which attempts computed which steps again, or an empty string."""
+        return "; ".join(
+            f"attempt {attempt}: steps {first}-{last} computed again"
+            for attempt, (first, last) in sorted(self._again.items())
+        )
+
+
+@dataclass
+class Tail:
+    """Reads a metrics file as it grows, from its beginning."""
+
+    file: Path
+    end_bytes: int = 0
+    sieve: Sieve = field(default_factory=Sieve)
+
+    def batches(self, shipped_bytes: int, size: int) -> Iterator[tuple[list[Point], int]]:
+        """Yield what has been appended as `(fresh points, bytes of the file they cover)`.
+
+        Args:
+            shipped_bytes: points before this place of the file are read and not yielded.
+            size: a batch is full with this many points; a record is never split over two.
+        """
+        batch: list[Point] = []
+        for end_bytes, record in read_records(self.file, self.end_bytes):
+            self.end_bytes = end_bytes
+            fresh = self.sieve.fresh(record)
+            if end_bytes > shipped_bytes:
+                batch += fresh
+            if len(batch) >= size:
+                yield batch, end_bytes
+                batch = []
+        if batch:
+            yield batch, self.end_bytes
+
+
+def read_records(file: Path, start_bytes: int) -> Iterator[tuple[int, Any]]:
+    """Yield `(where it ends, record)`; a last line without its newline is not there yet."""
+    if not file.exists():
+        return
+    with file.open("rb") as lines:
+        lines.seek(start_bytes)
+        for line in lines:
+            if not line.endswith(b"\n"):
+                return
+            start_bytes += len(line)
+            try:
+                yield start_bytes, json.loads(line)
+            except ValueError:  # torn: its writer was killed, and the next attempt ended the line
+                continue
+
+
+def _points(record: Any) -> Iterator[Point]:
+    match record:
+        case {"step": int(step), "time_ms": int(time_ms), "metrics": dict(metrics)}:
+            for key, value in metrics.items():
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    yield Point(legal_name(key), value, step, time_ms)

@@ -1,0 +1,192 @@
+"""The MLflow run of a run directory: made once, found again, continued by every attempt.
+
+Importing this module imports MLflow, which takes about two seconds.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from orchestrator.rundir import RunDir, RunError
+from orchestrator.tracking import facts
+from orchestrator.tracking.outcome import Outcome
+from orchestrator.tracking.outgoing import as_text, legal_name, redacted, without_secrets
+from orchestrator.tracking.points import Point
+from orchestrator.tracking.store import (
+    Metric,
+    MlflowClient,
+    MlflowException,
+    Param,
+    Run,
+    RunTag,
+    experiment_id,
+    opened,
+)
+
+T = TypeVar("T")
+
+MAX_METRICS_A_CALL = 1000  # MLflow's limits: mlflow/utils/validation.py
+MAX_PARAMS_A_CALL = 100
+STATUS = {
+    "scheduled": "SCHEDULED",
+    "running": "RUNNING",
+    "finished": "FINISHED",
+    "stopped": "KILLED",
+    "never_restart": "FAILED",
+    "crashed": "FAILED",
+}
+
+
+@dataclass
+class Tracked:
+    """A run directory and its MLflow run. Every method may be called again after an error."""
+
+    run: RunDir
+    config: Mapping[str, Any]
+    client: MlflowClient
+    run_id: str
+    experiment_id: str
+    start_ms: int
+    shipped_bytes: int
+
+    def describe(self) -> None:
+        """Send params, tags and published figures; a param that changed since becomes a tag."""
+        known = self.client.get_run(self.run_id).data
+        wanted = facts.params(self.config)
+        new = [Param(key, value) for key, value in wanted.items() if key not in known.params]
+        for params in _chunks(new, MAX_PARAMS_A_CALL):
+            self.client.log_batch(self.run_id, params=params, synchronous=True)
+        changed = {}
+        for key, value in wanted.items():
+            tag = legal_name(f"tahoe.changed.{key}")
+            if known.tags.get(tag, known.params.get(key, value)) != value:
+                changed[tag] = value
+        self.tag({**facts.tags(self.run, self.config), **changed})
+        # The time of the run's creation, not of this call, so that MLflow knows a repetition.
+        self._log(
+            Point(key, value, step=0, time_ms=self.start_ms)
+            for key, value in facts.published(self.config).items()
+        )
+
+    def upload(self) -> None:
+        """Send config.yaml and code.patch, without secrets."""
+        config = self.run.config_file
+        clean = redacted(self.config)
+        text = config.read_text() if clean == self.config else yaml.safe_dump(clean)
+        self._upload(config.name, text.encode())
+        if self.run.patch_file.exists():
+            patch = self.run.patch_file.read_bytes().decode("latin-1")  # any bytes, there and back
+            self._upload(self.run.patch_file.name, without_secrets(patch).encode("latin-1"))
+
+    def send(self, points: Sequence[Point], end_bytes: int) -> None:
+        """Send points, and note that metrics.jsonl has been shipped up to `end_bytes`."""
+        self._log(points)
+        self.shipped_bytes = end_bytes
+        self.remember()
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        ready = [
+            RunTag(key, as_text(value, facts.MAX_TAG_CHARACTERS)) for key, value in tags.items()
+        ]
+        for some in _chunks(ready, MAX_PARAMS_A_CALL):
+            self.client.log_batch(self.run_id, tags=some, synchronous=True)
+
+    def show(self, outcome: Outcome, ended_ms: int | None = None) -> None:
+        """Set the status of the run, and when it ended, to how the run directory stands."""
+        status = STATUS[outcome.state]
+        if status in ("RUNNING", "SCHEDULED"):
+            self.client.update_run(self.run_id, status)
+        else:
+            self.client.set_terminated(self.run_id, status, ended_ms)
+        self.tag({"tahoe.verdict": without_secrets(f"{outcome.state}: {outcome.reason}")})
+
+    def remember(self) -> None:
+        """Write mlflow.json. Deleting it is safe: the run is found by its tags and sent again."""
+        record = {
+            "run_id": self.run_id,
+            "experiment_id": self.experiment_id,
+            "tracking_uri": without_secrets(self.config["tracking"]["uri"]),
+            "shipped_bytes": self.shipped_bytes,
+        }
+        self.run.write_json(self.run.mlflow_file, record)
+
+    def _log(self, points: Iterator[Point] | Sequence[Point]) -> None:
+        metrics = [Metric(p.key, float(p.value), p.time_ms, p.step) for p in points]
+        for some in _chunks(metrics, MAX_METRICS_A_CALL):
+            self.client.log_batch(self.run_id, metrics=some, synchronous=True)
+
+    def _upload(self, name: str, content: bytes) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            file = Path(directory) / name
+            file.write_bytes(content)
+            self.client.log_artifact(self.run_id, str(file))
+
+
+def attach(run: RunDir, config: Mapping[str, Any]) -> Tracked:
+    """Return the MLflow run of a run directory, which is made if there is none.
+
+    Raises:
+        RunError: the run or its experiment has been deleted in MLflow.
+        MlflowException, OSError: the store cannot be reached or written.
+    """
+    uri, experiment = config["tracking"]["uri"], config["tracking"]["experiment"]
+    mark = run.read_json(run.mlflow_file) or {}
+    with opened(uri) as client:
+        found = _recorded(client, mark)
+        if found is None:
+            place = experiment_id(client, uri, experiment)
+            found = _tagged(client, run, place) or _created(client, run, place)
+    known = found.info.run_id == mark.get("run_id")
+    tracked = Tracked(
+        run=run,
+        config=config,
+        client=client,
+        run_id=found.info.run_id,
+        experiment_id=found.info.experiment_id,
+        start_ms=found.info.start_time,
+        shipped_bytes=mark.get("shipped_bytes", 0) if known else 0,
+    )
+    tracked.remember()
+    return tracked
+
+
+def _recorded(client: MlflowClient, mark: Mapping[str, Any]) -> Run | None:
+    if "run_id" not in mark:
+        return None
+    try:
+        found = client.get_run(mark["run_id"])
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # another store than before
+            return None
+        raise
+    if found.info.lifecycle_stage != "active":
+        raise RunError(
+            f"the MLflow run {mark['run_id']} has been deleted. Restore it with `mlflow runs "
+            f"restore --run-id {mark['run_id']}`, then run `tahoe sync` again."
+        )
+    return found
+
+
+def _tagged(client: MlflowClient, run: RunDir, experiment: str) -> Run | None:
+    """Return the run that an earlier start made and did not live to write down."""
+    key, value = facts.identity_tag(run)
+    quote = '"' if "'" in value else "'"
+    found = client.search_runs([experiment], f"tags.`{key}` = {quote}{value}{quote}", max_results=1)
+    return found[0] if found else None
+
+
+def _created(client: MlflowClient, run: RunDir, experiment: str) -> Run:
+    created_s = (run.read_json(run.identity_file) or {}).get("created_s") or time.time()
+    tags = facts.creation_tags(run)
+    return client.create_run(experiment, start_time=int(created_s * 1000), tags=tags)
+
+
+def _chunks(items: list[T], size: int) -> Iterator[list[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

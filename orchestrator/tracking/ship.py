@@ -1,0 +1,208 @@
+"""The shipper: a process beside rank 0 that copies metrics.jsonl to MLflow while the run goes on.
+
+    python -m orchestrator.tracking.ship RUN
+
+Training writes to the run directory and never waits for MLflow; the shipper reads from there. It
+ends when rank 0 has ended, told by the end-of-file on its stdin: then it sends what is left, sets
+the status by the verdict, and exits. A dead server is tried again with growing pauses for as long
+as rank 0 lives. Nothing depends on the shipper's own life: MLflow drops a point that it already
+has, and `sync` sends what a killed shipper left.
+"""
+
+import argparse
+import fcntl
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from orchestrator.rundir import RunDir, RunError
+from orchestrator.tracking.lifeline import GaveUpError, Insist, Lifeline, log
+from orchestrator.tracking.outcome import attempts, is_alive, outcome, running
+from orchestrator.tracking.outgoing import summary
+from orchestrator.tracking.points import Tail
+
+if TYPE_CHECKING:  # MLflow takes two seconds to import; signals must be handled before that
+    from orchestrator.tracking.run import Tracked
+
+BATCH_POINTS = 1000
+Do = Callable[[Callable[[], Any]], Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Ship a run until rank 0 has ended; return 0 when all of it is in MLflow, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m orchestrator.tracking.ship")
+    parser.add_argument("run", type=Path, help="the run directory")
+    parser.add_argument("--drain-timeout-s", type=float, default=60.0)
+    arguments = parser.parse_args(argv)
+    run, lifeline = RunDir(arguments.run.absolute()), Lifeline(arguments.drain_timeout_s)
+    lifeline.mind_signals()
+    try:
+        config = run.read_config()
+    except RunError as error:
+        parser.error(str(error))
+    with os.fdopen(os.dup(2), "w") as terminal:
+        _log_to(_log_file(run))
+        try:
+            _follow(run, config, lifeline)
+        except (GaveUpError, RunError) as error:
+            log.error("gave up: %s", summary(error))
+            print(f"tracking: {_left_behind(run, error)}", file=terminal)
+            return 1
+    return 0
+
+
+def sync(path: Path, wait_s: float = 10.0) -> None:
+    """Send now what MLflow lacks of a run, and set its status; one that is alive is RUNNING.
+
+    Args:
+        path: the run directory.
+        wait_s: how long to wait for a shipper that is about to end.
+
+    Raises:
+        RunError: there is no run, MLflow cannot be reached, or a shipper is at work.
+    """
+    run = RunDir(path.absolute())
+    config = run.read_config()
+    with _wait_for_lock(run, wait_s):
+        from orchestrator.tracking.run import attach
+        from orchestrator.tracking.store import MlflowException
+
+        try:
+            shipment = Shipment(attach(run, config), Tail(run.metrics_file))
+            shipment.tracked.describe()
+            shipment.send_new()
+            shipment.close(alive=is_alive(run))
+            shipment.tracked.upload()
+        except (MlflowException, OSError) as error:
+            raise RunError(_left_behind(run, error)) from error
+
+
+class Shipment:
+    """What goes from a metrics file to an MLflow run; `do` does each step, and may repeat it."""
+
+    def __init__(self, tracked: "Tracked", tail: Tail, do: Do = lambda action: action()) -> None:
+        self.tracked = tracked
+        self._tail = tail
+        self._do = do
+        self._told_rollbacks = ""
+
+    def send_new(self) -> None:
+        """Send the points that have been logged since the last call."""
+        for points, end_bytes in self._tail.batches(self.tracked.shipped_bytes, BATCH_POINTS):
+            self._do(partial(self.tracked.send, points, end_bytes))
+        rollbacks = self._tail.sieve.rollbacks
+        if rollbacks != self._told_rollbacks:
+            self._do(partial(self.tracked.tag, {"tahoe.rollbacks": rollbacks}))
+            self._told_rollbacks = rollbacks
+
+    def close(self, *, alive: bool = False) -> None:
+        """Set the status of the MLflow run to how the run directory stands."""
+        run = self.tracked.run
+        end = running(run.num_attempts) if alive else outcome(run)
+        ended_s = attempts(run).get(end.attempt, {}).get("ended_s")
+        ended_ms = self._tail.sieve.last_time_ms if ended_s is None else int(ended_s * 1000)
+        self._do(partial(self.tracked.show, end, ended_ms))
+
+
+def _follow(run: RunDir, config: Mapping[str, Any], lifeline: Lifeline) -> None:
+    """Ship from now until rank 0 has ended."""
+    attempt, insist = run.num_attempts, Insist(lifeline)
+    with insist(partial(_lock, run)):
+        tracked = insist(partial(_attach, run, config))
+        insist(partial(_describe, tracked))
+        insist(partial(tracked.show, running(attempt)))
+        log.info("attempt %d: shipping to the MLflow run %s", attempt, tracked.run_id)
+        _upload(tracked)
+        shipment = Shipment(tracked, Tail(run.metrics_file), insist)
+        while not lifeline.ended:
+            shipment.send_new()
+            lifeline.wait(float(config["tracking"].get("ship_every_s", 2.0)))
+            if lifeline.remaining_s == 0 and not lifeline.ended:
+                raise GaveUpError("SIGTERM came while the run went on")
+        shipment.send_new()  # what rank 0 logged since the last look and before its end
+        if run.num_attempts == attempt:  # a later attempt has a shipper of its own
+            shipment.close()
+        log.info("attempt %d: all is shipped", attempt)
+
+
+def _attach(run: RunDir, config: Mapping[str, Any]) -> "Tracked":
+    from orchestrator.tracking.run import attach
+
+    return attach(run, config)
+
+
+def _describe(tracked: "Tracked") -> None:
+    """Send params and tags; a server that will never take one of them still gets the metrics."""
+    from orchestrator.tracking.store import MlflowException
+
+    try:
+        tracked.describe()
+    except MlflowException as error:
+        if error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+        log.error("the server refuses a param or a tag: %s", summary(error))
+
+
+def _upload(tracked: "Tracked") -> None:
+    """Send the artifacts, but let no artifact store keep the metrics waiting."""
+    try:
+        tracked.upload()
+    except Exception as error:
+        log.warning("the artifacts stay behind until `tahoe sync`: %s", summary(error))
+
+
+def _log_file(run: RunDir) -> Path:
+    return run.path / "logs" / "shipper.log"
+
+
+def _log_to(file: Path) -> None:
+    """Write a timestamped line for each message, and whatever libraries print, to a file."""
+    file.parent.mkdir(exist_ok=True)
+    handler = logging.StreamHandler(file.open("a"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    for fd in (1, 2):
+        os.dup2(handler.stream.fileno(), fd)
+
+
+def _lock(run: RunDir) -> TextIO:
+    """Return the open log, which is locked: whoever holds it is the only one to ship this run."""
+    _log_file(run).parent.mkdir(exist_ok=True)
+    file = _log_file(run).open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise BlockingIOError(f"another shipper of {run.id} is at work") from None
+    return file
+
+
+def _wait_for_lock(run: RunDir, wait_s: float) -> TextIO:
+    until_s = time.monotonic() + wait_s
+    while True:
+        try:
+            return _lock(run)
+        except BlockingIOError as error:
+            if time.monotonic() > until_s:
+                raise RunError(
+                    f"{error} and sends everything; see {_log_file(run)} for what it meets."
+                ) from None
+        time.sleep(0.1)
+
+
+def _left_behind(run: RunDir, error: Exception) -> str:
+    return (
+        f"not all of {run.path} has reached MLflow: {summary(error)}. Nothing is lost, "
+        f"metrics.jsonl has it all; run `tahoe sync {run.path}` later."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""MLflow as Tahoe opens it: a server by URL, or an SQLite file and the artifacts beside it.
+
+The rest of the package takes MLflow's names from here, so that the settings below come first.
+Importing this module imports MLflow, which takes about two seconds.
+"""
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote
+
+from orchestrator.rundir import RunError
+
+# MLflow reads these when it is imported or when it sends. Its own retries block for minutes on a
+# dead server and may repeat a request that made a run; the shipper tries again itself, knowing what
+# it sends. https://mlflow.org/docs/latest/api_reference/python_api/mlflow.environment_variables.html
+os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "20"
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # compute nodes are often offline
+
+from mlflow import MlflowClient
+from mlflow.entities import Experiment, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+__all__ = [
+    "Experiment",
+    "Metric",
+    "MlflowClient",
+    "MlflowException",
+    "Param",
+    "Run",
+    "RunTag",
+    "artifacts_dir",
+    "experiment_id",
+    "opened",
+    "sqlite_file",
+]
+
+for _chatterer in ("mlflow", "alembic", "sqlalchemy"):
+    logging.getLogger(_chatterer).setLevel(logging.CRITICAL)
+
+
+def sqlite_file(tracking_uri: str) -> Path | None:
+    """Return the file of a `sqlite:///` URI, None for a server."""
+    if not tracking_uri.startswith("sqlite:///"):
+        return None
+    return Path(unquote(tracking_uri.removeprefix("sqlite:///").partition("?")[0]))
+
+
+def artifacts_dir(file: Path) -> Path:
+    """Return where the artifacts of an SQLite store lie, whatever directory a verb is run in."""
+    return file.resolve().parent / "mlartifacts"
+
+
+@contextmanager
+def opened(tracking_uri: str) -> Iterator[MlflowClient]:
+    """Open a store; one process at a time makes the tables, experiments and runs of an SQLite file.
+
+    Raises:
+        MlflowException, OSError: the store cannot be reached or written.
+    """
+    file = sqlite_file(tracking_uri)
+    if file is None:
+        yield MlflowClient(tracking_uri=tracking_uri)
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_name(f"{file.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield MlflowClient(tracking_uri=tracking_uri)
+
+
+def experiment_id(client: MlflowClient, tracking_uri: str, name: str) -> str:
+    """Return the id of an experiment, which is created if it is not there.
+
+    Raises:
+        RunError: it has been deleted.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        return _create_experiment(client, tracking_uri, name)
+    if found.lifecycle_stage != "active":
+        raise RunError(
+            f"the MLflow experiment {name!r} has been deleted. Restore it with `mlflow experiments "
+            f"restore -x {found.experiment_id}`, or choose another: tracking.experiment=NAME"
+        )
+    return str(found.experiment_id)
+
+
+def _create_experiment(client: MlflowClient, tracking_uri: str, name: str) -> str:
+    file = sqlite_file(tracking_uri)
+    location = None if file is None else artifacts_dir(file).as_uri()
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException as error:
+        found = client.get_experiment_by_name(name)
+        if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+            raise
+        return str(found.experiment_id)  # another run was first, on a server without our lock

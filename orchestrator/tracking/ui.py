@@ -1,0 +1,87 @@
+"""MLflow's own user interface on a tracking store."""
+
+import os
+import socket
+import sys
+from typing import NoReturn
+
+from orchestrator.rundir import RunError
+from orchestrator.tracking.outgoing import without_secrets
+from orchestrator.tracking.store import MlflowClient, artifacts_dir, opened, sqlite_file
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def command(tracking_uri: str, host: str = "127.0.0.1", port: int = 5000) -> list[str]:
+    """Return the command that serves a database store and the artifacts of its runs.
+
+    On another interface than the loopback, the server answers requests to this machine's names
+    only: https://mlflow.org/docs/latest/self-hosting/security/network
+    """
+    argv = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracking_uri]
+    argv += ["--host", host, "--port", str(port), "--workers", "1"]
+    file = sqlite_file(tracking_uri)
+    if file is not None:  # otherwise what others upload would land in the working directory
+        argv += ["--artifacts-destination", artifacts_dir(file).as_uri()]
+    if host not in LOOPBACK:
+        names = {host, socket.gethostname(), socket.getfqdn(), *LOOPBACK[:2]}
+        allowed = [name for known in sorted(names) for name in (known, f"{known}:*")]
+        argv += ["--allowed-hosts", ",".join(allowed)]
+    return argv
+
+
+def serve(tracking_uri: str, port: int = 5000, host: str = "127.0.0.1") -> None:
+    """Print where the runs can be seen, and become the server that shows them.
+
+    A server that runs elsewhere is only named.
+
+    Raises:
+        RunError: there is no store yet, or the port is taken.
+    """
+    if tracking_uri.startswith(("http://", "https://")):
+        print(without_secrets(tracking_uri))
+        return
+    _check_store(tracking_uri)
+    _check_port(host, port)
+    shown_host = socket.gethostname() if host == "0.0.0.0" else host  # noqa: S104 (compared only)
+    with opened(tracking_uri) as client:
+        for link in links(client, f"http://{shown_host}:{port}"):
+            print(link, flush=True)
+    _become(command(tracking_uri, host, port))
+
+
+def links(client: MlflowClient, server_url: str) -> list[str]:
+    """Return one line for each experiment: where its runs are shown, and its name."""
+    found = client.search_experiments()
+    used = [known for known in found if known.experiment_id != "0"] or found  # 0: MLflow's own
+    return [
+        f"{server_url}/#/experiments/{known.experiment_id}/runs  {known.name}" for known in used
+    ]
+
+
+def _become(argv: list[str]) -> NoReturn:
+    # Tahoe uses no jobs of the server, which would run in processes of their own.
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    os.execve(argv[0], argv, environment)  # noqa: S606 (no shell, on purpose)
+
+
+def _check_store(tracking_uri: str) -> None:
+    file = sqlite_file(tracking_uri)
+    if file is not None and not file.exists():
+        raise RunError(
+            f"no tracking store at {file.absolute()}: no run has been tracked there. Run `tahoe "
+            "train` first, or name another store with `--uri`."
+        )
+
+
+def _check_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise RunError(
+                f"cannot serve on {host}, port {port}: {error.strerror}. Choose another port, "
+                f"for example `--port {port + 1}`."
+            ) from None

@@ -1,0 +1,95 @@
+"""Waiting ends when the other end of the pipe closes, and trying ends in time."""
+
+import os
+import signal
+import time
+from contextlib import suppress
+
+import pytest
+
+from orchestrator.rundir import RunError
+from orchestrator.tracking.lifeline import IGNORED, GaveUpError, Insist, Lifeline
+
+
+@pytest.fixture
+def pipe():
+    read, write = os.pipe()
+    yield read, write
+    for fd in (read, write):
+        with suppress(OSError):
+            os.close(fd)
+
+
+class Flaky:
+    """Fails a number of times."""
+
+    def __init__(self, failures, error=OSError):
+        self.failures, self.error, self.calls = failures, error, 0
+
+    def __call__(self):
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise self.error(f"failure {self.calls}")
+        return self.calls
+
+
+def test_waiting_ends_with_the_pipe(pipe):
+    lifeline = Lifeline(drain_timeout_s=0.2, fd=pipe[0])
+    os.write(pipe[1], b"a word from rank 0 is no end")
+    lifeline.wait(0.05)
+    assert not lifeline.ended
+    assert lifeline.remaining_s == float("inf")
+    os.close(pipe[1])
+    lifeline.wait(60)
+    assert lifeline.ended
+    started_s = time.monotonic()
+    lifeline.wait(60)  # now only the rest of the time
+    assert time.monotonic() - started_s < 5
+    assert lifeline.remaining_s == 0
+
+
+def test_without_a_stdin_there_is_nobody_to_wait_for(pipe):
+    os.close(pipe[0])
+    lifeline = Lifeline(drain_timeout_s=1, fd=pipe[0])
+    lifeline.wait(60)
+    assert lifeline.ended
+
+
+def test_signals_for_rank_0_are_not_for_the_shipper(pipe):
+    lifeline = Lifeline(drain_timeout_s=60, fd=pipe[0])
+    numbers = [*IGNORED, signal.SIGTERM]
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        lifeline.mind_signals()
+        for number in IGNORED:
+            signal.raise_signal(number)
+        assert lifeline.remaining_s == float("inf")
+        signal.raise_signal(signal.SIGTERM)
+        assert 50 < lifeline.remaining_s <= 60
+        assert not lifeline.ended
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_it_insists_while_rank_0_lives(pipe):
+    flaky = Flaky(failures=2)
+    assert Insist(Lifeline(drain_timeout_s=0, fd=pipe[0]))(flaky) == 3
+
+
+def test_it_gives_up_when_the_time_is_over(pipe):
+    lifeline = Lifeline(drain_timeout_s=0.1, fd=pipe[0])
+    os.close(pipe[1])
+    lifeline.wait(60)
+    with pytest.raises(GaveUpError, match="failure 1"):
+        Insist(lifeline)(Flaky(failures=1000))
+
+
+def test_it_does_not_wait_for_what_only_the_user_can_mend(pipe):
+    lifeline = Lifeline(drain_timeout_s=60, fd=pipe[0])
+    os.close(pipe[1])
+    lifeline.wait(60)
+    flaky = Flaky(failures=1000, error=RunError)
+    with pytest.raises(GaveUpError, match="failure 1"):
+        Insist(lifeline)(flaky)
+    assert flaky.calls == 1

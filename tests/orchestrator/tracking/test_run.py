@@ -1,0 +1,266 @@
+"""One MLflow run for a run directory, whatever happened before; real stores, no processes."""
+
+import json
+import math
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import yaml
+
+from orchestrator.rundir import RunDir, RunError
+from orchestrator.tracking import ship
+from orchestrator.tracking.run import attach
+from orchestrator.tracking.ship import sync
+
+# MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+
+
+def artifact(scene, name):
+    location = urlsplit(scene.shown().info.artifact_uri)
+    return Path(unquote(location.path)) / name
+
+
+def test_a_fresh_store_in_a_new_place(make_scene, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    scene = make_scene("it's 100% new #1")
+    scene.log(1, {"train/loss": 0.5})
+    sync(scene.run.path)
+    assert scene.stored() == scene.logged()
+    assert capfd.readouterr() == ("", "")
+    assert artifact(scene, "config.yaml").read_text() == scene.run.config_file.read_text()
+    assert artifact(scene, "config.yaml").is_relative_to(tmp_path / "my store" / "mlartifacts")
+    assert {path.name for path in tmp_path.iterdir()} == {"my runs", "my store"}
+
+
+def test_points_arrive_once_with_their_first_value(scene):
+    for step in range(1, 58):
+        scene.log(step, {"train/loss": 1 / step, "train/lr": 0.1})
+    scene.append('{"step": 58, "time_ms": 17, "metr\n')
+    for step in range(41, 61):
+        scene.log(step, {"train/loss": -1.0, "train/lr": 0.1}, attempt=2)
+    scene.append('{"step": 61, "time')
+    sync(scene.run.path)
+    rows = scene.stored()
+    assert {(key, step) for key, step in rows} == {
+        (key, step) for key in ("train/loss", "train/lr") for step in range(1, 61)
+    }
+    assert all(len(values) == 1 for values in rows.values())
+    assert rows["train/loss", 57][0][0] == 1 / 57
+    assert rows["train/loss", 58][0][0] == -1.0
+    told = scene.shown().data.tags["tahoe.rollbacks"]
+    assert told == "attempt 2: steps 41-57 computed again"
+
+
+def test_sending_everything_again_doubles_nothing(scene):
+    for step in range(1, 51):
+        scene.log(step, {"a": step / 3, "b": math.nan, "c": math.inf, "d": -math.inf})
+    scene.configure(model={"published": {"top1_err": 40.7, "num_params": 60_965_224}})
+    sync(scene.run.path)
+    once = scene.stored()
+    run_id = scene.mark["run_id"]
+    scene.run.mlflow_file.unlink()  # now nothing is known to have arrived
+    sync(scene.run.path)
+    assert scene.mark["run_id"] == run_id
+    again = scene.stored()
+    assert json.dumps(sorted(again.items())) == json.dumps(sorted(once.items()))
+    assert len(once) == 4 * 50 + 2
+    assert {len(values) for values in again.values()} == {1}
+    assert math.isnan(once["b", 7][0][0])
+    assert once["c", 7][0][0] > 1e308  # MLflow's SQL store has no infinity
+    assert once["published/top1_err", 0] == [(40.7, 1_700_000_000_000)]
+
+
+def test_only_what_is_new_is_sent(scene):
+    scene.log(1, {"a": 1})
+    sync(scene.run.path)
+    assert scene.is_shipped
+    scene.run.metrics_file.write_text(scene.run.metrics_file.read_text().replace("1}", "2}"))
+    scene.log(2, {"a": 3})
+    sync(scene.run.path)
+    assert {key: value for key, ((value, _),) in scene.stored().items()} == {
+        ("a", 1): 1,
+        ("a", 2): 3,
+    }
+
+
+def test_a_run_is_found_again_after_a_crash_before_it_was_written_down(scene, monkeypatch):
+    class Crash(BaseException):
+        pass
+
+    def crash(*_):
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDir, "write_json", crash)
+        with pytest.raises(Crash):
+            attach(scene.run, scene.run.read_config())
+    made = scene.shown().info.run_id
+    assert not scene.run.mlflow_file.exists()
+    sync(scene.run.path)
+    assert scene.shown().info.run_id == scene.mark["run_id"] == made
+
+
+def test_a_rerun_under_the_same_name_is_another_run(scene):
+    sync(scene.run.path)
+    scene.run.mlflow_file.unlink()
+    identity = scene.run.read_json(scene.run.identity_file)
+    scene.run.write_json(scene.run.identity_file, {**identity, "uid": "another"})
+    sync(scene.run.path)
+    assert len(scene.client().search_runs([scene.mark["experiment_id"]])) == 2
+
+
+def test_without_a_uid_the_path_tells_which_run_it_is(make_scene, store):
+    scene = make_scene("it's", uri=store)
+    scene.run.identity_file.unlink()
+    for _ in range(2):
+        sync(scene.run.path)
+        scene.run.mlflow_file.unlink()
+    assert scene.shown().data.tags["tahoe.run_dir"] == str(scene.run.path)
+
+
+def test_a_param_that_changed_becomes_a_tag(scene):
+    sync(scene.run.path)
+    scene.configure(recipe={"epochs": 120, "warmup": 5})
+    sync(scene.run.path)
+    shown = scene.shown().data
+    assert shown.params["recipe.epochs"] == "90"
+    assert shown.params["recipe.warmup"] == "5"
+    assert shown.tags["tahoe.changed.recipe.epochs"] == "120"
+    assert [key for key in shown.tags if "changed" in key] == ["tahoe.changed.recipe.epochs"]
+    scene.configure(recipe={"epochs": 90})
+    sync(scene.run.path)
+    assert scene.shown().data.tags["tahoe.changed.recipe.epochs"] == "90"
+
+
+def test_many_and_long_params(scene):
+    scene.configure(recipe={**{f"key {i}": i for i in range(250)}, "long": "ü" * 7000})
+    sync(scene.run.path)
+    params = scene.shown().data.params
+    assert [params[f"recipe.key {i}"] for i in range(250)] == [str(i) for i in range(250)]
+    assert params["recipe.long"] == "ü" * 5999 + "…"
+
+
+def test_tags(scene):
+    scene.run.begin_attempt(world_size=4)
+    scene.run.begin_attempt(world_size=2)
+    identity = scene.run.read_json(scene.run.identity_file)
+    git = {"commit": "abc123", "dirty": True}
+    scene.run.write_json(scene.run.identity_file, {**identity, "git": git})
+    scene.configure(model={"published": {"year": 2012}})
+    sync(scene.run.path)
+    expected = {
+        "mlflow.runName": "run-1",
+        "mlflow.source.git.commit": "abc123",
+        "tahoe.run_dir": str(scene.run.path),
+        "tahoe.run_id": "run-1",
+        "model": "alexnet",
+        "year": "2012",
+        "data": "digits",
+        "protocol": "center-28-of-28",
+        "seed": "1",
+        "git_commit": "abc123",
+        "git_dirty": "true",
+        "world_size": "2",
+        "attempts": "2",
+    }
+    assert expected.items() <= scene.shown().data.tags.items()
+    assert scene.shown().info.run_name == "run-1"
+
+
+def test_no_secret_leaves(scene):
+    url = "https://me:hunter2@shards.example.org/digits"
+    scene.configure(data={"url": f"{url}?sig=hunter2", "token": "hunter2"})
+    scene.run.patch_file.write_bytes(f"+url = {url}\n".encode() + b"+\xff\xfe binary\r\n")
+    scene.run.begin_attempt()
+    scene.judge("never_restart", reason=f"cannot read {url}")
+    sync(scene.run.path)
+    shown = scene.shown().data
+    assert "hunter2" not in f"{shown.params} {shown.tags} {scene.mark}"
+    assert shown.params["data.url"] == "https://shards.example.org/digits?sig=***"
+    config = artifact(scene, "config.yaml").read_text()
+    assert "hunter2" not in config
+    assert yaml.safe_load(config)["recipe"] == scene.run.read_config()["recipe"]
+    patch = artifact(scene, "code.patch").read_bytes()
+    assert patch == b"+url = https://shards.example.org/digits\n+\xff\xfe binary\r\n"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "status"),
+    [("finished", "FINISHED"), ("stopped", "KILLED"), ("never_restart", "FAILED"),
+     ("nonsense", "FAILED"), (None, "FAILED")],
+)  # fmt: skip
+def test_status_by_verdict(scene, verdict, status):
+    attempt = scene.run.begin_attempt()
+    scene.log(1, {"a": 1})
+    if verdict:
+        scene.judge(verdict, attempt, "because")
+    sync(scene.run.path)
+    shown = scene.shown()
+    assert shown.info.status == status
+    assert shown.info.end_time == scene.clock_ms
+    assert ("because" if verdict else "no verdict") in shown.data.tags["tahoe.verdict"]
+
+
+def test_status_over_attempts(scene):
+    sync(scene.run.path)
+    assert scene.shown().info.status == "SCHEDULED"
+    scene.judge("stopped", scene.run.begin_attempt())
+    scene.run.end_attempt(1, ended_s=1_800_000_000.0)
+    sync(scene.run.path)
+    assert scene.shown().info.status == "KILLED"
+    assert scene.shown().info.end_time == 1_800_000_000_000
+    second = scene.run.begin_attempt()
+    with scene.run.lock():
+        sync(scene.run.path)
+        assert scene.shown().info.status == "RUNNING"
+    sync(scene.run.path)
+    assert scene.shown().info.status == "FAILED"  # the verdict is the first attempt's
+    scene.judge("finished", second)
+    sync(scene.run.path)
+    assert scene.shown().info.status == "FINISHED"
+
+
+def test_a_store_that_was_replaced_gets_everything(scene, make_scene, tmp_path):
+    scene.log(1, {"a": 1})
+    sync(scene.run.path)
+    scene.uri = f"sqlite:///{tmp_path}/other/mlflow.db"
+    scene.configure()
+    sync(scene.run.path)
+    assert scene.stored() == scene.logged()
+
+
+def test_what_was_deleted_in_mlflow_is_told(scene):
+    sync(scene.run.path)
+    run_id, experiment_id = scene.mark["run_id"], scene.mark["experiment_id"]
+    scene.client().delete_run(run_id)
+    with pytest.raises(RunError, match=f"mlflow runs restore --run-id {run_id}"):
+        sync(scene.run.path)
+    scene.run.mlflow_file.unlink()
+    scene.client().delete_experiment(experiment_id)
+    with pytest.raises(RunError, match=f"restore -x {experiment_id}"):
+        sync(scene.run.path)
+
+
+@pytest.mark.parametrize("place", ["sqlite:///{path}/file/mlflow.db", "http://u:hunter2@{host}"])
+def test_a_store_that_cannot_be_used(scene, tmp_path, free_port, place):
+    tmp_path.joinpath("file").touch()
+    scene.uri = place.format(path=tmp_path, host=f"127.0.0.1:{free_port}")
+    scene.configure()
+    with pytest.raises(RunError, match=r"Nothing is lost.*`tahoe sync") as raised:
+        sync(scene.run.path)
+    assert "hunter2" not in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_no_run_there(tmp_path):
+    with pytest.raises(RunError, match="no run at"):
+        sync(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_shipper_at_a_time(scene):
+    with ship._lock(scene.run), pytest.raises(RunError, match=r"another shipper of run-1.*log"):
+        sync(scene.run.path, wait_s=0.2)
+    sync(scene.run.path)

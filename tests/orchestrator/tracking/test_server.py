@@ -1,0 +1,102 @@
+"""A real MLflow server that dies while a run is shipped to it."""
+
+import math
+import os
+import signal
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from orchestrator.tracking.ship import sync
+
+DEADLINE_S = 100
+SERVE = (
+    "import sys; from orchestrator.tracking.ui import serve; serve(sys.argv[1], int(sys.argv[2]))"
+)
+# MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
+]
+
+
+def fetch(url):
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return response.read()
+    except (urllib.error.URLError, OSError):
+        return None
+
+
+@pytest.fixture
+def server(start, store, free_port, eventually):
+    """Starts `tahoe ui` on the store, waits until it answers, and can kill it."""
+    groups = []
+
+    def begin():
+        with Path(os.devnull).open("w") as nowhere:
+            process = start("-c", SERVE, store, free_port, stderr=nowhere, start_new_session=True)
+        groups.append(process.pid)
+        link = process.stdout.readline()
+        eventually(lambda: fetch(f"http://127.0.0.1:{free_port}/health") == b"OK")
+        return link
+
+    def kill():
+        os.killpg(groups.pop(), signal.SIGKILL)
+
+    yield begin, kill, f"http://127.0.0.1:{free_port}"
+    while groups:
+        kill()
+
+
+@pytest.mark.timeout(300)
+def test_points_survive_a_dead_server(server, make_scene, ship, eventually, store, tmp_path):
+    begin, kill, url = server
+    direct = make_scene("direct", uri=store)
+    sync(direct.run.path)
+    assert begin() == f"{url}/#/experiments/{direct.mark['experiment_id']}/runs  tests\n"
+    path = f"run_uuid={direct.mark['run_id']}&path={quote('config.yaml')}"
+    assert fetch(f"{url}/get-artifact?{path}") == direct.run.config_file.read_bytes()
+
+    scene = make_scene("shipped", uri=url.replace("//", "//me:hunter2@"))
+    scene.configure(tracking={"experiment": "over http"}, recipe={"empty": ""})
+    scene.run.write_json(scene.run.mlflow_file, {"run_id": "0" * 32, "shipped_bytes": 9})
+    scene.run.begin_attempt()
+    scene.log(1, {"a": math.inf, "b": -0.0, "c": 1e-300})
+    shipper = ship(scene, "--drain-timeout-s", 60)
+    eventually(lambda: scene.is_shipped)
+    for step in range(2, 1500):  # several batches are on their way when the server dies
+        scene.log(step, {"a": step / 3, "b": -step, "c": step**0.5})
+    eventually(lambda: scene.mark["shipped_bytes"] > 1000)
+    kill()
+    for step in range(1500, 1600):
+        scene.log(step, {"a": step / 3})
+    log = scene.run.path / "logs" / "shipper.log"
+    eventually(lambda: "trying again" in log.read_text())
+    assert not scene.is_shipped
+    begin()
+    scene.log(1600, {"a": math.nan})
+    scene.judge("finished")
+    assert shipper.communicate(timeout=DEADLINE_S) == ("", "")
+    assert shipper.returncode == 0
+
+    scene.run.mlflow_file.unlink()
+    sync(scene.run.path)  # all of it again
+    rows, expected = scene.stored(), scene.logged()
+    assert math.isnan(rows.pop(("a", 1600))[0][0])
+    assert math.isnan(expected.pop(("a", 1600))[0][0])
+    assert rows.pop(("a", 1))[0][0] > 1e308  # MLflow's SQL store has no infinity
+    assert math.isinf(expected.pop(("a", 1))[0][0])
+    assert rows == expected
+    shown = scene.shown()
+    assert shown.info.status == "FINISHED"
+    assert shown.data.params["recipe.empty"] == ""
+    assert "hunter2" not in f"{shown} {scene.mark} {log.read_text()}"
+    assert not [
+        file
+        for file in tmp_path.rglob("*")
+        if file.name in ("mlruns", "mlartifacts") and file.parent.name != "my store"
+    ]

@@ -1,0 +1,195 @@
+"""The shipper as rank 0 starts it: real processes, signals and kills."""
+
+import json
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pytest
+
+from orchestrator.tracking.lifeline import GaveUpError, Lifeline
+from orchestrator.tracking.ship import _follow, _lock, sync
+
+DEADLINE_S = 60
+# MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+
+
+def end(process):
+    """Close stdin, as the death of rank 0 does; return what was printed."""
+    out, err = process.communicate(timeout=DEADLINE_S)
+    return process.returncode, out, err
+
+
+def test_a_run_from_its_first_point_to_its_end(scene, ship, eventually):
+    scene.run.begin_attempt()
+    scene.log(1, {"train/loss": 2.5})
+    shipper = ship(scene)
+    eventually(lambda: scene.is_shipped)
+    assert scene.shown().info.status == "RUNNING"
+
+    # What Ctrl-C, Slurm's warning and the end of an allocation send to every process of a job.
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGTERM):
+        shipper.send_signal(number)
+    scene.log(2, {"train/loss": 1.5, "val/top1": 50.0})
+    eventually(lambda: scene.is_shipped)
+    assert scene.shown().info.status == "RUNNING"
+
+    scene.log(3, {"train/loss": 1.0})
+    scene.judge("finished", 1, "all 3 steps")
+    assert end(shipper) == (0, "", "")
+    assert scene.stored() == scene.logged()
+    assert scene.shown().info.status == "FINISHED"
+    assert scene.shown().data.tags["tahoe.verdict"] == "finished: all 3 steps"
+    log = scene.run.path.joinpath("logs", "shipper.log").read_text().splitlines()
+    assert all(line[:4].isdigit() for line in log)
+
+
+def test_a_killed_shipper_leaves_nothing_undone(scene, ship, eventually):
+    scene.run.begin_attempt()
+    for step in range(1, 1501):
+        scene.log(step, dict.fromkeys("abcd", step / 7))
+    shipper = ship(scene)
+    eventually(lambda: scene.mark.get("shipped_bytes"))
+    shipper.send_signal(signal.SIGKILL)
+    assert shipper.wait(DEADLINE_S) == -signal.SIGKILL
+    assert not scene.is_shipped
+
+    second = scene.run.begin_attempt()
+    for step in range(1400, 1601):
+        scene.log(step, dict.fromkeys("abcd", -1), attempt=second)
+    # The killed one may have sent a batch and not lived to note it: that batch is sent again.
+    scene.run.write_json(scene.run.mlflow_file, {**scene.mark, "shipped_bytes": 0})
+    scene.judge("stopped", second)
+    assert end(ship(scene))[0] == 0
+    assert scene.is_shipped
+    assert scene.stored() == scene.logged()
+    assert len(scene.stored()) == 4 * 1600
+    assert scene.shown().info.status == "KILLED"
+    assert scene.shown().data.tags["attempts"] == "2"
+
+
+FOUR_AT_ONCE = """
+import os, sys
+from pathlib import Path
+from orchestrator.tracking import run, ship
+children = []
+for path in sys.argv[1:]:
+    children.append(os.fork())  # MLflow is imported once for all, so that they meet at the store
+    if children[-1] == 0:
+        ship.sync(Path(path))
+        os._exit(0)
+sys.exit(any(os.waitpid(child, 0)[1] for child in children))
+"""
+
+
+def test_four_first_runs_at_once(make_scene, start):
+    scenes = [make_scene(f"run-{i}") for i in range(4)]
+    for scene in scenes:
+        scene.log(1, {"a": 1})
+    assert end(start("-c", FOUR_AT_ONCE, *(scene.run.path for scene in scenes))) == (0, "", "")
+    client = scenes[0].client()
+    assert {known.name for known in client.search_experiments()} == {"Default", "tests"}
+    (experiment,) = {scene.mark["experiment_id"] for scene in scenes}
+    found = client.search_runs([experiment])
+    assert {run.info.run_name for run in found} == {"run-0", "run-1", "run-2", "run-3"}
+    assert all(run.data.metrics == {"a": 1.0} for run in found)
+
+
+def test_a_dead_server_is_given_up_after_the_end(make_scene, ship, free_port):
+    scene = make_scene(uri=f"http://me:hunter2@127.0.0.1:{free_port}")
+    scene.log(1, {"a": 1})
+    code, out, err = end(ship(scene, "--drain-timeout-s", 1))
+    assert (code, out) == (1, "")
+    assert f"run `tahoe sync {scene.run.path}` later" in err
+    log = scene.run.path.joinpath("logs", "shipper.log").read_text()
+    assert "trying again" in log
+    assert "hunter2" not in err + log
+    assert not scene.run.mlflow_file.exists()
+
+
+def test_an_old_shipper_leaves_the_status_to_the_next(scene, follow, eventually):
+    scene.run.begin_attempt()
+    scene.log(1, {"a": 1})
+    old = follow(scene)
+    eventually(lambda: scene.is_shipped)
+    scene.run.begin_attempt()
+    new = follow(scene)
+    scene.log(2, {"a": 2}, attempt=2)
+    old.end()
+    assert scene.shown().info.status == "RUNNING"
+    new.end()
+    assert scene.stored() == scene.logged()
+    assert scene.shown().info.status == "FAILED"
+    assert "attempt 2 left no verdict" in scene.shown().data.tags["tahoe.verdict"]
+
+
+def test_sigterm_alone_is_no_end_of_the_run(scene, follow, eventually):
+    scene.run.begin_attempt()
+    scene.log(1, {"a": 1})
+    shipper = follow(scene, drain_timeout_s=0.5)
+    eventually(lambda: scene.is_shipped)
+    shipper.lifeline.hurry()  # what SIGTERM calls; rank 0 still holds the pipe
+    with pytest.raises(GaveUpError, match="SIGTERM came while the run went on"):
+        shipper.done.result(DEADLINE_S)
+    assert scene.stored() == scene.logged()
+    assert scene.shown().info.status == "RUNNING"
+
+
+def test_rank_0_may_end_before_the_first_point_is_sent(scene, follow, eventually):
+    scene.run.begin_attempt()
+    with _lock(scene.run):  # something keeps the shipper waiting
+        shipper = follow(scene)
+        scene.log(1, {"a": 1})
+        shipper.close()
+        eventually(lambda: shipper.lifeline.ended)
+    shipper.done.result(DEADLINE_S)
+    assert scene.stored() == scene.logged()
+    assert scene.shown().info.status == "FAILED"
+
+
+@pytest.fixture
+def follow():
+    """Starts shippers as threads of this process: importing MLflow again takes seconds."""
+    with ThreadPoolExecutor() as pool, ExitStack() as pipes:
+        yield lambda scene, **settings: pipes.enter_context(Follower(pool, scene, **settings))
+
+
+class Follower:
+    def __init__(self, pool, scene, drain_timeout_s=60.0):
+        read, self._rank_0 = os.pipe()
+        self.lifeline = Lifeline(drain_timeout_s, read)
+        self.done = pool.submit(_follow, scene.run, scene.run.read_config(), self.lifeline)
+        self.done.add_done_callback(lambda _: os.close(read))
+
+    def close(self):
+        if self._rank_0 is not None:
+            os.close(self._rank_0)
+        self._rank_0 = None
+
+    def end(self):
+        self.close()
+        self.done.result(DEADLINE_S)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def test_no_run_there(ship, scene, tmp_path):
+    scene.run = type(scene.run)(tmp_path / "nothing")
+    code, _, err = end(ship(scene))
+    assert code == 2
+    assert "no run at" in err
+    assert not scene.run.path.exists()
+
+
+def test_each_record_may_be_larger_than_a_batch(scene):
+    scene.log(1, {f"class {i}": i for i in range(1001)})
+    scene.append(json.dumps({"step": 2}) + "\n")
+    scene.log(2, {"a": 1})
+    sync(scene.run.path)
+    assert len(scene.stored()) == 1002

@@ -1,0 +1,49 @@
+"""MLflow's user interface: the command, and what can be wrong before it starts."""
+
+import socket
+import sys
+
+import pytest
+
+from orchestrator.rundir import RunError
+from orchestrator.tracking.ui import command, serve
+
+# MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+
+
+def test_the_command_keeps_artifacts_beside_the_store(tmp_path):
+    uri = f"sqlite:///{tmp_path}/my store/mlflow.db"
+    argv = command(uri, port=5001)
+    assert argv[:6] == [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    place = (tmp_path / "my store" / "mlartifacts").as_uri()
+    assert argv[6:] == [
+        "--host", "127.0.0.1", "--port", "5001", "--workers", "1", "--artifacts-destination", place,
+    ]  # fmt: skip
+
+
+def test_on_all_interfaces_it_answers_to_its_names_only():
+    allowed = command("postgresql://db/mlflow", host="0.0.0.0")[-1].split(",")
+    assert {socket.gethostname(), f"{socket.gethostname()}:*", "localhost:*"} <= set(allowed)
+    assert "*" not in allowed
+
+
+def test_a_server_that_runs_elsewhere_is_only_named(capsys):
+    serve("https://me:hunter2@mlflow.example.org")
+    assert capsys.readouterr().out == "https://mlflow.example.org\n"
+
+
+def test_no_store_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match=rf"{tmp_path}/mlflow.db.*`tahoe train` first.*--uri"):
+        serve("sqlite:///mlflow.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_taken_port(store):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(RunError, match=f"port {port}: .*`--port {port + 1}`"):
+            serve(store, port)
