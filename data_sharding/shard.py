@@ -232,10 +232,6 @@ def _walk_plain(data: mmap.mmap) -> Iterator[_Member]:
         if num_bytes < 0:
             raise _UnreadableError(f"the header at byte {start} has the size {num_bytes}")
         if kind in b"0\0" and not name.endswith("/"):
-            if offset + num_bytes > len(data):
-                raise _UnreadableError(
-                    f"it is truncated: {name!r} ends at byte {offset + num_bytes}"
-                )
             yield _Member(name, start, offset, num_bytes)
         elif not _says_nothing(kind, data[offset : offset + num_bytes]):
             raise _UnusualError

@@ -127,7 +127,7 @@ def _split_as_found(root: Path) -> Source:
             "--val-fraction 0.1"
         )
     classes = _class_names(root / "train")
-    unknown = [name for name in _class_names(val) if name not in classes]
+    unknown = sorted(set(_class_names(val)) - set(classes))
     if unknown:
         raise DataError(
             f"{val} has classes that train/ lacks: {', '.join(unknown[:5])}. No model can learn "
@@ -136,7 +136,7 @@ def _split_as_found(root: Path) -> Source:
     tally = _Tally()
     train = _list_images(root, "train", classes, tally)
     splits = {"train": train, "val": _list_images(root, val.name, classes, tally)}
-    return Source(classes, splits, {"kind": "folder", **tally.facts}, tally.ignored)
+    return Source(classes, splits, {"kind": "folder", **tally.facts}, +tally.ignored)
 
 
 def _split_by_choice(root: Path, val_fraction: float | None, seed: int) -> Source:
@@ -150,7 +150,7 @@ def _split_by_choice(root: Path, val_fraction: float | None, seed: int) -> Sourc
     in_val = _choose_val(images.labels, classes, val_fraction, seed)
     splits = {"train": images.where(~in_val), "val": images.where(in_val)}
     facts = {"kind": "folder", **tally.facts, "val_fraction": val_fraction, "val_seed": seed}
-    return Source(classes, splits, facts, tally.ignored)
+    return Source(classes, splits, facts, +tally.ignored)
 
 
 @dataclass
@@ -159,11 +159,11 @@ class _Tally:
 
     num_files: int = 0
     num_bytes: int = 0
-    listing_sha256: str = ""
+    listing_sha256: str = ""  # of the digest before, and one more path and size
     ignored: Counter[str] = field(default_factory=Counter)
 
     def add(self, path: str, num_bytes: int) -> None:
-        line = f"{self.listing_sha256} {path} {num_bytes}"  # a chain: each digest covers all before
+        line = f"{self.listing_sha256} {path} {num_bytes}"
         self.listing_sha256 = hashlib.sha256(os.fsencode(line)).hexdigest()
         self.num_files += 1
         self.num_bytes += num_bytes

@@ -99,7 +99,8 @@ def _claim(url: str, facts: Mapping[str, Any]) -> None:
     if files.exists(mark):
         _discard(url)
     for split in SPLITS:
-        foreign = [name for name in files.list_names(files.join(url, split)) if name[-4:] == ".tar"]
+        names = files.list_names(files.join(url, split))
+        foreign = [name for name in names if name.endswith(".tar")]
         if foreign:
             raise DataError(
                 f"{files.join(url, split)} holds shards without a manifest ({foreign[0]}, "

@@ -1,0 +1,212 @@
+"""A manifest survives the way through a URL, and nothing hostile or broken in it is believed."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+import data_sharding
+from data_sharding import files
+from data_sharding.manifest import DataError, Manifest, ShardInfo, read_manifest, write_manifest
+
+SHARDS = (
+    ShardInfo("shard-000000.tar", 3, 10240, "0" * 64),
+    ShardInfo("shard-000001.tar", 2, 20480, "a" * 64),
+)
+MANIFEST = Manifest(("cat", "çäß 犬"), SHARDS, {"kind": "folder", "val_fraction": 0.1})
+
+
+@pytest.fixture(params=["a set", "file://a set", "memory://a set"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param.startswith("memory"):
+        return f"memory://{tmp_path}/ünï set"
+    return request.param.replace("a set", str(tmp_path / "ünï set"))
+
+
+def test_round_trip(url: str) -> None:
+    write_manifest(url, "train", MANIFEST)
+    read = read_manifest(url, "train")
+    assert read == MANIFEST
+    assert read.fingerprint == MANIFEST.fingerprint
+    assert (read.num_samples, read.num_bytes) == (5, 30720)
+    assert json.loads(files.read_bytes(files.join(url, "train", "manifest.json"))) == {
+        "format": "tahoe-shards-1",
+        "classes": ["cat", "çäß 犬"],
+        "shards": [
+            {"name": s.name, "num_samples": s.num_samples, "num_bytes": s.num_bytes, "sha256": h}
+            for s, h in zip(SHARDS, ("0" * 64, "a" * 64), strict=True)
+        ],
+        "source": {"kind": "folder", "val_fraction": 0.1},
+    }
+
+
+def test_fingerprint_is_the_identity_of_the_data() -> None:
+    assert replace(MANIFEST, source={}).fingerprint == MANIFEST.fingerprint
+    others = [
+        replace(MANIFEST, classes=("çäß 犬", "cat")),
+        replace(MANIFEST, shards=SHARDS[::-1]),
+        replace(MANIFEST, shards=(SHARDS[0], replace(SHARDS[1], sha256="b" * 64))),
+    ]
+    assert len({MANIFEST.fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
+def test_fingerprint_never_changes() -> None:
+    """It is written into the identity of runs."""
+    canonical = (
+        '{"classes":["\\u00e4"],'
+        '"shards":[{"name":"a.tar","num_bytes":10240,"num_samples":3,"sha256":"%s"}]}' % ("0" * 64)
+    )
+    manifest = Manifest(("ä",), (ShardInfo("a.tar", 3, 10240, "0" * 64),), {"kind": "any"})
+    assert manifest.fingerprint == sha256(canonical.encode()).hexdigest()
+
+
+def test_no_data_set_names_the_commands_that_make_one(url: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read_manifest(url, "val")
+    message = str(caught.value)
+    assert f"no data set at {url}: val/manifest.json is missing" in message
+    assert f"tahoe shard folder DIR '{url}'" in message
+    assert f"tahoe shard digits '{url}'" in message
+
+
+def test_unreadable_store(tmp_path: Path) -> None:
+    (tmp_path / "train" / "manifest.json").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"cannot read .*manifest\.json: IsADirectoryError"):
+        read_manifest(str(tmp_path), "train")
+    with pytest.raises(DataError, match="Protocol not known: nope"):
+        read_manifest("nope://set", "train")
+
+
+def values(**changes: object) -> dict[str, object]:
+    shard = {"name": "a.tar", "num_samples": 1, "num_bytes": 10240, "sha256": "0" * 64}
+    sound = {"format": "tahoe-shards-1", "classes": ["a"], "shards": [shard], "source": {}}
+    top = {name: value for name, value in changes.items() if name in sound or name == "extra"}
+    shard.update({name: value for name, value in changes.items() if name not in top})
+    return {**sound, **top}
+
+
+def read(tmp_path: Path, text: str | bytes) -> Manifest:
+    files.write_bytes(
+        str(tmp_path / "train" / "manifest.json"), text.encode() if isinstance(text, str) else text
+    )
+    return read_manifest(str(tmp_path), "train")
+
+
+def test_the_sound_one_is_sound(tmp_path: Path) -> None:
+    assert read(tmp_path, json.dumps(values())).num_samples == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../a.tar", "/etc/a.tar", "a/b.tar", "..", "a.tar/", "a.tar\n", "a.zip", ".tar/../a.tar",
+     "a\\b.tar", "ä.tar", "a b.tar", "a.tar\0", "", ".tar", "s3://b/a.tar", "$(id).tar", 7, None],
+)  # fmt: skip
+def test_hostile_shard_names(tmp_path: Path, name: object) -> None:
+    with pytest.raises(DataError, match=r"no usable manifest: shards\.0\.name: "):
+        read(tmp_path, json.dumps(values(name=name)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"num_samples": -1}, r"shards\.0\.num_samples: .* greater than 0, found -1"),
+        ({"num_samples": 0}, r"shards\.0\.num_samples"),
+        ({"num_samples": "1"}, r"shards\.0\.num_samples"),
+        ({"num_samples": True}, r"shards\.0\.num_samples"),
+        ({"num_samples": 1.0}, r"shards\.0\.num_samples"),
+        ({"num_bytes": -512}, r"shards\.0\.num_bytes"),
+        ({"sha256": "0" * 63}, r"shards\.0\.sha256"),
+        ({"sha256": "G" * 64}, r"shards\.0\.sha256"),
+        ({"surprise": 1}, r"shards\.0\.surprise"),
+        ({"extra": 1}, "extra: "),
+        ({"shards": []}, "shards: .* at least 1 item"),
+        ({"shards": {}}, "shards: "),
+        ({"shards": ["a.tar"]}, r"shards\.0: "),
+        ({"classes": []}, "classes: .* at least 1 item"),
+        ({"classes": "ab"}, "classes: "),
+        ({"classes": [1]}, r"classes\.0: "),
+        ({"classes": ["a", "b", "a"]}, "the class 'a' is listed twice"),
+        ({"shards": values()["shards"] * 2}, "the shard 'a.tar' is listed twice"),  # type: ignore[operator]
+        ({"source": []}, "source: "),
+    ],
+)
+def test_what_cannot_be_true(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
+    with pytest.raises(DataError, match=f"no usable manifest: .*{reason}") as caught:
+        read(tmp_path, json.dumps(values(**changes)))
+    assert str(tmp_path / "train" / "manifest.json") in str(caught.value)
+    assert "make the set again" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}{}", b"\xff\xfe", "[" * 100_000, "nul", '{"a": 1,}'])
+def test_broken_json(tmp_path: Path, text: str | bytes) -> None:
+    with pytest.raises(DataError, match="it is not JSON"):
+        read(tmp_path, text)
+
+
+def test_json_of_another_kind(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="it is not a JSON object"):
+        read(tmp_path, "[]")
+    with pytest.raises(
+        DataError, match="has the format None, and this Tahoe reads 'tahoe-shards-1'"
+    ):
+        read(tmp_path, "{}")
+    with pytest.raises(DataError, match=r"format 'tahoe-shards-2'.* Upgrade Tahoe"):
+        read(tmp_path, json.dumps(values(format="tahoe-shards-2")))
+
+
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "a b" / "manifest.json"
+    files.write_bytes(str(target), b"old")
+
+    def no_space(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_bytes(str(target), b"new")
+    assert target.read_bytes() == b"old"
+    assert [path.name for path in target.parent.iterdir()] == ["manifest.json"]
+
+
+def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
+    target = tmp_path / "manifest.json"
+    files.write_bytes(str(target), b"old")
+    with target.open("rb") as reader:
+        files.write_bytes(str(target), b"new")
+        assert reader.read() == b"old"
+    assert target.read_bytes() == b"new"
+
+
+def test_files_by_url(url: str) -> None:
+    assert files.list_names(url) == []
+    for name in "b", "a":
+        files.write_bytes(files.join(url, "sub dir", name), name.encode())
+    assert files.list_names(files.join(url + "/", "sub dir")) == ["a", "b"]
+    assert files.read_bytes(files.join(url, "sub dir", "b")) == b"b"
+    files.remove(files.join(url, "sub dir", "a"))
+    files.remove(files.join(url, "sub dir", "a"))
+    assert not files.exists(files.join(url, "sub dir", "a"))
+    path = files.local_path(url)
+    assert (path is None) == url.startswith("memory")
+    assert path is None or (path / "sub dir" / "b").is_file()
+
+
+def test_published_files_have_the_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    files.write_bytes(str(tmp_path / "published"), b"")
+    assert (tmp_path / "published").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_planning_imports_no_torch() -> None:
+    code = (
+        "import sys, data_sharding.manifest, data_sharding.sources, data_sharding.shard;"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'webdataset', 'sklearn', 'hydra')))"
+    )
+    home = Path(data_sharding.__file__).parent.parent
+    subprocess.run([sys.executable, "-c", code], cwd=home, check=True)

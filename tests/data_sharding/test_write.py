@@ -1,0 +1,302 @@
+"""A data set is written the same every time, plain tools read it, and it is whole or not there."""
+
+import gc
+import hashlib
+import subprocess
+import sys
+import tarfile
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import webdataset
+
+import data_sharding
+from data_sharding import files
+from data_sharding.manifest import DataError, Manifest, read_manifest
+from data_sharding.shard import ShardReader
+from data_sharding.sources import Sample, Source, digits, folder
+from data_sharding.write import Dataset, write_dataset
+
+
+def write(source: Source, url: object, seed: int = 0, samples_per_shard: int = 100) -> Dataset:
+    return write_dataset(source, str(url), seed=seed, samples_per_shard=samples_per_shard)
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Return every file below a directory; none where there is no directory."""
+    found = (path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): path.read_bytes() for path in found}
+
+
+def samples_of(source: Source, split: str) -> dict[str, tuple[bytes, int]]:
+    samples = [source.splits[split][i] for i in range(len(source.splits[split]))]
+    return {sample.key: (sample.read(), sample.label) for sample in samples}
+
+
+def read_plainly(shards: list[Path]) -> list[dict[str, Any]]:
+    """Return the samples that webdataset finds, which leaves its files to the garbage collector."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        samples = list(webdataset.WebDataset([str(path) for path in shards], shardshuffle=False))
+        gc.collect()
+    return samples
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    return digits()
+
+
+@pytest.fixture(scope="module")
+def written(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("written") / "dïgits set"
+    write(source, path)
+    return path
+
+
+def test_equal_input_gives_equal_bytes(source: Source, written: Path, tmp_path: Path) -> None:
+    write(digits(), tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(written)
+    write(source, tmp_path / "other", seed=1)
+    other = contents(tmp_path / "other")
+    assert other["train/shard-000000.tar"] != contents(written)["train/shard-000000.tar"]
+
+
+def test_manifest_tells_the_truth(source: Source, written: Path) -> None:
+    listed = {"train/manifest.json", "val/manifest.json"}
+    for split, num_shards in ("train", 15), ("val", 4):
+        manifest = read_manifest(str(written), split)
+        assert manifest.classes == tuple("0123456789")
+        assert len(manifest.shards) == num_shards
+        assert manifest.num_samples == len(source.splits[split])
+        sizes = [shard.num_samples for shard in manifest.shards]
+        assert max(sizes) - min(sizes) <= 1
+        assert max(sizes) <= 100
+        assert manifest.source["kind"] == "digits"
+        for shard in manifest.shards:
+            data = (written / split / shard.name).read_bytes()
+            assert (len(data), hashlib.sha256(data).hexdigest()) == (shard.num_bytes, shard.sha256)
+            listed.add(f"{split}/{shard.name}")
+    assert set(contents(written)) == listed
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_three_readers_agree(source: Source, written: Path, tmp_path: Path, split: str) -> None:
+    expected = samples_of(source, split)
+    shards = [written / split / s.name for s in read_manifest(str(written), split).shards]
+
+    by_webdataset = {s["__key__"]: (s["png"], int(s["cls"])) for s in read_plainly(shards)}
+
+    by_tar = {}
+    for shard in shards:
+        subprocess.run(["tar", "-xf", shard, "-C", tmp_path], check=True)
+    for image in tmp_path.glob("*.png"):
+        by_tar[image.stem] = (image.read_bytes(), int(image.with_suffix(".cls").read_text()))
+
+    by_us = {}
+    for shard in shards:
+        with ShardReader(shard) as reader:
+            for i in range(len(reader)):
+                by_us[reader.key(i)] = (bytes(reader.image(i)), reader.label(i))
+
+    assert by_webdataset == by_tar == by_us == expected
+
+
+def test_members_are_plain_and_vary_in_nothing(written: Path) -> None:
+    with tarfile.open(written / "val" / "shard-000000.tar") as tar:
+        members = tar.getmembers()
+    for member in members:
+        assert member.type == tarfile.REGTYPE
+        assert member.pax_headers == {}
+        facts = (member.mtime, member.uname, member.gname, member.uid, member.gid, member.mode)
+        assert facts == (0, "tahoe", "tahoe", 0, 0, 0o444)
+
+
+def test_every_shard_is_a_fair_draw(written: Path) -> None:
+    with ShardReader(written / "train" / "shard-000000.tar") as reader:
+        assert {reader.label(i) for i in range(len(reader))} == set(range(10))
+
+
+def test_bytes_of_a_folder_are_kept(tmp_path: Path) -> None:
+    root = tmp_path / "pets"
+    for name in "train/犬/ä 1.JPG", "train/犬/b.png", "train/cat/a.bmp", "val/cat/1.webp":
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode() * 1000)
+    source = folder(root)
+    result = write(source, tmp_path / "set")
+    assert result.manifests["train"].classes == ("cat", "犬")
+    with tarfile.open(tmp_path / "set/train/shard-000000.tar") as tar:
+        names = {member.name for member in tar}
+    assert names == {
+        "00000000-a.bmp", "00000000-a.cls", "00000001-b.cls", "00000001-b.png",
+        "00000002-__1.cls", "00000002-__1.jpg",
+    }  # fmt: skip
+    with ShardReader(tmp_path / "set/train/shard-000000.tar") as reader:
+        images = {reader.key(i): (bytes(reader.image(i)), reader.label(i)) for i in range(3)}
+    assert images == samples_of(source, "train")
+
+
+def test_object_store(source: Source, written: Path, tmp_path: Path) -> None:
+    url = f"memory:/{tmp_path}/a set"
+    assert not write(source, url).reused
+    store = fsspec.filesystem("memory")
+    for name, data in contents(written).items():
+        assert store.cat_file(f"{tmp_path}/a set/{name}") == data
+    assert not files.exists(files.join(url, "unfinished.json"))
+    assert write(source, url).reused
+
+
+def test_progress(source: Source, tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    write_dataset(
+        source,
+        str(tmp_path),
+        seed=0,
+        samples_per_shard=1000,
+        on_progress=lambda done, num: calls.append((done, num)),
+    )
+    assert calls == [(done, 1797) for done in range(1, 1798)]
+
+
+def test_the_same_set_is_reused(source: Source, written: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in written.rglob("*")}
+    result = write(source, written)
+    assert result.reused
+    assert result.manifests["val"] == read_manifest(str(written), "val")
+    assert {path: path.stat().st_mtime_ns for path in written.rglob("*")} == before
+
+
+def test_another_set_is_refused(source: Source, written: Path) -> None:
+    before = contents(written)
+    with pytest.raises(
+        DataError, match=r"there / asked for: .*samples_per_shard: 100 / 7.*another"
+    ):
+        write(source, written, samples_per_shard=7)
+    with pytest.raises(DataError, match=r"holds another data set .*val_fraction: 0\.2 / 0\.3"):
+        write(digits(val_fraction=0.3), written)
+    assert contents(written) == before
+
+
+def test_shards_of_others_are_left_alone(source: Source, tmp_path: Path) -> None:
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "shard-000000.tar").write_bytes(b"precious")
+    with pytest.raises(
+        DataError, match=r"holds shards without a manifest \(shard-000000\.tar, 1 in"
+    ):
+        write(source, tmp_path)
+    assert contents(tmp_path) == {"val/shard-000000.tar": b"precious"}
+
+
+def test_nothing_to_hold_a_sample(source: Source, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="0 samples per shard"):
+        write(source, tmp_path / "set", samples_per_shard=0)
+    assert contents(tmp_path) == {}
+
+
+def test_a_place_that_cannot_be_written(source: Source, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"kept")
+    with pytest.raises(DataError, match=r"cannot write .*file.* Nothing was published"):
+        write(source, tmp_path / "file")
+    assert contents(tmp_path) == {"file": b"kept"}
+    with pytest.raises(DataError, match="Protocol not known: nope"):
+        write(source, "nope://set")
+
+
+def break_sample(source: Source, split: str, number: int, error: BaseException) -> Source:
+    """Return a source one of whose samples raises when it is read."""
+
+    def fail() -> bytes:
+        raise error
+
+    samples: list[Sample] = [source.splits[split][i] for i in range(len(source.splits[split]))]
+    samples[number] = replace(samples[number], origin="/pets/one 犬.jpg", read=fail)
+    return replace(source, splits={**source.splits, split: samples})
+
+
+@pytest.mark.parametrize("number", [0, 700, -1])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_unreadable_image_leaves_nothing(
+    source: Source, tmp_path: Path, split: str, number: int
+) -> None:
+    number %= len(source.splits[split])
+    broken = break_sample(source, split, number, PermissionError(13, "Permission denied"))
+    with pytest.raises(
+        DataError, match=r"cannot read the image /pets/one 犬.jpg: Permission denied"
+    ):
+        write(broken, tmp_path / "set")
+    assert contents(tmp_path) == {}
+
+
+def test_an_interrupt_leaves_nothing(source: Source, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write(break_sample(source, "train", 5, KeyboardInterrupt()), tmp_path)
+    assert contents(tmp_path) == {}
+
+
+def test_a_full_disk_leaves_nothing(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import data_sharding.write
+
+    def fail(url: str, split: str, manifest: Manifest) -> None:
+        if split == "train":
+            assert len(contents(tmp_path)) == 15 + 4 + 1 + 1  # all but this: it must be the last
+            raise OSError(28, "No space left on device")
+        write_manifest(url, split, manifest)
+
+    write_manifest: Callable[..., Any] = data_sharding.write.write_manifest
+    monkeypatch.setattr(data_sharding.write, "write_manifest", fail)
+    with pytest.raises(DataError, match=r"No space left on device.* Nothing was published"):
+        write(source, tmp_path)
+    assert contents(tmp_path) == {}
+
+
+KILLED = """
+import sys
+from data_sharding.sources import digits
+from data_sharding.write import write_dataset
+
+def wait_to_be_killed(done, num):
+    if done == int(sys.argv[2]):
+        print(flush=True)
+        sys.stdin.read()
+
+write_dataset(digits(), sys.argv[1], seed=0, samples_per_shard=int(sys.argv[3]),
+              on_progress=wait_to_be_killed)
+"""
+
+
+@pytest.mark.parametrize(("num_written", "samples_per_shard"), [(1, 100), (800, 100), (1797, 50)])
+def test_a_killed_write_is_taken_up(
+    source: Source, written: Path, tmp_path: Path, num_written: int, samples_per_shard: int
+) -> None:
+    url = tmp_path / "ä set"
+    arguments = [sys.executable, "-c", KILLED, url, str(num_written), str(samples_per_shard)]
+    home = Path(data_sharding.__file__).parent.parent
+    with subprocess.Popen(
+        arguments, cwd=home, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        process.kill()
+    left = contents(url)
+    assert left
+    assert not [name for name in left if name.endswith("manifest.json")]
+    with pytest.raises(DataError, match="no data set at"):
+        read_manifest(str(url), "train")
+    assert not write(source, url).reused
+    assert contents(url) == contents(written)
+
+
+def test_killed_between_the_manifests(source: Source, written: Path, tmp_path: Path) -> None:
+    for name, data in contents(written).items():
+        if name != "train/manifest.json":
+            files.write_bytes(str(tmp_path / name), data)
+    (tmp_path / "unfinished.json").write_text("{}")
+    write(source, tmp_path)
+    assert contents(tmp_path) == contents(written)
