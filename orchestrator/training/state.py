@@ -10,16 +10,23 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pickle import UnpicklingError
 from typing import Self
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from orchestrator.config import ConfigError, Optimizer, Recipe
 from orchestrator.training.checkpoint import FORMAT, CheckpointError
+
+
+# What torch and safetensors raise for names, shapes or bytes that they did not expect. A file that
+# holds more than tensors is an UnpicklingError: nothing in it is run (weights_only=True).
+_UNFIT = (KeyError, RuntimeError, ValueError, UnpicklingError, SafetensorError)
 
 
 @dataclass
@@ -92,7 +99,7 @@ class TrainState:
                 io.BytesIO(parts["optimizer.pt"]), weights_only=True, map_location="cpu"
             )
             self.optimizer.load_state_dict(slots)
-        except (KeyError, RuntimeError, ValueError) as error:
+        except _UNFIT as error:
             raise CheckpointError(
                 f"the checkpoint of step {state['step']} does not fit the model and recipe of this "
                 f"run: {error}"

@@ -1,0 +1,133 @@
+"""A checkpoint exists when its manifest does, and is believed when its digests match."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from data_sharding import files
+from orchestrator.training.checkpoint import CheckpointError, CheckpointStore
+
+PARTS = {"model.safetensors": b"weights" * 1000, "state.json": b'{"step": 1}'}
+
+
+@pytest.fixture(params=["disk", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[CheckpointStore]:
+    if request.param == "disk":
+        yield CheckpointStore(str(tmp_path / "check points"))
+    else:
+        yield CheckpointStore("memory://checkpoints")
+        fsspec.filesystem("memory").rm("/", recursive=True)
+
+
+def damage(store: CheckpointStore, step: int, name: str, data: bytes) -> None:
+    files.write_bytes(files.join(store.location(step), name), data)
+
+
+def test_what_is_saved_is_loaded(store: CheckpointStore) -> None:
+    assert store.newest() is None
+    store.save(10, PARTS, {})
+    store.save(20, PARTS | {"optimizer.pt": b"slots"}, {"val/top1": 50.0})
+    assert store.steps() == [10, 20]
+    assert store.newest() == 20
+    assert store.load(20) == PARTS | {"optimizer.pt": b"slots"}
+
+
+@pytest.mark.parametrize("flipped", [0, 3500, 6999])
+def test_a_flipped_bit_sends_us_to_the_checkpoint_before(
+    store: CheckpointStore, flipped: int
+) -> None:
+    store.save(10, PARTS, {})
+    store.save(20, PARTS, {})
+    data = bytearray(PARTS["model.safetensors"])
+    data[flipped] ^= 1
+    damage(store, 20, "model.safetensors", bytes(data))
+    with pytest.raises(CheckpointError, match="damaged"):
+        store.load(20)
+    assert store.newest() == 10
+    assert store.steps() == [10]  # set aside, not deleted
+    assert files.exists(files.join(store.location(20), "manifest.json.bad"))
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"format": "other", "step": 20, "files": {}}',
+        json.dumps(
+            {
+                "format": "tahoe-checkpoint-1",
+                "step": 20,
+                "metrics": {},
+                "files": {"../../model.safetensors": {"num_bytes": 1, "sha256": ""}},
+            }
+        ).encode(),
+        b'{"format": "tahoe-checkpoint-1", "step": 21, "metrics": {}, "files": {}}',
+    ],
+)
+def test_a_manifest_that_cannot_be_believed_is_not(store: CheckpointStore, manifest: bytes) -> None:
+    store.save(10, PARTS, {})
+    store.save(20, PARTS, {})
+    damage(store, 20, "manifest.json", manifest)
+    assert store.newest() == 10
+
+
+def test_a_missing_file_is_noticed(store: CheckpointStore) -> None:
+    store.save(10, PARTS, {})
+    files.remove(files.join(store.location(10), "state.json"))
+    with pytest.raises(CheckpointError, match="missing"):
+        store.load(10)
+    assert store.newest() is None
+
+
+def test_a_kill_at_any_write_leaves_the_checkpoint_before(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every write of a save is made the last one, in turn."""
+
+    class KilledError(Exception):
+        pass
+
+    store.save(10, PARTS, {})
+    write = files.write_bytes
+    num_writes = len(PARTS) + 1
+    for survived in range(num_writes):
+        count = itertools.count()
+
+        def dying(
+            url: str, data: bytes, count: Iterator[int] = count, limit: int = survived
+        ) -> None:
+            if next(count) == limit:
+                raise KilledError
+            write(url, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "write_bytes", dying)
+            with pytest.raises(KilledError):
+                store.save(20, PARTS, {})
+        assert store.newest() == 10
+    store.save(20, PARTS, {})
+    assert store.newest() == 20
+
+
+def test_the_last_the_best_and_each_nth_are_kept(store: CheckpointStore) -> None:
+    top1 = {10: 50.0, 20: 70.0, 30: 60.0, 40: 70.0, 50: 10.0, 60: 20.0, 70: 30.0}
+    for step, value in top1.items():
+        store.save(step, PARTS, {"val/top1": value} if step != 50 else {})
+        store.prune(keep_last=2, keep_every_steps=30)
+    assert store.steps() == [30, 40, 60, 70]  # 40: the best, the newer of two equals
+
+
+def test_what_a_kill_left_over_is_cleaned_away(store: CheckpointStore) -> None:
+    store.save(10, PARTS, {})
+    damage(store, 15, "model.safetensors", b"half")
+    store.save(20, PARTS, {})
+    store.save(30, PARTS, {})
+    store.prune(keep_last=2, keep_every_steps=None)
+    assert files.list_names(store.url) == ["step-000000020", "step-000000030"]

@@ -1,0 +1,125 @@
+"""Law 3 in evaluation: each sample counts once on any number of ranks; unreadable is wrong."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from data_sharding.augment import parse_protocol
+from data_sharding.loader import EvalSet, ShardSet
+from data_sharding.manifest import read_manifest
+from data_sharding.sources import folder
+from data_sharding.write import write_dataset
+from orchestrator.config import Config
+from orchestrator.training.device import Device
+from orchestrator.training.evaluate import evaluate
+from orchestrator.training.world import World
+
+CPU = torch.device("cpu")
+NUM_CLASSES, NUM_VAL, NUM_UNREADABLE = 6, 33, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOfSeveral(World):
+    """A rank whose sum is completed by the tables of the ranks that were run before it."""
+
+    tables: list[torch.Tensor] = dataclasses.field(default_factory=list)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        self.tables.append(values.clone())
+        return torch.stack(self.tables).sum(dim=0)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a data set of noise whose val split has 33 images, 3 of them cut in half."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for number in range(2 * NUM_VAL):
+        split = ("train", "val")[number % 2]
+        file = root / split / f"class{number // 2 % NUM_CLASSES}" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(file)
+        if split == "val" and number < 2 * NUM_UNREADABLE:
+            file.write_bytes(file.read_bytes()[:1000])
+    url = str(tmp_path_factory.mktemp("shards") / "set")
+    write_dataset(folder(root), url, seed=0, samples_per_shard=10)
+    return url
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 900, NUM_CLASSES)
+    )
+
+
+@pytest.fixture(scope="module")
+def judge(config: Config, url: str, network: nn.Module) -> Callable[[int, int], dict[str, float]]:
+    data = dataclasses.replace(
+        config.data, channels=3, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), num_workers=0
+    )
+    told = dataclasses.replace(config, data=data)
+
+    def run(num_ranks: int, batch_size: int) -> dict[str, float]:
+        dataset = eval_set(url, batch_size)
+        tables: list[torch.Tensor] = []
+        for rank in range(num_ranks):
+            world = OneOfSeveral(rank, rank, num_ranks, CPU, None, tables)  # type: ignore[arg-type]
+            last = rank == num_ranks - 1
+            if last:
+                return evaluate(network, dataset, told, world, Device.create(told, CPU))
+            with pytest.raises(AssertionError, match="evaluated"):  # the others are still missing
+                evaluate(network, dataset, told, world, Device.create(told, CPU))
+        raise AssertionError
+
+    return run
+
+
+def eval_set(url: str, batch_size: int) -> EvalSet:
+    size, view = parse_protocol("center-32-of-36")
+    return EvalSet(ShardSet(url, "val", read_manifest(url, "val")), batch_size, view, size, 3)
+
+
+def test_every_number_of_ranks_gives_the_same_figures(
+    judge: Callable[[int, int], dict[str, float]],
+) -> None:
+    alone = judge(1, 8)
+    for num_ranks in (2, 3, 4):
+        assert judge(num_ranks, 8) == alone
+
+
+def test_figures_are_those_of_a_plain_loop(
+    judge: Callable[[int, int], dict[str, float]], url: str, network: nn.Module
+) -> None:
+    correct1 = correct5 = loss = 0.0
+    for batch in (eval_set(url, 1)[number] for number in range(NUM_VAL)):
+        images = (batch.images.float() / 255 - 0.5) / 0.2
+        with torch.no_grad():
+            logits = network.eval()(images)
+        if not batch.readable.item():
+            loss += np.log(NUM_CLASSES)
+            continue
+        ranks = logits[0].argsort(descending=True).tolist()
+        place = ranks.index(batch.labels.item())
+        correct1, correct5 = correct1 + (place == 0), correct5 + (place < 5)
+        loss += F.cross_entropy(logits, batch.labels).item()
+    result = judge(1, 8)
+    assert result["val/top1"] == pytest.approx(100 * correct1 / NUM_VAL)
+    assert result["val/top5"] == pytest.approx(100 * correct5 / NUM_VAL)
+    assert result["val/loss"] == pytest.approx(loss / NUM_VAL, rel=1e-5)
+    assert 0 < result["val/top1"] < result["val/top5"] < 100 * (1 - NUM_UNREADABLE / NUM_VAL) + 1e-9
+
+
+def test_what_cannot_be_read_is_named_and_counted(url: str) -> None:
+    dataset = eval_set(url, 8)
+    batches = [dataset[number] for number in range(len(dataset))]
+    bad = [line for batch in batches for line in batch.bad]
+    assert len(bad) == sum(int((~batch.readable).sum()) for batch in batches) == NUM_UNREADABLE
+    assert all("val/shard-" in line for line in bad)

@@ -1,0 +1,98 @@
+"""How attempts end, as the user sees it: Ctrl-C, a killed launcher, a hopeless run, more epochs."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from running import Tahoe
+
+from orchestrator.rundir import RunDir, read_json_lines
+
+LONG = ("recipe.steps=100000", "logging.every_steps=1")
+
+
+def long_run(digits: Path, name: str, *overrides: str) -> list[str]:
+    where = (f"run_dir={name}", f"data.url='{digits}'", "tracking=none")
+    return ["train", *where, *LONG, *overrides]
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tahoe: Tahoe, digits: Path) -> None:
+    started = tahoe.start(*long_run(digits, "a run", "launcher.num_procs=2"))
+    started.wait_for("step 3/")
+    os.killpg(started.process.pid, signal.SIGINT)  # what a terminal sends
+    assert started.finish() == 75
+    run = RunDir(tahoe.cwd / "a run")
+    verdict = run.read_json(run.verdict_file)
+    assert verdict is not None
+    assert f"saved at step {verdict['step']}" in started.output
+    assert f"tahoe resume '{run.path}'" in started.output
+    assert "Traceback" not in started.output
+
+
+def test_ctrl_c_twice_quits_and_the_stop_file_stops(tahoe: Tahoe, digits: Path) -> None:
+    run = RunDir(tahoe.cwd / "run")
+    started = tahoe.start(*long_run(digits, "run", "checkpoint.every_steps=2"))
+    started.wait_for("saved step 2 ")
+    pids = started.rank_pids()
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)  # a rank that hangs would never come to save
+    started.process.send_signal(signal.SIGINT)
+    started.wait_for("Ctrl-C again quits")
+    started.process.send_signal(signal.SIGINT)
+    assert started.finish() == 130
+    assert "quit without saving" in started.output
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+    resumed = tahoe.start("resume", "run")
+    resumed.wait_for("continuing after step")
+    busy = tahoe("resume", "run", check=False)
+    assert busy.returncode == 1
+    assert f"process {resumed.process.pid}" in busy.stderr
+    run.stop_file.parent.mkdir(exist_ok=True)
+    run.stop_file.touch()
+    assert resumed.finish() == 75
+
+
+def test_ranks_save_and_stop_when_their_launcher_is_killed(tahoe: Tahoe, digits: Path) -> None:
+    started = tahoe.start(*long_run(digits, "run"))
+    started.wait_for("step 3/")
+    (pid,) = started.rank_pids()
+    rank = os.pidfd_open(pid)
+    started.process.kill()
+    started.finish()
+    import select
+
+    ended, _, _ = select.select([rank], [], [], 60)
+    os.close(rank)
+    assert ended, "the rank outlived its launcher by a minute"
+    run = RunDir(tahoe.cwd / "run")
+    verdict = run.read_json(run.verdict_file)
+    assert verdict is not None
+    assert verdict["verdict"] == "stopped"
+
+
+def test_a_diverged_run_is_never_restarted_and_not_saved(tahoe: Tahoe, digits: Path) -> None:
+    done = tahoe(*long_run(digits, "run", "recipe.optimizer.lr=1e30"), check=False)
+    assert done.returncode == 93
+    assert "diverged: the loss became nan between steps" in done.stderr
+    assert "Lower recipe.optimizer.lr" in done.stderr
+    assert not (tahoe.cwd / "run" / "checkpoints").exists()
+
+
+def test_a_misspelt_model_lists_near_ones(tahoe: Tahoe, digits: Path) -> None:
+    done = tahoe(*long_run(digits, "run", "model=timm/resnet81"), check=False)
+    assert done.returncode == 93
+    assert "timm/resnet18" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_finished_run_can_be_extended(train: Callable[..., RunDir], tahoe: Tahoe) -> None:
+    run = train("run", "recipe.steps=5", "logging.every_steps=1")
+    tahoe("resume", "run", "recipe.steps=8")
+    steps = [r["step"] for r in read_json_lines(run.metrics_file) if "train/loss" in r["metrics"]]
+    assert steps == list(range(1, 9))
+    verdict = run.read_json(run.verdict_file)
+    assert verdict is not None
+    assert (verdict["verdict"], verdict["step"]) == ("finished", 8)
+    assert run.read_config()["recipe"]["steps"] == 8

@@ -1,0 +1,164 @@
+"""Laws 1 and 2: a run that was hurt ends as if nothing had happened.
+
+Real runs, started by the command line and hurt by signals at a step. The network has dropout and
+batch norm, the images are augmented, and an epoch ends between the last checkpoint and the kill. On
+the same number of ranks the weights end equal bit for bit; on another number every global batch is
+made of the same samples.
+"""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from running import Tahoe
+
+from orchestrator.rundir import RunDir, read_json_lines
+
+NETWORK = """
+from torch import nn
+
+def build(num_classes, in_channels, width):
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(in_channels * 32 * 32, width), nn.BatchNorm1d(width), nn.ReLU(),
+        nn.Dropout(0.5), nn.Linear(width, width // 2), nn.ReLU(), nn.Dropout(0.3),
+        nn.Linear(width // 2, num_classes))
+"""
+# 1,438 images in batches of 64: an epoch ends at step 22, after the checkpoint of step 20.
+RUN = (
+    "model=network:build",
+    "tracking=none",
+    "recipe.steps=30",
+    "recipe.global_batch_size=64",
+    "recipe.ema_decay=0.9",
+    "checkpoint.every_steps=10",
+    "evaluate.every_epochs=0.5",
+    "logging.every_steps=1",
+    "logging.sample_ids=true",
+)
+KILLED_AT = "step 24/"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs")
+    (path / "network.py").write_text(NETWORK)
+    return path
+
+
+def command(digits: Path, name: str, *, ranks: int, width: int = 64) -> list[str]:
+    where = (f"run_dir={name}", f"data.url='{digits}'", f"launcher.num_procs={ranks}")
+    return ["train", *RUN, *where, f"+model.options.width={width}"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home: Path, digits: Path) -> RunDir:
+    Tahoe(home)(*command(digits, "undisturbed", ranks=2))
+    return RunDir(home / "undisturbed")
+
+
+def weights(run: RunDir) -> dict[str, bytes]:
+    """Return every file of the last checkpoint."""
+    directory = run.checkpoints_dir / "step-000000030"
+    return {file.name: file.read_bytes() for file in sorted(directory.iterdir())}
+
+
+def global_batches(run: RunDir) -> dict[int, list[int]]:
+    """Return the sample ids of each step, by micro-batch; what was done again is done the same."""
+    micro_batches: dict[tuple[int, int], list[int]] = {}
+    for file in sorted(run.path.glob("logs/attempt-*/samples-*.jsonl")):
+        for line in read_json_lines(file):
+            name = (line["step"], line["micro"])
+            assert micro_batches.setdefault(name, line["ids"]) == line["ids"]
+    steps = {step for step, _ in micro_batches}
+    return {s: [i for m in range(4) for i in micro_batches[s, m]] for s in sorted(steps)}
+
+
+def figures(run: RunDir, *names: str) -> dict[tuple[int, str], set[float]]:
+    """Return all values that were logged of each figure at each step."""
+    values: dict[tuple[int, str], set[float]] = {}
+    for record in read_json_lines(run.metrics_file):
+        for name in names:
+            if name in record["metrics"]:
+                values.setdefault((record["step"], name), set()).add(record["metrics"][name])
+    return values
+
+
+def test_undisturbed_epoch_has_every_sample_at_most_once(undisturbed: RunDir) -> None:
+    batches = global_batches(undisturbed)
+    epoch = [sample for step in range(22) for sample in batches[step]]
+    assert len(epoch) == len(set(epoch)) == 22 * 64
+    assert max(epoch) < 1438
+
+
+def test_killed_run_ends_with_the_same_bits(undisturbed: RunDir, home: Path, digits: Path) -> None:
+    hurt = Tahoe(home).start(*command(digits, "killed", ranks=2))
+    hurt.wait_for(KILLED_AT)
+    hurt.kill_ranks()
+    assert hurt.finish() == 1
+    assert "ended with signal SIGKILL" in hurt.output
+    assert "tahoe resume" in hurt.output
+    Tahoe(home)("resume", "killed")
+
+    run = RunDir(home / "killed")
+    assert weights(run) == weights(undisturbed)
+    assert global_batches(run) == global_batches(undisturbed)
+    names = ("train/loss", "train/grad_norm", "train/lr", "val/top1", "val/loss")
+    again = figures(run, *names)
+    assert again == figures(undisturbed, *names)
+    assert run.num_attempts == 2
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_resume_on_another_number_of_ranks_sees_the_same_batches(
+    undisturbed: RunDir,
+    home: Path,
+    digits: Path,
+    before: int,
+    after: int,
+) -> None:
+    name = f"from-{before}-to-{after}"
+    hurt = Tahoe(home).start(*command(digits, name, ranks=before))
+    hurt.wait_for(KILLED_AT)
+    os.kill(hurt.rank_pids()[-1], signal.SIGKILL)  # one rank is enough to end an attempt
+    assert hurt.finish() == 1
+    Tahoe(home)("resume", name, f"launcher.num_procs={after}")
+
+    run = RunDir(home / name)
+    assert global_batches(run) == global_batches(undisturbed)
+    ours, theirs = figures(run, "train/loss"), figures(undisturbed, "train/loss")
+    assert ours.keys() == theirs.keys()
+    for step in range(1, 11):  # the same sums in another order: equal to rounding
+        (expected,) = theirs[step, "train/loss"]
+        assert ours[step, "train/loss"].pop() == pytest.approx(expected, rel=1e-3)
+
+
+def test_one_signalled_rank_stops_all_at_one_step_and_loses_nothing(
+    undisturbed: RunDir, home: Path, digits: Path
+) -> None:
+    stopped = Tahoe(home).start(*command(digits, "stopped", ranks=2))
+    stopped.wait_for("step 12/")
+    os.kill(stopped.rank_pids()[1], signal.SIGUSR1)
+    assert stopped.finish() == 75
+    run = RunDir(home / "stopped")
+    verdict = run.read_json(run.verdict_file)
+    assert verdict is not None
+    assert verdict["verdict"] == "stopped"
+    assert 12 < verdict["step"] < 22
+    assert (run.checkpoints_dir / f"step-{verdict['step']:09d}" / "manifest.json").exists()
+    Tahoe(home)("resume", "stopped")
+    assert weights(run) == weights(undisturbed)
+    assert figures(run, "train/loss", "val/top1") == figures(undisturbed, "train/loss", "val/top1")
+
+
+@pytest.mark.slow
+def test_four_ranks_with_several_buckets_end_with_the_same_bits(home: Path, digits: Path) -> None:
+    """27 MB of gradients are more than DDP's first bucket; from 3 ranks the grouping matters."""
+    wide = {"ranks": 4, "width": 3000}
+    Tahoe(home)(*command(digits, "wide", **wide))
+    hurt = Tahoe(home).start(*command(digits, "wide-killed", **wide))
+    hurt.wait_for(KILLED_AT)
+    hurt.kill_ranks()
+    hurt.finish()
+    Tahoe(home)("resume", "wide-killed")
+    assert weights(RunDir(home / "wide-killed")) == weights(RunDir(home / "wide"))

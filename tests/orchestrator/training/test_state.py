@@ -1,0 +1,137 @@
+"""A checkpoint's files hold the whole state, and load without Tahoe."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from orchestrator.config import ConfigError, Recipe
+from orchestrator.training.checkpoint import CheckpointError
+from orchestrator.training.state import TrainState, from_safetensors, to_safetensors
+
+CPU = torch.device("cpu")
+
+
+class Tied(nn.Module):
+    """A linear autoencoder whose two layers share one weight, channels-last weights beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode = nn.Linear(8, 8)
+        self.decode = nn.Linear(8, 8)
+        self.decode.weight = self.encode.weight
+        self.conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        self.norm = nn.BatchNorm2d(4)
+        self.register_buffer("empty", torch.empty(0))
+
+
+def trained(recipe: Recipe, num_steps: int) -> TrainState:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3))
+    state = TrainState.create(network, recipe, CPU)
+    step_on(state, recipe, first=1, last=num_steps)
+    return state
+
+
+def step_on(state: TrainState, recipe: Recipe, *, first: int, last: int) -> None:
+    for step in range(first, last + 1):
+        torch.manual_seed(step)
+        state.network(torch.randn(5, 1, 8, 8)).square().mean().backward()
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        if recipe.ema_decay:
+            state.average(step, recipe.ema_decay)
+
+
+def test_ties_are_stored_once_and_come_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, other = Tied(), Tied()
+    data = to_safetensors(network)
+    stored = safetensors.torch.load(data)
+    assert sum(name.endswith("code.weight") for name in stored) == 1
+    from_safetensors(other, data)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+    (tmp_path / "model.safetensors").write_bytes(data)
+    safetensors.torch.load_model(Tied(), tmp_path / "model.safetensors")  # the library's own way
+
+
+def test_weights_load_into_plain_timm() -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("resnet18", num_classes=10, in_chans=1)
+    network = network.to(memory_format=torch.channels_last)
+    plain = timm.create_model("resnet18", num_classes=10, in_chans=1)
+    plain.load_state_dict(safetensors.torch.load(to_safetensors(network)), strict=True)
+    images = torch.randn(2, 1, 32, 32)
+    assert torch.allclose(network.eval()(images), plain.eval()(images), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_loaded_state_goes_on_with_the_same_bits(recipe: Recipe, name: str) -> None:
+    recipe = changed(recipe, name=name, ema_decay=0.9)
+    straight = trained(recipe, 10)
+    stopped = trained(recipe, 6)
+    resumed = trained(recipe, 0)
+    assert resumed.load_parts(stopped.to_parts(6)) == 6
+    step_on(resumed, recipe, first=7, last=10)
+    for ours, theirs in ((resumed.network, straight.network), (resumed.ema, straight.ema)):
+        assert ours is not None
+        assert theirs is not None
+        for key, tensor in theirs.state_dict().items():
+            assert torch.equal(ours.state_dict()[key], tensor), key
+
+
+def test_the_average_lags_behind_by_its_decay(recipe: Recipe) -> None:
+    recipe = changed(recipe, ema_decay=0.5)
+    state = trained(recipe, 0)
+    assert state.ema is not None
+    assert state.evaluated is state.ema
+    expected = copy.deepcopy(list(state.ema.parameters()))
+    step_on(state, recipe, first=20, last=20)
+    for before, now, average in zip(
+        expected, state.network.parameters(), state.ema.parameters(), strict=True
+    ):
+        assert torch.allclose(average, (before + now) / 2, atol=1e-7)
+    assert torch.equal(state.ema[1].running_mean, state.network[1].running_mean)  # type: ignore[index]
+
+
+def test_another_network_s_checkpoint_is_refused(recipe: Recipe) -> None:
+    parts = trained(recipe, 1).to_parts(1)
+    other = TrainState.create(nn.Linear(3, 3), recipe, CPU)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        other.load_parts(parts)
+
+
+def test_no_pickle_is_run(recipe: Recipe, tmp_path: Path) -> None:
+    """optimizer.pt is read for its tensors only; code in it is refused, not run."""
+    state = trained(recipe, 1)
+    parts = state.to_parts(1)
+    canary = tmp_path / "canary"
+
+    class Hostile:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return (Path.touch, (canary,))
+
+    torch.save({"state": Hostile()}, tmp_path / "hostile.pt")
+    parts["optimizer.pt"] = (tmp_path / "hostile.pt").read_bytes()
+    with pytest.raises(CheckpointError, match="does not fit"):
+        state.load_parts(parts)
+    assert not canary.exists()
+
+
+def test_an_unknown_optimizer_lists_near_names(recipe: Recipe) -> None:
+    with pytest.raises(ConfigError, match=r"adamww is no optimizer.*adamw"):
+        TrainState.create(nn.Linear(2, 2), changed(recipe, name="adamww"), CPU)
+    with pytest.raises(ConfigError, match=r"options=.*do not fit sgd"):
+        TrainState.create(nn.Linear(2, 2), changed(recipe, options={"speed": 1}), CPU)
+
+
+def changed(recipe: Recipe, ema_decay: float | None = None, **optimizer: object) -> Recipe:
+    import dataclasses
+
+    slots = dataclasses.replace(recipe.optimizer, **optimizer)  # type: ignore[arg-type]
+    return dataclasses.replace(recipe, optimizer=slots, ema_decay=ema_decay)

@@ -1,0 +1,52 @@
+"""A request to stop is a flag, raised by a signal or a file."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.rundir import RunDir
+from orchestrator.training.verdict import Exit, StopRequest, Verdict
+
+
+@pytest.fixture(autouse=True)
+def _signals_restored() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in StopRequest.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", StopRequest.SIGNALS)
+def test_a_signal_raises_the_flag_and_does_nothing_else(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    stop = StopRequest(RunDir(tmp_path), polls_file=False)
+    assert not stop
+    os.kill(os.getpid(), number)
+    assert stop
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_stop_file_raises_it_on_the_rank_that_polls(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.stop_file.parent.mkdir()
+    run.stop_file.touch()
+    assert StopRequest(run, polls_file=True)
+    assert not StopRequest(run, polls_file=False)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "code"),
+    [("finished", 0), ("stopped", 75), ("never_restart", 93)],
+)
+def test_verdicts_have_their_exit_codes(tmp_path: Path, verdict: str, code: int) -> None:
+    run = RunDir(tmp_path)
+    agreed = Verdict(verdict, 7, "because")  # type: ignore[arg-type]
+    agreed.write(run, attempt=3)
+    assert agreed.exit_code == Exit(code) == code
+    written = run.read_json(run.verdict_file)
+    assert written is not None
+    assert (written["verdict"], written["step"], written["attempt"]) == (verdict, 7, 3)
