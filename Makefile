@@ -1,0 +1,45 @@
+# The first two set up what they need: make demo, make test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup demo test test-all lint bench
+
+help:
+	@echo "make demo      train LeNet-5 and ResNet-18 on handwritten digits, compare them"
+	@echo "make test      the test suite, under 5 minutes"
+	@echo "make test-all  the slow tests too"
+	@echo "make lint      formatting, lint, types, import contracts"
+	@echo "make bench     measure against peers (tests/bench)"
+	@echo "make setup     only the virtual environment in $(VENV)"
+
+setup: $(BIN)/.ready
+
+$(BIN)/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/tahoe shard digits datasets/digits
+	$(BIN)/tahoe train experiment=demo_lenet5 if_finished=reuse
+	$(BIN)/tahoe train experiment=demo_resnet18 if_finished=reuse
+	$(BIN)/tahoe compare runs/demo-lenet5_1998 runs/demo-resnet18
+	@echo "Curves and parameters, in MLflow:  $(BIN)/tahoe ui"
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: setup
+	$(BIN)/python tests/bench/reading.py

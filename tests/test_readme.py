@@ -1,0 +1,78 @@
+"""The README is true: its commands run, its tree is the tree, its links lead somewhere."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def tracked_files() -> set[str]:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {name for name in listed.stdout.split("\n") if name and (ROOT / name).exists()}
+
+
+def drawn_tree() -> set[str]:
+    """Return the paths that the README draws: two spaces of indent a level, names before a gap."""
+    block = README.split("## What is inside")[1].split("```")[1]
+    paths, parents = set[str](), list[str]()
+    for line in filter(None, block.split("\n")):
+        depth = (len(line) - len(line.lstrip())) // 2
+        for name in re.findall(r"[\w.\-]+/|[\w.\-]+\.[a-z]+\b|LICENSE|Makefile", names_of(line)):
+            paths.add("".join(parents[:depth]) + name)
+            if name.endswith("/"):
+                parents[depth:] = [name]
+    return paths
+
+
+def names_of(line: str) -> str:
+    """Return a line's names, without the description that begins in column 28."""
+    return line if len(line.split("  ")[0]) == len(line) or line[26:28] != "  " else line[:28]
+
+
+def test_the_drawn_tree_is_the_tracked_tree() -> None:
+    drawn = drawn_tree()
+    files = {name for name in tracked_files() if not name.startswith(".")}
+    folders = {path for path in drawn if path.endswith("/")}
+    leaves = {f for f in folders if not any(d != f and d.startswith(f) for d in drawn)}
+    assert {path for path in drawn - folders if path not in files} == set()
+    assert {folder for folder in folders if not (ROOT / folder).is_dir()} == set()
+    covered = {name for name in files if any(name.startswith(leaf) for leaf in leaves)}
+    assert files - drawn - covered == set()
+
+
+@pytest.mark.timeout(240)
+def test_the_commands_run(tmp_path: Path) -> None:
+    commands = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    assert len(commands) == 3
+    environ = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environ.pop("PYTHONPATH", None)  # as for a user: what is installed is what runs
+    script = "set -eux\n" + "".join(commands)
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=230,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "finished" in done.stdout
+    assert (tmp_path / "mlflow.db").exists()
+
+
+def test_make_targets_that_it_names_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"\bmake ([\w-]+)", README)) <= targets
