@@ -90,8 +90,8 @@ def parse_protocol(protocol: str) -> tuple[int, ChooseView]:
     Raises:
         ValueError: the name is not of that form, or it crops more than there is.
     """
-    match = re.fullmatch(r"center-(\d+)-of-(\d+)", protocol)
-    if not match or not 0 < int(match[1]) <= int(match[2]):
+    match = re.fullmatch(r"center-([1-9][0-9]*)-of-([1-9][0-9]*)", protocol)
+    if not match or int(match[1]) > int(match[2]):
         raise ValueError(
             f"'{protocol}' is not an evaluation protocol. Figures under an unknown protocol "
             "compare with nothing. Write center-CROP-of-RESIZE with CROP <= RESIZE, e.g. "
@@ -111,8 +111,8 @@ def _central_box(
     """Return the largest middle box whose aspect ratio is within bounds."""
     w, h = width, height
     if width / height < ratio[0]:
-        h = round(width / ratio[0])
+        h = max(round(width / ratio[0]), 1)
     elif width / height > ratio[1]:
-        w = round(height * ratio[1])
+        w = max(round(height * ratio[1]), 1)
     left, top = (width - w) // 2, (height - h) // 2
     return (left, top, left + w, top + h)

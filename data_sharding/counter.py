@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 UInts = NDArray[np.uint64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: SplitMix64's increment
-_ROUND_KEYS = _GOLDEN * np.arange(1, 7, dtype=np.uint64)  # six Feistel rounds
+_ROUND_KEYS = _GOLDEN * np.arange(1, 13, dtype=np.uint64)  # with six Feistel rounds of small
+# ranges, neighbours stayed neighbours 10 % too often; with twelve no test sees a difference
 
 
 def mix(value: UInts) -> UInts:

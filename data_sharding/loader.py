@@ -7,10 +7,18 @@ Batches leave a worker as uint8, channels-last; normalisation happens on the dev
 has travelled a quarter of the way that a float would.
 """
 
+import atexit
 import math
+import multiprocessing
+import os
 import signal
+import sys
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
+from multiprocessing import resource_tracker
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +52,7 @@ class Batch(NamedTuple):
     labels: torch.Tensor
     ids: torch.Tensor
     readable: torch.Tensor
-    bad: tuple[str, ...]
+    bad: list[str]
 
 
 class ShardSet:
@@ -64,7 +72,7 @@ class ShardSet:
         number = int(np.searchsorted(self._ends, sample, side="right"))
         shard = self.manifest.shards[number]
         index = sample - (int(self._ends[number]) - shard.num_samples)
-        reader = _open(str(self._path(shard.name)), shard)
+        reader = _open(files.join(self.url, self.split, shard.name), shard)
         try:
             label = reader.label(index)
             if not 0 <= label < len(self.manifest.classes):
@@ -73,17 +81,6 @@ class ShardSet:
         except BadSample as error:
             raise BadSample(f"{self.split}/{shard.name}: {reader.key(index)}: {error}") from error
         return label
-
-    def _path(self, name: str) -> Path:
-        """Return where a shard lies on this node."""
-        url = files.join(self.url, self.split, name)
-        path = files.local_path(url)
-        if path is None:
-            raise DataError(
-                f"{url} is not a local path. Shards are read by memory map, so training cannot "
-                "start. Copy the data set to a path that all nodes see and set data.url to it."
-            )
-        return path
 
 
 class TrainSet(Dataset[Batch]):
@@ -162,16 +159,65 @@ def load(
         sampler=names,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_signals_to_the_rank,
-        multiprocessing_context="forkserver" if num_workers else None,
+        worker_init_fn=_end_with_the_rank,
+        multiprocessing_context=_fork_server() if num_workers else None,
+        generator=torch.Generator(),  # a seed is drawn here, though nobody uses it
     )
-    return iter(loader)
+    with _signals_blocked() if num_workers else nullcontext():
+        batches = iter(loader)
+    atexit.unregister(_end_workers)
+    atexit.register(_end_workers)  # anew, to come before what torch has registered just now
+    return batches
 
 
-def _leave_signals_to_the_rank(worker: int) -> None:
-    """Slurm signals every process of a step; only the rank itself answers, at a step boundary."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+def _fork_server() -> ForkServerContext:
+    """Return the context of a server that imports once what every worker needs.
+
+    A worker imports the main module again, and without this torch too: seconds become 0.1 s.
+    """
+    context = multiprocessing.get_context("forkserver")
+    main = sys.modules["__main__"].__spec__  # None for a script
+    modules = [__name__]
+    if main and not main.name.endswith("__main__"):  # python -m MODULE, not PACKAGE
+        modules.append(main.name)
+    context.set_forkserver_preload(modules)
+    return context
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Let the processes that are started here never see what Slurm sends to a whole step.
+
+    Only the rank itself answers a signal, at a step boundary. A blocked signal stays blocked in
+    children from their first instruction on, while the rank gets its own as soon as this ends.
+    """
+    for_the_rank = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, for_the_rank)
+    try:
+        resource_tracker.ensure_running()  # of multiprocessing; it unblocks two of them
+        signal.pthread_sigmask(signal.SIG_BLOCK, for_the_rank)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_the_rank(worker: int) -> None:
+    """Let a worker end when its rank was killed: its parent is the fork server, which lives on."""
+    rank = multiprocessing.parent_process()
+    assert rank is not None
+
+    def wait() -> None:
+        rank.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _end_workers() -> None:
+    """End the workers of a rank that crashed: they do not hear the SIGTERM that others send."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _batch(
@@ -183,7 +229,7 @@ def _batch(
         torch.from_numpy(labels),
         torch.from_numpy(ids),
         torch.from_numpy(readable),
-        tuple(bad),
+        bad,
     )
 
 
@@ -192,5 +238,16 @@ def _call(choose_view: ChooseView, draws: np.ndarray, width: int, height: int) -
 
 
 @lru_cache(maxsize=_MAX_OPEN_SHARDS)
-def _open(path: str, shard: ShardInfo) -> ShardReader:
-    return ShardReader(path, shard)
+def _open(url: str, shard: ShardInfo) -> ShardReader:
+    return ShardReader(_path(url), shard)
+
+
+def _path(url: str) -> Path:
+    """Return where a shard lies on this node."""
+    path = files.local_path(url)
+    if path is None:
+        raise DataError(
+            f"{url} is not a local path. Shards are read by memory map, so training cannot "
+            "start. Copy the data set to a path that all nodes see and set data.url to it."
+        )
+    return path

@@ -1,0 +1,252 @@
+"""Views: torchvision's distributions, drawn from keys; protocols by name.
+
+The statistical tests have fixed seeds, so that each passes always or never.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from math import sqrt
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import stats
+from torchvision.transforms import v2
+
+from data_sharding.augment import (
+    NUM_DRAWS,
+    ChooseView,
+    Draws,
+    View,
+    center,
+    padded_crop,
+    parse_protocol,
+    random_resized_crop,
+)
+from data_sharding.counter import derive, uniform
+
+LEAST_P = 1e-4
+USUAL, SCALE = (3 / 4, 4 / 3), (0.08, 1.0)
+
+examples = settings(deadline=None)
+sides = st.one_of(st.integers(1, 12), st.integers(1, 20_000))
+draws = st.lists(st.floats(0, 1, exclude_max=True), min_size=NUM_DRAWS, max_size=NUM_DRAWS).map(
+    np.array
+)
+
+
+def many_draws(num: int) -> Draws:
+    return uniform(derive(0, "augment", np.arange(num)), NUM_DRAWS)
+
+
+# ---------------------------------------------------------------- random resized crop
+
+
+def boxes(choose: ChooseView, width: int, height: int, num: int) -> NDArray[np.float64]:
+    """Return left, top, width and height of many crops; shape (num, 4)."""
+    found = [choose(width, height, draw).box for draw in many_draws(num)]
+    left, top, right, bottom = np.array(found, dtype=float).T
+    return np.stack([left, top, right - left, bottom - top], axis=1)
+
+
+def boxes_of_torchvision(
+    transform: v2.RandomResizedCrop, width: int, height: int, num: int
+) -> NDArray[np.float64]:
+    image = [torch.empty(1, height, width, dtype=torch.uint8)]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        params = [transform.make_params(image) for _ in range(num)]
+    return np.array([[p["left"], p["top"], p["width"], p["height"]] for p in params], dtype=float)
+
+
+def figures(boxes: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    left, top, width, height = boxes.T
+    return [left, top, width, height, width * height, width / height, left + width, top + height]
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "scale", "ratio"),
+    [
+        (500, 375, SCALE, USUAL),
+        (375, 500, SCALE, USUAL),
+        (32, 32, SCALE, USUAL),
+        (7, 5, SCALE, USUAL),
+        (1024, 768, (0.25, 0.5), (0.5, 3.0)),
+        (900, 300, SCALE, USUAL),  # many tries are too tall
+        (1400, 100, SCALE, USUAL),  # some crops are the fallback
+        (100, 1400, SCALE, USUAL),
+        (4000, 200, (0.3, 1.0), USUAL),  # all are: no try ever fits
+        (200, 4000, (0.3, 1.0), USUAL),
+    ],
+)
+def test_crops_have_the_distribution_of_torchvision(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> None:
+    choose = partial(random_resized_crop, scale=scale, ratio=ratio, flip_prob=0.5)
+    ours = boxes(choose, width, height, 4000)
+    theirs = boxes_of_torchvision(v2.RandomResizedCrop(224, scale, ratio), width, height, 4000)
+    for our, their in zip(figures(ours), figures(theirs), strict=True):
+        assert stats.ks_2samp(our, their, method="asymp").pvalue > LEAST_P
+
+
+def test_few_places_are_all_taken() -> None:
+    """What a coarser comparison would miss: the last column, and rounding of the sides."""
+    choose = partial(random_resized_crop, scale=(0.25, 0.36), ratio=(1.0, 1.0), flip_prob=0.5)
+    ours = boxes(choose, 6, 7, 3000)
+    theirs = boxes_of_torchvision(v2.RandomResizedCrop(6, (0.25, 0.36), (1, 1)), 6, 7, 3000)
+    cells = [np.unique(found, axis=0, return_counts=True) for found in (ours, theirs)]
+    assert np.array_equal(cells[0][0], cells[1][0])
+    assert stats.chi2_contingency([counts for _, counts in cells]).pvalue > LEAST_P
+
+
+@examples
+@given(sides, sides, draws)
+def test_crops_lie_in_the_image(width: int, height: int, draw: Draws) -> None:
+    view = random_resized_crop(width, height, draw, scale=SCALE, ratio=USUAL, flip_prob=0.5)
+    left, top, right, bottom = view.box
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "ratio", "box"),
+    [
+        (1000, 10, USUAL, (493, 0, 506, 10)),
+        (10, 1000, USUAL, (0, 493, 10, 506)),
+        (1, 9, (3.0, 4.0), (0, 4, 1, 5)),  # never less than a pixel
+        (9, 1, (0.2, 0.3), (4, 0, 5, 1)),
+    ],
+)
+def test_where_nothing_fits_the_middle_is_taken(
+    width: int, height: int, ratio: tuple[float, float], box: tuple[int, ...]
+) -> None:
+    choose = partial(random_resized_crop, scale=(1.0, 1.0), ratio=ratio, flip_prob=0.0)
+    assert {choose(width, height, draw).box for draw in many_draws(20)} == {box}
+
+
+def test_place_and_flip_are_independent() -> None:
+    """Looked at in crops of one size, so that the room for their place is the same."""
+    choose = partial(random_resized_crop, scale=(0.25, 0.25), ratio=(1.0, 1.0), flip_prob=0.5)
+    views = [choose(1000, 1000, draw) for draw in many_draws(4000)]
+    left, top = np.array([view.box[:2] for view in views]).T
+    flip = np.array([view.flip for view in views])
+    assert stats.pearsonr(left, top).pvalue > LEAST_P
+    assert stats.ks_2samp(left[flip], left[~flip]).pvalue > LEAST_P
+
+
+# ---------------------------------------------------------------- padded crop
+
+
+@pytest.mark.parametrize("padding", [0, 2, 4])
+def test_all_shifts_are_equally_likely(padding: int) -> None:
+    choose = partial(padded_crop, padding=padding, flip_prob=0.5)
+    views = [choose(40, 30, draw) for draw in many_draws(5000)]
+    assert {view.box for view in views} == {(0, 0, 40, 30)}
+    shifts, counts = np.unique([view.shift for view in views], axis=0, return_counts=True)
+    span = range(-padding, padding + 1)
+    assert shifts.tolist() == [[x, y] for x in span for y in span]
+    if padding:
+        assert stats.chisquare(counts).pvalue > LEAST_P
+
+
+# ---------------------------------------------------------------- flips, keys
+
+
+@pytest.mark.parametrize("prob", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize(
+    "choose",
+    [
+        partial(random_resized_crop, scale=SCALE, ratio=USUAL),
+        partial(random_resized_crop, scale=(1.0, 1.0), ratio=(9.0, 9.0)),  # only the fallback
+        partial(padded_crop, padding=4),
+    ],
+)
+def test_flips_are_as_frequent_as_asked(choose: Callable[..., View], prob: float) -> None:
+    num = 2000
+    flips = sum(choose(40, 30, draw, flip_prob=prob).flip for draw in many_draws(num))
+    assert abs(flips - num * prob) <= 4 * sqrt(num * prob * (1 - prob))
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        partial(random_resized_crop, scale=SCALE, ratio=USUAL, flip_prob=0.5),
+        partial(padded_crop, padding=4, flip_prob=0.5),
+    ],
+)
+def test_a_view_depends_on_its_key_alone(choose: ChooseView) -> None:
+    def views(epoch: int, ids: NDArray[np.int64]) -> list[View]:
+        drawn = uniform(derive(0, "augment", epoch, ids), NUM_DRAWS)
+        return [choose(500, 375, draw) for draw in drawn]
+
+    ids = np.arange(500)
+    first = views(0, ids)
+    assert views(0, ids[::-1]) == first[::-1]
+    assert views(0, ids[100:101]) == first[100:101]
+    for other in views(1, ids), first[1:]:
+        assert sum(a == b for a, b in zip(other, first, strict=False)) < 20
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+def box_of_torchvision(
+    width: int, height: int, crop: int, resize: int
+) -> tuple[tuple[float, ...], float]:
+    """Return the box of Resize(resize), CenterCrop(crop) in source pixels, and a pixel's size.
+
+    torchvision.transforms.functional: the longer side is rounded down, the offset rounded.
+    """
+    short, long = min(width, height), max(width, height)
+    new_long = int(resize * long / short)
+    new_width, new_height = (resize, new_long) if width <= height else (new_long, resize)
+    left, top = round((new_width - crop) / 2), round((new_height - crop) / 2)
+    x, y = width / new_width, height / new_height
+    return (left * x, top * y, (left + crop) * x, (top + crop) * y), short / resize
+
+
+@examples
+@given(sides, sides, st.integers(1, 600), st.integers(0, 100))
+def test_the_central_crop_is_that_of_torchvision_to_a_pixel(
+    width: int, height: int, crop: int, more: int
+) -> None:
+    resize = crop + more
+    ours = center(width, height, np.empty(0), crop=crop, resize=resize).box
+    theirs, pixel = box_of_torchvision(width, height, crop, resize)
+    assert np.allclose(ours, theirs, atol=pixel, rtol=1e-9)
+    assert ours[0] >= 0
+    assert ours[1] >= 0
+    assert ours[2] <= width
+    assert ours[3] <= height
+
+
+@pytest.mark.parametrize(
+    ("protocol", "size", "box"),
+    [
+        ("center-224-of-256", 224, (70, 16, 294, 240)),  # of 364 x 256 pixels
+        ("center-256-of-256", 256, (54, 0, 310, 256)),
+        ("center-128-of-256", 128, (118, 64, 246, 192)),
+        ("center-1-of-2", 1, (118, 64, 246, 192)),
+    ],
+)
+def test_protocols_say_what_is_seen(protocol: str, size: int, box: tuple[int, ...]) -> None:
+    found, choose = parse_protocol(protocol)
+    assert found == size
+    assert choose(364, 256, np.empty(0)) == View(box)
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        "", "center", "center-224", "ten-crop", "center-224-of-", "center-0-of-256",
+        "center-256-of-224", "center--1-of-256", "center-224-of-256 ", "center-224-of-256\n",
+        "Center-224-of-256", "center-1e2-of-256", "center-٣-of-٤", "center-0224-of-256",
+        "xcenter-224-of-256", "center-2-of-3-",
+    ],
+)  # fmt: skip
+def test_other_names_are_no_protocols(protocol: str) -> None:
+    with pytest.raises(ValueError, match=r"is not an evaluation protocol.*center-224-of-256"):
+        parse_protocol(protocol)
