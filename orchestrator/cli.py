@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -48,17 +49,20 @@ def _report(call: Callable[[argparse.Namespace], int], options: argparse.Namespa
 
 def _train(options: argparse.Namespace) -> int:
     from orchestrator.launch.compose import compose
-    from orchestrator.launch.create import open_run
-    from orchestrator.launch.local import run_attempt
+    from orchestrator.launch.create import open_runs
+    from orchestrator.launch.local import CRASHED, NEVER_RESTART, run_attempt
 
+    points = compose(options.overrides)
     worst = 0
-    for composed in compose(options.overrides):
-        run, plan = open_run(composed)
+    for point, (run, plan) in zip(points, open_runs(points), strict=True):
         if run.is_finished:
             print(f"{run.path} is finished already; it is reused (if_finished=reuse)")
             continue
         print(f"run directory: {run.path}")
-        worst = max(worst, run_attempt(run, composed.config, plan))
+        exit_code = run_attempt(run, point.config, plan)
+        worst = max(worst, exit_code)
+        if exit_code not in (0, CRASHED, NEVER_RESTART):
+            break  # somebody asked to stop, and not only this point
     return worst
 
 
@@ -159,9 +163,10 @@ def _add(
 
 def _complete(given: Sequence[str]) -> int:
     """Answer the shell's completer: the verbs first, and after `train` whatever Hydra offers."""
-    words = os.environ.get("COMP_LINE", "").split()
-    if "query" in "".join(given) and words[1:2] != ["train"]:
-        print("train resume shard compare sync ui")
+    line = os.environ.get("COMP_LINE", "")
+    if "query" in "".join(given) and not re.match(r"\s*\S+\s+train\s", line):
+        if re.fullmatch(r"\s*\S+\s+\S*", line):
+            print("train resume shard compare sync ui")
         return 0
     return _train(argparse.Namespace(overrides=list(given)))
 

@@ -33,7 +33,11 @@ class ConfigError(Exception):
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[int, Field(gt=0, le=16384)]
-_schema = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+_schema = dataclass(
+    frozen=True,
+    kw_only=True,
+    config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False),
+)
 
 
 @_schema
@@ -95,11 +99,10 @@ class Data:
     max_bad_share: Share
 
     def __post_init__(self) -> None:
-        for name in ("mean", "std"):
-            if len(getattr(self, name)) != self.channels:
-                raise ValueError(
-                    f"{name} has {len(getattr(self, name))} numbers for channels={self.channels}"
-                )
+        numbers = {"mean": len(self.mean), "std": len(self.std)}
+        wrong = [f"{name} has {n}" for name, n in numbers.items() if n != self.channels]
+        if wrong:
+            raise ValueError(f"{' and '.join(wrong)} numbers for channels={self.channels}")
         parse_protocol(self.protocol)
 
 
@@ -241,7 +244,10 @@ SAFE_KEYS = (
     "cluster",
     "logging",
     "tracking",
-    "checkpoint",
+    "checkpoint.every_steps",
+    "checkpoint.keep_last",
+    "checkpoint.keep_every_steps",
+    "model.published",  # a corrected quotation does not make another run
     "data.url",  # the data set may have moved; its fingerprint is checked
     "data.num_workers",
 )
@@ -286,6 +292,16 @@ def is_safe(key: str) -> bool:
     return any(key == safe or key.startswith(safe + ".") for safe in SAFE_KEYS)
 
 
+def unsafe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, str]:
+    """Return the keys that make two configs different runs, each with `OLD there, NEW now`."""
+    old, new = flatten(before), flatten(after)
+    return {
+        key: f"{old.get(key, 'absent')} there, {new.get(key, 'absent')} now"
+        for key in dict.fromkeys((*new, *old))
+        if not is_safe(key) and old.get(key, _ABSENT) != new.get(key, _ABSENT)
+    }
+
+
 def identity(config: Config) -> str:
     """Return a digest of all that decides what comes out of a run; 8 hex digits."""
     kept = {k: v for k, v in flatten(to_dict(config)).items() if not is_safe(k)}
@@ -302,9 +318,14 @@ def explain_unknown(parts: Sequence[str]) -> str:
         if not dataclasses.is_dataclass(schema):
             return f"{key}: there is no such key; {parent} is a single value"
     valid = [field.name for field in dataclasses.fields(schema)]
-    near = difflib.get_close_matches(parts[-1], valid, n=1)
+    return f"{key}: there is no such key; {valid_instead(parts[-1], valid)}"
+
+
+def valid_instead(wrong: str, valid: Sequence[str]) -> str:
+    """Return the valid names, after the one that was probably meant."""
+    near = difflib.get_close_matches(wrong, valid, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"{key}: there is no such key; {hint}valid: {', '.join(valid)}"
+    return f"{hint}valid: {', '.join(valid)}"
 
 
 def _explain(loc: Sequence[str | int], kind: str, message: str, value: Any) -> str:
@@ -314,8 +335,11 @@ def _explain(loc: Sequence[str | int], kind: str, message: str, value: Any) -> s
         return explain_unknown([str(part) for part in loc])
     if kind == "missing":
         return f"{key}: is missing; give it a value"
+    if kind == "string_type" and isinstance(value, bool | int | float):
+        return f"{key}: {value!r} is not text; quote it twice: {key}=\"'{value}'\""
     shown = f" (given: {value!r})" if not isinstance(value, dict) else ""
     return f"{key}: {message.removeprefix('Value error, ')}{shown}"
 
 
+_ABSENT = object()
 _ADAPTER = TypeAdapter(Config)

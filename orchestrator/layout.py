@@ -21,6 +21,7 @@ def check_not_shadowed() -> None:
         if found != expected:
             raise ImportError(
                 f"Tahoe's package '{name}' is shadowed: found {found}, expected {expected}. "
-                "Tahoe would run code that is not its own. Start it from another directory, set "
-                "PYTHONSAFEPATH=1, or give Tahoe a virtual environment of its own."
+                "Tahoe would run code that is not its own. Start it from another directory, take "
+                "that place off PYTHONPATH, set PYTHONSAFEPATH=1, or give Tahoe a virtual "
+                "environment of its own."
             )

@@ -144,6 +144,9 @@ def nearest(ranks: int, micro_batches: int, lanes: int, batch: int) -> Iterator[
             f"recipe.num_micro_batches={num_micro}   "
             f"({ranks} ranks, {num_micro} micro-batches of {size // num_micro})"
         )
+    if lanes % micro_batches == 0 and micro_batches % ranks == 0:
+        for size in sorted({batch // lanes * lanes, -(-batch // lanes) * lanes} - {0}):
+            yield f"recipe.global_batch_size={size}   (lanes and micro-batches as they are)"
     if batch % lanes == 0 and lanes % micro_batches == 0:
         fewer = max(n for n in range(1, ranks + 1) if micro_batches % n == 0)
         more = [n for n in range(ranks, micro_batches + 1) if micro_batches % n == 0]

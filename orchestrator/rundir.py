@@ -9,13 +9,14 @@ to; checkpoints may go elsewhere (`checkpoint.url`).
 import fcntl
 import json
 import os
+import shlex
 import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -33,6 +34,11 @@ class RunDir:
     @property
     def id(self) -> str:
         return self.path.name
+
+    @property
+    def quoted(self) -> str:
+        """The path as a shell takes it, for commands in messages."""
+        return shlex.quote(str(self.path))
 
     @property
     def config_file(self) -> Path:
@@ -70,6 +76,11 @@ class RunDir:
         return self.path / "mlflow.json"
 
     @property
+    def lock_file(self) -> Path:
+        """Held by the attempt that is running."""
+        return self.path / "lock"
+
+    @property
     def checkpoints_dir(self) -> Path:
         """Where checkpoints lie unless `checkpoint.url` says otherwise."""
         return self.path / "checkpoints"
@@ -95,13 +106,21 @@ class RunDir:
         """
         try:
             config = yaml.safe_load(self.config_file.read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise RunError(
                 f"no run at {self.path}: {self.config_file.name} is missing there. Give the path "
                 "of a run directory, as `tahoe train` prints it (by default under runs/)."
             ) from None
+        except yaml.YAMLError as error:
+            raise RunError(
+                f"{self.config_file} is not YAML, so the run cannot be continued. Mend what was "
+                f"edited, or restore the file from a backup: {error}"
+            ) from None
         if not isinstance(config, dict):
-            raise RunError(f"{self.config_file} does not hold a config; restore it from a backup.")
+            raise RunError(
+                f"{self.config_file} does not hold a config, so the run cannot be continued. "
+                "Restore the file from a backup."
+            )
         return config
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -140,47 +159,74 @@ class RunDir:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the last agreed verdict is that nothing is left to do."""
-        verdict = self.read_json(self.verdict_file)
-        return verdict is not None and verdict["verdict"] == "finished"
+        """Whether the last attempt ended with the verdict that nothing is left to do."""
+        verdict = self.read_json(self.verdict_file) or {}
+        is_last = verdict.get("attempt") == self.num_attempts  # an extension may have been killed
+        return is_last and verdict["verdict"] == "finished"
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether an attempt holds the run now."""
+        try:
+            with self.lock_file.open() as file:
+                return not _take(file, fcntl.LOCK_SH)
+        except FileNotFoundError:  # no attempt has been made
+            return False
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run for one attempt; the lock dies with the process that holds it.
+    def lock(self) -> Iterator[int]:
+        """Hold the run for one attempt; the lock dies with the last process that holds it.
+
+        Yields the file descriptor of the lock: a process that inherits it holds the run as well.
 
         Raises:
             RunError: another attempt is running.
         """
-        with (self.path / "lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with self.lock_file.open("a+") as file:
+            deadline_s = time.monotonic() + 0.5  # who asks `is_alive` holds it for an instant
+            while not (taken := _take(file, fcntl.LOCK_EX)) and time.monotonic() < deadline_s:
+                time.sleep(0.05)
+            if not taken:
                 file.seek(0)
                 raise RunError(
                     f"an attempt of {self.id} is running ({file.read().strip()}). Two attempts "
                     "would overwrite each other's checkpoints. Wait for it, or stop it: "
-                    f"mkdir -p {self.stop_file.parent} && touch {self.stop_file}"
-                ) from None
+                    f"mkdir -p {self.quoted}/control && touch {self.quoted}/control/stop"
+                )
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
-            yield
+            yield file.fileno()
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, sees the old text or the new, never a part."""
+def _take(file: IO[str], kind: int) -> bool:
+    """Lock a file without waiting; say whether that was possible."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
+    with temporary.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
 
 
 def append_json_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Append one line of JSON in a single write, so that concurrent writers do not mix."""
-    with path.open("ab", buffering=0) as file:
-        file.write(json.dumps(value).encode() + b"\n")
+    """Append one line of JSON in a single write, so that concurrent writers do not mix.
+
+    A line that a crash has torn is ended first: it must not swallow this one.
+    """
+    with path.open("a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        is_torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+        file.write(b"\n" * is_torn + json.dumps(value).encode() + b"\n")
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -13,16 +13,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
-from orchestrator.config import DURATIONS, Config, ConfigError, explain_unknown, parse
+from orchestrator.config import (
+    DURATIONS,
+    Config,
+    ConfigError,
+    explain_unknown,
+    flatten,
+    parse,
+    valid_instead,
+)
+
+_PATHS = ("runs_dir", "run_dir", "data.url", "checkpoint.url", "tracking.uri")
+_OVERRIDE = re.compile(r"~|\+{0,2}\w[\w./@:\-]*=")
+_NAMED_MODEL = re.compile(r"\b(?:(timm|torchvision)/[\w.\-]+|[\w.]+:\w+)")
+_NAMED_MODELS = ("timm/NAME", "torchvision/NAME", "PACKAGE.MODULE:FUNCTION")
 
 
 @dataclass(frozen=True)
@@ -36,26 +50,32 @@ class Composed:
 def compose(arguments: Sequence[str]) -> list[Composed]:
     """Return a config for each point that the arguments describe: one, or several with -m.
 
-    Where Hydra answers the arguments itself (`--cfg`, `--info`, `--help`, completion), the answer
-    is printed and nothing is returned.
+    Where Hydra answers the arguments itself (`--cfg`, `--info`, completion), the answer is printed
+    and nothing is returned.
 
     Raises:
         ConfigError: a composed config is invalid.
     """
-    points: list[tuple[DictConfig, list[str]]] = []
+    points: list[Composed] = []
+    errors: list[Exception] = []
 
     def collect(config: DictConfig) -> None:
-        points.append((config, list(HydraConfig.get().overrides.task)))
+        task = OmegaConf.to_container(HydraConfig.get().overrides.task)  # ${...} as it was given
+        overrides = tuple(cast("list[str]", task))
+        try:  # in here, where ${hydra:...} means this point
+            points.append(Composed(parse(_resolve(config, overrides)), overrides))
+        except (ConfigError, OmegaConfBaseException) as error:
+            errors.append(error)
 
-    _register_named_models(arguments)
-    with TemporaryDirectory(prefix="tahoe-sweep-") as sweep_dir, _argv([*arguments]) as argv:
-        if {"-m", "--multirun"} & set(arguments):
-            argv.append(f"hydra.sweep.dir={sweep_dir}")  # Hydra leaves a multirun.yaml there
+    _register_named_models([*arguments, *os.environ.get("COMP_LINE", "").split()])
+    with _command_line(arguments):
         try:
             hydra.main(version_base="1.3", config_path="pkg://conf", config_name="train")(collect)()
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(_explain(error)) from error
-    return [Composed(parse(_resolve(*point)), tuple(point[1])) for point in points]
+        except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+            errors.append(error)
+    if errors:
+        raise ConfigError(_explain(errors[0])) from errors[0]
+    return points
 
 
 def merge(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -65,17 +85,18 @@ def merge(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
         ConfigError: an override is not of that form.
     """
     for override in overrides:
-        if not re.match(r"[\w.]+=", override):
+        key = re.match(r"([\w.]+)=", override)
+        if not key or isinstance(values.get(key[1]), dict):
             raise ConfigError(
-                f"'{override}' is not an override of a frozen config. Write section.key=value; "
-                "groups cannot be chosen again."
+                f"'{override}' is not an override of a frozen config; nothing was changed. Write "
+                "section.key=value; a group cannot be chosen again."
             )
     try:
         merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.from_dotlist([*overrides]))
         assert isinstance(merged, DictConfig)
         return _resolve(merged, overrides)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{' '.join(overrides)}: {error}") from None
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"{' '.join(overrides)}: {_explain(error)}") from None
 
 
 def _resolve(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
@@ -84,42 +105,52 @@ def _resolve(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     assert isinstance(values, dict)
     plain = {str(key): value for key, value in values.items()}
     _refuse_missing(plain)
-    recipe = plain["recipe"]
-    named = {d for d in DURATIONS for o in overrides if o.lstrip("+").startswith(f"recipe.{d}=")}
-    if len(named) == 1 and recipe[next(iter(named))] is not None:
-        recipe.update({name: None for name in DURATIONS if name not in named})
-    for section, key in ((plain, "runs_dir"), (plain, "run_dir"), (plain["data"], "url")):
-        section[key] = absolute(section[key])
-    plain["checkpoint"]["url"] = absolute(plain["checkpoint"]["url"])
-    plain["tracking"]["uri"] = absolute(plain["tracking"]["uri"])
+    _keep_named_duration(plain, overrides)
+    for key in _PATHS:
+        section, _, name = key.rpartition(".")
+        holder = plain.get(section) if section else plain
+        if isinstance(holder, dict) and isinstance(holder.get(name), str):
+            holder[name] = absolute(holder[name])
     return plain
 
 
-def absolute(url: str | None) -> str | None:
+def _refuse_missing(values: dict[str, Any]) -> None:
+    missing = [key for key, value in flatten(values).items() if value == "???"]
+    if missing:
+        raise ConfigError(
+            f"no value for {', '.join(missing)}, which must be given. Add "
+            f"{' '.join(f'{key}=VALUE' for key in missing)} to the command."
+        )
+
+
+def _keep_named_duration(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Let one duration on the command line replace the recipe's."""
+    recipe = values.get("recipe")
+    named = {d for d in DURATIONS for o in overrides if o.lstrip("+").startswith(f"recipe.{d}=")}
+    if isinstance(recipe, dict) and len(named) == 1 and recipe.get(*named) is not None:
+        recipe.update({name: None for name in DURATIONS if name not in named})
+
+
+def absolute(url: str) -> str:
     """Return a URL that means the same from any directory: paths and SQLite files made absolute."""
-    if url is None or re.match(r"(?!sqlite:)[\w+.\-]+://|sqlite:////", url):
+    if re.match(r"(?!sqlite:)[\w+.\-:]+://|sqlite:////", url):
         return url
     prefix = "sqlite:///" if url.startswith("sqlite:///") else ""
     return prefix + str(Path(url.removeprefix(prefix)).expanduser().absolute())
 
 
 def _explain(error: Exception) -> str:
-    """Return Hydra's message; where a key is unknown, with the keys that are."""
-    key = getattr(error.__cause__ or error, "full_key", None)
-    if isinstance(error.__cause__ or error, ConfigKeyError | ConfigAttributeError) and key:
+    """Return Hydra's message; for a key or choice that is not there, with those that are."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        names = re.fullmatch(r"(model|.+)/(.+)", error.missing_cfg_file)
+        group, wrong = names.groups() if names else ("config", error.missing_cfg_file)
+        valid = (*error.options, *(_NAMED_MODELS if group == "model" else ()))
+        return f"{group}={wrong}: there is no such choice; {valid_instead(wrong, valid)}"
+    cause = error.__cause__ or error
+    key = getattr(cause, "full_key", None)
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key:
         return explain_unknown(key.split("."))
-    return str(error)
-
-
-def _refuse_missing(values: dict[str, Any], prefix: str = "") -> None:
-    for key, value in values.items():
-        if value == "???":
-            raise ConfigError(
-                f"{prefix}{key} has no default and was not given. Add {prefix}{key}=VALUE to the "
-                "command."
-            )
-        if isinstance(value, dict):
-            _refuse_missing(value, f"{prefix}{key}.")
+    return f"{key}: {str(error).splitlines()[0]}" if key else str(error)
 
 
 def _register_named_models(arguments: Sequence[str]) -> None:
@@ -130,28 +161,33 @@ def _register_named_models(arguments: Sequence[str]) -> None:
     """
     for argument in arguments:
         key, _, choices = argument.partition("=")
-        for choice in choices.split(",") if key == "model" else ():
-            named = re.fullmatch(r"(?:(timm|torchvision)/[\w.\-]+|[\w.]+:\w+)", choice.strip())
-            if named:
-                path, base = PurePosixPath("model", choice.strip()), named[1] or "custom"
-                ConfigStore.instance().store(
-                    group=str(path.parent),
-                    name=path.name,
-                    package="model",
-                    node={"defaults": [f"/model/{base}@_here_", "_self_"], "name": choice.strip()},
-                )
+        for named in _NAMED_MODEL.finditer(choices) if key == "model" else ():
+            path, base = PurePosixPath("model", named[0]), named[1] or "custom"
+            ConfigStore.instance().store(
+                group=str(path.parent),
+                name=path.name,
+                package="model",
+                node={"defaults": [f"/model/{base}@_here_", "_self_"], "name": named[0]},
+            )
 
 
 @contextmanager
-def _argv(arguments: list[str]) -> Iterator[list[str]]:
-    """Show Hydra a command line without Tahoe's verb, to its completer as well."""
+def _command_line(arguments: Sequence[str]) -> Iterator[None]:
+    """Show Hydra a command line without Tahoe's verb, to its completer as well.
+
+    The overrides come first, since Hydra does not find those that stand behind an option.
+    """
     argv, environ = sys.argv, dict(os.environ)
-    sys.argv = [argv[0], *arguments]
+    overrides = [argument for argument in arguments if _OVERRIDE.match(argument)]
+    options = [argument for argument in arguments if not _OVERRIDE.match(argument)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing them
     if "COMP_LINE" in environ:
-        os.environ["COMP_LINE"] = re.sub(r"^(\s*\S+)\s+train\b", r"\1", environ["COMP_LINE"])
+        line = re.sub(r"^(\s*\S+)\s+train\b", r"\1", environ["COMP_LINE"])
+        os.environ["COMP_LINE"] = re.sub(r"\s(-m|--multirun)(?=\s)", "", line)
     try:
-        yield sys.argv
+        with TemporaryDirectory(prefix="tahoe-sweep-") as directory:  # for -m's multirun.yaml
+            sys.argv = [argv[0], *overrides, f"hydra.sweep.dir='{directory}'", *options]
+            yield
     finally:
         sys.argv = argv
         os.environ.clear()

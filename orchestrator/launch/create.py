@@ -11,14 +11,20 @@ from typing import Any
 from uuid import uuid4
 
 from data_sharding.manifest import Manifest, read_manifest
-from orchestrator.config import Config, flatten, identity, is_safe, to_dict
+from orchestrator.config import Config, ConfigError, identity, to_dict, unsafe_changes
 from orchestrator.launch.compose import Composed
 from orchestrator.plan import Plan, data_fingerprint, make_plan
 from orchestrator.rundir import RunDir, RunError, write_atomic
+from orchestrator.training.checkpoint import CheckpointStore
 
 _PACKAGES = (
     *("tahoe-orchestrator", "torch", "torchvision", "timm", "hydra-core", "mlflow"),
     *("webdataset", "fsspec", "numpy", "pillow", "safetensors"),
+)
+# What `git apply` reads, whatever the user's git is configured to show.
+_PLAIN_DIFF = (
+    *("--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--no-relative"),
+    *("--src-prefix=a/", "--dst-prefix=b/"),
 )
 
 
@@ -26,27 +32,60 @@ def open_run(composed: Composed) -> tuple[RunDir, Plan]:
     """Make the run directory of a config, or find the one that an earlier attempt has made.
 
     Raises:
-        RunError: a finished run, or a run of another config, lies there.
+        RunError: a finished run, a running one, or a run of another config lies there.
         ConfigError, DataError: the config does not fit its data set.
     """
     config = composed.config
-    run = RunDir(Path(config.run_dir or Path(config.runs_dir, run_id(config))))
+    run = RunDir(run_path(config))
     if run.config_file.exists():
         _check_same(run, config)
-        if run.is_finished and config.if_finished == "rerun":
-            _set_aside(run)
-        elif run.is_finished and config.if_finished == "refuse":
-            raise RunError(
-                f"{run.path} is finished. Training again would overwrite its results. Add epochs "
-                f"with `tahoe resume {run.path} recipe.epochs=N`, take another seed, or say "
-                "if_finished=rerun (sets the old directory aside) or if_finished=reuse."
-            )
+    is_finished = run.config_file.exists() and run.is_finished
+    if is_finished and config.if_finished == "refuse":
+        raise RunError(
+            f"{run.path} is finished. Training again would overwrite its results. Add epochs "
+            f"with `tahoe resume {run.quoted} recipe.epochs=N`, take another seed, or say "
+            "if_finished=rerun (sets the old directory aside) or if_finished=reuse."
+        )
     train, val = (read_manifest(config.data.url, split) for split in ("train", "val"))
     plan = make_plan(config, config.launcher.num_procs, train, val)
-    if not run.identity_file.exists():
-        _make(run, composed, train, val)
-    run.write_config(to_dict(config))
+    if is_finished and config.if_finished == "reuse":
+        return run, plan
+    if is_finished or not run.config_file.exists():
+        _check_no_checkpoints(config)
+    if is_finished:
+        _set_aside(run)
+    _make_directory(run.path)
+    with run.lock():  # the config of an attempt that is running is not touched
+        if not run.config_file.exists():
+            _describe(run, composed, train, val)
+        run.write_config(to_dict(config))
     return run, plan
+
+
+def open_runs(points: Sequence[Composed]) -> list[tuple[RunDir, Plan]]:
+    """Open the run of each point, so that what is wrong with one is told before any is started.
+
+    Raises:
+        ConfigError: two points are one run, or what `open_run` raises; as do the others.
+        RunError, DataError: what `open_run` raises.
+    """
+    at: dict[str, Composed] = {}
+    for point in points:
+        for place in filter(None, (str(run_path(point.config)), point.config.checkpoint.url)):
+            other = at.setdefault(place, point)
+            if other is not point:
+                raise ConfigError(
+                    f"two points of the sweep would be one run: [{' '.join(other.overrides)}] and "
+                    f"[{' '.join(point.overrides)}] both lie at {place}, so that the second would "
+                    "continue the first. Take one of them out, or let the place depend on the "
+                    "point, e.g. run_dir='runs/${hydra:job.num}'; for checkpoint.url likewise."
+                )
+    return [open_run(point) for point in points]
+
+
+def run_path(config: Config) -> Path:
+    """Return the directory of a config's run: the one it names, or its own under `runs_dir`."""
+    return Path(config.run_dir or Path(config.runs_dir, run_id(config)))
 
 
 def run_id(config: Config) -> str:
@@ -57,17 +96,25 @@ def run_id(config: Config) -> str:
 
 
 def _check_same(run: RunDir, config: Config) -> None:
-    frozen = flatten(run.read_config())
-    changed = [
-        f"{key}: {frozen.get(key)} there, {value} now"
-        for key, value in flatten(to_dict(config)).items()
-        if not is_safe(key) and frozen.get(key) != value
-    ]
+    changed = unsafe_changes(run.read_config(), to_dict(config))
     if changed:
+        listed = "; ".join(f"{key}: {values}" for key, values in changed.items())
         raise RunError(
-            f"{run.path} holds a run of another config ({'; '.join(changed)}). Continuing it with "
+            f"{run.path} holds a run of another config ({listed}). Continuing it with "
             "this one would give results of neither. Choose another run_dir, or leave run_dir out: "
             "each config then has a directory of its own."
+        )
+
+
+def _check_no_checkpoints(config: Config) -> None:
+    """Refuse to begin a run where the checkpoints of another lie: it would continue that one."""
+    url = config.checkpoint.url
+    steps = CheckpointStore(url).steps() if url else []
+    if steps:
+        raise RunError(
+            f"checkpoint.url={url} holds the checkpoints of another run, up to step {steps[-1]}. A "
+            "new run would continue from them. Give it a checkpoint.url of its own, or leave it "
+            "out: checkpoints then lie in the run directory."
         )
 
 
@@ -80,10 +127,19 @@ def _set_aside(run: RunDir) -> None:
     print(f"the finished run is kept as {aside}")
 
 
-def _make(run: RunDir, composed: Composed, train: Manifest, val: Manifest) -> None:
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"cannot make the run directory {path}: {error.strerror}. Nothing was started. Choose "
+            "another place with runs_dir=DIR or run_dir=DIR."
+        ) from None
+
+
+def _describe(run: RunDir, composed: Composed, train: Manifest, val: Manifest) -> None:
     """Write everything but the config, whose presence says that the run directory is whole."""
-    run.path.mkdir(parents=True, exist_ok=True)
-    git, patch = _code_version(Path(__file__).parent)
+    git, patch = code_version(Path(__file__))
     if patch:
         write_atomic(run.patch_file, patch)
     run.write_json(
@@ -107,23 +163,27 @@ def _make(run: RunDir, composed: Composed, train: Manifest, val: Manifest) -> No
     )
 
 
-def _code_version(directory: Path) -> tuple[dict[str, Any] | None, str]:
-    """Return (commit and whether there is more than it, that more as a patch); None outside git."""
+def code_version(file: Path) -> tuple[dict[str, Any] | None, bytes]:
+    """Return the commit of the checkout that tracks a file, and what lies there beyond it.
 
-    def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(directory), *arguments]
-        done = run_process(command, capture_output=True, text=True, errors="replace", check=False)
+    The second is a patch for `git apply`; it has no files that git does not know, which make the
+    checkout dirty as well. None and an empty patch where no checkout tracks the file.
+    """
+
+    def git(*arguments: str) -> bytes | None:
+        command = ["git", "-C", str(file.parent), *arguments]
+        done = run_process(command, capture_output=True, check=False)
         return done.stdout if done.returncode == 0 else None
 
     try:
         commit = git("rev-parse", "HEAD")
-        tracked = git("ls-files", "--error-unmatch", str(Path(__file__)))
+        tracked = git("ls-files", "--error-unmatch", file.name)
     except FileNotFoundError:  # no git on this machine
-        return None, ""
+        return None, b""
     if commit is None or tracked is None:  # an installed wheel may lie inside another project
-        return None, ""
-    patch = git("diff", "HEAD", "--binary") or ""
-    return {"commit": commit.strip(), "dirty": bool(git("status", "--porcelain"))}, patch
+        return None, b""
+    patch = git("diff", "HEAD", *_PLAIN_DIFF) or b""
+    return {"commit": commit.decode().strip(), "dirty": bool(git("status", "--porcelain"))}, patch
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str | None]:

@@ -21,7 +21,7 @@ from orchestrator.launch.watch import Watcher
 from orchestrator.plan import Plan
 from orchestrator.rundir import RunDir
 
-SAVED_AND_STOPPED, NEVER_RESTART = 75, 93
+CRASHED, SAVED_AND_STOPPED, NEVER_RESTART = 1, 75, 93
 _AGREED = (0, SAVED_AND_STOPPED, NEVER_RESTART)
 _POLL_S = 0.2
 
@@ -32,10 +32,10 @@ def run_attempt(run: RunDir, config: Config, plan: Plan) -> int:
     Raises:
         RunError: another attempt of this run is alive.
     """
-    with run.lock():
+    with run.lock() as lock:
         attempt = run.begin_attempt(launcher="local", world_size=plan.world_size)
         run.stop_file.unlink(missing_ok=True)
-        ranks = _Ranks.start(run, config, attempt)
+        ranks = _Ranks.start(run, config, attempt, lock)
         with Watcher(run, plan, ranks.log_file(0)) as watcher:
             ranks.watch(watcher)
         exit_code = _judge(run, attempt, ranks)
@@ -51,14 +51,14 @@ def _judge(run: RunDir, attempt: int, ranks: "_Ranks") -> int:
             print(f"finished: {run.path}")
             return 0
         if verdict["verdict"] == "stopped":
-            print(f"{verdict['reason']}. Continue with:\n  tahoe resume {_quoted(run.path)}")
+            print(f"{verdict['reason']}. Continue with:\n  tahoe resume {run.quoted}")
             return SAVED_AND_STOPPED
         print(f"error: {verdict['reason']}", file=sys.stderr)
         return NEVER_RESTART
     if ranks.was_killed:
         print(
             f"quit without saving. Continue from the last checkpoint with:\n"
-            f"  tahoe resume {_quoted(run.path)}"
+            f"  tahoe resume {run.quoted}"
         )
         return 128 + signal.SIGINT
     rank, code = ranks.first_failure()
@@ -66,10 +66,10 @@ def _judge(run: RunDir, attempt: int, ranks: "_Ranks") -> int:
     print(
         f"error: rank {rank} ended with {how}. The last lines of {ranks.log_file(rank)}:\n"
         f"{_tail(ranks.log_file(rank))}\n"
-        f"Continue from the last checkpoint with:\n  tahoe resume {_quoted(run.path)}",
+        f"Continue from the last checkpoint with:\n  tahoe resume {run.quoted}",
         file=sys.stderr,
     )
-    return NEVER_RESTART if code == NEVER_RESTART else 1
+    return NEVER_RESTART if code == NEVER_RESTART else CRASHED
 
 
 @dataclass
@@ -85,7 +85,7 @@ class _Ranks:
     deadline_s: float = float("inf")
 
     @classmethod
-    def start(cls, run: RunDir, config: Config, attempt: int) -> "_Ranks":
+    def start(cls, run: RunDir, config: Config, attempt: int, lock: int) -> "_Ranks":
         log_dir = run.log_dir(attempt)
         log_dir.mkdir(parents=True)
         num_procs, port = config.launcher.num_procs, _free_port()
@@ -112,6 +112,7 @@ class _Ranks:
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
+                    pass_fds=[lock],  # a killed launcher leaves ranks that hold the run and save
                     start_new_session=True,
                 )
             ranks.processes.append(process)
@@ -185,9 +186,3 @@ def _free_port() -> int:
 def _tail(file: Path, num_lines: int = 20) -> str:
     lines = file.read_text(errors="replace").splitlines()[-num_lines:]
     return "\n".join(f"  {line}" for line in lines)
-
-
-def _quoted(path: Path) -> str:
-    import shlex
-
-    return shlex.quote(str(path))

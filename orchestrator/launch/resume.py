@@ -3,10 +3,19 @@
 from collections.abc import Sequence
 
 from data_sharding.manifest import read_manifest
-from orchestrator.config import DURATIONS, SAFE_KEYS, ConfigError, flatten, is_safe, parse, to_dict
+from orchestrator.config import (
+    DURATIONS,
+    SAFE_KEYS,
+    Config,
+    ConfigError,
+    parse,
+    to_dict,
+    unsafe_changes,
+)
 from orchestrator.launch.compose import merge
 from orchestrator.plan import Plan, make_plan
 from orchestrator.rundir import RunDir, RunError
+from orchestrator.training.checkpoint import CheckpointStore
 
 
 def reopen_run(run: RunDir, overrides: Sequence[str]) -> Plan:
@@ -18,13 +27,8 @@ def reopen_run(run: RunDir, overrides: Sequence[str]) -> Plan:
     """
     frozen = run.read_config()
     config = parse(merge(frozen, overrides))
-    before, after = flatten(frozen), flatten(to_dict(config))
     durations = {f"recipe.{name}" for name in DURATIONS}
-    refused = [
-        key
-        for key in after
-        if after[key] != before.get(key) and not is_safe(key) | (key in durations)
-    ]
+    refused = [key for key in unsafe_changes(frozen, to_dict(config)) if key not in durations]
     if refused:
         raise ConfigError(
             f"{', '.join(refused)} cannot change within a run: what came before and after would "
@@ -33,17 +37,25 @@ def reopen_run(run: RunDir, overrides: Sequence[str]) -> Plan:
         )
     train, val = (read_manifest(config.data.url, split) for split in ("train", "val"))
     plan = make_plan(config, config.launcher.num_procs, train, val)
-    verdict = run.read_json(run.verdict_file) or {}
-    done = verdict.get("step") or 0
+    done = _num_steps_done(run, config)
     if plan.num_steps < done:
         raise ConfigError(
             f"{run.id} has done {done} steps, more than the {plan.num_steps} asked for. A run can "
-            "be extended, not shortened."
+            "be extended, not shortened: ask for more, or start a new run with `tahoe train`."
         )
     if run.is_finished and plan.num_steps == done:
+        twice = f"{2 * done / plan.steps_per_epoch:g}"
         raise RunError(
             f"{run.id} is finished after {done} steps. There is nothing to continue. Extend it "
-            f"with e.g. `tahoe resume {run.path} recipe.epochs={2 * done / plan.steps_per_epoch:g}`."
+            f"with e.g. `tahoe resume {run.quoted} recipe.epochs={twice}`."
         )
-    run.write_config(to_dict(config))
+    with run.lock():  # the config of an attempt that is running is not touched
+        run.write_config(to_dict(config))
     return plan
+
+
+def _num_steps_done(run: RunDir, config: Config) -> int:
+    """Return the step that the run has reached; a killed attempt tells it by its checkpoints."""
+    verdict = run.read_json(run.verdict_file) or {}
+    saved = CheckpointStore(config.checkpoint.url or str(run.checkpoints_dir)).steps()
+    return max(verdict.get("step") or 0, *saved[-1:], 0)

@@ -37,4 +37,7 @@ def write(options: argparse.Namespace) -> int:
             f"  {split}: {manifest.num_samples:,} images of {len(manifest.classes)} classes in "
             f"{len(manifest.shards)} shards, {manifest.num_bytes / 1e6:.1f} MB"
         )
+    if source.ignored:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(source.ignored.items()))
+        console.print(f"  passed over, since they are not images: {kinds}", markup=False)
     return 0

@@ -9,14 +9,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from orchestrator.rundir import RunDir
-from orchestrator.tracking.outcome import attempts, is_alive, outcome
+from orchestrator.tracking.outcome import attempts, outcome
 from orchestrator.tracking.points import Point, Sieve, read_records
 
 MISSING = "-"
 NUMBERS = (
     "val\ntop-1\n(%)",
-    "val\ntop-5\n(%)",
-    "step",
     "training\n(h:mm:ss)",
     "speed\n(img/s)",
     "params\n(M)",
@@ -28,14 +26,12 @@ class Result:
     """What one run achieved; None where it has not logged a thing.
 
     Accuracies are the last ones of the validation set, in percent. `training_s` is the wall time of
-    all attempts together, `images_per_s` the median over the run, `step` the last one logged.
+    all attempts together, `images_per_s` the median over the run.
     """
 
     run_id: str
     model: str
     val_top1_percent: float | None
-    val_top5_percent: float | None
-    step: int | None
     training_s: float | None
     images_per_s: float | None
     num_params: int | None
@@ -58,12 +54,10 @@ def results(run: RunDir) -> Result:
         run_id=run.id,
         model=str(model.get("name", MISSING)),
         val_top1_percent=_value(latest, "val/top1"),
-        val_top5_percent=_value(latest, "val/top5"),
-        step=max((point.step for point in points), default=None),
         training_s=_training_s(run, last_time_ms),
         images_per_s=statistics.median(speeds) if speeds else None,
         num_params=int(num_params) if math.isfinite(num_params) else None,
-        status="running" if end.state == "crashed" and is_alive(run) else end.state,
+        status="running" if end.state == "crashed" and run.is_alive else end.state,
     )
 
 
@@ -86,8 +80,6 @@ def _cells(result: Result) -> tuple[str, ...]:
         result.run_id,
         result.model,
         _number(result.val_top1_percent, ".2f"),
-        _number(result.val_top5_percent, ".2f"),
-        _number(result.step, ","),
         MISSING if result.training_s is None else _clock(result.training_s),
         _number(result.images_per_s, ",.0f"),
         _number(millions, ".2f"),

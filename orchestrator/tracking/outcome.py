@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.rundir import RunDir, RunError, read_json_lines
+from orchestrator.rundir import RunDir, read_json_lines
 
 STATES = ("scheduled", "running", "finished", "stopped", "never_restart", "crashed")
 
@@ -32,17 +32,6 @@ def outcome(run: RunDir) -> Outcome:
 def running(attempt: int) -> Outcome:
     """Return the outcome of an attempt that is known to be alive."""
     return Outcome("running", attempt, f"attempt {attempt} is running")
-
-
-def is_alive(run: RunDir) -> bool:
-    """Whether an attempt holds the lock of the run; False where the lock cannot be tried."""
-    try:
-        with run.lock():
-            return False
-    except RunError:
-        return True
-    except OSError:  # a run directory of somebody else, to be read only
-        return False
 
 
 def attempts(run: RunDir) -> dict[int, dict[str, Any]]:

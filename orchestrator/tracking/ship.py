@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from orchestrator.rundir import RunDir, RunError
 from orchestrator.tracking.lifeline import GaveUpError, Insist, Lifeline, log
-from orchestrator.tracking.outcome import attempts, is_alive, outcome, running
+from orchestrator.tracking.outcome import attempts, outcome, running
 from orchestrator.tracking.outgoing import summary
 from orchestrator.tracking.points import Tail
 
@@ -76,7 +76,7 @@ def sync(path: Path, wait_s: float = 10.0) -> None:
             shipment = Shipment(attach(run, config), Tail(run.metrics_file))
             shipment.tracked.describe()
             shipment.send_new()
-            shipment.close(alive=is_alive(run))
+            shipment.close(alive=run.is_alive)
             shipment.tracked.upload()
         except (MlflowException, OSError) as error:
             raise RunError(_left_behind(run, error)) from error

@@ -40,6 +40,9 @@ __all__ = [
     "sqlite_file",
 ]
 
+# What MLflow's pages call training, as against prompts and traces: they open on runs and charts.
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+
 for _chatterer in ("mlflow", "alembic", "sqlalchemy"):
     logging.getLogger(_chatterer).setLevel(logging.CRITICAL)
 
@@ -94,7 +97,7 @@ def _create_experiment(client: MlflowClient, tracking_uri: str, name: str) -> st
     file = sqlite_file(tracking_uri)
     location = None if file is None else artifacts_dir(file).as_uri()
     try:
-        return str(client.create_experiment(name, artifact_location=location))
+        return str(client.create_experiment(name, artifact_location=location, tags=_KIND))
     except MlflowException as error:
         found = client.get_experiment_by_name(name)
         if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:

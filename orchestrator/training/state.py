@@ -23,7 +23,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from orchestrator.config import ConfigError, Optimizer, Recipe
 from orchestrator.training.checkpoint import FORMAT, CheckpointError
 
-
 # What torch and safetensors raise for names, shapes or bytes that they did not expect. A file that
 # holds more than tensors is an UnpicklingError: nothing in it is run (weights_only=True).
 _UNFIT = (KeyError, RuntimeError, ValueError, UnpicklingError, SafetensorError)

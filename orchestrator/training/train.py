@@ -6,7 +6,6 @@ that a checkpoint holds. To resume is to load that state and to count from anoth
 
 import math
 import time
-from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -52,8 +51,9 @@ def train(run: RunDir, config: Config, world: World, metrics: MetricLog) -> Verd
         logging = last or step % config.logging.every_steps == 0
         saving = last or stopping or step % config.checkpoint.every_steps == 0
         if logging or saving:
-            figures = _reduce(loss, meter, bad, world)
-            _check(figures, config, first=checked + 1, last=step)
+            figures, num_bad, num_seen = _reduce(loss, meter, bad, world)
+            _check_loss(figures["train/loss"], first=checked + 1, last=step)
+            _check_data(num_bad, num_seen, config.data.max_bad_share)
             checked = step
         if logging:
             lr = job.state.optimizer.param_groups[0]["lr"]
@@ -90,40 +90,37 @@ def _update(state: TrainState, config: Config, step: int) -> torch.Tensor:
     return grad_norm
 
 
-def _reduce(loss: torch.Tensor, meter: Meter, bad: BadSamples, world: World) -> dict[str, float]:
-    """Return this step's loss and the speed since the last reading, over all ranks.
+def _reduce(
+    loss: torch.Tensor, meter: Meter, bad: BadSamples, world: World
+) -> tuple[dict[str, float], int, int]:
+    """Return figures, and how many samples were bad and were seen in this attempt, over all ranks.
 
-    The loss is of one step, not a mean since the last reading, so that it is the same whenever
+    The loss is of this one step, not a mean since the last reading, so that it is the same whenever
     training was interrupted.
     """
     images_per_s, data_wait = meter.read()
-    figures = {
-        "train/loss": loss.item() / world.size,
-        "perf/images_per_s": images_per_s,
-        "perf/data_wait": data_wait / world.size,
-        "data/bad": bad.num_bad,
-        "data/seen": bad.num_seen,
-    }
-    total = world.sum(torch.tensor(list(figures.values()), dtype=torch.float64))
-    return dict(zip(figures, total.tolist(), strict=True))
+    mine = (loss.item() / world.size, images_per_s, data_wait / world.size)
+    total = world.sum(torch.tensor((*mine, bad.num_bad, bad.num_seen), dtype=torch.float64))
+    *figures, num_bad, num_seen = total.tolist()
+    names = ("train/loss", "perf/images_per_s", "perf/data_wait")
+    return dict(zip(names, figures, strict=True)), int(num_bad), int(num_seen)
 
 
-def _check(figures: Mapping[str, float], config: Config, *, first: int, last: int) -> None:
-    """End a run that cannot recover; all ranks see the same figures and end alike.
-
-    Raises:
-        NeverRestartError: the loss is not finite, or too many samples cannot be read.
-    """
-    loss, num_bad, num_seen = (figures[k] for k in ("train/loss", "data/bad", "data/seen"))
+def _check_loss(loss: float, *, first: int, last: int) -> None:
+    """End a run that has diverged; all ranks see the same loss and end alike."""
     if not math.isfinite(loss):
         raise NeverRestartError(
             f"diverged: the loss became {loss} between steps {first} and {last}. Going on would "
             "train nothing. Lower recipe.optimizer.lr, lengthen the warm-up, or set "
             "recipe.clip_grad_norm."
         )
-    if num_bad > config.data.max_bad_share * num_seen:
+
+
+def _check_data(num_bad: int, num_seen: int, max_bad_share: float) -> None:
+    """End a run whose data set is worse than the user allows."""
+    if num_bad > max_bad_share * num_seen:
         raise NeverRestartError(
-            f"{num_bad:.0f} of {num_seen:.0f} samples could not be read, more than "
-            f"data.max_bad_share={config.data.max_bad_share}. The log names them. Repair the data "
-            "set, or raise the share."
+            f"{num_bad} of {num_seen} samples could not be read, more than "
+            f"data.max_bad_share={max_bad_share}. The log names them. Repair the data set, or "
+            "raise the share."
         )

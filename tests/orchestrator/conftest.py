@@ -1,0 +1,33 @@
+"""A config and a data set as the launching side knows them: plain values, and manifests alone."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_sharding.manifest import Manifest, ShardInfo, write_manifest
+from orchestrator.config import to_dict
+from orchestrator.launch.compose import compose
+
+
+@pytest.fixture(scope="session")
+def _default() -> dict[str, Any]:
+    (composed,) = compose([])
+    return to_dict(composed.config)
+
+
+@pytest.fixture
+def values(_default: dict[str, Any]) -> dict[str, Any]:
+    """Return the default config, to be changed at will."""
+    return copy.deepcopy(_default)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Return a data set of 1,000 and 100 images that can be planned with and not be read."""
+    path = tmp_path / "data sets" / "planned"
+    for split, num_samples in (("train", 1000), ("val", 100)):
+        shard = ShardInfo("shard-000000.tar", num_samples, 10240, "0" * 64)
+        write_manifest(str(path), split, Manifest(tuple("abcdefghij"), (shard,), {}))
+    return path

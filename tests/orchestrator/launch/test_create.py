@@ -1,0 +1,301 @@
+"""A config has one run directory, which says where it comes from and is not overwritten."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_sharding.manifest import DataError
+from orchestrator.config import Config, ConfigError, parse, to_dict
+from orchestrator.launch import create
+from orchestrator.launch.compose import Composed
+from orchestrator.launch.create import code_version, open_run, open_runs, run_id
+from orchestrator.rundir import RunDir, RunError
+
+ConfigOf = Callable[..., Config]
+
+
+@pytest.fixture
+def config_of(values: dict[str, Any], shards: Path, tmp_path: Path) -> ConfigOf:
+    """Return a function: a config of the planned data set, with some of its keys changed."""
+    defaults = {"runs_dir": str(tmp_path / "runs")}
+    values["data"]["url"] = str(shards)
+
+    def config_of(**changes: Any) -> Config:
+        return parse(values | defaults | changes)
+
+    return config_of
+
+
+def opened(config: Config, *overrides: str) -> RunDir:
+    run, _ = open_run(Composed(config, overrides))
+    return run
+
+
+def finish(run: RunDir) -> None:
+    verdict = {"verdict": "finished", "step": 1, "attempt": run.begin_attempt(), "reason": ""}
+    run.write_json(run.verdict_file, verdict)
+
+
+def content(run: RunDir) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in run.path.iterdir() if file.name != "lock"}
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("lenet5_1998", "lenet5_1998"),
+        ("timm/resnet50.a1_in1k", "resnet50.a1_in1k"),
+        ("my_package.nets:wide", "my_package.nets_wide"),
+        ("timm/../../a b;c", "a_b_c"),
+    ],
+)
+def test_the_id_of_a_run_is_readable(config_of: ConfigOf, name: str, shown: str) -> None:
+    config = config_of(model={"name": name, "options": {}, "published": None})
+    assert re.fullmatch(re.escape(shown) + "-digits-[0-9a-f]{8}", run_id(config))
+
+
+def test_a_config_has_a_directory_of_its_own(config_of: ConfigOf) -> None:
+    run, again, other = (opened(config_of(seed=seed)) for seed in (1, 1, 2))
+    assert run == again
+    assert run.path.parent == other.path.parent
+    assert run.path != other.path
+    assert parse(run.read_config()) == config_of(seed=1)
+
+
+def test_an_unfinished_run_is_found_again_with_its_safe_keys_changed(config_of: ConfigOf) -> None:
+    run = opened(config_of())
+    before = run.read_json(run.identity_file)
+    again, plan = open_run(Composed(config_of(logging={"every_steps": 3, "sample_ids": True}), ()))
+    assert again == run
+    assert plan.num_train == 1000
+    assert run.read_config()["logging"]["every_steps"] == 3
+    assert run.read_json(run.identity_file) == before
+
+
+def test_a_finished_run_is_refused_with_the_ways_on(config_of: ConfigOf, tmp_path: Path) -> None:
+    config = config_of(run_dir=str(tmp_path / "my run"))
+    run = opened(config)
+    finish(run)
+    before = content(run)
+    with pytest.raises(RunError, match="is finished") as refused:
+        opened(config)
+    for way in (f"tahoe resume '{run.path}' recipe", "if_finished=rerun", "if_finished=reuse"):
+        assert way in str(refused.value)
+    assert content(run) == before
+
+
+def test_a_finished_run_is_reused_untouched(config_of: ConfigOf) -> None:
+    run = opened(config_of())
+    finish(run)
+    before = content(run)
+    changed = config_of(if_finished="reuse", logging={"every_steps": 3, "sample_ids": True})
+    assert opened(changed).is_finished
+    assert content(run) == before
+
+
+def test_a_finished_run_is_done_again_beside_the_old_ones(
+    config_of: ConfigOf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = opened(config_of())
+    uids = []
+    for number in (1, 2):
+        finish(run)
+        uids.append((run.read_json(run.identity_file) or {})["uid"])
+        again = opened(config_of(if_finished="rerun"))
+        old = RunDir(run.path.with_name(f"{run.path.name}.{number}"))
+        assert (again, again.is_finished, again.num_attempts) == (run, False, 0)
+        assert old.is_finished
+        assert f"kept as {old.path}" in capsys.readouterr().out
+    uids.append((run.read_json(run.identity_file) or {})["uid"])
+    assert len(set(uids)) == 3
+
+
+def test_a_finished_run_is_not_set_aside_for_one_that_cannot_start(
+    config_of: ConfigOf, shards: Path
+) -> None:
+    run = opened(config_of())
+    finish(run)
+    shutil.rmtree(shards)
+    with pytest.raises(DataError, match="no data set at"):
+        opened(config_of(if_finished="rerun"))
+    assert run.is_finished
+
+
+def test_another_config_in_the_same_directory_is_refused_by_its_keys(
+    config_of: ConfigOf, tmp_path: Path
+) -> None:
+    where, options = str(tmp_path / "run"), {"rbf": True, "width": 1.5}
+    model = {"name": "lenet5_1998", "published": None}
+    run = opened(config_of(run_dir=where, model=model | {"options": options}))
+    with pytest.raises(RunError, match="holds a run of another config") as refused:
+        opened(config_of(run_dir=where, model=model | {"options": {"rbf": True}}, seed=7))
+    assert "(seed: 0 there, 7 now; model.options.width: 1.5 there, absent now)" in str(
+        refused.value
+    )
+    assert run.read_config()["seed"] == 0
+
+
+def test_the_config_of_a_running_attempt_is_left_alone(config_of: ConfigOf) -> None:
+    run = opened(config_of())
+    with run.lock(), pytest.raises(RunError, match="is running"):
+        opened(config_of(logging={"every_steps": 3, "sample_ids": True}))
+    assert run.read_config()["logging"]["every_steps"] == 10
+
+
+def test_a_place_that_cannot_be_written_is_named(config_of: ConfigOf, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"cannot make the run directory .*runs_dir=DIR"):
+        opened(config_of(runs_dir=str(tmp_path / "file")))
+
+
+def test_impossible_arithmetic_makes_no_directory(config_of: ConfigOf, tmp_path: Path) -> None:
+    data = to_dict(config_of())["data"] | {"lanes": 3}
+    with pytest.raises(ConfigError, match=r"data\.lanes=3"):
+        opened(config_of(data=data))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_points_of_a_sweep_that_are_one_run_are_refused(config_of: ConfigOf) -> None:
+    logging = {"every_steps": 3, "sample_ids": True}
+    first = Composed(config_of(), ("logging.every_steps=10",))
+    second = Composed(config_of(logging=logging), ("logging.every_steps=3",))
+    other = Composed(config_of(seed=1), ("seed=1",))
+    with pytest.raises(ConfigError, match=r"one run: .*=10\] and \[logging\.every_steps=3\]"):
+        open_runs([first, other, second])
+    assert len({run.path for run, _ in open_runs([first, other])}) == 2
+
+
+def test_points_of_a_sweep_with_one_place_for_checkpoints_are_refused(
+    config_of: ConfigOf, tmp_path: Path
+) -> None:
+    checkpoint = to_dict(config_of())["checkpoint"] | {"url": str(tmp_path / "checkpoints")}
+    points = [Composed(config_of(seed=n, checkpoint=checkpoint), (f"seed={n}",)) for n in (1, 2)]
+    with pytest.raises(ConfigError, match=r"\[seed=1\] and \[seed=2\] both lie at .*/checkpoints,"):
+        open_runs(points)
+
+
+def test_a_new_run_does_not_continue_the_checkpoints_of_another(
+    config_of: ConfigOf, tmp_path: Path
+) -> None:
+    saved = tmp_path / "checkpoints" / "step-000000012" / "manifest.json"
+    checkpoint = to_dict(config_of())["checkpoint"] | {"url": str(tmp_path / "checkpoints")}
+    run = opened(config_of(seed=1, checkpoint=checkpoint))
+    saved.parent.mkdir(parents=True)
+    saved.write_text("{}")
+    assert opened(config_of(seed=1, checkpoint=checkpoint)) == run
+    finish(run)
+    for other in ({"seed": 2}, {"seed": 1, "if_finished": "rerun"}):
+        with pytest.raises(RunError, match="holds the checkpoints of another run, up to step 12"):
+            opened(config_of(checkpoint=checkpoint, **other))
+    assert run.is_finished
+
+
+def test_a_run_says_where_it_comes_from(config_of: ConfigOf) -> None:
+    run = opened(config_of(), "seed=0", "data=digits")
+    recorded = json.loads(run.identity_file.read_text())
+    git, patch = code_version(Path(create.__file__))
+    assert recorded["id"] == run.path.name
+    assert recorded["overrides"] == ["seed=0", "data=digits"]
+    assert recorded["git"] == git
+    assert run.patch_file.exists() == bool(patch)
+    assert recorded["python"] == sys.version.split()[0]
+    assert recorded["packages"]["torch"] == version("torch")
+    assert recorded["packages"]["tahoe-orchestrator"] == version("tahoe-orchestrator")
+    assert {k: recorded["data"][k] for k in ("name", "num_train", "num_val", "num_classes")} == {
+        "name": "digits",
+        "num_train": 1000,
+        "num_val": 100,
+        "num_classes": 10,
+    }
+    assert len(recorded["data"]["fingerprint"]) == 33
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a repository of two files, under a git configured against patches."""
+    config = tmp_path / "gitconfig"
+    config.write_text(
+        "[user]\nname=a\nemail=a@b\n[color]\nui=always\n[diff]\nnoprefix=true\nexternal=false\n"
+        "relative=true\n[core]\nautocrlf=false\n"
+    )
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    path = tmp_path / "checkout"
+    (path / "package").mkdir(parents=True)
+    (path / "package" / "code.py").write_bytes(b"one\r\n\xe9\r\n")
+    (path / "image").write_bytes(b"\0\1\2")
+    git(path, "init", "--quiet")
+    git(path, "add", ".")
+    git(path, "commit", "--quiet", "--message", "first")
+    return path
+
+
+def git(path: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(path), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_a_clean_checkout_is_its_commit(checkout: Path) -> None:
+    commit = git(checkout, "rev-parse", "HEAD")
+    found = code_version(checkout / "package" / "code.py")
+    assert found == ({"commit": commit, "dirty": False}, b"")
+
+
+def test_what_a_checkout_has_beyond_its_commit_can_be_applied(
+    checkout: Path, tmp_path: Path
+) -> None:
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "--quiet", str(checkout), str(clone))
+    (checkout / "package" / "code.py").write_bytes(b"one\r\n\xe9\xe8\r\ntwo\n")
+    (checkout / "image").write_bytes(b"\0\1\3")
+    found, patch = code_version(checkout / "package" / "code.py")
+    assert found is not None
+    assert found["dirty"]
+    subprocess.run(["git", "-C", str(clone), "apply"], input=patch, check=True)
+    for name in ("package/code.py", "image"):
+        assert (clone / name).read_bytes() == (checkout / name).read_bytes()
+
+
+def test_files_that_git_does_not_know_make_a_checkout_dirty(checkout: Path) -> None:
+    (checkout / "new.py").touch()
+    found, patch = code_version(checkout / "package" / "code.py")
+    assert found is not None
+    assert (found["dirty"], patch) == (True, b"")
+
+
+def test_code_outside_a_checkout_has_no_commit(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside, untracked = tmp_path / "code.py", checkout / "venv.py"
+    for file in (outside, untracked):
+        file.touch()
+        assert code_version(file) == (None, b"")
+    monkeypatch.setenv("PATH", str(tmp_path))  # a machine without git
+    assert code_version(checkout / "package" / "code.py") == (None, b"")
+
+
+OPEN_A_RUN = """
+import sys
+from orchestrator.launch.compose import compose
+from orchestrator.launch.create import open_runs
+from orchestrator.launch.local import run_attempt
+from orchestrator.launch.resume import reopen_run
+((run, _),) = open_runs(compose(sys.argv[1:]))
+reopen_run(run, ["recipe.epochs=30"])
+print(sorted({"torch", "mlflow", "timm", "sklearn"} & set(sys.modules)))
+"""
+
+
+def test_the_launcher_does_not_import_torch(shards: Path, tmp_path: Path) -> None:
+    arguments = [f"data.url='{shards}'", "run_dir=run", "model=timm/resnet18"]
+    command = [sys.executable, "-P", "-c", OPEN_A_RUN, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr

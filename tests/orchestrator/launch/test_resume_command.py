@@ -1,0 +1,190 @@
+"""`tahoe resume` continues a run as it was begun, or says why it does not."""
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import Tahoe
+
+from data_sharding.manifest import DataError, read_manifest, write_manifest
+from orchestrator.config import ConfigError, parse
+from orchestrator.launch.compose import Composed
+from orchestrator.launch.create import open_run
+from orchestrator.launch.resume import reopen_run
+from orchestrator.rundir import RunDir, RunError
+
+
+@pytest.fixture
+def run(values: dict[str, Any], shards: Path, tmp_path: Path) -> RunDir:
+    """Return a run of 14 steps, 7 an epoch, that no attempt has been made of."""
+    values["data"]["url"] = str(shards)
+    values["recipe"]["epochs"] = 2
+    run, _ = open_run(Composed(parse(values | {"run_dir": str(tmp_path / "my run")}), ()))
+    return run
+
+
+def end(run: RunDir, verdict: str, step: int) -> None:
+    attempt = run.begin_attempt()
+    run.write_json(run.verdict_file, {"verdict": verdict, "step": step, "attempt": attempt})
+
+
+def save_checkpoint(run: RunDir, step: int) -> None:
+    directory = run.checkpoints_dir / f"step-{step:09d}"
+    directory.mkdir(parents=True)
+    (directory / "manifest.json").write_text("{}")
+
+
+def test_an_unfinished_run_is_continued_as_it_is(run: RunDir) -> None:
+    before = run.read_config()
+    end(run, "stopped", 5)
+    assert reopen_run(run, []).num_steps == 14
+    assert run.read_config() == before
+
+
+def test_a_finished_run_with_nothing_added_is_told_how_to_add(run: RunDir) -> None:
+    end(run, "finished", 14)
+    with pytest.raises(RunError, match="finished after 14 steps") as refused:
+        reopen_run(run, [])
+    assert f"`tahoe resume '{run.path}' recipe.epochs=4`" in str(refused.value)
+
+
+@pytest.mark.parametrize("override", ["recipe.epochs=3", "recipe.steps=21", "recipe.images=2688"])
+def test_a_finished_run_can_be_extended(run: RunDir, override: str) -> None:
+    end(run, "finished", 14)
+    assert reopen_run(run, [override]).num_steps == 21
+    recipe = run.read_config()["recipe"]
+    assert sum(recipe[name] is not None for name in ("epochs", "images", "steps")) == 1
+
+
+def test_an_extension_that_was_killed_is_continued(run: RunDir) -> None:
+    end(run, "finished", 14)
+    reopen_run(run, ["recipe.epochs=3"])
+    run.begin_attempt()
+    assert reopen_run(run, []).num_steps == 21
+
+
+def test_a_run_cannot_be_shortened(run: RunDir) -> None:
+    end(run, "stopped", 10)
+    assert reopen_run(run, ["recipe.steps=10"]).num_steps == 10
+    with pytest.raises(ConfigError, match="has done 10 steps, more than the 9 asked for"):
+        reopen_run(run, ["recipe.steps=9"])
+    run.begin_attempt()  # killed after it had saved
+    save_checkpoint(run, 12)
+    with pytest.raises(ConfigError, match="has done 12 steps, more than the 11"):
+        reopen_run(run, ["recipe.steps=11"])
+    assert run.read_config()["recipe"]["steps"] == 10
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "launcher.num_procs=4",
+        "cluster.device=cpu",
+        "data.num_workers=3",
+        "logging.every_steps=1",
+        "tracking.enabled=false",
+        "checkpoint.every_steps=7",
+    ],
+)
+def test_how_and_where_a_run_goes_may_change(run: RunDir, override: str) -> None:
+    before = run.read_config()
+    reopen_run(run, [override])
+    key, _, value = override.partition("=")
+    section, name = key.split(".")
+    after = run.read_config()
+    assert str(after[section][name]).lower() == value
+    after[section][name] = before[section][name]
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("seed=1", "seed"),
+        ("recipe.optimizer.lr=1", "recipe.optimizer.lr"),
+        ("data.protocol=center-24-of-32", "data.protocol"),
+        ("evaluate.batch_size=8", "evaluate.batch_size"),
+        ("model.options.rbf=true", "model.options.rbf"),
+    ],
+)
+def test_what_a_run_is_may_not_change(run: RunDir, override: str, key: str) -> None:
+    before = run.read_config()
+    with pytest.raises(ConfigError, match="cannot change within a run") as refused:
+        reopen_run(run, ["launcher.num_procs=2", override])
+    named, _, rest = str(refused.value).partition(" cannot change")
+    assert key in named.split(", ")
+    assert "launcher.num_procs" not in named
+    assert "cluster, logging, tracking" in rest
+    assert run.read_config() == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["recipe=adamw"], "a group cannot be chosen again"),
+        (["sede=1"], "did you mean 'seed'"),
+        (["seed='1'"], "valid integer"),
+        (["recipe.steps=20", "recipe.images=2000"], "one of epochs, images, steps"),
+        (["launcher.num_procs=3"], "launcher.num_procs=2   "),
+    ],
+)
+def test_what_cannot_be_run_is_refused(run: RunDir, overrides: list[str], expected: str) -> None:
+    before = run.read_config()
+    with pytest.raises(ConfigError) as refused:
+        reopen_run(run, overrides)
+    assert expected in str(refused.value)
+    assert run.read_config() == before
+
+
+def test_a_data_set_that_has_gone_is_named(run: RunDir, shards: Path) -> None:
+    shards.rename(shards.with_name("moved"))
+    with pytest.raises(DataError, match="no data set at"):
+        reopen_run(run, [])
+    reopen_run(run, [f"data.url={shards.with_name('moved')}"])
+
+
+def test_the_config_of_a_running_attempt_is_left_alone(run: RunDir) -> None:
+    with run.lock(), pytest.raises(RunError, match="is running"):
+        reopen_run(run, ["logging.every_steps=1"])
+    assert run.read_config()["logging"]["every_steps"] == 10
+
+
+def test_where_there_is_no_run_the_command_says_so(tahoe: Tahoe) -> None:
+    done = tahoe("resume", "nothing here", check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: no run at {tahoe.cwd}/nothing here: config.yaml is ")
+
+
+def test_another_data_set_at_the_same_place_is_refused_by_the_worker(
+    values: dict[str, Any], shards: Path, tahoe: Tahoe
+) -> None:
+    values["data"]["url"] = str(shards)
+    values["tracking"]["enabled"] = False
+    run, _ = open_run(Composed(parse(values | {"run_dir": str(tahoe.cwd / "run")}), ()))
+    for split in ("train", "val"):
+        manifest = read_manifest(str(shards), split)
+        write_manifest(str(shards), split, replace(manifest, classes=manifest.classes[::-1]))
+    done = tahoe("resume", run.path.name, check=False)
+    assert done.returncode == 93
+    assert f"error: the data set at {shards} is not the one that run began with" in done.stderr
+    assert "start a new run" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_rank_that_outlives_its_launcher_keeps_others_out(tahoe: Tahoe, shards: Path) -> None:
+    started = tahoe.start("train", "run_dir=run", f"data.url='{shards}'", "tracking=none")
+    started.wait_for("run directory: ")
+    while not (ranks := started.rank_pids()):
+        time.sleep(0.01)
+    try:
+        os.kill(ranks[0], signal.SIGSTOP)  # it is slow to notice, or to save
+        started.process.kill()
+        started.finish()
+        with pytest.raises(RunError, match="an attempt of run is running"):
+            reopen_run(RunDir(tahoe.cwd / "run"), [])
+    finally:
+        os.kill(ranks[0], signal.SIGKILL)

@@ -1,0 +1,216 @@
+"""The command line answers at once, completes what is typed, and tells errors in one message."""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from running import Tahoe
+
+from orchestrator.cli import main
+from orchestrator.launch import local
+
+VERBS = ("train", "resume", "shard", "compare", "sync", "ui")
+TAHOE = Path(sys.executable).with_name("tahoe")
+
+LIST_HEAVY_MODULES = """
+import sys
+from orchestrator.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    heavy = {"torch", "mlflow", "hydra", "omegaconf", "pydantic", "numpy", "rich", "yaml"}
+    print(sorted(heavy & set(sys.modules)), file=sys.stderr)
+"""
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    listed = [
+        line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:4] == "    "
+    ]
+    assert {*VERBS} <= {*listed}
+
+
+@pytest.mark.parametrize(
+    ("verb", "promised"),
+    [
+        ("train", "tahoe train -m model=lenet5_1998,resnet18 seed=1,2"),
+        ("resume", "recipe.epochs=N extends it"),
+        ("shard", "digits"),
+        ("compare", "RUN"),
+        ("sync", "MLflow"),
+        ("ui", "sqlite:///mlflow.db"),
+    ],
+)
+def test_each_verb_has_its_help(
+    verb: str, promised: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([verb, "--help"])
+    assert promised in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in VERBS)])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    command = [sys.executable, "-c", LIST_HEAVY_MODULES, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stderr, done.returncode) == ("[]\n", 0)
+
+
+def test_help_comes_at_once() -> None:
+    for arguments in (["--help"], ["train", "--help"]):
+        assert min(seconds(arguments) for _ in range(3)) < 0.5
+
+
+def seconds(arguments: list[str]) -> float:
+    begun = time.perf_counter()
+    subprocess.run([TAHOE, *arguments], stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - begun
+
+
+def test_the_config_is_printed_from_any_directory(tahoe: Tahoe) -> None:
+    done = tahoe("train", "--cfg", "job", "model=timm/resnet18", "recipe.optimizer.lr=0.5")
+    assert "  name: timm/resnet18\n" in done.stdout
+    assert "    lr: 0.5\n" in done.stdout
+    assert (done.stderr, list(tahoe.cwd.iterdir())) == ("", [])
+
+
+def test_it_is_told_where_the_config_comes_from(tahoe: Tahoe) -> None:
+    tree = tahoe("train", "--info", "defaults-tree", "recipe=adamw", "model=timm/resnet18").stdout
+    assert "model: timm/resnet18" in tree
+    assert "recipe: adamw" in tree
+    assert list(tahoe.cwd.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "expected"),
+    [
+        (["train", "sede=1"], 93, "did you mean 'seed'?"),
+        (["train", "-m", "--cfg", "job"], 93, "Only one of --run, --multirun, --cfg"),
+        (["train", "data.url=nowhere"], 1, "no data set at "),
+        (["resume", "nowhere"], 1, "no run at "),
+        (["resume", "{file}"], 1, "no run at "),
+        (["compare", "nowhere"], 1, "no run at "),
+        (["sync", "nowhere"], 1, "no run at "),
+    ],
+)
+def test_an_error_is_one_message_and_an_exit_code(
+    arguments: list[str],
+    exit_code: int,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "file"
+    file.touch()
+    assert main([argument.format(file=file) for argument in arguments]) == exit_code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert expected in printed.err
+    assert "Traceback" not in printed.err
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_misspelt_verb_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["trian"])
+    message = capsys.readouterr().err
+    assert all(verb in message for verb in VERBS)
+
+
+def test_a_user_sees_what_main_says(tahoe: Tahoe) -> None:
+    done = subprocess.run(
+        [TAHOE, "train", "seed=x"], cwd=tahoe.cwd, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (93, "")
+    assert done.stderr.startswith("error: the config cannot be run:\n  seed: ")
+
+
+def test_the_second_point_is_checked_before_the_first_is_started(
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = ["-m", "recipe.global_batch_size=128,129"]
+    assert main(["train", f"data.url='{shards}'", *sweep]) == 93
+    assert "data.lanes=32 does not divide recipe.global_batch_size=129" in capsys.readouterr().err
+    assert not list(tmp_path.glob("runs/*/attempts.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("ends", "exit_code", "num_started"),
+    [([0, 0], 0, 2), ([1, 0], 1, 2), ([93, 0], 93, 2), ([75, 0], 75, 1), ([130, 0], 130, 1)],
+)
+def test_a_stop_ends_the_sweep_and_a_failure_does_not(
+    ends: list[int],
+    exit_code: int,
+    num_started: int,
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    codes = iter(ends)
+    monkeypatch.setattr(local, "run_attempt", lambda *_: next(codes))
+    assert main(["train", f"data.url='{shards}'", "-m", "seed=1,2"]) == exit_code
+    assert len(list(codes)) == 2 - num_started
+
+
+@pytest.fixture(scope="module")
+def replies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Return what bash offers when Tab is pressed after each of some lines."""
+    lines = ("tahoe tr", "tahoe ", "tahoe resume ", "tahoe train mod", "tahoe train model=")
+    lines += ("tahoe train model=timm/resnet18 recipe.schedule.dr",)
+    script = 'eval "$(tahoe train -sc install=bash)"\n'
+    for line in lines:
+        words = line.split() + [""] * line.endswith(" ")
+        script += (
+            f"COMP_LINE={shlex.quote(line)} COMP_POINT={len(line)}\n"
+            f"COMP_WORDS=({shlex.join(words)}) COMP_CWORD={len(words) - 1}\n"
+            "hydra_bash_completion\n"
+            """printf '%s\\t' "${COMPREPLY[@]}"; echo\n"""
+        )
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script],
+        cwd=tmp_path_factory.mktemp("anywhere"),
+        env=os.environ | {"PATH": f"{TAHOE.parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    shown = [line.split("\t")[:-1] for line in done.stdout.splitlines()]
+    return dict(zip(lines, shown, strict=True))
+
+
+def test_bash_completes_verbs(replies: dict[str, list[str]]) -> None:
+    assert replies["tahoe tr"] == ["train"]
+    assert {*replies["tahoe "]} == {*VERBS}
+
+
+def test_bash_completes_the_path_of_a_run_itself(replies: dict[str, list[str]]) -> None:
+    assert not {*VERBS} & {*replies["tahoe resume "]}
+
+
+def test_bash_completes_groups(replies: dict[str, list[str]]) -> None:
+    assert {"model=", "model."} & {*replies["tahoe train mod"]}
+
+
+def test_bash_completes_the_choices_of_a_group(replies: dict[str, list[str]]) -> None:
+    choices = ("custom", "lenet5_1998", "resnet18", "timm", "torchvision")
+    assert replies["tahoe train model="] == [f"model={choice}" for choice in choices]
+
+
+def test_bash_completes_keys_after_a_named_model_too(replies: dict[str, list[str]]) -> None:
+    line = "tahoe train model=timm/resnet18 recipe.schedule.dr"
+    assert replies[line] == ["recipe.schedule.drop_epochs.", "recipe.schedule.drop_factor="]

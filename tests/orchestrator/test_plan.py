@@ -1,0 +1,147 @@
+"""The arithmetic of a run works out, or the refusal says which numbers near by would."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_sharding.manifest import Manifest, ShardInfo
+from orchestrator.config import ConfigError, parse
+from orchestrator.plan import Plan, check_divisions, make_plan, nearest
+
+CLASSES = ("cat", "dog")
+
+
+def split(num_samples: int, classes: tuple[str, ...] = CLASSES) -> Manifest:
+    shard = ShardInfo("shard-000000.tar", num_samples, 10240, "0" * 64)
+    return Manifest(classes, (shard,), {})
+
+
+def plan_of(
+    values: dict[str, Any],
+    *,
+    num_train: int = 1000,
+    world_size: int = 2,
+    every_epochs: float = 1,
+    **recipe: Any,
+) -> Plan:
+    """Return the plan of 15 steps an epoch, unless told otherwise."""
+    values["recipe"] |= {"global_batch_size": 64, "epochs": None} | recipe
+    values["evaluate"]["every_epochs"] = every_epochs
+    return make_plan(parse(values), world_size, split(num_train), split(100))
+
+
+numbers = st.integers(1, 100)
+
+
+@given(ranks=numbers, each=numbers, lanes_each=numbers, size=numbers)
+def test_what_divides_is_accepted(ranks: int, each: int, lanes_each: int, size: int) -> None:
+    micro_batches = ranks * each
+    lanes = micro_batches * lanes_each
+    check_divisions(ranks, micro_batches, lanes, batch=lanes * size)
+
+
+@given(ranks=numbers, micro_batches=numbers, lanes=numbers, batch=st.integers(1, 3000))
+def test_what_does_not_divide_is_refused_with_numbers_that_do(
+    ranks: int, micro_batches: int, lanes: int, batch: int
+) -> None:
+    given_numbers = {
+        "launcher.num_procs": ranks,
+        "recipe.num_micro_batches": micro_batches,
+        "data.lanes": lanes,
+        "recipe.global_batch_size": batch,
+    }
+    proposals = list(nearest(ranks, micro_batches, lanes, batch))
+    if micro_batches % ranks == lanes % micro_batches == batch % lanes == 0:
+        check_divisions(ranks, micro_batches, lanes, batch)
+    else:
+        with pytest.raises(ConfigError) as refused:
+            check_divisions(ranks, micro_batches, lanes, batch)
+        assert proposals
+        assert all(proposal in str(refused.value) for proposal in proposals)
+    for proposal in proposals:
+        changed = {name: int(n) for name, n in re.findall(r"([\w.]+)=(\d+)", proposal)}
+        assert changed.keys() <= given_numbers.keys()
+        check_divisions(*(given_numbers | changed).values())
+
+
+def test_24_ranks_and_a_batch_of_256_are_told_what_is_nearest() -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_divisions(ranks=24, micro_batches=4, lanes=32, batch=256)
+    first, *proposals = [line.split("   ")[0].strip() for line in str(refused.value).splitlines()]
+    assert "launcher.num_procs=24 does not divide recipe.num_micro_batches=4" in first
+    assert proposals == [
+        "recipe.global_batch_size=240 data.lanes=24 recipe.num_micro_batches=24",
+        "recipe.global_batch_size=264 data.lanes=24 recipe.num_micro_batches=24",
+        "launcher.num_procs=4",
+    ]
+
+
+def test_a_batch_that_the_lanes_do_not_divide_is_told_the_ones_around_it() -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_divisions(ranks=2, micro_batches=4, lanes=32, batch=250)
+    assert "data.lanes=32 does not divide recipe.global_batch_size=250" in str(refused.value)
+    assert "recipe.global_batch_size=224   (lanes" in str(refused.value)
+    assert "recipe.global_batch_size=256   (lanes" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("duration", "num_steps"),
+    [
+        ({"epochs": 2}, 30),
+        ({"epochs": 0.5}, 8),
+        ({"epochs": 0.001}, 1),
+        ({"images": 6400}, 100),
+        ({"images": 1}, 1),
+        ({"steps": 7}, 7),
+    ],
+)
+def test_a_duration_is_a_number_of_steps(
+    values: dict[str, Any], duration: dict[str, float], num_steps: int
+) -> None:
+    plan = plan_of(values, **duration)
+    assert (plan.steps_per_epoch, plan.num_steps) == (15, num_steps)
+
+
+@pytest.mark.parametrize(
+    ("every_epochs", "steps"),
+    [(1, [15, 30, 32]), (0.5, [8, 16, 24, 32]), (100, [32]), (1e-9, list(range(1, 33)))],
+)
+def test_it_is_evaluated_regularly_and_after_the_last_step(
+    values: dict[str, Any], every_epochs: float, steps: list[int]
+) -> None:
+    plan = plan_of(values, steps=32, every_epochs=every_epochs)
+    assert [step for step in range(1, 33) if plan.evaluates_at(step)] == steps
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_the_ranks_share_the_micro_batches_of_every_step(
+    values: dict[str, Any], world_size: int
+) -> None:
+    plan = plan_of(values, steps=3, world_size=world_size)
+    assert plan.micro_batch_size * plan.num_accumulated * plan.world_size == 64
+    computed = [pair for rank in range(world_size) for pair in plan.micro_batches(rank, 1)]
+    assert sorted(computed) == [(step, micro) for step in (1, 2) for micro in range(4)]
+
+
+def test_the_numbers_are_told_multiplied_out(values: dict[str, Any]) -> None:
+    assert plan_of(values, epochs=2).lines() == [
+        "ranks 2 x micro-batch 16 x accumulation 2 = global batch 64, in 32 lanes",
+        "1,000 training images = 15 steps an epoch (40 images left for another epoch)",
+        "30 steps = 2 epochs = 1,920 images, evaluated on 100 every 15 steps",
+    ]
+
+
+def test_a_batch_larger_than_the_data_set_is_refused(values: dict[str, Any]) -> None:
+    assert plan_of(values, steps=1, num_train=64).steps_per_epoch == 1
+    with pytest.raises(ConfigError, match=r"64 is more than the 63 training images.* 63 or less"):
+        plan_of(values, steps=1, num_train=63)
+
+
+def test_splits_of_different_classes_are_refused(values: dict[str, Any]) -> None:
+    train, val = split(1000), replace(split(100), classes=CLASSES[::-1])
+    with pytest.raises(ConfigError, match="train and val have different classes"):
+        make_plan(parse(values), 1, train, val)
