@@ -38,7 +38,7 @@ def drawn_tree() -> set[str]:
 
 def names_of(line: str) -> str:
     """Return a line's names, without the description that begins in column 28."""
-    return line if len(line.split("  ")[0]) == len(line) or line[26:28] != "  " else line[:28]
+    return line[:28] if line[26:28] == "  " else line
 
 
 def test_the_drawn_tree_is_the_tracked_tree() -> None:
