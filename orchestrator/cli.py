@@ -50,7 +50,8 @@ def _report(call: Callable[[argparse.Namespace], int], options: argparse.Namespa
 def _train(options: argparse.Namespace) -> int:
     from orchestrator.launch.compose import compose
     from orchestrator.launch.create import open_runs
-    from orchestrator.launch.local import CRASHED, NEVER_RESTART, run_attempt
+    from orchestrator.launch.local import CRASHED, run_attempt
+    from orchestrator.training.verdict import Exit
 
     points = compose(options.overrides)
     worst = 0
@@ -61,7 +62,7 @@ def _train(options: argparse.Namespace) -> int:
         print(f"run directory: {run.path}")
         exit_code = run_attempt(run, point.config, plan)
         worst = max(worst, exit_code)
-        if exit_code not in (0, CRASHED, NEVER_RESTART):
+        if exit_code not in (CRASHED, Exit.FINISHED, Exit.NEVER_RESTART):
             break  # somebody asked to stop, and not only this point
     return worst
 

@@ -20,9 +20,9 @@ from orchestrator.config import Config
 from orchestrator.launch.watch import Watcher
 from orchestrator.plan import Plan
 from orchestrator.rundir import RunDir
+from orchestrator.training.verdict import Exit
 
-CRASHED, SAVED_AND_STOPPED, NEVER_RESTART = 1, 75, 93
-_AGREED = (0, SAVED_AND_STOPPED, NEVER_RESTART)
+CRASHED = 1
 _POLL_S = 0.2
 
 
@@ -49,12 +49,12 @@ def _judge(run: RunDir, attempt: int, ranks: "_Ranks") -> int:
     if verdict.get("attempt") == attempt:
         if verdict["verdict"] == "finished":
             print(f"finished: {run.path}")
-            return 0
+            return Exit.FINISHED
         if verdict["verdict"] == "stopped":
             print(f"{verdict['reason']}. Continue with:\n  tahoe resume {run.quoted}")
-            return SAVED_AND_STOPPED
+            return Exit.STOPPED
         print(f"error: {verdict['reason']}", file=sys.stderr)
-        return NEVER_RESTART
+        return Exit.NEVER_RESTART
     if ranks.was_killed:
         print(
             f"quit without saving. Continue from the last checkpoint with:\n"
@@ -62,6 +62,9 @@ def _judge(run: RunDir, attempt: int, ranks: "_Ranks") -> int:
         )
         return 128 + signal.SIGINT
     rank, code = ranks.first_failure()
+    if ranks.num_interrupts and code == -signal.SIGTERM:
+        print(f"stopped before training began. Continue with:\n  tahoe resume {run.quoted}")
+        return Exit.STOPPED
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     print(
         f"error: rank {rank} ended with {how}. The last lines of {ranks.log_file(rank)}:\n"
@@ -69,7 +72,7 @@ def _judge(run: RunDir, attempt: int, ranks: "_Ranks") -> int:
         f"Continue from the last checkpoint with:\n  tahoe resume {run.quoted}",
         file=sys.stderr,
     )
-    return NEVER_RESTART if code == NEVER_RESTART else CRASHED
+    return Exit.NEVER_RESTART if code == Exit.NEVER_RESTART else CRASHED
 
 
 @dataclass
@@ -148,7 +151,7 @@ class _Ranks:
 
     def _on_end(self, rank: int) -> None:
         code = self.processes[rank].wait()
-        if code not in _AGREED:
+        if code not in tuple(Exit):
             self.failures.append(rank)
             self._kill()  # the others wait in a collective for a rank that will not come
         elif self.deadline_s == float("inf"):

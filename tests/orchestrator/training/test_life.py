@@ -30,6 +30,16 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tahoe: Tahoe, digits: Path) -> None:
     assert "Traceback" not in started.output
 
 
+def test_ctrl_c_while_starting_is_no_crash(tahoe: Tahoe, digits: Path) -> None:
+    started = tahoe.start(*long_run(digits, "run"))
+    started.wait_for("run directory:")
+    while not started.rank_pids():  # the launcher is about to start it
+        assert started.process.poll() is None
+    started.process.send_signal(signal.SIGINT)
+    assert started.finish() == 75
+    assert "stopped before training began" in started.output
+
+
 def test_ctrl_c_twice_quits_and_the_stop_file_stops(tahoe: Tahoe, digits: Path) -> None:
     run = RunDir(tahoe.cwd / "run")
     started = tahoe.start(*long_run(digits, "run", "checkpoint.every_steps=2"))
