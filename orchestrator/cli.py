@@ -59,7 +59,7 @@ def _train(options: argparse.Namespace) -> int:
         if run.is_finished:
             print(f"{run.path} is finished already; it is reused (if_finished=reuse)")
             continue
-        print(f"run directory: {run.path}")
+        print(f"run directory: {run.path}", flush=True)
         exit_code = run_attempt(run, point.config, plan)
         worst = max(worst, exit_code)
         if exit_code not in (CRASHED, Exit.FINISHED, Exit.NEVER_RESTART):

@@ -14,7 +14,8 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Self
 
 from orchestrator.config import Config
 from orchestrator.launch.watch import Watcher
@@ -32,12 +33,12 @@ def run_attempt(run: RunDir, config: Config, plan: Plan) -> int:
     Raises:
         RunError: another attempt of this run is alive.
     """
-    with run.lock() as lock:
+    with run.lock() as lock, _Interrupts() as interrupts:
         attempt = run.begin_attempt(launcher="local", world_size=plan.world_size)
         run.stop_file.unlink(missing_ok=True)
         ranks = _Ranks.start(run, config, attempt, lock)
         with Watcher(run, plan, ranks.log_file(0)) as watcher:
-            ranks.watch(watcher)
+            ranks.watch(watcher, interrupts)
         exit_code = _judge(run, attempt, ranks)
         run.end_attempt(attempt, exit_code=exit_code, rank_exit_codes=ranks.exit_codes)
     return exit_code
@@ -62,7 +63,7 @@ def _judge(run: RunDir, attempt: int, ranks: "_Ranks") -> int:
         )
         return 128 + signal.SIGINT
     rank, code = ranks.first_failure()
-    if ranks.num_interrupts and code == -signal.SIGTERM:
+    if ranks.was_asked_to_stop and code == -signal.SIGTERM:
         print(f"stopped before training began. Continue with:\n  tahoe resume {run.quoted}")
         return Exit.STOPPED
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
@@ -83,7 +84,7 @@ class _Ranks:
     log_dir: Path
     stop_grace_s: float
     failures: list[int] = field(default_factory=list)  # ranks, in the order they failed
-    num_interrupts: int = 0
+    was_asked_to_stop: bool = False
     was_killed: bool = False
     deadline_s: float = float("inf")
 
@@ -128,22 +129,22 @@ class _Ranks:
     def log_file(self, rank: int) -> Path:
         return self.log_dir / f"rank-{rank:05d}.log"
 
-    def watch(self, watcher: Watcher) -> None:
+    def watch(self, watcher: Watcher, interrupts: "_Interrupts") -> None:
         """Return when all ranks have ended; end those that cannot go on without another."""
-        handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
         waiting = {os.pidfd_open(p.pid): rank for rank, p in enumerate(self.processes)}
-        try:
-            while waiting:
-                ended, _, _ = select.select(list(waiting), [], [], _POLL_S)
-                for pidfd in ended:
-                    os.close(pidfd)
-                    self._on_end(waiting.pop(pidfd))
-                if time.monotonic() > self.deadline_s:
-                    self._kill()
-                watcher.update()
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        while waiting:
+            ended, _, _ = select.select(list(waiting), [], [], _POLL_S)
+            for pidfd in ended:
+                os.close(pidfd)
+                self._on_end(waiting.pop(pidfd))
+            if interrupts.count >= 1 and not self.was_asked_to_stop:
+                self._ask_to_stop()
+            if interrupts.count >= 2 and not self.was_killed:
+                self.was_killed = True
+                self._send(signal.SIGKILL)
+            if time.monotonic() > self.deadline_s:
+                self._send(signal.SIGKILL)
+            watcher.update()
 
     def first_failure(self) -> tuple[int, int]:
         rank = self.failures[0] if self.failures else 0
@@ -153,30 +154,43 @@ class _Ranks:
         code = self.processes[rank].wait()
         if code not in tuple(Exit):
             self.failures.append(rank)
-            self._kill()  # the others wait in a collective for a rank that will not come
+            self._send(signal.SIGKILL)  # the others wait for a rank that will not come
         elif self.deadline_s == float("inf"):
             self.deadline_s = time.monotonic() + self.stop_grace_s + 60
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.num_interrupts += 1
-        if self.num_interrupts == 1:
-            print(
-                "\nstopping: the ranks save after this step. Ctrl-C again quits at once.",
-                flush=True,
-            )
-            self.deadline_s = time.monotonic() + self.stop_grace_s
-            self._send(signal.SIGTERM)
-        else:
-            self.was_killed = True
-            self._kill()
-
-    def _kill(self) -> None:
-        self._send(signal.SIGKILL)
+    def _ask_to_stop(self) -> None:
+        print("stopping: the ranks save after this step. Ctrl-C again quits at once.", flush=True)
+        self.was_asked_to_stop = True
+        self.deadline_s = time.monotonic() + self.stop_grace_s
+        self._send(signal.SIGTERM)
 
     def _send(self, number: signal.Signals) -> None:
         for process in self.processes:
             if process.poll() is None:
                 process.send_signal(number)
+
+
+class _Interrupts:
+    """Counts Ctrl-C and SIGTERM while it is entered; a handler does nothing else."""
+
+    count = 0
+
+    def __enter__(self) -> Self:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
 
 
 def _free_port() -> int:
