@@ -52,6 +52,7 @@ def test_the_drawn_tree_is_the_tracked_tree() -> None:
     assert files - drawn - covered == set()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_the_commands_run(tmp_path: Path) -> None:
     commands = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)

@@ -271,7 +271,10 @@ write_dataset(digits(), sys.argv[1], seed=0, samples_per_shard=int(sys.argv[3]),
 """
 
 
-@pytest.mark.parametrize(("num_written", "samples_per_shard"), [(1, 100), (800, 100), (1797, 50)])
+@pytest.mark.parametrize(
+    ("num_written", "samples_per_shard"),
+    [(800, 100), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 100), (1797, 50)))],
+)
 def test_a_killed_write_is_taken_up(
     source: Source, written: Path, tmp_path: Path, num_written: int, samples_per_shard: int
 ) -> None:

@@ -159,6 +159,7 @@ def test_where_there_is_no_run_the_command_says_so(tahoe: Tahoe) -> None:
     assert done.stderr.startswith(f"error: no run at {tahoe.cwd}/nothing here: config.yaml is ")
 
 
+@pytest.mark.slow
 def test_another_data_set_at_the_same_place_is_refused_by_the_worker(
     values: dict[str, Any], shards: Path, tahoe: Tahoe
 ) -> None:

@@ -1,10 +1,12 @@
 """How attempts end, as the user sees it: Ctrl-C, a killed launcher, a hopeless run, more epochs."""
 
 import os
+import select
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from running import Tahoe
 
 from orchestrator.rundir import RunDir, read_json_lines
@@ -71,8 +73,6 @@ def test_ranks_save_and_stop_when_their_launcher_is_killed(tahoe: Tahoe, digits:
     rank = os.pidfd_open(pid)
     started.process.kill()
     started.finish()
-    import select
-
     ended, _, _ = select.select([rank], [], [], 60)
     os.close(rank)
     assert ended, "the rank outlived its launcher by a minute"
@@ -90,6 +90,7 @@ def test_a_diverged_run_is_never_restarted_and_not_saved(tahoe: Tahoe, digits: P
     assert not (tahoe.cwd / "run" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_misspelt_model_lists_near_ones(tahoe: Tahoe, digits: Path) -> None:
     done = tahoe(*long_run(digits, "run", "model=timm/resnet81"), check=False)
     assert done.returncode == 93
