@@ -48,7 +48,12 @@ class Started:
 
     def finish(self) -> int:
         """Read the rest of the output and return the exit code."""
-        output, _ = self.process.communicate(timeout=DEADLINE_S)
+        try:
+            output, _ = self.process.communicate(timeout=DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self.kill_ranks()
+            self.process.kill()
+            raise
         self.lines.append(output)
         return self.process.returncode
 

@@ -49,8 +49,9 @@ class GradientStep:
         """Accumulate this rank's micro-batches; return the mean of their losses, on the device."""
         losses = []
         for micro, batch in zip(micros, batches, strict=False):
-            loss = self._forward(step, micro, self.device.images(batch), batch.labels)
+            # DDP decides in the forward pass whether the backward pass is to communicate.
             with nullcontext() if micro == micros[-1] else self.ddp.no_sync():
+                loss = self._forward(step, micro, self.device.images(batch), batch.labels)
                 self.scaler.scale(loss / len(micros)).backward()
             losses.append(loss.detach())
         return torch.stack(losses).mean()

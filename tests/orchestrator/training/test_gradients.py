@@ -1,0 +1,132 @@
+"""One step's gradients, against plain torch: the mean over the global batch, sent once."""
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn import functional as F
+
+from data_sharding.loader import Batch
+from orchestrator.config import Config
+from orchestrator.plan import Plan
+from orchestrator.training.device import Device
+from orchestrator.training.gradients import GradientStep, wrap
+from orchestrator.training.world import World, join_world
+
+NUM_MICROS, MICRO = 4, 8
+PLAN = Plan(
+    num_train=1000,
+    num_val=10,
+    num_classes=10,
+    world_size=1,
+    global_batch_size=NUM_MICROS * MICRO,
+    num_lanes=NUM_MICROS,
+    num_micro_batches=NUM_MICROS,
+    steps_per_epoch=31,
+    num_steps=31,
+    evaluate_every_steps=31,
+)
+
+
+@pytest.fixture
+def world(config: Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    for name, value in {**names, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    threads = torch.get_num_threads()
+    with join_world(config.cluster) as joined:
+        yield joined
+    torch.set_num_threads(threads)
+
+
+def network(dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Linear(1024, 32), nn.ReLU(), nn.Dropout(dropout), nn.Linear(32, 10))
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+def batches() -> list[Batch]:
+    made = []
+    for micro in range(NUM_MICROS):
+        generator = torch.Generator().manual_seed(micro)
+        images = torch.randint(0, 256, (MICRO, 1, 32, 32), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(0, 10, (MICRO,), generator=generator)
+        ids = torch.arange(MICRO)
+        made.append(Batch(images, labels, ids, torch.ones(MICRO, dtype=torch.bool), []))
+    return made
+
+
+def gradient_step(config: Config, plain: nn.Module) -> GradientStep:
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    device = Device.create(config, torch.device("cpu"))
+    return GradientStep(wrap(plain), nn.CrossEntropyLoss(), scaler, config, PLAN, device)
+
+
+def gradients_of(plain: nn.Module) -> list[torch.Tensor]:
+    return [p.grad.clone() for p in plain.parameters() if p.grad is not None]
+
+
+@pytest.mark.usefixtures("world")
+def test_accumulated_gradients_are_those_of_the_whole_batch(config: Config) -> None:
+    plain, reference = network(), network()
+    step = gradient_step(config, plain)
+    step.warm_up()
+    loss = step.run(0, range(NUM_MICROS), iter(batches()))
+
+    images = torch.cat([batch.images for batch in batches()]).float() / 255
+    images = (images - config.data.mean[0]) / config.data.std[0]
+    labels = torch.cat([batch.labels for batch in batches()])
+    expected = F.cross_entropy(reference(images), labels)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for ours, theirs in zip(gradients_of(plain), gradients_of(reference), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.usefixtures("world")
+def test_a_step_communicates_once_however_many_micro_batches(config: Config) -> None:
+    step = gradient_step(config, network())
+    num_buckets = 0
+
+    def count(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        nonlocal num_buckets
+        num_buckets += 1
+        return allreduce_hook(group, bucket)
+
+    step.ddp.register_comm_hook(None, count)
+    step.run(0, range(NUM_MICROS), iter(batches()))
+    assert num_buckets == 1
+
+
+@pytest.mark.usefixtures("world")
+def test_noise_is_named_by_step_and_micro_batch(config: Config) -> None:
+    """However the generator stood, and whatever was computed before, the same dropout comes."""
+    found = []
+    for disturbance in (1, 2):
+        plain = network(dropout=0.5)
+        step = gradient_step(config, plain)
+        torch.manual_seed(disturbance)
+        step.run(5, range(NUM_MICROS), iter(batches()))
+        found.append(gradients_of(plain))
+    again = network(dropout=0.5)
+    gradient_step(config, again).run(6, range(NUM_MICROS), iter(batches()))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(found[0], gradients_of(again), strict=True))
+
+
+@pytest.mark.usefixtures("world")
+def test_warming_up_leaves_no_trace(config: Config) -> None:
+    plain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(3600, 10))
+    plain = plain.to(memory_format=torch.channels_last)
+    before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+    gradient_step(config, plain).warm_up()
+    assert all(torch.equal(before[name], tensor) for name, tensor in plain.state_dict().items())
+    assert not gradients_of(plain)
