@@ -1,17 +1,30 @@
 """Laws 1 to 3 in the loader: the same batches from any workers, from any step; no sample lost."""
 
+import io
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
 import fsspec
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import data_sharding
 from data_sharding import files
-from data_sharding.augment import parse_protocol, random_resized_crop
+from data_sharding.augment import NUM_DRAWS, parse_protocol, random_resized_crop
+from data_sharding.counter import derive, uniform
 from data_sharding.loader import Batch, EvalSet, ShardSet, TrainSet, load
 from data_sharding.manifest import DataError, read_manifest
 from data_sharding.order import Order
-from data_sharding.sources import folder
+from data_sharding.shard import BadSample, ShardReader
+from data_sharding.sources import Sample, Source, folder
 from data_sharding.write import write_dataset
 
 NUM_TRAIN, NUM_VAL, BATCH, MICROS = 50, 21, 16, 2
@@ -23,15 +36,19 @@ def crop(width, height, draws):
     return random_resized_crop(width, height, draws, **bounds)
 
 
+def png(number):
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(number).integers(0, 256, (24, 20, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def write(root, url, *, cut=()):
-    rng = np.random.default_rng(0)
     for split, num in (("train", NUM_TRAIN), ("val", NUM_VAL)):
         for number in range(num):
             file = root / split / f"class{number % 3}" / f"{number:03d}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 256, (24, 20, 3), dtype=np.uint8)).save(file)
-            if number in cut:
-                file.write_bytes(file.read_bytes()[:300])
+            file.write_bytes(png(number)[: 300 if number in cut else None])
     write_dataset(folder(root), url, seed=0, samples_per_shard=20)
     return url
 
@@ -78,6 +95,30 @@ def test_batches_are_the_same_bits_from_any_number_of_workers(url, num_workers):
     dataset = train_set(url)
     alone = list(load(dataset, names(0, 5), 0, pin_memory=False))
     assert_equal(list(load(dataset, names(0, 5), num_workers, pin_memory=False)), alone)
+    tail = list(load(dataset, names(3, 5), num_workers, pin_memory=False))
+    assert_equal(tail, alone[3 * MICROS :])
+    assert all(batch.images.is_contiguous(memory_format=torch.channels_last) for batch in tail)
+
+
+def test_evaluation_is_the_same_from_a_worker(damaged_url):
+    dataset = eval_set(damaged_url)
+    alone, apart = (list(load(dataset, range(3), n, pin_memory=False)) for n in (0, 1))
+    assert_equal(apart, alone)
+
+
+def test_an_error_in_a_worker_keeps_its_kind(url):
+    remote = train_set(url)
+    remote.shards.url = "memory://nowhere"
+    with pytest.raises(DataError, match="not a local path"):
+        list(load(remote, names(0, 1), 1, pin_memory=False))
+    for worker in multiprocessing.active_children():  # torch would wait 10 s for it some day
+        worker.kill()
+
+
+def test_loading_draws_nothing_from_the_global_generator(url):
+    before = torch.get_rng_state()
+    list(load(train_set(url), names(0, 1), 0, pin_memory=False))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_starting_at_a_step_is_the_tail_of_starting_at_the_first(url):
@@ -115,21 +156,64 @@ def test_evaluation_has_each_sample_once_and_ends_with_a_shorter_batch(url):
 
 
 def test_an_unreadable_sample_is_replaced_by_the_next_and_named(damaged_url):
+    """The next readable one in the order of the shards, seen as the sample would have been."""
     ours, theirs = train_set(damaged_url), train_set(damaged_url)
     batches = [ours[name] for name in names(0, 3)]
     assert_equal(batches, [theirs[name] for name in names(0, 3)])
-    bad = [line for batch in batches for line in batch.bad]
-    assert all(line.startswith("train/shard-00000") for line in bad)
-    named = {line.split(": ")[1].partition("-")[2] for line in bad}
-    assert named <= {f"{number:03d}" for number in CUT}
-    assert named
-    reader = ours.shards
+    shards, bad = ours.shards, unreadable(damaged_url)
+    assert len(bad) == len(CUT)
+    found = np.empty((16, 16, 3), dtype=np.uint8)
     for batch in batches:
-        for sample, image, label in zip(
-            batch.ids.tolist(), batch.images, batch.labels, strict=True
-        ):
-            assert image.any(), f"sample {sample} came without pixels"
-            assert 0 <= label < len(reader.manifest.classes)
+        draws = uniform(derive(7, "augment", 0, batch.ids.numpy()), NUM_DRAWS)
+        for i, sample in enumerate(batch.ids.tolist()):
+            while sample in bad:
+                sample = (sample + 1) % NUM_TRAIN  # noqa: PLW2901
+            assert batch.labels[i] == shards.read(sample, crop, draws[i], found)
+            assert np.array_equal(batch.images[i].permute(1, 2, 0), found)
+        expected = [bad[sample] for sample in batch.ids.tolist() if sample in bad]
+        assert [line for line in batch.bad if line in expected] == expected
+        assert batch.readable.all()
+
+
+def unreadable(url):
+    """Return the reasons by sample of a training split."""
+    shards, reasons = train_set(url).shards, {}
+    for sample in range(NUM_TRAIN):
+        try:
+            shards.read(sample, crop, np.full(NUM_DRAWS, 0.5), np.empty((4, 4, 3), dtype=np.uint8))
+        except BadSample as error:
+            reasons[sample] = str(error)
+    return reasons
+
+
+def test_a_bad_sample_is_named_with_shard_and_key(damaged_url):
+    shards = read_manifest(damaged_url, "train").shards
+    starts = np.cumsum([0, *(shard.num_samples for shard in shards)])
+    for sample, reason in unreadable(damaged_url).items():
+        number = int(np.searchsorted(starts, sample, side="right")) - 1
+        with ShardReader(f"{damaged_url}/train/{shards[number].name}") as reader:
+            key = reader.key(sample - int(starts[number]))
+        assert reason.startswith(f"train/{shards[number].name}: {key}: cannot be decoded: ")
+        assert "\n" not in reason
+
+
+@pytest.mark.parametrize("label", [-1, 3, 10**9])
+def test_a_label_that_no_class_has_is_a_bad_sample(tmp_path, label):
+    def sample(number, label):
+        return Sample(f"{number:03d}", "png", label, "a test", lambda: png(number))
+
+    train = [sample(number, number % 3) for number in range(NUM_TRAIN)]
+    val = [sample(0, 0), sample(1, label), sample(2, 2)]
+    source = Source(("a", "b", "c"), {"train": train, "val": val}, {"kind": "test"})
+    write_dataset(source, str(tmp_path), seed=0, samples_per_shard=20)
+    (batch,) = load(eval_set(str(tmp_path)), range(1), 0, pin_memory=False)
+    assert batch.readable.sum() == 2
+    (line,) = batch.bad
+    assert line == f"val/shard-000000.tar: 001: label {label} is not below 3"
+    wrong = int(torch.nonzero(~batch.readable).item())
+    assert batch.labels[wrong] == 0
+    assert not batch.images[wrong].any()
+    assert sorted(batch.labels.tolist()) == [0, 0, 2]
 
 
 def test_an_unreadable_sample_is_present_in_evaluation(tmp_path):
@@ -158,3 +242,90 @@ def test_a_remote_data_set_says_what_to_do(url):
             train_set("memory://set")[0, 0]
     finally:
         fsspec.filesystem("memory").rm("/", recursive=True)
+
+
+# ---------------------------------------------------------------- processes
+
+LOADING = """
+import signal, sys, time, torch
+from torch.utils.data import Dataset
+from data_sharding.loader import load
+
+class Slow(Dataset):
+    def __getitem__(self, name):
+        time.sleep(0.02)
+        return torch.tensor(name)
+
+def main():
+    received = []
+    for number in signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2:
+        signal.signal(number, lambda number, frame: received.append(number))
+    print("loading", flush=True)
+    batches = load(Slow(), range(100), 2, pin_memory=False)
+    numbers = [next(batches).item()]
+    print("reading", flush=True)
+    numbers += [batch.item() for batch in batches]
+    print(sorted(received), numbers == list(range(100)), flush=True)
+    batches = load(Slow(), range(100), 2, pin_memory=False)
+    next(batches)
+    print("again", flush=True)
+    if sys.argv[1] == "crash":
+        raise RuntimeError("crashed")
+    signal.pause()
+
+if __name__ == "__main__":
+    main()
+"""
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
+
+
+@pytest.fixture
+def start_rank(tmp_path):
+    """Start LOADING in a process group of its own, of which nothing is left at the end."""
+    script = tmp_path / "loading.py"
+    script.write_text(LOADING)
+    home = str(Path(data_sharding.__file__).parent.parent)
+    path = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
+    ranks = []
+
+    def start(end):
+        command, env = [sys.executable, script, end], os.environ | {"PYTHONPATH": path}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        ranks.append(subprocess.Popen(command, env=env, start_new_session=True, **pipes))
+        return ranks[-1]
+
+    yield start
+    for rank in ranks:
+        with suppress(ProcessLookupError):
+            os.killpg(rank.pid, signal.SIGKILL)
+        rank.communicate()
+
+
+def wait_until_gone(group):
+    deadline_s = time.monotonic() + 20
+    while time.monotonic() < deadline_s:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    raise AssertionError("workers outlived their rank")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["crash", "kill"])
+def test_workers_ignore_the_signals_of_a_step_and_end_with_their_rank(start_rank, end):
+    """Slurm signals every process of a step at any time; only the rank may take notice."""
+    rank = start_rank(end)
+    for moment, delay_s in ("loading", 0.3), ("reading", 0):
+        assert rank.stdout.readline() == f"{moment}\n"
+        time.sleep(delay_s)
+        for number in SIGNALS:
+            os.killpg(rank.pid, number)
+    twice = sorted(int(number) for number in SIGNALS * 2)
+    assert rank.stdout.readline() == f"{twice} True\n"
+    assert rank.stdout.readline() == "again\n"
+    if end == "kill":
+        rank.kill()
+    assert rank.wait(timeout=30) == (1 if end == "crash" else -signal.SIGKILL)
+    wait_until_gone(rank.pid)
