@@ -78,10 +78,16 @@ def padded_crop(width: int, height: int, draws: Draws, *, padding: int, flip_pro
 
 
 def center(width: int, height: int, draws: Draws, *, crop: int, resize: int) -> View:
-    """Take the middle square: `crop` of `resize` pixels of the shorter side."""
-    side = min(width, height) * crop / resize
-    left, top = (width - side) / 2, (height - side) / 2
-    return View((left, top, left + side, top + side))
+    """Take the middle `crop` pixels of the image resized to `resize` on its shorter side.
+
+    Rounds as torchvision's Resize and CenterCrop do, so that figures compare with published ones.
+    """
+    shorter = min(width, height)
+    resized_width, resized_height = (int(resize * side / shorter) for side in (width, height))
+    left, top = round((resized_width - crop) / 2), round((resized_height - crop) / 2)
+    x, y = width / resized_width, height / resized_height  # source pixels in a resized one
+    right, bottom = min((left + crop) * x, width), min((top + crop) * y, height)
+    return View((left * x, top * y, right, bottom))
 
 
 def parse_protocol(protocol: str) -> tuple[int, ChooseView]:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from torchvision.transforms.functional import center_crop, resize
 from torchvision.transforms.v2 import functional
 
 from data_sharding.augment import View, parse_protocol
@@ -240,3 +241,14 @@ def test_other_kinds_are_not_even_tried(kind):
     """Pillow hands PostScript to another program, and its rare decoders are old."""
     with pytest.raises(BadSample, match="is none of JPEG, PNG"):
         decoded(encoded(picture(), kind))
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 44), (44, 60), (51, 51), (97, 33)])
+def test_an_evaluation_protocol_shows_what_torchvision_shows(width, height):
+    image = picture().resize((width, height))
+    theirs = center_crop(resize(image, 18), 16)
+    _, view = parse_protocol("center-16-of-18")
+    out = np.empty((16, 16, 3), dtype=np.uint8)
+    data = memoryview(encoded(image, "PNG"))
+    decode(data, lambda width, height: view(width, height, np.empty(0)), out)
+    assert np.abs(out - np.asarray(theirs).astype(int)).mean() < 0.5
