@@ -84,6 +84,7 @@ sys.exit(any(os.waitpid(child, 0)[1] for child in children))
 """
 
 
+@pytest.mark.slow
 def test_four_first_runs_at_once(make_scene, start):
     scenes = [make_scene(f"run-{i}") for i in range(4)]
     for scene in scenes:
