@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text()
 
 def tracked_files() -> set[str]:
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        ["git", "ls-files"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -180,10 +180,12 @@ def replies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
             "hydra_bash_completion\n"
             """printf '%s\\t' "${COMPREPLY[@]}"; echo\n"""
         )
+    anywhere = tmp_path_factory.mktemp("anywhere")
+    (anywhere / "tahoe").symlink_to(TAHOE)  # Hydra's script fails where the path has a space
     done = subprocess.run(
         ["bash", "--norc", "-c", script],
-        cwd=tmp_path_factory.mktemp("anywhere"),
-        env=os.environ | {"PATH": f"{TAHOE.parent}:{os.environ['PATH']}"},
+        cwd=anywhere,
+        env=os.environ | {"PATH": f"{anywhere}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         check=True,
