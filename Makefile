@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-all lint bench
+.PHONY: help setup demo test test-all lint bench bench-data
 
 help:
 	@echo "make demo      train LeNet-5 and ResNet-18 on handwritten digits, compare them"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-all  the slow tests too"
 	@echo "make lint      formatting, lint, types, import contracts"
 	@echo "make bench     measure against peers (tests/bench)"
+	@echo "make bench-data IMAGES=TAR_OR_DIR  loading of real images beside what others use"
 	@echo "make setup     only the virtual environment in $(VENV)"
 
 setup: $(BIN)/.ready
@@ -43,3 +44,8 @@ lint: setup
 
 bench: setup
 	$(BIN)/python tests/bench/reading.py
+	$(BIN)/python tests/bench/planning.py
+	$(BIN)/python tests/bench/remote.py
+
+bench-data: setup
+	$(BIN)/python tests/bench/loading.py $(IMAGES)

@@ -6,10 +6,8 @@ plain numbers: nothing here touches pixels.
 """
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,36 +73,6 @@ def padded_crop(width: int, height: int, draws: Draws, *, padding: int, flip_pro
     """
     x, y = (int(draw * (2 * padding + 1)) - padding for draw in draws[20:22])
     return View((0, 0, width, height), shift=(x, y), flip=bool(draws[22] < flip_prob))
-
-
-def center(width: int, height: int, draws: Draws, *, crop: int, resize: int) -> View:
-    """Take the middle `crop` pixels of the image resized to `resize` on its shorter side.
-
-    Rounds as torchvision's Resize and CenterCrop do, so that figures compare with published ones.
-    """
-    shorter = min(width, height)
-    resized_width, resized_height = (int(resize * side / shorter) for side in (width, height))
-    left, top = round((resized_width - crop) / 2), round((resized_height - crop) / 2)
-    x, y = width / resized_width, height / resized_height  # source pixels in a resized one
-    right, bottom = min((left + crop) * x, width), min((top + crop) * y, height)
-    return View((left * x, top * y, right, bottom))
-
-
-def parse_protocol(protocol: str) -> tuple[int, ChooseView]:
-    """Return (output size in pixels, view) of an evaluation protocol such as `center-224-of-256`.
-
-    Raises:
-        ValueError: the name is not of that form, or it crops more than there is.
-    """
-    match = re.fullmatch(r"center-([1-9][0-9]*)-of-([1-9][0-9]*)", protocol)
-    if not match or int(match[1]) > int(match[2]):
-        raise ValueError(
-            f"'{protocol}' is not an evaluation protocol. Figures under an unknown protocol "
-            "compare with nothing. Write center-CROP-of-RESIZE with CROP <= RESIZE, e.g. "
-            "center-224-of-256."
-        )
-    crop, resize = int(match[1]), int(match[2])
-    return crop, partial(center, crop=crop, resize=resize)
 
 
 def _between(bounds: tuple[float, float], draw: float) -> float:

@@ -1,59 +1,89 @@
-"""Bytes and a view -> pixels. The one seam behind which faster decoders go."""
+"""Bytes and views -> pixels. The one seam behind which faster decoders go."""
 
-from collections.abc import Callable
-from io import BytesIO
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import simplejpeg
+import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from torch.nn import functional as F
 
+from data_sharding import jpeg
 from data_sharding.augment import View
+from data_sharding.images import MAX_PIXELS, convert, open_image
 from data_sharding.shard import BadSample
+
+Pixels = NDArray[np.uint8]
+ChooseViews = Callable[[int, int], Sequence[View]]  # from (width, height) in pixels
 
 _MODES = {1: "L", 3: "RGB"}
 
-# What photographs come in. Pillow knows more, but to open EPS it starts Ghostscript.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF")
 
+def decode(data: memoryview, choose_views: ChooseViews, out: Pixels) -> None:
+    """Decode an image once, cut its views out, and write them to `out`.
 
-def decode(
-    data: memoryview, choose_view: Callable[[int, int], View], out: NDArray[np.uint8]
-) -> None:
-    """Decode an image, cut its view out, and write it to `out`.
-
-    Resizing is bilinear and antialiased (Pillow's, which torchvision reproduces). The kind of file
-    is recognised by its content, never by its name. EXIF orientation is left alone, as in the
-    reference ImageNet pipelines.
+    Resizing is bilinear and antialiased, as Pillow and torchvision do it. The kind of file is
+    recognised by its content, never by its name. EXIF orientation is left alone, as in the
+    reference ImageNet pipelines. An ordinary JPEG is not decoded below the lowest view.
 
     Args:
-        choose_view: called with the image's (width, height) in pixels.
-        out: (size, size, channels) with 1 (grey) or 3 (RGB) channels.
+        choose_views: called with the image's (width, height) in pixels; as many as `out` holds.
+        out: (views, size, size, channels) with 1 (grey) or 3 (RGB) channels.
 
     Raises:
         BadSample: the bytes cannot be decoded.
     """
-    size, channels = out.shape[0], out.shape[2]
+    channels = out.shape[-1]
     try:
-        with Image.open(BytesIO(data), formats=_FORMATS) as image:
-            view = choose_view(*image.size)
-            pixels = _convert(image, _MODES[channels]).resize(
-                (size, size), Image.Resampling.BILINEAR, box=view.box
-            )
-    except UnidentifiedImageError as error:  # whose message is a memory address
-        raise BadSample(f"is none of {', '.join(_FORMATS)}") from error
+        header = jpeg.read_header(data) if channels == 3 else None  # Pillow weighs RGB to grey
+        if header and header.width * header.height <= MAX_PIXELS:
+            views = choose_views(header.width, header.height)
+            pixels = _decode_jpeg(data, header, views)
+        else:
+            with open_image(data) as image:
+                views = choose_views(*image.size)
+                pixels = np.array(convert(image, _MODES[channels]))
+    except (BadSample, MemoryError):
+        raise
     except Exception as error:  # decoders raise anything on hostile bytes
         raise BadSample(f"cannot be decoded: {type(error).__name__}: {error}") from error
-    if view.shift != (0, 0):
-        x, y = view.shift
-        pixels = pixels.crop((x, y, x + size, y + size))
+    pixels = pixels.reshape(*pixels.shape[:2], channels)
+    for view, place in zip(views, out, strict=True):
+        _cut(pixels, view, place)
+
+
+def _decode_jpeg(data: memoryview, header: jpeg.JpegHeader, views: Sequence[View]) -> Pixels:
+    bottom = int(np.ceil(max(view.box[3] for view in views)))
+    cut = jpeg.cut_below(data, header, bottom)
+    # Not strict: what is left below the cut is an error to a strict decoder.
+    pixels: Pixels = simplejpeg.decode_jpeg(cut, "RGB", strict=False)
+    return pixels
+
+
+def _cut(pixels: Pixels, view: View, out: Pixels) -> None:
+    """Write a view of the pixels to `out`, (size, size, channels)."""
+    size, image = len(out), _resize(pixels, view.box, len(out))
+    x, y = (max(-size, min(shift, size)) for shift in view.shift)
+    if x or y:
+        image = F.pad(image, (-x, x, -y, y))  # cuts off on one side, adds zeros on the other
     if view.flip:
-        pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    out[:] = np.asarray(pixels).reshape(out.shape)
+        image = image.flip(2)
+    torch.from_numpy(out).permute(2, 0, 1).copy_(image)
 
 
-def _convert(image: Image.Image, mode: str) -> Image.Image:
-    """Convert to 8 bits a channel; transparency is dropped, not blended."""
-    if image.mode.startswith("I"):  # 16-bit greys, which Pillow would clip to white
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    image.info.pop("transparency", None)  # of a palette: Pillow would warn that it is dropped
-    return image.convert(mode)
+def _resize(pixels: Pixels, box: tuple[float, float, float, float], size: int) -> torch.Tensor:
+    """Return a box of the image at (size, size) pixels; uint8 (channels, size, size)."""
+    left, top, right, bottom = (int(edge) for edge in box)
+    if (left, top, right, bottom) != box:  # between pixels: only Pillow has this
+        mode = _MODES[pixels.shape[2]]
+        image = Image.fromarray(pixels if mode == "RGB" else pixels[:, :, 0])
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+        return torch.from_numpy(np.array(image).reshape(size, size, -1)).permute(2, 0, 1)
+    crop = torch.from_numpy(pixels[top:bottom, left:right]).permute(2, 0, 1)
+    if crop.shape[1:] == (size, size):
+        return crop
+    # torch's port of Pillow-SIMD. A crop that is not contiguous would come out with the channels
+    # first, and putting them last again takes longer than the copy.
+    crop = crop[None].contiguous(memory_format=torch.channels_last)
+    return F.interpolate(crop, (size, size), mode="bilinear", antialias=True)[0]

@@ -9,21 +9,23 @@ import hashlib
 import json
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any, Self
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from data_sharding import files
+from data_sharding.labels import LabelRule
+from data_sharding.shard_table import Sha256, ShardTable
+from data_sharding.shard_table import ShardInfo as ShardInfo  # noqa: PLC0414  exported here too
 
 FORMAT = "tahoe-shards-1"
 FILE_NAME = "manifest.json"
-
-_ShardName = Annotated[str, Field(pattern=r"\A[A-Za-z0-9._-]+\.tar\z")]
-_Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
-_PositiveInt = Annotated[int, Strict(), Field(gt=0)]
+TABLE_NAME: Final = "shards.safetensors"
+_MAX_LISTED = 10_000  # shards; more are a table in a file of its own, mapped and not parsed
 
 
 class DataError(Exception):
@@ -31,46 +33,62 @@ class DataError(Exception):
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class ShardInfo:
-    """What a shard must be: its file name, its samples, its size and its digest (hex)."""
+class _TableFile:
+    """A file beside the manifest that holds the shards.
 
-    name: _ShardName
-    num_samples: _PositiveInt
-    num_bytes: _PositiveInt
-    sha256: _Sha256
+    columns_sha256: the digest (hex) of what is in it, which is also that of the same shards listed.
+    """
+
+    file: Literal["shards.safetensors"]
+    num_bytes: int
+    columns_sha256: Sha256
+
+    def is_in(self, path: Path) -> bool:
+        """Return whether a file is this one."""
+        try:
+            return ShardTable.map(path).sha256 == self.columns_sha256
+        except (OSError, ValueError):
+            return False
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+def _as_table(shards: Any) -> ShardTable:
+    return shards if isinstance(shards, ShardTable) else ShardTable.of(shards)
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))
 class Manifest:
     """The shards of a split, in order; label i is the class `classes[i]`.
 
     `source` says how the shards were made, in plain JSON values; nothing is computed from it.
     """
 
-    classes: Annotated[tuple[str, ...], Field(min_length=1)]
-    shards: Annotated[tuple[ShardInfo, ...], Field(min_length=1)]
+    classes: tuple[str, ...]
+    shards: Annotated[ShardTable, BeforeValidator(_as_table)]
     source: Mapping[str, Any]
+    labels: LabelRule = LabelRule()
 
     @model_validator(mode="after")
-    def _check_unique(self) -> Self:
-        for what, names in ("class", self.classes), ("shard", [s.name for s in self.shards]):
-            twice = _first_repeated(names)
-            if twice is not None:
-                raise ValueError(f"the {what} {twice!r} is listed twice")
+    def _check(self) -> Self:
+        if not self.classes and self.labels.kind != "none":
+            raise ValueError("there are no classes")
+        twice = next((name for name, num in Counter(self.classes).items() if num > 1), None)
+        if twice is not None:
+            raise ValueError(f"the class {twice!r} is listed twice")
+        self.shards.check()
         return self
 
     @property
     def num_samples(self) -> int:
-        return sum(shard.num_samples for shard in self.shards)
+        return int(self.shards.num_samples.sum())
 
     @property
     def num_bytes(self) -> int:
-        return sum(shard.num_bytes for shard in self.shards)
+        return int(self.shards.num_bytes.sum())
 
     @property
     def fingerprint(self) -> str:
         """The identity of the data: a SHA-256 (hex) that changes with any byte of any shard."""
-        identity = {"classes": self.classes, "shards": [asdict(shard) for shard in self.shards]}
+        identity = [self.classes, asdict(self.labels), self.shards.sha256]
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -101,16 +119,30 @@ def read_manifest(url: str, split: str) -> Manifest:
             f"cannot read {where}: {type(error).__name__}: {error}. The data set cannot be used "
             "until this works: check the URL, the credentials and the network."
         ) from error
-    return _parse(data, where)
+    return _parse(data, url, split)
 
 
 def write_manifest(url: str, split: str, manifest: Manifest) -> None:
-    """Publish the manifest of a split, whole or not at all; its shards must be there already."""
-    text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=2, ensure_ascii=False)
+    """Publish the manifest of a split, whole or not at all; its shards must be there already.
+
+    Many shards are a table in a file of its own, which the manifest names with its digest.
+    """
+    values: dict[str, Any] = {"format": FORMAT, "classes": manifest.classes}
+    if manifest.labels != LabelRule():
+        values["labels"] = asdict(manifest.labels)
+    if len(manifest.shards) <= _MAX_LISTED:
+        values["shards"] = [asdict(shard) for shard in manifest.shards]
+    else:
+        table = manifest.shards.to_bytes()
+        files.write_bytes(files.join(url, split, TABLE_NAME), table)
+        values["shards"] = asdict(_TableFile(TABLE_NAME, len(table), manifest.shards.sha256))
+    values["source"] = manifest.source
+    text = json.dumps(values, indent=2, ensure_ascii=False)
     files.write_bytes(url_of(url, split), (text + "\n").encode())
 
 
-def _parse(data: bytes, where: str) -> Manifest:
+def _parse(data: bytes, url: str, split: str) -> Manifest:
+    where = url_of(url, split)
     try:
         values = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -124,11 +156,47 @@ def _parse(data: bytes, where: str) -> Manifest:
             "cannot be used. Upgrade Tahoe if the set is newer, or make the set again."
         )
     try:
-        return TypeAdapter(Manifest).validate_python(values)
+        if isinstance(values.get("shards"), dict):
+            described = _TABLE.validate_python({"shards": values["shards"]})["shards"]
+            values["shards"] = _map_table(url, split, described)
+        elif "shards" in values:
+            values["shards"] = _LISTED.validate_python({"shards": values["shards"]})["shards"]
+        return _MANIFEST.validate_python(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "manifest"
-        raise _unusable(where, f"{place}: {first['msg']}, found {first['input']!r:.80}") from error
+        raise _unusable(where, _reason(error)) from error
+
+
+def _reason(error: ValidationError) -> str:
+    """Return the first thing that is wrong, and where."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if not place:  # one of our own checks, which says where
+        return str(first["msg"]).removeprefix("Value error, ")
+    return f"{place}: {first['msg']}, found {first['input']!r:.80}"
+
+
+def _map_table(url: str, split: str, described: _TableFile) -> ShardTable:
+    """Return the table that a manifest describes, from a file on this node."""
+    from data_sharding.node_copy import node_copy  # which needs this module
+
+    where = files.join(url, split, TABLE_NAME)
+    try:
+        path = node_copy(where, f"{described.columns_sha256}.safetensors", described.is_in)
+        if path.stat().st_size != described.num_bytes:
+            raise ValueError(f"it has {path.stat().st_size} bytes, not {described.num_bytes}")
+        table = ShardTable.map(path)
+        if table.sha256 != described.columns_sha256:
+            raise ValueError(f"its digest is {table.sha256}, not {described.columns_sha256}")
+    except DataError:
+        raise
+    except Exception as error:  # every store raises its own kinds
+        raise _unusable(where, str(error) or type(error).__name__) from error
+    return table
+
+
+_LISTED = TypeAdapter(dict[str, tuple[ShardInfo, ...]])
+_TABLE = TypeAdapter(dict[str, _TableFile])
+_MANIFEST = TypeAdapter(Manifest)
 
 
 def _unusable(where: str, reason: str) -> DataError:
@@ -136,7 +204,3 @@ def _unusable(where: str, reason: str) -> DataError:
         f"{where} is no usable manifest: {reason}. Nothing is read from this data set: restore the "
         "file from where it was copied, or make the set again."
     )
-
-
-def _first_repeated(names: Iterable[str]) -> str | None:
-    return next((name for name, num in Counter(names).items() if num > 1), None)

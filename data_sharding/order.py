@@ -14,12 +14,19 @@ Global batch t takes the next B / num_lanes samples of every lane. Ranks own who
 reads its own few shards nearly sequentially, and every world size that divides the lanes sees the
 same batches. Micro-batch m of M is made of the lanes [m * L / M, (m + 1) * L / M).
 
+With `repeats` every sample comes several times in its micro-batch, side by side, each time to be
+seen another way (Hoffer et al., Augment Your Batch, CVPR 2020): `repeats` times in a pass over the
+data, or not at all where it is left over. A step then takes fewer samples, so a pass takes more
+steps, while an epoch remains as many images as the data set has (as with DeiT's RASampler,
+github.com/facebookresearch/deit, samplers.py).
+
 The only array is as long as the list of shards. The permutations of step 4 are computed element by
 element (`counter.permute`), so a look-up costs the same at step 0 and at step 10**9.
 """
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +36,16 @@ from data_sharding.counter import derive, permute
 Ints = NDArray[np.int64]
 
 
+class Draws(NamedTuple):
+    """The samples of a micro-batch, int64 (n,): their ids, and how often each was drawn before.
+
+    A sample's view is named by (seed, pass, id), so it has another one each time it is drawn.
+    """
+
+    ids: Ints
+    passes: Ints
+
+
 @dataclass(frozen=True, eq=False)  # equal by identity: hashing a million sizes is not free
 class Order:
     """The order of training samples.
@@ -36,21 +53,23 @@ class Order:
     Samples are named by ids in range(num_samples): shard after shard in the manifest's order.
 
     Args:
-        shard_sizes: samples of each shard, in the manifest's order; shards may differ in size.
+        shard_sizes: int64 (shards,), samples of each, in the manifest's order; they may differ.
         seed: the run's seed.
         global_batch_size: samples of one step, over all ranks.
         num_lanes: divides the global batch size.
         num_micro_batches: divides the lanes.
         block_size: samples of the blocks that a lane is shuffled in.
+        repeats: how often a sample comes in its micro-batch; divides global_batch_size / num_lanes.
         shuffle: False keeps the samples as they lie in the shards (lanes and batches stay).
     """
 
-    shard_sizes: tuple[int, ...]
+    shard_sizes: Ints
     seed: int
     global_batch_size: int
     num_lanes: int
     num_micro_batches: int
     block_size: int = 4096
+    repeats: int = 1
     shuffle: bool = True
 
     def __post_init__(self) -> None:
@@ -62,6 +81,11 @@ class Order:
                 raise ValueError(
                     f"{part}={getattr(self, part)} does not divide {whole}={getattr(self, whole)}"
                 )
+        if self.global_batch_size // self.num_lanes % self.repeats:
+            raise ValueError(
+                f"repeats={self.repeats} does not divide the "
+                f"{self.global_batch_size // self.num_lanes} samples of a lane in a step"
+            )
         if self.num_samples < self.global_batch_size:
             raise ValueError(
                 f"a global batch of {self.global_batch_size} cannot be filled from "
@@ -70,7 +94,7 @@ class Order:
 
     @cached_property
     def num_samples(self) -> int:
-        return sum(self.shard_sizes)
+        return int(np.sum(self.shard_sizes))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -80,65 +104,63 @@ class Order:
     def micro_batch_size(self) -> int:
         return self.global_batch_size // self.num_micro_batches
 
-    def epoch(self, step: int) -> int:
-        """Return the epoch that a step belongs to."""
-        return step // self.steps_per_epoch
+    @property
+    def steps_per_pass(self) -> int:
+        """Steps until every sample was drawn; without repeats an epoch."""
+        return self.num_samples // (self.global_batch_size // self.repeats)
 
-    def micro_batch(self, step: int, micro: int) -> Ints:
-        """Return the sample ids of micro-batch `micro` of a step; shape (micro_batch_size,)."""
+    def micro_batch(self, step: int, micro: int) -> Draws:
+        """Return the samples of micro-batch `micro` of a step."""
         lanes_each = self.num_lanes // self.num_micro_batches
-        lanes = np.arange(micro * lanes_each, (micro + 1) * lanes_each)
-        return self._samples(step, lanes)
+        return self._draws(step, np.arange(micro * lanes_each, (micro + 1) * lanes_each))
 
-    def global_batch(self, step: int) -> Ints:
-        """Return the sample ids of a step; shape (global_batch_size,)."""
-        return self._samples(step, np.arange(self.num_lanes))
+    def global_batch(self, step: int) -> Draws:
+        """Return the samples of a step."""
+        return self._draws(step, np.arange(self.num_lanes))
 
-    def _samples(self, step: int, lanes: Ints) -> Ints:
-        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        per_lane = self.global_batch_size // self.num_lanes
-        lane_length = self.steps_per_epoch * per_lane
-        place = step_of_epoch * per_lane + np.arange(per_lane)
+    def _draws(self, step: int, lanes: Ints) -> Draws:
+        number, step_of_pass = divmod(step, self.steps_per_pass)
+        per_lane = self.global_batch_size // self.num_lanes // self.repeats
+        lane_length = self.steps_per_pass * per_lane
+        place = step_of_pass * per_lane + np.arange(per_lane)
         lanes, place = (a.ravel() for a in np.meshgrid(lanes, place, indexing="ij"))
         if self.shuffle:
-            place = self._shuffle(place, lanes, lane_length, epoch, shift=self.block_size // 2)
-            place = self._shuffle(place, lanes, lane_length, epoch, shift=0)
-        return _epoch_sequence(self, epoch)[lanes * lane_length + place]
+            place = self._shuffle(place, lanes, lane_length, number, shift=self.block_size // 2)
+            place = self._shuffle(place, lanes, lane_length, number, shift=0)
+        ids = _pass_sequence(self, number)[lanes * lane_length + place]
+        copies = np.tile(np.arange(self.repeats), len(ids))
+        return Draws(np.repeat(ids, self.repeats), number * self.repeats + copies)
 
-    def _shuffle(self, place: Ints, lanes: Ints, length: int, epoch: int, *, shift: int) -> Ints:
+    def _shuffle(self, place: Ints, lanes: Ints, length: int, number: int, *, shift: int) -> Ints:
         """Permute places inside blocks that start at a multiple of the block size, minus shift."""
         block = (place + shift) // self.block_size
         start = np.maximum(block * self.block_size - shift, 0)
         stop = np.minimum((block + 1) * self.block_size - shift, length)
-        key = derive(self.seed, f"lane-shuffle-{bool(shift)}", epoch, lanes, block)
+        key = derive(self.seed, f"lane-shuffle-{bool(shift)}", number, lanes, block)
         return start + permute(place - start, stop - start, key)
 
 
-class _EpochSequence:
-    """Moves 1 and 2: the samples of an epoch, shard after shard in a random order, rotated."""
+class _PassSequence:
+    """Moves 1 and 2: the samples of a pass, shard after shard in a random order, rotated."""
 
-    def __init__(self, order: Order, epoch: int) -> None:
+    def __init__(self, order: Order, number: int) -> None:
         sizes = np.asarray(order.shard_sizes, dtype=np.int64)
-        first_ids = np.cumsum(sizes) - sizes
+        shards, self.offset = np.arange(len(sizes)), 0
         if order.shuffle:
-            shards = permute(
-                np.arange(len(sizes)), len(sizes), derive(order.seed, "shard-order", epoch)
-            )
+            shards = np.argsort(derive(order.seed, "shard-order", number, shards), kind="stable")
             size = np.array(order.num_samples)
-            self.offset = int(permute(0, size, derive(order.seed, "rotation", epoch))[0])
-        else:
-            shards, self.offset = np.arange(len(sizes)), 0
+            self.offset = int(permute(0, size, derive(order.seed, "rotation", number))[0])
         self.num_samples = order.num_samples
-        self.first_ids = first_ids[shards]
+        self.first_ids = (np.cumsum(sizes) - sizes)[shards]
         self.ends = np.cumsum(sizes[shards])
-        self.starts = self.ends - sizes[shards]
 
     def __getitem__(self, position: Ints) -> Ints:
         position = (position + self.offset) % self.num_samples
         shard = np.searchsorted(self.ends, position, side="right")
-        return self.first_ids[shard] + position - self.starts[shard]
+        starts = np.where(shard > 0, self.ends[shard - 1], 0)
+        return self.first_ids[shard] + position - starts
 
 
-@lru_cache(maxsize=2)  # the epoch being read and its neighbour while workers run ahead
-def _epoch_sequence(order: Order, epoch: int) -> _EpochSequence:
-    return _EpochSequence(order, epoch)
+@lru_cache(maxsize=2)  # the pass being read and its neighbour while workers run ahead
+def _pass_sequence(order: Order, number: int) -> _PassSequence:
+    return _PassSequence(order, number)

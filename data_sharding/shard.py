@@ -3,7 +3,9 @@
 A shard is a plain tar that `webdataset` and `tar` read. Its members are found by walking their
 512-byte headers once, when it is opened; the file is memory-mapped, and an image is a slice of the
 map. Members are grouped to samples by WebDataset's rule: consecutive members whose names agree up
-to the first dot of the file name. Nothing is extracted, so a member's name never becomes a path.
+to the first dot of the file name, and what follows the dot is the extension. A sample's members
+come in any order, and those that are neither image nor label are passed over. Nothing is
+extracted, so a member's name never becomes a path.
 
 Most shards hold nothing but ordinary files, whose headers are parsed here in about 5 us each.
 Anything else in a header (long names, extended attributes that matter) sends the whole shard to
@@ -24,6 +26,7 @@ from typing import IO, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from data_sharding.labels import LabelRule
 from data_sharding.manifest import DataError, ShardInfo
 
 IMAGE_EXTENSIONS = frozenset(
@@ -32,7 +35,6 @@ IMAGE_EXTENSIONS = frozenset(
 
 _BLOCK_BYTES = 512
 _ZERO_BLOCK = bytes(_BLOCK_BYTES)
-_MAX_LABEL_BYTES = 32
 
 # webdataset.tariterators, 1.0: base_plus_ext and tar_file_iterator's skip_meta
 _KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
@@ -58,18 +60,25 @@ class ShardReader:
     Args:
         path: of the tar.
         expected: what the manifest says; size and sample count are compared, the digest is not.
+        labels: which member of a sample is its label.
 
     Raises:
         ShardError: the shard is missing, truncated or damaged, differs from `expected`, or holds a
-            sample without exactly one image and one label.
+            sample without exactly one image and, if there are labels, one label, or with two
+            members of one extension.
     """
 
-    def __init__(self, path: str | Path, expected: ShardInfo | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        expected: ShardInfo | None = None,
+        labels: LabelRule = LabelRule(),  # noqa: B008  a value, not a place
+    ) -> None:
         self.path = Path(path)
         try:
             with self.path.open("rb") as file:
                 self._map = _map(file, expected)
-                self._index = _index(_members(self._map))
+                self._index = _index(_members(self._map), labels)
             self._check_num_samples(expected)
         except FileNotFoundError:
             raise ShardError(
@@ -98,26 +107,15 @@ class ShardReader:
             raise BadSample(f"has no image of a known kind ({known})")
         return self._view[offset : offset + num_bytes]
 
-    def label(self, i: int) -> int:
-        """Return the label of the i-th sample; whether there is such a class is not checked.
-
-        Raises:
-            BadSample: the label is not a decimal integer.
-        """
+    def label_bytes(self, i: int) -> bytes:
+        """Return what the member with the i-th sample's label holds; nothing without labels."""
         _, _, _, offset, num_bytes = self._index[i].tolist()
-        text = self._map[offset : offset + min(num_bytes, _MAX_LABEL_BYTES + 1)]
-        try:
-            if len(text) > _MAX_LABEL_BYTES:
-                raise ValueError
-            return int(text)
-        except ValueError:
-            raise BadSample(f"has the label {text!r}, which is not an integer") from None
+        return self._map[offset : offset + num_bytes] if offset >= 0 else b""
 
     def key(self, i: int) -> str:
         """Return the name of the i-th sample, read from its header again: for messages."""
-        start, _, _, label_offset, _ = self._index[i].tolist()
-        header = io.BytesIO(self._map[start:label_offset])
-        with tarfile.open(fileobj=header, mode="r:", encoding="utf-8") as tar:
+        self._map.seek(int(self._index[i, 0]))
+        with tarfile.open(fileobj=self._map, mode="r:", encoding="utf-8") as tar:
             member = tar.next()
         match = member and _KEY_AND_EXTENSION.match(member.name)
         return match[1] if match else ""
@@ -169,45 +167,48 @@ def _map(file: IO[bytes], expected: ShardInfo | None) -> mmap.mmap:
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _index(members: Iterable[_Member]) -> NDArray[np.int64]:
+def _index(members: Iterable[_Member], labels: LabelRule) -> NDArray[np.int64]:
     """Group members to samples.
 
     Returns:
         Offsets and sizes in bytes, shape (samples, 5): start of the sample's first header, offset
         and size of its image, offset and size of its label.
     """
-    rows, row, key = array("q"), [0, 0, 0, 0, 0], None
+    label_extension = None if labels.kind == "none" else labels.extension
+    rows, row, key, extensions = array("q"), [0, 0, 0, 0, 0], None, set[str]()
     for member in members:
         match = _KEY_AND_EXTENSION.match(member.name)
         if match is None or _METADATA.match(member.name):
             continue
         if match[1] != key:
-            rows.extend(_checked(row, key))
-            row, key = [member.start, _ABSENT, 0, _ABSENT, 0], match[1]
+            rows.extend(_checked(row, key, label_extension))
+            row, key, extensions = [member.start, _ABSENT, 0, _ABSENT, 0], match[1], set()
         extension = match[2].lower()
-        column = 3 if extension == "cls" else 1 if extension in IMAGE_EXTENSIONS else None
-        if column is None:
-            row[1] = _UNKNOWN if row[1] == _ABSENT else row[1]
-        elif row[column] >= 0:
-            raise _UnreadableError(
-                f"the sample {key!r} has two {'labels' if column == 3 else 'images'}"
-            )
-        else:
-            row[column : column + 2] = member.offset, member.num_bytes
-    rows.extend(_checked(row, key))
+        if extension in extensions:  # webdataset's error too
+            raise _UnreadableError(f"the sample {key!r} has two members .{extension}")
+        extensions.add(extension)
+        if extension == label_extension:
+            row[3:] = member.offset, member.num_bytes
+        elif extension in IMAGE_EXTENSIONS:
+            if row[1] >= 0:
+                raise _UnreadableError(f"the sample {key!r} has two images")
+            row[1:3] = member.offset, member.num_bytes
+        elif row[1] == _ABSENT:
+            row[1] = _UNKNOWN
+    rows.extend(_checked(row, key, label_extension))
     if not rows:
         raise _UnreadableError("it holds no samples, that is, no members KEY.jpg and KEY.cls")
     return np.frombuffer(rows, dtype=np.int64).reshape(-1, 5)
 
 
-def _checked(row: list[int], key: str | None) -> list[int]:
+def _checked(row: list[int], key: str | None, label_extension: str | None) -> list[int]:
     """Return the row of a finished sample; none before the first."""
     if key is None:
         return []
     if row[1] == _ABSENT:
         raise _UnreadableError(f"the sample {key!r} has no image")
-    if row[3] == _ABSENT:
-        raise _UnreadableError(f"the sample {key!r} has no label ({key}.cls)")
+    if row[3] == _ABSENT and label_extension is not None:
+        raise _UnreadableError(f"the sample {key!r} has no label ({key}.{label_extension})")
     return row
 
 

@@ -1,45 +1,63 @@
 """Samples become a data set: WebDataset shards and one manifest a split.
 
 Samples are shuffled before they are cut into shards, so that a shard is a fair draw of its split.
-Each shard is written straight to where it belongs, hashed on the way; one sample is in memory at a
-time. Equal sources and settings give equal bytes.
+Each shard is written by one process straight to where it belongs. Equal sources and settings give
+equal bytes, however many processes there are and however often they are killed.
 
-A set is published whole or not at all: `train/manifest.json` is the last file written. While the
-others are being written, `unfinished.json` marks what lies there as ours to overwrite.
+A set is published whole or not at all: `train/manifest.json` is the last file written, and what
+marks the set as unfinished is removed then.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-import webdataset
+from fsspec.core import url_to_fs
+from fsspec.implementations.memory import MemoryFileSystem
+from numpy.typing import NDArray
 
 from data_sharding import files
-from data_sharding.manifest import (
-    DataError,
-    Manifest,
-    ShardInfo,
-    read_manifest,
-    url_of,
-    write_manifest,
+from data_sharding.dedupe import Duplicates, find_duplicates
+from data_sharding.findings import Findings, report
+from data_sharding.job_pool import work_off
+from data_sharding.journal import (
+    REPORT,
+    SPLITS,
+    clear,
+    is_unfinished,
+    locked,
+    open_journal,
+    sizes,
 )
-from data_sharding.sources import Sample, Samples, Source, permutation
+from data_sharding.manifest import DataError, Manifest, read_manifest, url_of, write_manifest
+from data_sharding.shard_table import ShardTable
+from data_sharding.sources import Source, permutation
+from data_sharding.write_shard import (
+    GO_ON,
+    STORED_LABELS,
+    Checks,
+    Finished,
+    Job,
+    Task,
+    cannot_write,
+    write_shard,
+)
 
-SPLITS = ("val", "train")  # in the order of publishing
-_MARK = "unfinished.json"
+Progress = Callable[[int, int], None]  # images dealt with, of all
+
+_DUPLICATES = "duplicates"
+_MAX_NAMED = 10
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The manifests of a data set by split, and whether it was there already."""
+    """The manifests of a data set by split, whether it was there already, and its report."""
 
     manifests: Mapping[str, Manifest]
     reused: bool
+    report: Mapping[str, Any] | None = None
 
 
 def write_dataset(
@@ -47,44 +65,92 @@ def write_dataset(
     url: str,
     *,
     seed: int,
-    samples_per_shard: int,
-    on_progress: Callable[[int, int], None] | None = None,
+    samples_per_shard: int | None = None,
+    shard_bytes: int | None = None,
+    checks: Checks | None = None,
+    num_workers: int = 1,
+    on_progress: Progress = lambda done, total: None,
+    on_hashing: Progress = lambda done, total: None,
 ) -> Dataset:
     """Write a source to a URL as WebDataset shards; a set that was made like this is kept as it is.
+
+    A run that was stopped is taken up: shards that were finished are kept.
 
     Args:
         seed: of the order of the samples in the shards.
         samples_per_shard: at most; the shards of a split differ by one sample or none.
-        on_progress: called after every sample with the number written and the number of all.
+        shard_bytes: instead of that: of source files in a shard, at most or one file.
+        checks: what is done to the images; None stores them unseen.
+        num_workers: processes; the source must be fit to be pickled if there are more than one.
+        on_progress: called with the number of images written, from the second one on again and
+            again; those of a run that was stopped are counted.
+        on_hashing: likewise, before that, if duplicates are looked for.
 
     Raises:
-        DataError: the URL holds something else, an image cannot be read, or the URL cannot be
-            written. Nothing is published then.
+        DataError: the URL holds something else, or is being written by another process; an image
+            cannot be read, or too many are corrupt; the URL cannot be written. Nothing is
+            published then.
     """
-    if samples_per_shard < 1:
-        raise DataError(
-            f"{samples_per_shard} samples per shard: no shard could hold any, so nothing was "
-            "written. Use at least 1; 1000 to 10000 suit photographs."
-        )
-    facts = {**source.facts, "seed": seed, "samples_per_shard": samples_per_shard}
+    facts = _facts(source, seed, samples_per_shard, shard_bytes, checks)
     try:
-        if files.exists(url_of(url, "train")):
+        if is_published(url):
             return _reuse(url, facts)
-        _claim(url, facts)
-        return Dataset(_write_all(source, url, facts, _progress(source, on_progress)), reused=False)
+        if isinstance(url_to_fs(url)[0], MemoryFileSystem):
+            num_workers = 1  # no other process sees that memory
+        with locked(url) as lock:
+            if is_published(url):  # by whoever had the lock
+                return _reuse(url, facts, is_locked=True)
+            job = Job(source, url, open_journal(url, facts, lock), checks)
+            written = _Writing(job, facts, num_workers, on_progress, on_hashing).run()
+            clear(url)
+            return written
     except (OSError, ImportError, ValueError) as error:  # the last two: fsspec, of the protocol
+        raise cannot_write(url, error) from error
+
+
+def is_published(url: str) -> bool:
+    """Return whether a data set lies at a URL.
+
+    Raises:
+        DataError: nobody can tell.
+    """
+    try:
+        return files.exists(url_of(url, "train"))
+    except Exception as error:  # every store raises its own kinds; ImportError without its package
+        raise cannot_write(url, error) from error
+
+
+def _facts(
+    source: Source,
+    seed: int,
+    samples_per_shard: int | None,
+    shard_bytes: int | None,
+    checks: Checks | None,
+) -> dict[str, Any]:
+    """Return what tells the set from any other, in JSON values."""
+    sizes = {"samples_per_shard": samples_per_shard, "shard_bytes": shard_bytes}
+    size = {name: value for name, value in sizes.items() if value is not None}
+    if len(size) != 1 or min(size.values()) < 1:
         raise DataError(
-            f"cannot write {url}: {type(error).__name__}: {error}. Nothing was published: check "
-            "the URL, the permissions and the free space, and run the same command again."
-        ) from error
+            f"{samples_per_shard} samples per shard, {shard_bytes} bytes per shard: no shard could "
+            "hold any, so nothing was written. Give one of them, at least 1; 1000 to 10000 samples "
+            "suit photographs."
+        )
+    if shard_bytes is not None and not source.num_bytes:
+        raise DataError(
+            f"shards of {shard_bytes} bytes need the sizes of all files, which this source does "
+            "not know: nothing was written. Give the number of samples per shard."
+        )
+    return {**source.facts, "seed": seed, **size, **(checks.facts if checks else {})}
 
 
-def _reuse(url: str, facts: Mapping[str, Any]) -> Dataset:
+def _reuse(url: str, facts: Mapping[str, Any], *, is_locked: bool = False) -> Dataset:
     """Return the set at a URL if it was made like this; a split is only there when it is whole."""
     manifests = {split: read_manifest(url, split) for split in SPLITS}
     there = manifests["train"].source
     if there == facts:
-        return Dataset(manifests, reused=True)
+        _clear_leftovers(url, is_locked)
+        return Dataset(manifests, reused=True, report=_read_report(url))
     differing = sorted(name for name in {**there, **facts} if there.get(name) != facts.get(name))
     comparison = "; ".join(f"{name}: {there.get(name)} / {facts.get(name)}" for name in differing)
     raise DataError(
@@ -93,101 +159,172 @@ def _reuse(url: str, facts: Mapping[str, Any]) -> Dataset:
     )
 
 
-def _claim(url: str, facts: Mapping[str, Any]) -> None:
-    """Mark a URL as being written, and clear what a run that was killed has left there."""
-    mark = files.join(url, _MARK)
-    if files.exists(mark):
-        _discard(url)
-    for split in SPLITS:
-        names = files.list_names(files.join(url, split))
-        foreign = [name for name in names if name.endswith(".tar")]
-        if foreign:
-            raise DataError(
-                f"{files.join(url, split)} holds shards without a manifest ({foreign[0]}, "
-                f"{len(foreign)} in all). They were left as they are. Write to another URL, or "
-                "remove them first."
-            )
-    files.write_bytes(mark, json.dumps(facts, indent=2).encode())
+def _clear_leftovers(url: str, is_locked: bool) -> None:
+    """Remove what a run has left that was killed after it had published."""
+    if not is_unfinished(url):
+        return
+    if is_locked:
+        clear(url)
+        return
+    with locked(url):
+        clear(url)
 
 
-def _discard(url: str) -> None:
-    """Remove an unfinished set: the manifests before the shards, and the mark last."""
-    for split in reversed(SPLITS):
-        files.remove(url_of(url, split))
-    for split in SPLITS:
-        for name in files.list_names(files.join(url, split)):
-            if name.startswith("shard-") and name.endswith(".tar"):
-                files.remove(files.join(url, split, name))
-    files.remove(files.join(url, _MARK))
+def _read_report(url: str) -> Mapping[str, Any] | None:
+    where = files.join(url, REPORT)
+    if not files.exists(where):
+        return None
+    found: Mapping[str, Any] = json.loads(files.read_bytes(where))
+    return found
 
 
-def _write_all(
-    source: Source, url: str, facts: dict[str, Any], report: Callable[[], None]
-) -> dict[str, Manifest]:
-    try:
+@dataclass(frozen=True)
+class _Writing:
+    """The writing of a set whose place is ours."""
+
+    job: Job
+    facts: Mapping[str, Any]
+    num_workers: int
+    on_progress: Progress
+    on_hashing: Progress
+
+    def run(self) -> Dataset:
+        """Write what is not finished yet, and publish."""
+        records = self.job.journal.read()
+        duplicates = self._duplicates(records)
+        tasks = self._tasks(duplicates)
+        finished = _kept(self.job.url, tasks, records)
+        pending = [task for task in tasks if task.record_name not in finished]
+        judge = _Judge(sum(map(len, self.job.source.splits.values())), self.job.checks)
+        for shard in finished.values():
+            judge(shard)
+        found = self._write(pending, sum(shard.num_files for shard in finished.values()), judge)
+        finished.update(
+            (task.record_name, shard) for task, shard in zip(pending, found, strict=True)
+        )
+        return self._publish([finished[task.record_name] for task in tasks], duplicates)
+
+    def _duplicates(self, records: Mapping[str, Mapping[str, Any]]) -> Duplicates:
+        if self.job.checks is None or not self.job.checks.dedupe:
+            return Duplicates((), Findings())
+        if _DUPLICATES in records:
+            return Duplicates.of_json(records[_DUPLICATES])
+        found = find_duplicates(
+            self.job.source, num_workers=self.num_workers, on_progress=self.on_hashing
+        )
+        self.job.journal.add(_DUPLICATES, found.to_json())
+        return found
+
+    def _tasks(self, duplicates: Duplicates) -> list[Task]:
+        tasks = []
+        for split in SPLITS:
+            numbers = np.arange(len(self.job.source.splits[split]))
+            if split == "train":
+                numbers = np.delete(numbers, duplicates.left_out)
+            order = numbers[permutation(self.facts["seed"], f"shards/{split}", len(numbers))]
+            shards = self._cut(order, split)
+            tasks += [Task(split, number, members) for number, members in enumerate(shards)]
+        return tasks
+
+    def _cut(self, order: NDArray[np.int64], split: str) -> Sequence[NDArray[np.int64]]:
+        if not len(order):
+            return []
+        if "shard_bytes" in self.facts:
+            num_bytes = self.job.source.num_bytes[split][order]
+            return np.split(order, _starts(num_bytes, self.facts["shard_bytes"])[1:])
+        return np.array_split(order, -(-len(order) // self.facts["samples_per_shard"]))
+
+    def _write(self, tasks: Sequence[Task], num_kept: int, judge: "_Judge") -> list[Finished]:
+        total = num_kept + sum(len(task.members) for task in tasks)
+        if num_kept:
+            self.on_progress(num_kept, total)
+        return work_off(
+            write_shard,
+            self.job,
+            tasks,
+            num_workers=self.num_workers,
+            on_progress=lambda done: self.on_progress(num_kept + done, total),
+            on_result=judge,
+        )
+
+    def _publish(self, shards: Sequence[Finished], duplicates: Duplicates) -> Dataset:
+        source, url = self.job.source, self.job.url
+        rule = STORED_LABELS[source.labels.kind]
         manifests = {}
         for split in SPLITS:
-            shards = tuple(_write_split(source.splits[split], url, split, facts, report))
-            manifests[split] = Manifest(source.classes, shards, facts)
+            infos = tuple(s.info for s in shards if s.split == split and s.info is not None)
+            if not infos:
+                raise DataError(
+                    f"no image of {split} is left that could be stored, so nothing was published. "
+                    "Add images that are sound and no duplicates."
+                )
+            manifests[split] = Manifest(source.classes, ShardTable.of(infos), self.facts, rule)
+        found = _report(source, shards, duplicates) if self.job.checks else None
+        if found is not None:
+            text = json.dumps(found, indent=2, ensure_ascii=False)
+            files.write_bytes(files.join(url, REPORT), (text + "\n").encode())
         for split in SPLITS:
             write_manifest(url, split, manifests[split])
-    except BaseException:
-        with suppress(Exception):  # the first error is the one to tell
-            _discard(url)
-        raise
-    files.remove(files.join(url, _MARK))
-    return manifests
+        return Dataset(manifests, reused=False, report=found)
 
 
-def _write_split(
-    samples: Samples, url: str, split: str, facts: Mapping[str, Any], report: Callable[[], None]
-) -> Iterator[ShardInfo]:
-    order = permutation(facts["seed"], f"shards/{split}", len(samples))
-    num_shards = -(-len(samples) // facts["samples_per_shard"])
-    for number, members in enumerate(np.array_split(order, num_shards)):
-        name = f"shard-{number:06d}.tar"
-        with files.create(files.join(url, split, name)) as file:
-            tar = _Hashing(file)
-            _write_shard(tar, (samples[i] for i in members.tolist()), report)
-        yield ShardInfo(name, len(members), tar.num_bytes, tar.sha256.hexdigest())
+class _Judge:
+    """Counts corrupt images, and stops the writing when there are too many."""
+
+    def __init__(self, num_files: int, checks: Checks | None) -> None:
+        self._num_files, self._found = num_files, Findings()
+        self._max_bad_share = checks.max_bad_share if checks else 1.0
+
+    def __call__(self, shard: Finished) -> None:
+        self._found.merge(shard.findings)
+        num_bad = self._found.counts["corrupt"]
+        if num_bad > self._max_bad_share * self._num_files:
+            named = self._found.names["corrupt"]
+            more = f" and {num_bad - _MAX_NAMED} more" if num_bad > _MAX_NAMED else ""
+            raise DataError(
+                f"{num_bad} of {self._num_files} images or more are corrupt, and --max-bad-share "
+                f"allows {self._max_bad_share:g} of them: {'; '.join(named[:_MAX_NAMED])}{more}. "
+                f"{GO_ON} Mend or remove them, or allow for more (--max-bad-share)."
+            )
 
 
-def _write_shard(file: "_Hashing", samples: Iterable[Sample], report: Callable[[], None]) -> None:
-    """Write samples as members KEY.cls and KEY.jpg, with nothing in them that varies."""
-    settings = {"user": "tahoe", "group": "tahoe", "mode": 0o444, "mtime": 0, "encoder": False}
-    with webdataset.TarWriter(file, **settings) as tar:
-        for sample in samples:
-            label = str(sample.label).encode("ascii")
-            tar.write({"__key__": sample.key, sample.extension: _read(sample), "cls": label})
-            report()
+def _kept(
+    url: str, tasks: Sequence[Task], records: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Finished]:
+    """Return the shards that are finished and still there, by the names of their records."""
+    there = {split: sizes(url, split) for split in SPLITS} if records else {}
+    kept = {}
+    for task in tasks:
+        if task.record_name in records:
+            shard = Finished.of_json(records[task.record_name])
+            if shard.info is None or there[task.split].get(shard.info.name) == shard.info.num_bytes:
+                kept[task.record_name] = shard
+    return kept
 
 
-def _read(sample: Sample) -> bytes:
-    try:
-        return sample.read()
-    except OSError as error:
-        raise DataError(
-            f"cannot read the image {sample.origin}: {error.strerror or error}. Nothing was "
-            "published: make it readable, or remove it, and run the same command again."
-        ) from error
+def _starts(num_bytes: NDArray[np.int64], shard_bytes: int) -> list[int]:
+    """Return where shards begin that hold as much as they may, and at least one file."""
+    ends, starts, before = np.cumsum(num_bytes), [], 0
+    start = 0
+    while start < len(ends):
+        starts.append(start)
+        stop = int(np.searchsorted(ends, before + shard_bytes, side="right"))
+        start = max(stop, start + 1)
+        before = int(ends[start - 1])
+    return starts
 
 
-class _Hashing:
-    """A file to write to that knows the size and the digest of what went through it."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.num_bytes, self.sha256 = file, 0, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.num_bytes += len(data)
-        self.sha256.update(data)
-        return self._file.write(data)
-
-
-def _progress(source: Source, on_progress: Callable[[int, int], None] | None) -> Callable[[], None]:
-    """Return what is to be called after every sample."""
-    if on_progress is None:
-        return lambda: None
-    num_samples = sum(len(source.splits[split]) for split in SPLITS)
-    written = count(1)
-    return lambda: on_progress(next(written), num_samples)
+def _report(
+    source: Source, shards: Sequence[Finished], duplicates: Duplicates
+) -> Mapping[str, Any]:
+    findings = Findings()
+    findings.merge(duplicates.findings)
+    for shard in shards:
+        findings.merge(shard.findings)
+    numbers = {
+        "num_files": sum(map(len, source.splits.values())),
+        "num_stored": sum(shard.info.num_samples for shard in shards if shard.info),
+        "num_bytes": sum(shard.num_bytes for shard in shards),
+        "num_bytes_stored": sum(shard.num_bytes_stored for shard in shards),
+    }
+    return report(findings, numbers, source.ignored)

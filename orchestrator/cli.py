@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from orchestrator.launch.data_preview import add_data_verbs
+from orchestrator.launch.shard import add_shard_verbs
+
 DESCRIPTION = "Train image classifiers on a cluster; resume exactly; compare runs in MLflow."
 
 TRAIN_EPILOG = """\
@@ -78,12 +81,6 @@ def _resume(options: argparse.Namespace) -> int:
     return run_attempt(run, parse(run.read_config()), plan)
 
 
-def _shard(options: argparse.Namespace) -> int:
-    from orchestrator.launch.shard import write
-
-    return write(options)
-
-
 def _sync(options: argparse.Namespace) -> int:
     from orchestrator.rundir import RunDir
     from orchestrator.tracking.ship import sync
@@ -125,19 +122,11 @@ def _parser() -> argparse.ArgumentParser:
     overrides_help = "recipe.epochs=N extends it; keys of cluster, launcher, logging are free"
     resume.add_argument("overrides", nargs="*", metavar="OVERRIDES", help=overrides_help)
 
-    shard = _add(verbs, "shard", _shard, "write a data set as WebDataset shards")
-    sources = shard.add_subparsers(title="sources", metavar="SOURCE", required=True, dest="source")
-    digits = sources.add_parser("digits", help="scikit-learn's 1,797 handwritten digits")
-    digits.add_argument("url", metavar="URL", help="a path or fsspec URL to write to")
-    folder = sources.add_parser("folder", help="DIR/{train,val}/CLASS/* or DIR/CLASS/*")
-    folder.add_argument("directory", type=Path, metavar="DIR", help="where the class folders lie")
-    folder.add_argument("url", metavar="URL", help="a path or fsspec URL to write to")
-    val_help = "share of each class that becomes val, for DIR/CLASS/* (0.2 for digits)"
-    for source, val_fraction, per_shard in ((digits, 0.2, 500), (folder, None, 5000)):
-        source.add_argument("--val-fraction", type=float, default=val_fraction, help=val_help)
-        source.add_argument("--seed", type=int, default=0, help="of split and order (default 0)")
-        size_help = f"at most (default {per_shard})"
-        source.add_argument("--samples-per-shard", type=int, default=per_shard, help=size_help)
+    shard = verbs.add_parser("shard", help="write, check and look at data sets of shards")
+    add_shard_verbs(shard)
+
+    data = verbs.add_parser("data", help="look at a data set as a network would")
+    add_data_verbs(data)
 
     compare = _add(verbs, "compare", _compare, "print the results of runs side by side")
     compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory")
@@ -167,7 +156,7 @@ def _complete(given: Sequence[str]) -> int:
     line = os.environ.get("COMP_LINE", "")
     if "query" in "".join(given) and not re.match(r"\s*\S+\s+train\s", line):
         if re.fullmatch(r"\s*\S+\s+\S*", line):
-            print("train resume shard compare sync ui")
+            print("train resume shard data compare sync ui")
         return 0
     return _train(argparse.Namespace(overrides=list(given)))
 

@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
-from data_sharding.augment import parse_protocol
+from data_sharding.protocol import parse_protocol
 
 
 class ConfigError(Exception):
@@ -79,6 +79,40 @@ class Augment:
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name}={low, high} must be given as (from, to)")
+
+
+@_schema
+class Distort:
+    """What changes the pixels of a training image; see data_sharding.distort."""
+
+    policy: Literal["randaugment", "trivialaugment", "augmix"] | None
+    policy_options: dict[str, Any]
+    jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
+    noise_std: NonNegativeFloat
+    erase_prob: Share
+
+
+@_schema
+class Mix:
+    """Mixing of images and labels inside a micro-batch; alphas of 0 switch it off."""
+
+    mixup_alpha: NonNegativeFloat
+    cutmix_alpha: NonNegativeFloat
+    prob: Share
+
+
+@_schema
+class Progressive:
+    """Progressive resizing: the first size grows to data.image_size between two epochs."""
+
+    first_size: Size
+    from_epoch: NonNegativeFloat
+    to_epoch: PositiveFloat
+    multiple_of: PositiveInt
+
+    def __post_init__(self) -> None:
+        if self.from_epoch >= self.to_epoch:
+            raise ValueError(f"from_epoch={self.from_epoch} must be below to_epoch={self.to_epoch}")
 
 
 @_schema
@@ -140,6 +174,11 @@ class Recipe:
     num_micro_batches: PositiveInt
     optimizer: Optimizer
     schedule: Schedule
+    distort: Distort
+    mix: Mix
+    progressive: Progressive | None
+    repeats: PositiveInt
+    balanced: bool
     label_smoothing: Share
     clip_grad_norm: PositiveFloat | None
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
@@ -153,6 +192,11 @@ class Recipe:
             raise ValueError(
                 f"the duration must be given once, as one of {', '.join(DURATIONS)}; "
                 f"given: {given or 'none'}. Set the others to null"
+            )
+        if self.balanced and self.repeats > 1:
+            raise ValueError(
+                f"balanced=true draws samples as often as it needs, so repeats={self.repeats} "
+                "means nothing with it. Set repeats to 1"
             )
 
 
@@ -187,6 +231,18 @@ class Launcher:
 
 
 @_schema
+class Cache:
+    """Where a node keeps the shards of remote data sets; see data_sharding.cache."""
+
+    dir: str
+    max_gb: PositiveFloat
+    num_connections: PositiveInt
+    part_mb: PositiveFloat
+    part_timeout_s: PositiveFloat
+    deadline_s: PositiveFloat
+
+
+@_schema
 class Cluster:
     """What the ranks run on."""
 
@@ -194,6 +250,7 @@ class Cluster:
     threads_per_rank: PositiveInt | None
     collective_timeout_s: PositiveFloat
     network_interface: str | None
+    cache: Cache | Literal["none"]
 
 
 @_schema

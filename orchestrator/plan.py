@@ -25,6 +25,8 @@ class Plan:
     steps_per_epoch: int
     num_steps: int
     evaluate_every_steps: int
+    num_repeats: int = 1
+    is_balanced: bool = False
 
     @property
     def micro_batch_size(self) -> int:
@@ -39,14 +41,22 @@ class Plan:
         """Return the micro-batches of a step that a rank computes."""
         return range(rank * self.num_accumulated, (rank + 1) * self.num_accumulated)
 
-    def micro_batches(self, rank: int, first_step: int) -> Iterator[tuple[int, int]]:
-        """Yield (step, micro-batch) of all that a rank computes from a step on."""
-        for step in range(first_step, self.num_steps):
-            yield from ((step, micro) for micro in self.micro_batches_of(rank))
+    def micro_batches(self, rank: int, first_step: int) -> "MicroBatchNames":
+        """Return the names of all micro-batches that a rank computes from a step on."""
+        return MicroBatchNames(range(first_step, self.num_steps), self.micro_batches_of(rank))
 
     def evaluates_at(self, step: int) -> bool:
         """Whether the validation split is run after a step; always after the last."""
         return step % self.evaluate_every_steps == 0 or step == self.num_steps
+
+    @property
+    def multiplicity(self) -> str:
+        """How often a sample is drawn."""
+        if self.is_balanced:
+            return "classes are drawn equally often, so samples of a small class more often"
+        if self.num_repeats > 1:
+            return f"every sample is drawn {self.num_repeats} times in its micro-batch"
+        return f"{self.num_train % self.global_batch_size} images left for another epoch"
 
     def lines(self) -> list[str]:
         """Return the start-up block: the numbers multiplied out, so that a wrong one is seen."""
@@ -56,11 +66,22 @@ class Plan:
             f"{self.num_accumulated} = global batch {self.global_batch_size}, "
             f"in {self.num_lanes} lanes",
             f"{self.num_train:,} training images = {self.steps_per_epoch:,} steps an epoch "
-            f"({self.num_train % self.global_batch_size} images left for another epoch)",
+            f"({self.multiplicity})",
             f"{self.num_steps:,} steps = {epochs:.4g} epochs = "
             f"{self.num_steps * self.global_batch_size:,} images, "
             f"evaluated on {self.num_val:,} every {self.evaluate_every_steps:,} steps",
         ]
+
+
+@dataclass(frozen=True)
+class MicroBatchNames:
+    """(step, micro-batch) in the order they are computed; small, however many there are."""
+
+    steps: range
+    micros: range
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((step, micro) for step in self.steps for micro in self.micros)
 
 
 def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -> Plan:
@@ -72,10 +93,24 @@ def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -
     recipe = config.recipe
     batch, num_train = recipe.global_batch_size, train.num_samples
     check_divisions(world_size, recipe.num_micro_batches, config.data.lanes, batch)
+    if batch // config.data.lanes % recipe.repeats:
+        raise ConfigError(
+            f"recipe.repeats={recipe.repeats} does not divide the {batch // config.data.lanes} "
+            f"samples that each of the {config.data.lanes} lanes gives to a step, so a sample and "
+            "its repeats would be parted. Nothing was started. Set data.lanes or "
+            f"recipe.global_batch_size so that it does, e.g. recipe.global_batch_size="
+            f"{batch * recipe.repeats}."
+        )
     if num_train < batch:
         raise ConfigError(
             f"recipe.global_batch_size={batch} is more than the {num_train} training images: an "
             f"epoch would have no step. Set it to {num_train} or less."
+        )
+    if train.labels.kind != "single":
+        raise ConfigError(
+            f"{config.data.url} has {train.labels.kind} labels ({train.labels}), and the "
+            "objectives there are want one class a sample. Nothing was started. Such sets are "
+            "read by data_sharding; index the set again with another --label to train on it."
         )
     if train.classes != val.classes:
         raise ConfigError(
@@ -94,6 +129,8 @@ def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -
         steps_per_epoch=steps_per_epoch,
         num_steps=_num_steps(config, steps_per_epoch),
         evaluate_every_steps=max(1, round(config.evaluate.every_epochs * steps_per_epoch)),
+        num_repeats=recipe.repeats,
+        is_balanced=recipe.balanced,
     )
 
 

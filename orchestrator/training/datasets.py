@@ -1,21 +1,29 @@
 """The data sets of a run, opened from its config, and the count of samples that cannot be read."""
 
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Self
 
-from data_sharding.augment import (
-    ChooseView,
-    padded_crop,
-    parse_protocol,
-    random_resized_crop,
-)
-from data_sharding.loader import Batch, EvalSet, ShardSet, TrainSet
+import numpy as np
+
+from data_sharding import files
+from data_sharding.augment import ChooseView, padded_crop, random_resized_crop
+from data_sharding.balance import BalancedOrder, read_class_index
+from data_sharding.batches import EvalSet, TrainOrder, TrainSet
+from data_sharding.cache import CacheSettings, room_warning
+from data_sharding.curriculum import ImageSizes
+from data_sharding.distort import Distortion, make_distortion
+from data_sharding.loader import Batch
 from data_sharding.manifest import DataError, Manifest, read_manifest
 from data_sharding.order import Order
-from orchestrator.config import Augment, Config
+from data_sharding.protocol import parse_protocol
+from data_sharding.samples import ShardSet
+from data_sharding.stores import open_store
+from orchestrator.config import Augment, Config, ConfigError
 from orchestrator.plan import Plan, data_fingerprint, make_plan
 from orchestrator.rundir import RunDir
 
@@ -38,36 +46,124 @@ class Datasets:
             DataError: it is not there, or not the data set that this run began with.
             ConfigError: batch, lanes or ranks do not fit it.
         """
-        data, recipe = config.data, config.recipe
-        train, val = (read_manifest(data.url, split) for split in ("train", "val"))
-        check_fingerprint(run, data.url, train, val)
+        url = config.data.url
+        train, val = (read_manifest(url, split) for split in ("train", "val"))
+        check_fingerprint(run, url, train, val)
         plan = make_plan(config, world_size, train, val)
-        order = Order(
-            shard_sizes=tuple(shard.num_samples for shard in train.shards),
+        train_set = open_train_set(config, train, plan)
+        _warn_of_small_cache(config, train_set, plan)
+        return cls(
+            train=train_set,
+            val=EvalSet(
+                _open_split(config, "val", val),
+                config.evaluate.batch_size,
+                parse_protocol(config.data.protocol),
+                config.data.channels,
+            ),
+            plan=plan,
+        )
+
+
+def open_train_set(config: Config, manifest: Manifest, plan: Plan) -> TrainSet:
+    """Return the training samples in the config's order, as its network is to see them.
+
+    Raises:
+        DataError, ConfigError: the data set has not what the recipe asks for.
+    """
+    data = config.data
+    return TrainSet(
+        _open_split(config, "train", manifest),
+        _order(config, manifest),
+        _training_view(data.augment),
+        _distortion(config),
+        _image_sizes(config, plan),
+        data.channels,
+    )
+
+
+def _open_split(config: Config, split: str, manifest: Manifest) -> ShardSet:
+    url = files.join(config.data.url, split)
+    return ShardSet(split, manifest, open_store(url, _cache_settings(config), manifest.labels))
+
+
+def _cache_settings(config: Config) -> CacheSettings | None:
+    cache = config.cluster.cache
+    if cache == "none":
+        return None
+    return CacheSettings(
+        directory=Path(cache.dir),
+        max_bytes=int(cache.max_gb * 1e9),
+        num_connections=cache.num_connections,
+        part_bytes=int(cache.part_mb * 1e6),
+        part_timeout_s=cache.part_timeout_s,
+        deadline_s=cache.deadline_s,
+    )
+
+
+def _warn_of_small_cache(config: Config, train_set: TrainSet, plan: Plan) -> None:
+    """Say so if the ranks of this node read from more shards at a time than its cache can hold."""
+    settings, shards = _cache_settings(config), train_set.shards
+    if settings is None or files.local_path(config.data.url) is not None:
+        return
+    rank = int(os.environ.get("RANK", "0"))
+    num_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    micros = plan.micro_batches_of(rank)
+    mine = np.concatenate([train_set.order.micro_batch(0, micro).ids for micro in micros])
+    warning = room_warning(
+        settings,
+        shards_in_use=len(shards.shards_of(mine)) * num_local,
+        mean_shard_bytes=shards.manifest.num_bytes / len(shards.manifest.shards),
+    )
+    if warning and rank % num_local == 0:
+        log.warning("%s", warning)
+
+
+def _order(config: Config, manifest: Manifest) -> TrainOrder:
+    data, recipe = config.data, config.recipe
+    if recipe.balanced:
+        return BalancedOrder(
+            read_class_index(data.url, "train", manifest),
             seed=config.seed,
             global_batch_size=recipe.global_batch_size,
-            num_lanes=data.lanes,
             num_micro_batches=recipe.num_micro_batches,
-            block_size=data.block_size,
         )
-        size, center = parse_protocol(data.protocol)
-        return cls(
-            TrainSet(
-                ShardSet(data.url, "train", train),
-                order,
-                _training_view(data.augment),
-                data.image_size,
-                data.channels,
-            ),
-            EvalSet(
-                ShardSet(data.url, "val", val),
-                config.evaluate.batch_size,
-                center,
-                size,
-                data.channels,
-            ),
-            plan,
+    return Order(
+        manifest.shards.num_samples,
+        seed=config.seed,
+        global_batch_size=recipe.global_batch_size,
+        num_lanes=data.lanes,
+        num_micro_batches=recipe.num_micro_batches,
+        block_size=data.block_size,
+        repeats=recipe.repeats,
+    )
+
+
+def _distortion(config: Config) -> Distortion:
+    distort = config.recipe.distort
+    try:
+        return make_distortion(
+            policy=distort.policy,
+            policy_options=distort.policy_options,
+            jitter=distort.jitter,
+            noise_std=distort.noise_std,
+            erase_prob=distort.erase_prob,
+            fill=[255 * value for value in config.data.mean],
         )
+    except ValueError as error:
+        raise ConfigError(f"recipe.distort: {error}") from error
+
+
+def _image_sizes(config: Config, plan: Plan) -> ImageSizes:
+    progressive, last = config.recipe.progressive, config.data.image_size
+    if progressive is None:
+        return ImageSizes(last)
+    return ImageSizes(
+        last,
+        progressive.first_size,
+        from_step=round(progressive.from_epoch * plan.steps_per_epoch),
+        to_step=round(progressive.to_epoch * plan.steps_per_epoch),
+        multiple_of=progressive.multiple_of,
+    )
 
 
 def check_fingerprint(run: RunDir, url: str, train: Manifest, val: Manifest) -> None:

@@ -1,5 +1,6 @@
 """From bytes on the host to normalised images on the device, in the recipe's precision."""
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -37,10 +38,42 @@ class Device:
     def move(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device, non_blocking=True)
 
-    def images(self, batch: Batch) -> torch.Tensor:
-        """Return float32 images (n, channels, size, size), normalised."""
+    def feed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield batches on the device, their images as float32 and normalised.
+
+        On CUDA one batch ahead, on a stream of its own, while the one before is worked on.
+        """
+        if self.is_cuda:
+            yield from self._feed_ahead(batches)
+        else:
+            yield from map(self._normalised, batches)
+
+    def _feed_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        stream = torch.cuda.Stream(self.device)
+        sent: tuple[Batch, torch.cuda.Event] | None = None
+        for batch in batches:
+            with torch.cuda.stream(stream):
+                sending = (self._normalised(batch), stream.record_event())
+            if sent:
+                yield self._received(*sent)
+            sent = sending
+        if sent:
+            yield self._received(*sent)
+
+    def _received(self, batch: Batch, done: torch.cuda.Event) -> Batch:
+        """Wait until a batch has arrived: from then on the loader may use its memory again."""
+        done.synchronize()
+        for tensor in (batch.images, batch.labels, batch.readable):
+            tensor.record_stream(torch.cuda.current_stream(self.device))
+        return batch
+
+    def _normalised(self, batch: Batch) -> Batch:
         images = self.move(batch.images).to(torch.float32, memory_format=self.memory_format)
-        return images.sub_(self.mean).div_(self.std)
+        return batch._replace(
+            images=images.sub_(self.mean).div_(self.std),
+            labels=self.move(batch.labels),
+            readable=self.move(batch.readable),
+        )
 
     def autocast(self) -> AbstractContextManager[object]:
         enabled = self.dtype != torch.float32

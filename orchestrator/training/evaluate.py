@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data_sharding.loader import Batch, EvalSet, load
+from data_sharding.batches import EvalSet
+from data_sharding.loader import Batch, load
 from orchestrator.config import Config
 from orchestrator.training.device import Device
 from orchestrator.training.world import World
@@ -32,7 +33,7 @@ def evaluate(
     mine = range(world.rank, len(dataset), world.size)
     batches = load(dataset, mine, config.data.num_workers, pin_memory=device.is_cuda)
     model.eval()
-    for number, batch in zip(mine, batches, strict=True):
+    for number, batch in zip(mine, device.feed(batches), strict=True):
         for line in batch.bad:
             log.warning("counted as wrong: %s", line)
         table[number] = _judge(model, batch, device)
@@ -50,10 +51,12 @@ def evaluate(
 def _judge(model: nn.Module, batch: Batch, device: Device) -> torch.Tensor:
     """Return (correct among 1, correct among 5, loss summed, samples) of a batch; float64 (4,)."""
     with device.autocast():
-        logits = model(device.images(batch))
-    logits, labels = logits.float(), device.move(batch.labels)
-    readable = device.move(batch.readable)
+        logits = model(batch.images)
+    logits, labels, readable = logits.float(), batch.labels, batch.readable
     num_classes = logits.shape[1]
+    if len(logits) > len(labels):  # several views of a sample: their probabilities are averaged
+        views = logits.view(len(labels), -1, num_classes)
+        logits = views.softmax(dim=2).mean(dim=1).log()
     best = logits.topk(min(5, num_classes), dim=1).indices
     hits = (best == labels[:, None]) & readable[:, None]
     losses = F.cross_entropy(logits, labels, reduction="none")

@@ -19,6 +19,7 @@ from data_sharding.loader import Batch
 from orchestrator.config import Config
 from orchestrator.plan import Plan
 from orchestrator.training.device import Device
+from orchestrator.training.mixing import Mixing
 
 
 def wrap(network: nn.Module) -> DistributedDataParallel:
@@ -43,6 +44,7 @@ class GradientStep:
     ) -> None:
         self.ddp, self.objective, self.scaler = ddp, objective, scaler
         self.config, self.plan, self.device = config, plan, device
+        self.mixing = Mixing(config.recipe.mix, plan.num_classes, config.seed)
         self.network = torch.compile(ddp) if config.recipe.compile else ddp
 
     def run(self, step: int, micros: range, batches: Iterator[Batch]) -> torch.Tensor:
@@ -51,7 +53,8 @@ class GradientStep:
         for micro, batch in zip(micros, batches, strict=False):
             # DDP decides in the forward pass whether the backward pass is to communicate.
             with nullcontext() if micro == micros[-1] else self.ddp.no_sync():
-                loss = self._forward(step, micro, self.device.images(batch), batch.labels)
+                images, labels = self.mixing(batch.images, batch.labels, step, micro)
+                loss = self._forward(step, micro, images, labels)
                 self.scaler.scale(loss / len(micros)).backward()
             losses.append(loss.detach())
         return torch.stack(losses).mean()
@@ -68,7 +71,7 @@ class GradientStep:
         shape = (self.plan.micro_batch_size, data.channels, data.image_size, data.image_size)
         images = torch.zeros(shape, device=self.device.device)
         images = images.to(memory_format=self.device.memory_format)
-        labels = torch.zeros(self.plan.micro_batch_size, dtype=torch.int64)
+        labels = torch.zeros(len(images), dtype=torch.int64, device=self.device.device)
         for _ in range(2):
             self._forward(0, 0, images, labels).backward()
         self.ddp.zero_grad(set_to_none=True)
@@ -80,5 +83,5 @@ class GradientStep:
     ) -> torch.Tensor:
         torch.manual_seed(int(derive(self.config.seed, "noise", step, micro)[0]))
         with self.device.autocast():
-            loss: torch.Tensor = self.objective(self.network(images), self.device.move(labels))
+            loss: torch.Tensor = self.objective(self.network(images), labels)
         return loss

@@ -6,7 +6,6 @@ that a checkpoint holds. To resume is to load that state and to count from anoth
 
 import math
 import time
-from functools import partial
 
 import torch
 
@@ -32,12 +31,12 @@ def train(run: RunDir, config: Config, world: World, metrics: MetricLog) -> Verd
 
     # The micro-batches that this rank computes, in the order of the steps.
     micros = plan.micro_batches_of(world.rank)
-    names = partial(plan.micro_batches, world.rank, start)
+    names = plan.micro_batches(world.rank, start)
     workers, meter, bad = config.data.num_workers, Meter(), BadSamples()
-    loaded = load(job.data.train, names(), workers, pin_memory=job.device.is_cuda)
-    batches = meter.watch(bad.watch(loaded))
+    loaded = load(job.data.train, names, workers, pin_memory=job.device.is_cuda)
+    batches = job.device.feed(bad.watch(meter.watch(loaded)))
     if config.logging.sample_ids:
-        batches = audit(batches, names(), run.samples_file(metrics.attempt, world.rank))
+        batches = audit(batches, names, run.samples_file(metrics.attempt, world.rank))
 
     # The loop counts finished steps. Step t is made with the rate, order, views and noise of t - 1.
     agreement, step, checked = Agreement(world), start, start

@@ -27,16 +27,16 @@ from data_sharding.shard import ShardReader
 def tahoe(shards: list[Path]) -> int:
     """Read in the order of training: shuffled, in 64 lanes."""
     readers = [ShardReader(str(path)) for path in shards]
-    sizes = tuple(len(reader) for reader in readers)
-    starts = np.cumsum((0, *sizes))
+    sizes = np.array([len(reader) for reader in readers])
+    ends = np.cumsum(sizes)
     order = Order(sizes, seed=0, global_batch_size=256, num_lanes=64, num_micro_batches=1)
     num_bytes = 0
     for step in range(order.steps_per_epoch):
-        for sample in order.global_batch(step):
-            shard = int(np.searchsorted(starts, sample, side="right")) - 1
-            index = int(sample - starts[shard])
+        for sample in order.global_batch(step).ids:
+            shard = int(np.searchsorted(ends, sample, side="right"))
+            index = int(sample - ends[shard] + sizes[shard])
             num_bytes += len(bytes(readers[shard].image(index)))
-            readers[shard].label(index)
+            int(readers[shard].label_bytes(index))
     return num_bytes
 
 

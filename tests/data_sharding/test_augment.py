@@ -1,4 +1,4 @@
-"""Views: torchvision's distributions, drawn from keys; protocols by name.
+"""Views: torchvision's distributions, drawn from keys.
 
 The statistical tests have fixed seeds, so that each passes always or never.
 """
@@ -21,9 +21,7 @@ from data_sharding.augment import (
     ChooseView,
     Draws,
     View,
-    center,
     padded_crop,
-    parse_protocol,
     random_resized_crop,
 )
 from data_sharding.counter import derive, uniform
@@ -191,60 +189,3 @@ def test_a_view_depends_on_its_key_alone(choose: ChooseView) -> None:
 
 
 # ---------------------------------------------------------------- evaluation
-
-
-def box_of_torchvision(width: int, height: int, crop: int, resize: int) -> tuple[float, ...]:
-    """Return the box of Resize(resize), CenterCrop(crop) in source pixels.
-
-    torchvision.transforms.functional: the longer side is rounded down, the offset rounded.
-    """
-    short, long = min(width, height), max(width, height)
-    new_long = int(resize * long / short)
-    new_width, new_height = (resize, new_long) if width <= height else (new_long, resize)
-    left, top = round((new_width - crop) / 2), round((new_height - crop) / 2)
-    x, y = width / new_width, height / new_height
-    return (left * x, top * y, (left + crop) * x, (top + crop) * y)
-
-
-@examples
-@given(sides, sides, st.integers(1, 600), st.integers(0, 100))
-def test_the_central_crop_is_that_of_torchvision(
-    width: int, height: int, crop: int, more: int
-) -> None:
-    resize = crop + more
-    ours = center(width, height, np.empty(0), crop=crop, resize=resize).box
-    theirs = box_of_torchvision(width, height, crop, resize)
-    assert np.allclose(ours, theirs, rtol=1e-9)
-    assert ours[0] >= 0
-    assert ours[1] >= 0
-    assert ours[2] <= width
-    assert ours[3] <= height
-
-
-@pytest.mark.parametrize(
-    ("protocol", "size", "box"),
-    [
-        ("center-224-of-256", 224, (70, 16, 294, 240)),  # of 364 x 256 pixels
-        ("center-256-of-256", 256, (54, 0, 310, 256)),
-        ("center-128-of-256", 128, (118, 64, 246, 192)),
-        ("center-1-of-2", 1, (0, 0, 182, 128)),  # of 2 x 2 pixels, the offset of 0.5 rounded to 0
-    ],
-)
-def test_protocols_say_what_is_seen(protocol: str, size: int, box: tuple[int, ...]) -> None:
-    found, choose = parse_protocol(protocol)
-    assert found == size
-    assert choose(364, 256, np.empty(0)) == View(box)
-
-
-@pytest.mark.parametrize(
-    "protocol",
-    [
-        "", "center", "center-224", "ten-crop", "center-224-of-", "center-0-of-256",
-        "center-256-of-224", "center--1-of-256", "center-224-of-256 ", "center-224-of-256\n",
-        "Center-224-of-256", "center-1e2-of-256", "center-٣-of-٤", "center-0224-of-256",
-        "xcenter-224-of-256", "center-2-of-3-",
-    ],
-)  # fmt: skip
-def test_other_names_are_no_protocols(protocol: str) -> None:
-    with pytest.raises(ValueError, match=r"is not an evaluation protocol.*center-224-of-256"):
-        parse_protocol(protocol)

@@ -12,8 +12,9 @@ from PIL import Image, ImageOps
 from torchvision.transforms.functional import center_crop, resize
 from torchvision.transforms.v2 import functional
 
-from data_sharding.augment import View, parse_protocol
+from data_sharding.augment import View
 from data_sharding.decode import decode
+from data_sharding.protocol import parse_protocol
 from data_sharding.shard import BadSample
 
 WIDTH, HEIGHT, SIZE = 60, 44, 16
@@ -35,14 +36,22 @@ def encoded(image, kind, **options):
 
 
 def decoded(data, view=None, channels=3):
-    out = np.full((SIZE, SIZE, channels), 77, dtype=np.uint8)
+    out = np.full((1, SIZE, SIZE, channels), 77, dtype=np.uint8)
     whole = View((0, 0, WIDTH, HEIGHT))
-    decode(memoryview(data), lambda width, height: view or whole, out)
-    return out
+    decode(memoryview(data), lambda width, height: [view or whole], out)
+    return out[0]
 
 
 def expected(image, box=(0, 0, WIDTH, HEIGHT)):
+    """Crop, then resize, as RandomResizedCrop does; between pixels only Pillow knows what to do."""
+    if all(isinstance(edge, int) for edge in box):
+        return np.asarray(image.crop(box).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
     return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=box))
+
+
+def nearly_equal(ours, theirs):
+    """torch resizes with another rounding than Pillow."""
+    return np.abs(ours - theirs.astype(int)).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -50,7 +59,7 @@ def expected(image, box=(0, 0, WIDTH, HEIGHT)):
     [("PNG", {}), ("BMP", {}), ("TIFF", {}), ("PPM", {}), ("WEBP", {"lossless": True})],
 )
 def test_lossless_files_give_the_same_pixels(kind, options):
-    assert np.array_equal(decoded(encoded(picture(), kind, **options)), expected(picture()))
+    assert nearly_equal(decoded(encoded(picture(), kind, **options)), expected(picture()))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "AVIF"])
@@ -62,7 +71,7 @@ def test_lossy_files_give_nearly_the_same_pixels(kind):
 @pytest.mark.parametrize("box", [(0, 0, 30, 44), (7, 5, 41, 39), (10.5, 2.25, 50.25, 40)])
 def test_a_view_is_cropped_and_resized_at_once(box):
     data = encoded(picture(), "PNG")
-    assert np.array_equal(decoded(data, View(box)), expected(picture(), box))
+    assert nearly_equal(decoded(data, View(box)), expected(picture(), box))
 
 
 def photograph(width, height):
@@ -98,9 +107,9 @@ def test_crops_are_those_of_torchvision(width, height, box, tensor):
     size = [right - left, bottom - top]
     theirs = functional.resized_crop(image, top, left, size[1], size[0], [56, 56], antialias=True)
     theirs = theirs.permute(1, 2, 0).numpy() if tensor else np.asarray(theirs)
-    ours = np.empty((56, 56, 3), dtype=np.uint8)
-    decode(memoryview(data), lambda width, height: View(box), ours)
-    assert np.abs(ours - theirs.astype(int)).mean() < 1
+    ours = np.empty((1, 56, 56, 3), dtype=np.uint8)
+    decode(memoryview(data), lambda width, height: [View(box)], ours)
+    assert np.abs(ours[0] - theirs.astype(int)).mean() < 1
 
 
 @pytest.mark.parametrize(("width", "height"), [(512, 640), (640, 512), (128, 192), (256, 256)])
@@ -108,18 +117,17 @@ def test_the_central_crop_is_that_of_torchvision(width, height):
     data = photograph(width, height)
     image = Image.open(io.BytesIO(data)).convert("RGB")
     theirs = np.asarray(functional.center_crop(functional.resize(image, 64), 56)).astype(int)
-    size, choose_view = parse_protocol("center-56-of-64")
-    ours = np.empty((size, size, 3), dtype=np.uint8)
-    decode(memoryview(data), lambda width, height: choose_view(width, height, np.empty(0)), ours)
-    assert np.abs(ours - theirs).mean() < 1
+    ours = np.empty((1, 56, 56, 3), dtype=np.uint8)
+    decode(memoryview(data), parse_protocol("center-56-of-64").views, ours)
+    assert np.abs(ours[0] - theirs).mean() < 1
 
 
 def test_the_view_is_chosen_by_width_and_height():
     sizes = []
     decode(
         memoryview(encoded(picture(), "PNG")),
-        lambda width, height: sizes.append((width, height)) or View((0, 0, 1, 1)),
-        np.empty((SIZE, SIZE, 3), dtype=np.uint8),
+        lambda width, height: sizes.append((width, height)) or [View((0, 0, 1, 1))],
+        np.empty((1, SIZE, SIZE, 3), dtype=np.uint8),
     )
     assert sizes == [(WIDTH, HEIGHT)]
 
@@ -168,14 +176,14 @@ def test_sixteen_bits_keep_their_range(kind, channels):
 def test_a_palette_with_transparency_gives_no_warning():
     image = picture("P")
     data = encoded(image, "PNG", transparency=bytes(range(256)))
-    assert np.array_equal(decoded(data), expected(image.convert("RGB")))
+    assert nearly_equal(decoded(data), expected(image.convert("RGB")))
 
 
 def reading(data):
     """Return the pixels, or None for a bad sample, which must leave the output alone."""
-    out = np.full((SIZE, SIZE, 3), 77, dtype=np.uint8)
+    out = np.full((1, SIZE, SIZE, 3), 77, dtype=np.uint8)
     try:
-        decode(memoryview(data), lambda width, height: View((0, 0, width, height)), out)
+        decode(memoryview(data), lambda width, height: [View((0, 0, width, height))], out)
     except BadSample:
         assert np.all(out == 77)
         return None
@@ -232,7 +240,7 @@ def test_a_bomb_is_a_bad_sample():
     data = encoded(picture("L"), "PNG")
     header = b"IHDR" + struct.pack(">II", 50_000, 50_000) + data[24:29]
     bomb = data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
-    with pytest.raises(BadSample, match="DecompressionBomb"):
+    with pytest.raises(BadSample, match="is too large"):
         decoded(bomb)
 
 
@@ -247,8 +255,6 @@ def test_other_kinds_are_not_even_tried(kind):
 def test_an_evaluation_protocol_shows_what_torchvision_shows(width, height):
     image = picture().resize((width, height))
     theirs = center_crop(resize(image, 18), 16)
-    _, view = parse_protocol("center-16-of-18")
-    out = np.empty((16, 16, 3), dtype=np.uint8)
-    data = memoryview(encoded(image, "PNG"))
-    decode(data, lambda width, height: view(width, height, np.empty(0)), out)
-    assert np.abs(out - np.asarray(theirs).astype(int)).mean() < 0.5
+    out = np.empty((1, 16, 16, 3), dtype=np.uint8)
+    decode(memoryview(encoded(image, "PNG")), parse_protocol("center-16-of-18").views, out)
+    assert np.abs(out[0] - np.asarray(theirs).astype(int)).mean() < 0.5

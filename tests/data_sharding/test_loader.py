@@ -3,6 +3,7 @@
 import io
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 import torch
@@ -18,13 +18,19 @@ from PIL import Image
 
 import data_sharding
 from data_sharding import files
-from data_sharding.augment import NUM_DRAWS, parse_protocol, random_resized_crop
+from data_sharding.augment import NUM_DRAWS, random_resized_crop
+from data_sharding.batches import EvalSet, TrainSet
 from data_sharding.counter import derive, uniform
-from data_sharding.loader import Batch, EvalSet, ShardSet, TrainSet, load
+from data_sharding.curriculum import ImageSizes
+from data_sharding.distort import Distortion, make_distortion
+from data_sharding.loader import Batch, load
 from data_sharding.manifest import DataError, read_manifest
 from data_sharding.order import Order
+from data_sharding.protocol import parse_protocol
+from data_sharding.samples import ShardSet
 from data_sharding.shard import BadSample, ShardReader
 from data_sharding.sources import Sample, Source, folder
+from data_sharding.stores import open_store
 from data_sharding.write import write_dataset
 
 NUM_TRAIN, NUM_VAL, BATCH, MICROS = 50, 21, 16, 2
@@ -65,16 +71,33 @@ def damaged_url(tmp_path_factory):
     return write(where / "images", str(where / "set"), cut=CUT)
 
 
-def train_set(url):
-    manifest = read_manifest(url, "train")
-    sizes = tuple(shard.num_samples for shard in manifest.shards)
-    order = Order(sizes, 7, BATCH, 4, MICROS, block_size=8)
-    return TrainSet(ShardSet(url, "train", manifest), order, crop, 16, 3)
+NOTHING = Distortion(())
 
 
-def eval_set(url, batch_size=8):
-    size, view = parse_protocol("center-16-of-20")
-    return EvalSet(ShardSet(url, "val", read_manifest(url, "val")), batch_size, view, size, 3)
+def shard_set(url, split):
+    manifest = read_manifest(url, split)
+    return ShardSet(split, manifest, open_store(files.join(url, split), None, manifest.labels))
+
+
+def train_set(url, *, sizes=ImageSizes(16), distortion=NOTHING, **options):  # noqa: B008
+    shards = shard_set(url, "train")
+    sizes_of_shards = shards.manifest.shards.num_samples
+    order = Order(sizes_of_shards, 7, BATCH, 4, MICROS, block_size=8, **options)
+    return TrainSet(shards, order, crop, distortion, sizes, 3)
+
+
+def eval_set(url, batch_size=8, protocol="center-16-of-20"):
+    return EvalSet(shard_set(url, "val"), batch_size, parse_protocol(protocol), 3)
+
+
+def collect(dataset, wanted, num_workers=0):
+    """Return all batches, copied out of the memory that they come in."""
+    loaded = load(dataset, wanted, num_workers)
+    return [batch._replace(images=batch.images.clone()) for batch in loaded]
+
+
+def one(dataset, name):
+    return collect(dataset, [name])[0]
 
 
 def names(first, last):
@@ -90,44 +113,45 @@ def assert_equal(ours: list[Batch], theirs: list[Batch]) -> None:
 
 # torch thinks that four workers are too many for the cores of a small machine
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize("num_workers", [1, 4])
+@pytest.mark.parametrize("num_workers", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_batches_are_the_same_bits_from_any_number_of_workers(url, num_workers):
     dataset = train_set(url)
-    alone = list(load(dataset, names(0, 5), 0, pin_memory=False))
-    assert_equal(list(load(dataset, names(0, 5), num_workers, pin_memory=False)), alone)
-    tail = list(load(dataset, names(3, 5), num_workers, pin_memory=False))
+    alone = collect(dataset, names(0, 5))
+    assert_equal(collect(dataset, names(0, 5), num_workers), alone)
+    tail = collect(dataset, names(3, 5), num_workers)
     assert_equal(tail, alone[3 * MICROS :])
     assert all(batch.images.is_contiguous(memory_format=torch.channels_last) for batch in tail)
 
 
 def test_evaluation_is_the_same_from_a_worker(damaged_url):
     dataset = eval_set(damaged_url)
-    alone, apart = (list(load(dataset, range(3), n, pin_memory=False)) for n in (0, 1))
+    alone, apart = (collect(dataset, range(3), n) for n in (0, 1))
     assert_equal(apart, alone)
 
 
-def test_an_error_in_a_worker_keeps_its_kind(url):
-    remote = train_set(url)
-    remote.shards.url = "memory://nowhere"
-    with pytest.raises(DataError, match="not a local path"):
-        list(load(remote, names(0, 1), 1, pin_memory=False))
+def test_an_error_in_a_worker_keeps_its_kind(url, tmp_path):
+    incomplete = tmp_path / "set"
+    shutil.copytree(url, incomplete)
+    (incomplete / "train" / "shard-000001.tar").unlink()
+    with pytest.raises(DataError, match=r"no shard at"):
+        collect(train_set(str(incomplete)), names(0, 3), 1)
     for worker in multiprocessing.active_children():  # torch would wait 10 s for it some day
         worker.kill()
 
 
 def test_loading_draws_nothing_from_the_global_generator(url):
     before = torch.get_rng_state()
-    list(load(train_set(url), names(0, 1), 0, pin_memory=False))
+    collect(train_set(url), names(0, 1))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_starting_at_a_step_is_the_tail_of_starting_at_the_first(url):
-    whole = list(load(train_set(url), names(0, 6), 0, pin_memory=False))
-    assert_equal(list(load(train_set(url), names(4, 6), 0, pin_memory=False)), whole[4 * MICROS :])
+    whole = collect(train_set(url), names(0, 6))
+    assert_equal(collect(train_set(url), names(4, 6)), whole[4 * MICROS :])
 
 
 def test_a_batch_is_bytes_with_the_channels_last(url):
-    batch = train_set(url)[0, 0]
+    batch = one(train_set(url), (0, 0))
     assert batch.images.dtype == torch.uint8
     assert batch.images.shape == (BATCH // MICROS, 3, 16, 16)
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -140,7 +164,7 @@ def test_a_sample_has_another_view_in_another_epoch(url):
     for epoch in (0, 1):
         for step in range(3 * epoch, 3 * epoch + 3):
             for micro in range(MICROS):
-                batch = dataset[step, micro]
+                batch = one(dataset, (step, micro))
                 for sample, image in zip(batch.ids.tolist(), batch.images, strict=True):
                     views.setdefault(sample, []).append(image)
     pairs = [pair for pair in views.values() if len(pair) == 2]
@@ -150,7 +174,7 @@ def test_a_sample_has_another_view_in_another_epoch(url):
 
 def test_evaluation_has_each_sample_once_and_ends_with_a_shorter_batch(url):
     dataset = eval_set(url)
-    batches = [dataset[number] for number in range(len(dataset))]
+    batches = collect(dataset, range(len(dataset)))
     assert [len(batch.ids) for batch in batches] == [8, 8, 5]
     assert torch.cat([batch.ids for batch in batches]).tolist() == list(range(NUM_VAL))
 
@@ -158,21 +182,25 @@ def test_evaluation_has_each_sample_once_and_ends_with_a_shorter_batch(url):
 def test_an_unreadable_sample_is_replaced_by_the_next_and_named(damaged_url):
     """The next readable one in the order of the shards, seen as the sample would have been."""
     ours, theirs = train_set(damaged_url), train_set(damaged_url)
-    batches = [ours[name] for name in names(0, 3)]
-    assert_equal(batches, [theirs[name] for name in names(0, 3)])
+    batches = collect(ours, names(0, 3))
+    assert_equal(batches, collect(theirs, names(0, 3)))
     shards, bad = ours.shards, unreadable(damaged_url)
     assert len(bad) == len(CUT)
-    found = np.empty((16, 16, 3), dtype=np.uint8)
+    found = np.empty((1, 16, 16, 3), dtype=np.uint8)
     for batch in batches:
         draws = uniform(derive(7, "augment", 0, batch.ids.numpy()), NUM_DRAWS)
         for i, sample in enumerate(batch.ids.tolist()):
             while sample in bad:
                 sample = (sample + 1) % NUM_TRAIN  # noqa: PLW2901
-            assert batch.labels[i] == shards.read(sample, crop, draws[i], found)
-            assert np.array_equal(batch.images[i].permute(1, 2, 0), found)
+            assert (batch.labels[i],) == shards.read(sample, seen(draws[i]), found)
+            assert np.array_equal(batch.images[i].permute(1, 2, 0), found[0])
         expected = [bad[sample] for sample in batch.ids.tolist() if sample in bad]
         assert [line for line in batch.bad if line in expected] == expected
         assert batch.readable.all()
+
+
+def seen(draws):
+    return lambda width, height: [crop(width, height, draws)]
 
 
 def unreadable(url):
@@ -180,7 +208,7 @@ def unreadable(url):
     shards, reasons = train_set(url).shards, {}
     for sample in range(NUM_TRAIN):
         try:
-            shards.read(sample, crop, np.full(NUM_DRAWS, 0.5), np.empty((4, 4, 3), dtype=np.uint8))
+            shards.read(sample, seen(np.full(NUM_DRAWS, 0.5)), np.empty((1, 4, 4, 3), np.uint8))
         except BadSample as error:
             reasons[sample] = str(error)
     return reasons
@@ -206,10 +234,10 @@ def test_a_label_that_no_class_has_is_a_bad_sample(tmp_path, label):
     val = [sample(0, 0), sample(1, label), sample(2, 2)]
     source = Source(("a", "b", "c"), {"train": train, "val": val}, {"kind": "test"})
     write_dataset(source, str(tmp_path), seed=0, samples_per_shard=20)
-    (batch,) = load(eval_set(str(tmp_path)), range(1), 0, pin_memory=False)
+    batch = one(eval_set(str(tmp_path)), 0)
     assert batch.readable.sum() == 2
     (line,) = batch.bad
-    assert line == f"val/shard-000000.tar: 001: label {label} is not below 3"
+    assert line == f"val/shard-000000.tar: 001: has the label {label}, and there are 3 classes"
     wrong = int(torch.nonzero(~batch.readable).item())
     assert batch.labels[wrong] == 0
     assert not batch.images[wrong].any()
@@ -219,7 +247,7 @@ def test_a_label_that_no_class_has_is_a_bad_sample(tmp_path, label):
 def test_an_unreadable_sample_is_present_in_evaluation(tmp_path):
     url = write(tmp_path / "images", str(tmp_path / "set"), cut=(0, 20))
     dataset = eval_set(url)
-    batches = [dataset[number] for number in range(len(dataset))]
+    batches = collect(dataset, range(len(dataset)))
     unreadable = torch.cat([~batch.readable for batch in batches])
     assert unreadable.sum() == 2
     assert len(unreadable) == NUM_VAL
@@ -229,44 +257,90 @@ def test_an_unreadable_sample_is_present_in_evaluation(tmp_path):
 def test_a_data_set_of_nothing_but_damage_is_an_error(tmp_path):
     url = write(tmp_path / "images", str(tmp_path / "set"), cut=range(NUM_TRAIN))
     with pytest.raises(DataError, match="64 samples in a row cannot be read"):
-        train_set(url)[0, 0]
+        one(train_set(url), (0, 0))
 
 
-def test_a_remote_data_set_says_what_to_do(url):
-    for split in ("train", "val"):
-        for name in files.list_names(files.join(url, split)):
-            data = files.read_bytes(files.join(url, split, name))
-            files.write_bytes(f"memory://set/{split}/{name}", data)
-    try:
-        with pytest.raises(DataError, match="not a local path"):
-            train_set("memory://set")[0, 0]
-    finally:
-        fsspec.filesystem("memory").rm("/", recursive=True)
+def test_a_batch_is_whole_until_the_next_but_one_is_asked_for(url):
+    """What the rank holds while it copies: the batch in use, and the one after it."""
+    dataset, wanted = train_set(url), names(0, 12)
+    copies = collect(dataset, wanted)
+    batches, before = load(dataset, wanted, 2), None
+    for batch, copy in zip(batches, copies, strict=True):
+        if before is not None:
+            assert torch.equal(before[0].images, before[1].images)
+        assert torch.equal(batch.images, copy.images)
+        before = (batch, copy)
+
+
+def test_sizes_may_grow_with_the_step(url):
+    sizes = ImageSizes(16, 8, from_step=0, to_step=4, multiple_of=4)
+    grown = collect(train_set(url, sizes=sizes), names(0, 6), 1)
+    assert [batch.images.shape[-1] for batch in grown[::MICROS]] == [8, 8, 12, 16, 16, 16]
+    assert_equal(grown[4 * MICROS :], collect(train_set(url), names(4, 6)))
+
+
+def test_distortions_depend_on_the_sample_and_not_on_the_worker(url):
+    distortion = make_distortion(
+        policy="trivialaugment",
+        policy_options={},
+        jitter=(0, 0, 0, 0),
+        noise_std=0.1,
+        erase_prob=0.5,
+        fill=(1, 2, 3),
+    )
+    dataset = train_set(url, distortion=distortion)
+    distorted = collect(dataset, names(0, 3))
+    assert_equal(collect(dataset, names(0, 3), 1), distorted)
+    plain = collect(train_set(url), names(0, 3))
+    assert not any(torch.equal(a.images, b.images) for a, b in zip(distorted, plain, strict=True))
+
+
+def test_repeated_samples_have_views_of_their_own(url):
+    batch = one(train_set(url, repeats=2), (0, 0))
+    assert torch.equal(batch.ids[::2], batch.ids[1::2])
+    assert torch.equal(batch.labels[::2], batch.labels[1::2])
+    assert not any(
+        torch.equal(*pair) for pair in zip(batch.images[::2], batch.images[1::2], strict=True)
+    )
+
+
+def test_ten_crops_follow_each_other(url):
+    ten, one_crop = (eval_set(url, 4, name) for name in ("ten-crop-16-of-20", "center-16-of-20"))
+    found, middle = one(ten, 5), one(one_crop, 5)
+    assert found.images.shape == (10, 3, 16, 16)  # the last batch has one sample
+    assert torch.equal(found.images[4], middle.images[0])
+    assert torch.equal(found.images[9], middle.images[0].flip(2))
+    assert len(found.labels) == 1
 
 
 # ---------------------------------------------------------------- processes
 
 LOADING = """
 import signal, sys, time, torch
-from torch.utils.data import Dataset
+from types import SimpleNamespace
+import numpy as np
+from data_sharding.batches import Filled
 from data_sharding.loader import load
 
-class Slow(Dataset):
-    def __getitem__(self, name):
+class Slow:
+    max_bytes, shards_of = 1, None
+    shards = SimpleNamespace(store=None, manifest=SimpleNamespace(shards=()))
+    def fill(self, name, memory):
         time.sleep(0.02)
-        return torch.tensor(name)
+        memory[0] = name
+        return Filled((1, 1, 1, 1), *[np.array([name])] * 3, [])
 
 def main():
     received = []
     for number in signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2:
         signal.signal(number, lambda number, frame: received.append(number))
     print("loading", flush=True)
-    batches = load(Slow(), range(100), 2, pin_memory=False)
-    numbers = [next(batches).item()]
+    batches = load(Slow(), range(100), 2)
+    numbers = [next(batches).images.item()]
     print("reading", flush=True)
-    numbers += [batch.item() for batch in batches]
+    numbers += [batch.images.item() for batch in batches]
     print(sorted(received), numbers == list(range(100)), flush=True)
-    batches = load(Slow(), range(100), 2, pin_memory=False)
+    batches = load(Slow(), range(100), 2)
     next(batches)
     print("again", flush=True)
     if sys.argv[1] == "crash":

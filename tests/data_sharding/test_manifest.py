@@ -1,22 +1,35 @@
 """A manifest survives the way through a URL, and nothing hostile or broken in it is believed."""
 
 import json
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
+import fsspec
+import numpy as np
 import pytest
 
 import data_sharding
 from data_sharding import files
-from data_sharding.manifest import DataError, Manifest, ShardInfo, read_manifest, write_manifest
+from data_sharding.labels import LabelRule
+from data_sharding.manifest import (
+    TABLE_NAME,
+    DataError,
+    Manifest,
+    ShardInfo,
+    read_manifest,
+    write_manifest,
+)
+from data_sharding.shard_table import ShardTable
 
 SHARDS = (
     ShardInfo("shard-000000.tar", 3, 10240, "0" * 64),
     ShardInfo("shard-000001.tar", 2, 20480, "a" * 64),
 )
+TABLE = {"file": "shards.safetensors", "num_bytes": 10, "columns_sha256": "0" * 64}
 MANIFEST = Manifest(("cat", "çäß 犬"), SHARDS, {"kind": "folder", "val_fraction": 0.1})
 
 
@@ -56,11 +69,10 @@ def test_fingerprint_is_the_identity_of_the_data() -> None:
 
 def test_fingerprint_never_changes() -> None:
     """It is written into the identity of runs."""
-    canonical = (
-        '{"classes":["\\u00e4"],'
-        '"shards":[{"name":"a.tar","num_bytes":10240,"num_samples":3,"sha256":"%s"}]}' % ("0" * 64)
-    )
     manifest = Manifest(("ä",), (ShardInfo("a.tar", 3, 10240, "0" * 64),), {"kind": "any"})
+    table = b"(1, 5)" + b"a.tar" + (3).to_bytes(8, "little") + (10240).to_bytes(8, "little")
+    digest = sha256(table + bytes(32)).hexdigest()
+    canonical = f'[["\\u00e4"],{{"extension":"cls","field":null,"kind":"single"}},"{digest}"]'
     assert manifest.fingerprint == sha256(canonical.encode()).hexdigest()
 
 
@@ -123,10 +135,14 @@ def test_hostile_shard_names(tmp_path: Path, name: object) -> None:
         ({"sha256": "G" * 64}, r"shards\.0\.sha256"),
         ({"surprise": 1}, r"shards\.0\.surprise"),
         ({"extra": 1}, "extra: "),
-        ({"shards": []}, "shards: .* at least 1 item"),
-        ({"shards": {}}, "shards: "),
+        ({"shards": []}, "there are no shards"),
+        ({"shards": "ab"}, "shards: "),
+        ({"shards": {}}, r"shards\.file: Field required"),
+        ({"shards": {**TABLE, "file": "../a.safetensors"}}, r"shards\.file: .*, found '\.\./a"),
+        ({"shards": {**TABLE, "columns_sha256": "../a"}}, r"shards\.columns_sha256: "),
+        ({"shards": {**TABLE, "surprise": 1}}, r"shards\.surprise"),
         ({"shards": ["a.tar"]}, r"shards\.0: "),
-        ({"classes": []}, "classes: .* at least 1 item"),
+        ({"classes": []}, "there are no classes"),
         ({"classes": "ab"}, "classes: "),
         ({"classes": [1]}, r"classes\.0: "),
         ({"classes": ["a", "b", "a"]}, "the class 'a' is listed twice"),
@@ -210,3 +226,127 @@ def test_planning_imports_no_torch() -> None:
     )
     home = Path(data_sharding.__file__).parent.parent
     subprocess.run([sys.executable, "-c", code], cwd=home, check=True)
+
+
+# ---------------------------------------------------------------- a million shards
+
+
+def many(num: int = 10_001) -> Manifest:
+    rng = np.random.default_rng(0)
+    shards = [
+        ShardInfo(f"shard-{i:06d}.tar", int(n), 10240 * int(n), rng.bytes(32).hex())
+        for i, n in enumerate(rng.integers(1, 100, num))
+    ]
+    return Manifest(("a", "b"), shards, {"kind": "any"})
+
+
+def test_many_shards_are_a_table_beside_the_manifest(tmp_path: Path) -> None:
+    listed, table = many(10_000), many()
+    for url, manifest in ((str(tmp_path / "a"), listed), (str(tmp_path / "b"), table)):
+        write_manifest(url, "train", manifest)
+        found = read_manifest(url, "train")
+        assert found == manifest
+        assert found.fingerprint == manifest.fingerprint
+        assert found.num_samples == sum(shard.num_samples for shard in manifest.shards)
+        assert list(found.shards) == list(manifest.shards)
+    assert files.list_names(str(tmp_path / "a" / "train")) == ["manifest.json"]
+    assert files.list_names(str(tmp_path / "b" / "train")) == ["manifest.json", TABLE_NAME]
+    assert listed.fingerprint != table.fingerprint
+
+
+def test_a_table_travels_as_its_path(tmp_path: Path) -> None:
+    write_manifest(str(tmp_path), "train", many())
+    mapped = read_manifest(str(tmp_path), "train").shards
+    sent = pickle.dumps(mapped)
+    assert len(sent) < 1000
+    assert pickle.loads(sent) == mapped == pickle.loads(pickle.dumps(many().shards))
+
+
+def test_a_remote_table_is_copied_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    manifest = many()
+    try:
+        write_manifest("memory://many", "train", manifest)
+        assert read_manifest("memory://many", "train") == manifest
+        (copy,) = tmp_path.glob("tahoe-*/tables/*.safetensors")
+        copy.write_bytes(copy.read_bytes()[:-1])  # cut short by a full disk, say
+        assert read_manifest("memory://many", "train") == manifest
+        files.remove(f"memory://many/train/{TABLE_NAME}")
+        assert read_manifest("memory://many", "train") == manifest
+        copy.unlink()
+        with pytest.raises(DataError, match=f"{TABLE_NAME} is no usable manifest: "):
+            read_manifest("memory://many", "train")
+    finally:
+        fsspec.filesystem("memory").rm("/", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value"),
+    [(0, 1), (7, 255), (8, 0), (30, 0), (-1, 7), (400, 7), (10_001 * 20, 200)],
+)
+def test_a_damaged_table_is_told(tmp_path: Path, offset: int, value: int) -> None:
+    write_manifest(str(tmp_path), "train", many())
+    path = tmp_path / "train" / TABLE_NAME
+    damaged = bytearray(path.read_bytes())
+    damaged[offset] = value if damaged[offset] != value else value + 1
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match=f"{TABLE_NAME} is no usable manifest: "):
+        read_manifest(str(tmp_path), "train")
+
+
+def test_a_table_with_something_behind_it_is_told(tmp_path: Path) -> None:
+    write_manifest(str(tmp_path), "train", many())
+    path = tmp_path / "train" / TABLE_NAME
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(DataError, match=f"it has {size + 1} bytes, not {size}"):
+        read_manifest(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("size", [0, 7, 100, 10_000, 600_000])
+def test_a_truncated_table_is_told(tmp_path: Path, size: int) -> None:
+    write_manifest(str(tmp_path), "train", many())
+    path = tmp_path / "train" / TABLE_NAME
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(DataError, match=f"{TABLE_NAME} is no usable manifest: "):
+        read_manifest(str(tmp_path), "train")
+    path.unlink()
+    with pytest.raises(DataError, match="No such file"):
+        read_manifest(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+    ("names", "num_samples", "reason"),
+    [
+        ([b"a.tar", b"b.tar"], [1, 0], r"shards.1.num_samples: 0 is not from 1 to 2\*\*62 - 1"),
+        ([b"a.tar", b"a.tar"], [1, 1], "'a.tar' is listed twice"),
+        ([b"b.tar", b"a.tar", b"b.tar"], [1, 1, 1], "'b.tar' is listed twice"),
+        ([b"a.tar", b"../b.tar"], [1, 1], "no plain NAME.tar"),
+        ([b"a.tar", b".tar"], [1, 1], "no plain NAME.tar"),
+        ([b"a.tar", b"b.zip"], [1, 1], "no plain NAME.tar"),
+        ([b"aa.tar", b"a\0.tar"], [1, 1], "no plain NAME.tar"),
+        ([b"a.tar", b""], [1, 1], "no plain NAME.tar"),
+    ],
+)
+def test_a_table_that_cannot_be_true(
+    names: list[bytes], num_samples: list[int], reason: str
+) -> None:
+    num, as_bytes = len(names), np.array(names, dtype=np.bytes_)
+    table = ShardTable(
+        as_bytes.view(np.uint8).reshape(num, -1),
+        np.array(num_samples),
+        np.ones(num, dtype=np.int64),
+        np.zeros((num, 32), dtype=np.uint8),
+    )
+    with pytest.raises(ValueError, match=reason):
+        Manifest(("a",), table, {})
+
+
+def test_labels_that_are_not_the_usual_ones_are_in_the_manifest(tmp_path: Path) -> None:
+    rule = LabelRule("multi", "json", "tags")
+    shards = (ShardInfo("a.tar", 3, 10240, "0" * 64),)
+    manifest = Manifest(("a",), shards, {}, rule)
+    write_manifest(str(tmp_path), "train", manifest)
+    assert read_manifest(str(tmp_path), "train").labels == rule
+    assert manifest.fingerprint != Manifest(("a",), shards, {}).fingerprint
+    assert Manifest((), shards, {}, LabelRule("none")).classes == ()

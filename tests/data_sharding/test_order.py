@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
@@ -37,7 +37,7 @@ def orders(draw: st.DrawFn) -> Order:
     if sum(sizes) < global_batch_size:
         sizes.append(draw(st.integers(global_batch_size, 2 * global_batch_size)))
     return Order(
-        shard_sizes=tuple(sizes),
+        shard_sizes=np.array(sizes),
         seed=draw(st.integers(-(2**65), 2**65)),
         global_batch_size=global_batch_size,
         num_lanes=lanes_each * num_micro,
@@ -49,13 +49,13 @@ def orders(draw: st.DrawFn) -> Order:
 
 def plain(*sizes: int, **settings: Any) -> Order:
     """Return an order of one lane and whole batches, unless told otherwise."""
-    return Order(sizes, **{"seed": 0, "num_lanes": 1, "num_micro_batches": 1} | settings)
+    return Order(np.array(sizes), **{"seed": 0, "num_lanes": 1, "num_micro_batches": 1} | settings)
 
 
 def batches(order: Order, epoch: int = 0) -> Ints:
     """Return an epoch's global batches; shape (steps, global_batch_size)."""
     first = epoch * order.steps_per_epoch
-    return np.stack([order.global_batch(first + step) for step in range(order.steps_per_epoch)])
+    return np.stack([order.global_batch(first + step).ids for step in range(order.steps_per_epoch)])
 
 
 def left_over(order: Order, epoch: int) -> set[int]:
@@ -70,7 +70,7 @@ def rank_batch(order: Order, step: int, rank: int, world_size: int) -> Ints:
     """Return what a rank reads for a step: its micro-batches, one after the other."""
     each = order.num_micro_batches // world_size
     return np.concatenate(
-        [order.micro_batch(step, micro) for micro in range(rank * each, (rank + 1) * each)]
+        [order.micro_batch(step, micro).ids for micro in range(rank * each, (rank + 1) * each)]
     )
 
 
@@ -115,7 +115,7 @@ def test_an_unshuffled_epoch_is_the_shards_as_they_lie() -> None:
 @examples
 @given(orders(), st.integers(0, 10**9))
 def test_every_world_size_sees_the_same_batch(order: Order, step: int) -> None:
-    expected = order.global_batch(step)
+    expected = order.global_batch(step).ids
     assert expected.shape == (order.global_batch_size,)
     for world_size in divisors(order.num_micro_batches):
         parts = [rank_batch(order, step, rank, world_size) for rank in range(world_size)]
@@ -126,10 +126,10 @@ def test_every_world_size_sees_the_same_batch(order: Order, step: int) -> None:
 @examples
 @given(orders(), st.integers(0, 10**9))
 def test_the_number_of_micro_batches_only_cuts_the_batch(order: Order, step: int) -> None:
-    expected = order.global_batch(step)
+    expected = order.global_batch(step).ids
     for number in divisors(order.num_lanes):
         other = replace(order, num_micro_batches=number)
-        parts = [other.micro_batch(step, micro) for micro in range(number)]
+        parts = [other.micro_batch(step, micro).ids for micro in range(number)]
         assert {part.shape for part in parts} == {(other.micro_batch_size,)}
         assert np.array_equal(np.concatenate(parts), expected)
 
@@ -143,8 +143,8 @@ def test_a_step_can_be_looked_up_without_those_before_it(order: Order, steps: li
     sequence = np.concatenate([batches(order, epoch) for epoch in range(4)])
     resumed = pickle.loads(pickle.dumps(replace(order)))
     for step in (step % len(sequence) for step in steps):
-        assert np.array_equal(resumed.global_batch(step), sequence[step])
-        assert resumed.epoch(step) == step // order.steps_per_epoch
+        assert np.array_equal(resumed.global_batch(step).ids, sequence[step])
+        assert (resumed.global_batch(step).passes == step // order.steps_per_epoch).all()
 
 
 def test_seeds_and_epochs_have_orders_of_their_own() -> None:
@@ -170,20 +170,20 @@ def test_lanes_and_blocks_are_shuffled_independently() -> None:
 
 def test_known_batches() -> None:
     """A run that is resumed years later goes on in its order."""
-    small = Order((5, 3, 9, 7), 7, 8, 4, 2, block_size=3)
-    assert [small.global_batch(step).tolist() for step in (0, 1, 2, 3, 3 * 10**6)] == [
-        [13, 12, 6, 7, 20, 21, 2, 4],
-        [15, 14, 5, 17, 22, 23, 9, 3],
-        [11, 16, 19, 18, 0, 1, 8, 10],
-        [0, 7, 17, 18, 23, 8, 14, 13],
-        [0, 16, 19, 17, 5, 23, 10, 11],
+    small = Order(np.array([5, 3, 9, 7]), 7, 8, 4, 2, block_size=3)
+    assert [small.global_batch(step).ids.tolist() for step in (0, 1, 2, 3, 3 * 10**6)] == [
+        [13, 12, 1, 2, 18, 19, 5, 7],
+        [15, 14, 0, 3, 20, 21, 9, 6],
+        [11, 16, 17, 4, 22, 23, 8, 10],
+        [11, 10, 16, 17, 22, 23, 2, 1],
+        [12, 11, 19, 17, 5, 23, 2, 3],
     ]
-    large = Order((1200, 900, 1000) * 2, 7, 8, 4, 2, block_size=64)
-    assert [large.micro_batch(step, 1).tolist() for step in (0, 774, 775, 10**9)] == [
-        [1112, 1104, 4522, 4537],
-        [4516, 4513, 2058, 2020],
-        [4420, 4422, 3912, 3923],
-        [186, 235, 1729, 1741],
+    large = Order(np.array([1200, 900, 1000] * 2), 7, 8, 4, 2, block_size=64)
+    assert [large.micro_batch(step, 1).ids.tolist() for step in (0, 774, 775, 10**9)] == [
+        [1912, 1904, 2422, 2437],
+        [2416, 2413, 5158, 5120],
+        [2220, 2222, 5012, 5023],
+        [4786, 4835, 4229, 4241],
     ]
 
 
@@ -201,7 +201,7 @@ def test_a_lane_no_longer_than_a_block_is_shuffled_without_a_trace() -> None:
 
 def test_all_orders_of_a_tiny_lane_are_equally_likely() -> None:
     order = plain(4, global_batch_size=4)
-    codes = [int("".join(map(str, order.global_batch(epoch)))) for epoch in range(1500)]
+    codes = [int("".join(map(str, order.global_batch(epoch).ids))) for epoch in range(1500)]
     _, counts = np.unique(codes, return_counts=True)
     assert len(counts) == 24
     assert stats.chisquare(counts).pvalue > LEAST_P
@@ -252,7 +252,7 @@ def class_counts(num_lanes: int, block_size: int) -> Ints:
     """Return how many samples of the first quarter of the ids step 3 holds, for many epochs."""
     order = plain(256, 300, 468, global_batch_size=32, num_lanes=num_lanes, block_size=block_size)
     steps = [epoch * order.steps_per_epoch + 3 for epoch in range(600)]
-    return np.array([(order.global_batch(step) < 256).sum() for step in steps])
+    return np.array([(order.global_batch(step).ids < 256).sum() for step in steps])
 
 
 CHANCE = stats.hypergeom(1024, 256, 32)
@@ -326,9 +326,44 @@ def test_a_million_shards_and_four_thousand_ranks_cost_little() -> None:
     assert peak_bytes < 200e6
 
     start_s = time.process_time()
-    seen = [order.micro_batch(12_000 * i, 80 * i) for i in range(50)]  # all over the epoch
+    seen = [order.micro_batch(12_000 * i, 80 * i).ids for i in range(50)]  # all over the epoch
     assert (time.process_time() - start_s) / 50 < 0.005
     assert len(np.unique(seen)) == 200
+
+
+# ---------------------------------------------------------------- repeated augmentation
+
+
+@pytest.mark.parametrize("repeats", [2, 4])
+def test_repeats_share_a_micro_batch_and_differ_in_their_pass(repeats: int) -> None:
+    order = Order(np.array([50, 77, 61]), 3, 16, 4, 2, block_size=8, repeats=repeats)
+    assert order.steps_per_pass == 188 // (16 // repeats)
+    drawn: dict[int, list[int]] = {}
+    for step in range(2 * order.steps_per_pass):
+        for micro in range(2):
+            ids, passes = order.micro_batch(step, micro)
+            assert len(ids) == 8
+            assert (ids.reshape(-1, repeats) == ids[::repeats, None]).all()
+            for sample, number in zip(ids.tolist(), passes.tolist(), strict=True):
+                drawn.setdefault(sample, []).append(number)
+    left_out = 2 * (188 - order.steps_per_pass * 16 // repeats)
+    once, twice = list(range(repeats)), list(range(2 * repeats))
+    others = [numbers for numbers in drawn.values() if numbers != twice]
+    assert len(others) <= left_out
+    assert all(numbers in (once, twice[repeats:]) for numbers in others)
+
+
+@examples
+@given(orders(), st.integers(2, 4), st.integers(0, 10**9))
+def test_repeats_are_the_plain_order_more_slowly(order: Order, repeats: int, step: int) -> None:
+    batch = order.global_batch_size * repeats
+    assume(order.num_samples >= batch)
+    repeated = replace(order, global_batch_size=batch, repeats=repeats)
+    for micro in range(order.num_micro_batches):
+        once, often = order.micro_batch(step, micro), repeated.micro_batch(step, micro)
+        assert np.array_equal(often.ids.reshape(-1, repeats).T, [once.ids] * repeats)
+        first = once.passes * repeats
+        assert np.array_equal(often.passes.reshape(-1, repeats).T, [*first + np.c_[:repeats]])
 
 
 # ---------------------------------------------------------------- impossible arithmetic
@@ -338,6 +373,7 @@ def test_a_million_shards_and_four_thousand_ranks_cost_little() -> None:
     ("settings", "message"),
     [
         ({"num_lanes": 3}, "num_lanes=3 does not divide global_batch_size=8"),
+        ({"repeats": 3}, "repeats=3 does not divide the 8 samples of a lane in a step"),
         ({"num_lanes": 16}, "num_lanes=16 does not divide global_batch_size=8"),
         (
             {"num_lanes": 4, "num_micro_batches": 3},

@@ -6,8 +6,10 @@ import subprocess
 import sys
 import tarfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from data_sharding.manifest import DataError, Manifest, read_manifest
 from data_sharding.shard import ShardReader
 from data_sharding.sources import Sample, Source, digits, folder
 from data_sharding.write import Dataset, write_dataset
+
+SPLITS = ("train", "val")
 
 
 def write(source: Source, url: object, seed: int = 0, samples_per_shard: int = 100) -> Dataset:
@@ -36,6 +40,14 @@ def contents(root: Path) -> dict[str, bytes]:
 def samples_of(source: Source, split: str) -> dict[str, tuple[bytes, int]]:
     samples = [source.splits[split][i] for i in range(len(source.splits[split]))]
     return {sample.key: (sample.read(), sample.label) for sample in samples}
+
+
+def make(root: Path, *names: str) -> Path:
+    """Write files that hold their own name."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    return root
 
 
 def read_plainly(shards: list[Path]) -> list[dict[str, Any]]:
@@ -102,7 +114,7 @@ def test_three_readers_agree(source: Source, written: Path, tmp_path: Path, spli
     for shard in shards:
         with ShardReader(shard) as reader:
             for i in range(len(reader)):
-                by_us[reader.key(i)] = (bytes(reader.image(i)), reader.label(i))
+                by_us[reader.key(i)] = (bytes(reader.image(i)), int(reader.label_bytes(i)))
 
     assert by_webdataset == by_tar == by_us == expected
 
@@ -119,7 +131,7 @@ def test_members_are_plain_and_vary_in_nothing(written: Path) -> None:
 
 def test_every_shard_is_a_fair_draw(written: Path) -> None:
     with ShardReader(written / "train" / "shard-000000.tar") as reader:
-        assert {reader.label(i) for i in range(len(reader))} == set(range(10))
+        assert {int(reader.label_bytes(i)) for i in range(len(reader))} == set(range(10))
 
 
 def test_bytes_of_a_folder_are_kept(tmp_path: Path) -> None:
@@ -137,7 +149,9 @@ def test_bytes_of_a_folder_are_kept(tmp_path: Path) -> None:
         "00000002-__1.cls", "00000002-__1.jpg",
     }  # fmt: skip
     with ShardReader(tmp_path / "set/train/shard-000000.tar") as reader:
-        images = {reader.key(i): (bytes(reader.image(i)), reader.label(i)) for i in range(3)}
+        images = {
+            reader.key(i): (bytes(reader.image(i)), int(reader.label_bytes(i))) for i in range(3)
+        }
     assert images == samples_of(source, "train")
 
 
@@ -218,88 +232,164 @@ def break_sample(source: Source, split: str, number: int, error: BaseException) 
     return replace(source, splits={**source.splits, split: samples})
 
 
-@pytest.mark.parametrize("number", [0, 700, -1])
+@pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_an_unreadable_image_leaves_nothing(
-    source: Source, tmp_path: Path, split: str, number: int
+def test_an_unreadable_image_is_named_and_what_is_done_is_kept(
+    tmp_path: Path, split: str, num_workers: int
 ) -> None:
-    number %= len(source.splits[split])
-    broken = break_sample(source, split, number, PermissionError(13, "Permission denied"))
-    with pytest.raises(
-        DataError, match=r"cannot read the image /pets/one 犬.jpg: Permission denied"
-    ):
-        write(broken, tmp_path / "set")
-    assert contents(tmp_path) == {}
+    names = [
+        f"{split}/{label}/{number}.png" for split in SPLITS for label in "ab" for number in "12"
+    ]
+    root = make(tmp_path / "pets", *names)
+    source, bad = folder(root), root / split / "b" / "2.png"
+    bad.unlink()
+    with pytest.raises(DataError, match=rf"cannot read the image {bad}: No such file or directory"):
+        write_dataset(
+            source, str(tmp_path / "set"), seed=0, samples_per_shard=1, num_workers=num_workers
+        )
+    assert not [name for name in contents(tmp_path / "set") if "manifest" in name]
+    make(root, f"{split}/b/2.png")
+    write_dataset(source, str(tmp_path / "set"), seed=0, samples_per_shard=1)
+    write_dataset(source, str(tmp_path / "undisturbed"), seed=0, samples_per_shard=1)
+    assert contents(tmp_path / "set") == contents(tmp_path / "undisturbed")
 
 
-def test_an_interrupt_leaves_nothing(source: Source, tmp_path: Path) -> None:
+def test_an_interrupt_keeps_what_is_done(source: Source, written: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write(break_sample(source, "train", 5, KeyboardInterrupt()), tmp_path)
-    assert contents(tmp_path) == {}
+    kept = {p: p.stat() for p in tmp_path.glob("*/shard-*.tar")}
+    records = {path.stem for path in tmp_path.glob("unfinished/*.json")}
+    assert len(records) >= 4  # all of val
+    seen: list[int] = []
+    write_dataset(
+        source, str(tmp_path), seed=0, samples_per_shard=100,
+        on_progress=lambda done, total: seen.append(done),
+    )  # fmt: skip
+    assert contents(tmp_path) == contents(written)
+    assert seen[0] >= 359
+    assert seen[-1] == 1797
+    for path, before in kept.items():
+        if f"{path.parent.name}-{path.stem[6:]}" in records:
+            assert (path.stat().st_mtime_ns, path.stat().st_ino) == (
+                before.st_mtime_ns,
+                before.st_ino,
+            )
 
 
-def test_a_full_disk_leaves_nothing(
-    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_other_facts_start_anew(source: Source, written: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write(break_sample(source, "train", 5, KeyboardInterrupt()), tmp_path, samples_per_shard=50)
+    write(source, tmp_path)
+    assert contents(tmp_path) == contents(written)
+
+
+def test_a_finished_shard_that_is_damaged_is_written_anew(
+    source: Source, written: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write(break_sample(source, "train", 5, KeyboardInterrupt()), tmp_path)
+    (tmp_path / "val" / "shard-000001.tar").write_bytes(b"cut")
+    (tmp_path / "val" / "shard-000002.tar").unlink()
+    (tmp_path / "unfinished" / "val-000003.json").write_bytes(b"{")
+    write(source, tmp_path)
+    assert contents(tmp_path) == contents(written)
+
+
+def test_processes_do_not_change_a_byte(source: Source, written: Path, tmp_path: Path) -> None:
+    seen: list[int] = []
+    write_dataset(
+        source, str(tmp_path), seed=0, samples_per_shard=100, num_workers=3,
+        on_progress=lambda done, total: seen.append(done),
+    )  # fmt: skip
+    assert contents(tmp_path) == contents(written)
+    assert seen == sorted(seen)
+    assert seen[-1] == 1797
+
+
+@pytest.mark.parametrize("shard_bytes", [1, 5000, 20_000, 10**9])
+def test_shards_of_a_size_in_bytes(tmp_path: Path, shard_bytes: int) -> None:
+    root = tmp_path / "images"
+    for number in range(40):
+        path = root / ("val" if number % 4 == 0 else "train") / "a" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(100 * number + 1))
+    source = folder(root)
+    result = write_dataset(source, str(tmp_path / "set"), seed=0, shard_bytes=shard_bytes)
+    for split in SPLITS:
+        sizes = []
+        for shard in result.manifests[split].shards:
+            with ShardReader(tmp_path / "set" / split / shard.name) as reader:
+                sizes.append([len(reader.image(i)) for i in range(len(reader))])
+        assert sorted(chain(*sizes)) == sorted(source.num_bytes[split])
+        assert all(sum(shard) <= shard_bytes or len(shard) == 1 for shard in sizes)
+        for shard, after in pairwise(sizes):  # no more would have fitted
+            assert sum(shard) + after[0] > shard_bytes
+
+
+def test_two_writers_at_once(
+    source: Source, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_sharding.journal._LOCK_TIMEOUT_S", 0.1)
+    with started(tmp_path / "ä set", 800) as process:
+        with pytest.raises(DataError, match="another process is writing to"):
+            write(source, tmp_path / "ä set")
+        assert process.stdin is not None
+        process.stdin.close()  # and it goes on
+        assert process.wait(timeout=60) == 0
+    assert contents(tmp_path / "ä set") == contents(written)
+
+
+def test_a_full_disk_is_told(
+    source: Source, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import data_sharding.write
 
     def fail(url: str, split: str, manifest: Manifest) -> None:
         if split == "train":
-            assert len(contents(tmp_path)) == 15 + 4 + 1 + 1  # all but this: it must be the last
+            there = [name for name in contents(tmp_path) if not name.startswith("unfinished")]
+            assert len(there) == 15 + 4 + 1  # all but this: it must be the last
             raise OSError(28, "No space left on device")
         write_manifest(url, split, manifest)
 
     write_manifest: Callable[..., Any] = data_sharding.write.write_manifest
-    monkeypatch.setattr(data_sharding.write, "write_manifest", fail)
-    with pytest.raises(DataError, match=r"No space left on device.* Nothing was published"):
-        write(source, tmp_path)
-    assert contents(tmp_path) == {}
+    with monkeypatch.context() as patch:
+        patch.setattr(data_sharding.write, "write_manifest", fail)
+        with pytest.raises(DataError, match=r"No space left on device.* Nothing was published"):
+            write(source, tmp_path)
+    write(source, tmp_path)
+    assert contents(tmp_path) == contents(written)
 
 
-KILLED = """
+STARTED = """
 import sys
 from data_sharding.sources import digits
 from data_sharding.write import write_dataset
 
-def wait_to_be_killed(done, num):
+def wait(done, num):
     if done == int(sys.argv[2]):
         print(flush=True)
         sys.stdin.read()
 
-write_dataset(digits(), sys.argv[1], seed=0, samples_per_shard=int(sys.argv[3]),
-              on_progress=wait_to_be_killed)
+write_dataset(digits(), sys.argv[1], seed=0, samples_per_shard=100, on_progress=wait)
 """
 
 
-@pytest.mark.parametrize(
-    ("num_written", "samples_per_shard"),
-    [(800, 100), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 100), (1797, 50)))],
-)
-def test_a_killed_write_is_taken_up(
-    source: Source, written: Path, tmp_path: Path, num_written: int, samples_per_shard: int
-) -> None:
-    url = tmp_path / "ä set"
-    arguments = [sys.executable, "-c", KILLED, url, str(num_written), str(samples_per_shard)]
+@contextmanager
+def started(url: Path, num_written: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """Write the digits in another process, which waits when it has written so many."""
+    arguments = [sys.executable, "-c", STARTED, url, str(num_written)]
     home = Path(data_sharding.__file__).parent.parent
-    with subprocess.Popen(
-        arguments, cwd=home, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"\n"
-        process.kill()
-    left = contents(url)
-    assert left
-    assert not [name for name in left if name.endswith("manifest.json")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(arguments, cwd=home, **pipes) as process:  # type: ignore[call-overload]
+        try:
+            assert process.stdout.readline() == b"\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_nothing_is_there_before_all_is(tmp_path: Path) -> None:
+    with started(tmp_path / "set", 800):
+        pass
     with pytest.raises(DataError, match="no data set at"):
-        read_manifest(str(url), "train")
-    assert not write(source, url).reused
-    assert contents(url) == contents(written)
-
-
-def test_killed_between_the_manifests(source: Source, written: Path, tmp_path: Path) -> None:
-    for name, data in contents(written).items():
-        if name != "train/manifest.json":
-            files.write_bytes(str(tmp_path / name), data)
-    (tmp_path / "unfinished.json").write_text("{}")
-    write(source, tmp_path)
-    assert contents(tmp_path) == contents(written)
+        read_manifest(str(tmp_path / "set"), "train")

@@ -13,7 +13,7 @@ from running import Tahoe
 from orchestrator.cli import main
 from orchestrator.launch import local
 
-VERBS = ("train", "resume", "shard", "compare", "sync", "ui")
+VERBS = ("train", "resume", "shard", "data", "compare", "sync", "ui")
 TAHOE = Path(sys.executable).with_name("tahoe")
 
 LIST_HEAVY_MODULES = """

@@ -10,10 +10,14 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from data_sharding.augment import parse_protocol
-from data_sharding.loader import EvalSet, ShardSet
+from data_sharding import files
+from data_sharding.batches import EvalSet
+from data_sharding.loader import load
 from data_sharding.manifest import read_manifest
+from data_sharding.protocol import parse_protocol
+from data_sharding.samples import ShardSet
 from data_sharding.sources import folder
+from data_sharding.stores import open_store
 from data_sharding.write import write_dataset
 from orchestrator.config import Config
 from orchestrator.training.device import Device
@@ -67,8 +71,8 @@ def judge(config: Config, url: str, network: nn.Module) -> Callable[[int, int], 
     )
     told = dataclasses.replace(config, data=data)
 
-    def run(num_ranks: int, batch_size: int) -> dict[str, float]:
-        dataset = eval_set(url, batch_size)
+    def run(num_ranks: int, batch_size: int, *protocol: str) -> dict[str, float]:
+        dataset = eval_set(url, batch_size, *protocol)
         tables: list[torch.Tensor] = []
         for rank in range(num_ranks):
             world = OneOfSeveral(rank, rank, num_ranks, CPU, None, tables)  # type: ignore[arg-type]
@@ -82,9 +86,10 @@ def judge(config: Config, url: str, network: nn.Module) -> Callable[[int, int], 
     return run
 
 
-def eval_set(url: str, batch_size: int) -> EvalSet:
-    size, view = parse_protocol("center-32-of-36")
-    return EvalSet(ShardSet(url, "val", read_manifest(url, "val")), batch_size, view, size, 3)
+def eval_set(url: str, batch_size: int, protocol: str = "center-32-of-36") -> EvalSet:
+    manifest = read_manifest(url, "val")
+    store = open_store(files.join(url, "val"), None, manifest.labels)
+    return EvalSet(ShardSet("val", manifest, store), batch_size, parse_protocol(protocol), 3)
 
 
 def test_every_number_of_ranks_gives_the_same_figures(
@@ -99,7 +104,7 @@ def test_figures_are_those_of_a_plain_loop(
     judge: Callable[[int, int], dict[str, float]], url: str, network: nn.Module
 ) -> None:
     correct1 = correct5 = loss = 0.0
-    for batch in (eval_set(url, 1)[number] for number in range(NUM_VAL)):
+    for batch in load(eval_set(url, 1), range(NUM_VAL), 0):
         images = (batch.images.float() / 255 - 0.5) / 0.2
         with torch.no_grad():
             logits = network.eval()(images)
@@ -119,7 +124,22 @@ def test_figures_are_those_of_a_plain_loop(
 
 def test_what_cannot_be_read_is_named_and_counted(url: str) -> None:
     dataset = eval_set(url, 8)
-    batches = [dataset[number] for number in range(len(dataset))]
+    batches = list(load(dataset, range(len(dataset)), 0))
     bad = [line for batch in batches for line in batch.bad]
     assert len(bad) == sum(int((~batch.readable).sum()) for batch in batches) == NUM_UNREADABLE
     assert all("val/shard-" in line for line in bad)
+
+
+def test_ten_crops_are_judged_by_their_mean_probability(
+    judge: Callable[..., dict[str, float]], url: str, network: nn.Module
+) -> None:
+    correct, protocol = 0, "ten-crop-32-of-36"
+    for batch in load(eval_set(url, 1, protocol), range(NUM_VAL), 0):
+        with torch.no_grad():
+            logits = network.eval()((batch.images.float() / 255 - 0.5) / 0.2)
+        best = logits.softmax(dim=1).mean(dim=0).argmax()
+        correct += int(best == batch.labels and batch.readable)
+    for batch_size in (1, 8):
+        result = judge(1, batch_size, protocol)
+        assert result["val/top1"] == pytest.approx(100 * correct / NUM_VAL)
+    assert result["val/loss"] != judge(1, 8)["val/loss"]

@@ -64,6 +64,10 @@ def batches() -> list[Batch]:
     return made
 
 
+def fed(config: Config) -> Iterator[Batch]:
+    return Device.create(config, torch.device("cpu")).feed(iter(batches()))
+
+
 def gradient_step(config: Config, plain: nn.Module) -> GradientStep:
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     device = Device.create(config, torch.device("cpu"))
@@ -79,7 +83,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(config: Config) -> N
     plain, reference = network(), network()
     step = gradient_step(config, plain)
     step.warm_up()
-    loss = step.run(0, range(NUM_MICROS), iter(batches()))
+    loss = step.run(0, range(NUM_MICROS), fed(config))
 
     images = torch.cat([batch.images for batch in batches()]).float() / 255
     images = (images - config.data.mean[0]) / config.data.std[0]
@@ -102,7 +106,7 @@ def test_a_step_communicates_once_however_many_micro_batches(config: Config) -> 
         return allreduce_hook(group, bucket)
 
     step.ddp.register_comm_hook(None, count)
-    step.run(0, range(NUM_MICROS), iter(batches()))
+    step.run(0, range(NUM_MICROS), fed(config))
     assert num_buckets == 1
 
 
@@ -114,10 +118,10 @@ def test_noise_is_named_by_step_and_micro_batch(config: Config) -> None:
         plain = network(dropout=0.5)
         step = gradient_step(config, plain)
         torch.manual_seed(disturbance)
-        step.run(5, range(NUM_MICROS), iter(batches()))
+        step.run(5, range(NUM_MICROS), fed(config))
         found.append(gradients_of(plain))
     again = network(dropout=0.5)
-    gradient_step(config, again).run(6, range(NUM_MICROS), iter(batches()))
+    gradient_step(config, again).run(6, range(NUM_MICROS), fed(config))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(found[0], gradients_of(again), strict=True))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from running import Tahoe
+from s3 import serve
 
 from orchestrator.rundir import RunDir, read_json_lines
 
@@ -46,7 +47,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def command(digits: Path, name: str, *, ranks: int, width: int = 64) -> list[str]:
+def command(digits: Path | str, name: str, *, ranks: int, width: int = 64) -> list[str]:
     where = (f"run_dir={name}", f"data.url='{digits}'", f"launcher.num_procs={ranks}")
     return ["train", *RUN, *where, f"+model.options.width={width}"]
 
@@ -162,3 +163,28 @@ def test_four_ranks_with_several_buckets_end_with_the_same_bits(home: Path, digi
     hurt.finish()
     Tahoe(home)("resume", "wide-killed")
     assert weights(RunDir(home / "wide-killed")) == weights(RunDir(home / "wide"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cached", [True, False])
+def test_killed_run_over_a_faulty_s3_ends_with_the_same_bits(
+    undisturbed: RunDir, home: Path, digits: Path, cached: bool
+) -> None:
+    """With a cache that holds one of the three shards, and with none."""
+    name = "cached" if cached else "streamed"
+    settings = [f"cluster.cache.dir='{home / 'cache'}'", "cluster.cache.max_gb=0.0011"]
+    with serve() as s3:
+        s3.put(s3.url("digits"), digits)
+        s3.fail(errors=0.03, cuts=0.03, latency_s=0.002)
+        hurt = Tahoe(home).start(
+            *command(s3.url("digits"), name, ranks=2),
+            *(settings if cached else ["cluster.cache=none"]),
+            "data.num_workers=1",
+        )
+        hurt.wait_for(KILLED_AT)
+        hurt.kill_ranks()
+        assert hurt.finish() == 1
+        Tahoe(home)("resume", name)
+    run = RunDir(home / name)
+    assert weights(run) == weights(undisturbed)
+    assert global_batches(run) == global_batches(undisturbed)

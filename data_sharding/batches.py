@@ -1,0 +1,193 @@
+"""Micro-batches of training samples and batches of evaluation samples, by name.
+
+A data set here is a function from a name to a batch: (step, micro-batch) for training, a batch
+number for evaluation. There is no iterator state to save: to resume at a step is to ask for it.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_sharding.augment import NUM_DRAWS, ChooseView, View
+from data_sharding.counter import derive, uniform
+from data_sharding.curriculum import ImageSizes
+from data_sharding.distort import Distortion
+from data_sharding.manifest import DataError
+from data_sharding.order import Draws
+from data_sharding.protocol import Protocol as EvaluationProtocol
+from data_sharding.samples import Ints, ShardSet
+from data_sharding.shard import BadSample
+
+_MAX_REPLACEMENTS = 64  # that many unreadable samples in a row are no accident
+
+
+class Filled(NamedTuple):
+    """A batch whose pixels were written elsewhere.
+
+    shape: of the images: (n, size, size, channels).
+    labels: as ShardSet.encode_labels returns them.
+    ids: int64 (n,), the samples asked for, whether or not they could be read.
+    readable: bool (n,); False in evaluation where an image could not be decoded.
+    bad: a line for each sample that could not be read, with shard, key and reason.
+    """
+
+    shape: tuple[int, ...]
+    labels: NDArray[np.generic]
+    ids: Ints
+    readable: NDArray[np.bool_]
+    bad: list[str]
+
+
+class BatchSet(Protocol):
+    """Batches by name."""
+
+    shards: ShardSet
+
+    @property
+    def max_bytes(self) -> int:
+        """The most bytes that the images of a batch take."""
+        ...
+
+    def fill(self, name: Any, memory: NDArray[np.uint8]) -> Filled:
+        """Write the images of a batch to the beginning of `memory`."""
+        ...
+
+    def shards_of(self, name: Any) -> Ints:
+        """Return the numbers of the shards that a batch is read from."""
+        ...
+
+
+class TrainOrder(Protocol):
+    """Which samples form a micro-batch: data_sharding.order, or data_sharding.balance."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def micro_batch_size(self) -> int: ...
+    def micro_batch(self, step: int, micro: int) -> Draws: ...
+
+
+class TrainSet:
+    """(step, micro-batch) -> batch."""
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        order: TrainOrder,
+        choose_view: ChooseView,
+        distortion: Distortion,
+        sizes: ImageSizes,
+        channels: int,
+    ) -> None:
+        self.shards, self.order, self.choose_view = shards, order, choose_view
+        self.distortion, self.sizes, self.channels = distortion, sizes, channels
+
+    @property
+    def max_bytes(self) -> int:
+        return self.order.micro_batch_size * self.sizes.largest**2 * self.channels
+
+    def fill(self, name: tuple[int, int], memory: NDArray[np.uint8]) -> Filled:
+        """Write a micro-batch; a sample that cannot be read is replaced, the same in any attempt.
+
+        Raises:
+            DataError: there is nothing left to replace one with.
+        """
+        drawn = self.order.micro_batch(*name)
+        size = self.sizes(name[0])
+        shape = (len(drawn.ids), size, size, self.channels)
+        images = memory[: math.prod(shape)].reshape(shape)
+        draws = uniform(self._key("augment", drawn), NUM_DRAWS)
+        self.shards.preload(drawn.ids)
+        labels, bad = [], list[str]()
+        for i, sample in enumerate(drawn.ids.tolist()):
+            view = partial(_one, self.choose_view, draws[i])
+            labels.append(self._read(sample, view, images[i : i + 1], bad))
+        if self.distortion:
+            keys = self._key("distort", drawn).astype(np.int64).tolist()
+            _distort(images, self.distortion, keys)
+        self.shards.store.forget_evicted()
+        readable = np.ones(len(labels), dtype=bool)
+        return Filled(shape, self.shards.encode_labels(labels), drawn.ids, readable, bad)
+
+    def shards_of(self, name: tuple[int, int]) -> Ints:
+        return self.shards.shards_of(self.order.micro_batch(*name).ids)
+
+    def _key(self, purpose: str, drawn: Draws) -> NDArray[np.uint64]:
+        return derive(self.order.seed, purpose, drawn.passes, drawn.ids)
+
+    def _read(
+        self, sample: int, view: Any, out: NDArray[np.uint8], bad: list[str]
+    ) -> tuple[int, ...]:
+        """Read a sample, or in its place the next readable one: the same one in every attempt."""
+        for candidate in range(sample, sample + _MAX_REPLACEMENTS):
+            try:
+                return self.shards.read(candidate % len(self.shards), view, out)
+            except BadSample as error:
+                bad.append(str(error))
+        raise DataError(
+            f"{_MAX_REPLACEMENTS} samples in a row cannot be read, the last: {bad[-1]}. There is "
+            "nothing to put in their place. Check the data set: `tahoe shard verify URL`."
+        )
+
+
+class EvalSet:
+    """Batch number -> batch: consecutive samples, each exactly once, the last batch shorter.
+
+    The images of a batch are the views of its first sample, then those of its second, and so on.
+    """
+
+    def __init__(
+        self, shards: ShardSet, batch_size: int, protocol: EvaluationProtocol, channels: int
+    ) -> None:
+        self.shards, self.batch_size, self.protocol = shards, batch_size, protocol
+        self.channels = channels
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.shards) / self.batch_size)
+
+    @property
+    def max_bytes(self) -> int:
+        num_views = min(self.batch_size, len(self.shards)) * self.protocol.num_views
+        return num_views * self.protocol.crop**2 * self.channels
+
+    def fill(self, name: int, memory: NDArray[np.uint8]) -> Filled:
+        """Write a batch; a sample that cannot be read is black and marked."""
+        ids = self._ids(name)
+        num_views, size = self.protocol.num_views, self.protocol.crop
+        shape = (len(ids) * num_views, size, size, self.channels)
+        images = memory[: math.prod(shape)].reshape(shape)
+        labels, readable, bad = [], np.ones(len(ids), dtype=bool), list[str]()
+        self.shards.preload(ids)
+        for i, sample in enumerate(ids.tolist()):
+            out = images[i * num_views : (i + 1) * num_views]
+            try:
+                labels.append(self.shards.read(sample, self.protocol.views, out))
+            except BadSample as error:
+                out[:] = 0
+                labels.append((0,))
+                readable[i] = False
+                bad.append(str(error))
+        self.shards.store.forget_evicted()
+        return Filled(shape, self.shards.encode_labels(labels), ids, readable, bad)
+
+    def shards_of(self, name: int) -> Ints:
+        return self.shards.shards_of(self._ids(name))
+
+    def _ids(self, number: int) -> Ints:
+        return np.arange(
+            number * self.batch_size, min((number + 1) * self.batch_size, len(self.shards))
+        )
+
+
+def _one(choose_view: ChooseView, draws: Any, width: int, height: int) -> Sequence[View]:
+    return (choose_view(width, height, draws),)
+
+
+def _distort(images: NDArray[np.uint8], distortion: Distortion, keys: Sequence[int]) -> None:
+    for image, key in zip(torch.from_numpy(images).permute(0, 3, 1, 2), keys, strict=True):
+        image.copy_(distortion(image, key))

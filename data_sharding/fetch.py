@@ -1,0 +1,229 @@
+"""Bytes of remote files: in parts, over several connections, each part asked for until a deadline.
+
+Stores fail in many ways that pass: they are busy, close a connection in the middle, or go silent. A
+part counts when all its bytes have come; otherwise it is asked for again, after a pause that grows
+and is drawn at random, so that a thousand ranks do not come back at the same moment.
+
+A file system is made in the process that uses it, never inherited: a copy of its event loop and
+sockets in a forked process hangs.
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+import random
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import IO, Any, NamedTuple, TypeVar
+
+from fsspec.asyn import get_loop
+from fsspec.core import url_to_fs
+
+from data_sharding.manifest import DataError, ShardInfo
+from data_sharding.shard import ShardError
+
+log = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 20.0
+_NOT_WORTH_A_WORD = 2  # attempts that fail like this every day
+_random = random.SystemRandom()  # no state: forked processes would share it, and pause alike
+
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How hard a store is asked.
+
+    Args:
+        num_connections: parts that are on their way at the same time.
+        part_bytes: of one request; a shard's last part is shorter.
+        part_timeout_s: after which a request is given up and made again.
+        deadline_s: for which nothing may come before a file counts as out of reach.
+    """
+
+    num_connections: int = 8
+    part_bytes: int = 8 << 20
+    part_timeout_s: float = 30.0
+    deadline_s: float = 600.0
+
+
+class Piece(NamedTuple):
+    """The bytes [start, stop) of a file."""
+
+    url: str
+    start: int
+    stop: int
+
+
+def fetch(
+    pieces: Sequence[Piece], transfer: Transfer, receive: Callable[[int, bytes], None]
+) -> None:
+    """Get pieces of files, all of them or an error.
+
+    Args:
+        receive: is called with the number of a piece and its bytes, in any order, from several
+            threads.
+
+    Raises:
+        ShardError: a file is not there.
+        DataError: it may not be read, or could not be until the deadline.
+    """
+    files = {url: url_to_fs(url) for url in {piece.url for piece in pieces}}
+    patience = _Patience(transfer)
+    numbers = iter(range(len(pieces)))  # every connection takes the next when it has done one
+
+    async def work() -> None:
+        for number in numbers:
+            url, start, stop = pieces[number]
+            fs, path = files[url]
+            data = await patience.insist(url, partial(_cat, fs, path, start, stop))
+            await asyncio.to_thread(receive, number, data)
+
+    _run(_together(work, min(transfer.num_connections, len(pieces))))
+
+
+def download(url: str, shard: ShardInfo, file: IO[bytes], transfer: Transfer) -> None:
+    """Fetch a whole shard into a file and check it by size and digest.
+
+    Raises:
+        ShardError: it is not there, or not what its manifest says.
+        DataError: it could not be read.
+        OSError: the file could not be written.
+    """
+    _check_size(url, shard, transfer)
+    for is_last in (False, True):
+        _download(url, shard.num_bytes, file, transfer)
+        file.seek(0)
+        found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        if found == shard.sha256:
+            return
+        if not is_last:
+            log.warning("%s came with the digest %s; fetching it again", url, found)
+    raise ShardError(
+        f"{url} has the SHA-256 {found}, twice, and its manifest says {shard.sha256}: it was "
+        "damaged or replaced after the manifest was written. None of its samples is used. Copy it "
+        "again from where it came from, or write the manifest anew."
+    )
+
+
+def write_at(file: IO[bytes], offset: int, data: bytes) -> None:
+    """Write all of some bytes at a place of a file; the file's position stays."""
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(file.fileno(), rest, offset)
+        rest, offset = rest[written:], offset + written
+
+
+def _check_size(url: str, shard: ShardInfo, transfer: Transfer) -> None:
+    fs, path = url_to_fs(url)
+    found = _run(_Patience(transfer).insist(url, partial(_size, fs, path)))
+    if found not in (None, shard.num_bytes):
+        raise ShardError(
+            f"{url} has {found} bytes and its manifest says {shard.num_bytes}: it was cut short or "
+            "replaced after the manifest was written. None of its samples is used. Copy it again "
+            "from where it came from, or write the manifest anew."
+        )
+
+
+def _download(url: str, num_bytes: int, file: IO[bytes], transfer: Transfer) -> None:
+    starts = range(0, num_bytes, transfer.part_bytes)
+    parts = [Piece(url, start, min(start + transfer.part_bytes, num_bytes)) for start in starts]
+    fetch(parts, transfer, lambda number, data: write_at(file, parts[number].start, data))
+
+
+class _Patience:
+    """How long to ask again: until nothing has come for the time of the deadline."""
+
+    def __init__(self, transfer: Transfer) -> None:
+        self._transfer = transfer
+        self._end_s = time.monotonic() + transfer.deadline_s
+
+    async def insist(self, url: str, request: Callable[[], Awaitable[_Answer]]) -> _Answer:
+        """Return what a request brings, making it again as long as there is hope."""
+        for attempt, pause_s in enumerate(_pauses(), start=1):
+            try:
+                answer = await asyncio.wait_for(request(), self._transfer.part_timeout_s)
+            except Exception as error:  # every store raises its own kinds
+                if isinstance(error, FileNotFoundError | PermissionError):
+                    raise _refused(url, error) from error
+                reason = self._reason(error)
+                if time.monotonic() + pause_s >= self._end_s:
+                    raise self._given_up(url, attempt, reason) from error
+            else:
+                self._end_s = time.monotonic() + self._transfer.deadline_s
+                return answer
+            level = logging.WARNING if attempt > _NOT_WORTH_A_WORD else logging.DEBUG
+            log.log(level, "%s: attempt %d failed: %s", url, attempt, reason)
+            await asyncio.sleep(pause_s)
+        raise AssertionError("the pauses never end")
+
+    def _reason(self, error: Exception) -> str:
+        if isinstance(error, TimeoutError):
+            return f"no answer within {self._transfer.part_timeout_s:g} s"
+        return str(error) or type(error).__name__
+
+    def _given_up(self, url: str, attempts: int, reason: str) -> DataError:
+        return DataError(
+            f"cannot read {url}: {attempts} attempts at the same bytes failed, and for "
+            f"{self._transfer.deadline_s:g} s nothing has come, at last because: {reason}. "
+            "Training cannot go on without them. Check the network and the store, then resume; "
+            "raise cluster.cache.deadline_s and part_timeout_s if the store is only slow."
+        )
+
+
+def _refused(url: str, error: OSError) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return ShardError(
+            f"no shard at {url}: the data set is incomplete. Copy the missing file from where the "
+            "set came from, or make the set again."
+        )
+    return DataError(
+        f"not allowed to read {url}: {error}. Its samples cannot be used: check the credentials "
+        "of this node, and what they allow."
+    )
+
+
+def _pauses() -> Iterator[float]:
+    """Return the pauses between attempts: they double, and each is drawn from its upper half."""
+    return (min(_FIRST_PAUSE_S * 2**i, _LONGEST_PAUSE_S) * _random.uniform(0.5, 1) for i in count())
+
+
+async def _cat(fs: Any, path: str, start: int, stop: int) -> bytes:
+    if fs.async_impl:
+        data: bytes = await fs._cat_file(path, start=start, end=stop)
+    else:
+        data = await asyncio.to_thread(fs.cat_file, path, start=start, end=stop)
+    if len(data) != stop - start:
+        raise OSError(f"{len(data)} bytes came instead of {stop - start}")
+    return data
+
+
+async def _size(fs: Any, path: str) -> int | None:
+    info = await (fs._info(path) if fs.async_impl else asyncio.to_thread(fs.info, path))
+    size: int | None = info.get("size")
+    return size
+
+
+async def _together(work: Callable[[], Coroutine[Any, Any, None]], num_tasks: int) -> None:
+    """Run tasks side by side; the first error ends them all and is raised."""
+    tasks = [asyncio.ensure_future(work()) for _ in range(num_tasks)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _run(work: Coroutine[Any, Any, _Answer]) -> _Answer:
+    """Run a coroutine on fsspec's event loop, where its file systems live, and wait for it."""
+    future = asyncio.run_coroutine_threadsafe(work, get_loop())
+    try:
+        return future.result()
+    finally:
+        future.cancel()  # if this thread was interrupted

@@ -1,0 +1,320 @@
+"""Manifests for shards that others have made: webdataset, img2dataset, plain tar.
+
+The shards are read and left as they are. Where they lie flat in a local directory, links to them
+are made in `train/` or `val/`, which is where a data set has its shards.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+
+from data_sharding import files
+from data_sharding.labels import LabelRule
+from data_sharding.manifest import (
+    DataError,
+    Manifest,
+    read_manifest,
+    url_of,
+    write_manifest,
+)
+from data_sharding.scan import Scan, Target, scan_shards
+from data_sharding.shard_table import ShardTable
+
+SPLITS = ("val", "train")  # in the order of publishing
+_MAX_CLASSES = 1 << 20  # a number above is an id of something, not of a class
+_SHARD_NAME = re.compile(r"[A-Za-z0-9._-]+\.tar")
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Found:
+    """The shards of a split: where they lie, and whether links to them are needed."""
+
+    url: str  # of the directory that holds them
+    names: tuple[str, ...]
+    is_flat: bool
+
+    @property
+    def targets(self) -> list[Target]:
+        return [Target(files.join(self.url, name)) for name in self.names]
+
+
+def find_shards(url: str, split: str | None, pattern: str = "*.tar") -> dict[str, Found]:
+    """Return the shards of each split at a URL: URL/train/*.tar and URL/val/*.tar.
+
+    Args:
+        split: only this one; its shards may lie flat in URL then.
+        pattern: of the shards' names, as in a shell.
+
+    Raises:
+        DataError: there are none, or their names cannot be those of shards; it says what is there.
+    """
+    found = {}
+    for name in SPLITS if split is None else (split,):
+        directory = files.join(url, name)
+        names = list_shards(directory, pattern)
+        if names:
+            found[name] = Found(directory, names, is_flat=False)
+    if not found and split is not None:
+        names = list_shards(url, pattern)
+        found = {split: Found(url, names, is_flat=True)} if names else {}
+    if not found:
+        raise _no_shards(url, split, pattern)
+    for split_found in found.values():
+        _check_names(split_found)
+    return found
+
+
+def list_shards(directory: str, pattern: str = "*.tar") -> tuple[str, ...]:
+    """Return the sorted names of the tars in a directory that match; hidden files are no shards.
+
+    Raises:
+        DataError: the directory cannot be listed.
+    """
+    try:
+        names = files.list_names(directory)
+    except Exception as error:  # every store raises its own kinds
+        raise DataError(
+            f"cannot list {directory}: {type(error).__name__}: {error}. Nothing was written: check "
+            "the URL, the credentials and the network."
+        ) from error
+    tars = (name for name in names if name.endswith(".tar") and not name.startswith("."))
+    return tuple(name for name in tars if fnmatchcase(name, pattern))
+
+
+def index_shards(
+    found: Mapping[str, Found],
+    rule: LabelRule,
+    *,
+    classes: Sequence[str] | None,
+    num_workers: int,
+    scratch: str | None = None,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> tuple[dict[str, Manifest], dict[str, Counter[str]]]:
+    """Read all shards once; return the manifests, and the samples of each class, by split.
+
+    Args:
+        classes: their names, if they are known; else labels that are numbers name the classes
+            themselves, from 0 on, and labels that are names are sorted.
+        scratch: the directory for copies of remote shards.
+        on_progress: called now and then with the number of samples read.
+
+    Raises:
+        DataError: something in the shards cannot be used, or the splits have other classes.
+    """
+    targets = [target for split in found.values() for target in split.targets]
+    scans = scan_shards(
+        targets, rule, num_workers=num_workers, scratch=scratch, on_progress=on_progress
+    )
+    rest = iter(scans)
+    by_split = {split: [next(rest) for _ in shards.names] for split, shards in found.items()}
+    names = choose_classes(by_split, classes) if rule.kind != "none" else tuple(classes or ())
+    manifests = {
+        split: Manifest(
+            classes=names,
+            labels=rule,
+            shards=ShardTable.of(scan.info for scan in mine),
+            source={"kind": "index", "labels": str(rule)},
+        )
+        for split, mine in by_split.items()
+    }
+    return manifests, {split: _count(mine, names) for split, mine in by_split.items()}
+
+
+def choose_classes(
+    scans: Mapping[str, Sequence[Scan]], given: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Return the classes that the labels of the splits mean.
+
+    Raises:
+        DataError: there is no one set of classes that all labels fit.
+    """
+    used = {split: {v for scan in mine for v in scan.values} for split, mine in scans.items()}
+    basis = used.get("train") or set().union(*used.values())
+    classes = tuple(given) if given is not None else _derive(basis)
+    known = {*classes, *range(len(classes))}
+    for split, values in used.items():
+        unknown = sorted(values - known, key=str)
+        if unknown:
+            raise DataError(_unknown_classes(split, unknown, len(classes)))
+    return classes
+
+
+def publish(
+    url: str, found: Mapping[str, Found], manifests: Mapping[str, Manifest], *, force: bool
+) -> bool:
+    """Write manifests beside their shards; return False if equal ones are there already.
+
+    Args:
+        force: replace manifests that say something else.
+
+    Raises:
+        DataError: a manifest says something else, or links to the shards cannot be made.
+    """
+    there = {s: read_manifest(url, s) for s in manifests if files.exists(url_of(url, s))}
+    differing = [split for split in there if not _agree(there[split], manifests[split])]
+    if differing and not force:
+        raise DataError(_other_manifest(url, there, manifests, differing[0]))
+    if set(there) == set(manifests) and not differing:
+        return False
+    for split in SPLITS:
+        if split in manifests:
+            _publish_split(url, split, found[split], manifests[split])
+    return True
+
+
+def _publish_split(url: str, split: str, found: Found, manifest: Manifest) -> None:
+    try:
+        if found.is_flat:
+            _link(found, files.join(url, split))
+        write_manifest(url, split, manifest)
+    except DataError:
+        raise
+    except Exception as error:  # every store raises its own kinds
+        raise DataError(
+            f"cannot write {url_of(url, split)}: {type(error).__name__}: {error}. The shards were "
+            "left as they are: a manifest lies beside its shards, so make that place writable, or "
+            "make a data set of its own: `tahoe shard webdataset`."
+        ) from error
+
+
+def classes_of_other_split(url: str, found: Mapping[str, Found]) -> tuple[str, ...] | None:
+    """Return the classes of a split that has a manifest and is not among those found."""
+    others = (split for split in SPLITS if split not in found)
+    there = (split for split in others if files.exists(url_of(url, split)))
+    other = next(there, None)
+    return None if other is None else read_manifest(url, other).classes
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Return the names of classes in a file, one a line.
+
+    Raises:
+        DataError: it cannot be read, or it names none or one twice.
+    """
+    try:
+        names = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"cannot read the classes in {path}: {error}. Nothing was written: give a text file "
+            "(UTF-8) with the name of a class on each line, class 0 first."
+        ) from error
+    twice = [name for name, num in Counter(names).items() if num > 1]
+    if not names or twice:
+        what = f"names {twice[0]!r} twice" if twice else "names no class"
+        raise DataError(
+            f"{path} {what}, so labels would be ambiguous: nothing was written. Give each class a "
+            "line of its own, class 0 first."
+        )
+    return tuple(names)
+
+
+def _no_shards(url: str, split: str | None, pattern: str) -> DataError:
+    names, flat = files.list_names(url), list_shards(url, pattern)
+    wanted = f"{split or 'train'}/{pattern}"
+    if flat and split is None and url.rstrip("/").rpartition("/")[2] in SPLITS:
+        return DataError(
+            f"{url} is a split, and manifests are made for the data set that it is part of: "
+            "nothing was written. Give the directory above it, with --split for this split alone."
+        )
+    if flat:
+        return DataError(
+            f"{len(flat):,} shards lie in {url} itself ({flat[0]}, ...), and nothing says whether "
+            "they are for training or validation: nothing was written. Say it with --split train "
+            "(and --tars 'PATTERN' for some of them), or let Tahoe choose a validation split: "
+            "`tahoe shard webdataset URL OUT --val-fraction 0.1`."
+        )
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    there = f"it holds {', '.join(names[:_SHOWN])}{more}" if names else "nothing is there"
+    return DataError(
+        f"no shards at {url}: there is no {wanted}; {there}. Nothing was written: check the URL. "
+        "Shards are uncompressed .tar files in train/ and val/ (unpack .tar.gz first)."
+    )
+
+
+def _check_names(found: Found) -> None:
+    bad = [name for name in found.names if not _SHARD_NAME.fullmatch(name)]
+    if bad:
+        raise DataError(
+            f"{found.url} has a shard called {bad[0]!r}, and names of shards are letters, digits, "
+            "'.', '_' and '-' before '.tar': nothing was written. Rename it, or make a data set of "
+            "its own: `tahoe shard webdataset`."
+        )
+
+
+def _derive(values: set[int | str]) -> tuple[str, ...]:
+    numbers = [value for value in values if isinstance(value, int)]
+    if not numbers:
+        return tuple(sorted(str(value) for value in values))
+    if len(numbers) != len(values):
+        name = next(value for value in values if isinstance(value, str))
+        raise DataError(
+            f"some labels are numbers ({numbers[0]}) and some are names ({name!r}), so classes "
+            "cannot be numbered: nothing was written. List the classes with --classes FILE."
+        )
+    if max(numbers) >= _MAX_CLASSES:
+        raise DataError(
+            f"the labels go up to {max(numbers)}: that many classes cannot be meant, so nothing "
+            "was written. Choose the field that holds the class with --label."
+        )
+    return tuple(str(number) for number in range(max(numbers) + 1))
+
+
+def _unknown_classes(split: str, unknown: Sequence[int | str], num_classes: int) -> str:
+    names = ", ".join(repr(value) for value in unknown[:_SHOWN])
+    more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+    return (
+        f"{split} has labels that are none of the {num_classes:,} classes: {names}{more}. No model "
+        "can learn them, so nothing was written. List all classes with --classes FILE, index both "
+        "splits together, or mend the shards."
+    )
+
+
+def _count(scans: Sequence[Scan], classes: Sequence[str]) -> Counter[str]:
+    """Return the samples of each class, with those that have none."""
+    counts = Counter(dict.fromkeys(classes, 0))
+    for scan in scans:
+        numbers = np.bincount(scan.codes, minlength=len(scan.values)).tolist()
+        for value, number in zip(scan.values, numbers, strict=True):
+            counts[classes[value] if isinstance(value, int) else value] += number
+    return counts
+
+
+def _agree(one: Manifest, other: Manifest) -> bool:
+    """Whether two manifests say the same of the data; how it was made may differ."""
+    return one.fingerprint == other.fingerprint
+
+
+def _other_manifest(
+    url: str, there: Mapping[str, Manifest], new: Mapping[str, Manifest], split: str
+) -> str:
+    sides = (
+        f"{len(m.shards):,} shards, {m.num_samples:,} samples, {len(m.classes):,} classes "
+        f"({', '.join(m.classes[:3])}, ...), labels {m.labels}"
+        for m in (there[split], new[split])
+    )
+    old, found = sides
+    return (
+        f"{url_of(url, split)} says something else than the shards. There: {old}. Found: {found}. "
+        "It was left as it is. If the shards have changed on purpose, replace it with --force."
+    )
+
+
+def _link(found: Found, directory: str) -> None:
+    """Make links in a directory to the shards above it."""
+    path = files.local_path(directory)
+    if path is None:
+        raise DataError(
+            f"the shards lie in {found.url} itself, a data set has them in {directory}, and an "
+            "object store knows no links: nothing was written. Copy them there, or make a data "
+            "set of its own: `tahoe shard webdataset`."
+        )
+    path.mkdir(exist_ok=True)
+    for name in found.names:
+        (path / name).symlink_to(os.path.join(os.pardir, name))  # noqa: PTH118  a relative link

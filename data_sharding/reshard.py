@@ -1,0 +1,283 @@
+"""Data sets made of shards that exist: resharded, merged, or split anew.
+
+Each is a source like a directory of images is one. Shards are read where they lie on local disks;
+remote ones are fetched whole to a scratch directory first, since their samples are read in the
+order of the new shards.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from braceexpand import braceexpand
+from fsspec.core import url_to_fs
+
+from data_sharding import files
+from data_sharding.index import choose_classes, list_shards
+from data_sharding.labels import LabelRule
+from data_sharding.manifest import DataError, Manifest, read_manifest
+from data_sharding.scan import Scan, Target, scan_shards
+from data_sharding.sources import Source
+from data_sharding.tar_source import TarSamples, split_off
+from data_sharding.verify import read_manifests
+
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How shards are read to begin with.
+
+    Args:
+        scratch: an empty directory, for copies of remote shards; the source needs them to the end.
+        on_progress: called now and then with the number of samples seen.
+    """
+
+    scratch: Path
+    num_workers: int = 1
+    on_progress: Callable[[int], None] = lambda done: None
+
+
+@dataclass(frozen=True)
+class ValChoice:
+    """A share of every class that becomes the validation split; the seed says which samples."""
+
+    fraction: float
+    seed: int
+
+
+def webdataset(
+    urls: Sequence[str],
+    rule: LabelRule,
+    reading: Reading,
+    *,
+    val_urls: Sequence[str] = (),
+    val: ValChoice | None = None,
+    classes: Sequence[str] | None = None,
+) -> Source:
+    """Shards that others have made.
+
+    Args:
+        urls: of shards (`{000..099}` and `*` are expanded), of directories of them, or of
+            directories with train/ and val/.
+        val_urls: likewise, of shards for validation.
+        classes: their names; see index_shards.
+
+    Raises:
+        DataError: there are no shards, something in them cannot be used, or nothing says which
+            samples are for validation.
+    """
+    found: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for url in urls:
+        for split, shards in _expand(url, "train").items():
+            found[split] += shards
+    for url in val_urls:
+        found["val"] += chain.from_iterable(_expand(url, "val").values())
+    _check_val(bool(found["val"]), val, f"--val-fraction {val.fraction}" if val else "")
+    scans = _scan(found, rule, reading)
+    names = tuple(classes or ()) if rule.kind == "none" else choose_classes(scans, classes)
+    samples = {split: _samples(mine, names, rule) for split, mine in scans.items()}
+    facts = {"kind": "webdataset", "labels": str(rule), "classes_sha256": _digest(names)}
+    return _source(names, samples, rule, val, {**facts, **_digests(scans)})
+
+
+def split_anew(url: str, only: str | None, reading: Reading, *, val: ValChoice) -> Source:
+    """A data set whose validation split is chosen anew.
+
+    Args:
+        only: the only split to take samples from; None takes all there are.
+
+    Raises:
+        DataError: there is no such data set, or it is not what its manifests say.
+    """
+    manifests = read_manifests(url) if only is None else {only: read_manifest(url, only)}
+    first = next(iter(manifests.values()))
+    _check_alike(manifests, first)
+    scans = _scan_known([(url, split, m) for split, m in manifests.items()], reading)
+    samples = _samples(scans, first.classes, first.labels)
+    facts = {"kind": "split", "of": sorted(manifests), **_digests({"shards": scans})}
+    return _source(first.classes, {"train": samples}, first.labels, val, facts)
+
+
+def merge(urls: Sequence[str], reading: Reading, *, union_classes: bool = False) -> Source:
+    """The samples of several data sets, split by split.
+
+    Args:
+        union_classes: let the sets have other classes: those of the first, then what each of the
+            others adds. Labels follow the names.
+
+    Raises:
+        DataError: the sets do not go together, or one is not what its manifests say.
+    """
+    sets = {url: read_manifests(url) for url in dict.fromkeys(urls)}
+    manifests = {f"{url} {split}": m for url, mine in sets.items() for split, m in mine.items()}
+    first = next(iter(manifests.values()))
+    _check_alike(manifests, first, classes_too=not union_classes)
+    classes = tuple(dict.fromkeys(name for m in manifests.values() for name in m.classes))
+    samples, scans = {}, {}
+    for split in SPLITS:
+        parts = [(url, split, mine[split]) for url, mine in sets.items() if split in mine]
+        if not parts:
+            raise DataError(
+                f"none of {', '.join(sets)} has a {split} split, and a data set needs one: nothing "
+                "was written. Choose one first: `tahoe shard split URL OUT --val-fraction 0.1`."
+            )
+        scans[split] = _scan_known(parts, reading)
+        numbers = [
+            _numbers_in(classes, manifest.classes)
+            for _, _, manifest in parts
+            for _ in range(len(manifest.shards))
+        ]
+        samples[split] = TarSamples.of(scans[split], numbers, first.labels)
+    facts = {"kind": "merge", "classes_sha256": _digest(classes), **_digests(scans)}
+    return _source(classes, samples, first.labels, None, facts)
+
+
+def _source(
+    classes: tuple[str, ...],
+    samples: Mapping[str, TarSamples],
+    rule: LabelRule,
+    val: ValChoice | None,
+    facts: Mapping[str, Any],
+) -> Source:
+    if val is not None:
+        pool = samples["train"]
+        in_val = split_off(pool, classes, val.fraction, val.seed)
+        samples = {"train": pool.where(~in_val), "val": pool.where(in_val)}
+        facts = {**facts, "val_fraction": val.fraction, "val_seed": val.seed}
+    sizes = {split: mine.num_bytes for split, mine in samples.items()}
+    return Source(classes, samples, facts, labels=rule, num_bytes=sizes)
+
+
+def _expand(url: str, split: str) -> dict[str, list[str]]:
+    """Return the shards that a URL means: those of `split`, or of train and val if it has both."""
+    if url.endswith(".tar"):
+        shards = [shard for pattern in braceexpand(url) for shard in _glob(pattern)]
+        return {split: shards}
+    by_split = {name: _list(files.join(url, name)) for name in SPLITS}
+    if by_split["train"]:
+        return by_split if split == "train" else {"val": by_split["val"] or by_split["train"]}
+    flat = _list(url)
+    if not flat:
+        there = ", ".join(files.list_names(url)[:5])
+        raise DataError(
+            f"no shards at {url}: " + (f"it holds {there}" if there else "nothing is there") + ". "
+            "Nothing was written: give .tar files, a directory of them, or one with train/ and "
+            "val/ (unpack .tar.gz first)."
+        )
+    return {split: flat}
+
+
+def _glob(pattern: str) -> list[str]:
+    if "*" not in pattern and "?" not in pattern:
+        return [pattern]
+    fs, path = url_to_fs(pattern)
+    found = [fs.unstrip_protocol(name) for name in sorted(fs.glob(path))]
+    if not found:
+        raise DataError(f"no shards match {pattern}: nothing was written. Check the pattern.")
+    return [str(files.local_path(url) or url) for url in found]
+
+
+def _list(directory: str) -> list[str]:
+    return [files.join(directory, name) for name in list_shards(directory)]
+
+
+def _scan(
+    found: Mapping[str, Sequence[str]], rule: LabelRule, reading: Reading
+) -> dict[str, list[Scan]]:
+    """Read the shards of all splits at once; return what was found in each."""
+    targets = {
+        split: [_target(url, reading) for url in urls] for split, urls in found.items() if urls
+    }
+    scans = iter(
+        scan_shards(
+            [*chain.from_iterable(targets.values())],
+            rule,
+            num_workers=reading.num_workers,
+            on_progress=reading.on_progress,
+        )
+    )
+    return {split: [next(scans) for _ in mine] for split, mine in targets.items()}
+
+
+def _scan_known(parts: Sequence[tuple[str, str, Manifest]], reading: Reading) -> list[Scan]:
+    """Read the shards of manifests, which must be what these say."""
+    expected = [
+        (files.join(url, split, shard.name), shard)
+        for url, split, manifest in parts
+        for shard in manifest.shards
+    ]
+    rule = parts[0][2].labels
+    scans = _scan({"all": [url for url, _ in expected]}, rule, reading)["all"]
+    for scan, (url, shard) in zip(scans, expected, strict=True):
+        if scan.info != shard:
+            raise DataError(
+                f"{url} is not the shard of the manifest: its samples, size or digest differ. "
+                "Nothing was written: `tahoe shard verify` lists all that is wrong."
+            )
+    return scans
+
+
+def _target(url: str, reading: Reading) -> Target:
+    path = files.local_path(url)
+    if path is not None:
+        return Target(str(path))
+    return Target(url, reading.scratch / f"{_digest([url])}.tar")
+
+
+def _samples(scans: Sequence[Scan], classes: Sequence[str], rule: LabelRule) -> TarSamples:
+    return TarSamples.of(scans, [_numbers_in(classes, classes)] * len(scans), rule)
+
+
+def _numbers_in(classes: Sequence[str], mine: Sequence[str]) -> dict[int | str, int]:
+    """Return the number of a class among `classes`, by its name or its number among `mine`."""
+    by_name = {name: number for number, name in enumerate(classes)}
+    numbers: dict[int | str, int] = {n: by_name[name] for n, name in enumerate(mine)}
+    numbers.update(by_name)
+    return numbers
+
+
+def _check_val(has_val: bool, val: ValChoice | None, given: str) -> None:
+    if has_val and val is not None:
+        raise DataError(
+            f"there are shards for validation, and {given} asks to choose from all there is: "
+            "nothing was written. Leave one of them out."
+        )
+    if not has_val and val is None:
+        raise DataError(
+            "nothing says which samples are for validation: nothing was written. Let Tahoe choose "
+            "some of every class (--val-fraction 0.1), or name their shards (--val URL)."
+        )
+
+
+def _check_alike(
+    manifests: Mapping[str, Manifest], first: Manifest, *, classes_too: bool = True
+) -> None:
+    for name, manifest in manifests.items():
+        if manifest.labels != first.labels:
+            raise DataError(
+                f"{name} has labels that are {manifest.labels}, and {next(iter(manifests))} has "
+                f"{first.labels}: they cannot be one data set, so nothing was written. Make both "
+                "alike first: `tahoe shard webdataset`."
+            )
+        if classes_too and manifest.classes != first.classes:
+            differing = sorted(set(manifest.classes) ^ set(first.classes))
+            what = ", ".join(map(repr, differing[:5])) or "the same in another order"
+            raise DataError(
+                f"{name} has other classes than {next(iter(manifests))} ({what}): nothing was "
+                "written. `tahoe shard merge --union-classes` maps labels by the names of classes."
+            )
+
+
+def _digests(scans: Mapping[str, Sequence[Scan]]) -> dict[str, str]:
+    """Return a digest of the shards of each split: equal digests, equal samples."""
+    return {
+        f"{split}_sha256": _digest([scan.sha256 for scan in mine]) for split, mine in scans.items()
+    }
+
+
+def _digest(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,82 @@
+"""The samples of one split, by id: bytes from the shards, pixels and labels out of them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_sharding.decode import ChooseViews, Pixels, decode
+from data_sharding.labels import BadLabelError
+from data_sharding.manifest import Manifest
+from data_sharding.shard import BadSample
+from data_sharding.stores import Store
+
+Ints = NDArray[np.int64]
+
+
+class Place(NamedTuple):
+    """Where a sample lies: the number of its shard, and its own in there."""
+
+    shard: int
+    sample: int  # counted from 0 in its shard
+
+
+class ShardSet:
+    """The samples of a split, numbered from 0 through its shards in the manifest's order."""
+
+    def __init__(self, split: str, manifest: Manifest, store: Store) -> None:
+        self.split, self.manifest, self.store = split, manifest, store
+        self._ends = np.cumsum(np.asarray(manifest.shards.num_samples, dtype=np.int64))
+        self._numbers = {name: number for number, name in enumerate(manifest.classes)}
+
+    def __len__(self) -> int:
+        return self.manifest.num_samples
+
+    def shards_of(self, samples: Ints) -> Ints:
+        """Return the numbers of the shards that hold these samples, each once."""
+        return np.unique(np.searchsorted(self._ends, samples, side="right"))
+
+    def preload(self, samples: Ints) -> None:
+        """Say which samples are about to be read, so that they may come all at once."""
+        places = [self._place(sample) for sample in samples.tolist()]
+        shards = self.manifest.shards
+        self.store.preload([(shards[place.shard], place.sample) for place in places])
+
+    def read(self, sample: int, choose_views: ChooseViews, out: Pixels) -> tuple[int, ...]:
+        """Write a sample's pixels to `out` and return its labels.
+
+        Args:
+            out: (views, size, size, channels).
+
+        Raises:
+            BadSample: it cannot be decoded or has no valid label; the message names shard and key.
+        """
+        place = self._place(sample)
+        shard = self.manifest.shards[place.shard]
+        reader = self.store.open(shard)
+        try:
+            label = reader.label_bytes(place.sample)
+            labels = self.manifest.labels.parse(label, self._numbers)
+            decode(reader.image(place.sample), choose_views, out)
+        except (BadSample, BadLabelError) as error:
+            key = reader.key(place.sample)
+            raise BadSample(f"{self.split}/{shard.name}: {key}: {error}") from error
+        return labels
+
+    def encode_labels(self, labels: Sequence[tuple[int, ...]]) -> NDArray[np.generic]:
+        """Return what an objective takes.
+
+        For one label a sample int64 (n,), for several float32 (n, classes) of zeros and ones, for
+        none int64 (n,) of -1.
+        """
+        if self.manifest.labels.kind == "multi":
+            hot = np.zeros((len(labels), len(self.manifest.classes)), dtype=np.float32)
+            for row, mine in zip(hot, labels, strict=True):
+                row[list(mine)] = 1
+            return hot
+        return np.array([next(iter(mine), -1) for mine in labels], dtype=np.int64)
+
+    def _place(self, sample: int) -> Place:
+        shard = int(np.searchsorted(self._ends, sample, side="right"))
+        return Place(shard, sample - (int(self._ends[shard - 1]) if shard else 0))

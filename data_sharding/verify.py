@@ -1,0 +1,188 @@
+"""A data set checked whole: every shard, every label, every image. Never stops at the first error.
+
+Images are decoded in full by Pillow, which is stricter than training: there a JPEG is decoded only
+as far down as its crop reaches.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from data_sharding import files
+from data_sharding.images import load_image
+from data_sharding.job_pool import Advance, work_off
+from data_sharding.labels import BadLabelError, LabelRule
+from data_sharding.local_copy import local_copy, reason_of
+from data_sharding.manifest import Manifest, ShardInfo, read_manifest, url_of
+from data_sharding.scan import sha256_of
+from data_sharding.shard import BadSample, ShardError, ShardReader
+
+SPLITS = ("train", "val")
+
+COPY_AGAIN = "Copy the shard again from where the data set came from, or make the set again."
+REACH = "Check the credentials and the network, and verify again."
+REPLACE_IMAGE = (
+    "Training puts the next readable image in its place, and evaluation counts it as wrong. "
+    "Replace or remove the image where it came from, and make the set again."
+)
+MEND_LABEL = "Mend the label where it came from, and make the set again."
+SAME_CLASSES = "Index or write both splits together, so that they have the same classes."
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: where it is, what it is, and what to do about it.
+
+    `shard` is empty if it is about the split, `key` if it is about the shard.
+    """
+
+    split: str
+    shard: str
+    key: str
+    what: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was checked, and all that is wrong with it."""
+
+    url: str
+    manifests: Mapping[str, Manifest]
+    problems: tuple[Problem, ...]
+
+
+def read_manifests(url: str) -> dict[str, Manifest]:
+    """Return the manifests of the splits that a data set has; at least one.
+
+    Raises:
+        DataError: there is none, or one cannot be used.
+    """
+    there = [split for split in SPLITS if _may_have(url, split)]
+    return {split: read_manifest(url, split) for split in there or SPLITS[:1]}
+
+
+def _may_have(url: str, split: str) -> bool:
+    try:
+        return files.exists(url_of(url, split))
+    except Exception:  # every store raises its own kinds; to read it tells why
+        return True
+
+
+def verify(
+    url: str,
+    *,
+    decode: bool = True,
+    num_workers: int = 1,
+    scratch: str | None = None,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Verdict:
+    """Check all that a data set holds.
+
+    Args:
+        decode: decode every image.
+        scratch: the directory for copies of remote shards.
+        on_progress: called now and then with the number of samples checked.
+
+    Raises:
+        DataError: there is no manifest to check against.
+    """
+    manifests = read_manifests(url)
+    rules = {split: manifest.labels for split, manifest in manifests.items()}
+    numbers = {split: _numbers(manifest) for split, manifest in manifests.items()}
+    items = [_Item(split, shard) for split, m in manifests.items() for shard in m.shards]
+    job = _Job(url, rules, numbers, decode, scratch)
+    found = work_off(_check, job, items, num_workers=num_workers, on_progress=on_progress)
+    problems = [*_compare_classes(manifests), *(p for problems in found for p in problems)]
+    return Verdict(url, manifests, tuple(problems))
+
+
+class _Job(NamedTuple):
+    """What all shards have in common; `numbers` are those of the classes, by name, by split."""
+
+    url: str
+    rules: Mapping[str, LabelRule]
+    numbers: Mapping[str, Mapping[str, int]]
+    decode: bool
+    scratch: str | None
+
+
+class _Item(NamedTuple):
+    split: str
+    shard: ShardInfo
+
+    def problem(self, key: str, what: str, remedy: str) -> Problem:
+        return Problem(self.split, self.shard.name, key, what, remedy)
+
+
+def _numbers(manifest: Manifest) -> dict[str, int]:
+    return {name: number for number, name in enumerate(manifest.classes)}
+
+
+def _compare_classes(manifests: Mapping[str, Manifest]) -> list[Problem]:
+    first, *others = manifests.items()
+    return [
+        Problem(split, "", "", f"its classes are not those of {first[0]}", SAME_CLASSES)
+        for split, manifest in others
+        if manifest.classes != first[1].classes
+    ]
+
+
+def _check(job: _Job, item: _Item, advance: Advance) -> list[Problem]:
+    try:
+        with local_copy(files.join(job.url, item.split, item.shard.name), job.scratch) as path:
+            of_file = _check_file(item, path)
+            of_samples = _check_samples(job, item, path, advance)
+            if of_file:  # then the shard is to blame for its samples
+                of_samples = [replace(problem, remedy=COPY_AGAIN) for problem in of_samples]
+            return [*of_file, *of_samples]
+    except FileNotFoundError:
+        return [item.problem("", "is missing", COPY_AGAIN)]
+    except Exception as error:  # every store raises its own kinds
+        return [item.problem("", f"cannot be read: {type(error).__name__}: {error}", REACH)]
+
+
+def _check_file(item: _Item, path: Path) -> list[Problem]:
+    num_bytes, expected = path.stat().st_size, item.shard.num_bytes
+    if num_bytes != expected:
+        how = "is truncated" if num_bytes < expected else "is too long"
+        return [item.problem("", f"{how}: {num_bytes:,} of {expected:,} bytes", COPY_AGAIN)]
+    if sha256_of(path) != item.shard.sha256:
+        what = "has the right size and other bytes: its digest is not the manifest's"
+        return [item.problem("", what, COPY_AGAIN)]
+    return []
+
+
+def _check_samples(job: _Job, item: _Item, path: Path, advance: Advance) -> list[Problem]:
+    try:
+        with ShardReader(path, labels=job.rules[item.split]) as reader:
+            problems = _check_count(item, len(reader))
+            for i in range(len(reader)):
+                problems += _check_sample(job, item, reader, i)
+                advance(1)
+            return problems
+    except ShardError as error:
+        return [item.problem("", f"has no usable samples: {reason_of(error)}", COPY_AGAIN)]
+
+
+def _check_count(item: _Item, num_samples: int) -> list[Problem]:
+    if num_samples == item.shard.num_samples:
+        return []
+    what = f"holds {num_samples:,} samples, and the manifest says {item.shard.num_samples:,}"
+    return [item.problem("", what, COPY_AGAIN)]
+
+
+def _check_sample(job: _Job, item: _Item, reader: ShardReader, i: int) -> list[Problem]:
+    found = []
+    try:
+        job.rules[item.split].parse(reader.label_bytes(i), job.numbers[item.split])
+    except (BadLabelError, BadSample) as error:
+        found.append((str(error), MEND_LABEL))
+    try:
+        image = reader.image(i)
+        if job.decode:
+            load_image(image)
+    except BadSample as error:
+        found.append((str(error), REPLACE_IMAGE))
+    return [item.problem(reader.key(i), *problem) for problem in found]

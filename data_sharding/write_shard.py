@@ -1,0 +1,192 @@
+"""One shard: some samples of a source, looked at and written, and a record of what came of it.
+
+What a shard holds depends on the source, the settings and its members alone, so it can be written
+by any process, and again after that was killed. One sample is in memory at a time.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_sharding import files
+from data_sharding.findings import Findings
+from data_sharding.inspect_image import inspect
+from data_sharding.job_pool import Advance, StoppedError
+from data_sharding.journal import Journal
+from data_sharding.labels import LabelRule
+from data_sharding.manifest import DataError, ShardInfo
+from data_sharding.reencode import Shrink
+from data_sharding.shard import BadSample
+from data_sharding.sources import Sample, Source
+from data_sharding.tar_stream import TarStream
+
+GO_ON = "Nothing was published; the same command goes on where it stopped."
+
+# How labels are stored, whatever they were read from.
+STORED_LABELS = {
+    "single": LabelRule(),
+    "multi": LabelRule(kind="multi", extension="json"),
+    "none": LabelRule(kind="none"),
+}
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What is done to the images on their way; whatever is found goes into `report.json`.
+
+    Args:
+        max_bad_share: of the files that may be corrupt; these are left out.
+        shrink: how images are made smaller; None stores all as they are.
+        dedupe: leave out of train what lies there before or in val.
+    """
+
+    max_bad_share: float = 0.01
+    shrink: Shrink | None = None
+    dedupe: bool = False
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What tells the result from that of other checks, in JSON values."""
+        shrink = {"shrink": self.shrink.facts} if self.shrink else {}
+        return {"inspected": True, **shrink, **({"dedupe": True} if self.dedupe else {})}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all shards of a data set have in common; without checks images are stored unseen."""
+
+    source: Source
+    url: str
+    journal: Journal
+    checks: Checks | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A shard to be written: the samples of a split, by number, in order."""
+
+    split: str
+    number: int
+    members: NDArray[np.int64]
+
+    @property
+    def shard_name(self) -> str:
+        return f"shard-{self.number:06d}.tar"
+
+    @property
+    def record_name(self) -> str:
+        return f"{self.split}-{self.number:06d}"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A shard that is written; `info` is None if no sample was left, and there is no file then.
+
+    `num_files` and `num_bytes` are of the image files read, `num_bytes_stored` of those stored.
+    """
+
+    split: str
+    info: ShardInfo | None
+    findings: Findings
+    num_files: int
+    num_bytes: int
+    num_bytes_stored: int
+
+    def to_json(self) -> dict[str, Any]:
+        info = asdict(self.info) if self.info else None
+        return {**vars(self), "info": info, "findings": self.findings.to_json()}
+
+    @classmethod
+    def of_json(cls, values: Mapping[str, Any]) -> "Finished":
+        info = ShardInfo(**values["info"]) if values["info"] else None
+        findings = Findings.of_json(values["findings"])
+        return cls(**{**values, "info": info, "findings": findings})
+
+
+def write_shard(job: Job, task: Task, advance: Advance) -> Finished:
+    """Write a shard and its record.
+
+    Raises:
+        DataError: an image cannot be read, or the shard cannot be written.
+    """
+    url = files.join(job.url, task.split, task.shard_name)
+    try:
+        with files.create(url) as file:
+            shard = _Shard(job, TarStream(file))
+            for number in task.members.tolist():
+                shard.add(job.source.splits[task.split][number])
+                advance(1)
+            shard.tar.finish()
+        finished = shard.finished(task)
+        if finished.info is None:
+            files.remove(url)
+        job.journal.add(task.record_name, finished.to_json())
+    except (DataError, StoppedError, MemoryError, AssertionError):
+        raise
+    except Exception as error:  # every store raises its own kinds, which cannot always be pickled
+        raise cannot_write(url, error) from error
+    return finished
+
+
+def cannot_write(url: str, error: Exception) -> DataError:
+    """Return the error that tells that something could not be written."""
+    return DataError(
+        f"cannot write {url}: {type(error).__name__}: {error}. {GO_ON} Check the URL, the "
+        "permissions and the free space first."
+    )
+
+
+class _Shard:
+    """A shard that is being written, and what was found on the way."""
+
+    def __init__(self, job: Job, tar: TarStream) -> None:
+        self._job, self.tar = job, tar
+        self._rule = STORED_LABELS[job.source.labels.kind]
+        self._findings = Findings()
+        self._num_files = self._num_samples = self._num_bytes = self._num_bytes_stored = 0
+
+    def add(self, sample: Sample) -> None:
+        data, extension = sample.read_or_raise(), sample.extension
+        self._num_files += 1
+        self._num_bytes += len(data)
+        if self._job.checks:
+            try:
+                data, extension = self._inspected(sample, data, self._job.checks.shrink)
+            except BadSample as error:
+                self._findings.add("corrupt", f"{self._job.source.name(sample)}: {error}")
+                return
+        self.tar.add(f"{sample.key}.{extension}", data)
+        if self._rule.kind != "none":
+            label = json.dumps(sample.label).encode("ascii")
+            self.tar.add(f"{sample.key}.{self._rule.extension}", label)
+        self._num_samples += 1
+        self._num_bytes_stored += len(data)
+
+    def finished(self, task: Task) -> Finished:
+        info = None
+        if self._num_samples:
+            digest = self.tar.sha256.hexdigest()
+            info = ShardInfo(task.shard_name, self._num_samples, self.tar.num_bytes, digest)
+        return Finished(
+            task.split,
+            info,
+            self._findings,
+            self._num_files,
+            self._num_bytes,
+            self._num_bytes_stored,
+        )
+
+    def _inspected(self, sample: Sample, data: bytes, shrink: Shrink | None) -> tuple[bytes, str]:
+        """Return the bytes to be stored, and the extension that suits them."""
+        look, name = inspect(data, sample.extension), self._job.source.name(sample)
+        extension = look.extension
+        if shrink and shrink.size(look.width, look.height):
+            data, extension = shrink.apply(data), "jpg"
+            self._findings.add("shrunk", name)
+        for rule in look.rules:
+            self._findings.add(rule, name)
+        return data, extension

@@ -1,0 +1,136 @@
+"""What the verbs that write a data set print: progress, a trial of smaller images, the findings."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from data_sharding.journal import REPORT
+from data_sharding.reencode import Shrink, Trial, try_out
+from data_sharding.sources import Source
+from data_sharding.write import Dataset
+
+_MAX_NAMES = 5
+
+
+class Bars:
+    """A bar for hashing and one for writing, each from when it begins.
+
+    MB/s are of image files read, at their mean size where that is known.
+    """
+
+    def __init__(self, progress: Progress, bytes_per_image: float) -> None:
+        self._progress, self._bytes_per_image = progress, bytes_per_image
+        self._begun: dict[str, tuple[TaskID, float, int]] = {}
+
+    def on_hashing(self, done: int, total: int) -> None:
+        self._update("hashing", done, total)
+
+    def on_writing(self, done: int, total: int) -> None:
+        self._update("writing", done, total)
+
+    def _update(self, doing: str, done: int, total: int) -> None:
+        now_s = time.monotonic()
+        if doing not in self._begun:
+            task = self._progress.add_task(doing, total=total, rate="")
+            self._begun[doing] = task, now_s, done  # those done before count for no rate
+        task, start_s, before = self._begun[doing]
+        per_s = (done - before) / max(now_s - start_s, 1e-3)
+        rate = f"{per_s:,.0f} images/s"
+        if self._bytes_per_image:
+            rate += f" {per_s * self._bytes_per_image / 1e6:,.1f} MB/s"
+        self._progress.update(task, completed=done, total=total, rate=rate)
+
+
+@contextmanager
+def progress(source: Source) -> Iterator[Bars]:
+    """Show bars on a terminal."""
+    num_bytes = sum(int(sizes.sum()) for sizes in source.num_bytes.values())
+    num_images = sum(map(len, source.splits.values()))
+    console = _console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    more = (TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    with Progress(*columns, *more, console=console, disable=not console.is_terminal) as bars:
+        yield Bars(bars, num_bytes / max(num_images, 1))
+
+
+def trial(shrink: Shrink, source: Source, seed: int) -> None:
+    """Make some images smaller and print what that does to them."""
+    found = try_out(shrink, source, seed)
+    console = _console()
+    console.print(
+        f"{found.num_shrunk} of {found.num_images} training images, drawn by the seed, are too "
+        "large. What making them smaller does to all of these:"
+    )
+    console.print(_trial_table(found))
+
+
+def interrupted(url: str) -> None:
+    """Say that the writing was stopped and can be taken up."""
+    text = f"stopped: nothing is published at {url}. The same command goes on where it stopped."
+    Console(stderr=True, soft_wrap=True, highlight=False).print(Text(text))
+
+
+def written(url: str, source: Source, dataset: Dataset) -> None:
+    """Say what a data set holds, and all that was found."""
+    console = _console()
+    how = "was there already and is kept" if dataset.reused else "is written"
+    console.print(Text(f"{url} {how}"))
+    for split, manifest in sorted(dataset.manifests.items()):
+        console.print(
+            f"  {split}: {manifest.num_samples:,} images of {len(manifest.classes)} classes in "
+            f"{len(manifest.shards)} shards, {manifest.num_bytes / 1e6:.1f} MB"
+        )
+    if source.ignored:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(source.ignored.items()))
+        console.print(Text(f"  passed over, since they are not images: {kinds}"))
+    if dataset.report and dataset.report["rules"]:
+        _print_findings(console, url, dataset.report)
+
+
+def _print_findings(console: Console, url: str, report: Mapping[str, Any]) -> None:
+    console.print(Text(f"  found in {report['num_files']:,} image files (all of it in {REPORT}):"))
+    for rule, found in report["rules"].items():
+        share = f"{found['count']:,} ({found['share']:.2%})"
+        console.print(Text(f"  {rule}: {share} {found['meaning']}"))
+        for name in found["names"][:_MAX_NAMES]:
+            console.print(Text(f"    {name}"))
+        if len(found["names"]) > _MAX_NAMES:
+            console.print(f"    and {found['count'] - _MAX_NAMES:,} more")
+    if "shrunk" in report["rules"]:
+        before, after = report["num_bytes"] / 1e6, report["num_bytes_stored"] / 1e6
+        console.print(f"  image files: {before:,.1f} MB read, {after:,.1f} MB stored")
+
+
+def _trial_table(found: Trial) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for header in ("before", "after", "ratio"):
+        table.add_column(header, justify="right")
+    rows = {
+        "kB an image": (found.bytes_before, found.bytes_after, 1e-3 / max(found.num_images, 1)),
+        "images/s decoded, 1 thread": (found.rate_before, found.rate_after, 1),
+    }
+    for name, (before, after, unit) in rows.items():
+        ratio = f"{after / before:.2f}" if before else "-"
+        table.add_row(name, f"{before * unit:,.1f}", f"{after * unit:,.1f}", ratio)
+    table.add_row("difference by JPEG, of 255: max", "", f"{found.max_difference}", "")
+    table.add_row("mean", "", f"{found.mean_difference:.2f}", "")
+    return table
+
+
+def _console() -> Console:
+    return Console(soft_wrap=True, highlight=False)

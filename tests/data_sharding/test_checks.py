@@ -1,0 +1,222 @@
+"""Nothing is changed or left out in silence: what the checks find, and what becomes of it."""
+
+import json
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from foreign import contents, encoded, jpeg, photo, png
+
+from data_sharding.findings import MAX_NAMES, Findings
+from data_sharding.manifest import DataError
+from data_sharding.reencode import Shrink
+from data_sharding.shard import ShardReader
+from data_sharding.sources import folder
+from data_sharding.write import Dataset, write_dataset
+from data_sharding.write_shard import Checks
+
+SPLITS = ("train", "val")
+
+
+def make(root: Path, images: Mapping[str, bytes]) -> Path:
+    for name, data in images.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return root
+
+
+def pets(num: int = 40) -> dict[str, bytes]:
+    """Return sound images that all differ, a quarter of them for validation."""
+    return {
+        f"{'val' if n % 4 == 0 else 'train'}/{'ab'[n // 4 % 2]}/{n}.jpg": jpeg(n)
+        for n in range(num)
+    }
+
+
+def write(root: Path, url: Path, checks: Checks | None = None, num_workers: int = 1) -> Dataset:
+    return write_dataset(
+        folder(root), str(url), seed=0, samples_per_shard=4, num_workers=num_workers,
+        checks=checks or Checks(max_bad_share=0.5),
+    )  # fmt: skip
+
+
+def stored(url: Path) -> dict[str, dict[str, tuple[str, bytes]]]:
+    """Return shard -> member -> bytes for every image of a set."""
+    found: dict[str, dict[str, tuple[str, bytes]]] = {}
+    for path in sorted(url.glob("*/*.tar")):
+        with ShardReader(path) as reader:
+            found[f"{path.parent.name}/{path.stem}"] = {
+                reader.key(i): (bytes(reader.label_bytes(i)).decode(), bytes(reader.image(i)))
+                for i in range(len(reader))
+            }
+    return found
+
+
+def rules(dataset: Dataset) -> dict[str, tuple[int, list[str]]]:
+    assert dataset.report is not None
+    return {
+        rule: (found["count"], found["names"]) for rule, found in dataset.report["rules"].items()
+    }
+
+
+def test_sound_images_are_stored_as_they_are(tmp_path: Path) -> None:
+    root = make(tmp_path / "pets", pets())
+    dataset = write(root, tmp_path / "set")
+    images = sorted(
+        data for shard in stored(tmp_path / "set").values() for _, data in shard.values()
+    )
+    assert images == sorted(pets().values())
+    assert rules(dataset) == {}
+    assert json.loads((tmp_path / "set/report.json").read_text()) == dataset.report
+    again = write(root, tmp_path / "set")
+    assert again.reused
+    assert again.report == dataset.report
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_corrupt_image_is_left_out_and_moves_no_other(tmp_path: Path, num_workers: int) -> None:
+    images = pets()
+    write(make(tmp_path / "pets", images), tmp_path / "sound", num_workers=num_workers)
+    bad = {"train/a/1.jpg": images["train/a/1.jpg"][:-9], "val/b/4.jpg": b"", "train/b/5.jpg": b"x"}
+    dataset = write(make(tmp_path / "pets", bad), tmp_path / "set", num_workers=num_workers)
+    expected = stored(tmp_path / "sound")
+    for shard in expected.values():
+        for key in [key for key in shard if key.partition("-")[2] in ("1", "4", "5")]:
+            del shard[key]
+    assert stored(tmp_path / "set") == expected
+    num, names = rules(dataset)["corrupt"]
+    assert num == 3
+    assert sorted(name.partition(":")[0] for name in names) == sorted(bad)
+    assert any("val/b/4.jpg: is empty" in name for name in names)
+    assert dataset.report is not None
+    assert dataset.report["num_stored"] == 37
+    assert dataset.report["rules"]["corrupt"]["share"] == 3 / 40
+    assert sum(m.num_samples for m in dataset.manifests.values()) == 37
+
+
+def test_an_empty_shard_is_dropped(tmp_path: Path) -> None:
+    root = make(tmp_path / "pets", pets())
+    write(root, tmp_path / "sound")
+    keys = stored(tmp_path / "sound")["train/shard-000002"]
+    names = {key.partition("-")[2] for key in keys}
+    for path in root.glob("train/*/*.jpg"):
+        if path.stem in names:
+            path.write_bytes(b"gone")
+    dataset = write(root, tmp_path / "set")
+    names_left = [shard.name for shard in dataset.manifests["train"].shards]
+    assert names_left == [f"shard-{number:06d}.tar" for number in range(8) if number != 2]
+    assert sorted(path.name for path in (tmp_path / "set/train").glob("*.tar")) == names_left
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_too_many_corrupt_images_stop_it(tmp_path: Path, num_workers: int) -> None:
+    bad = {"train/a/1.jpg": b"x", "train/b/5.jpg": b"x"}
+    root, url = make(tmp_path / "pets", pets() | bad), tmp_path / "set"
+    with pytest.raises(
+        DataError, match=r"2 of 40 images .* allows 0\.025 .*(1|5)\.jpg: is none of"
+    ):
+        write(root, url, Checks(max_bad_share=1 / 40), num_workers)
+    assert not list(url.glob("*/manifest.json"))
+    kept = {path: path.stat().st_mtime_ns for path in url.glob("val/*.tar")}
+    assert write(root, url, Checks(max_bad_share=2 / 40), num_workers).report
+    assert {path: path.stat().st_mtime_ns for path in url.glob("val/*.tar")} == kept
+
+
+def test_all_of_a_split_is_corrupt(tmp_path: Path) -> None:
+    root = make(tmp_path / "pets", dict.fromkeys(pets(), b"x"))
+    with pytest.raises(DataError, match="no image of val is left"):
+        write(root, tmp_path / "set", Checks(max_bad_share=1))
+
+
+def test_a_wrong_extension_is_mended(tmp_path: Path) -> None:
+    root = make(tmp_path / "pets", pets() | {"train/a/1.jpg": png(1), "train/b/6.jpg": png(6, "P")})
+    found = rules(write(root, tmp_path / "set"))
+    assert found["wrong_extension"][0] == 2
+    assert set(found["wrong_extension"][1]) == {"train/a/1.jpg", "train/b/6.jpg"}
+    assert found["palette"] == (1, ["train/b/6.jpg"])
+    by_extension = json.dumps([m for m in _members(tmp_path / "set") if m.endswith(".png")])
+    assert "-1.png" in by_extension
+    assert "-6.png" in by_extension
+
+
+def _members(url: Path) -> list[str]:
+    found = []
+    for path in url.glob("*/*.tar"):
+        with tarfile.open(path) as tar:
+            found += tar.getnames()
+    return found
+
+
+def test_names_in_the_report_do_not_know_the_place(tmp_path: Path) -> None:
+    for place in "here", "there":
+        root = make(tmp_path / place, pets() | {"train/a/1.jpg": b"x", "train/犬/ä 1.jpg": b"y"})
+        write(root, tmp_path / f"set {place}")
+    assert contents(tmp_path / "set here") == contents(tmp_path / "set there")
+    assert "train/犬/ä 1.jpg" in (tmp_path / "set here/report.json").read_text("utf-8")
+
+
+def test_many_findings_are_counted_and_some_named() -> None:
+    findings = Findings()
+    for number in range(MAX_NAMES + 50):
+        findings.add("corrupt", str(number))
+    assert findings.counts["corrupt"] == MAX_NAMES + 50
+    assert findings.names["corrupt"] == [str(number) for number in range(MAX_NAMES)]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_duplicates(tmp_path: Path, num_workers: int) -> None:
+    images = pets()
+    copies = {
+        "train/a/copy.jpg": images["train/a/2.jpg"],  # comes after it
+        "train/b/again.jpg": images["train/a/2.jpg"],  # of another class
+        "train/a/leak.jpg": images["val/a/8.jpg"],
+        "val/b/twice.jpg": images["val/a/8.jpg"],
+    }
+    checks = Checks(dedupe=True)
+    dataset = write(make(tmp_path / "pets", images | copies), tmp_path / "set", checks, num_workers)
+    assert rules(dataset) == {
+        "leak": (1, ["train/a/leak.jpg is val/a/8.jpg"]),
+        "duplicate": (
+            2, ["train/a/copy.jpg is train/a/2.jpg", "train/b/again.jpg is train/a/2.jpg"],
+        ),
+        "duplicate_in_val": (1, ["val/b/twice.jpg is val/a/8.jpg"]),
+        "label_conflict": (
+            2, ["val/b/twice.jpg is val/a/8.jpg: a and b",
+                "train/b/again.jpg is train/a/2.jpg: a and b"],
+        ),
+    }  # fmt: skip
+    kept = [key.partition("-")[2] for shard in stored(tmp_path / "set").values() for key in shard]
+    assert sorted(kept) == sorted([*map(str, range(40)), "twice"])
+    assert dataset.manifests["train"].source["dedupe"] is True
+
+
+def test_equal_sizes_are_no_duplicates(tmp_path: Path) -> None:
+    images = {name: encoded(photo(number), "bmp") for number, name in enumerate(pets(12))}
+    root = make(tmp_path / "pets", images)
+    assert len({path.stat().st_size for path in root.rglob("*.jpg")}) == 1
+    dataset = write(root, tmp_path / "set", Checks(dedupe=True))
+    assert set(rules(dataset)) == {"wrong_extension"}
+
+
+def test_large_images_are_made_smaller(tmp_path: Path) -> None:
+    large = {"train/a/1.jpg": encoded(photo(1, (300, 200))), "train/b/5.jpg": png(5)}
+    large["train/a/2.jpg"] = encoded(photo(2, (300, 200)), "png")
+    root = make(tmp_path / "pets", pets() | large)
+    shrink = Shrink(max_side=100)
+    dataset = write(root, tmp_path / "set", Checks(shrink=shrink))
+    images = {
+        key.partition("-")[2]: data
+        for shard in stored(tmp_path / "set").values()
+        for key, (_, data) in shard.items()
+    }
+    for number in range(40):
+        name = str(number)
+        before = next(root.glob(f"*/*/{name}.jpg")).read_bytes()
+        assert images[name] == (shrink.apply(before) if name in ("1", "2") else before)
+    assert rules(dataset)["shrunk"] == (2, [])
+    assert rules(dataset)["wrong_extension"][0] == 2  # of the files as they were
+    assert dataset.manifests["train"].source["shrink"] == {"max_side": 100, "quality": 90}
+    with pytest.raises(DataError, match=r"quality': 90.*quality': 80"):
+        write(root, tmp_path / "set", Checks(shrink=Shrink(max_side=100, quality=80)))

@@ -1,0 +1,77 @@
+"""Distortions change pixels, stay bytes, and are functions of their key."""
+
+import numpy as np
+import pytest
+import torch
+
+from data_sharding.distort import ColourNoise, make_distortion
+
+NONE = {
+    "policy": None,
+    "policy_options": {},
+    "jitter": (0.0, 0.0, 0.0, 0.0),
+    "noise_std": 0.0,
+    "erase_prob": 0.0,
+    "fill": (124, 116, 104),
+}
+KINDS = [
+    {"policy": "randaugment", "policy_options": {"num_ops": 2, "magnitude": 9}},
+    {"policy": "trivialaugment"},
+    {"policy": "augmix"},
+    {"jitter": (0.4, 0.4, 0.4, 0.1)},
+    {"noise_std": 0.1},
+    {"erase_prob": 1.0},
+]
+
+
+def image(size=32):
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.integers(0, 256, (size, size, 3), dtype=np.uint8))
+    return pixels.permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_key_gives_the_same_image(kind):
+    distortion = make_distortion(**{**NONE, **kind})
+    before, state = image(), torch.random.get_rng_state()
+    found = [distortion(before, key) for key in (*range(20), *range(20))]
+    assert all(torch.equal(a, b) for a, b in zip(found[:20], found[20:], strict=True))
+    assert len({bytes(one.contiguous().numpy()) for one in found[:20]}) > 10
+    assert torch.equal(before, image())
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert {(one.dtype, one.shape) for one in found} == {(torch.uint8, (3, 32, 32))}
+
+
+def test_nothing_asked_for_is_nothing_done():
+    assert not make_distortion(**NONE)
+
+
+def test_erasing_fills_with_the_given_pixel():
+    found = make_distortion(**{**NONE, "erase_prob": 1.0})(image(), 3)
+    changed = (found != image()).any(dim=0)
+    assert 0.02 < changed.float().mean() < 0.5
+    assert {tuple(pixel.tolist()) for pixel in found[:, changed].T} == {(124, 116, 104)}
+
+
+def test_colour_noise_has_the_covariance_of_natural_colours():
+    """An eigenvalue is a standard deviation here: the paper scales eigenvectors by l * N(0, s)."""
+    torch.manual_seed(0)
+    noise = ColourNoise(std=0.1)
+    grey = torch.full((3, 1, 1), 128, dtype=torch.uint8)
+    shifts = torch.stack([noise(grey).float().flatten() - 128 for _ in range(4000)]) / 255
+    std = torch.linalg.eigvalsh(torch.cov(shifts.T)).clamp_min(0).sqrt()
+    assert torch.allclose(std.flip(0)[:1], torch.tensor([0.1 * 0.2175]), rtol=0.05)
+    assert shifts.mean(dim=0).abs().max() < 0.002
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ({"policy": "randaugment", "policy_options": {"strength": 3}}, "strength"),
+        ({"jitter": (0.1, 0, 0, 0), "fill": (124,)}, "data.channels=3"),
+        ({"noise_std": 0.1, "fill": (124,)}, "data.channels=3"),
+    ],
+)
+def test_what_does_not_fit_is_told(kind, message):
+    with pytest.raises(ValueError, match=message):
+        make_distortion(**{**NONE, **kind})

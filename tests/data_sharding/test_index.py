@@ -1,0 +1,221 @@
+"""Shards of others get a manifest that tells the truth, or a refusal that says what was found."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from foreign import by_gnu_tar, by_webdataset, contents, jpeg, labelled, photo, png
+
+from data_sharding.index import find_shards, index_shards, publish, read_class_names
+from data_sharding.labels import LabelRule
+from data_sharding.manifest import DataError, Manifest, read_manifest
+from data_sharding.shard import ShardReader
+
+CLS, TXT = LabelRule(), LabelRule(extension="txt")
+
+
+def index(
+    root: Path,
+    rule: LabelRule = CLS,
+    *,
+    split: str | None = None,
+    classes: Sequence[str] | None = None,
+    force: bool = False,
+    pattern: str = "*.tar",
+    num_workers: int = 1,
+) -> tuple[dict[str, Manifest], bool]:
+    found = find_shards(str(root), split, pattern)
+    manifests, _ = index_shards(found, rule, classes=classes, num_workers=num_workers)
+    return manifests, publish(str(root), found, manifests, force=force)
+
+
+def refusal(root: Path, rule: LabelRule = CLS, **settings: Any) -> str:
+    before = contents(root)
+    with pytest.raises(DataError) as caught:
+        index(root, rule, **settings)
+    assert contents(root) == before
+    return str(caught.value)
+
+
+@pytest.fixture
+def numbered(tmp_path: Path) -> Path:
+    """Two tars of webdataset and one of GNU tar, with integer labels."""
+    root = tmp_path / "sét of others"
+    by_webdataset(root / "train/a-000.tar", labelled([0, 1, 2, 0]))
+    by_gnu_tar(root / "train/b.tar", labelled([2, 2, 4], first=10))
+    by_webdataset(root / "val/v.tar", labelled([1, 0], first=20))
+    return root
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_foreign_shards_get_manifests(numbered: Path, num_workers: int) -> None:
+    before = contents(numbered)
+    manifests, is_new = index(numbered, num_workers=num_workers)
+    assert is_new
+    train, val = (read_manifest(str(numbered), split) for split in ("train", "val"))
+    assert manifests == {"train": train, "val": val}
+    assert train.classes == val.classes == ("0", "1", "2", "3", "4")
+    assert [(s.name, s.num_samples) for s in train.shards] == [("a-000.tar", 4), ("b.tar", 3)]
+    for shard in train.shards:
+        path = numbered / "train" / shard.name
+        assert shard.num_bytes == path.stat().st_size
+        assert shard.sha256 == before[f"train/{shard.name}"]
+        with ShardReader(path, shard, labels=train.labels) as reader:
+            assert len(reader) == shard.num_samples
+    new = {"train/manifest.json", "val/manifest.json"}
+    assert {
+        name: digest for name, digest in contents(numbered).items() if name not in new
+    } == before
+
+
+def test_an_equal_manifest_is_kept_and_another_refused(numbered: Path) -> None:
+    index(numbered)
+    before = contents(numbered)
+    assert not index(numbered)[1]
+    assert contents(numbered) == before
+    assert "--force" in refusal(numbered, classes=["a", "b", "c", "d", "e"])
+    by_webdataset(numbered / "train/a-000.tar", labelled([0, 1, 2, 3]))
+    message = refusal(numbered)
+    assert "says something else than the shards" in message
+    assert "2 shards, 7 samples, 5 classes" in message
+    assert index(numbered, force=True)[1]
+    assert (
+        read_manifest(str(numbered), "train").shards[0].sha256
+        == (contents(numbered)["train/a-000.tar"])
+    )
+
+
+def test_counts_of_classes(numbered: Path) -> None:
+    found = find_shards(str(numbered), None)
+    _, counts = index_shards(found, CLS, classes=None, num_workers=1)
+    assert counts["train"] == {"0": 2, "1": 1, "2": 3, "3": 0, "4": 1}
+    assert counts["val"]["3"] == 0
+
+
+def test_names_of_classes_are_sorted_or_given(tmp_path: Path) -> None:
+    by_webdataset(tmp_path / "train/a.tar", labelled(["犬", "cat", "ä\n"], "txt"))
+    by_webdataset(tmp_path / "val/a.tar", labelled(["cat"], "txt"))
+    assert index(tmp_path, TXT)[0]["val"].classes == ("cat", "ä", "犬")
+    given = ["犬", "cat", "ä", "none yet"]
+    assert index(tmp_path, TXT, classes=given, force=True)[0]["train"].classes == tuple(given)
+    message = refusal(tmp_path, TXT, classes=["cat", "ä"])
+    assert "train has labels that are none of the 2 classes: '犬'" in message
+
+
+def test_fields_of_json_and_several_labels(tmp_path: Path) -> None:
+    labels = [{"meta": {"ids": [0, 2]}}, {"meta": {"ids": []}}, {"meta": {"ids": [1]}}]
+    by_webdataset(tmp_path / "train/a.tar", labelled(labels, "json"))
+    rule = LabelRule("multi", "json", "meta.ids")
+    assert index(tmp_path, rule)[0]["train"].classes == ("0", "1", "2")
+    assert read_manifest(str(tmp_path), "train").labels == rule
+    wrong_field = refusal(tmp_path, LabelRule("multi", "json", "ids"))
+    assert "which is not multi json under 'ids'" in wrong_field
+    assert "begins with" not in wrong_field
+
+
+def test_no_labels_at_all(tmp_path: Path) -> None:
+    by_webdataset(tmp_path / "train/a.tar", {"x": {"jpg": jpeg(0)}, "y": {"jpg": jpeg(1)}})
+    manifests, _ = index(tmp_path, LabelRule("none"))
+    assert manifests["train"].num_samples == 2
+    assert "begins with x.jpg, y.jpg" in refusal(tmp_path)
+
+
+def test_flat_shards_are_linked_where_a_data_set_has_them(tmp_path: Path) -> None:
+    root = tmp_path / "flat"
+    by_webdataset(root / "in1k-train-00.tar", labelled([0, 1]))
+    by_webdataset(root / "in1k-validation-00.tar", labelled([1, 0]))
+    before = contents(root)
+    assert "--split train" in refusal(root)
+    index(root, split="train", pattern="*-train-*.tar")
+    index(root, split="val", pattern="*-validation-*.tar")
+    assert read_manifest(str(root), "val").shards[0].name == "in1k-validation-00.tar"
+    link = root / "train/in1k-train-00.tar"
+    assert link.is_symlink()
+    assert str(link.readlink()) == "../in1k-train-00.tar"
+    assert {name: digest for name, digest in contents(root).items() if "/" not in name} == before
+    assert not index(root)[1]  # now it is a data set like any other
+
+
+def test_what_is_no_data_set_is_named(tmp_path: Path) -> None:
+    assert "nothing is there" in refusal(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"cannot list nope://x.*Protocol not known"):
+        find_shards("nope://x", None)
+    (tmp_path / "train.tar.gz").write_bytes(b"x")
+    assert "it holds train.tar.gz. Nothing" in refusal(tmp_path)
+    by_webdataset(tmp_path / "s/train/a.tar", labelled([0]))
+    assert "Give the directory above it" in refusal(tmp_path / "s/train")
+    assert "no val/*.tar" in refusal(tmp_path / "s", split="val")
+    by_webdataset(tmp_path / "s/train/a b.tar", labelled([0]))
+    assert "'a b.tar'" in refusal(tmp_path / "s")
+
+
+def test_shards_that_cannot_be_used_are_all_named(tmp_path: Path) -> None:
+    train = tmp_path / "train"
+    by_webdataset(train / "empty.tar", {})
+    (train / "notes.tar").write_bytes(b"not a tar" * 200)
+    whole = by_webdataset(train / "cut.tar", labelled([0, 1])).read_bytes()
+    (train / "cut.tar").write_bytes(whole[: len(whole) // 2])
+    by_webdataset(train / "good.tar", labelled([0, 1]))
+    message = refusal(tmp_path)
+    assert "problems: 3" in message
+    for name in "empty.tar: it holds no samples", "notes.tar", "cut.tar":
+        assert name in message
+    assert "good.tar" not in message
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    by_webdataset(tmp_path / "train/a.tar", labelled([0]))
+    found = find_shards(str(tmp_path), None)
+    manifests, _ = index_shards(found, CLS, classes=None, num_workers=1)
+    with pytest.raises(DataError, match=r"cannot write /proc/train/manifest\.json"):
+        publish("/proc", found, manifests, force=True)
+
+
+def test_hidden_files_are_no_shards(tmp_path: Path) -> None:
+    by_webdataset(tmp_path / "train/a.tar", labelled([0]))
+    (tmp_path / "train/._a.tar").write_bytes(b"of another file system")
+    assert [shard.name for shard in index(tmp_path)[0]["train"].shards] == ["a.tar"]
+
+
+def test_labels_that_are_none_are_named_with_their_key(tmp_path: Path) -> None:
+    by_webdataset(tmp_path / "train/a.tar", labelled([0, "cat", -1, 3]))
+    message = refusal(tmp_path)
+    assert "problems: 2" in message
+    assert "a.tar: 0001: has the label b'cat', which is not single cls" in message
+    assert "a.tar: 0002: has the label -1" in message
+
+
+def test_labels_that_are_ids_are_no_classes(tmp_path: Path) -> None:
+    by_webdataset(tmp_path / "train/a.tar", labelled([10**9, 7]))
+    assert "the labels go up to 1000000000" in refusal(tmp_path)
+    by_webdataset(tmp_path / "train/a.tar", labelled([1, "cat"], "json"))
+    assert "some labels are numbers (1) and some are names" in refusal(
+        tmp_path, LabelRule(extension="json")
+    )
+
+
+def test_classes_that_only_val_has_are_refused(numbered: Path) -> None:
+    by_webdataset(numbered / "val/v.tar", labelled([1, 9, 7]))
+    assert "val has labels that are none of the 5 classes: 7, 9." in refusal(numbered)
+
+
+def test_a_file_of_classes(tmp_path: Path) -> None:
+    file = tmp_path / "classes.txt"
+    file.write_text("犬\ncat \n\n", "utf-8")
+    assert read_class_names(file) == ("犬", "cat")
+    for text, reason in (b"a\nb\na\n", "names 'a' twice"), (b"\n", "no class"), (b"\xff", "UTF-8"):
+        file.write_bytes(text)
+        with pytest.raises(DataError, match=reason):
+            read_class_names(file)
+    with pytest.raises(DataError, match="No such file"):
+        read_class_names(tmp_path / "none")
+
+
+def test_images_of_no_known_kind(tmp_path: Path) -> None:
+    raw = photo(0).tobytes()
+    by_webdataset(
+        tmp_path / "train/a.tar",
+        {"x": {"npy": raw, "cls": b"0"}, "y": {"png": png(1), "cls": b"0"}},
+    )
+    assert "a.tar: x: has no image of a known kind" in refusal(tmp_path)

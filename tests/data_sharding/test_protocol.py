@@ -1,0 +1,91 @@
+"""Protocols are found by name, and show what torchvision shows."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms.v2 import functional
+
+from data_sharding.augment import View
+from data_sharding.decode import decode
+from data_sharding.protocol import Protocol, parse_protocol
+
+examples = settings(max_examples=300, deadline=None)
+sides = st.integers(1, 5000)
+
+
+def box_of_torchvision(width: int, height: int, crop: int, resize: int) -> tuple[float, ...]:
+    """Return the box of Resize(resize), CenterCrop(crop) in source pixels.
+
+    torchvision.transforms.functional: the longer side is rounded down, the offset rounded.
+    """
+    short, long = min(width, height), max(width, height)
+    new_long = int(resize * long / short)
+    new_width, new_height = (resize, new_long) if width <= height else (new_long, resize)
+    left, top = round((new_width - crop) / 2), round((new_height - crop) / 2)
+    x, y = width / new_width, height / new_height
+    return (left * x, top * y, (left + crop) * x, (top + crop) * y)
+
+
+@examples
+@given(sides, sides, st.integers(1, 600), st.integers(0, 100))
+def test_the_central_crop_is_that_of_torchvision(
+    width: int, height: int, crop: int, more: int
+) -> None:
+    resize = crop + more
+    ours = Protocol("", crop, resize, 1).views(width, height)[0].box
+    theirs = box_of_torchvision(width, height, crop, resize)
+    assert np.allclose(ours, theirs, rtol=1e-9)
+    assert ours[0] >= 0
+    assert ours[1] >= 0
+    assert ours[2] <= width
+    assert ours[3] <= height
+
+
+@pytest.mark.parametrize(
+    ("protocol", "size", "box"),
+    [
+        ("center-224-of-256", 224, (70, 16, 294, 240)),  # of 364 x 256 pixels
+        ("center-256-of-256", 256, (54, 0, 310, 256)),
+        ("center-128-of-256", 128, (118, 64, 246, 192)),
+        ("center-1-of-2", 1, (0, 0, 182, 128)),  # of 2 x 2 pixels, the offset of 0.5 rounded to 0
+    ],
+)
+def test_protocols_say_what_is_seen(protocol: str, size: int, box: tuple[int, ...]) -> None:
+    found = parse_protocol(protocol)
+    assert found.crop == size
+    assert found.views(364, 256) == (View(box),)
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 48), (31, 77), (40, 40)])
+def test_ten_crops_are_those_of_torchvision(width: int, height: int) -> None:
+    x, y = np.meshgrid(np.linspace(0, 3, width), np.linspace(0, 3, height))
+    waves = np.stack([np.sin(x), np.cos(y), np.sin(x * y)], axis=2)
+    image = Image.fromarray((127 + 120 * waves).astype(np.uint8))
+    file = io.BytesIO()
+    image.save(file, "png")
+    protocol = parse_protocol("ten-crop-28-of-32")
+    ours = np.empty((10, 28, 28, 3), dtype=np.uint8)
+    decode(memoryview(file.getvalue()), protocol.views, ours)
+    theirs = functional.ten_crop(functional.resize(image, 32), [28, 28])
+    in_their_order = (0, 1, 2, 3, 4, 6, 5, 8, 7, 9)  # they crop again after mirroring
+    for number, image in zip(in_their_order, theirs, strict=True):
+        assert np.abs(ours[number] - np.asarray(image).astype(int)).mean() < 1
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        "", "center", "center-224", "ten-crop", "five-crop-224-of-256", "ten-crop-2-of-1",
+        "center-224-of-", "center-0-of-256",
+        "center-256-of-224", "center--1-of-256", "center-224-of-256 ", "center-224-of-256\n",
+        "Center-224-of-256", "center-1e2-of-256", "center-٣-of-٤", "center-0224-of-256",
+        "xcenter-224-of-256", "center-2-of-3-",
+    ],
+)  # fmt: skip
+def test_other_names_are_no_protocols(protocol: str) -> None:
+    with pytest.raises(ValueError, match=r"is not an evaluation protocol.*center-224-of-256"):
+        parse_protocol(protocol)

@@ -1,0 +1,133 @@
+"""The same tools on an object store: each shard is read once, and copies are gone afterwards."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from foreign import by_webdataset, labelled
+from running import Tahoe
+from s3 import S3
+
+from data_sharding import files
+from data_sharding.index import find_shards, index_shards, publish
+from data_sharding.labels import LabelRule
+from data_sharding.manifest import DataError, read_manifest
+from data_sharding.preview import preview
+from data_sharding.reshard import Reading, ValChoice, merge, webdataset
+from data_sharding.stats import measure
+from data_sharding.verify import COPY_AGAIN, verify
+
+CLS = LabelRule()
+
+
+@pytest.fixture
+def s3(s3_server: S3) -> S3:
+    s3_server.fail()  # no longer
+    return s3_server
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    for number in range(3):
+        labels = [0, 1, 2, 1]
+        by_webdataset(tmp_path / f"in/train/{number}.tar", labelled(labels, first=10 * number))
+    by_webdataset(tmp_path / "in/val/9.tar", labelled([0, 1, 2], first=90))
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def remote(s3: S3, local: Path) -> str:
+    """The same shards on the object store, with manifests."""
+    url = s3.url(local.parent.name, "set of others")
+    s3.put(url, local)
+    index(url)
+    s3.forget()
+    return url
+
+
+def index(url: str) -> None:
+    found = find_shards(url, None)
+    manifests, _ = index_shards(found, CLS, classes=None, num_workers=1)
+    publish(url, found, manifests, force=True)
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    path = tmp_path / "scratch"
+    path.mkdir()
+    return path
+
+
+def test_index(remote: str, local: Path) -> None:
+    index(str(local))
+    for split in "train", "val":
+        there, here = (read_manifest(url, split) for url in (remote, str(local)))
+        assert there == here
+        assert there.fingerprint == here.fingerprint
+
+
+def test_each_shard_is_read_once(s3: S3, remote: str, scratch: Path) -> None:
+    found = verify(remote, num_workers=1, scratch=str(scratch))
+    assert found.problems == ()
+    tars = Counter({k: n for k, n in s3.downloads().items() if k.endswith(".tar")})
+    assert tars == Counter(["0.tar", "1.tar", "2.tar", "9.tar"])
+    assert list(scratch.iterdir()) == []
+
+
+def test_missing_and_damaged(s3: S3, remote: str) -> None:
+    files.remove(files.join(remote, "train", "1.tar"))
+    data = files.read_bytes(files.join(remote, "train", "2.tar"))
+    files.write_bytes(files.join(remote, "train", "2.tar"), data[:6000])
+    found = verify(remote, num_workers=1).problems
+    whole = [(p.shard, p.what, p.remedy) for p in found if not p.key][:2]
+    assert whole == [
+        ("1.tar", "is missing", COPY_AGAIN),
+        ("2.tar", f"is truncated: 6,000 of {len(data):,} bytes", COPY_AGAIN),
+    ]
+    with pytest.raises(DataError, match=r"cannot read the shard s3://.*1\.tar"):
+        measure(remote, "train", read_manifest(remote, "train"), num_measured=1)
+
+
+def test_figures_and_pictures(remote: str, local: Path, scratch: Path) -> None:
+    index(str(local))
+    manifest = read_manifest(remote, "train")
+    there, here = (measure(url, "train", manifest, num_measured=5) for url in (remote, str(local)))
+    assert (there.mean, there.widths) == (here.mean, here.widths)
+    sheets = [
+        preview(remote, "train", manifest, num=3, seed=seed, scratch=str(scratch))
+        for seed in (None, 0)
+    ]
+    assert sheets[0].size == sheets[1].size
+    files.remove(files.join(remote, "train", "0.tar"))
+    with pytest.raises(DataError, match=r"cannot read the shard s3://.*0\.tar"):
+        preview(remote, "train", manifest, num=3, seed=None, scratch=str(scratch))
+    assert list(scratch.iterdir()) == []
+
+
+def test_new_sets_from_remote_shards(remote: str, local: Path, scratch: Path) -> None:
+    reading = Reading(scratch, num_workers=1)
+    val = ValChoice(0.5, 0)
+    pattern = files.join(remote, "train", "*.tar")
+    there = webdataset([pattern], CLS, reading, val=val)
+    here = webdataset([str(local / "train")], CLS, reading, val=val)
+    assert there.facts == here.facts
+    for split in "train", "val":
+        for i in range(len(there.splits[split])):
+            one, other = there.splits[split][i], here.splits[split][i]
+            assert (one.key, one.label, one.read()) == (other.key, other.label, other.read())
+    assert len(list(scratch.iterdir())) == 3
+    merged = merge([remote], reading)
+    assert (len(merged.splits["train"]), len(merged.splits["val"])) == (12, 3)
+
+
+def test_in_processes(s3: S3, remote: str, tahoe: Tahoe) -> None:
+    files.remove(files.join(remote, "train", "1.tar"))
+    found = tahoe("shard", "verify", remote, "--json", "--num-workers", "2", check=False)
+    assert found.returncode == 1, found.stderr
+    assert [p["shard"] for p in json.loads(found.stdout)["problems"]] == ["1.tar"]
+
+
+def test_nothing_there(s3: S3) -> None:
+    with pytest.raises(DataError, match="nothing is there"):
+        find_shards(s3.url("none"), None)

@@ -1,0 +1,268 @@
+"""Data sets made of shards: every sample arrives once, with its bytes and its class."""
+
+import gc
+import pickle
+import re
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import webdataset as plain_webdataset
+from foreign import by_gnu_tar, by_webdataset, contents, jpeg, labelled, png
+
+from data_sharding.index import find_shards, index_shards, publish
+from data_sharding.labels import LabelRule
+from data_sharding.manifest import DataError, read_manifest
+from data_sharding.reshard import Reading, ValChoice, merge, split_anew, webdataset
+from data_sharding.shard import ShardReader
+from data_sharding.sources import Source
+from data_sharding.write import write_dataset
+
+CLS, TXT = LabelRule(), LabelRule(extension="txt")
+HALF = ValChoice(0.5, seed=0)
+
+
+@pytest.fixture
+def reading(tmp_path: Path) -> Reading:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    return Reading(scratch)
+
+
+def write(source: Source, out: Path, seed: int = 0, samples_per_shard: int = 5) -> Path:
+    write_dataset(source, str(out), seed=seed, samples_per_shard=samples_per_shard)
+    return out
+
+
+def read(root: Path, split: str) -> Counter[tuple[bytes, str]]:
+    """Return the images of a split with the names of their classes, as plain webdataset sees it."""
+    classes = read_manifest(str(root), split).classes
+    paths = sorted(str(path) for path in (root / split).glob("*.tar"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        samples = list(plain_webdataset.WebDataset(paths, shardshuffle=False))
+        gc.collect()
+    return Counter((s.get("jpg", s.get("png")), classes[int(s["cls"])]) for s in samples)
+
+
+def keys(root: Path, split: str) -> list[str]:
+    paths = sorted(str(path) for path in (root / split).glob("*.tar"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        found = [s["__key__"] for s in plain_webdataset.WebDataset(paths, shardshuffle=False)]
+        gc.collect()
+    return found
+
+
+def index(root: Path, rule: LabelRule = CLS, classes: Sequence[str] | None = None) -> Path:
+    found = find_shards(str(root), None)
+    manifests, _ = index_shards(found, rule, classes=classes, num_workers=1)
+    publish(str(root), found, manifests, force=True)
+    return root
+
+
+def refusal(call: Any, *arguments: Any, **settings: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        call(*arguments, **settings)
+    return str(caught.value)
+
+
+def test_foreign_shards_are_resharded(tmp_path: Path, reading: Reading) -> None:
+    names = ["cat", "dog", "犬"] * 4
+    by_webdataset(tmp_path / "in/a.tar", labelled(names, "txt"))
+    by_gnu_tar(tmp_path / "in/b.tar", labelled(names, "txt", first=50))
+    before = contents(tmp_path / "in")
+    source = webdataset([str(tmp_path / "in")], TXT, reading, val=HALF)
+    out = write(source, tmp_path / "out")
+    expected = Counter((jpeg(first + i), name) for first in (0, 50) for i, name in enumerate(names))
+    assert read(out, "train") + read(out, "val") == expected
+    for split in "train", "val":
+        assert Counter(name for _, name in read(out, split).elements()) == {
+            "cat": 4, "dog": 4, "犬": 4,
+        }  # fmt: skip
+        assert all(re.fullmatch(r"\d{8}-\d{4}", key) for key in keys(out, split))
+        assert len(set(keys(out, split))) == 12
+    assert contents(tmp_path / "in") == before
+
+
+def test_equal_input_gives_equal_bytes(tmp_path: Path, reading: Reading) -> None:
+    by_webdataset(tmp_path / "in/a.tar", labelled([0, 1] * 10))
+
+    def out(name: str, seed: int = 0, val_seed: int = 0) -> dict[str, str]:
+        val = ValChoice(0.5, val_seed)
+        source = webdataset([str(tmp_path / "in")], CLS, reading, val=val)
+        return contents(write(source, tmp_path / name, seed))
+
+    first = out("1")
+    assert out("2") == first
+    assert out("3", seed=1) != first
+    assert out("4", val_seed=1) != first
+    assert read(tmp_path / "4", "val") != read(tmp_path / "1", "val")
+
+
+def test_keys_are_unique_where_shards_repeat_them(tmp_path: Path, reading: Reading) -> None:
+    for name in "a", "b":
+        by_webdataset(tmp_path / f"in/{name}.tar", labelled([0, 0, 1, 1]))
+    source = webdataset([str(tmp_path / "in")], CLS, reading, val=HALF)
+    for samples in source.splits.values():
+        assert len({samples[i].key for i in range(len(samples))}) == 4
+
+
+def test_a_source_can_be_sent_to_other_processes(tmp_path: Path, reading: Reading) -> None:
+    by_webdataset(tmp_path / "in/a.tar", labelled([0, 1] * 3))
+    source = webdataset([str(tmp_path / "in")], CLS, reading, val=HALF)
+    copy = pickle.loads(pickle.dumps(source))
+    for split, samples in source.splits.items():
+        for i in range(len(samples)):
+            one, other = samples[i], copy.splits[split][i]
+            assert (one.key, one.label, one.read()) == (other.key, other.label, other.read())
+
+
+def test_patterns_splits_and_extensions(tmp_path: Path, reading: Reading) -> None:
+    for number in range(3):
+        by_webdataset(tmp_path / f"in/t-{number}.tar", labelled([0, 1], first=2 * number))
+    by_webdataset(tmp_path / "in/v.tar", {"a/b c": {"jpg": png(1), "cls": b"1"}})
+    patterns = [
+        str(tmp_path / "in/t-{0..1}.tar"),
+        str(tmp_path / "in/t-[2].tar").replace("[2]", "?"),
+    ]
+    source = webdataset(patterns[:1], CLS, reading, val_urls=[str(tmp_path / "in/v.tar")])
+    assert (len(source.splits["train"]), len(source.splits["val"])) == (4, 1)
+    sample = source.splits["val"][0]
+    assert (sample.key, sample.extension) == ("00000000-b_c", "png")  # by content; it was .jpg
+    source = webdataset(patterns[1:], CLS, reading, val=HALF)
+    assert sum(map(len, source.splits.values())) == 6
+    assert "match" in refusal(webdataset, [str(tmp_path / "*.tar")], CLS, reading, val=HALF)
+
+
+def test_something_must_say_what_is_for_validation(tmp_path: Path, reading: Reading) -> None:
+    by_webdataset(tmp_path / "in/train/a.tar", labelled([0, 1] * 3))
+    url = str(tmp_path / "in")
+    assert "--val-fraction 0.1" in refusal(webdataset, [url], CLS, reading)
+    by_webdataset(tmp_path / "in/val/a.tar", labelled([0, 1]))
+    assert "Leave one of them out" in refusal(webdataset, [url], CLS, reading, val=HALF)
+    assert len(webdataset([url], CLS, reading).splits["val"]) == 2
+    assert "nothing is there" in refusal(webdataset, [url + "x"], CLS, reading, val=HALF)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path, reading: Reading) -> None:
+    assert "none.tar" in refusal(webdataset, [str(tmp_path / "none.tar")], CLS, reading, val=HALF)
+
+
+def test_a_split_is_stratified_and_chosen_from_all(tmp_path: Path, reading: Reading) -> None:
+    by_webdataset(tmp_path / "in/train/a.tar", labelled([0] * 20 + [1] * 10))
+    by_webdataset(tmp_path / "in/val/a.tar", labelled([0, 1] * 5, first=50))
+    url = str(index(tmp_path / "in"))
+    everything = read(Path(url), "train") + read(Path(url), "val")
+    out = write(split_anew(url, None, reading, val=ValChoice(0.2, 7)), tmp_path / "out")
+    assert read(out, "train") + read(out, "val") == everything
+    assert Counter(name for _, name in read(out, "val").elements()) == {"0": 5, "1": 3}
+    out = write(split_anew(url, "train", reading, val=ValChoice(0.2, 7)), tmp_path / "out2")
+    assert read(out, "train") + read(out, "val") == read(Path(url), "train")
+    small = ValChoice(0.01, 7)
+    assert "takes 0 for validation" in refusal(split_anew, url, None, reading, val=small)
+    assert "between 0 and 1" in refusal(split_anew, url, None, reading, val=ValChoice(1.5, 7))
+
+
+def test_a_set_that_has_only_train_is_split(tmp_path: Path, reading: Reading) -> None:
+    by_webdataset(tmp_path / "in/train/a.tar", labelled([0, 2] * 4))  # class 1 has no samples
+    url = str(index(tmp_path / "in"))
+    out = write(split_anew(url, None, reading, val=HALF), tmp_path / "out")
+    assert Counter(name for _, name in read(out, "val").elements()) == {"0": 2, "2": 2}
+    assert read_manifest(str(out), "val").classes == ("0", "1", "2")
+
+
+def test_sets_of_equal_classes_are_merged(tmp_path: Path, reading: Reading) -> None:
+    urls = []
+    for number, first in enumerate((0, 100)):
+        root = tmp_path / f"in{number}"
+        by_webdataset(root / "train/a.tar", labelled([0, 1, 1], first=first))
+        by_webdataset(root / "val/a.tar", labelled([1, 0], first=first + 50))
+        urls.append(str(index(root, classes=["a", "b"])))
+    out = write(merge(urls, reading), tmp_path / "out")
+    for split in "train", "val":
+        assert read(out, split) == read(Path(urls[0]), split) + read(Path(urls[1]), split)
+        assert len(set(keys(out, split))) == len(keys(out, split))
+
+
+def test_labels_follow_the_names_of_classes(tmp_path: Path, reading: Reading) -> None:
+    classes = {"one": ["cat", "dog"], "two": ["犬", "dog", "cat"]}
+    for number, (name, names) in enumerate(classes.items()):
+        for split, first in ("train", 0), ("val", 50):
+            labels = [i % len(names) for i in range(6)]
+            by_webdataset(
+                tmp_path / name / split / "a.tar", labelled(labels, first=100 * number + first)
+            )
+        index(tmp_path / name, classes=names)
+    urls = [str(tmp_path / name) for name in classes]
+    assert "('犬')" in refusal(merge, urls, reading)
+    out = write(merge(urls, reading, union_classes=True), tmp_path / "out")
+    assert read_manifest(str(out), "train").classes == ("cat", "dog", "犬")
+    for split in "train", "val":
+        assert read(out, split) == read(Path(urls[0]), split) + read(Path(urls[1]), split)
+
+
+def test_several_labels_and_none(tmp_path: Path, reading: Reading) -> None:
+    lists = [[0, 2], [], [1], [2, 1]] * 2
+    by_webdataset(tmp_path / "several/a.tar", labelled([{"t": x} for x in lists], "json"))
+    rule = LabelRule("multi", "json", "t")
+    source = webdataset([str(tmp_path / "several")], rule, reading, val=HALF)
+    out = write(source, tmp_path / "out several")
+    found = []
+    for split in "train", "val":
+        manifest = read_manifest(str(out), split)
+        assert manifest.classes == ("0", "1", "2")
+        with open_split(out, split) as reader:
+            for i in range(len(reader)):
+                labels = manifest.labels.parse(reader.label_bytes(i), {"0": 0, "1": 1, "2": 2})
+                found.append((bytes(reader.image(i)), labels))
+    assert sorted(found) == sorted((jpeg(i), tuple(x)) for i, x in enumerate(lists))
+
+    by_webdataset(tmp_path / "none/a.tar", {str(i): {"jpg": jpeg(i)} for i in range(4)})
+    none = LabelRule("none")
+    source = webdataset([str(tmp_path / "none")], none, reading, val=HALF)
+    assert source.splits["train"][0].label is None
+    out = write(source, tmp_path / "out none")
+    images = []
+    for split in "train", "val":
+        with open_split(out, split) as reader:
+            images += [bytes(reader.image(i)) for i in range(len(reader))]
+    assert sorted(images) == sorted(jpeg(i) for i in range(4))
+
+
+def open_split(root: Path, split: str) -> ShardReader:
+    manifest = read_manifest(str(root), split)
+    return ShardReader(root / split / manifest.shards[0].name, labels=manifest.labels)
+
+
+def test_equal_bytes_from_any_number_of_processes(tmp_path: Path, reading: Reading) -> None:
+    by_webdataset(tmp_path / "in/a.tar", labelled([0, 1] * 10))
+    by_webdataset(tmp_path / "in/b.tar", labelled([0, 1] * 10))
+    outs = []
+    for num_workers in 1, 2:
+        many = replace(reading, num_workers=num_workers)
+        source = webdataset([str(tmp_path / "in")], CLS, many, val=HALF)
+        out = tmp_path / f"out{num_workers}"
+        write_dataset(source, str(out), seed=0, samples_per_shard=6, num_workers=num_workers)
+        outs.append(contents(out))
+    assert outs[0] == outs[1]
+
+
+def test_what_does_not_go_together_is_not_merged(tmp_path: Path, reading: Reading) -> None:
+    by_webdataset(tmp_path / "a/train/a.tar", labelled([0, 1]))
+    by_webdataset(tmp_path / "b/train/a.tar", labelled(["0", "1"], "txt"))
+    one, other = str(index(tmp_path / "a")), str(index(tmp_path / "b", TXT))
+    assert "single txt" in refusal(merge, [one, other], reading)
+    assert "has a val split" in refusal(merge, [one], reading)
+
+
+def test_shards_must_be_what_their_manifest_says(tmp_path: Path, reading: Reading) -> None:
+    by_webdataset(tmp_path / "a/train/a.tar", labelled([0, 1] * 4))
+    url = str(index(tmp_path / "a"))
+    by_webdataset(tmp_path / "a/train/a.tar", labelled([0, 1] * 4, first=3))
+    message = refusal(split_anew, url, None, reading, val=HALF)
+    assert "is not the shard of the manifest" in message

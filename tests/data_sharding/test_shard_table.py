@@ -1,0 +1,281 @@
+"""A table of shards is the shards, in memory or mapped; nothing false or strange passes."""
+
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from data_sharding.columns import columns_to_bytes, map_columns
+from data_sharding.shard_table import ShardInfo, ShardTable
+
+Columns = dict[str, NDArray[Any]]
+
+names = st.from_regex(r"\A[A-Za-z0-9._-]{1,30}\.tar\Z")
+counts = st.integers(1, 2**40)
+digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
+shards = st.builds(ShardInfo, names, counts, counts, digests)
+lists = st.lists(shards, min_size=1, max_size=20, unique_by=lambda shard: shard.name)
+
+
+def infos(num: int = 5) -> list[ShardInfo]:
+    return [ShardInfo(f"s-{i}.tar", 10 + i, 10240 + i, f"{i:064x}") for i in range(num)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "shards.safetensors"
+    path.write_bytes(ShardTable.of(infos()).to_bytes())
+    return path
+
+
+# ---------------------------------------------------------------- a table is its shards
+
+
+@settings(deadline=None, max_examples=100)
+@given(given=lists)
+def test_a_table_is_a_sequence_of_its_shards(
+    given: list[ShardInfo], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("table") / "a.safetensors"
+    table = ShardTable.of(given)
+    path.write_bytes(table.to_bytes())
+    for found in table, ShardTable.map(path), pickle.loads(pickle.dumps(table)):
+        found.check()
+        assert list(found) == given
+        assert [found[i] for i in range(-len(given), 0)] == given
+        assert (found.num_samples == [shard.num_samples for shard in given]).all()
+        assert (found.num_bytes == [shard.num_bytes for shard in given]).all()
+        assert found == table
+        assert hash(found) == hash(table)
+        with pytest.raises(IndexError):
+            found[len(given)]
+
+
+@settings(deadline=None, max_examples=100)
+@given(lists, st.slices(20))
+def test_parts_are_tables_too(given: list[ShardInfo], part: slice) -> None:
+    assert ShardTable.of(given)[part] == ShardTable.of(given[part])
+    assert list(ShardTable.of(given)[part]) == given[part]
+
+
+@settings(deadline=None, max_examples=100)
+@given(lists, st.data())
+def test_the_digest_changes_with_anything(given: list[ShardInfo], data: st.DataObject) -> None:
+    table, at = ShardTable.of(given), data.draw(st.integers(0, len(given) - 1))
+    field = data.draw(st.sampled_from(["name", "num_samples", "num_bytes", "sha256"]))
+    values = asdict(given[at])
+    values[field] = data.draw({"name": names, "sha256": digests}.get(field, counts))
+    other = [*given[:at], ShardInfo(**values), *given[at + 1 :]]
+    assert (ShardTable.of(other).sha256 == table.sha256) == (other == given)
+    assert (ShardTable.of(given[::-1]) == table) == (given[::-1] == given)
+
+
+def test_the_file_is_a_common_one(path: Path) -> None:
+    """Any reader of safetensors can read it, and what any writer writes is read."""
+    columns = load_file(path)
+    assert [bytes(row).rstrip(b"\0").decode() for row in columns["names"]] == [
+        shard.name for shard in infos()
+    ]
+    save_file(dict(reversed(columns.items())), path, metadata={"made": "elsewhere"})
+    assert list(ShardTable.map(path)) == infos()
+
+
+# ---------------------------------------------------------------- other processes
+
+
+def test_a_mapped_table_travels_as_its_path(path: Path) -> None:
+    table = ShardTable.map(path)
+    assert len(pickle.dumps(table)) < 1000
+    assert pickle.loads(pickle.dumps(table)) == table
+
+
+def test_a_process_that_starts_later_reads_the_same_table(path: Path) -> None:
+    table = ShardTable.map(path)
+    sent = pickle.dumps(table)
+    other = path.with_name("new")
+    other.write_bytes(ShardTable.of(infos(6)).to_bytes())
+    other.replace(path)
+    assert list(table) == infos()
+    with pytest.raises(ValueError, match="was replaced while a process was using it"):
+        pickle.loads(sent)
+
+
+# ---------------------------------------------------------------- what cannot be true
+
+
+def changed(change: Callable[[Columns], object], num: int = 5) -> ShardTable:
+    """Return a table that something was done to."""
+    table = ShardTable.of(infos(num))
+    columns = {name: column.copy() for name, column in table._columns.items()}
+    change(columns)
+    return ShardTable(**columns)
+
+
+def put(name: str, index: Any, value: Any) -> Callable[[Columns], None]:
+    def change(columns: Columns) -> None:
+        columns[name][index] = value
+
+    return change
+
+
+def rename(row: int, name: bytes) -> Callable[[Columns], None]:
+    return put("names", row, np.frombuffer(name.ljust(7, b"\0"), dtype=np.uint8))
+
+
+def widen(columns: Columns) -> None:
+    columns["names"] = np.pad(columns["names"], ((0, 0), (0, 1)))
+
+
+def narrow(columns: Columns) -> None:
+    columns["names"] = columns["names"][:, :0]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (put("num_samples", 3, 0), r"shards\.3\.num_samples: 0 is not from 1 to 2\*\*62 - 1"),
+        (put("num_samples", 4, -7), r"shards\.4\.num_samples: -7 is not"),
+        (put("num_samples", 0, 2**62), r"shards\.0\.num_samples: 4611686018427387904 is not"),
+        (put("num_bytes", 1, 0), r"shards\.1\.num_bytes: 0 is not"),
+        (put("num_samples", slice(2), 2**61), r"num_samples: all shards together have 2\*\*62"),
+        (put("num_bytes", slice(None), 2**62 - 1), r"num_bytes: all shards together have 2\*\*62"),
+        (rename(2, b"../.tar"), r"shards\.2\.name: b'\.\./\.tar' is no plain NAME\.tar"),
+        (rename(2, b"a/b.tar"), r"shards\.2\.name"),
+        (rename(2, b"a b.tar"), r"shards\.2\.name"),
+        (rename(2, b"\xff\xff.tar"), r"shards\.2\.name"),
+        (rename(2, b"abc.zip"), r"shards\.2\.name"),
+        (rename(2, b".tar"), r"shards\.2\.name: b'\.tar'"),
+        (rename(2, b"tar"), r"shards\.2\.name"),
+        (rename(2, b""), r"shards\.2\.name: b''"),
+        (rename(2, b"a\0b.tar"), r"shards\.2\.name"),
+        (rename(4, b"\0\0a.tar"), r"shards\.4\.name"),
+        (rename(4, b"\0a.tarb"), r"shards\.4\.name"),
+        (rename(3, b"s-0.tar"), "the shard 's-0.tar' is listed twice"),
+        (rename(1, b"s-0.tar"), "the shard 's-0.tar' is listed twice"),
+        (widen, "the column of names is wider than the longest name"),
+        (narrow, r"shards\.0\.name: b''"),
+    ],
+)
+def test_what_cannot_be_true(change: Callable[[Columns], object], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        changed(change).check()
+
+
+def test_short_names_are_names() -> None:
+    changed(rename(2, b"a.tar")).check()
+    changed(rename(2, b"..tar")).check()
+
+
+def test_a_name_far_behind_the_first_is_found() -> None:
+    shards = infos(70_000)
+    ShardTable.of(shards).check()
+    shards.reverse()
+    ShardTable.of(shards).check()
+    table = ShardTable.of([*shards, shards[69_000]])
+    with pytest.raises(ValueError, match=f"the shard '{shards[69_000].name}' is listed twice"):
+        table.check()
+    table._names[69_999, 0] = ord("/")
+    with pytest.raises(ValueError, match=r"shards\.69999\.name: b'/-0.tar'"):
+        table.check()
+
+
+def test_no_shards() -> None:
+    with pytest.raises(ValueError, match="there are no shards"):
+        ShardTable.of([]).check()
+
+
+# ---------------------------------------------------------------- files that are none
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda columns: columns.pop("names"),
+        lambda columns: columns.update(extra=np.zeros(5, dtype=np.uint8)),
+        lambda columns: columns.update(names=columns["names"].ravel()),
+        lambda columns: columns.update(names=columns["names"].astype(np.int64)),
+        lambda columns: columns.update(names=columns["names"][:4]),
+        lambda columns: columns.update(num_samples=columns["num_samples"].astype(np.uint32)),
+        lambda columns: columns.update(num_samples=columns["num_samples"][:, None]),
+        lambda columns: columns.update(digests=columns["digests"][:, :20]),
+    ],
+)
+def test_other_columns(path: Path, change: Callable[[Columns], object]) -> None:
+    columns = dict(map_columns(path))
+    change(columns)
+    path.write_bytes(columns_to_bytes(columns))
+    with pytest.raises(ValueError, match="its columns are not those of a table of shards"):
+        ShardTable.map(path)
+
+
+def described(**changes: Any) -> dict[str, Any]:
+    return {"a": {"dtype": "I64", "shape": [2], "data_offsets": [0, 16]} | changes}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "[" * 60_000,
+        "[]",
+        '"a"',
+        '{"a": 1}',
+        '{"a": null}',
+        described(dtype="F32"),
+        described(dtype=[]),
+        described(data_offsets=[0]),
+        described(data_offsets=[0, 24]),
+        described(data_offsets=[-16, 0]),
+        described(data_offsets=[-16, 16]),
+        described(data_offsets=[16, 0]),
+        described(data_offsets=[0, 15]),
+        described(data_offsets=["0", "16"]),
+        described(shape=[3]),
+        described(shape=[2**40, 2**40]),
+        described(shape="2"),
+        "{" + " " * 70_000 + "}",
+        "\xff",
+    ],
+)
+def test_headers_that_make_no_sense(tmp_path: Path, header: Any) -> None:
+    text = header if isinstance(header, str) else json.dumps(header)
+    data = text.encode("latin-1")
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(data).to_bytes(8, "little") + data + bytes(16))
+    with pytest.raises(ValueError, match="it is damaged: "):
+        map_columns(path)
+
+
+@pytest.mark.parametrize("blanks", range(8))
+def test_arrays_need_not_be_aligned(tmp_path: Path, blanks: int) -> None:
+    data = json.dumps(described()).encode() + b" " * blanks
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(data).to_bytes(8, "little") + data + np.arange(2).tobytes())
+    assert map_columns(path)["a"].tolist() == [0, 1]
+
+
+@settings(deadline=None, max_examples=300)
+@given(data=st.data())
+def test_damage_raises_nothing_else(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.safetensors"
+    damaged = bytearray(ShardTable.of(infos()).to_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(damaged[: data.draw(st.integers(0, 2 * len(damaged)))])
+    try:
+        table = ShardTable.map(path)
+        table.check()
+    except ValueError:
+        return
+    assert len(list(table)) == len(table) > 0

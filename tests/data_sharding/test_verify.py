@@ -1,0 +1,122 @@
+"""Whatever is wrong with a data set is found, named with shard and key, and nothing hides it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from foreign import bomb, by_webdataset, encoded, jpeg, labelled, photo, png
+
+from data_sharding.index import find_shards, index_shards, publish
+from data_sharding.labels import LabelRule
+from data_sharding.manifest import DataError, url_of
+from data_sharding.verify import (
+    COPY_AGAIN,
+    MEND_LABEL,
+    REPLACE_IMAGE,
+    SAME_CLASSES,
+    Problem,
+    verify,
+)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three sound shards and their manifests."""
+    for number in range(2):
+        by_webdataset(tmp_path / f"train/{number}.tar", labelled([0, 1, 2], first=10 * number))
+    by_webdataset(tmp_path / "val/0.tar", labelled([0, 1, 2], first=50))
+    index(tmp_path)
+    return tmp_path
+
+
+def index(root: Path, rule: LabelRule | None = None) -> None:
+    found = find_shards(str(root), None)
+    manifests, _ = index_shards(found, rule or LabelRule(), classes=None, num_workers=1)
+    publish(str(root), found, manifests, force=True)
+
+
+def problems(root: Path, *, decode: bool = True, num_workers: int = 1) -> list[Problem]:
+    return list(verify(str(root), decode=decode, num_workers=num_workers).problems)
+
+
+def flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_sound_set_has_no_problems(root: Path) -> None:
+    seen: list[int] = []
+    assert verify(str(root), on_progress=seen.append).problems == ()
+    assert seen[-1] == 9
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_every_damage_is_found_at_once(root: Path, num_workers: int) -> None:
+    (root / "train/0.tar").unlink()
+    data = (root / "train/1.tar").read_bytes()
+    (root / "train/1.tar").write_bytes(data[:5000])
+    flip(root / "val/0.tar", 512 + 300)  # in the pixels of the first image
+    found = problems(root, num_workers=num_workers)
+    assert [(p.split, p.shard, p.what) for p in found if not p.key] == [
+        ("train", "0.tar", "is missing"),
+        ("train", "1.tar", f"is truncated: 5,000 of {len(data):,} bytes"),
+        ("train", "1.tar", next(p.what for p in found if "no usable samples" in p.what)),
+        ("val", "0.tar", "has the right size and other bytes: its digest is not the manifest's"),
+    ]
+    assert {p.remedy for p in found} == {COPY_AGAIN}
+
+
+def test_other_samples_than_listed(root: Path) -> None:
+    by_webdataset(root / "val/0.tar", labelled([0, 1, 2, 0]))
+    assert any(p.what == "holds 4 samples, and the manifest says 3" for p in problems(root))
+
+
+def test_every_image_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    whole = encoded(photo(3, (400, 300)))
+    samples = {
+        "half": {"jpg": whole[: len(whole) // 2], "cls": b"0"},
+        "png named jpg": {"jpg": png(1), "cls": b"0"},
+        "cmyk": {"jpg": jpeg(2, "CMYK"), "cls": b"0"},
+        "bomb": {"png": bomb(), "cls": b"0"},
+        "large": {"png": bomb(10_000), "cls": b"0"},
+        "text": {"jpg": b"<html>404</html>", "cls": b"0"},
+        "empty": {"jpg": b"", "cls": b"0"},
+        "犬": {"png": png(4)[:-30], "cls": b"0"},
+    }
+    by_webdataset(tmp_path / "train/a.tar", samples)
+    index(tmp_path)
+    found = {p.key: p for p in problems(tmp_path)}
+    assert set(found) == {"half", "bomb", "large", "text", "empty", "犬"}
+    assert "truncated" in found["half"].what
+    assert found["bomb"].what.startswith("is too large: Image size (2500000000 pixels)")
+    assert found["large"].what.startswith("is too large: 10000 x 10000 pixels")
+    assert found["text"].what.startswith("is none of JPEG, PNG")
+    assert {p.remedy for p in found.values()} == {REPLACE_IMAGE}
+    assert {(p.split, p.shard) for p in found.values()} == {("train", "a.tar")}
+    assert problems(tmp_path, decode=False) == []
+
+
+def test_labels_without_a_class_are_named(tmp_path: Path) -> None:
+    by_webdataset(tmp_path / "train/a.tar", labelled([0, 1, 2]))
+    index(tmp_path)
+    manifest = Path(url_of(str(tmp_path), "train"))
+    values = json.loads(manifest.read_text())
+    values["classes"] = ["only", "two"]
+    manifest.write_text(json.dumps(values))
+    assert [(p.key, p.what, p.remedy) for p in problems(tmp_path)] == [
+        ("0002", "has the label 2, and there are 2 classes", MEND_LABEL)
+    ]
+
+
+def test_splits_of_other_classes(root: Path) -> None:
+    manifest = Path(url_of(str(root), "val"))
+    manifest.write_text(manifest.read_text().replace('"2"', '"two"'))
+    assert [(p.split, p.shard, p.remedy) for p in problems(root)] == [("val", "", SAME_CLASSES)]
+
+
+def test_nothing_to_verify(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no data set at"):
+        verify(str(tmp_path))
+    with pytest.raises(DataError, match=r"cannot read nope://x/train/manifest\.json"):
+        verify("nope://x")

@@ -1,0 +1,65 @@
+"""`tahoe data preview` shows what a run would feed its network."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_sharding.manifest import DataError, read_manifest
+from orchestrator.config import Config, ConfigError
+from orchestrator.launch.compose import compose
+from orchestrator.launch.data_preview import _as_seen, _first_draws, add_data_verbs
+from orchestrator.plan import make_plan
+from orchestrator.training.datasets import open_train_set
+
+
+def options(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_data_verbs(parser)
+    return parser.parse_args(["preview", *arguments])
+
+
+def draw(digits: Path, output: Path, *arguments: str) -> Image.Image:
+    given = options("data=digits", f"data.url='{digits}'", "-o", str(output), *arguments)
+    assert given.call(given) == 0
+    with Image.open(output) as image:
+        image.load()
+    return image
+
+
+def test_a_row_for_each_epoch(digits: Path, tmp_path: Path) -> None:
+    few = draw(digits, tmp_path / "few.png", "--num", "5", "--epochs", "2")
+    more = draw(digits, tmp_path / "more.png", "--num", "5", "--epochs", "3")
+    assert few.width == more.width
+    assert more.height - few.height > 160
+    shared = np.asarray(more)[: few.height - 24]
+    assert (np.asarray(few)[: few.height - 24] == shared).all()
+
+
+def test_pixels_are_those_of_the_run(digits: Path) -> None:
+    config: Config = compose(["data=digits", f"data.url='{digits}'"])[0].config
+    train, val = (read_manifest(str(digits), split) for split in ("train", "val"))
+    plan = make_plan(config, 1, train, val)
+    train_set = open_train_set(config, train, plan)
+    memory = np.zeros(train_set.max_bytes, np.uint8)
+    shape = train_set.fill((0, 0), memory).shape
+    in_run = memory.reshape(shape)[..., 0]
+    first = _first_draws(train_set, plan.num_micro_batches, 5)
+    shown = [np.asarray(tile.image.convert("L")) for tile in _as_seen(train_set, first, 0, 32)]
+    assert (np.stack(shown) == in_run[:5]).all()
+    later = [np.asarray(tile.image.convert("L")) for tile in _as_seen(train_set, first, 1, 32)]
+    assert not (np.stack(later) == in_run[:5]).all()
+
+
+def test_what_cannot_be_shown(digits: Path, tmp_path: Path) -> None:
+    for arguments, error, text in (
+        (["-m", "seed=1,2"], ConfigError, "one config"),
+        (["data=digits", "data.url=/none"], DataError, "no data set at /none"),
+        (["data=digits", f"data.url='{digits}'", "--num", "0"], ConfigError, "nothing to draw"),
+    ):
+        given = options(*(a for a in arguments if a != "-m"), "-o", str(tmp_path / "x.png"))
+        given.overrides = [*given.overrides, *(a for a in arguments if a == "-m")]
+        with pytest.raises(error, match=text):
+            given.call(given)
