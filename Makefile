@@ -45,6 +45,7 @@ lint: setup
 bench: setup
 	$(BIN)/python tests/bench/reading.py
 	$(BIN)/python tests/bench/planning.py
+	$(BIN)/python tests/bench/writing.py
 	$(BIN)/python tests/bench/remote.py
 
 bench-data: setup

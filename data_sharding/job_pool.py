@@ -67,8 +67,8 @@ def work_off(
     except BrokenProcessPool as error:
         raise DataError(
             "a process that worked on the data set was killed, probably because memory ran out. "
-            "Nothing was published: the same command goes on where it stopped. Use fewer processes "
-            "(--num-workers 1), or a machine with more memory."
+            "The work was given up and nothing was published. Run the same command again with "
+            "fewer processes (--num-workers 1), or on a machine with more memory."
         ) from error
     finally:
         stop.set()

@@ -82,8 +82,8 @@ def write_dataset(
         shard_bytes: instead of that: of source files in a shard, at most or one file.
         checks: what is done to the images; None stores them unseen.
         num_workers: processes; the source must be fit to be pickled if there are more than one.
-        on_progress: called with the number of images written, from the second one on again and
-            again; those of a run that was stopped are counted.
+        on_progress: called now and then with the number of images written, those of a run that was
+            stopped among them, and of all.
         on_hashing: likewise, before that, if duplicates are looked for.
 
     Raises:

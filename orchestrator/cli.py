@@ -48,6 +48,9 @@ def _report(call: Callable[[argparse.Namespace], int], options: argparse.Namespa
     except (ConfigError, DataError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 93 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -56,7 +56,7 @@ def test_the_drawn_tree_is_the_tracked_tree() -> None:
 @pytest.mark.timeout(240)
 def test_the_commands_run(tmp_path: Path) -> None:
     commands = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
-    assert len(commands) == 3
+    assert len(commands) == 4
     environ = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     environ.pop("PYTHONPATH", None)  # as for a user: what is installed is what runs
     script = "set -eux\n" + "".join(commands)

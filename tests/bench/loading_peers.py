@@ -46,7 +46,8 @@ def tahoe(data: Path, num_workers: int) -> Iterator[object]:
         num_lanes=32,
         num_micro_batches=1,
     )
-    shards = ShardSet("train", manifest, open_store(str(data / "shards/train"), None))
+    store = open_store(str(data / "shards/train"), None, manifest.labels)
+    shards = ShardSet("train", manifest, store)
     dataset = TrainSet(shards, order, view, Distortion(()), ImageSizes(SIZE), 3)
     names = [(step, 0) for step in range(10_000)]
     return (batch.images for batch in load(dataset, names, num_workers))

@@ -19,6 +19,7 @@ import webdataset
 
 import data_sharding
 from data_sharding import files
+from data_sharding.journal import Journal
 from data_sharding.manifest import DataError, Manifest, read_manifest
 from data_sharding.shard import ShardReader
 from data_sharding.sources import Sample, Source, digits, folder
@@ -270,10 +271,8 @@ def test_an_interrupt_keeps_what_is_done(source: Source, written: Path, tmp_path
     assert seen[-1] == 1797
     for path, before in kept.items():
         if f"{path.parent.name}-{path.stem[6:]}" in records:
-            assert (path.stat().st_mtime_ns, path.stat().st_ino) == (
-                before.st_mtime_ns,
-                before.st_ino,
-            )
+            after = path.stat()
+            assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
 
 
 def test_other_facts_start_anew(source: Source, written: Path, tmp_path: Path) -> None:
@@ -281,6 +280,13 @@ def test_other_facts_start_anew(source: Source, written: Path, tmp_path: Path) -
         write(break_sample(source, "train", 5, KeyboardInterrupt()), tmp_path, samples_per_shard=50)
     write(source, tmp_path)
     assert contents(tmp_path) == contents(written)
+
+
+def test_records_of_another_set_do_not_count(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path), {"seed": 1}, None)
+    journal.add("train-000000", {"a": 1})
+    assert journal.read() == {"train-000000": {"a": 1}}
+    assert Journal(str(tmp_path), {"seed": 2}, None).read() == {}
 
 
 def test_a_finished_shard_that_is_damaged_is_written_anew(
@@ -333,6 +339,8 @@ def test_two_writers_at_once(
     with started(tmp_path / "ä set", 800) as process:
         with pytest.raises(DataError, match="another process is writing to"):
             write(source, tmp_path / "ä set")
+        with pytest.raises(DataError, match="no data set at"):  # before all of it is there
+            read_manifest(str(tmp_path / "ä set"), "train")
         assert process.stdin is not None
         process.stdin.close()  # and it goes on
         assert process.wait(timeout=60) == 0
@@ -386,10 +394,3 @@ def started(url: Path, num_written: int) -> Iterator["subprocess.Popen[bytes]"]:
             yield process
         finally:
             process.kill()
-
-
-def test_nothing_is_there_before_all_is(tmp_path: Path) -> None:
-    with started(tmp_path / "set", 800):
-        pass
-    with pytest.raises(DataError, match="no data set at"):
-        read_manifest(str(tmp_path / "set"), "train")

@@ -152,6 +152,7 @@ def test_one_signalled_rank_stops_all_at_one_step_and_loses_nothing(
     assert figures(run, "train/loss", "val/top1") == figures(undisturbed, "train/loss", "val/top1")
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.slow
 def test_four_ranks_with_several_buckets_end_with_the_same_bits(home: Path, digits: Path) -> None:
     """27 MB of gradients are more than DDP's first bucket; from 3 ranks the grouping matters."""
@@ -166,6 +167,7 @@ def test_four_ranks_with_several_buckets_end_with_the_same_bits(home: Path, digi
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("cached", [True, False])
 def test_killed_run_over_a_faulty_s3_ends_with_the_same_bits(
     undisturbed: RunDir, home: Path, digits: Path, cached: bool
