@@ -115,6 +115,24 @@ def test_new_data_sets_from_shards(tahoe: Run, pets: Path) -> None:
     assert "was there already" in tahoe("shard", "merge", wds, anew, both).out
 
 
+def test_shards_of_others_are_inspected_like_files(tahoe: Run, pets: Path) -> None:
+    cut = encoded(photo(0, (300, 300)))[:3000]
+    samples = {**labelled(["cat"], "txt", first=0), "[b]": {"jpg": cut, "txt": b"dog"}}
+    by_webdataset(pets / "train/c.tar", samples)
+    out = pets.parent / "out"
+    options = ("--label", "txt", "--dedupe", "--shard-bytes", "10kB", "--max-bad-share")
+    refused = tahoe("shard", "webdataset", pets, out, *options, "0.01", code=1)
+    assert "--max-bad-share" in refused.err
+    done = tahoe("shard", "webdataset", pets, out, *options, "0.1")
+    assert "corrupt: 1 " in done.out
+    assert "c.tar: [b]: is truncated" in done.out
+    assert "train/c.tar: 0000" in done.out  # the same bytes as in a.tar
+    train = read_manifest(str(out), "train")
+    assert train.num_samples == 24
+    assert len(train.shards) > 2
+    tahoe("shard", "verify", out)
+
+
 def test_options_that_make_no_sense(tahoe: Run, pets: Path) -> None:
     wrong = tahoe("shard", "index", pets, "--label", "jpg", code=1)
     assert "--label jpg cannot be used: 'jpg' holds no labels" in wrong.err

@@ -1,0 +1,117 @@
+"""What the writing verbs of `tahoe shard` write: their arguments, and the source they name."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.launch.arguments import URL_HELP, add_label_options, add_scratch, label_rule
+
+if TYPE_CHECKING:
+    from data_sharding.reshard import Reading
+    from data_sharding.sources import Source
+
+
+def add_digits(verb: argparse.ArgumentParser) -> None:
+    _add_val_fraction(verb, 0.2)
+
+
+def add_folder(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("directory", type=Path, metavar="DIR", help="where the class folders lie")
+    _add_val_fraction(verb, None)
+
+
+def add_csv(verb: argparse.ArgumentParser) -> None:
+    file_help = "has the columns path and label; its first row says so"
+    verb.add_argument("file", type=Path, metavar="FILE", help=file_help)
+    root_help = "where paths start from (default: where FILE lies)"
+    verb.add_argument("--root", type=Path, metavar="DIR", help=root_help)
+    val_help = "lists the images for validation"
+    verb.add_argument("--val", type=Path, metavar="FILE", help=val_help)
+    _add_val_fraction(verb, None)
+    column_help = "its header (default %(default)s)"
+    verb.add_argument("--path-column", default="path", metavar="NAME", help=column_help)
+    verb.add_argument("--label-column", default="label", metavar="NAME", help=column_help)
+    labels = verb.add_mutually_exclusive_group()
+    multi_help = "images have several labels, with SEP between them"
+    labels.add_argument("--multi-label", metavar="SEP", help=multi_help)
+    labels.add_argument("--no-labels", action="store_true", help="images have no labels")
+
+
+def add_webdataset(verb: argparse.ArgumentParser) -> None:
+    inputs_help = "shards (.tar, with {000..099} or *), or directories of them"
+    verb.add_argument("urls", nargs="+", metavar="URL", help=inputs_help)
+    val_help = "shards for validation (may be given again)"
+    verb.add_argument("--val", action="append", default=[], metavar="URL", help=val_help)
+    _add_val_fraction(verb, None)
+    add_label_options(verb)
+    add_scratch(verb)
+
+
+def add_merge(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("urls", nargs="+", metavar="URL", help=URL_HELP)
+    union_help = "let their classes differ; labels follow the names of classes"
+    verb.add_argument("--union-classes", action="store_true", help=union_help)
+    add_scratch(verb)
+
+
+def add_split(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("urls", nargs=1, metavar="URL", help=URL_HELP)
+    fraction_help = "share of each class that becomes val"
+    verb.add_argument("--val-fraction", type=float, required=True, help=fraction_help)
+    verb.add_argument("--split", choices=("train", "val"), help="take samples from this one only")
+    add_scratch(verb)
+
+
+def files_source(options: argparse.Namespace) -> "Source":
+    """Return the images that digits, folder or csv means.
+
+    Raises:
+        DataError: they cannot be listed, or cannot be a data set.
+    """
+    from data_sharding import sources
+    from data_sharding.csv_source import Columns, csv_file
+
+    if options.verb == "digits":
+        return sources.digits(options.val_fraction, options.seed)
+    if options.verb == "folder":
+        return sources.folder(options.directory, options.val_fraction, options.seed)
+    label = None if options.no_labels else options.label_column
+    return csv_file(
+        options.file,
+        Columns(options.path_column, label, options.multi_label),
+        root=options.root,
+        val_path=options.val,
+        val_fraction=options.val_fraction,
+        seed=options.seed,
+    )
+
+
+def shards_source(options: argparse.Namespace, reading: "Reading") -> "Source":
+    """Return the samples that webdataset, merge or split means.
+
+    Raises:
+        DataError: the shards cannot be read, or cannot be a data set.
+    """
+    from data_sharding import reshard
+    from data_sharding.index import read_class_names
+
+    if options.verb == "merge":
+        return reshard.merge(options.urls, reading, union_classes=options.union_classes)
+    fraction = options.val_fraction
+    val = None if fraction is None else reshard.ValChoice(fraction, options.seed)
+    if options.verb == "split":
+        assert val is not None
+        return reshard.split_anew(options.urls[0], options.split, reading, val=val)
+    return reshard.webdataset(
+        options.urls,
+        label_rule(options),
+        reading,
+        val_urls=options.val,
+        val=val,
+        classes=read_class_names(options.classes) if options.classes else None,
+    )
+
+
+def _add_val_fraction(verb: argparse.ArgumentParser, default: float | None) -> None:
+    val_help = "share of each class that becomes val, where nothing else says (0.2 for digits)"
+    verb.add_argument("--val-fraction", type=float, default=default, help=val_help)
