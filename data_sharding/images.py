@@ -6,13 +6,10 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from data_sharding.formats import EXTENSIONS
 from data_sharding.shard import BadSample
 
-# What photographs come in. Pillow knows more, but to open EPS it starts Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF")
 MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb: 256 MiB of RGB
-
-_EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif"}
 
 
 def open_image(data: bytes | memoryview) -> Image.Image:
@@ -24,9 +21,9 @@ def open_image(data: bytes | memoryview) -> Image.Image:
     try:
         with warnings.catch_warnings():  # of bombs, which are checked here; of odd metadata
             warnings.simplefilter("ignore")
-            image = Image.open(BytesIO(data), formats=FORMATS)
+            image = Image.open(BytesIO(data), formats=tuple(EXTENSIONS))
     except UnidentifiedImageError as error:  # whose message is a memory address
-        raise BadSample(f"is none of {', '.join(FORMATS)}") from error
+        raise BadSample(f"is none of {', '.join(EXTENSIONS)}") from error
     except Image.DecompressionBombError as error:  # twice the limit below
         raise BadSample(f"is too large: {error}") from error
     except Exception as error:  # decoders raise anything on hostile bytes
@@ -64,13 +61,18 @@ def convert(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
+def format_of(image: Image.Image) -> str:
+    """Return the format of an opened image, as in formats.EXTENSIONS."""
+    # Pillow calls a JPEG with more pictures behind the first, as some cameras make it, MPO.
+    return "JPEG" if image.format == "MPO" else str(image.format)
+
+
 def extension_of(data: bytes | memoryview) -> str:
     """Return the extension that suits an image's content; `jpg` for what nobody can open."""
     try:
-        image_format = open_image(data).format or ""
+        return EXTENSIONS[format_of(open_image(data))][0]
     except BadSample:
         return "jpg"
-    return _EXTENSIONS.get(image_format, image_format.lower())
 
 
 def _undecodable(error: Exception) -> BadSample:

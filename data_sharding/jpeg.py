@@ -3,22 +3,73 @@
 Layout and markers: ITU-T T.81, annex B.
 """
 
+import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
-_START, _END = b"\xff\xd8", b"\xff\xd9"
-_SEQUENTIAL = (0xC0, 0xC1)  # start of a frame: baseline, extended; Huffman coded both
-_START_OF_SCAN = 0xDA
-_NO_FRAMES = (0xC4, 0xC8, 0xCC)  # the other markers from C0 to CF start a frame
+START, END = b"\xff\xd8", b"\xff\xd9"  # of the image
+SEQUENTIAL, PROGRESSIVE = (0xC0, 0xC1), 0xC2
+HUFFMAN_CODED = (*SEQUENTIAL, PROGRESSIVE)
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # all that start a frame
+START_OF_SCAN, APP1 = 0xDA, 0xE1
+
+_FILL = 0xFF
+_WITHOUT_LENGTH = (0x00, 0x01, *range(0xD0, 0xDA))
+_FRAME = struct.Struct(">BHHB")  # precision, height, width, components
 
 
-class JpegHeader(NamedTuple):
-    """What the frame says, and where its height is written."""
+class Segment(NamedTuple):
+    """A marker and what belongs to it."""
+
+    marker: int
+    body: memoryview
+    offset: int  # of the body, in bytes
+
+
+class Frame(NamedTuple):
+    """What a frame says of the image."""
 
     width: int
     height: int
     num_components: int
+
+
+class JpegHeader(NamedTuple):
+    """What cutting an image needs to know."""
+
+    width: int
+    height: int
     mcu_height: int  # pixels; a decoder works in rows of minimum coded units of this height
     height_offset: int  # of the two bytes that hold the height
+
+
+def segments(data: memoryview) -> Iterator[Segment]:
+    """Yield what comes before the first scan, and its start; it ends earlier where that is not."""
+    if data[:2] != START:
+        return
+    position = 2
+    try:
+        while data[position] == 0xFF and (marker := data[position + 1]) not in _WITHOUT_LENGTH:
+            if marker == _FILL:
+                position += 1
+                continue
+            end = position + 2 + (data[position + 2] << 8 | data[position + 3])
+            yield Segment(marker, data[position + 4 : end], position + 4)
+            if marker == START_OF_SCAN:
+                return
+            position = end
+    except IndexError:  # it is cut short
+        return
+
+
+def read_frame(body: memoryview) -> Frame | None:
+    """Return what a frame says, or None if no common decoder would take it."""
+    if len(body) < _FRAME.size:
+        return None
+    precision, height, width, num_components = _FRAME.unpack_from(body)
+    if precision != 8 or num_components not in (1, 3, 4) or not height or not width:
+        return None
+    return Frame(width, height, num_components)
 
 
 def read_header(data: memoryview) -> JpegHeader | None:
@@ -27,27 +78,20 @@ def read_header(data: memoryview) -> JpegHeader | None:
     Ordinary is: sequential Huffman coding, 8 bits, grey or three components in a single scan, and
     an end-of-image mark as its last bytes, without which the file may be truncated.
     """
-    if data[:2] != _START or data[-2:] != _END:
+    if data[-2:] != END:
         return None
-    position, header = 2, None
-    try:
-        while True:
-            if data[position] != 0xFF:
+    header, num_components = None, 0
+    for marker, body, offset in segments(data):
+        if marker in SEQUENTIAL:
+            frame = read_frame(body)
+            if frame is None or frame.num_components == 4:
                 return None
-            marker = data[position + 1]
-            if marker == _START_OF_SCAN:
-                whole = header is not None and data[position + 4] == header.num_components
-                return header if whole else None
-            if marker in _SEQUENTIAL:
-                header = _read_frame(data, position)
-            if marker == 0xFF:  # a fill byte
-                position += 1
-            elif 0xC0 <= marker <= 0xCF and marker not in _NO_FRAMES and header is None:
-                return None
-            else:
-                position += 2 + (data[position + 2] << 8 | data[position + 3])
-    except IndexError:
-        return None
+            header, num_components = _header(frame, body, offset), frame.num_components
+        elif marker in FRAMES:
+            return None
+        elif marker == START_OF_SCAN:
+            return header if body[:1] == bytes([num_components]) else None
+    return None
 
 
 def cut_below(data: memoryview, header: JpegHeader, bottom: int) -> bytearray | memoryview:
@@ -68,12 +112,10 @@ def cut_below(data: memoryview, header: JpegHeader, bottom: int) -> bytearray | 
     return cut
 
 
-def _read_frame(data: memoryview, position: int) -> JpegHeader | None:
-    precision, num_components = data[position + 4], data[position + 9]
-    height = data[position + 5] << 8 | data[position + 6]
-    width = data[position + 7] << 8 | data[position + 8]
-    if precision != 8 or num_components not in (1, 3) or not height or not width:
+def _header(frame: Frame, body: memoryview, offset: int) -> JpegHeader | None:
+    sampling = body[7 : 7 + 3 * frame.num_components : 3]  # of each component, as 16 * h + v
+    rows = max((byte & 15 for byte in sampling), default=0)
+    if len(sampling) < frame.num_components or not rows:
         return None
-    sampling = (data[position + 11 + 3 * i] & 15 for i in range(num_components))
-    mcu_height = 8 * max(sampling) if num_components > 1 else 8
-    return JpegHeader(width, height, num_components, mcu_height, position + 5)
+    mcu_height = 8 * rows if frame.num_components > 1 else 8
+    return JpegHeader(frame.width, frame.height, mcu_height, offset + 1)

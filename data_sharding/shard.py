@@ -15,6 +15,7 @@ the standard library's `tarfile`, which knows every dialect at five times the co
 import io
 import mmap
 import re
+import struct
 import tarfile
 import zlib
 from array import array
@@ -26,15 +27,14 @@ from typing import IO, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from data_sharding.formats import IMAGE_EXTENSIONS
 from data_sharding.labels import LabelRule
 from data_sharding.manifest import DataError, ShardInfo
 
-IMAGE_EXTENSIONS = frozenset(
-    ("avif", "bmp", "gif", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp")
-)
-
 _BLOCK_BYTES = 512
 _ZERO_BLOCK = bytes(_BLOCK_BYTES)
+# POSIX.1-1988, ustar: name, size, checksum, type, prefix of the name.
+_HEADER = struct.Struct("100s 24x 12s 12x 8s c 188x 155s 12x")
 
 # webdataset.tariterators, 1.0: base_plus_ext and tar_file_iterator's skip_meta
 _KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
@@ -226,9 +226,10 @@ def _walk_plain(data: mmap.mmap) -> Iterator[_Member]:
     while (header := data[start : start + _BLOCK_BYTES]) != _ZERO_BLOCK:
         if len(header) < _BLOCK_BYTES:
             raise _UnreadableError(f"it is truncated: no end mark at byte {start}")
-        _check_sum(header, start)
-        name, kind = _name(header), header[156:157]
-        num_bytes = _number(header[124:136], start)
+        short_name, size, checksum, kind, prefix = _HEADER.unpack(header)
+        _check_sum(header, checksum, start)
+        num_bytes = _number(size, start)
+        name = _name(short_name, prefix)
         offset = start + _BLOCK_BYTES
         if num_bytes < 0:
             raise _UnreadableError(f"the header at byte {start} has the size {num_bytes}")
@@ -246,9 +247,8 @@ def _says_nothing(kind: bytes, body: bytes) -> bool:
     return kind == b"5" and not body
 
 
-def _check_sum(header: bytes, start: int) -> None:
+def _check_sum(header: bytes, field: bytes, start: int) -> None:
     """Compare a header's checksum: the sum of its bytes, with blanks where the sum is stored."""
-    field = header[148:156]
     # Adler-32 begins with 1 + the sum of all bytes modulo 65521: eight times as fast as sum().
     total = (zlib.adler32(header) & 0xFFFF) - 1 - sum(field) + 8 * ord(" ")
     excess = _number(field, start) - total
@@ -256,9 +256,11 @@ def _check_sum(header: bytes, start: int) -> None:
         raise _UnreadableError(f"there is no valid tar header at byte {start}")  # nor a signed sum
 
 
-def _name(header: bytes) -> str:
-    name, prefix = header[:100].partition(b"\0")[0], header[345:500].partition(b"\0")[0]
-    return (prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape")
+def _name(name: bytes, prefix: bytes) -> str:
+    name = name.partition(b"\0")[0]
+    if prefix[0]:
+        name = prefix.partition(b"\0")[0] + b"/" + name
+    return name.decode("utf-8", "surrogateescape")
 
 
 def _number(field: bytes, start: int) -> int:

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data_sharding.formats import IMAGE_EXTENSIONS
 from data_sharding.labels import LabelRule
 from data_sharding.manifest import DataError
-from data_sharding.shard import IMAGE_EXTENSIONS
 from data_sharding.texts import Texts
 
 _STRANGE = re.compile(r"[^A-Za-z0-9_-]")
