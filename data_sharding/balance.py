@@ -23,7 +23,8 @@ from data_sharding.columns import columns_to_bytes, map_columns
 from data_sharding.counter import derive, permute
 from data_sharding.manifest import DataError, Manifest
 from data_sharding.node_copy import node_copy
-from data_sharding.order import Draws, Ints
+from data_sharding.order import Draws
+from data_sharding.places import Ints
 
 FILE_NAME = "class_index.safetensors"
 _NUM_UINT32 = 1 << 32

@@ -19,8 +19,9 @@ from data_sharding.curriculum import ImageSizes
 from data_sharding.distort import Distortion
 from data_sharding.manifest import DataError
 from data_sharding.order import Draws
+from data_sharding.places import Ints
 from data_sharding.protocol import Protocol as EvaluationProtocol
-from data_sharding.samples import Ints, ShardSet
+from data_sharding.samples import ShardSet
 from data_sharding.shard import BadSample
 
 _MAX_REPLACEMENTS = 64  # that many unreadable samples in a row are no accident

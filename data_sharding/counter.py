@@ -78,14 +78,11 @@ def permute(index: ArrayLike, size: ArrayLike, key: UInts) -> NDArray[np.int64]:
 def _feistel(index: UInts, a: UInts, b: UInts, key: UInts) -> UInts:
     """Permute range(a * b) by alternately shifting one coordinate by a hash of the other."""
     left, right = index // b, index % b
-    for left_key, right_key in _ROUND_KEYS.reshape(-1, 2):
-        left = (left + _hash(right, key + left_key) % a) % a
-        right = (right + _hash(left, key + right_key) % b) % b
+    keys = mix(key + _ROUND_KEYS[:, None])  # of all rounds at once: few samples, many calls
+    for left_key, right_key in zip(keys[::2], keys[1::2], strict=True):
+        left = (left + mix(left_key ^ (right * _GOLDEN)) % a) % a
+        right = (right + mix(right_key ^ (left * _GOLDEN)) % b) % b
     return left * b + right
-
-
-def _hash(value: UInts, key: UInts) -> UInts:
-    return mix(mix(key) ^ (value * _GOLDEN))
 
 
 def _as_uint64(value: ArrayLike) -> UInts:

@@ -87,6 +87,19 @@ def fetch(
     _run(_together(work, min(transfer.num_connections, len(pieces))))
 
 
+def fetch_file(url: str, num_bytes: int, file: IO[bytes], transfer: Transfer = Transfer()) -> None:
+    """Get a whole file of a known size, unchecked.
+
+    Raises:
+        ShardError: it is not there.
+        DataError: it may not be read, or could not be until the deadline.
+        OSError: the file could not be written.
+    """
+    starts = range(0, num_bytes, transfer.part_bytes)
+    parts = [Piece(url, start, min(start + transfer.part_bytes, num_bytes)) for start in starts]
+    fetch(parts, transfer, lambda number, data: write_at(file, parts[number].start, data))
+
+
 def download(url: str, shard: ShardInfo, file: IO[bytes], transfer: Transfer) -> None:
     """Fetch a whole shard into a file and check it by size and digest.
 
@@ -97,7 +110,7 @@ def download(url: str, shard: ShardInfo, file: IO[bytes], transfer: Transfer) ->
     """
     _check_size(url, shard, transfer)
     for is_last in (False, True):
-        _download(url, shard.num_bytes, file, transfer)
+        fetch_file(url, shard.num_bytes, file, transfer)
         file.seek(0)
         found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         if found == shard.sha256:
@@ -128,12 +141,6 @@ def _check_size(url: str, shard: ShardInfo, transfer: Transfer) -> None:
             "replaced after the manifest was written. None of its samples is used. Copy it again "
             "from where it came from, or write the manifest anew."
         )
-
-
-def _download(url: str, num_bytes: int, file: IO[bytes], transfer: Transfer) -> None:
-    starts = range(0, num_bytes, transfer.part_bytes)
-    parts = [Piece(url, start, min(start + transfer.part_bytes, num_bytes)) for start in starts]
-    fetch(parts, transfer, lambda number, data: write_at(file, parts[number].start, data))
 
 
 class _Patience:

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from fsspec.core import url_to_fs
 
 from data_sharding import files
-from data_sharding.fetch import Piece, Transfer, fetch, write_at
+from data_sharding.fetch import fetch_file
 from data_sharding.labels import LabelRule
 from data_sharding.manifest import DataError, ShardInfo
 from data_sharding.shard import ShardError, ShardReader
@@ -76,8 +76,5 @@ def download(url: str, path: Path) -> None:
         DataError: its bytes did not come.
     """
     fs, remote = url_to_fs(url)
-    num_bytes, transfer = int(fs.size(remote)), Transfer()
-    starts = range(0, num_bytes, transfer.part_bytes)
-    parts = [Piece(url, start, min(start + transfer.part_bytes, num_bytes)) for start in starts]
     with path.open("wb") as file:
-        fetch(parts, transfer, lambda number, data: write_at(file, parts[number].start, data))
+        fetch_file(url, int(fs.size(remote)), file)

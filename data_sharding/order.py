@@ -29,11 +29,9 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_sharding.counter import derive, permute
-
-Ints = NDArray[np.int64]
+from data_sharding.places import Ints, locate
 
 
 class Draws(NamedTuple):
@@ -156,9 +154,8 @@ class _PassSequence:
 
     def __getitem__(self, position: Ints) -> Ints:
         position = (position + self.offset) % self.num_samples
-        shard = np.searchsorted(self.ends, position, side="right")
-        starts = np.where(shard > 0, self.ends[shard - 1], 0)
-        return self.first_ids[shard] + position - starts
+        shards, inside = locate(self.ends, position)
+        return self.first_ids[shards] + inside
 
 
 @lru_cache(maxsize=2)  # the pass being read and its neighbour while workers run ahead

@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 from data_sharding.decode import ChooseViews, Pixels, decode
 from data_sharding.labels import BadLabelError
 from data_sharding.manifest import Manifest
+from data_sharding.places import Ints, locate
 from data_sharding.shard import BadSample
 from data_sharding.stores import Store
-
-Ints = NDArray[np.int64]
 
 
 class Place(NamedTuple):
@@ -35,13 +34,17 @@ class ShardSet:
 
     def shards_of(self, samples: Ints) -> Ints:
         """Return the numbers of the shards that hold these samples, each once."""
-        return np.unique(np.searchsorted(self._ends, samples, side="right"))
+        return np.unique(locate(self._ends, samples)[0])
+
+    def places(self, samples: Ints) -> list[Place]:
+        """Return where samples lie."""
+        shards, inside = locate(self._ends, samples)
+        return list(map(Place, shards.tolist(), inside.tolist()))
 
     def preload(self, samples: Ints) -> None:
         """Say which samples are about to be read, so that they may come all at once."""
-        places = [self._place(sample) for sample in samples.tolist()]
         shards = self.manifest.shards
-        self.store.preload([(shards[place.shard], place.sample) for place in places])
+        self.store.preload([(shards[place.shard], place.sample) for place in self.places(samples)])
 
     def read(self, sample: int, choose_views: ChooseViews, out: Pixels) -> tuple[int, ...]:
         """Write a sample's pixels to `out` and return its labels.
@@ -52,7 +55,7 @@ class ShardSet:
         Raises:
             BadSample: it cannot be decoded or has no valid label; the message names shard and key.
         """
-        place = self._place(sample)
+        (place,) = self.places(np.array([sample]))
         shard = self.manifest.shards[place.shard]
         reader = self.store.open(shard)
         try:
@@ -76,7 +79,3 @@ class ShardSet:
                 row[list(mine)] = 1
             return hot
         return np.array([next(iter(mine), -1) for mine in labels], dtype=np.int64)
-
-    def _place(self, sample: int) -> Place:
-        shard = int(np.searchsorted(self._ends, sample, side="right"))
-        return Place(shard, sample - (int(self._ends[shard - 1]) if shard else 0))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from data_sharding.images import extension_of
 from data_sharding.labels import LabelRule
 from data_sharding.manifest import DataError
+from data_sharding.places import locate
 from data_sharding.scan import Scan
 from data_sharding.shard import BadSample, ShardReader
 from data_sharding.sources import Sample, choose_val, permutation
@@ -81,8 +82,7 @@ class TarSamples:
 
     def __getitem__(self, index: int) -> Sample:
         number = int(self.numbers[index])
-        shard = int(np.searchsorted(self.ends, number, side="right"))
-        i = number - (int(self.ends[shard - 1]) if shard else 0)
+        (shard,), (i,) = (x.tolist() for x in locate(self.ends, self.numbers[[index]]))
         reader = _open(self.paths[shard], self.rule)
         key = reader.key(i)
         try:

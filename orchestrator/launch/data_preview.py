@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from data_sharding.batches import TrainSet
     from data_sharding.contact_sheet import Tile
     from data_sharding.order import Draws
-    from data_sharding.samples import Ints, ShardSet
+    from data_sharding.places import Ints
+    from data_sharding.samples import ShardSet
     from orchestrator.config import Config
 
 _TILE_PX = 160
@@ -99,19 +100,13 @@ def _first_draws(train_set: "TrainSet", num_micro_batches: int, num: int) -> "Dr
 
 def _stored(shards: "ShardSet", samples: "Ints") -> "list[Tile]":
     """Return samples as they lie in their shards, with their classes."""
-    import numpy as np
-
     from data_sharding.preview import stored_tile
 
-    ends = np.cumsum(shards.manifest.shards.num_samples)
-    tiles = []
-    for sample in samples.tolist():
-        number = int(np.searchsorted(ends, sample, side="right"))
-        shard = shards.manifest.shards[number]
-        reader = shards.store.open(shard)
-        index = sample - (int(ends[number]) - shard.num_samples)
-        tiles.append(stored_tile(reader, index, shards.manifest, _TILE_PX))
-    return tiles
+    manifest = shards.manifest
+    return [
+        stored_tile(shards.store.open(manifest.shards[shard]), i, manifest, _TILE_PX)
+        for shard, i in shards.places(samples)
+    ]
 
 
 def _as_seen(train_set: "TrainSet", first: "Draws", epoch: int, size: int) -> "list[Tile]":
