@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 
 BATCH_SIZE, SIZE = 64, 224
-NUM_WARM_UP, NUM_MEASURED = 6, 14  # batches
+NUM_WARM_UP, NUM_MEASURED = 8, 40  # batches
 
 
 def tahoe(data: Path, num_workers: int) -> Iterator[object]:

@@ -21,6 +21,7 @@ import numpy as np
 import webdataset
 
 from data_sharding.order import Order
+from data_sharding.places import locate
 from data_sharding.shard import ShardReader
 
 
@@ -32,11 +33,10 @@ def tahoe(shards: list[Path]) -> int:
     order = Order(sizes, seed=0, global_batch_size=256, num_lanes=64, num_micro_batches=1)
     num_bytes = 0
     for step in range(order.steps_per_epoch):
-        for sample in order.global_batch(step).ids:
-            shard = int(np.searchsorted(ends, sample, side="right"))
-            index = int(sample - ends[shard] + sizes[shard])
-            num_bytes += len(bytes(readers[shard].image(index)))
-            int(readers[shard].label_bytes(index))
+        places = (x.tolist() for x in locate(ends, order.global_batch(step).ids))
+        for shard, i in zip(*places, strict=True):
+            num_bytes += len(bytes(readers[shard].image(i)))
+            int(readers[shard].label_bytes(i))
     return num_bytes
 
 
