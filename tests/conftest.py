@@ -1,11 +1,12 @@
-"""What tests share: a data set of real digits, and `tahoe` in a directory of its own."""
+"""What tests share: a data set of digits, `tahoe` in a directory of its own, an S3 server."""
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 from running import Tahoe
+from s3 import S3, serve
 
 from orchestrator.rundir import RunDir
 
@@ -33,6 +34,13 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data sets") / "digits"
     Tahoe(path.parent)("shard", "digits", str(path))
     return path
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3]:
+    """Return a running server, perhaps with the faults and objects of the test before."""
+    with serve() as server:
+        yield server
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -29,6 +28,7 @@ import fsspec.config
 import numpy as np
 import pytest
 import webdataset
+from fork_server import restart_fork_server
 
 from data_sharding.manifest import ShardInfo
 
@@ -108,7 +108,7 @@ def serve() -> Iterator[S3]:
             for name, value in options.items():
                 patch.setenv(f"FSSPEC_S3_{name.upper()}", value)
             patch.setitem(fsspec.config.conf, "s3", options)  # read from there at import only
-            forkserver._forkserver._stop()  # one that runs would not know the server
+            restart_fork_server()  # one that runs would not know the server
             fsspec.filesystem("s3").mkdir(BUCKET)
             s3.forget()
             yield s3

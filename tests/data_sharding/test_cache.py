@@ -28,21 +28,10 @@ DEADLINE_S = 60
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return tmp_path_factory.mktemp("shards")
-
-
-@pytest.fixture(scope="module")
 def shards(s3_server, source):
     found = make_shards(source, NUM_SHARDS, NUM_SAMPLES, 40_000)
     s3_server.put(s3_server.url("cache"), source)
     return found
-
-
-@pytest.fixture
-def s3(s3_server, shards):
-    s3_server.fail()
-    return s3_server
 
 
 @pytest.fixture

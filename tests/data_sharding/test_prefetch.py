@@ -31,21 +31,10 @@ LABELS = LabelRule()
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return tmp_path_factory.mktemp("shards")
-
-
-@pytest.fixture(scope="module")
 def shards(s3_server, source):
     found = make_shards(source, NUM_SHARDS, NUM_SAMPLES, 30_000)
     s3_server.put(s3_server.url("prefetch"), source)
     return found
-
-
-@pytest.fixture
-def s3(s3_server, shards):
-    s3_server.fail()
-    return s3_server
 
 
 @pytest.fixture

@@ -25,21 +25,10 @@ LABELS = LabelRule()
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return tmp_path_factory.mktemp("shards")
-
-
-@pytest.fixture(scope="module")
 def shards(s3_server, source):
     found = make_shards(source, 3, 12, 30_000)
     s3_server.put(s3_server.url("stream"), source)
     return found
-
-
-@pytest.fixture
-def s3(s3_server, shards):
-    s3_server.fail()
-    return s3_server
 
 
 @pytest.fixture(autouse=True)

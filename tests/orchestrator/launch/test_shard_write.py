@@ -13,7 +13,7 @@ import fsspec
 import pytest
 from foreign import contents, encoded, jpeg, photo, png
 from running import Tahoe
-from s3 import serve
+from s3 import S3
 
 from data_sharding.manifest import read_manifest
 
@@ -90,21 +90,21 @@ def test_options_that_make_no_sense(tahoe: Tahoe, pets: Path) -> None:
     assert "0 samples per shard" in refused("--samples-per-shard", "0")
 
 
-def test_an_object_store_gets_the_same_bytes(tahoe: Tahoe, pets: Path) -> None:
+def test_an_object_store_gets_the_same_bytes(tahoe: Tahoe, pets: Path, s3_server: S3) -> None:
     options = ["--max-bad-share", "0.1", "--samples-per-shard", "5"]
     tahoe("shard", "folder", str(pets), "set", *options)
-    with serve() as s3:
-        url = s3.url("my sets", "pets")
-        tahoe("shard", "folder", str(pets), url, *options, "--num-workers", "2")
-        store = fsspec.filesystem("s3")
-        store.invalidate_cache()
-        found = sorted(store.find(url))
-        expected = sorted(path for path in (tahoe.cwd / "set").rglob("*") if path.is_file())
-        assert [name.partition("/pets/")[2] for name in found] == [
-            str(path.relative_to(tahoe.cwd / "set")) for path in expected
-        ]
-        for name, path in zip(found, expected, strict=True):
-            assert store.cat_file(name) == path.read_bytes()
+    s3_server.fail()
+    url = s3_server.url("my sets", "pets")
+    tahoe("shard", "folder", str(pets), url, *options, "--num-workers", "2")
+    store = fsspec.filesystem("s3")
+    store.invalidate_cache()
+    found = sorted(store.find(url))
+    expected = sorted(path for path in (tahoe.cwd / "set").rglob("*") if path.is_file())
+    assert [name.partition("/pets/")[2] for name in found] == [
+        str(path.relative_to(tahoe.cwd / "set")) for path in expected
+    ]
+    for name, path in zip(found, expected, strict=True):
+        assert store.cat_file(name) == path.read_bytes()
 
 
 def test_progress_on_a_terminal(tahoe: Tahoe, pets: Path) -> None:

@@ -42,6 +42,7 @@ def test_ctrl_c_while_starting_is_no_crash(tahoe: Tahoe, digits: Path) -> None:
     assert "stopped before training began" in started.output
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_quits_and_the_stop_file_stops(tahoe: Tahoe, digits: Path) -> None:
     run = RunDir(tahoe.cwd / "run")
     started = tahoe.start(*long_run(digits, "run", "checkpoint.every_steps=2"))
@@ -98,6 +99,7 @@ def test_a_misspelt_model_lists_near_ones(tahoe: Tahoe, digits: Path) -> None:
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_extended(train: Callable[..., RunDir], tahoe: Tahoe) -> None:
     run = train("run", "recipe.steps=5", "logging.every_steps=1")
     tahoe("resume", "run", "recipe.steps=8")
