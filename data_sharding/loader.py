@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data_sharding.batches import BatchSet, Filled
+from data_sharding.manifest import DataError
 from data_sharding.prefetch import Progress, prefetching
 from data_sharding.ring import Ring
 from data_sharding.workers import end_with_the_rank, end_workers, fork_server, signals_blocked
@@ -53,7 +54,7 @@ def load(
     )
     num_slots = _AHEAD * num_workers + _HELD
     ring = Ring(num_slots, dataset.max_bytes, shared=num_workers > 0, pinned=pin_memory)
-    loader: DataLoader[tuple[int, Filled]] = DataLoader(
+    loader: DataLoader[tuple[int, Filled | DataError]] = DataLoader(
         _InRing(dataset, ring),
         batch_size=None,
         sampler=_Numbered(names, num_slots),
@@ -72,10 +73,12 @@ def load(
 
 
 def _batches(
-    made: Iterator[tuple[int, Filled]], ring: Ring, progress: Progress, ahead: ExitStack
+    made: Iterator[tuple[int, Filled | DataError]], ring: Ring, progress: Progress, ahead: ExitStack
 ) -> Iterator[Batch]:
     with ahead, ring:
         for slot, filled in made:
+            if isinstance(filled, DataError):
+                raise filled
             progress.advance()
             yield Batch(
                 ring.images(slot, filled.shape).permute(0, 3, 1, 2),
@@ -86,15 +89,22 @@ def _batches(
             )
 
 
-class _InRing(Dataset[tuple[int, Filled]]):
-    """(slot, name) -> what is in the slot now."""
+class _InRing(Dataset[tuple[int, Filled | DataError]]):
+    """(slot, name) -> what is in the slot now, or why nothing is.
+
+    An error that a person has to read is handed over as it is: one that is raised in a worker
+    arrives with torch's tracebacks for its message.
+    """
 
     def __init__(self, dataset: BatchSet, ring: Ring) -> None:
         self._dataset, self._ring = dataset, ring
 
-    def __getitem__(self, slot_and_name: tuple[int, Any]) -> tuple[int, Filled]:
+    def __getitem__(self, slot_and_name: tuple[int, Any]) -> tuple[int, Filled | DataError]:
         slot, name = slot_and_name
-        return slot, self._dataset.fill(name, self._ring.array(slot))
+        try:
+            return slot, self._dataset.fill(name, self._ring.array(slot))
+        except DataError as error:
+            return slot, error
 
 
 class _Numbered:

@@ -28,7 +28,7 @@ from data_sharding.manifest import DataError, read_manifest
 from data_sharding.order import Order
 from data_sharding.protocol import parse_protocol
 from data_sharding.samples import ShardSet
-from data_sharding.shard import BadSample, ShardReader
+from data_sharding.shard import BadSample, ShardError, ShardReader
 from data_sharding.sources import Sample, Source, folder
 from data_sharding.stores import open_store
 from data_sharding.write import write_dataset
@@ -129,11 +129,11 @@ def test_evaluation_is_the_same_from_a_worker(damaged_url):
     assert_equal(apart, alone)
 
 
-def test_an_error_in_a_worker_keeps_its_kind(url, tmp_path):
+def test_an_error_in_a_worker_keeps_its_kind_and_its_message(url, tmp_path):
     incomplete = tmp_path / "set"
     shutil.copytree(url, incomplete)
     (incomplete / "train" / "shard-000001.tar").unlink()
-    with pytest.raises(DataError, match=r"no shard at"):
+    with pytest.raises(ShardError, match=r"^no shard at"):
         collect(train_set(str(incomplete)), names(0, 3), 1)
     for worker in multiprocessing.active_children():  # torch would wait 10 s for it some day
         worker.kill()
