@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data_sharding.manifest import Manifest
-from orchestrator.config import Config, ConfigError
+from orchestrator.config import ConfigError
+from orchestrator.schema import Config
 
 
 @dataclass(frozen=True)

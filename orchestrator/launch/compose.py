@@ -23,15 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from orchestrator.config import (
-    DURATIONS,
-    Config,
-    ConfigError,
-    explain_unknown,
-    flatten,
-    parse,
-    valid_instead,
-)
+from orchestrator.config import ConfigError, explain_unknown, flatten, parse, valid_instead
+from orchestrator.schema import DURATIONS, Config
 
 _PATHS = ("runs_dir", "run_dir", "data.url", "checkpoint.url", "tracking.uri")
 _OVERRIDE = re.compile(r"~|\+{0,2}\w[\w./@:\-]*=")

@@ -11,10 +11,11 @@ from typing import Any
 from uuid import uuid4
 
 from data_sharding.manifest import Manifest, read_manifest
-from orchestrator.config import Config, ConfigError, identity, to_dict, unsafe_changes
+from orchestrator.config import ConfigError, identity, to_dict, unsafe_changes
 from orchestrator.launch.compose import Composed
 from orchestrator.plan import Plan, data_fingerprint, make_plan
 from orchestrator.rundir import RunDir, RunError, write_atomic
+from orchestrator.schema import Config
 from orchestrator.training.checkpoint import CheckpointStore
 
 _PACKAGES = (

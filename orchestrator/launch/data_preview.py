@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from data_sharding.order import Draws
     from data_sharding.places import Ints
     from data_sharding.samples import ShardSet
-    from orchestrator.config import Config
+    from orchestrator.schema import Config
 
 _TILE_PX = 160
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
-from orchestrator.config import Config
 from orchestrator.launch.watch import Watcher
 from orchestrator.plan import Plan
 from orchestrator.rundir import RunDir
+from orchestrator.schema import Config
 from orchestrator.training.verdict import Exit
 
 CRASHED = 1

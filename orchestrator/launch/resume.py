@@ -3,18 +3,11 @@
 from collections.abc import Sequence
 
 from data_sharding.manifest import read_manifest
-from orchestrator.config import (
-    DURATIONS,
-    SAFE_KEYS,
-    Config,
-    ConfigError,
-    parse,
-    to_dict,
-    unsafe_changes,
-)
+from orchestrator.config import SAFE_KEYS, ConfigError, parse, to_dict, unsafe_changes
 from orchestrator.launch.compose import merge
 from orchestrator.plan import Plan, make_plan
 from orchestrator.rundir import RunDir, RunError
+from orchestrator.schema import DURATIONS, Config
 from orchestrator.training.checkpoint import CheckpointStore
 
 

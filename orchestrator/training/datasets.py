@@ -23,9 +23,10 @@ from data_sharding.order import Order
 from data_sharding.protocol import parse_protocol
 from data_sharding.samples import ShardSet
 from data_sharding.stores import open_store
-from orchestrator.config import Augment, Config, ConfigError
+from orchestrator.config import ConfigError
 from orchestrator.plan import Plan, data_fingerprint, make_plan
 from orchestrator.rundir import RunDir
+from orchestrator.schema import Augment, Config
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from data_sharding.loader import Batch
-from orchestrator.config import Config
+from orchestrator.schema import Config
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

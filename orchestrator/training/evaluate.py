@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from data_sharding.batches import EvalSet
 from data_sharding.loader import Batch, load
-from orchestrator.config import Config
+from orchestrator.schema import Config
 from orchestrator.training.device import Device
 from orchestrator.training.world import World
 

@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data_sharding.counter import derive
 from data_sharding.loader import Batch
-from orchestrator.config import Config
 from orchestrator.plan import Plan
+from orchestrator.schema import Config
 from orchestrator.training.device import Device
 from orchestrator.training.mixing import Mixing
 

@@ -9,9 +9,9 @@ import torch
 from timm.scheduler.scheduler import Scheduler
 
 from data_sharding.counter import derive
-from orchestrator.config import Config
 from orchestrator.plan import Plan
 from orchestrator.rundir import RunDir, read_json_lines
+from orchestrator.schema import Config
 from orchestrator.training.checkpoint import CheckpointStore
 from orchestrator.training.datasets import Datasets
 from orchestrator.training.device import Device

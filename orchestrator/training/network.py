@@ -5,8 +5,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import models
-from orchestrator.config import Config, ConfigError
+from orchestrator.config import ConfigError
 from orchestrator.plan import Plan
+from orchestrator.schema import Config
 
 
 def build_network(config: Config, plan: Plan) -> nn.Module:

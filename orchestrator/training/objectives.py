@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from orchestrator.config import Recipe
+from orchestrator.schema import Recipe
 
 
 def make_objective(recipe: Recipe) -> nn.Module:

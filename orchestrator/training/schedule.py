@@ -13,8 +13,8 @@ from timm.scheduler import (
 )
 from timm.scheduler.scheduler import Scheduler
 
-from orchestrator.config import Recipe
 from orchestrator.plan import Plan
+from orchestrator.schema import Recipe
 
 
 class _Warmup(TypedDict):

@@ -20,7 +20,8 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from orchestrator.config import ConfigError, Optimizer, Recipe
+from orchestrator.config import ConfigError
+from orchestrator.schema import Optimizer, Recipe
 from orchestrator.training.checkpoint import FORMAT, CheckpointError
 
 # What torch and safetensors raise for names, shapes or bytes that they did not expect. A file that

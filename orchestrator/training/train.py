@@ -10,8 +10,8 @@ import time
 import torch
 
 from data_sharding.loader import load
-from orchestrator.config import Config
 from orchestrator.rundir import RunDir
+from orchestrator.schema import Config
 from orchestrator.training.audit import audit
 from orchestrator.training.datasets import BadSamples
 from orchestrator.training.job import Job

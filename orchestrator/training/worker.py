@@ -16,8 +16,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from data_sharding.manifest import DataError
-from orchestrator.config import Config, ConfigError, parse
+from orchestrator.config import ConfigError, parse
 from orchestrator.rundir import RunDir
+from orchestrator.schema import Config
 from orchestrator.training.checkpoint import CheckpointError
 from orchestrator.training.metrics import MetricLog
 from orchestrator.training.train import train

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from orchestrator.config import Cluster, ConfigError
+from orchestrator.config import ConfigError
+from orchestrator.schema import Cluster
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ from data_sharding.manifest import Manifest, read_manifest, write_manifest
 from data_sharding.order import Order
 from data_sharding.samples import ShardSet
 from data_sharding.shard_table import ShardTable
-from orchestrator.config import Config, parse, to_dict
+from orchestrator.config import parse, to_dict
 from orchestrator.launch.compose import compose
 from orchestrator.plan import data_fingerprint, make_plan
+from orchestrator.schema import Config
 
 NUM_RANKS = 4096
 SAMPLES_PER_SHARD = 10_000

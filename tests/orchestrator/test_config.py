@@ -10,9 +10,10 @@ import yaml
 
 import conf
 from orchestrator import config as schemas
-from orchestrator.config import Config, ConfigError, flatten, identity, is_safe, parse, to_dict
+from orchestrator.config import ConfigError, flatten, identity, is_safe, parse, to_dict
 from orchestrator.launch.compose import compose
 from orchestrator.rundir import RunDir
+from orchestrator.schema import Config
 
 CONF = Path(conf.__file__).parent
 CHOICES = sorted(CONF.glob("*/*.yaml"))

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config import Config, ConfigError, parse, to_dict
+from orchestrator.config import ConfigError, parse, to_dict
 from orchestrator.launch.compose import absolute, compose, merge
+from orchestrator.schema import Config
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from data_sharding.manifest import DataError
-from orchestrator.config import Config, ConfigError, parse, to_dict
+from orchestrator.config import ConfigError, parse, to_dict
 from orchestrator.launch import create
 from orchestrator.launch.compose import Composed
 from orchestrator.launch.create import code_version, open_run, open_runs, run_id
 from orchestrator.rundir import RunDir, RunError
+from orchestrator.schema import Config
 
 ConfigOf = Callable[..., Config]
 

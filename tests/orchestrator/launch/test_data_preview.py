@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from data_sharding.manifest import DataError, read_manifest
-from orchestrator.config import Config, ConfigError
+from orchestrator.config import ConfigError
 from orchestrator.launch.compose import compose
 from orchestrator.launch.data_preview import _as_seen, _first_draws, add_data_verbs
 from orchestrator.plan import make_plan
+from orchestrator.schema import Config
 from orchestrator.training.datasets import open_train_set
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from orchestrator.config import Config, Recipe
 from orchestrator.launch.compose import compose
+from orchestrator.schema import Config, Recipe
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from data_sharding.samples import ShardSet
 from data_sharding.sources import folder
 from data_sharding.stores import open_store
 from data_sharding.write import write_dataset
-from orchestrator.config import Config
+from orchestrator.schema import Config
 from orchestrator.training.device import Device
 from orchestrator.training.evaluate import evaluate
 from orchestrator.training.world import World

@@ -12,8 +12,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn import functional as F
 
 from data_sharding.loader import Batch
-from orchestrator.config import Config
 from orchestrator.plan import Plan
+from orchestrator.schema import Config
 from orchestrator.training.device import Device
 from orchestrator.training.gradients import GradientStep, wrap
 from orchestrator.training.world import World, join_world

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator.config import Recipe
 from orchestrator.plan import Plan
+from orchestrator.schema import Recipe
 from orchestrator.training.schedule import make_schedule
 
 PLAN = Plan(

@@ -9,7 +9,8 @@ import timm
 import torch
 from torch import nn
 
-from orchestrator.config import ConfigError, Recipe
+from orchestrator.config import ConfigError
+from orchestrator.schema import Recipe
 from orchestrator.training.checkpoint import CheckpointError
 from orchestrator.training.state import TrainState, from_safetensors, to_safetensors
 

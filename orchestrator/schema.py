@@ -1,0 +1,277 @@
+"""The schema of a config: frozen dataclasses, whose bounds hold without anything but the config.
+
+The numbers live in `conf/`; here are their names and types.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+from pydantic.dataclasses import dataclass
+
+from data_sharding.protocol import parse_protocol
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Size = Annotated[int, Field(gt=0, le=16384)]
+_schema = dataclass(
+    frozen=True,
+    kw_only=True,
+    config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False),
+)
+
+
+@_schema
+class Published:
+    """What a paper reports; `verified` says whether somebody read it in the source named."""
+
+    year: int
+    source: str
+    verified: bool
+    dataset: str
+    protocol: str | None
+    top1_err: NonNegativeFloat | None
+    top5_err: NonNegativeFloat | None
+    num_params: PositiveInt | None
+    gmacs: NonNegativeFloat | None
+
+
+@_schema
+class Model:
+    """A network: one of ours, `timm/NAME`, `torchvision/NAME` or `package.module:function`."""
+
+    name: str
+    options: dict[str, Any]
+    published: Published | None
+
+
+@_schema
+class Augment:
+    """The training view; see data_sharding.augment for the meaning of the numbers."""
+
+    kind: Literal["random_resized_crop", "padded_crop"]
+    scale: tuple[Share, Share]
+    ratio: tuple[PositiveFloat, PositiveFloat]
+    padding: NonNegativeInt
+    flip_prob: Share
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}={low, high} must be given as (from, to)")
+
+
+@_schema
+class Distort:
+    """What changes the pixels of a training image; see data_sharding.distort."""
+
+    policy: Literal["randaugment", "trivialaugment", "augmix"] | None
+    policy_options: dict[str, Any]
+    jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
+    noise_std: NonNegativeFloat
+    erase_prob: Share
+
+
+@_schema
+class Mix:
+    """Mixing of images and labels inside a micro-batch; alphas of 0 switch it off."""
+
+    mixup_alpha: NonNegativeFloat
+    cutmix_alpha: NonNegativeFloat
+    prob: Share
+
+
+@_schema
+class Progressive:
+    """Progressive resizing: the first size grows to data.image_size between two epochs."""
+
+    first_size: Size
+    from_epoch: NonNegativeFloat
+    to_epoch: PositiveFloat
+    multiple_of: PositiveInt
+
+    def __post_init__(self) -> None:
+        if self.from_epoch >= self.to_epoch:
+            raise ValueError(f"from_epoch={self.from_epoch} must be below to_epoch={self.to_epoch}")
+
+
+@_schema
+class Data:
+    """A data set and how it is read."""
+
+    name: str
+    url: str
+    image_size: Size
+    channels: Literal[1, 3]
+    mean: tuple[float, ...]
+    std: tuple[PositiveFloat, ...]
+    augment: Augment
+    protocol: str
+    lanes: PositiveInt
+    block_size: Annotated[int, Field(ge=2)]
+    num_workers: NonNegativeInt
+    max_bad_share: Share
+
+    def __post_init__(self) -> None:
+        numbers = {"mean": len(self.mean), "std": len(self.std)}
+        wrong = [f"{name} has {n}" for name, n in numbers.items() if n != self.channels]
+        if wrong:
+            raise ValueError(f"{' and '.join(wrong)} numbers for channels={self.channels}")
+        parse_protocol(self.protocol)
+
+
+@_schema
+class Optimizer:
+    """An optimizer by timm's name (`timm.optim.list_optimizers()`); "sgd" there is Nesterov's."""
+
+    name: str
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat
+    momentum: Share
+    decay_norm_and_bias: bool
+    options: dict[str, Any]
+
+
+@_schema
+class Schedule:
+    """The learning rate as a function of the step."""
+
+    name: Literal["constant", "cosine", "linear", "step"]
+    warmup_epochs: NonNegativeFloat
+    final_share: Share
+    drop_epochs: tuple[PositiveFloat, ...]
+    drop_factor: PositiveFloat
+
+
+@_schema
+class Recipe:
+    """How a network is trained. Exactly one of epochs, images and steps says how long."""
+
+    epochs: PositiveFloat | None
+    images: PositiveInt | None
+    steps: PositiveInt | None
+    global_batch_size: PositiveInt
+    num_micro_batches: PositiveInt
+    optimizer: Optimizer
+    schedule: Schedule
+    distort: Distort
+    mix: Mix
+    progressive: Progressive | None
+    repeats: PositiveInt
+    balanced: bool
+    label_smoothing: Share
+    clip_grad_norm: PositiveFloat | None
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
+    precision: Literal["fp32", "bf16", "fp16"]
+    channels_last: bool
+    compile: bool
+
+    def __post_init__(self) -> None:
+        given = {k: getattr(self, k) for k in DURATIONS if getattr(self, k) is not None}
+        if len(given) != 1:
+            raise ValueError(
+                f"the duration must be given once, as one of {', '.join(DURATIONS)}; "
+                f"given: {given or 'none'}. Set the others to null"
+            )
+        if self.balanced and self.repeats > 1:
+            raise ValueError(
+                f"balanced=true draws samples as often as it needs, so repeats={self.repeats} "
+                "means nothing with it. Set repeats to 1"
+            )
+
+
+DURATIONS = ("epochs", "images", "steps")
+
+
+@_schema
+class Evaluate:
+    """When the validation split is run, and in batches of how many."""
+
+    every_epochs: PositiveFloat
+    batch_size: PositiveInt
+
+
+@_schema
+class Checkpoint:
+    """Where and how often the state is saved, and what is kept of it."""
+
+    url: str | None
+    every_steps: PositiveInt
+    keep_last: Annotated[int, Field(ge=2)]  # the newest may be the one found damaged
+    keep_every_steps: PositiveInt | None
+
+
+@_schema
+class Launcher:
+    """How the ranks are started."""
+
+    name: Literal["local"]
+    num_procs: PositiveInt
+    stop_grace_s: PositiveFloat
+
+
+@_schema
+class Cache:
+    """Where a node keeps the shards of remote data sets; see data_sharding.cache."""
+
+    dir: str
+    max_gb: PositiveFloat
+    num_connections: PositiveInt
+    part_mb: PositiveFloat
+    part_timeout_s: PositiveFloat
+    deadline_s: PositiveFloat
+
+
+@_schema
+class Cluster:
+    """What the ranks run on."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    threads_per_rank: PositiveInt | None
+    collective_timeout_s: PositiveFloat
+    network_interface: str | None
+    cache: Cache | Literal["none"]
+
+
+@_schema
+class Tracking:
+    """The MLflow store that shows the run."""
+
+    enabled: bool
+    uri: str
+    experiment: str
+    ship_every_s: PositiveFloat
+    drain_timeout_s: NonNegativeFloat
+
+
+@_schema
+class Logging:
+    """How often a step is logged, and whether the ids of its samples are."""
+
+    every_steps: PositiveInt
+    sample_ids: bool
+
+
+@_schema
+class Config:
+    """Everything that a run is told."""
+
+    seed: NonNegativeInt
+    run_dir: str | None
+    runs_dir: str
+    if_finished: Literal["refuse", "reuse", "rerun"]
+    model: Model
+    recipe: Recipe
+    data: Data
+    evaluate: Evaluate
+    checkpoint: Checkpoint
+    launcher: Launcher
+    cluster: Cluster
+    tracking: Tracking
+    logging: Logging
