@@ -1,6 +1,7 @@
 """What tests share: a data set of digits, `tahoe` in a directory of its own, an S3 server."""
 
 import os
+import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from orchestrator.rundir import RunDir
 
 # Two cores: more threads would make every timing a matter of luck.
 os.environ["OMP_NUM_THREADS"] = "1"
+# A suite that a script starts in the background would ignore Ctrl-C, and so would `tahoe`.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
