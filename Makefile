@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-all lint bench bench-data
+.PHONY: help setup demo test test-cluster test-all lint bench bench-data
 
 help:
 	@echo "make demo      train LeNet-5 and ResNet-18 on handwritten digits, compare them"
 	@echo "make test      the test suite, under 5 minutes"
+	@echo "make test-cluster  jobs on a real Slurm of three nodes on this machine; needs root"
 	@echo "make test-all  the slow tests too"
 	@echo "make lint      formatting, lint, types, import contracts"
 	@echo "make bench     measure against peers (tests/bench)"
@@ -31,7 +32,10 @@ demo: setup
 	@echo "Curves and parameters, in MLflow:  $(BIN)/tahoe ui"
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not cluster"
+
+test-cluster: setup
+	$(BIN)/python -m pytest tests/cluster
 
 test-all: setup
 	$(BIN)/python -m pytest

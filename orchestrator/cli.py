@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from orchestrator.launch.cluster import add_cluster_verbs, submit, submit_run
 from orchestrator.launch.data_preview import add_data_verbs
 from orchestrator.launch.shard import add_shard_verbs
 
@@ -25,6 +26,12 @@ OVERRIDES are Hydra's: a group as model=resnet18, a key as recipe.epochs=5.
 """
 
 
+VERBS = (
+    *("train", "submit", "resume", "status", "list", "logs", "cancel", "compare", "sync", "ui"),
+    *("shard", "data", "rehearse"),
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
@@ -33,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     if given[:1] == ["train"] and not {"-h", "--help"} & set(given):
         return _report(_train, argparse.Namespace(overrides=given[1:]))
+    if given[:1] == ["submit"] and not {"-h", "--help"} & set(given):
+        return _report(submit, _submit_options(given[1:]))
     options = parser.parse_args(given)
     return _report(options.call, options)
 
@@ -42,10 +51,12 @@ def _report(call: Callable[[argparse.Namespace], int], options: argparse.Namespa
     from data_sharding.manifest import DataError
     from orchestrator.config import ConfigError
     from orchestrator.rundir import RunError
+    from slurm.client import SlurmError
+    from slurm.rehearsal import RehearsalError
 
     try:
         return call(options)
-    except (ConfigError, DataError, RunError) as error:
+    except (ConfigError, DataError, RehearsalError, RunError, SlurmError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 93 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
@@ -54,12 +65,15 @@ def _report(call: Callable[[argparse.Namespace], int], options: argparse.Namespa
 
 
 def _train(options: argparse.Namespace) -> int:
+    from orchestrator.config import ConfigError
     from orchestrator.launch.compose import compose
     from orchestrator.launch.create import open_runs
     from orchestrator.launch.local import CRASHED, run_attempt
     from orchestrator.training.verdict import Exit
 
     points = compose(options.overrides)
+    if any(point.config.launcher.name != "local" for point in points):
+        raise ConfigError("launcher=slurm: `tahoe train` runs on this machine; use `tahoe submit`.")
     worst = 0
     for point, (run, plan) in zip(points, open_runs(points), strict=True):
         if run.is_finished:
@@ -73,6 +87,16 @@ def _train(options: argparse.Namespace) -> int:
     return worst
 
 
+def _submit_options(given: list[str]) -> argparse.Namespace:
+    """Take submit's own options out; Hydra reads the rest."""
+    parser = argparse.ArgumentParser("tahoe submit", allow_abbrev=False)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--after", type=Path)
+    options, overrides = parser.parse_known_args(given)
+    options.overrides = overrides
+    return options
+
+
 def _resume(options: argparse.Namespace) -> int:
     from orchestrator.config import parse
     from orchestrator.launch.local import run_attempt
@@ -81,7 +105,11 @@ def _resume(options: argparse.Namespace) -> int:
 
     run = RunDir(options.run.absolute())
     plan = reopen_run(run, options.overrides)
-    return run_attempt(run, parse(run.read_config()), plan)
+    config = parse(run.read_config())
+    if config.launcher.name == "slurm":
+        submit_run(run, config, plan.num_steps)
+        return 0
+    return run_attempt(run, config, plan)
 
 
 def _sync(options: argparse.Namespace) -> int:
@@ -125,6 +153,8 @@ def _parser() -> argparse.ArgumentParser:
     overrides_help = "recipe.epochs=N extends it; keys of cluster, launcher, logging are free"
     resume.add_argument("overrides", nargs="*", metavar="OVERRIDES", help=overrides_help)
 
+    add_cluster_verbs(verbs)
+
     shard = verbs.add_parser("shard", help="write, check and look at data sets of shards")
     add_shard_verbs(shard)
 
@@ -159,7 +189,7 @@ def _complete(given: Sequence[str]) -> int:
     line = os.environ.get("COMP_LINE", "")
     if "query" in "".join(given) and not re.match(r"\s*\S+\s+train\s", line):
         if re.fullmatch(r"\s*\S+\s+\S*", line):
-            print("train resume shard data compare sync ui")
+            print(" ".join(VERBS))
         return 0
     return _train(argparse.Namespace(overrides=list(given)))
 

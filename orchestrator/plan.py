@@ -157,7 +157,7 @@ def check_divisions(ranks: int, micro_batches: int, lanes: int, batch: int) -> N
         ConfigError: with the nearest chains that leave none.
     """
     chain = (
-        ("launcher.num_procs", ranks, "recipe.num_micro_batches", micro_batches),
+        ("ranks", ranks, "recipe.num_micro_batches", micro_batches),
         ("recipe.num_micro_batches", micro_batches, "data.lanes", lanes),
         ("data.lanes", lanes, "recipe.global_batch_size", batch),
     )
@@ -189,7 +189,10 @@ def nearest(ranks: int, micro_batches: int, lanes: int, batch: int) -> Iterator[
         fewer = max(n for n in range(1, ranks + 1) if micro_batches % n == 0)
         more = [n for n in range(ranks, micro_batches + 1) if micro_batches % n == 0]
         for count in sorted({fewer, *more[:1]}):
-            yield f"launcher.num_procs={count}   (batch, lanes and micro-batches as they are)"
+            yield (
+                f"launcher.num_procs={count}   (with Slurm as many ranks by cluster.nodes; batch, "
+                "lanes and micro-batches as they are)"
+            )
 
 
 def _nearest_divisor(whole: int, wanted: int, *, multiple_of: int) -> int:

@@ -81,6 +81,21 @@ class RunDir:
         return self.path / "lock"
 
     @property
+    def job_script(self) -> Path:
+        """What `tahoe submit` gave to Slurm; `sbatch` it by hand and it does the same."""
+        return self.path / "job.sbatch"
+
+    @property
+    def jobs_file(self) -> Path:
+        """One JSON line for each job that was submitted."""
+        return self.path / "jobs.jsonl"
+
+    @property
+    def code_dir(self) -> Path:
+        """The code that jobs of this run execute."""
+        return self.path / "code"
+
+    @property
     def checkpoints_dir(self) -> Path:
         """Where checkpoints lie unless `checkpoint.url` says otherwise."""
         return self.path / "checkpoints"

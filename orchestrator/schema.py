@@ -209,9 +209,9 @@ class Checkpoint:
 
 @_schema
 class Launcher:
-    """How the ranks are started."""
+    """How the ranks are started; `num_procs` and `stop_grace_s` are those of this machine."""
 
-    name: Literal["local"]
+    name: Literal["local", "slurm"]
     num_procs: PositiveInt
     stop_grace_s: PositiveFloat
 
@@ -229,14 +229,48 @@ class Cache:
 
 
 @_schema
+class Container:
+    """What the ranks of a job run in; see slurm.job."""
+
+    image: str
+    runtime: Literal["pyxis", "apptainer"]
+    python: str
+    mounts: tuple[str, ...]
+
+
+@_schema
 class Cluster:
-    """What the ranks run on."""
+    """What the ranks run on. What Slurm is asked for is in submitit's words."""
 
     device: Literal["auto", "cpu", "cuda"]
     threads_per_rank: PositiveInt | None
     collective_timeout_s: PositiveFloat
     network_interface: str | None
     cache: Cache | Literal["none"]
+    nodes: PositiveInt
+    tasks_per_node: PositiveInt | None
+    gpus_per_node: NonNegativeInt
+    cpus_per_task: PositiveInt | None
+    mem_gb: PositiveFloat | None
+    timeout_min: PositiveInt | None
+    partition: str | None
+    account: str | None
+    qos: str | None
+    constraint: str | None
+    exclude: str | None
+    signal_lead_s: PositiveInt
+    max_crashes: NonNegativeInt
+    snapshot_mb: PositiveFloat | None
+    modules: tuple[str, ...]
+    setup: tuple[str, ...]
+    container: Container | None
+    srun_args: tuple[str, ...]
+    additional_parameters: dict[str, str | int | float | bool]
+
+    @property
+    def ranks_per_node(self) -> int:
+        """A rank for each GPU, unless it is said otherwise; one where there are none."""
+        return self.tasks_per_node or self.gpus_per_node or 1
 
 
 @_schema
@@ -275,3 +309,10 @@ class Config:
     cluster: Cluster
     tracking: Tracking
     logging: Logging
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks there are."""
+        if self.launcher.name == "local":
+            return self.launcher.num_procs
+        return self.cluster.nodes * self.cluster.ranks_per_node

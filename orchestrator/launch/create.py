@@ -48,7 +48,7 @@ def open_run(composed: Composed) -> tuple[RunDir, Plan]:
             "if_finished=rerun (sets the old directory aside) or if_finished=reuse."
         )
     train, val = (read_manifest(config.data.url, split) for split in ("train", "val"))
-    plan = make_plan(config, config.launcher.num_procs, train, val)
+    plan = make_plan(config, config.world_size, train, val)
     if is_finished and config.if_finished == "reuse":
         return run, plan
     if is_finished or not run.config_file.exists():

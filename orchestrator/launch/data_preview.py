@@ -67,7 +67,7 @@ def draw(config: "Config", num: int, num_epochs: int) -> "Image.Image":
     from orchestrator.training.datasets import open_train_set
 
     train, val = (read_manifest(config.data.url, split) for split in ("train", "val"))
-    plan = make_plan(config, config.launcher.num_procs, train, val)
+    plan = make_plan(config, config.world_size, train, val)
     train_set = open_train_set(config, train, plan)
     first = _first_draws(train_set, plan.num_micro_batches, num)
     rows = [Row(_stored(train_set.shards, first.ids), "as stored")]

@@ -34,7 +34,9 @@ def run_attempt(run: RunDir, config: Config, plan: Plan) -> int:
         RunError: another attempt of this run is alive.
     """
     with run.lock() as lock, _Interrupts() as interrupts:
-        attempt = run.begin_attempt(launcher="local", world_size=plan.world_size)
+        attempt = run.begin_attempt(
+            launcher="local", world_size=plan.world_size, num_steps=plan.num_steps
+        )
         run.stop_file.unlink(missing_ok=True)
         ranks = _Ranks.start(run, config, attempt, lock)
         with Watcher(run, plan, ranks.log_file(0)) as watcher:

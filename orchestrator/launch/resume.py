@@ -29,7 +29,7 @@ def reopen_run(run: RunDir, overrides: Sequence[str]) -> Plan:
             f"{', '.join((*SAFE_KEYS, *sorted(durations)))}."
         )
     train, val = (read_manifest(config.data.url, split) for split in ("train", "val"))
-    plan = make_plan(config, config.launcher.num_procs, train, val)
+    plan = make_plan(config, config.world_size, train, val)
     done = _num_steps_done(run, config)
     if plan.num_steps < done:
         raise ConfigError(

@@ -25,8 +25,8 @@ class Watcher:
 
     def __init__(self, run: RunDir, plan: Plan, log_file: Path) -> None:
         self._plan = plan
-        self._log = _Tail(log_file)
-        self._metrics = _Tail(run.metrics_file, from_end=True)
+        self._log = Tail(log_file)
+        self._metrics = Tail(run.metrics_file, from_end=True)
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._bar = Progress(
             TextColumn("step {task.completed}/{task.total}"),
@@ -69,7 +69,7 @@ class Watcher:
                 )
 
 
-class _Tail:
+class Tail:
     """The complete lines that a file has gained since it was last asked."""
 
     def __init__(self, path: Path, *, from_end: bool = False) -> None:

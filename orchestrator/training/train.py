@@ -23,11 +23,14 @@ from orchestrator.training.verdict import NeverRestartError, StopRequest, Verdic
 from orchestrator.training.world import Agreement, World
 
 
-def train(run: RunDir, config: Config, world: World, metrics: MetricLog) -> Verdict:
+def train(
+    run: RunDir, config: Config, world: World, metrics: MetricLog, stop: StopRequest
+) -> Verdict:
     """Train until the last step, or until the ranks agree to stop."""
-    stop = StopRequest(run, polls_file=world.is_first)
     job = Job.assemble(run, config, world, metrics)
     plan, start = job.plan, job.begin()
+    if world.any(bool(stop)):
+        return Verdict("stopped", start, "stopped before training began")
 
     # The micro-batches that this rank computes, in the order of the steps.
     micros = plan.micro_batches_of(world.rank)

@@ -15,24 +15,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from data_sharding.manifest import DataError
 from orchestrator.config import ConfigError, parse
 from orchestrator.rundir import RunDir
 from orchestrator.schema import Config
-from orchestrator.training.checkpoint import CheckpointError
-from orchestrator.training.metrics import MetricLog
-from orchestrator.training.train import train
-from orchestrator.training.verdict import NeverRestartError, Verdict
-from orchestrator.training.world import join_world
+from orchestrator.training.verdict import NeverRestartError, StopRequest, Verdict
 
 log = logging.getLogger(__name__)
-
-# Starting again would end the same way: these are the user's to mend.
-_HOPELESS = (NeverRestartError, ConfigError, DataError, CheckpointError)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run this rank and return its exit code."""
+    run, is_first = RunDir(Path(arguments[0])), os.environ["RANK"] == "0"
+    # Before torch is imported, which takes seconds: unheard, a signal would end this process.
+    stop = StopRequest(run, polls_file=is_first)
     faulthandler.enable()
     logging.captureWarnings(True)
     logging.basicConfig(
@@ -40,22 +35,38 @@ def main(arguments: Sequence[str]) -> int:
     )
     if os.environ.get("TAHOE_LAUNCHER_PIPE"):
         threading.Thread(target=_stop_without_launcher, daemon=True).start()
-    run, attempt = RunDir(Path(arguments[0])), int(os.environ["TAHOE_ATTEMPT"])
-    config, is_first = parse(run.read_config()), os.environ["RANK"] == "0"
-    with _shipping(run, config) if is_first and config.tracking.enabled else nullcontext():
-        verdict = _attempt(run, config, attempt, run.metrics_file if is_first else None)
+    attempt, config = int(os.environ["TAHOE_ATTEMPT"]), parse(run.read_config())
+    with _shipping(run, config) if is_first and _ships(config) else nullcontext():
+        verdict = _attempt(run, config, attempt, stop, is_first=is_first)
         if is_first:
             verdict.write(run, attempt)
     return verdict.exit_code
 
 
-def _attempt(run: RunDir, config: Config, attempt: int, metrics_file: Path | None) -> Verdict:
+def _attempt(
+    run: RunDir, config: Config, attempt: int, stop: StopRequest, *, is_first: bool
+) -> Verdict:
+    from data_sharding.manifest import DataError
+    from orchestrator.training.checkpoint import CheckpointError
+    from orchestrator.training.metrics import MetricLog
+    from orchestrator.training.train import train
+    from orchestrator.training.world import join_world
+
+    # Starting again would end the same way: these are the user's to mend.
+    hopeless = (NeverRestartError, ConfigError, DataError, CheckpointError)
+    metrics_file = run.metrics_file if is_first else None
     try:
         with MetricLog(metrics_file, attempt) as metrics, join_world(config.cluster) as world:
-            return train(run, config, world, metrics)
-    except _HOPELESS as error:
+            return train(run, config, world, metrics, stop)
+    except hopeless as error:
         log.error("%s", error)  # without a traceback, which would hide what it says
         return Verdict("never_restart", None, str(error))
+
+
+def _ships(config: Config) -> bool:
+    """Whether to ship while training: no job of a cluster opens SQLite on a shared file system."""
+    is_local = config.launcher.name == "local"
+    return config.tracking.enabled and (is_local or config.tracking.uri.startswith("http"))
 
 
 @contextmanager

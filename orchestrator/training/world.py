@@ -40,6 +40,10 @@ class World:
         dist.all_reduce(total, op=dist.ReduceOp.SUM, group=self.control)
         return total
 
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set on any rank; every rank gets the same answer."""
+        return bool(self.sum(torch.tensor([int(flag)])).item())
+
     def share_buffers(self, network: nn.Module) -> None:
         """Give every rank rank 0's buffers: each rank's batch norm has seen other micro-batches."""
         for buffer in network.buffers():
@@ -90,9 +94,9 @@ class Agreement:
 @contextmanager
 def join_world(cluster: Cluster) -> Iterator[World]:
     """Meet the other ranks; part from them at the end."""
-    local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    local_rank = int(os.environ["LOCAL_RANK"])
     device = choose_device(cluster.device, local_rank)
-    torch.set_num_threads(cluster.threads_per_rank or max(1, (os.cpu_count() or 1) // local_size))
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     if cluster.network_interface:
         os.environ["GLOO_SOCKET_IFNAME"] = cluster.network_interface
         os.environ["NCCL_SOCKET_IFNAME"] = cluster.network_interface

@@ -13,7 +13,10 @@ from running import Tahoe
 from orchestrator.cli import main
 from orchestrator.launch import local
 
-VERBS = ("train", "resume", "shard", "data", "compare", "sync", "ui")
+VERBS = (
+    *("train", "submit", "resume", "status", "list", "logs", "cancel", "compare", "sync", "ui"),
+    *("shard", "data", "rehearse"),
+)
 TAHOE = Path(sys.executable).with_name("tahoe")
 
 LIST_HEAVY_MODULES = """

@@ -72,7 +72,7 @@ def test_24_ranks_and_a_batch_of_256_are_told_what_is_nearest() -> None:
     with pytest.raises(ConfigError) as refused:
         check_divisions(ranks=24, micro_batches=4, lanes=32, batch=256)
     first, *proposals = [line.split("   ")[0].strip() for line in str(refused.value).splitlines()]
-    assert "launcher.num_procs=24 does not divide recipe.num_micro_batches=4" in first
+    assert "ranks=24 does not divide recipe.num_micro_batches=4" in first
     assert proposals == [
         "recipe.global_batch_size=240 data.lanes=24 recipe.num_micro_batches=24",
         "recipe.global_batch_size=264 data.lanes=24 recipe.num_micro_batches=24",

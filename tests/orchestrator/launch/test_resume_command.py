@@ -18,15 +18,6 @@ from orchestrator.launch.resume import reopen_run
 from orchestrator.rundir import RunDir, RunError
 
 
-@pytest.fixture
-def run(values: dict[str, Any], shards: Path, tmp_path: Path) -> RunDir:
-    """Return a run of 14 steps, 7 an epoch, that no attempt has been made of."""
-    values["data"]["url"] = str(shards)
-    values["recipe"]["epochs"] = 2
-    run, _ = open_run(Composed(parse(values | {"run_dir": str(tmp_path / "my run")}), ()))
-    return run
-
-
 def end(run: RunDir, verdict: str, step: int) -> None:
     attempt = run.begin_attempt()
     run.write_json(run.verdict_file, {"verdict": verdict, "step": step, "attempt": attempt})

@@ -1,0 +1,164 @@
+"""What a job script does before and after the ranks: note the attempt, decide what comes next.
+
+    python -m orchestrator.launch.attempt begin RUN              prints the attempt, or nothing
+    python -m orchestrator.launch.attempt end RUN ATTEMPT CODE STATE    prints what comes next
+
+Only the answer goes to stdout; everything for people goes to stderr, which is the job's output.
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from orchestrator.config import parse
+from orchestrator.rundir import RunDir, read_json_lines
+from orchestrator.training.checkpoint import CheckpointStore
+from orchestrator.training.verdict import Exit, Verdict
+
+Next = Literal["requeue", "resubmit"] | int
+
+
+class Ended(NamedTuple):
+    """How an attempt ended.
+
+    Args:
+        verdict: what the ranks left; None where they left nothing.
+        code: srun's exit code.
+        state: of the job as squeue says it, then a blank and the reason. Anything but RUNNING
+            means that Slurm itself is ending the job.
+        crashes: how often in a row, with this one, it crashed without a new checkpoint.
+    """
+
+    verdict: str | None
+    code: int
+    state: str
+    crashes: int
+
+
+class Decision(NamedTuple):
+    """What comes next, and why."""
+
+    next: Next
+    why: str
+
+
+def decide(ended: Ended, *, stop_requested: bool, max_crashes: int) -> Decision:
+    """Return what comes next: an exit code of the job, or that it goes on in another attempt."""
+    if ended.verdict == "finished":
+        decision = Decision(Exit.FINISHED, "finished")
+    elif ended.verdict == "never_restart":
+        decision = Decision(Exit.NEVER_RESTART, "the run would end the same if started again")
+    elif stop_requested:
+        decision = Decision(Exit.STOPPED, "stopped, as control/stop asks for")
+    elif ended.state.endswith("TimeLimit"):
+        decision = Decision("resubmit", "the time limit came before the ranks had saved")
+    elif not ended.state.startswith("RUNNING"):
+        decision = Decision(Exit.STOPPED, f"Slurm ends this job itself ({ended.state})")
+    elif ended.verdict == "stopped":
+        decision = Decision("requeue", "saved before the time limit or a preemption; goes on")
+    elif ended.crashes > max_crashes:
+        decision = Decision(
+            Exit.NEVER_RESTART,
+            f"crashed {ended.crashes} times in a row without a new checkpoint (exit code "
+            f"{ended.code}), and cluster.max_crashes allows {max_crashes}. Read the logs, mend it, "
+            "then `tahoe resume` it",
+        )
+    else:
+        decision = Decision("requeue", f"crashed with exit code {ended.code}; tries again")
+    return decision
+
+
+def begin(run: RunDir) -> str:
+    """Note that an attempt begins; return its number, or nothing if there is nothing to do."""
+    _close_lost(run)
+    if run.is_finished:
+        print(f"{run.path} is finished", file=sys.stderr)
+        return ""
+    if run.stop_file.exists():
+        print(f"{run.stop_file} is there: remove it, and submit again", file=sys.stderr)
+        return ""
+    config, environ = parse(run.read_config()), os.environ
+    job = environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in environ:
+        job = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
+    run.lock_file.write_text(f"Slurm job {job} on {socket.gethostname()}")
+    attempt = run.begin_attempt(
+        launcher="slurm",
+        world_size=config.world_size,
+        slurm_job_id=job,
+        slurm_restart_count=int(environ.get("SLURM_RESTART_COUNT", 0)),
+        nodes=environ["SLURM_JOB_NODELIST"],
+    )
+    run.log_dir(attempt).mkdir(parents=True)
+    return str(attempt)
+
+
+def end(run: RunDir, attempt: int, code: int, state: str) -> Next:
+    """Note how an attempt ended and return what comes next."""
+    config = parse(run.read_config())
+    verdict = run.read_json(run.verdict_file) or {}
+    mine = verdict["verdict"] if verdict.get("attempt") == attempt else None
+    saved = CheckpointStore(config.checkpoint.url or str(run.checkpoints_dir)).steps()
+    last_step = saved[-1] if saved else 0
+    is_crash = mine is None and state.startswith("RUNNING")
+    crashes = 1 + _crashes_before(run, last_step) if is_crash else 0
+    decision = decide(
+        Ended(mine, code, state, crashes),
+        stop_requested=run.stop_file.exists(),
+        max_crashes=config.cluster.max_crashes,
+    )
+    if mine is None and decision.next == Exit.NEVER_RESTART:
+        Verdict("never_restart", None, decision.why).write(run, attempt)
+    run.end_attempt(
+        attempt,
+        exit_code=code if mine is None else Exit[mine.upper()],
+        step=verdict.get("step") if mine else None,
+        checkpoint_step=last_step,
+        crashed=is_crash,
+        why=verdict["reason"] if mine else decision.why,
+        slurm_state=state,
+    )
+    print(f"attempt {attempt}: {decision.why}; next: {decision.next}", file=sys.stderr)
+    return decision.next
+
+
+def _crashes_before(run: RunDir, last_step: int) -> int:
+    """Return how often in a row it has crashed with this as the newest checkpoint."""
+    count = 0
+    for line in reversed([x for x in read_json_lines(run.attempts_file) if "ended_s" in x]):
+        if not line.get("crashed"):
+            if line.get("lost"):
+                continue  # it neither crashed nor got anywhere
+            break
+        if line.get("checkpoint_step") != last_step:
+            break
+        count += 1
+    return count
+
+
+def _close_lost(run: RunDir) -> None:
+    """Note the end of an attempt that could not do so: its node is gone, or was told to."""
+    open_attempts: set[int] = set()
+    for line in read_json_lines(run.attempts_file):
+        change = open_attempts.discard if "ended_s" in line else open_attempts.add
+        change(line["attempt"])
+    for attempt in sorted(open_attempts):
+        run.end_attempt(attempt, lost=True, why="its first node was lost, or Slurm killed it")
+
+
+def main(arguments: Sequence[str]) -> int:
+    verb, run = arguments[0], RunDir(Path(arguments[1]))
+    if verb == "begin":
+        print(begin(run))
+    else:
+        attempt, code, state = arguments[2:]
+        answer = end(run, int(attempt), int(code), state)
+        print(answer if isinstance(answer, str) else int(answer))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,251 @@
+"""`tahoe submit|status|list|logs|cancel|rehearse`: runs as jobs of Slurm."""
+
+import argparse
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orchestrator.rundir import RunDir
+    from orchestrator.schema import Config
+    from slurm.rehearsal import Rehearsal
+
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+SUBMIT_EPILOG = """\
+OVERRIDES are those of `tahoe train`, -m too. What is asked of Slurm are keys of `cluster`:
+
+  tahoe submit model=timm/resnet50 data=shards data.url=/data/set cluster.nodes=4
+  tahoe submit --dry-run cluster=slurm             print the job script and submit nothing
+  tahoe submit --after runs/first ...              start when that run has finished
+"""
+
+
+def add_cluster_verbs(verbs: "Verbs") -> None:
+    """Add the verbs; each sets `call` to what is to be run."""
+    add_submit_options(_add(verbs, "submit", submit, "submit a run to Slurm, or go on with one"))
+    status_verb = _add(verbs, "status", status, "say how runs stand, all that is known")
+    _add_runs(status_verb)
+    list_verb = _add(verbs, "list", list_runs, "print a line for each run")
+    runs_help = "where run directories lie (default: %(default)s)"
+    list_verb.add_argument("--runs-dir", type=Path, default=Path("runs"), help=runs_help)
+    for verb in (status_verb, list_verb):
+        verb.add_argument("--json", action="store_true", help="print JSON")
+    logs_verb = _add(verbs, "logs", logs, "print what a rank has written")
+    _add_run(logs_verb)
+    logs_verb.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
+    logs_verb.add_argument("--rank", type=int, default=0, help="default: %(default)s")
+    cancel_verb = _add(verbs, "cancel", cancel, "end a run's job; a running one saves first")
+    _add_run(cancel_verb)
+    cancel_verb.add_argument("--now", action="store_true", help="do not let it save")
+    _add_rehearse(verbs)
+
+
+def add_submit_options(verb: argparse.ArgumentParser) -> None:
+    """Add what `submit` takes besides overrides, which are Hydra's to read."""
+    verb.formatter_class = argparse.RawDescriptionHelpFormatter
+    verb.epilog = SUBMIT_EPILOG
+    verb.add_argument("--dry-run", action="store_true", help="print the script, submit nothing")
+    verb.add_argument("--after", type=Path, metavar="RUN", help="start when that run has finished")
+    verb.add_argument("overrides", nargs="*", metavar="OVERRIDES", help="see below")
+
+
+def _add_rehearse(verbs: "Verbs") -> None:
+    text = "a real Slurm on this machine, to see what a job does when its cluster hurts it"
+    rehearse = verbs.add_parser("rehearse", help=text, description=text[0].upper() + text[1:] + ".")
+    actions = rehearse.add_subparsers(title="verbs", metavar="VERB", required=True)
+    up = _add(actions, "up", rehearse_up, "start a cluster")
+    up.add_argument("--nodes", type=int, default=3, help="default: %(default)s")
+    for name, call, text in (
+        ("down", rehearse_down, "end a cluster and all that runs on it"),
+        ("kill-node", rehearse_kill_node, "cut a node off, as if its power had gone"),
+        ("heal-node", rehearse_heal_node, "bring a killed node back"),
+        ("preempt", rehearse_preempt, "let an urgent job take a run's nodes"),
+    ):
+        verb = _add(actions, name, call, text)
+        if name.endswith("node"):
+            verb.add_argument("node", metavar="NODE")
+        if name == "preempt":
+            _add_run(verb)
+        directory_help = "of the cluster (default: that of $SLURM_CONF)"
+        verb.add_argument("directory", nargs="?", type=Path, metavar="DIR", help=directory_help)
+
+
+def submit(options: argparse.Namespace) -> int:
+    """Submit each point of the config, or print what would be submitted."""
+    from orchestrator.launch.compose import compose
+    from orchestrator.launch.create import open_runs, run_path
+    from orchestrator.launch.snapshot import in_place
+    from orchestrator.launch.submit import script
+    from orchestrator.rundir import RunDir
+
+    points = compose(["launcher=slurm", *options.overrides])
+    if options.dry_run:
+        for point in points:
+            print(script(RunDir(run_path(point.config)), point.config, in_place()))
+        return 0
+    after = RunDir(options.after.absolute()) if options.after else None
+    for point, (run, plan) in zip(points, open_runs(points), strict=True):
+        if run.is_finished:
+            print(f"{run.path} is finished already; it is reused (if_finished=reuse)")
+        else:
+            submit_run(run, point.config, plan.num_steps, after)
+    return 0
+
+
+def submit_run(
+    run: "RunDir", config: "Config", num_steps: int, after: "RunDir | None" = None
+) -> None:
+    """Submit a run and say where to look."""
+    from orchestrator.launch.submit import submit as submit_job
+
+    job_id = submit_job(run, config, num_steps, after=after)
+    print(f"submitted job {job_id}: {run.path}")
+    print(f"  tahoe status {run.quoted}    tahoe logs -f {run.quoted}")
+    if config.tracking.enabled:
+        _show_in_mlflow(run, config.tracking.uri)
+
+
+def _show_in_mlflow(run: "RunDir", uri: str) -> None:
+    """Make the MLflow run, and print where it is; a server that is away must not stop a job."""
+    from orchestrator.rundir import RunError
+    from orchestrator.tracking.ship import sync
+
+    try:
+        sync(run.path)
+    except RunError as error:
+        print(f"  not in MLflow yet: {error}")
+        return
+    mark = run.read_json(run.mlflow_file) or {}
+    if uri.startswith("http"):
+        print(f"  {uri}/#/experiments/{mark['experiment_id']}/runs/{mark['run_id']}")
+    else:
+        print(f"  in MLflow: tahoe sync {run.quoted} && tahoe ui --uri {shlex.quote(uri)}")
+
+
+def status(options: argparse.Namespace) -> int:
+    """Print how the runs stand."""
+    from orchestrator.launch.status import as_json, show_whole, standings
+    from orchestrator.rundir import RunDir
+
+    found = standings([RunDir(run.absolute()) for run in options.runs])
+    if options.json:
+        print(as_json(found))
+        return 0
+    for one in found:
+        show_whole(one)
+    return 0
+
+
+def list_runs(options: argparse.Namespace) -> int:
+    """Print a line for each run in a directory."""
+    from orchestrator.launch.status import as_json, find_runs, show_table, standings
+
+    found = standings(find_runs(options.runs_dir.absolute()))
+    if options.json:
+        print(as_json(found))
+    else:
+        show_table(found)
+    return 0
+
+
+def logs(options: argparse.Namespace) -> int:
+    """Print the log of a rank."""
+    from orchestrator.launch.logs import lines
+    from orchestrator.launch.submit import is_going_on
+    from orchestrator.rundir import RunDir
+
+    run = RunDir(options.run.absolute())
+    run.read_config()  # says so if there is no run
+    goes_on = (lambda: is_going_on(run)) if options.follow else (lambda: False)
+    for line in lines(run, options.rank, goes_on=goes_on):
+        print(line, flush=options.follow)
+    return 0
+
+
+def cancel(options: argparse.Namespace) -> int:
+    """End a run's job."""
+    from orchestrator.launch.submit import cancel as cancel_job
+    from orchestrator.rundir import RunDir
+
+    run = RunDir(options.run.absolute())
+    run.read_config()
+    print(cancel_job(run, now=options.now))
+    return 0
+
+
+def rehearse_up(options: argparse.Namespace) -> int:
+    """Start a cluster and say how to use it."""
+    from slurm.rehearsal import Rehearsal
+
+    cluster = Rehearsal.up(options.nodes)
+    print(f"# {len(cluster.names)} nodes are idle: {', '.join(cluster.names)}. In this shell:")
+    for name, value in cluster.environ.items():
+        print(f"export {name}={shlex.quote(value)}")
+    print(f"# and at the end: tahoe rehearse down {shlex.quote(str(cluster.directory))}")
+    return 0
+
+
+def rehearse_down(options: argparse.Namespace) -> int:
+    """End a cluster."""
+    _cluster(options).down()
+    return 0
+
+
+def rehearse_kill_node(options: argparse.Namespace) -> int:
+    """Cut a node off."""
+    _cluster(options).kill_node(options.node)
+    return 0
+
+
+def rehearse_heal_node(options: argparse.Namespace) -> int:
+    """Bring a node back."""
+    _cluster(options).heal_node(options.node)
+    return 0
+
+
+def rehearse_preempt(options: argparse.Namespace) -> int:
+    """Let an urgent job take the nodes of a run for a moment."""
+    from orchestrator.launch.submit import queued_job
+    from orchestrator.rundir import RunDir, RunError
+
+    run = RunDir(options.run.absolute())
+    job = queued_job(run)
+    if job is None or job.state != "RUNNING":
+        raise RunError(f"{run.id} runs on no node, so there is nothing to preempt.")
+    _cluster(options).preempt(job.job_id)
+    return 0
+
+
+def _cluster(options: argparse.Namespace) -> "Rehearsal":
+    from slurm.rehearsal import Rehearsal, RehearsalError
+
+    directory = options.directory
+    if directory is None:
+        if "SLURM_CONF" not in os.environ:
+            raise RehearsalError(
+                "which cluster? Give its directory, or export SLURM_CONF as `tahoe rehearse up` "
+                "has printed."
+            )
+        directory = Path(os.environ["SLURM_CONF"]).parent
+    return Rehearsal.at(directory.absolute())
+
+
+def _add_run(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+
+
+def _add_runs(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory")
+
+
+def _add(
+    verbs: "Verbs", name: str, call: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    verb: argparse.ArgumentParser = verbs.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + "."
+    )
+    verb.set_defaults(call=call)
+    return verb

@@ -1,0 +1,117 @@
+"""Slurm's own commands: what is submitted, how it stands, how it is ended.
+
+Nothing here needs accounting (`sacct`), which many sites do not have: what became of a job that
+Slurm has forgotten is in its run directory.
+"""
+
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_DEADLINE_S = 120
+# What sbatch would take from a job that `tahoe submit` is called in.
+_INHERITED = re.compile(r"(SLURM|SLURMD|SRUN|PMI|PMIX)_\w+")
+
+# States of squeue in which nothing of a job runs any more, or will.
+ENDED = {
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
+    *("NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT"),
+}
+
+
+class SlurmError(Exception):
+    """Slurm refused, or cannot be reached; the message says what it said and what to do."""
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job that Slurm knows: `state` as squeue spells it, `nodes` a count, times as it shows them.
+
+    `reason` is why it waits, or on which nodes it runs.
+    """
+
+    job_id: str
+    state: str
+    reason: str
+    num_nodes: int
+    start: str
+    time_left: str
+
+
+def submit(script: Path, *, after: str | None = None, test_only: bool = False) -> str:
+    """Submit a job script and return the job's id; with `test_only` what Slurm says of it.
+
+    Args:
+        after: the id of a job that must have ended well before.
+
+    Raises:
+        SlurmError: Slurm does not take it.
+    """
+    options = [f"--dependency=afterok:{after}"] if after else []
+    if test_only:
+        return _call("sbatch", "--test-only", *options, str(script), both=True).strip()
+    return _call("sbatch", "--parsable", *options, str(script)).strip().partition(";")[0]
+
+
+def jobs(job_ids: Iterable[str]) -> dict[str, QueuedJob]:
+    """Return those of the jobs that Slurm still knows, by id.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    wanted = list(job_ids)
+    if not wanted:
+        return {}
+    # Not asked for by id: one that Slurm has forgotten would make an error of the whole answer.
+    fields = "%i|%T|%r|%D|%S|%L"
+    out = _call("squeue", "--noheader", "--array", "--states=all", "--me", f"--format={fields}")
+    found = {}
+    for line in out.splitlines():
+        job_id, state, reason, num_nodes, start, left = line.split("|")
+        found[job_id] = QueuedJob(job_id, state, reason, int(num_nodes), start, left)
+    return {job_id: found[job_id] for job_id in wanted if job_id in found}
+
+
+def cancel(job_id: str) -> None:
+    """End a job, waiting or running.
+
+    Raises:
+        SlurmError: Slurm does not let us.
+    """
+    _call("scancel", job_id)
+
+
+def _call(*command: str, both: bool = False) -> str:
+    environ = {k: v for k, v in os.environ.items() if not _is_inherited(k)}
+    try:
+        done = subprocess.run(
+            command, env=environ, capture_output=True, text=True, timeout=_DEADLINE_S, check=False
+        )
+    except FileNotFoundError:
+        raise SlurmError(
+            f"there is no `{command[0]}` on this machine, so Slurm cannot be asked. Run this on a "
+            "login node of the cluster, or use `tahoe train` to run on this machine."
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(
+            f"`{command[0]}` has not answered for {_DEADLINE_S} s: Slurm's controller is busy or "
+            "down. Nothing is known of the job; try again."
+        ) from None
+    if done.returncode:
+        raise SlurmError(_explain(command, done.stderr))
+    return done.stdout + done.stderr if both else done.stdout
+
+
+def _is_inherited(name: str) -> bool:
+    return name != "SLURM_CONF" and _INHERITED.fullmatch(name) is not None
+
+
+def _explain(command: Sequence[str], stderr: str) -> str:
+    said = re.sub(rf"^{command[0]}: (error: )?", "", stderr.strip(), flags=re.MULTILINE)
+    return (
+        f"`{command[0]}` failed: {said}. Nothing was done. Mend what it names (partition, account "
+        "and limits are keys of `cluster`), or ask those who run the cluster."
+    )

@@ -1,0 +1,220 @@
+"""A job script: the value of one pure function of one dataclass.
+
+The script is one attempt of a run. It takes the run's lock, notes the attempt, starts the ranks
+with srun, and leaves the decision what comes next to `orchestrator.launch.attempt`. `sbatch` it by
+hand and it does the same as `tahoe submit`.
+"""
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from string import Template
+from typing import Literal
+
+SIGNAL = "USR2"  # sent to every process of the ranks some time before the limit
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked of Slurm, in submitit's words, and what is run.
+
+    Args:
+        name: of the job.
+        run_dir: absolute path of the run directory.
+        python: the interpreter, as all nodes see it.
+        python_path: directories that modules come from, before the environment's own.
+        nodes, tasks_per_node, gpus_per_node, cpus_per_task, mem_gb: the size; a task is a rank.
+        timeout_min: the limit, after which another attempt goes on.
+        partition, account, qos, constraint, exclude: None is whatever the site's default is.
+        signal_lead_s: how long before the limit the ranks are told to save and stop.
+        modules: environment modules to be loaded.
+        setup: lines of shell, run on the first node before the ranks are started.
+        container_image: what the ranks run in.
+        container_runtime: pyxis (an option of srun) or apptainer (a command).
+        container_python: the interpreter inside it.
+        container_mounts: SOURCE or SOURCE:TARGET, besides the run directory and `python_path`.
+        srun_args: further arguments of srun.
+        additional_parameters: further options of sbatch, without their dashes; True for a flag.
+        environ: further variables of the job.
+
+    Raises:
+        ValueError: a value cannot stand in a script, or contradicts another.
+    """
+
+    name: str
+    run_dir: str
+    python: str
+    python_path: tuple[str, ...] = ()
+    nodes: int = 1
+    tasks_per_node: int = 1
+    gpus_per_node: int = 0
+    cpus_per_task: int | None = None
+    mem_gb: float | None = None
+    timeout_min: int | None = None
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    signal_lead_s: int = 120
+    modules: tuple[str, ...] = ()
+    setup: tuple[str, ...] = ()
+    container_image: str | None = None
+    container_runtime: Literal["pyxis", "apptainer"] = "pyxis"
+    container_python: str = "python"
+    container_mounts: tuple[str, ...] = ()
+    srun_args: tuple[str, ...] = ()
+    additional_parameters: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in self.environ:
+            if not re.fullmatch(r"[A-Za-z_]\w*", key):
+                raise ValueError(f"{key!r} cannot be the name of an environment variable")
+        for key in self.additional_parameters:
+            if not re.fullmatch(r"[a-z][a-z0-9\-_]*", key):
+                raise ValueError(f"{key!r} is no option of sbatch: write it as in its manual")
+
+
+def render(job: Job) -> str:
+    """Return the job script.
+
+    Raises:
+        ValueError: an option of sbatch holds a line break, which no script can.
+    """
+    directives = "\n".join(f"#SBATCH --{option}" for option in _directives(job))
+    return Template(_SCRIPT).substitute(
+        directives=directives,
+        run=shlex.quote(job.run_dir),
+        python=shlex.quote(job.python),
+        exports="\n".join(_exports(job)),
+        setup="".join(f"{line}\n" for line in _setup(job)),
+        tasks_per_node=job.tasks_per_node,
+        srun=" \\\n    ".join(_srun(job)),
+        interpreter=_interpreter(job),
+    )
+
+
+_SCRIPT = r"""#!/bin/bash
+$directives
+
+# One attempt of a Tahoe run. Written by `tahoe submit`; `sbatch` this file does the same.
+run=$run
+python=$python
+$exports
+
+$setup# The ranks answer signals: they save and end. This shell waits for them.
+trap : TERM USR1 USR2
+
+exec 9>>"$$run/lock"
+if ! flock --timeout 60 9; then
+    echo "error: another attempt of $$run is running, on $$(cat "$$run/lock")" >&2
+    exit 1
+fi
+attempt=$$("$$python" -m orchestrator.launch.attempt begin "$$run") || exit
+[ -n "$$attempt" ] || exit 0 # finished already
+
+first_node=$$(scontrol show hostnames "$$SLURM_JOB_NODELIST" | head -n 1)
+[ -n "$$first_node" ] || { echo "error: scontrol names no node of this job" >&2; exit 1; }
+export MASTER_ADDR=$$first_node
+export MASTER_PORT=$$((20000 + (SLURM_JOB_ID * 13 + $${SLURM_RESTART_COUNT:-0}) % 12000))
+export TAHOE_ATTEMPT=$$attempt LOCAL_WORLD_SIZE=$tasks_per_node
+export SRUN_CPUS_PER_TASK=$${SLURM_CPUS_PER_TASK:-1} # srun does not take it from sbatch
+
+srun $srun \
+    bash -c 'trap "" TERM USR1 USR2 # until the worker listens
+        export RANK=$$SLURM_PROCID LOCAL_RANK=$$SLURM_LOCALID WORLD_SIZE=$$SLURM_NTASKS
+        exec "$$@" -m orchestrator.training.worker "$$0"' "$$run" \
+    $interpreter
+code=$$?
+
+state=$$(squeue --noheader --jobs "$$SLURM_JOB_ID" --format '%T %r')
+next=$$("$$python" -m orchestrator.launch.attempt end "$$run" "$$attempt" "$$code" "$$state") \
+    || exit
+
+# In an array the job id of one element is that of the whole array.
+job=$${SLURM_ARRAY_JOB_ID:+$${SLURM_ARRAY_JOB_ID}_$$SLURM_ARRAY_TASK_ID}
+case $$next in
+    requeue) scontrol requeue "$${job:-$$SLURM_JOB_ID}" && exit 75 ;;
+    resubmit) ;;
+    *) exit "$$next" ;;
+esac
+new=$$(sbatch --parsable --dependency=afterany:"$$SLURM_JOB_ID" "$$run/job.sbatch") || exit
+printf '{"slurm_job_id": "%s"}\n' "$${new%%;*}" >>"$$run/jobs.jsonl"
+exit 75
+"""
+
+
+def _directives(job: Job) -> Iterator[str]:
+    options: dict[str, object] = {
+        "job-name": job.name,
+        "nodes": job.nodes,
+        "ntasks-per-node": job.tasks_per_node,
+        "gpus-per-node": job.gpus_per_node or None,
+        "cpus-per-task": job.cpus_per_task,
+        "mem": None if job.mem_gb is None else f"{round(job.mem_gb * 1024)}M",
+        "time": job.timeout_min,
+        "partition": job.partition,
+        "account": job.account,
+        "qos": job.qos,
+        "constraint": job.constraint,
+        "exclude": job.exclude,
+        "signal": f"{SIGNAL}@{job.signal_lead_s}",
+        "requeue": True,
+        "open-mode": "append",
+        "output": f"{job.run_dir.replace('%', '%%')}/slurm/%j.out",
+        **job.additional_parameters,
+    }
+    for name, value in options.items():
+        if value is True:
+            yield name
+        elif value is not None and value is not False:
+            yield f"{name}={_quoted(name, str(value))}"
+
+
+def _quoted(name: str, value: str) -> str:
+    """Return a value as sbatch reads it in a script: its quotes are like a shell's, but simpler."""
+    if "\n" in value or "\r" in value:
+        raise ValueError(f"{name}: {value!r} has a line break, which no option of sbatch can hold")
+    if re.fullmatch(r"[\w@%+=:,./\-]*", value, re.ASCII):
+        return value
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _exports(job: Job) -> Iterator[str]:
+    environ = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", **job.environ}
+    if job.python_path:
+        environ["PYTHONPATH"] = ":".join(job.python_path)
+    yield from (f"export {key}={shlex.quote(value)}" for key, value in environ.items())
+
+
+def _setup(job: Job) -> Iterator[str]:
+    yield from (f"module load {shlex.quote(module)}" for module in job.modules)
+    yield from job.setup
+
+
+def _srun(job: Job) -> Iterator[str]:
+    yield "--kill-on-bad-exit=1 --wait=60"
+    yield f"--ntasks-per-node={job.tasks_per_node} --open-mode=append"
+    yield """--output="${run//%/%%}/logs/attempt-$(printf %04d "$attempt")/rank-%5t.log\""""
+    if job.container_image and job.container_runtime == "pyxis":
+        yield f"--container-image={shlex.quote(job.container_image)}"
+        yield f"--container-mounts={shlex.quote(','.join(_mounts(job)))}"
+    yield from map(shlex.quote, job.srun_args)
+
+
+def _interpreter(job: Job) -> str:
+    if not job.container_image:
+        return '"$python"'
+    if job.container_runtime == "pyxis":
+        return shlex.quote(job.container_python)
+    gpus = ["--nv"] if job.gpus_per_node else []
+    bind = f"--bind={','.join(_mounts(job))}"
+    command = ["apptainer", "exec", *gpus, bind, job.container_image, job.container_python]
+    return shlex.join(command)
+
+
+def _mounts(job: Job) -> Iterator[str]:
+    for mount in (job.run_dir, *job.python_path, *job.container_mounts):
+        yield mount if ":" in mount else f"{mount}:{mount}"

@@ -1,0 +1,133 @@
+"""Runs as jobs of a real Slurm: whatever happens to them, they end as if nothing had."""
+
+import os
+import signal
+import subprocess
+
+import pytest
+from cluster_runs import Jobs, ends, everything_said, global_batches, losses, weights
+
+from orchestrator.rundir import RunDir, read_json_lines
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+
+
+def assert_as_if_nothing_had_happened(run: RunDir, undisturbed: RunDir) -> None:
+    assert run.is_finished, everything_said(run)
+    assert weights(run) == weights(undisturbed)
+    assert losses(run) == losses(undisturbed)
+    assert global_batches(run) == global_batches(undisturbed)
+
+
+def test_a_job_on_two_nodes_is_the_local_run(jobs: Jobs, undisturbed: RunDir) -> None:
+    run = jobs.submit("finish")
+    jobs.wait_for_end(run)
+    assert_as_if_nothing_had_happened(run, undisturbed)
+    (attempt, end) = read_json_lines(run.attempts_file)
+    assert (attempt["world_size"], attempt["nodes"]) == (4, "node[1-2]")
+    assert end["exit_code"] == 0
+
+
+@pytest.mark.slow
+def test_a_time_limit_only_makes_more_attempts(jobs: Jobs, undisturbed: RunDir) -> None:
+    run = jobs.submit("limit", "cluster.timeout_min=1", "cluster.signal_lead_s=50")
+    jobs.wait_for_end(run)
+    assert_as_if_nothing_had_happened(run, undisturbed)
+    assert len(ends(run)) >= 2
+
+
+def test_a_preempted_job_goes_on(jobs: Jobs, undisturbed: RunDir) -> None:
+    run = jobs.submit("preempted")
+    jobs.wait_for_step(run, 14)
+    jobs.tahoe("rehearse", "preempt", str(run.path))
+    jobs.wait_for_end(run)
+    assert_as_if_nothing_had_happened(run, undisturbed)
+    assert len(ends(run)) == 2
+
+
+@pytest.mark.parametrize("is_first", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_job_goes_on_without_a_lost_node(
+    jobs: Jobs, undisturbed: RunDir, *, is_first: bool
+) -> None:
+    run = jobs.submit(f"lost-{is_first}")
+    jobs.wait_for_step(run, 14)
+    (line,) = read_json_lines(run.attempts_file)
+    done = subprocess.run(
+        ["scontrol", "show", "hostnames", line["nodes"]], capture_output=True, text=True, check=True
+    )
+    node = done.stdout.split()[0 if is_first else 1]
+    jobs.tahoe("rehearse", "kill-node", node)
+    try:
+        jobs.wait_for_end(run)
+    finally:
+        jobs.tahoe("rehearse", "heal-node", node)
+    assert_as_if_nothing_had_happened(run, undisturbed)
+    assert len(ends(run)) == 2
+
+
+@pytest.mark.slow
+def test_a_killed_rank_costs_an_attempt(jobs: Jobs, undisturbed: RunDir) -> None:
+    run = jobs.submit("killed")
+    jobs.wait_for_step(run, 14)
+    os.kill(rank_pids(run)[-1], signal.SIGKILL)
+    jobs.wait_for_end(run)
+    assert_as_if_nothing_had_happened(run, undisturbed)
+    assert "crashed with exit code" in ends(run)[0]
+
+
+@pytest.mark.slow
+def test_cancel_saves_and_resume_goes_on_with_other_nodes(jobs: Jobs, undisturbed: RunDir) -> None:
+    run = jobs.submit("cancelled")
+    jobs.wait_for_step(run, 14)
+    assert "already" in jobs.tahoe("resume", str(run.path), check=False).stderr
+    assert "saves and ends" in jobs.tahoe("cancel", str(run.path)).stdout
+    jobs.wait_for_end(run)
+    assert not run.is_finished
+    assert "asked to stop" in ends(run)[0]
+    jobs.tahoe("resume", str(run.path), "cluster.nodes=1")
+    jobs.wait_for_end(run)
+    assert run.is_finished, everything_said(run)
+    assert global_batches(run) == global_batches(undisturbed)
+
+
+@pytest.mark.slow
+def test_an_admins_requeue_is_survived(jobs: Jobs, undisturbed: RunDir) -> None:
+    run = jobs.submit("requeued")
+    jobs.wait_for_step(run, 14)
+    job = jobs.job(run)
+    assert job is not None
+    subprocess.run(["scontrol", "requeue", job.job_id], check=True)
+    jobs.wait_for_end(run)
+    assert_as_if_nothing_had_happened(run, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_cancelled_job_stays_cancelled(jobs: Jobs) -> None:
+    run = jobs.submit("scancelled")
+    jobs.wait_for_step(run, 3)
+    assert "cancelled job" in jobs.tahoe("cancel", "--now", str(run.path)).stdout
+    jobs.wait_for_end(run)
+    assert not run.is_finished
+    assert jobs.job(run) is None
+
+
+@pytest.mark.slow
+def test_a_crash_that_repeats_is_given_up(jobs: Jobs) -> None:
+    run = jobs.submit("hopeless", "cluster.max_crashes=1", "cluster.srun_args=['--no-such-option']")
+    jobs.wait_for_end(run)
+    verdict = run.read_json(run.verdict_file)
+    assert verdict is not None
+    assert verdict["verdict"] == "never_restart"
+    assert "crashed 2 times in a row" in verdict["reason"]
+    assert len(ends(run)) == 2
+
+
+def rank_pids(run: RunDir) -> list[int]:
+    """Return the process ids of the ranks, which all are processes of this machine."""
+    found = subprocess.run(
+        ["pgrep", "-f", f"orchestrator.training.worker {run.path}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [int(pid) for pid in found.stdout.split()]

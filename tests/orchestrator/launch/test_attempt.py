@@ -1,0 +1,72 @@
+"""What comes after an attempt: the whole policy, case by case."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.launch.attempt import Ended, begin, decide
+from orchestrator.rundir import RunDir, read_json_lines
+
+
+def after(
+    verdict: str | None, state: str = "RUNNING None", *, crashes: int = 0, stop: bool = False
+) -> str | int:
+    ended = Ended(verdict, code=1, state=state, crashes=crashes)
+    return decide(ended, stop_requested=stop, max_crashes=3).next
+
+
+@pytest.mark.parametrize(
+    ("verdict", "state", "crashes", "stop", "expected"),
+    [
+        ("finished", "RUNNING None", 0, False, 0),
+        ("finished", "COMPLETING None", 0, True, 0),
+        ("never_restart", "RUNNING None", 0, False, 93),
+        ("stopped", "RUNNING None", 0, False, "requeue"),
+        ("stopped", "RUNNING None", 0, True, 75),  # somebody asked for it
+        ("stopped", "COMPLETING None", 0, False, 75),  # preempted or cancelled: Slurm's to decide
+        ("stopped", "COMPLETING TimeLimit", 0, False, "resubmit"),
+        (None, "COMPLETING TimeLimit", 0, False, "resubmit"),  # killed while saving
+        (None, "COMPLETING NodeFail", 0, False, 75),
+        (None, "RUNNING None", 1, False, "requeue"),
+        (None, "RUNNING None", 3, False, "requeue"),
+        (None, "RUNNING None", 4, False, 93),
+        (None, "RUNNING None", 1, True, 75),
+    ],
+)
+def test_each_case(
+    verdict: str | None, state: str, crashes: int, stop: bool, expected: str | int
+) -> None:
+    assert after(verdict, state, crashes=crashes, stop=stop) == expected
+
+
+@given(
+    verdict=st.sampled_from([None, "stopped", "finished", "never_restart"]),
+    state=st.sampled_from(["RUNNING None", "COMPLETING None", "COMPLETING TimeLimit", ""]),
+    crashes=st.integers(0, 9),
+)
+def test_a_stop_that_was_asked_for_is_never_undone(
+    verdict: str | None, state: str, crashes: int
+) -> None:
+    assert isinstance(after(verdict, state, crashes=crashes, stop=True), int)
+
+
+def test_an_attempt_whose_end_nobody_noted_is_closed(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[1-2]")
+    assert begin(run) == "1"
+    assert begin(run) == "2"
+    first, lost, second = read_json_lines(run.attempts_file)
+    assert (first["slurm_job_id"], lost["attempt"], lost["lost"]) == ("7", 1, True)
+    assert second["attempt"] == 2
+
+
+def test_nothing_begins_where_a_stop_is_asked_for(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.stop_file.parent.mkdir()
+    run.stop_file.touch()
+    assert begin(run) == ""
+    assert "remove it" in capsys.readouterr().err
+    assert run.num_attempts == 0
