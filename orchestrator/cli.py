@@ -101,9 +101,11 @@ def _resume(options: argparse.Namespace) -> int:
     from orchestrator.config import parse
     from orchestrator.launch.local import run_attempt
     from orchestrator.launch.resume import reopen_run
+    from orchestrator.launch.submit import check_not_queued
     from orchestrator.rundir import RunDir
 
     run = RunDir(options.run.absolute())
+    check_not_queued(run)
     plan = reopen_run(run, options.overrides)
     config = parse(run.read_config())
     if config.launcher.name == "slurm":

@@ -99,6 +99,8 @@ def explain_unknown(parts: Sequence[str]) -> str:
     schema: Any = Config
     for part in parts[:-1]:
         schema = {f.name: f.type for f in dataclasses.fields(schema)}[part]
+        if getattr(schema, "__origin__", None) is dict:  # of keys that the user chooses
+            return f"{key}: there is no such key yet; add it with a plus: +{key}=VALUE"
         schema = next(iter(getattr(schema, "__args__", ())), schema)  # `Published | None`
         if not dataclasses.is_dataclass(schema):
             return f"{key}: there is no such key; {parent} is a single value"

@@ -41,8 +41,8 @@ class QueuedJob:
     time_left: str
 
 
-def submit(script: Path, *, after: str | None = None, test_only: bool = False) -> str:
-    """Submit a job script and return the job's id; with `test_only` what Slurm says of it.
+def submit(script: Path, *, after: str | None = None) -> str:
+    """Submit a job script and return the job's id.
 
     Args:
         after: the id of a job that must have ended well before.
@@ -51,8 +51,6 @@ def submit(script: Path, *, after: str | None = None, test_only: bool = False) -
         SlurmError: Slurm does not take it.
     """
     options = [f"--dependency=afterok:{after}"] if after else []
-    if test_only:
-        return _call("sbatch", "--test-only", *options, str(script), both=True).strip()
     return _call("sbatch", "--parsable", *options, str(script)).strip().partition(";")[0]
 
 
@@ -84,7 +82,7 @@ def cancel(job_id: str) -> None:
     _call("scancel", job_id)
 
 
-def _call(*command: str, both: bool = False) -> str:
+def _call(*command: str) -> str:
     environ = {k: v for k, v in os.environ.items() if not _is_inherited(k)}
     try:
         done = subprocess.run(
@@ -102,7 +100,7 @@ def _call(*command: str, both: bool = False) -> str:
         ) from None
     if done.returncode:
         raise SlurmError(_explain(command, done.stderr))
-    return done.stdout + done.stderr if both else done.stdout
+    return done.stdout
 
 
 def _is_inherited(name: str) -> bool:

@@ -78,7 +78,7 @@ def submit(options: argparse.Namespace) -> int:
     from orchestrator.launch.compose import compose
     from orchestrator.launch.create import open_runs, run_path
     from orchestrator.launch.snapshot import in_place
-    from orchestrator.launch.submit import script
+    from orchestrator.launch.submit import check_not_queued, script
     from orchestrator.rundir import RunDir
 
     points = compose(["launcher=slurm", *options.overrides])
@@ -86,6 +86,8 @@ def submit(options: argparse.Namespace) -> int:
         for point in points:
             print(script(RunDir(run_path(point.config)), point.config, in_place()))
         return 0
+    for point in points:  # before what lies there is changed
+        check_not_queued(RunDir(run_path(point.config)))
     after = RunDir(options.after.absolute()) if options.after else None
     for point, (run, plan) in zip(points, open_runs(points), strict=True):
         if run.is_finished:

@@ -21,11 +21,10 @@ def submit(run: RunDir, config: Config, num_steps: int, *, after: RunDir | None 
         after: a run that must have finished before.
 
     Raises:
-        RunError: a job of this run is in the queue, or `after` has none.
+        RunError: an attempt of this run is alive, or `after` has no job.
         ConfigError: the config cannot stand in a script.
         SlurmError: Slurm does not take the job.
     """
-    _check_not_queued(run)
     dependency = None if after is None else _live_job(after)
     with run.lock():  # what an attempt that is running reads is not touched
         run.stop_file.unlink(missing_ok=True)
@@ -138,7 +137,13 @@ def is_going_on(run: RunDir) -> bool:
     return run.is_alive or queued_job(run) is not None
 
 
-def _check_not_queued(run: RunDir) -> None:
+def check_not_queued(run: RunDir) -> None:
+    """Refuse to change or submit a run that a job waits for, or is at.
+
+    Raises:
+        RunError: there is one.
+        SlurmError: a job was submitted, and Slurm cannot be asked.
+    """
     job = queued_job(run)
     if job:
         raise RunError(
@@ -149,6 +154,7 @@ def _check_not_queued(run: RunDir) -> None:
 
 
 def _live_job(run: RunDir) -> str | None:
+    run.read_config()  # says so if there is no run
     if run.is_finished:
         return None
     job = queued_job(run)

@@ -60,7 +60,7 @@ def tags(run: RunDir, config: Mapping[str, Any]) -> dict[str, str]:
         "git_dirty": git.get("dirty"),
         "mlflow.source.git.commit": git.get("commit"),
         "attempts": run.num_attempts,
-        **{key: latest.get(key) for key in ("world_size", "host", "slurm_job_id")},
+        **{key: latest.get(key) for key in ("world_size", "host", "slurm_job_id", "nodes")},
         **{legal_name(f"published/{key}"): value for key, value in said.items()},
     }
     known = {key: value for key, value in found.items() if value is not None}

@@ -79,7 +79,9 @@ def test_a_killed_rank_costs_an_attempt(jobs: Jobs, undisturbed: RunDir) -> None
 def test_cancel_saves_and_resume_goes_on_with_other_nodes(jobs: Jobs, undisturbed: RunDir) -> None:
     run = jobs.submit("cancelled")
     jobs.wait_for_step(run, 14)
-    assert "already" in jobs.tahoe("resume", str(run.path), check=False).stderr
+    again = jobs.tahoe("resume", str(run.path), "cluster.nodes=1", check=False)
+    assert "is running already" in again.stderr
+    assert run.read_config()["cluster"]["nodes"] == 2
     assert "saves and ends" in jobs.tahoe("cancel", str(run.path)).stdout
     jobs.wait_for_end(run)
     assert not run.is_finished

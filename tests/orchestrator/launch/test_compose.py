@@ -166,6 +166,7 @@ def test_users_have_models_of_their_own(cwd: Path) -> None:
         ("sede=3", "sede: there is no such key; did you mean 'seed'? valid: seed, run_dir, "),
         ("recipe.optimiser.lr=3", "recipe.optimiser: there is no such key; did you mean 'optimiz"),
         ("recipe.epochs.x=3", "recipe.epochs.x: there is no such key; recipe.epochs is a single"),
+        ("cluster.additional_parameters.x=1", "with a plus: +cluster.additional_parameters.x=VALU"),
         ("+recipe.lr=1", "recipe.lr: there is no such key; valid: epochs, images, steps, "),
         ("recipe=adanw", "recipe=adanw: there is no such choice; did you mean 'adamw'? valid: "),
         ("model=lenet", "model=lenet: there is no such choice; did you mean 'lenet5_1998'? valid"),

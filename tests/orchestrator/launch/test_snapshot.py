@@ -1,0 +1,52 @@
+"""The code of a run: what git does not ignore, no more than is allowed, found before the rest."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from orchestrator.launch.snapshot import snapshot
+from orchestrator.rundir import RunDir, RunError
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout of the user's, and the working directory; PYTHONPATH names a part of it."""
+    root = tmp_path / "my project"
+    (root / "src").mkdir(parents=True)
+    (root / "src" / "net.py").write_text("x = 1")
+    (root / "data.bin").write_bytes(bytes(2_000_000))
+    (root / ".gitignore").write_text("*.bin")
+    subprocess.run(["git", "init", "--quiet", root], check=True)
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("PYTHONPATH", f"src:{tmp_path / 'elsewhere'}")
+    return root
+
+
+def test_what_git_does_not_ignore_is_copied_and_comes_first(project: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    src, elsewhere, *tahoe = map(Path, snapshot(run, max_mb=100))
+    assert src.is_relative_to(run.code_dir)
+    assert (src / "net.py").read_text() == "x = 1"
+    assert not (src.parent / "data.bin").exists()
+    assert elsewhere == tmp_path / "elsewhere"
+    for place in tahoe:  # Tahoe's own checkout, where it is one
+        assert (place / "orchestrator" / "cli.py").exists()
+    (project / "src" / "net.py").write_text("x = 2")
+    assert (src / "net.py").read_text() == "x = 1"
+    snapshot(run, max_mb=100)
+    assert (src / "net.py").read_text() == "x = 2"  # a new submit takes the code as it is then
+
+
+def test_a_checkout_that_is_too_large_is_named(project: Path, tmp_path: Path) -> None:
+    (project / "weights.pt").write_bytes(bytes(3_000_000))
+    with pytest.raises(RunError, match=r"weights\.pt.*cluster\.snapshot_mb"):
+        snapshot(RunDir(tmp_path / "run"), max_mb=2.5)
+
+
+def test_a_removed_file_is_not_missed(project: Path, tmp_path: Path) -> None:
+    subprocess.run(["git", "add", "src/net.py"], check=True)
+    (project / "src" / "net.py").unlink()
+    (project / "src" / "other.py").write_text("")
+    src, *_ = snapshot(RunDir(tmp_path / "run"), max_mb=100)
+    assert [path.name for path in Path(src).iterdir()] == ["other.py"]

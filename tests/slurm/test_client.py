@@ -1,0 +1,53 @@
+"""What is told where there is no Slurm, or none that answers."""
+
+from pathlib import Path
+
+import pytest
+
+from slurm import client
+
+
+def program(directory: Path, name: str, body: str) -> None:
+    path = directory / name
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def bin_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    return tmp_path
+
+
+def test_a_machine_without_slurm_is_told_so(bin_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(bin_dir))
+    with pytest.raises(client.SlurmError, match=r"no `sbatch` on this machine.*tahoe train"):
+        client.submit(bin_dir / "job.sbatch")
+    assert client.jobs([]) == {}  # nothing was submitted, so nobody need be asked
+
+
+def test_what_slurm_says_is_passed_on(bin_dir: Path) -> None:
+    said = "sbatch: error: invalid partition specified: gpuu"
+    program(bin_dir, "sbatch", f"echo '{said}' >&2; exit 1")
+    with pytest.raises(client.SlurmError, match=r"`sbatch` failed: invalid partition .*: gpuu"):
+        client.submit(bin_dir / "job.sbatch")
+
+
+def test_a_submit_from_inside_a_job_takes_nothing_from_it(
+    bin_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "8")
+    monkeypatch.setenv("SLURM_CONF", "/etc/mine.conf")
+    program(bin_dir, "sbatch", "env > $0.env; echo '7;cluster'")
+    assert client.submit(bin_dir / "job.sbatch") == "7"
+    seen = (bin_dir / "sbatch.env").read_text().splitlines()
+    assert [line for line in seen if line.startswith("SLURM")] == ["SLURM_CONF=/etc/mine.conf"]
+
+
+def test_only_jobs_that_were_asked_for_are_told(bin_dir: Path) -> None:
+    line = "%s|PENDING|Resources|2|2026-01-01T00:00:00|1:00"
+    program(bin_dir, "squeue", f"printf '{line}\\n' 3 4_1 5")
+    found = client.jobs(["4_1", "9"])
+    assert list(found) == ["4_1"]
+    assert (found["4_1"].state, found["4_1"].num_nodes) == ("PENDING", 2)
