@@ -27,8 +27,8 @@ class Ended(NamedTuple):
     Args:
         verdict: what the ranks left; None where they left nothing.
         code: srun's exit code.
-        state: of the job as squeue says it, then a blank and the reason. Anything but RUNNING
-            means that Slurm itself is ending the job.
+        state: of the job as squeue says it, then a blank and the reason; nothing if it did not
+            answer. Anything but RUNNING means that Slurm itself is ending the job.
         crashes: how often in a row, with this one, it crashed without a new checkpoint.
     """
 
@@ -55,7 +55,7 @@ def decide(ended: Ended, *, stop_requested: bool, max_crashes: int) -> Decision:
         decision = Decision(Exit.STOPPED, "stopped, as control/stop asks for")
     elif ended.state.endswith("TimeLimit"):
         decision = Decision("resubmit", "the time limit came before the ranks had saved")
-    elif not ended.state.startswith("RUNNING"):
+    elif not _goes_on(ended.state):
         decision = Decision(Exit.STOPPED, f"Slurm ends this job itself ({ended.state})")
     elif ended.verdict == "stopped":
         decision = Decision("requeue", "saved before the time limit or a preemption; goes on")
@@ -103,7 +103,7 @@ def end(run: RunDir, attempt: int, code: int, state: str) -> Next:
     mine = verdict["verdict"] if verdict.get("attempt") == attempt else None
     saved = CheckpointStore(config.checkpoint.url or str(run.checkpoints_dir)).steps()
     last_step = saved[-1] if saved else 0
-    is_crash = mine is None and state.startswith("RUNNING")
+    is_crash = mine is None and _goes_on(state)
     crashes = 1 + _crashes_before(run, last_step) if is_crash else 0
     decision = decide(
         Ended(mine, code, state, crashes),
@@ -123,6 +123,11 @@ def end(run: RunDir, attempt: int, code: int, state: str) -> Next:
     )
     print(f"attempt {attempt}: {decision.why}; next: {decision.next}", file=sys.stderr)
     return decision.next
+
+
+def _goes_on(state: str) -> bool:
+    """Whether Slurm leaves a job alone; where it does not answer, that is what is hoped for."""
+    return not state or state.startswith("RUNNING")
 
 
 def _crashes_before(run: RunDir, last_step: int) -> int:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 
 import pytest
-from cluster_runs import Jobs, ends, everything_said, global_batches, losses, weights
+from cluster_runs import NUM_STEPS, Jobs, ends, everything_said, global_batches, losses, weights
 
 from orchestrator.rundir import RunDir, read_json_lines
 
@@ -34,6 +34,20 @@ def test_a_time_limit_only_makes_more_attempts(jobs: Jobs, undisturbed: RunDir) 
     jobs.wait_for_end(run)
     assert_as_if_nothing_had_happened(run, undisturbed)
     assert len(ends(run)) >= 2
+
+
+@pytest.mark.slow
+def test_a_limit_that_nobody_warns_of_costs_a_new_job(jobs: Jobs) -> None:
+    """Slurm requeues no job that it has ended for its limit, so the script submits another."""
+    unheard = "+cluster.additional_parameters.signal=CONT@1"
+    more_work = f"recipe.steps={4 * NUM_STEPS}"
+    run = jobs.submit("unwarned", "cluster.timeout_min=1", unheard, more_work)
+    jobs.wait(run, lambda: run.num_attempts >= 2, "second attempt")
+    jobs.tahoe("cancel", str(run.path))
+    jobs.wait_for_end(run)
+    first, second, *_ = read_json_lines(run.jobs_file)
+    assert first["slurm_job_id"] != second["slurm_job_id"]
+    assert all(len(values) == 1 for values in losses(run).values())  # done again, it is the same
 
 
 def test_a_preempted_job_goes_on(jobs: Jobs, undisturbed: RunDir) -> None:

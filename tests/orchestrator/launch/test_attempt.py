@@ -31,6 +31,8 @@ def after(
         (None, "RUNNING None", 3, False, "requeue"),
         (None, "RUNNING None", 4, False, 93),
         (None, "RUNNING None", 1, True, 75),
+        ("stopped", "", 0, False, "requeue"),  # squeue did not answer
+        (None, "", 4, False, 93),
     ],
 )
 def test_each_case(

@@ -1,0 +1,73 @@
+"""How runs stand, from their directories alone."""
+
+import json
+import time
+
+import pytest
+
+from orchestrator.launch import status
+from orchestrator.launch.logs import lines
+from orchestrator.rundir import RunDir, RunError, append_json_line
+
+
+def log_step(run: RunDir, step: int) -> None:
+    figures = {"train/loss": 1 / step, "perf/images_per_s": 100.0}
+    append_json_line(run.metrics_file, {"step": step, "metrics": figures})
+
+
+def test_a_run_that_was_never_started_is_scheduled(run: RunDir) -> None:
+    (one,) = status.standings([run])
+    assert (one.state, one.num_attempts, one.step, one.metrics) == ("scheduled", 0, None, {})
+
+
+def test_a_stopped_run_tells_its_steps_figures_and_ends(run: RunDir) -> None:
+    attempt = run.begin_attempt(num_steps=14)
+    for step in (1, 2, 3):
+        log_step(run, step)
+    with run.metrics_file.open("a") as file:
+        file.write('{"step": 4, "metr')  # torn
+    checkpoint = run.checkpoints_dir / "step-000000002" / "manifest.json"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("{}")
+    verdict = {"verdict": "stopped", "step": 3, "attempt": attempt, "reason": "asked to stop"}
+    run.write_json(run.verdict_file, verdict)
+    run.end_attempt(attempt, exit_code=75)
+    (one,) = status.standings([run])
+    assert (one.state, one.why, one.step, one.num_steps) == ("stopped", "asked to stop", 3, 14)
+    assert one.metrics["train/loss"] == pytest.approx(1 / 3)
+    assert one.checkpoint_age_s is not None
+    assert one.checkpoint_age_s < 60
+    assert one.ends == ("ended with exit code 75",)
+    assert one.eta_s is None  # nothing runs
+    assert json.loads(status.as_json([one]))[0]["images_per_s"] == 100
+
+
+def test_an_attempt_that_is_alive_has_an_eta(run: RunDir) -> None:
+    run.begin_attempt(num_steps=14)
+    log_step(run, 4)
+    with run.lock():
+        (one,) = status.standings([run])
+    batch = run.read_config()["recipe"]["global_batch_size"]
+    assert (one.state, one.eta_s) == ("running", 10 * batch / 100)
+
+
+def test_without_slurm_the_directory_is_enough(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    append_json_line(run.jobs_file, {"slurm_job_id": "5", "submitted_s": time.time()})
+    monkeypatch.setenv("PATH", "")
+    (one,) = status.standings([run])
+    assert one.state == "scheduled"
+    assert "no `squeue` on this machine" in capsys.readouterr().err
+
+
+def test_logs_go_across_attempts(run: RunDir) -> None:
+    with pytest.raises(RunError, match="no log of rank 0"):
+        list(lines(run, 0, goes_on=lambda: False))
+    for attempt, text in ((1, "one\n"), (2, "two\nand")):
+        run.log_dir(attempt).mkdir(parents=True)
+        (run.log_dir(attempt) / "rank-00000.log").write_text(text)
+    asked = iter([True, False])
+    assert list(lines(run, 0, goes_on=lambda: next(asked))) == [
+        *("== attempt-0001", "one", "== attempt-0002", "two")
+    ]
