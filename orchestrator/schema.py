@@ -245,6 +245,7 @@ class Cluster:
     device: Literal["auto", "cpu", "cuda"]
     threads_per_rank: PositiveInt | None
     collective_timeout_s: PositiveFloat
+    hang_timeout_s: PositiveFloat | None
     network_interface: str | None
     cache: Cache | Literal["none"]
     nodes: PositiveInt

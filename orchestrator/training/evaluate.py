@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from data_sharding.batches import EvalSet
 from data_sharding.loader import Batch, load
 from orchestrator.schema import Config
+from orchestrator.training import watchdog
 from orchestrator.training.device import Device
 from orchestrator.training.world import World
 
@@ -37,6 +38,7 @@ def evaluate(
         for line in batch.bad:
             log.warning("counted as wrong: %s", line)
         table[number] = _judge(model, batch, device)
+        watchdog.alive()
     model.train()
     correct1, correct5, loss, count = world.sum(table).sum(dim=0).tolist()
     num_samples = dataset.shards.manifest.num_samples

@@ -12,6 +12,7 @@ from data_sharding.counter import derive
 from orchestrator.plan import Plan
 from orchestrator.rundir import RunDir, read_json_lines
 from orchestrator.schema import Config
+from orchestrator.training import watchdog
 from orchestrator.training.checkpoint import CheckpointStore
 from orchestrator.training.datasets import Datasets
 from orchestrator.training.device import Device
@@ -114,6 +115,7 @@ class Job:
             self.store.save(step, self.state.to_parts(step), result)
             self.store.prune(keep_last=keep.keep_last, keep_every_steps=keep.keep_every_steps)
             log.info("saved step %d to %s", step, self.store.location(step))
+        watchdog.alive()
 
     def _owes_evaluation(self, step: int) -> bool:
         """Whether an attempt was asked to stop at a step before it could evaluate it."""

@@ -12,6 +12,7 @@ import torch
 from data_sharding.loader import load
 from orchestrator.rundir import RunDir
 from orchestrator.schema import Config
+from orchestrator.training import watchdog
 from orchestrator.training.audit import audit
 from orchestrator.training.datasets import BadSamples
 from orchestrator.training.job import Job
@@ -47,6 +48,7 @@ def train(
         job.schedule.step_update(step - 1)
         loss = job.gradients.run(step - 1, micros, batches)
         grad_norm = _update(job.state, config, step)
+        watchdog.alive()
 
         stopping = bool(agreement.exchange(bool(stop)))
         last = step == plan.num_steps

@@ -50,13 +50,18 @@ def _attempt(
     from orchestrator.training.checkpoint import CheckpointError
     from orchestrator.training.metrics import MetricLog
     from orchestrator.training.train import train
+    from orchestrator.training.watchdog import watching
     from orchestrator.training.world import join_world
 
     # Starting again would end the same way: these are the user's to mend.
     hopeless = (NeverRestartError, ConfigError, DataError, CheckpointError)
     metrics_file = run.metrics_file if is_first else None
     try:
-        with MetricLog(metrics_file, attempt) as metrics, join_world(config.cluster) as world:
+        with (
+            MetricLog(metrics_file, attempt) as metrics,
+            join_world(config.cluster) as world,
+            watching(config.cluster.hang_timeout_s),
+        ):
             return train(run, config, world, metrics, stop)
     except hopeless as error:
         log.error("%s", error)  # without a traceback, which would hide what it says

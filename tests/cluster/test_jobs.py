@@ -90,6 +90,18 @@ def test_a_killed_rank_costs_an_attempt(jobs: Jobs, undisturbed: RunDir) -> None
 
 
 @pytest.mark.slow
+def test_a_hanging_rank_is_found_and_costs_an_attempt(jobs: Jobs, undisturbed: RunDir) -> None:
+    run = jobs.submit("hanging", "cluster.hang_timeout_s=6")
+    jobs.wait_for_step(run, 14)
+    os.kill(rank_pids(run)[-1], signal.SIGSTOP)
+    jobs.wait_for_end(run)
+    assert_as_if_nothing_had_happened(run, undisturbed)
+    assert len(ends(run)) == 2
+    first = run.log_dir(1).glob("rank-*.log")
+    assert any("Timeout (0:00:07)!" in log.read_text() for log in first)
+
+
+@pytest.mark.slow
 def test_cancel_saves_and_resume_goes_on_with_other_nodes(jobs: Jobs, undisturbed: RunDir) -> None:
     run = jobs.submit("cancelled")
     jobs.wait_for_step(run, 14)
