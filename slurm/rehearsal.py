@@ -202,7 +202,7 @@ class Rehearsal:
             "MpiDefault": "none",
             "SelectType": "select/cons_tres",
             "SelectTypeParameters": "CR_Core_Memory",
-            "SlurmdTimeout": 15,
+            "SlurmdTimeout": 10,
             "KillWait": 10,
             "ReturnToService": 2,
             "JobRequeue": 1,
