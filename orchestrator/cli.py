@@ -8,7 +8,13 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from orchestrator.launch.cluster import add_cluster_verbs, submit, submit_run
+from orchestrator.launch.arguments import add_verb
+from orchestrator.launch.cluster import (
+    add_cluster_verbs,
+    add_submit_options,
+    submit,
+    submit_run,
+)
 from orchestrator.launch.data_preview import add_data_verbs
 from orchestrator.launch.shard import add_shard_verbs
 
@@ -90,8 +96,7 @@ def _train(options: argparse.Namespace) -> int:
 def _submit_options(given: list[str]) -> argparse.Namespace:
     """Take submit's own options out; Hydra reads the rest."""
     parser = argparse.ArgumentParser("tahoe submit", allow_abbrev=False)
-    parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--after", type=Path)
+    add_submit_options(parser)
     options, overrides = parser.parse_known_args(given)
     options.overrides = overrides
     return options
@@ -145,12 +150,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version("tahoe-orchestrator"))
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
-    train = _add(verbs, "train", _train, "start a run from a config, or continue an unfinished one")
+    train = add_verb(
+        verbs, "train", _train, "start a run from a config, or continue an unfinished one"
+    )
     train.formatter_class = argparse.RawDescriptionHelpFormatter
     train.epilog = TRAIN_EPILOG
     train.add_argument("overrides", nargs="*", metavar="OVERRIDES", help="see below")
 
-    resume = _add(verbs, "resume", _resume, "continue a run from its newest checkpoint")
+    resume = add_verb(verbs, "resume", _resume, "continue a run from its newest checkpoint")
     resume.add_argument("run", type=Path, metavar="RUN", help="a run directory")
     overrides_help = "recipe.epochs=N extends it; keys of cluster, launcher, logging are free"
     resume.add_argument("overrides", nargs="*", metavar="OVERRIDES", help=overrides_help)
@@ -163,26 +170,15 @@ def _parser() -> argparse.ArgumentParser:
     data = verbs.add_parser("data", help="look at a data set as a network would")
     add_data_verbs(data)
 
-    compare = _add(verbs, "compare", _compare, "print the results of runs side by side")
+    compare = add_verb(verbs, "compare", _compare, "print the results of runs side by side")
     compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory")
 
-    sync = _add(verbs, "sync", _sync, "send to MLflow what has not arrived there")
+    sync = add_verb(verbs, "sync", _sync, "send to MLflow what has not arrived there")
     sync.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory")
 
-    ui = _add(verbs, "ui", _ui, "open MLflow's pages on the store of the runs")
+    ui = add_verb(verbs, "ui", _ui, "open MLflow's pages on the store of the runs")
     ui.add_argument("--uri", default="sqlite:///mlflow.db", help="default: %(default)s")
     ui.add_argument("--port", type=int, default=5000, help="default: %(default)s")
-    return parser
-
-
-def _add(
-    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    name: str,
-    call: Callable[[argparse.Namespace], int],
-    text: str,
-) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.set_defaults(call=call)
     return parser
 
 

@@ -78,32 +78,6 @@ def everything_said(run: RunDir) -> str:
     return "\n".join(f"== {file}\n{file.read_text(errors='replace')[-1500:]}" for file in files)
 
 
-def weights(run: RunDir) -> dict[str, bytes]:
-    """Return every file of the last checkpoint."""
-    directory = run.checkpoints_dir / f"step-{NUM_STEPS:09d}"
-    return {file.name: file.read_bytes() for file in sorted(directory.iterdir())}
-
-
-def losses(run: RunDir) -> dict[int, set[float]]:
-    """Return all values that were logged at each step."""
-    found: dict[int, set[float]] = {}
-    for record in read_json_lines(run.metrics_file):
-        if "train/loss" in record["metrics"]:
-            found.setdefault(record["step"], set()).add(record["metrics"]["train/loss"])
-    return found
-
-
-def global_batches(run: RunDir) -> dict[int, list[int]]:
-    """Return the sample ids of each step; what was done again was done with the same."""
-    micro_batches: dict[tuple[int, int], list[int]] = {}
-    for file in sorted(run.path.glob("logs/attempt-*/samples-*.jsonl")):
-        for line in read_json_lines(file):
-            name = (line["step"], line["micro"])
-            assert micro_batches.setdefault(name, line["ids"]) == line["ids"]
-    steps = {step for step, _ in micro_batches}
-    return {s: [i for m in range(4) for i in micro_batches[s, m]] for s in sorted(steps)}
-
-
 def ends(run: RunDir) -> list[str]:
     """Return why each attempt ended."""
     lines = [line for line in read_json_lines(run.attempts_file) if "ended_s" in line]

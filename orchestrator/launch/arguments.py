@@ -1,7 +1,8 @@
-"""Arguments that several verbs of `tahoe shard` take, and what they mean."""
+"""Verbs, and arguments that several of them take."""
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,18 @@ if TYPE_CHECKING:
     from data_sharding.labels import LabelRule
 
 URL_HELP = "a data set: a path or any fsspec URL"
+
+
+def add_verb(
+    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    call: Callable[[argparse.Namespace], int],
+    text: str,
+) -> argparse.ArgumentParser:
+    """Add a verb that calls a function."""
+    verb = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    verb.set_defaults(call=call)
+    return verb
 
 
 def add_label_options(verb: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 from orchestrator.config import parse
 from orchestrator.rundir import RunDir, read_json_lines
+from orchestrator.tracking.outcome import attempts
 from orchestrator.training.checkpoint import CheckpointStore
 from orchestrator.training.verdict import Exit, Verdict
 
@@ -146,12 +147,9 @@ def _crashes_before(run: RunDir, last_step: int) -> int:
 
 def _close_lost(run: RunDir) -> None:
     """Note the end of an attempt that could not do so: its node is gone, or was told to."""
-    open_attempts: set[int] = set()
-    for line in read_json_lines(run.attempts_file):
-        change = open_attempts.discard if "ended_s" in line else open_attempts.add
-        change(line["attempt"])
-    for attempt in sorted(open_attempts):
-        run.end_attempt(attempt, lost=True, why="its first node was lost, or Slurm killed it")
+    for number, known in sorted(attempts(run).items()):
+        if "ended_s" not in known:
+            run.end_attempt(number, lost=True, why="its first node was lost, or Slurm killed it")
 
 
 def main(arguments: Sequence[str]) -> int:

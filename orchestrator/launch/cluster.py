@@ -3,9 +3,10 @@
 import argparse
 import os
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from orchestrator.launch.arguments import add_verb
 
 if TYPE_CHECKING:
     from orchestrator.rundir import RunDir
@@ -25,19 +26,23 @@ OVERRIDES are those of `tahoe train`, -m too. What is asked of Slurm are keys of
 
 def add_cluster_verbs(verbs: "Verbs") -> None:
     """Add the verbs; each sets `call` to what is to be run."""
-    add_submit_options(_add(verbs, "submit", submit, "submit a run to Slurm, or go on with one"))
-    status_verb = _add(verbs, "status", status, "say how runs stand, all that is known")
+    submit_verb = add_verb(verbs, "submit", submit, "submit a run to Slurm, or go on with one")
+    submit_verb.formatter_class = argparse.RawDescriptionHelpFormatter
+    submit_verb.epilog = SUBMIT_EPILOG
+    add_submit_options(submit_verb)
+    submit_verb.add_argument("overrides", nargs="*", metavar="OVERRIDES", help="see below")
+    status_verb = add_verb(verbs, "status", status, "say how runs stand, all that is known")
     _add_runs(status_verb)
-    list_verb = _add(verbs, "list", list_runs, "print a line for each run")
+    list_verb = add_verb(verbs, "list", list_runs, "print a line for each run")
     runs_help = "where run directories lie (default: %(default)s)"
     list_verb.add_argument("--runs-dir", type=Path, default=Path("runs"), help=runs_help)
     for verb in (status_verb, list_verb):
         verb.add_argument("--json", action="store_true", help="print JSON")
-    logs_verb = _add(verbs, "logs", logs, "print what a rank has written")
+    logs_verb = add_verb(verbs, "logs", logs, "print what a rank has written")
     _add_run(logs_verb)
     logs_verb.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
     logs_verb.add_argument("--rank", type=int, default=0, help="default: %(default)s")
-    cancel_verb = _add(verbs, "cancel", cancel, "end a run's job; a running one saves first")
+    cancel_verb = add_verb(verbs, "cancel", cancel, "end a run's job; a running one saves first")
     _add_run(cancel_verb)
     cancel_verb.add_argument("--now", action="store_true", help="do not let it save")
     _add_rehearse(verbs)
@@ -45,18 +50,15 @@ def add_cluster_verbs(verbs: "Verbs") -> None:
 
 def add_submit_options(verb: argparse.ArgumentParser) -> None:
     """Add what `submit` takes besides overrides, which are Hydra's to read."""
-    verb.formatter_class = argparse.RawDescriptionHelpFormatter
-    verb.epilog = SUBMIT_EPILOG
     verb.add_argument("--dry-run", action="store_true", help="print the script, submit nothing")
     verb.add_argument("--after", type=Path, metavar="RUN", help="start when that run has finished")
-    verb.add_argument("overrides", nargs="*", metavar="OVERRIDES", help="see below")
 
 
 def _add_rehearse(verbs: "Verbs") -> None:
     text = "a real Slurm on this machine, to see what a job does when its cluster hurts it"
     rehearse = verbs.add_parser("rehearse", help=text, description=text[0].upper() + text[1:] + ".")
     actions = rehearse.add_subparsers(title="verbs", metavar="VERB", required=True)
-    up = _add(actions, "up", rehearse_up, "start a cluster")
+    up = add_verb(actions, "up", rehearse_up, "start a cluster")
     up.add_argument("--nodes", type=int, default=3, help="default: %(default)s")
     for name, call, text in (
         ("down", rehearse_down, "end a cluster and all that runs on it"),
@@ -64,7 +66,7 @@ def _add_rehearse(verbs: "Verbs") -> None:
         ("heal-node", rehearse_heal_node, "bring a killed node back"),
         ("preempt", rehearse_preempt, "let an urgent job take a run's nodes"),
     ):
-        verb = _add(actions, name, call, text)
+        verb = add_verb(actions, name, call, text)
         if name.endswith("node"):
             verb.add_argument("node", metavar="NODE")
         if name == "preempt":
@@ -241,13 +243,3 @@ def _add_run(verb: argparse.ArgumentParser) -> None:
 
 def _add_runs(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory")
-
-
-def _add(
-    verbs: "Verbs", name: str, call: Callable[[argparse.Namespace], int], text: str
-) -> argparse.ArgumentParser:
-    verb: argparse.ArgumentParser = verbs.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + "."
-    )
-    verb.set_defaults(call=call)
-    return verb

@@ -6,13 +6,13 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from subprocess import run as run_process
 from typing import Any
 from uuid import uuid4
 
 from data_sharding.manifest import Manifest, read_manifest
 from orchestrator.config import ConfigError, identity, to_dict, unsafe_changes
 from orchestrator.launch.compose import Composed
+from orchestrator.launch.git import git, tracks
 from orchestrator.plan import Plan, data_fingerprint, make_plan
 from orchestrator.rundir import RunDir, RunError, write_atomic
 from orchestrator.schema import Config
@@ -171,20 +171,13 @@ def code_version(file: Path) -> tuple[dict[str, Any] | None, bytes]:
     checkout dirty as well. None and an empty patch where no checkout tracks the file.
     """
 
-    def git(*arguments: str) -> bytes | None:
-        command = ["git", "-C", str(file.parent), *arguments]
-        done = run_process(command, capture_output=True, check=False)
-        return done.stdout if done.returncode == 0 else None
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        tracked = git("ls-files", "--error-unmatch", file.name)
-    except FileNotFoundError:  # no git on this machine
+    place = file.parent
+    commit = git(place, "rev-parse", "HEAD")
+    if commit is None or not tracks(file):
         return None, b""
-    if commit is None or tracked is None:  # an installed wheel may lie inside another project
-        return None, b""
-    patch = git("diff", "HEAD", *_PLAIN_DIFF) or b""
-    return {"commit": commit.decode().strip(), "dirty": bool(git("status", "--porcelain"))}, patch
+    patch = git(place, "diff", "HEAD", *_PLAIN_DIFF) or b""
+    is_dirty = bool(git(place, "status", "--porcelain"))
+    return {"commit": commit.decode().strip(), "dirty": is_dirty}, patch
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str | None]:

@@ -7,21 +7,23 @@ from pathlib import Path
 from orchestrator.launch.watch import Tail
 from orchestrator.rundir import RunDir, RunError
 
-_LOOK_EVERY_S = 0.3
+_LOOK_EVERY_S, _ASK_EVERY_S = 0.3, 5.0  # at files; whether it goes on, which may ask Slurm
 
 
 def lines(run: RunDir, rank: int, *, goes_on: Callable[[], bool]) -> Iterator[str]:
     """Yield the lines of a rank, of all attempts, as they come.
 
     Args:
-        goes_on: whether more may come; asked when all that is there has been read.
+        goes_on: whether more may come; asked before what is there is read, now and then.
 
     Raises:
         RunError: no attempt has a log of this rank.
     """
     tails: dict[Path, Tail] = {}
+    asked_s = float("-inf")
     while True:
-        going = goes_on()
+        if time.monotonic() - asked_s >= _ASK_EVERY_S:
+            going, asked_s = goes_on(), time.monotonic()
         for file in sorted(run.path.glob(f"logs/attempt-*/rank-{rank:05d}.log")):
             if file not in tails:
                 tails[file] = Tail(file)

@@ -6,10 +6,10 @@ installed and not checked out, there is nothing that an edit could change, and n
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from orchestrator.launch.git import git, tracks
 from orchestrator.rundir import RunDir, RunError
 
 
@@ -50,22 +50,17 @@ def _checkouts() -> Iterator[Path]:
     """Yield the roots of the checkouts whose code a run may use."""
     found = set()
     for place in (_home(), Path.cwd()):
-        done = _git(place, "rev-parse", "--show-toplevel")
-        root = Path(os.fsdecode(done.stdout.rstrip(b"\n")))
-        if done.returncode or root in found:
+        top = git(place, "rev-parse", "--show-toplevel")
+        if top is None or (place == _home() and not tracks(Path(__file__).resolve())):
             continue
-        is_ours = place != _home() or _tracks(place, "orchestrator/cli.py")
-        if is_ours:  # an installed wheel may lie inside another project
+        root = Path(os.fsdecode(top.rstrip(b"\n")))
+        if root not in found:
             found.add(root)
             yield root
 
 
-def _tracks(place: Path, name: str) -> bool:
-    return _git(place, "ls-files", "--error-unmatch", name).returncode == 0
-
-
 def _copy(root: Path, target: Path, max_mb: float) -> None:
-    listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout
+    listed = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard") or b""
     files = [Path(os.fsdecode(name)) for name in listed.split(b"\0") if name]
     files = [file for file in files if (root / file).is_file()]  # not those removed or submodules
     sizes = {file: (root / file).stat().st_size for file in files}
@@ -89,11 +84,3 @@ def _moved(path: Path, copies: dict[Path, Path]) -> Path:
         if path.is_relative_to(root):
             return copy / path.relative_to(root)
     return path
-
-
-def _git(place: Path, *arguments: str) -> "subprocess.CompletedProcess[bytes]":
-    try:
-        command = ["git", "-C", str(place), *arguments]
-        return subprocess.run(command, capture_output=True, check=False)
-    except FileNotFoundError:  # no git on this machine
-        return subprocess.CompletedProcess([], 1, b"", b"")

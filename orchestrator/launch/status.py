@@ -130,7 +130,7 @@ def as_json(found: Sequence[Standing]) -> str:
 
 
 def _standing(run: RunDir, jobs: Sequence[client.QueuedJob]) -> Standing:
-    run.read_config()  # says so if there is no run
+    config = run.read_config()  # says so if there is no run
     job = next((job for job in reversed(jobs) if job.state not in client.ENDED), None)
     state, why = _state(run, job)
     last, rate, metrics = _last_metrics(run)
@@ -139,7 +139,7 @@ def _standing(run: RunDir, jobs: Sequence[client.QueuedJob]) -> Standing:
     num_steps = next((x["num_steps"] for x in reversed(sizes) if "num_steps" in x), None)
     eta_s = None
     if state == "running" and rate and last is not None and num_steps:
-        eta_s = (num_steps - last) * run.read_config()["recipe"]["global_batch_size"] / rate
+        eta_s = (num_steps - last) * config["recipe"]["global_batch_size"] / rate
     ends = tuple(_end(attempt) for _, attempt in sorted(known.items()) if "ended_s" in attempt)
     return Standing(
         run=run.id,

@@ -5,7 +5,8 @@ import signal
 import subprocess
 
 import pytest
-from cluster_runs import NUM_STEPS, Jobs, ends, everything_said, global_batches, losses, weights
+from cluster_runs import NUM_STEPS, Jobs, ends, everything_said
+from results import figures, global_batches, weights
 
 from orchestrator.rundir import RunDir, read_json_lines
 
@@ -14,8 +15,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 def assert_as_if_nothing_had_happened(run: RunDir, undisturbed: RunDir) -> None:
     assert run.is_finished, everything_said(run)
-    assert weights(run) == weights(undisturbed)
-    assert losses(run) == losses(undisturbed)
+    assert weights(run, NUM_STEPS) == weights(undisturbed, NUM_STEPS)
+    assert figures(run, "train/loss") == figures(undisturbed, "train/loss")
     assert global_batches(run) == global_batches(undisturbed)
 
 
@@ -47,7 +48,9 @@ def test_a_limit_that_nobody_warns_of_costs_a_new_job(jobs: Jobs) -> None:
     jobs.wait_for_end(run)
     first, second, *_ = read_json_lines(run.jobs_file)
     assert first["slurm_job_id"] != second["slurm_job_id"]
-    assert all(len(values) == 1 for values in losses(run).values())  # done again, it is the same
+    assert all(
+        len(values) == 1 for values in figures(run, "train/loss").values()
+    )  # done again, it is the same
 
 
 def test_a_preempted_job_goes_on(jobs: Jobs, undisturbed: RunDir) -> None:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from orchestrator.launch import status
+from orchestrator.launch import logs, status
 from orchestrator.launch.logs import lines
 from orchestrator.rundir import RunDir, RunError, append_json_line
 
@@ -61,7 +61,8 @@ def test_without_slurm_the_directory_is_enough(
     assert "no `squeue` on this machine" in capsys.readouterr().err
 
 
-def test_logs_go_across_attempts(run: RunDir) -> None:
+def test_logs_go_across_attempts(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "_ASK_EVERY_S", 0)
     with pytest.raises(RunError, match="no log of rank 0"):
         list(lines(run, 0, goes_on=lambda: False))
     for attempt, text in ((1, "one\n"), (2, "two\nand")):

@@ -11,10 +11,11 @@ import signal
 from pathlib import Path
 
 import pytest
+from results import figures, global_batches, weights
 from running import Tahoe
 from s3 import serve
 
-from orchestrator.rundir import RunDir, read_json_lines
+from orchestrator.rundir import RunDir
 
 NETWORK = """
 import time
@@ -32,11 +33,12 @@ def build(num_classes, in_channels, width):
         nn.Dropout(0.5), nn.Linear(width, width // 2), nn.ReLU(), nn.Dropout(0.3),
         nn.Linear(width // 2, num_classes))
 """
+NUM_STEPS = 30
 # 1,438 images in batches of 64: an epoch ends at step 22, after the checkpoint of step 20.
 RUN = (
     "model=network:build",
     "tracking=none",
-    "recipe.steps=30",
+    f"recipe.steps={NUM_STEPS}",
     "recipe.global_batch_size=64",
     "recipe.ema_decay=0.9",
     "checkpoint.every_steps=10",
@@ -65,33 +67,6 @@ def undisturbed(home: Path, digits: Path) -> RunDir:
     return RunDir(home / "undisturbed")
 
 
-def weights(run: RunDir) -> dict[str, bytes]:
-    """Return every file of the last checkpoint."""
-    directory = run.checkpoints_dir / "step-000000030"
-    return {file.name: file.read_bytes() for file in sorted(directory.iterdir())}
-
-
-def global_batches(run: RunDir) -> dict[int, list[int]]:
-    """Return the sample ids of each step, by micro-batch; what was done again is done the same."""
-    micro_batches: dict[tuple[int, int], list[int]] = {}
-    for file in sorted(run.path.glob("logs/attempt-*/samples-*.jsonl")):
-        for line in read_json_lines(file):
-            name = (line["step"], line["micro"])
-            assert micro_batches.setdefault(name, line["ids"]) == line["ids"]
-    steps = {step for step, _ in micro_batches}
-    return {s: [i for m in range(4) for i in micro_batches[s, m]] for s in sorted(steps)}
-
-
-def figures(run: RunDir, *names: str) -> dict[tuple[int, str], set[float]]:
-    """Return all values that were logged of each figure at each step."""
-    values: dict[tuple[int, str], set[float]] = {}
-    for record in read_json_lines(run.metrics_file):
-        for name in names:
-            if name in record["metrics"]:
-                values.setdefault((record["step"], name), set()).add(record["metrics"][name])
-    return values
-
-
 def test_undisturbed_epoch_has_every_sample_at_most_once(undisturbed: RunDir) -> None:
     batches = global_batches(undisturbed)
     epoch = [sample for step in range(22) for sample in batches[step]]
@@ -109,7 +84,7 @@ def test_killed_run_ends_with_the_same_bits(undisturbed: RunDir, home: Path, dig
     Tahoe(home)("resume", "killed")
 
     run = RunDir(home / "killed")
-    assert weights(run) == weights(undisturbed)
+    assert weights(run, NUM_STEPS) == weights(undisturbed, NUM_STEPS)
     assert global_batches(run) == global_batches(undisturbed)
     names = ("train/loss", "train/grad_norm", "train/lr", "val/top1", "val/loss")
     again = figures(run, *names)
@@ -156,7 +131,7 @@ def test_one_signalled_rank_stops_all_at_one_step_and_loses_nothing(
     assert 12 < verdict["step"] < 22
     assert (run.checkpoints_dir / f"step-{verdict['step']:09d}" / "manifest.json").exists()
     Tahoe(home)("resume", "stopped")
-    assert weights(run) == weights(undisturbed)
+    assert weights(run, NUM_STEPS) == weights(undisturbed, NUM_STEPS)
     assert figures(run, "train/loss", "val/top1") == figures(undisturbed, "train/loss", "val/top1")
 
 
@@ -171,7 +146,9 @@ def test_four_ranks_with_several_buckets_end_with_the_same_bits(home: Path, digi
     hurt.kill_ranks()
     hurt.finish()
     Tahoe(home)("resume", "wide-killed")
-    assert weights(RunDir(home / "wide-killed")) == weights(RunDir(home / "wide"))
+    assert weights(RunDir(home / "wide-killed"), NUM_STEPS) == weights(
+        RunDir(home / "wide"), NUM_STEPS
+    )
 
 
 @pytest.mark.slow
@@ -196,5 +173,5 @@ def test_killed_run_over_a_faulty_s3_ends_with_the_same_bits(
         assert hurt.finish() == 1
         Tahoe(home)("resume", name)
     run = RunDir(home / name)
-    assert weights(run) == weights(undisturbed)
+    assert weights(run, NUM_STEPS) == weights(undisturbed, NUM_STEPS)
     assert global_batches(run) == global_batches(undisturbed)
