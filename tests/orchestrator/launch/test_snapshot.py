@@ -34,7 +34,9 @@ def test_what_git_does_not_ignore_is_copied_and_comes_first(project: Path, tmp_p
         assert (place / "orchestrator" / "cli.py").exists()
     (project / "src" / "net.py").write_text("x = 2")
     assert (src / "net.py").read_text() == "x = 1"
+    (src / "gone.py").write_text("")  # as if it had been there the time before
     snapshot(run, max_mb=100)
+    assert not (src / "gone.py").exists()
     assert (src / "net.py").read_text() == "x = 2"  # a new submit takes the code as it is then
 
 
