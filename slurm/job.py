@@ -135,12 +135,13 @@ next=$$("$$python" -m orchestrator.launch.attempt end "$$run" "$$attempt" "$$cod
 
 # In an array the job id of one element is that of the whole array.
 job=$${SLURM_ARRAY_JOB_ID:+$${SLURM_ARRAY_JOB_ID}_$$SLURM_ARRAY_TASK_ID}
+job=$${job:-$$SLURM_JOB_ID}
 case $$next in
-    requeue) scontrol requeue "$${job:-$$SLURM_JOB_ID}" && exit 75 ;;
+    requeue) scontrol requeue "$$job" && exit 75 ;;
     resubmit) ;;
     *) exit "$$next" ;;
 esac
-new=$$(sbatch --parsable --dependency=afterany:"$$SLURM_JOB_ID" "$$run/job.sbatch") || exit
+new=$$(sbatch --parsable --dependency=afterany:"$$job" "$$run/job.sbatch") || exit
 printf '{"slurm_job_id": "%s"}\n' "$${new%%;*}" >>"$$run/jobs.jsonl"
 exit 75
 """
