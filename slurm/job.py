@@ -121,27 +121,38 @@ export MASTER_ADDR=$$first_node
 export MASTER_PORT=$$((20000 + (SLURM_JOB_ID * 13 + $${SLURM_RESTART_COUNT:-0}) % 12000))
 export TAHOE_ATTEMPT=$$attempt LOCAL_WORLD_SIZE=$tasks_per_node
 export SRUN_CPUS_PER_TASK=$${SLURM_CPUS_PER_TASK:-1} # srun does not take it from sbatch
+logs=$$run/logs/attempt-$$(printf %04d "$$attempt")
 
 srun $srun \
     bash -c 'trap "" TERM USR1 USR2 # until the worker listens
         export RANK=$$SLURM_PROCID LOCAL_RANK=$$SLURM_LOCALID WORLD_SIZE=$$SLURM_NTASKS
         exec "$$@" -m orchestrator.training.worker "$$0"' "$$run" \
-    $interpreter
+    $interpreter 2>"$$logs/srun.log"
 code=$$?
+cat "$$logs/srun.log" >&2
 
 state=$$(squeue --noheader --jobs "$$SLURM_JOB_ID" --format '%T %r')
 next=$$("$$python" -m orchestrator.launch.attempt end "$$run" "$$attempt" "$$code" "$$state") \
     || exit
+read -r next excluded <<<"$$next" # nodes that the run has died of twice
 
 # In an array the job id of one element is that of the whole array.
 job=$${SLURM_ARRAY_JOB_ID:+$${SLURM_ARRAY_JOB_ID}_$$SLURM_ARRAY_TASK_ID}
 job=$${job:-$$SLURM_JOB_ID}
 case $$next in
-    requeue) scontrol requeue "$$job" && exit 75 ;;
+    requeue)
+        trap "" TERM # which this brings, to every process that this shell starts
+        if scontrol requeue "$$job"; then
+            # Slurm takes it of a job that waits, so not before.
+            [ -z "$$excluded" ] || scontrol update JobId="$$job" ExcNodeList="$$excluded"
+            exit 75
+        fi
+        ;;
     resubmit) ;;
     *) exit "$$next" ;;
 esac
-new=$$(sbatch --parsable --dependency=afterany:"$$job" "$$run/job.sbatch") || exit
+new=$$(sbatch --parsable --dependency=afterany:"$$job" $${excluded:+--exclude="$$excluded"} \
+    "$$run/job.sbatch") || exit
 printf '{"slurm_job_id": "%s"}\n' "$${new%%;*}" >>"$$run/jobs.jsonl"
 exit 75
 """
@@ -198,7 +209,7 @@ def _setup(job: Job) -> Iterator[str]:
 def _srun(job: Job) -> Iterator[str]:
     yield "--kill-on-bad-exit=1 --wait=60"
     yield f"--ntasks-per-node={job.tasks_per_node} --open-mode=append"
-    yield """--output="${run//%/%%}/logs/attempt-$(printf %04d "$attempt")/rank-%5t.log\""""
+    yield '--output="${logs//%/%%}/rank-%5t.log"'
     if job.container_image and job.container_runtime == "pyxis":
         yield f"--container-image={shlex.quote(job.container_image)}"
         yield f"--container-mounts={shlex.quote(','.join(_mounts(job)))}"

@@ -1,7 +1,8 @@
 """What a job script does before and after the ranks: note the attempt, decide what comes next.
 
     python -m orchestrator.launch.attempt begin RUN              prints the attempt, or nothing
-    python -m orchestrator.launch.attempt end RUN ATTEMPT CODE STATE    prints what comes next
+    python -m orchestrator.launch.attempt end RUN ATTEMPT CODE STATE    prints what comes next, and
+                                 after `requeue` and `resubmit` the nodes that are excluded from it
 
 Only the answer goes to stdout; everything for people goes to stderr, which is the job's output.
 """
@@ -9,6 +10,7 @@ Only the answer goes to stdout; everything for people goes to stderr, which is t
 import os
 import socket
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,6 +20,7 @@ from orchestrator.rundir import RunDir, read_json_lines
 from orchestrator.tracking.outcome import attempts
 from orchestrator.training.checkpoint import CheckpointStore
 from orchestrator.training.verdict import Exit, Verdict
+from slurm.blame import failed_node
 
 Next = Literal["requeue", "resubmit"] | int
 
@@ -121,9 +124,29 @@ def end(run: RunDir, attempt: int, code: int, state: str) -> Next:
         crashed=is_crash,
         why=verdict["reason"] if mine else decision.why,
         slurm_state=state,
+        failed_node=_failed_node(run, attempt) if mine is None else None,
     )
     print(f"attempt {attempt}: {decision.why}; next: {decision.next}", file=sys.stderr)
     return decision.next
+
+
+def excluded_nodes(run: RunDir) -> str:
+    """Return the nodes that the next attempt is not to be given, as Slurm's options take them.
+
+    They are those of the config, and each that two attempts have died of.
+    """
+    deaths = Counter(line.get("failed_node") for line in attempts(run).values())
+    bad = [node for node, count in sorted(deaths.items(), key=str) if node and count >= 2]
+    if not bad:
+        return ""
+    print(f"excluded from now on: {', '.join(bad)}; two attempts died of it", file=sys.stderr)
+    return ",".join(filter(None, [parse(run.read_config()).cluster.exclude, *bad]))
+
+
+def _failed_node(run: RunDir, attempt: int) -> str | None:
+    """Return the node that an attempt died of, if it was one."""
+    file = run.log_dir(attempt) / "srun.log"
+    return failed_node(file.read_text(errors="replace")) if file.exists() else None
 
 
 def _goes_on(state: str) -> bool:
@@ -149,7 +172,12 @@ def _close_lost(run: RunDir) -> None:
     """Note the end of an attempt that could not do so: its node is gone, or was told to."""
     for number, known in sorted(attempts(run).items()):
         if "ended_s" not in known:
-            run.end_attempt(number, lost=True, why="its first node was lost, or Slurm killed it")
+            run.end_attempt(
+                number,
+                lost=True,
+                why="its first node was lost, or Slurm killed it",
+                failed_node=_failed_node(run, number),
+            )
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -159,7 +187,7 @@ def main(arguments: Sequence[str]) -> int:
     else:
         attempt, code, state = arguments[2:]
         answer = end(run, int(attempt), int(code), state)
-        print(answer if isinstance(answer, str) else int(answer))
+        print(f"{answer} {excluded_nodes(run)}" if isinstance(answer, str) else int(answer))
     return 0
 
 

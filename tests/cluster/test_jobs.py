@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 from cluster_runs import NUM_STEPS, Jobs, ends, everything_said
@@ -93,6 +94,23 @@ def test_a_killed_rank_costs_an_attempt(jobs: Jobs, undisturbed: RunDir) -> None
 
 
 @pytest.mark.slow
+def test_a_node_that_two_attempts_died_of_is_left_out(jobs: Jobs, undisturbed: RunDir) -> None:
+    run = jobs.submit("twice", "checkpoint.every_steps=1")
+    for attempt in (1, 2):
+        jobs.wait(run, lambda n=attempt: run.num_attempts == n, f"attempt {attempt}")
+        jobs.wait_for_step(run, 6 * attempt)
+        os.kill(rank_pids(run, node="node2")[0], signal.SIGKILL)
+    jobs.wait_for_end(run)
+    assert_as_if_nothing_had_happened(run, undisturbed)
+    lines = list(read_json_lines(run.attempts_file))
+    assert [line["failed_node"] for line in lines if line.get("crashed")] == ["node2", "node2"]
+    assert [line["nodes"] for line in lines if "nodes" in line] == [
+        *("node[1-2]", "node[1-2]", "node[1,3]")
+    ]
+    assert "excluded from now on: node2" in everything_said(run)
+
+
+@pytest.mark.slow
 def test_a_hanging_rank_is_found_and_costs_an_attempt(jobs: Jobs, undisturbed: RunDir) -> None:
     run = jobs.submit("hanging", "cluster.hang_timeout_s=6")
     jobs.wait_for_step(run, 14)
@@ -153,12 +171,17 @@ def test_a_crash_that_repeats_is_given_up(jobs: Jobs) -> None:
     assert len(ends(run)) == 2
 
 
-def rank_pids(run: RunDir) -> list[int]:
-    """Return the process ids of the ranks, which all are processes of this machine."""
+def rank_pids(run: RunDir, *, node: str | None = None) -> list[int]:
+    """Return the process ids of the ranks, of all nodes or of one: processes of this machine."""
     found = subprocess.run(
         ["pgrep", "-f", f"orchestrator.training.worker {run.path}"],
         capture_output=True,
         text=True,
         check=True,
     )
-    return [int(pid) for pid in found.stdout.split()]
+    pids = [int(pid) for pid in found.stdout.split()]
+    return [pid for pid in pids if node is None or f"SLURMD_NODENAME={node}" in environ(pid)]
+
+
+def environ(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/environ").read_text().split("\0")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.launch.attempt import Ended, begin, decide
+from orchestrator.launch.attempt import Ended, begin, decide, end, excluded_nodes
 from orchestrator.rundir import RunDir, read_json_lines
 
 
@@ -72,3 +72,25 @@ def test_nothing_begins_where_a_stop_is_asked_for(
     assert begin(run) == ""
     assert "remove it" in capsys.readouterr().err
     assert run.num_attempts == 0
+
+
+def test_the_second_death_on_a_node_excludes_it(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = (
+        "node3: task 7: Killed",
+        "node1: task 0: Exited with exit code 1",
+        "node3: task 6: Killed",
+    )
+    excluded = []
+    for what in said:
+        attempt = run.begin_attempt()
+        run.log_dir(attempt).mkdir(parents=True)
+        (run.log_dir(attempt) / "srun.log").write_text(f"srun: error: {what}\n")
+        assert end(run, attempt, 137, "RUNNING None") == "requeue"
+        excluded.append(excluded_nodes(run))
+    assert excluded == ["", "", "node3"]
+    assert "excluded from now on: node3" in capsys.readouterr().err
+    config = run.read_config()
+    run.write_config(config | {"cluster": config["cluster"] | {"exclude": "node[7-9]"}})
+    assert excluded_nodes(run) == "node[7-9],node3"

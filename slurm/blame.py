@@ -1,0 +1,23 @@
+"""Which node an attempt died of, as srun's own messages say it."""
+
+import re
+
+_NODE_FAILURE = re.compile(r"^srun: error: Node failure on (\S+?)\.?$")
+_ENDED_TASK = re.compile(r"^srun: error: (\S+): tasks? [\d,\-]+: (.+)$")
+# What the network or the code brings about alike on every node.
+_NOT_THE_NODE = re.compile(r"Exited with exit code|Out Of Memory|Terminated")
+
+
+def failed_node(messages: str) -> str | None:
+    """Return the node that failed first, where the cause may be the node's own; else None.
+
+    A node that is lost and a rank that a signal has ended (killed by the kernel, a bus error) are
+    such causes; an exit code, memory that did not suffice and a termination are not. What comes
+    after the first end of a rank is srun ending the others.
+    """
+    for line in messages.splitlines():
+        if lost := _NODE_FAILURE.match(line):
+            return lost[1]
+        if ended := _ENDED_TASK.match(line):
+            return None if _NOT_THE_NODE.match(ended[2]) else ended[1]
+    return None
