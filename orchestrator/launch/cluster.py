@@ -19,7 +19,7 @@ SUBMIT_EPILOG = """\
 OVERRIDES are those of `tahoe train`, -m too. What is asked of Slurm are keys of `cluster`:
 
   tahoe submit model=timm/resnet50 data=shards data.url=/data/set cluster.nodes=4
-  tahoe submit --dry-run cluster=slurm             print the job script and submit nothing
+  tahoe submit --dry-run cluster=slurm             print script and arithmetic, submit nothing
   tahoe submit --after runs/first ...              start when that run has finished
 """
 
@@ -50,7 +50,9 @@ def add_cluster_verbs(verbs: "Verbs") -> None:
 
 def add_submit_options(verb: argparse.ArgumentParser) -> None:
     """Add what `submit` takes besides overrides, which are Hydra's to read."""
-    verb.add_argument("--dry-run", action="store_true", help="print the script, submit nothing")
+    verb.add_argument(
+        "--dry-run", action="store_true", help="print the script and the arithmetic, submit nothing"
+    )
     verb.add_argument("--after", type=Path, metavar="RUN", help="start when that run has finished")
 
 
@@ -76,9 +78,9 @@ def _add_rehearse(verbs: "Verbs") -> None:
 
 
 def submit(options: argparse.Namespace) -> int:
-    """Submit each point of the config, or print what would be submitted."""
+    """Submit each point of the config, or print what would be submitted, and what it comes to."""
     from orchestrator.launch.compose import compose
-    from orchestrator.launch.create import open_runs, run_path
+    from orchestrator.launch.create import open_runs, plan_of, run_path
     from orchestrator.launch.snapshot import in_place
     from orchestrator.launch.submit import check_not_queued, script
     from orchestrator.rundir import RunDir
@@ -86,7 +88,9 @@ def submit(options: argparse.Namespace) -> int:
     points = compose(["launcher=slurm", *options.overrides])
     if options.dry_run:
         for point in points:
+            plan = plan_of(point.config)
             print(script(RunDir(run_path(point.config)), point.config, in_place()))
+            print("\n".join(f"# {line}" for line in plan.lines()))
         return 0
     for point in points:  # before what lies there is changed
         check_not_queued(RunDir(run_path(point.config)))

@@ -84,6 +84,16 @@ def open_runs(points: Sequence[Composed]) -> list[tuple[RunDir, Plan]]:
     return [open_run(point) for point in points]
 
 
+def plan_of(config: Config) -> Plan:
+    """Return what a config comes to on its data set.
+
+    Raises:
+        ConfigError, DataError: the config does not fit its data set.
+    """
+    train, val = (read_manifest(config.data.url, split) for split in ("train", "val"))
+    return make_plan(config, config.world_size, train, val)
+
+
 def run_path(config: Config) -> Path:
     """Return the directory of a config's run: the one it names, or its own under `runs_dir`."""
     return Path(config.run_dir or Path(config.runs_dir, run_id(config)))

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from data_sharding.manifest import read_manifest
 from orchestrator.config import SAFE_KEYS, ConfigError, parse, to_dict, unsafe_changes
 from orchestrator.launch.compose import merge
-from orchestrator.plan import Plan, make_plan
+from orchestrator.launch.create import plan_of
+from orchestrator.plan import Plan
 from orchestrator.rundir import RunDir, RunError
 from orchestrator.schema import DURATIONS, Config
 from orchestrator.training.checkpoint import CheckpointStore
@@ -28,8 +28,7 @@ def reopen_run(run: RunDir, overrides: Sequence[str]) -> Plan:
             "not be one experiment. Start a new run with `tahoe train`, or change only "
             f"{', '.join((*SAFE_KEYS, *sorted(durations)))}."
         )
-    train, val = (read_manifest(config.data.url, split) for split in ("train", "val"))
-    plan = make_plan(config, config.world_size, train, val)
+    plan = plan_of(config)
     done = _num_steps_done(run, config)
     if plan.num_steps < done:
         raise ConfigError(

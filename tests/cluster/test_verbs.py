@@ -42,6 +42,7 @@ def test_a_job_is_followed_and_not_reached_by_later_edits(jobs: Jobs, tmp_path: 
     hold = "+cluster.additional_parameters.hold=true"
     shown = tahoe("submit", *place, *options, "--dry-run").stdout
     assert shown.startswith("#!/bin/bash\n")
+    assert "\n# 6 steps = " in shown
     assert not (home / "held").exists()
     printed = tahoe("submit", *place, *options, hold).stdout
     assert "submitted job" in printed
