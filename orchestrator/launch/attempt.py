@@ -124,7 +124,8 @@ def end(run: RunDir, attempt: int, code: int, state: str) -> Next:
         crashed=is_crash,
         why=verdict["reason"] if mine else decision.why,
         slurm_state=state,
-        failed_node=_failed_node(run, attempt) if mine is None else None,
+        # Where Slurm itself ends a job it kills the ranks, which is no fault of their nodes.
+        failed_node=_failed_node(run, attempt) if is_crash or "NodeFail" in state else None,
     )
     print(f"attempt {attempt}: {decision.why}; next: {decision.next}", file=sys.stderr)
     return decision.next
@@ -172,12 +173,7 @@ def _close_lost(run: RunDir) -> None:
     """Note the end of an attempt that could not do so: its node is gone, or was told to."""
     for number, known in sorted(attempts(run).items()):
         if "ended_s" not in known:
-            run.end_attempt(
-                number,
-                lost=True,
-                why="its first node was lost, or Slurm killed it",
-                failed_node=_failed_node(run, number),
-            )
+            run.end_attempt(number, lost=True, why="its first node was lost, or Slurm killed it")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -94,3 +94,13 @@ def test_the_second_death_on_a_node_excludes_it(
     config = run.read_config()
     run.write_config(config | {"cluster": config["cluster"] | {"exclude": "node[7-9]"}})
     assert excluded_nodes(run) == "node[7-9],node3"
+
+
+def test_a_node_is_not_blamed_for_what_slurm_killed(run: RunDir) -> None:
+    for state in ("COMPLETING None", "COMPLETING TimeLimit", "COMPLETING NodeFail"):
+        attempt = run.begin_attempt()
+        run.log_dir(attempt).mkdir(parents=True)
+        (run.log_dir(attempt) / "srun.log").write_text("srun: error: node3: task 7: Killed\n")
+        end(run, attempt, 137, state)
+    ended = [line for line in read_json_lines(run.attempts_file) if "ended_s" in line]
+    assert [line["failed_node"] for line in ended] == [None, None, "node3"]
