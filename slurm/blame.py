@@ -2,10 +2,16 @@
 
 import re
 
-_NODE_FAILURE = re.compile(r"^srun: error: Node failure on (\S+?)\.?$")
+_NODE_FAILURE = re.compile(r"^srun: error: Node failure on (\S+?)\.?$", re.MULTILINE)
 _ENDED_TASK = re.compile(r"^srun: error: (\S+): tasks? [\d,\-]+: (.+)$")
 # What the network or the code brings about alike on every node.
 _NOT_THE_NODE = re.compile(r"Exited with exit code|Out Of Memory|Terminated")
+
+
+def lost_node(messages: str) -> str | None:
+    """Return the node that srun says was lost; what Slurm then kills is not looked at."""
+    lost = _NODE_FAILURE.search(messages)
+    return lost[1] if lost else None
 
 
 def failed_node(messages: str) -> str | None:

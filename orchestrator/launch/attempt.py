@@ -20,7 +20,7 @@ from orchestrator.rundir import RunDir, read_json_lines
 from orchestrator.tracking.outcome import attempts
 from orchestrator.training.checkpoint import CheckpointStore
 from orchestrator.training.verdict import Exit, Verdict
-from slurm.blame import failed_node
+from slurm.blame import failed_node, lost_node
 
 Next = Literal["requeue", "resubmit"] | int
 
@@ -125,7 +125,7 @@ def end(run: RunDir, attempt: int, code: int, state: str) -> Next:
         why=verdict["reason"] if mine else decision.why,
         slurm_state=state,
         # Where Slurm itself ends a job it kills the ranks, which is no fault of their nodes.
-        failed_node=_failed_node(run, attempt) if is_crash or "NodeFail" in state else None,
+        failed_node=(failed_node if is_crash else lost_node)(_said_by_srun(run, attempt)),
     )
     print(f"attempt {attempt}: {decision.why}; next: {decision.next}", file=sys.stderr)
     return decision.next
@@ -144,10 +144,9 @@ def excluded_nodes(run: RunDir) -> str:
     return ",".join(filter(None, [parse(run.read_config()).cluster.exclude, *bad]))
 
 
-def _failed_node(run: RunDir, attempt: int) -> str | None:
-    """Return the node that an attempt died of, if it was one."""
+def _said_by_srun(run: RunDir, attempt: int) -> str:
     file = run.log_dir(attempt) / "srun.log"
-    return failed_node(file.read_text(errors="replace")) if file.exists() else None
+    return file.read_text(errors="replace") if file.exists() else ""
 
 
 def _goes_on(state: str) -> bool:
@@ -173,7 +172,12 @@ def _close_lost(run: RunDir) -> None:
     """Note the end of an attempt that could not do so: its node is gone, or was told to."""
     for number, known in sorted(attempts(run).items()):
         if "ended_s" not in known:
-            run.end_attempt(number, lost=True, why="its first node was lost, or Slurm killed it")
+            run.end_attempt(
+                number,
+                lost=True,
+                why="a node was lost, or Slurm killed it",
+                failed_node=lost_node(_said_by_srun(run, number)),
+            )
 
 
 def main(arguments: Sequence[str]) -> int:

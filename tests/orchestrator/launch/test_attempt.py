@@ -96,11 +96,20 @@ def test_the_second_death_on_a_node_excludes_it(
     assert excluded_nodes(run) == "node[7-9],node3"
 
 
-def test_a_node_is_not_blamed_for_what_slurm_killed(run: RunDir) -> None:
-    for state in ("COMPLETING None", "COMPLETING TimeLimit", "COMPLETING NodeFail"):
-        attempt = run.begin_attempt()
-        run.log_dir(attempt).mkdir(parents=True)
-        (run.log_dir(attempt) / "srun.log").write_text("srun: error: node3: task 7: Killed\n")
-        end(run, attempt, 137, state)
-    ended = [line for line in read_json_lines(run.attempts_file) if "ended_s" in line]
-    assert [line["failed_node"] for line in ended] == [None, None, "node3"]
+def test_where_slurm_ends_a_job_only_a_lost_node_is_blamed(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed, lost = "srun: error: node3: task 7: Killed\n", "srun: error: Node failure on node4\n"
+    for said in (killed, killed + lost):
+        for is_noted in (True, False):
+            attempt = run.begin_attempt()
+            run.log_dir(attempt).mkdir(parents=True)
+            (run.log_dir(attempt) / "srun.log").write_text(said)
+            if is_noted:
+                end(run, attempt, 137, "COMPLETING None")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[1-2]")
+    begin(run)  # closes those that nobody has
+    lines = sorted(read_json_lines(run.attempts_file), key=lambda line: line["attempt"])
+    blamed = [line["failed_node"] for line in lines if "ended_s" in line]
+    assert blamed == [None, None, "node4", "node4"]
