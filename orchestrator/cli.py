@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from orchestrator.launch.arguments import add_verb
+from orchestrator.launch.arguments import add_runs, add_verb
 from orchestrator.launch.cluster import (
     add_cluster_verbs,
     add_submit_options,
@@ -106,35 +106,35 @@ def _resume(options: argparse.Namespace) -> int:
     from orchestrator.config import parse
     from orchestrator.launch.local import run_attempt
     from orchestrator.launch.resume import reopen_run
-    from orchestrator.launch.submit import check_not_queued
+    from orchestrator.launch.submit import Submission, check_not_queued
     from orchestrator.rundir import RunDir
 
     run = RunDir(options.run.absolute())
-    check_not_queued(run)
+    check_not_queued([run])
     plan = reopen_run(run, options.overrides)
     config = parse(run.read_config())
     if config.launcher.name == "slurm":
-        submit_run(run, config, plan.num_steps)
+        submit_run(Submission(run, config, plan.num_steps))
         return 0
     return run_attempt(run, config, plan)
 
 
 def _sync(options: argparse.Namespace) -> int:
-    from orchestrator.rundir import RunDir
+    from orchestrator.sweepdir import expand
     from orchestrator.tracking.ship import sync
 
-    for run in options.runs:
-        sync(RunDir(run.absolute()).path)
+    for run in expand(options.runs):
+        sync(run.path)
     return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from orchestrator.rundir import RunDir
+    from orchestrator.sweepdir import expand
     from orchestrator.tracking.compare import results, table
 
-    Console(soft_wrap=True).print(table([results(RunDir(run.absolute())) for run in options.runs]))
+    Console(soft_wrap=True).print(table([results(run) for run in expand(options.runs)]))
     return 0
 
 
@@ -171,10 +171,10 @@ def _parser() -> argparse.ArgumentParser:
     add_data_verbs(data)
 
     compare = add_verb(verbs, "compare", _compare, "print the results of runs side by side")
-    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory")
+    add_runs(compare)
 
     sync = add_verb(verbs, "sync", _sync, "send to MLflow what has not arrived there")
-    sync.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory")
+    add_runs(sync)
 
     ui = add_verb(verbs, "ui", _ui, "open MLflow's pages on the store of the runs")
     ui.add_argument("--uri", default="sqlite:///mlflow.db", help="default: %(default)s")

@@ -91,6 +91,11 @@ class RunDir:
         return self.path / "jobs.jsonl"
 
     @property
+    def sweep_file(self) -> Path:
+        """The sweep that the run was last submitted in; see orchestrator.sweepdir."""
+        return self.path / "sweep.json"
+
+    @property
     def code_dir(self) -> Path:
         """The code that jobs of this run execute."""
         return self.path / "code"

@@ -259,6 +259,7 @@ class Cluster:
     qos: str | None
     constraint: str | None
     exclude: str | None
+    array_parallelism: PositiveInt | None
     signal_lead_s: PositiveInt
     max_crashes: NonNegativeInt
     snapshot_mb: PositiveFloat | None

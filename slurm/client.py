@@ -73,13 +73,14 @@ def jobs(job_ids: Iterable[str]) -> dict[str, QueuedJob]:
     return {job_id: found[job_id] for job_id in wanted if job_id in found}
 
 
-def cancel(job_id: str) -> None:
-    """End a job, waiting or running.
+def cancel(job_ids: Iterable[str]) -> None:
+    """End jobs, waiting or running.
 
     Raises:
         SlurmError: Slurm does not let us.
     """
-    _call("scancel", job_id)
+    if listed := list(job_ids):
+        _call("scancel", *listed)
 
 
 def _call(*command: str) -> str:

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from string import Template
+from types import MappingProxyType
 from typing import Literal
 
 SIGNAL = "USR2"  # sent to every process of the ranks some time before the limit
@@ -27,6 +28,7 @@ class Job:
         nodes, tasks_per_node, gpus_per_node, cpus_per_task, mem_gb: the size; a task is a rank.
         timeout_min: the limit, after which another attempt goes on.
         partition, account, qos, constraint, exclude: None is whatever the site's default is.
+        array_parallelism: how many of an array run at the same time, at most; None is no limit.
         signal_lead_s: how long before the limit the ranks are told to save and stop.
         modules: environment modules to be loaded.
         setup: lines of shell, run on the first node before the ranks are started.
@@ -57,6 +59,7 @@ class Job:
     qos: str | None = None
     constraint: str | None = None
     exclude: str | None = None
+    array_parallelism: int | None = None
     signal_lead_s: int = 120
     modules: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()
@@ -83,7 +86,7 @@ def render(job: Job) -> str:
     Raises:
         ValueError: an option of sbatch holds a line break, which no script can.
     """
-    directives = "\n".join(f"#SBATCH --{option}" for option in _directives(job))
+    directives = "\n".join(f"#SBATCH --{option}" for option in sbatch_options(job))
     return Template(_SCRIPT).substitute(
         directives=directives,
         run=shlex.quote(job.run_dir),
@@ -131,14 +134,14 @@ srun $srun \
 code=$$?
 cat "$$logs/srun.log" >&2
 
-state=$$(squeue --noheader --jobs "$$SLURM_JOB_ID" --format '%T %r')
+# In an array the job id of one element is that of the whole array.
+job=$${SLURM_ARRAY_JOB_ID:+$${SLURM_ARRAY_JOB_ID}_$$SLURM_ARRAY_TASK_ID}
+job=$${job:-$$SLURM_JOB_ID}
+state=$$(squeue --noheader --jobs "$$job" --format '%T %r')
 next=$$("$$python" -m orchestrator.launch.attempt end "$$run" "$$attempt" "$$code" "$$state") \
     || exit
 read -r next excluded <<<"$$next" # nodes that the run has died of twice
 
-# In an array the job id of one element is that of the whole array.
-job=$${SLURM_ARRAY_JOB_ID:+$${SLURM_ARRAY_JOB_ID}_$$SLURM_ARRAY_TASK_ID}
-job=$${job:-$$SLURM_JOB_ID}
 case $$next in
     requeue)
         trap "" TERM # which this brings, to every process that this shell starts
@@ -158,7 +161,14 @@ exit 75
 """
 
 
-def _directives(job: Job) -> Iterator[str]:
+def sbatch_options(
+    job: Job, replaced: Mapping[str, object] = MappingProxyType({})
+) -> Iterator[str]:
+    """Yield the options of sbatch, some of them replaced or added.
+
+    Raises:
+        ValueError: one holds a line break, which no script can.
+    """
     options: dict[str, object] = {
         "job-name": job.name,
         "nodes": job.nodes,
@@ -177,6 +187,7 @@ def _directives(job: Job) -> Iterator[str]:
         "open-mode": "append",
         "output": f"{job.run_dir.replace('%', '%%')}/slurm/%j.out",
         **job.additional_parameters,
+        **replaced,
     }
     for name, value in options.items():
         if value is True:

@@ -24,6 +24,12 @@ def add_verb(
     return verb
 
 
+def add_runs(verb: argparse.ArgumentParser) -> None:
+    """Add the runs that a verb is about."""
+    runs_help = "a run directory, or that of a sweep"
+    verb.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=runs_help)
+
+
 def add_label_options(verb: argparse.ArgumentParser) -> None:
     """Add how the labels of shards made by others are read."""
     label_help = "the member that holds the label: cls, txt, json:FIELD, none (default cls)"

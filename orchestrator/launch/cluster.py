@@ -6,11 +6,11 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.launch.arguments import add_verb
+from orchestrator.launch.arguments import add_runs, add_verb
 
 if TYPE_CHECKING:
+    from orchestrator.launch.submit import Submission
     from orchestrator.rundir import RunDir
-    from orchestrator.schema import Config
     from slurm.rehearsal import Rehearsal
 
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -21,6 +21,8 @@ OVERRIDES are those of `tahoe train`, -m too. What is asked of Slurm are keys of
   tahoe submit model=timm/resnet50 data=shards data.url=/data/set cluster.nodes=4
   tahoe submit --dry-run cluster=slurm             print script and arithmetic, submit nothing
   tahoe submit --after runs/first ...              start when that run has finished
+  tahoe submit -m model=vgg16,resnet50 seed=1,2    the points of a sweep, as a job array
+  tahoe submit -m hydra/sweeper=NAME hydra.launcher.wait=true ...    points that a search chooses
 """
 
 
@@ -32,7 +34,7 @@ def add_cluster_verbs(verbs: "Verbs") -> None:
     add_submit_options(submit_verb)
     submit_verb.add_argument("overrides", nargs="*", metavar="OVERRIDES", help="see below")
     status_verb = add_verb(verbs, "status", status, "say how runs stand, all that is known")
-    _add_runs(status_verb)
+    add_runs(status_verb)
     list_verb = add_verb(verbs, "list", list_runs, "print a line for each run")
     runs_help = "where run directories lie (default: %(default)s)"
     list_verb.add_argument("--runs-dir", type=Path, default=Path("runs"), help=runs_help)
@@ -42,8 +44,8 @@ def add_cluster_verbs(verbs: "Verbs") -> None:
     _add_run(logs_verb)
     logs_verb.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
     logs_verb.add_argument("--rank", type=int, default=0, help="default: %(default)s")
-    cancel_verb = add_verb(verbs, "cancel", cancel, "end a run's job; a running one saves first")
-    _add_run(cancel_verb)
+    cancel_verb = add_verb(verbs, "cancel", cancel, "end the jobs of runs; running ones save first")
+    add_runs(cancel_verb)
     cancel_verb.add_argument("--now", action="store_true", help="do not let it save")
     _add_rehearse(verbs)
 
@@ -78,72 +80,51 @@ def _add_rehearse(verbs: "Verbs") -> None:
 
 
 def submit(options: argparse.Namespace) -> int:
-    """Submit each point of the config, or print what would be submitted, and what it comes to."""
+    """Submit the run of the config, with -m the runs of its points, or print what would be."""
     from orchestrator.launch.compose import compose
-    from orchestrator.launch.create import open_runs, plan_of, run_path
-    from orchestrator.launch.snapshot import in_place
-    from orchestrator.launch.submit import check_not_queued, script
+    from orchestrator.launch.create import open_run, run_path
+    from orchestrator.launch.preview import show_jobs
+    from orchestrator.launch.submit import Submission, check_not_queued
+    from orchestrator.launch.sweep import Sweep
     from orchestrator.rundir import RunDir
 
-    points = compose(["launcher=slurm", *options.overrides])
+    overrides = ["launcher=slurm", *options.overrides]
     if options.dry_run:
-        for point in points:
-            plan = plan_of(point.config)
-            print(script(RunDir(run_path(point.config)), point.config, in_place()))
-            print("\n".join(f"# {line}" for line in plan.lines()))
+        show_jobs(compose(overrides))
         return 0
-    for point in points:  # before what lies there is changed
-        check_not_queued(RunDir(run_path(point.config)))
     after = RunDir(options.after.absolute()) if options.after else None
-    for point, (run, plan) in zip(points, open_runs(points), strict=True):
+    sweep = Sweep(after)
+    for point in compose(["hydra/launcher=slurm", *overrides], sweep.launch):
+        check_not_queued([RunDir(run_path(point.config))])  # before what lies there is changed
+        run, plan = open_run(point)
         if run.is_finished:
             print(f"{run.path} is finished already; it is reused (if_finished=reuse)")
         else:
-            submit_run(run, point.config, plan.num_steps, after)
+            submit_run(Submission(run, point.config, plan.num_steps), after)
     return 0
 
 
-def submit_run(
-    run: "RunDir", config: "Config", num_steps: int, after: "RunDir | None" = None
-) -> None:
+def submit_run(submission: "Submission", after: "RunDir | None" = None) -> None:
     """Submit a run and say where to look."""
+    from orchestrator.launch.announce import announce_job
     from orchestrator.launch.submit import submit as submit_job
 
-    job_id = submit_job(run, config, num_steps, after=after)
-    print(f"submitted job {job_id}: {run.path}")
-    print(f"  tahoe status {run.quoted}    tahoe logs -f {run.quoted}")
-    if config.tracking.enabled:
-        _show_in_mlflow(run, config.tracking.uri)
-
-
-def _show_in_mlflow(run: "RunDir", uri: str) -> None:
-    """Make the MLflow run, and print where it is; a server that is away must not stop a job."""
-    from orchestrator.rundir import RunError
-    from orchestrator.tracking.ship import sync
-
-    try:
-        sync(run.path)
-    except RunError as error:
-        print(f"  not in MLflow yet: {error}")
-        return
-    mark = run.read_json(run.mlflow_file) or {}
-    if uri.startswith("http"):
-        print(f"  {uri}/#/experiments/{mark['experiment_id']}/runs/{mark['run_id']}")
-    else:
-        print(f"  in MLflow: tahoe sync {run.quoted} && tahoe ui --uri {shlex.quote(uri)}")
+    announce_job(submission, submit_job(submission, after=after))
 
 
 def status(options: argparse.Namespace) -> int:
     """Print how the runs stand."""
-    from orchestrator.launch.status import as_json, show_whole, standings
-    from orchestrator.rundir import RunDir
+    from orchestrator.launch.status import as_json, show_table, show_whole, standings
+    from orchestrator.sweepdir import expand, is_sweep
 
-    found = standings([RunDir(run.absolute()) for run in options.runs])
+    found = standings(expand(options.runs))
     if options.json:
         print(as_json(found))
-        return 0
-    for one in found:
-        show_whole(one)
+    elif any(is_sweep(path) for path in options.runs):
+        show_table(found)
+    else:
+        for one in found:
+            show_whole(one)
     return 0
 
 
@@ -174,13 +155,15 @@ def logs(options: argparse.Namespace) -> int:
 
 
 def cancel(options: argparse.Namespace) -> int:
-    """End a run's job."""
-    from orchestrator.launch.submit import cancel as cancel_job
-    from orchestrator.rundir import RunDir
+    """End the jobs of runs."""
+    from orchestrator.launch.submit import cancel as cancel_jobs
+    from orchestrator.sweepdir import expand
 
-    run = RunDir(options.run.absolute())
-    run.read_config()
-    print(cancel_job(run, now=options.now))
+    runs = expand(options.runs)
+    for run in runs:
+        run.read_config()  # says so if there is no run
+    for line in cancel_jobs(runs, now=options.now):
+        print(line)
     return 0
 
 
@@ -243,7 +226,3 @@ def _cluster(options: argparse.Namespace) -> "Rehearsal":
 
 def _add_run(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("run", type=Path, metavar="RUN", help="a run directory")
-
-
-def _add_runs(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory")

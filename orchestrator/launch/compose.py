@@ -19,11 +19,13 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from orchestrator.config import ConfigError, explain_unknown, flatten, parse, valid_instead
+from orchestrator.launch import slurm_launcher
 from orchestrator.schema import DURATIONS, Config
 
 _PATHS = ("runs_dir", "run_dir", "data.url", "checkpoint.url", "tracking.uri")
@@ -40,11 +42,17 @@ class Composed:
     overrides: tuple[str, ...]
 
 
-def compose(arguments: Sequence[str]) -> list[Composed]:
+def compose(
+    arguments: Sequence[str], launch: slurm_launcher.Launch | None = None
+) -> list[Composed]:
     """Return a config for each point that the arguments describe: one, or several with -m.
 
     Where Hydra answers the arguments itself (`--cfg`, `--info`, completion), the answer is printed
     and nothing is returned.
+
+    Args:
+        launch: takes the points of a sweep as Hydra's sweeper comes up with them; none of those is
+            returned. Without it, a sweeper must know all its points beforehand.
 
     Raises:
         ConfigError: a composed config is invalid.
@@ -52,19 +60,36 @@ def compose(arguments: Sequence[str]) -> list[Composed]:
     points: list[Composed] = []
     errors: list[Exception] = []
 
-    def collect(config: DictConfig) -> None:
+    def collect(config: DictConfig) -> Composed | Exception:
         task = OmegaConf.to_container(HydraConfig.get().overrides.task)  # ${...} as it was given
         overrides = tuple(cast("list[str]", task))
         try:  # in here, where ${hydra:...} means this point
+            if launch is None and HydraConfig.get().mode == RunMode.MULTIRUN:
+                slurm_launcher.refuse_searching(HydraConfig.get())
             points.append(Composed(parse(_resolve(config, overrides)), overrides))
         except (ConfigError, OmegaConfBaseException) as error:
             errors.append(error)
+            return error
+        return points[-1]
 
+    def hand_over(batch: Sequence[Composed], wait: bool) -> Sequence[float | Exception | None]:
+        assert launch is not None
+        points.clear()
+        return launch(batch, wait)
+
+    if launch:
+        slurm_launcher.register(hand_over)
     _register_named_models([*arguments, *os.environ.get("COMP_LINE", "").split()])
     with _command_line(arguments):
         try:
             hydra.main(version_base="1.3", config_path="pkg://conf", config_name="train")(collect)()
-        except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        except (
+            ConfigError,
+            HydraException,
+            OmegaConfBaseException,
+            YAMLError,
+            ValueError,
+        ) as error:
             errors.append(error)
     if errors:
         raise ConfigError(_explain(errors[0])) from errors[0]

@@ -3,21 +3,32 @@
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from orchestrator.config import ConfigError
 from orchestrator.launch.snapshot import in_place, snapshot
 from orchestrator.rundir import RunDir, RunError, append_json_line, read_json_lines, write_atomic
 from orchestrator.schema import Config
+from orchestrator.sweepdir import SweepDir
 from slurm import client
+from slurm.array import Array, render_array, together
 from slurm.job import Job, render
 
 
-def submit(run: RunDir, config: Config, num_steps: int, *, after: RunDir | None = None) -> str:
+@dataclass(frozen=True)
+class Submission:
+    """A run that is to be a job, with the number of its steps for those who watch it."""
+
+    run: RunDir
+    config: Config
+    num_steps: int
+
+
+def submit(submission: Submission, *, after: RunDir | None = None) -> str:
     """Write the job script of a run, submit it, and return the job's id.
 
     Args:
-        num_steps: of the run, for those who watch it.
         after: a run that must have finished before.
 
     Raises:
@@ -26,26 +37,65 @@ def submit(run: RunDir, config: Config, num_steps: int, *, after: RunDir | None 
         SlurmError: Slurm does not take the job.
     """
     dependency = None if after is None else _live_job(after)
-    with run.lock():  # what an attempt that is running reads is not touched
-        run.stop_file.unlink(missing_ok=True)
-        write_script(run, config)
-    job_id = client.submit(run.job_script, after=dependency)
-    line = {"slurm_job_id": job_id, "submitted_s": time.time(), "num_steps": num_steps}
-    append_json_line(run.jobs_file, line)
+    write_script(submission.run, submission.config)
+    job_id = client.submit(submission.run.job_script, after=dependency)
+    _note(submission, job_id)
     return job_id
 
 
-def write_script(run: RunDir, config: Config) -> None:
-    """Copy the code and write the job script.
+def submit_arrays(
+    sweep: SweepDir, members: Sequence[Submission], *, after: RunDir | None = None
+) -> Iterator[tuple[str, list[Submission]]]:
+    """Submit the runs of a sweep; yield each array's id with its runs, element 0 first.
+
+    Runs that ask Slurm for different things (nodes, GPUs, a limit) cannot be one array.
 
     Raises:
-        RunError: the code is larger than allowed.
+        RunError, ConfigError: as for `submit`; nothing has been submitted.
+        SlurmError: Slurm does not take an array; those before it stay submitted.
+    """
+    dependency = None if after is None else _live_job(after)
+    jobs = [write_script(member.run, member.config) for member in members]
+    for indices in together(jobs):
+        some = [members[i] for i in indices]
+        number = sweep.new_array()
+        runs_file, file = sweep.array_runs(number), sweep.array_script(number)
+        write_atomic(runs_file, "".join(f"{member.run.path}\n" for member in some))
+        job = jobs[indices[0]]
+        array = Array(f"tahoe {sweep.id}", str(sweep.path), runs_file.name, job, len(some))
+        try:
+            write_atomic(file, render_array(array))
+        except ValueError as error:
+            raise _refused(error) from None
+        array_id = client.submit(file, after=dependency)
+        for i, member in enumerate(some):
+            _note(member, f"{array_id}_{i}")
+        yield array_id, some
+
+
+def _note(submission: Submission, job_id: str) -> None:
+    line = {
+        "slurm_job_id": job_id,
+        "submitted_s": time.time(),
+        "num_steps": submission.num_steps,
+    }
+    append_json_line(submission.run.jobs_file, line)
+
+
+def write_script(run: RunDir, config: Config) -> Job:
+    """Copy the code and write the job script; return the job.
+
+    Raises:
+        RunError: an attempt of this run is alive, or the code is larger than allowed.
         ConfigError: a value cannot stand in a script.
     """
     limit_mb = config.cluster.snapshot_mb
-    python_path = in_place() if limit_mb is None else snapshot(run, limit_mb)
-    (run.path / "slurm").mkdir(exist_ok=True)
-    write_atomic(run.job_script, script(run, config, python_path))
+    with run.lock():  # what an attempt that is running reads is not touched
+        run.stop_file.unlink(missing_ok=True)
+        python_path = in_place() if limit_mb is None else snapshot(run, limit_mb)
+        (run.path / "slurm").mkdir(exist_ok=True)
+        write_atomic(run.job_script, script(run, config, python_path))
+    return job_of(run, config, python_path)
 
 
 def script(run: RunDir, config: Config, python_path: Sequence[str]) -> str:
@@ -53,6 +103,19 @@ def script(run: RunDir, config: Config, python_path: Sequence[str]) -> str:
 
     Raises:
         ConfigError: a value of `cluster` cannot stand in a script.
+    """
+    job = job_of(run, config, python_path)
+    try:
+        return render(job)
+    except ValueError as error:
+        raise _refused(error) from None
+
+
+def job_of(run: RunDir, config: Config, python_path: Sequence[str]) -> Job:
+    """Return what is asked of Slurm for a run.
+
+    Raises:
+        ConfigError: a value of `cluster` makes no job.
     """
     cluster, container = config.cluster, config.cluster.container
     threads = cluster.threads_per_rank or cluster.cpus_per_task or 1
@@ -67,7 +130,7 @@ def script(run: RunDir, config: Config, python_path: Sequence[str]) -> str:
             "container_mounts": container.mounts,
         }
     try:
-        job = Job(
+        return Job(
             name=f"tahoe {run.id}",
             run_dir=str(run.path),
             python=sys.executable,
@@ -83,6 +146,7 @@ def script(run: RunDir, config: Config, python_path: Sequence[str]) -> str:
             qos=cluster.qos,
             constraint=cluster.constraint,
             exclude=cluster.exclude,
+            array_parallelism=cluster.array_parallelism,
             signal_lead_s=cluster.signal_lead_s,
             modules=cluster.modules,
             setup=cluster.setup,
@@ -91,9 +155,12 @@ def script(run: RunDir, config: Config, python_path: Sequence[str]) -> str:
             environ=environ,
             **(inside if container else {}),  # type: ignore[arg-type]
         )
-        return render(job)
     except ValueError as error:
-        raise ConfigError(f"cluster: {error}. Nothing was submitted.") from None
+        raise _refused(error) from None
+
+
+def _refused(error: ValueError) -> ConfigError:
+    return ConfigError(f"cluster: {error}. Nothing was submitted.")
 
 
 def queued_job(run: RunDir) -> client.QueuedJob | None:
@@ -102,30 +169,44 @@ def queued_job(run: RunDir) -> client.QueuedJob | None:
     Raises:
         SlurmError: Slurm cannot be asked.
     """
-    submitted = [str(line["slurm_job_id"]) for line in read_json_lines(run.jobs_file)]
-    known = client.jobs(submitted)
-    alive = [job for job in known.values() if job.state not in client.ENDED]
-    return alive[-1] if alive else None
+    return queued_jobs([run]).get(run)
 
 
-def cancel(run: RunDir, *, now: bool) -> str:
-    """End a run's job: a waiting one at once, a running one when it has saved; say what was done.
-
-    Args:
-        now: do not let it save.
+def queued_jobs(runs: Sequence[RunDir]) -> dict[RunDir, client.QueuedJob]:
+    """Return the jobs that wait or run, by their runs; Slurm is asked once.
 
     Raises:
-        RunError: no job of this run waits or runs.
+        SlurmError: Slurm cannot be asked.
     """
-    job = queued_job(run)
-    if job is None:
-        raise RunError(f"no job of {run.id} waits or runs, so there is nothing to cancel.")
-    if now or job.state == "PENDING":
-        client.cancel(job.job_id)
-        return f"cancelled job {job.job_id} ({job.state.lower()})"
-    run.stop_file.parent.mkdir(exist_ok=True)
-    run.stop_file.touch()
-    return f"job {job.job_id} saves and ends after its next step"
+    submitted = {
+        str(line["slurm_job_id"]): run for run in runs for line in read_json_lines(run.jobs_file)
+    }
+    known = client.jobs(submitted)
+    return {submitted[i]: job for i, job in known.items() if job.state not in client.ENDED}
+
+
+def cancel(runs: Sequence[RunDir], *, now: bool) -> Iterator[str]:
+    """End the jobs of runs: waiting ones at once, running ones when they have saved; say of each.
+
+    Args:
+        now: do not let them save.
+
+    Raises:
+        RunError: no job of these runs waits or runs.
+    """
+    queued = queued_jobs(runs)
+    if not queued:
+        names = ", ".join(run.id for run in runs)
+        raise RunError(f"no job of {names} waits or runs, so there is nothing to cancel.")
+    ended = {r: job for r, job in queued.items() if now or job.state == "PENDING"}
+    client.cancel(job.job_id for job in ended.values())
+    for job in ended.values():
+        yield f"cancelled job {job.job_id} ({job.state.lower()})"
+    for run, job in queued.items():
+        if run not in ended:
+            run.stop_file.parent.mkdir(exist_ok=True)
+            run.stop_file.touch()
+            yield f"job {job.job_id} saves and ends after its next step"
 
 
 def is_going_on(run: RunDir) -> bool:
@@ -137,15 +218,14 @@ def is_going_on(run: RunDir) -> bool:
     return run.is_alive or queued_job(run) is not None
 
 
-def check_not_queued(run: RunDir) -> None:
+def check_not_queued(runs: Sequence[RunDir]) -> None:
     """Refuse to change or submit a run that a job waits for, or is at.
 
     Raises:
         RunError: there is one.
         SlurmError: a job was submitted, and Slurm cannot be asked.
     """
-    job = queued_job(run)
-    if job:
+    for run, job in queued_jobs(runs).items():
         raise RunError(
             f"job {job.job_id} of {run.id} is {job.state.lower()} already. A second would wait for "
             f"it and then do nothing. Look with `tahoe status {run.quoted}`, or end it with "

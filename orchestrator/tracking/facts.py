@@ -40,7 +40,7 @@ def identity_tag(run: RunDir) -> tuple[str, str]:
 def creation_tags(run: RunDir) -> dict[str, str]:
     """Return the tags that an MLflow run is made with, and keeps."""
     key, value = identity_tag(run)
-    return {"mlflow.runName": run.id, "mlflow.user": _user(), "tahoe.run_id": run.id, key: value}
+    return {"mlflow.runName": run.id, "mlflow.user": user(), "tahoe.run_id": run.id, key: value}
 
 
 def tags(run: RunDir, config: Mapping[str, Any]) -> dict[str, str]:
@@ -84,7 +84,8 @@ def _path(run: RunDir) -> str:
     return str(run.path.resolve())
 
 
-def _user() -> str:
+def user() -> str:
+    """Return who runs this, as MLflow's pages show it."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container without an entry for this user

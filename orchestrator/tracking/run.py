@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 import yaml
 
 from orchestrator.rundir import RunDir, RunError
+from orchestrator.sweepdir import sweep_of
 from orchestrator.tracking import facts
 from orchestrator.tracking.outcome import Outcome
 from orchestrator.tracking.outgoing import as_text, legal_name, redacted, without_secrets
+from orchestrator.tracking.parent import CHILD_TAG, parent_of, show_parent
 from orchestrator.tracking.points import Point
 from orchestrator.tracking.store import (
     Metric,
@@ -53,6 +55,7 @@ class Tracked:
     experiment_id: str
     start_ms: int
     shipped_bytes: int
+    parent_id: str | None  # of the sweep that the run was submitted in
 
     def describe(self) -> None:
         """Send params, tags and published figures; a param that changed since becomes a tag."""
@@ -66,7 +69,8 @@ class Tracked:
             tag = legal_name(f"tahoe.changed.{key}")
             if known.tags.get(tag, known.params.get(key, value)) != value:
                 changed[tag] = value
-        self.tag({**facts.tags(self.run, self.config), **changed})
+        parent = {CHILD_TAG: self.parent_id} if self.parent_id else {}
+        self.tag({**facts.tags(self.run, self.config), **changed, **parent})
         # The time of the run's creation, not of this call, so that MLflow knows a repetition.
         self._log(
             Point(key, value, step=0, time_ms=self.start_ms)
@@ -105,6 +109,8 @@ class Tracked:
         else:
             self.client.set_terminated(self.run_id, status, ended_ms)
         self.tag({"tahoe.verdict": without_secrets(f"{outcome.state}: {outcome.reason}")})
+        if self.parent_id:
+            show_parent(self.client, self.experiment_id, self.parent_id)
 
     def remember(self) -> None:
         """Write mlflow.json. Deleting it is safe: the run is found by its tags and sent again."""
@@ -142,6 +148,8 @@ def attach(run: RunDir, config: Mapping[str, Any]) -> Tracked:
         if found is None:
             place = experiment_id(client, uri, experiment)
             found = _tagged(client, run, place) or _created(client, run, place)
+        sweep = sweep_of(run)
+        parent_id = parent_of(client, found.info.experiment_id, sweep) if sweep else None
     known = found.info.run_id == mark.get("run_id")
     tracked = Tracked(
         run=run,
@@ -151,6 +159,7 @@ def attach(run: RunDir, config: Mapping[str, Any]) -> Tracked:
         experiment_id=found.info.experiment_id,
         start_ms=found.info.start_time,
         shipped_bytes=mark.get("shipped_bytes", 0) if known else 0,
+        parent_id=parent_id,
     )
     tracked.remember()
     return tracked

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -92,20 +91,3 @@ def test_a_run_waits_for_another(jobs: Jobs, tmp_path: Path) -> None:
     jobs.wait_for_end(second)
     (begun, *_), (_, ended) = (list(read_json_lines(r.attempts_file)) for r in (second, first))
     assert begun["started_s"] >= ended["ended_s"]
-
-
-@pytest.mark.slow
-def test_two_hundred_runs_are_submitted_in_time(jobs: Jobs, tmp_path: Path) -> None:
-    tahoe = Tahoe(tmp_path)
-    options = ["recipe.steps=1", "recipe.global_batch_size=64", "cluster=slurm", "tracking=none"]
-    hold = "+cluster.additional_parameters.hold=true"
-    seeds = ",".join(map(str, range(200)))
-    start_s = time.monotonic()
-    tahoe("submit", "-m", *options, hold, f"data.url='{jobs.digits}'", f"seed={seeds}")
-    seconds = time.monotonic() - start_s
-    submitted = subprocess.run(
-        ["squeue", "-h", "-o", "%i"], capture_output=True, text=True, check=True
-    )
-    subprocess.run(["scancel", *submitted.stdout.split()], check=True)
-    assert len(submitted.stdout.split()) == 200
-    assert seconds < 200 * 0.4

@@ -75,7 +75,7 @@ class Scene:
         client = self.client()
         everywhere = [known.experiment_id for known in client.search_experiments()]
         runs = client.search_runs(everywhere)
-        (found,) = [run for run in runs if run.data.tags["tahoe.run_id"] == self.run.id]
+        (found,) = [run for run in runs if run.data.tags.get("tahoe.run_id") == self.run.id]
         return found
 
     def stored(self) -> Stored:

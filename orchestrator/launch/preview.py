@@ -1,0 +1,30 @@
+"""What `tahoe submit` would give to Slurm, for people to read before it does."""
+
+from collections.abc import Sequence
+
+from orchestrator.launch.compose import Composed
+from orchestrator.launch.create import plan_of, run_path
+from orchestrator.launch.snapshot import in_place
+from orchestrator.launch.submit import job_of, script
+from orchestrator.rundir import RunDir
+from slurm.array import together
+
+
+def show_jobs(points: Sequence[Composed]) -> None:
+    """Print the job script and the arithmetic of a run; of a sweep, those of each array's first.
+
+    Raises:
+        ConfigError, DataError: a config makes no job, or does not fit its data set.
+    """
+    runs = [RunDir(run_path(point.config)) for point in points]
+    plans = [plan_of(point.config) for point in points]
+    code = in_place()
+    jobs = [job_of(run, point.config, code) for run, point in zip(runs, points, strict=True)]
+    for indices in together(jobs):
+        first = indices[0]
+        print(script(runs[first], points[first].config, code))
+        print("\n".join(f"# {line}" for line in plans[first].lines()))
+        if len(points) > 1:
+            print(f"\n# {len(indices)} jobs like this one, as an array:")
+            for i in indices:
+                print(f"#   {plans[i].num_steps:,} steps  {' '.join(points[i].overrides)}")

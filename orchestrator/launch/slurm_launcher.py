@@ -1,0 +1,89 @@
+"""Hydra's launcher of sweeps whose points are jobs: `hydra/launcher=slurm`.
+
+Hydra takes a launcher only from the package `hydra_plugins`, where installed plugins put
+themselves. A second top-level package for one class would say nothing to a reader, so the module is
+made when it is needed.
+https://hydra.cc/docs/1.3/advanced/plugins/develop/
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.conf import HydraConf
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig
+
+from orchestrator.config import ConfigError
+
+# Takes the points of a batch, and whether to wait; returns what each was worth, or why nothing.
+Launch = Callable[[Sequence[Any], bool], Sequence[float | Exception | None]]
+
+_MODULE = "hydra_plugins.tahoe"
+_BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
+def refuse_searching(hydra: DictConfig | HydraConf) -> None:
+    """Refuse a sweeper that must be told what its points were worth, where nobody tells it.
+
+    Raises:
+        ConfigError: it is such a one.
+    """
+    sweeper = hydra.sweeper._target_
+    if sweeper != _BASIC_SWEEPER:
+        raise ConfigError(
+            f"hydra/sweeper: {sweeper} chooses points by what earlier ones were worth, which is "
+            "known only when those have ended. Nothing was started. Use `tahoe submit -m` with "
+            "hydra.launcher.wait=true."
+        )
+
+
+def register(launch: Launch) -> None:
+    """Make `hydra/launcher=slurm` a choice that hands the points of each batch to a function."""
+
+    class SlurmLauncher(BasicLauncher):
+        """Composes the points of a batch as Hydra's own launcher does, then has them launched.
+
+        Args:
+            wait: until all have ended, so that a sweeper learns what they were worth.
+        """
+
+        def __init__(self, wait: bool) -> None:
+            super().__init__()
+            self.wait = wait
+
+        def launch(
+            self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+        ) -> Sequence[JobReturn]:
+            assert self.config is not None
+            if not self.wait:
+                refuse_searching(self.config.hydra)
+            returns = super().launch(job_overrides, initial_job_idx)
+            points = [one.return_value for one in returns]
+            for point in points:
+                if isinstance(point, Exception):
+                    raise point
+            for one, worth in zip(returns, launch(points, self.wait), strict=True):
+                one.return_value = worth
+                if isinstance(worth, Exception):
+                    one.status = JobStatus.FAILED
+            return returns
+
+    SlurmLauncher.__module__, SlurmLauncher.__qualname__ = _MODULE, "SlurmLauncher"
+    plugins = Plugins.instance()  # which looks for the installed ones first
+    package = sys.modules.setdefault("hydra_plugins", ModuleType("hydra_plugins"))
+    if not hasattr(package, "__path__"):
+        package.__path__ = []
+    module = ModuleType(_MODULE)
+    module.SlurmLauncher = SlurmLauncher  # type: ignore[attr-defined]
+    package.tahoe = sys.modules[_MODULE] = module  # type: ignore[attr-defined]
+    plugins.register(SlurmLauncher)
+    ConfigStore.instance().store(
+        group="hydra/launcher",
+        name="slurm",
+        node={"_target_": f"{_MODULE}.SlurmLauncher", "wait": False},
+    )

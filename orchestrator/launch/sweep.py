@@ -1,0 +1,91 @@
+"""The points of a sweep -> job arrays, and what each point was worth.
+
+Hydra's sweeper calls for a batch of points at a time: all of them at once if it is the basic one,
+a few after the worth of those before if it searches.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.launch.announce import announce_arrays
+from orchestrator.launch.compose import Composed
+from orchestrator.launch.create import open_runs, run_path
+from orchestrator.launch.status import Standing, standings
+from orchestrator.launch.submit import Submission, check_not_queued, queued_jobs, submit_arrays
+from orchestrator.rundir import RunDir, RunError, read_json_lines
+from orchestrator.sweepdir import SweepDir
+from slurm.client import SlurmError
+
+OBJECTIVE = "val/top1"  # in percent; a sweeper is told to maximise it
+_ASK_EVERY_S = 5.0
+
+
+@dataclass
+class Sweep:
+    """One `tahoe submit -m`.
+
+    Args:
+        after: a run that must have finished before any of this.
+        directory: of the sweep, known with its first batch.
+    """
+
+    after: RunDir | None = None
+    directory: SweepDir | None = None
+
+    def launch(self, points: Sequence[Composed], wait: bool) -> list[float | Exception | None]:
+        """Submit a batch of points; return what each was worth, if that is waited for.
+
+        Raises:
+            RunError, ConfigError, DataError, SlurmError: what is wrong with one, before any is
+                submitted.
+        """
+        check_not_queued([RunDir(run_path(point.config)) for point in points])
+        opened = open_runs(points)
+        runs = [run for run, _ in opened]
+        if self.directory is None:
+            self.directory = SweepDir.of(Path(points[0].config.runs_dir), runs)
+        overrides = (point.overrides for point in points)
+        self.directory.add(zip(runs, overrides, strict=True))
+        members = [
+            Submission(run, point.config, plan.num_steps)
+            for point, (run, plan) in zip(points, opened, strict=True)
+        ]
+        due = [member for member in members if not member.run.is_finished]
+        arrays = submit_arrays(self.directory, due, after=self.after)
+        announce_arrays(self.directory, members, arrays)
+        return _wait_for(runs) if wait else [None] * len(runs)
+
+
+def _wait_for(runs: Sequence[RunDir]) -> list[float | Exception | None]:
+    """Return what each run was worth when all have ended."""
+    num_told = None
+    while num_going_on := len(_going_on(runs)):
+        if num_going_on != num_told:
+            print(f"{len(runs) - num_going_on} of {len(runs)} runs have ended", flush=True)
+            num_told = num_going_on
+        time.sleep(_ASK_EVERY_S)
+    return [_worth(run, one) for run, one in zip(runs, standings(runs), strict=True)]
+
+
+def _going_on(runs: Sequence[RunDir]) -> set[RunDir]:
+    """Return the runs that may still change; while Slurm does not answer, that is all of them."""
+    try:
+        return {*queued_jobs(runs), *(run for run in runs if run.is_alive)}
+    except SlurmError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return set(runs)
+
+
+def _worth(run: RunDir, standing: Standing) -> float | Exception:
+    """Return the best figure of a finished run, or why there is none."""
+    if standing.state != "finished":
+        return RunError(f"{run.id} is worth nothing: {standing.state}, {standing.why}")
+    figures = [
+        line["metrics"][OBJECTIVE]
+        for line in read_json_lines(run.metrics_file)
+        if OBJECTIVE in line["metrics"]
+    ]
+    return max(figures) if figures else RunError(f"{run.id} has never measured {OBJECTIVE}")

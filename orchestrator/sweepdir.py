@@ -1,0 +1,99 @@
+"""The directory of a sweep: which runs belong together, and how they were submitted.
+
+The runs are whole without it. Each knows its sweep (`RunDir.sweep_file`), so that whoever ships a
+run can find the parent of all of them in MLflow.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.rundir import RunDir, append_json_line, read_json_lines
+
+
+@dataclass(frozen=True)
+class SweepDir:
+    """The paths of one sweep."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, runs_dir: Path, runs: Sequence[RunDir]) -> "SweepDir":
+        """Return the sweep that begins with these runs: the same for the same runs."""
+        listed = "\0".join(sorted(str(run.path) for run in runs))
+        digest = hashlib.sha256(listed.encode()).hexdigest()[:8]
+        return cls(runs_dir / "sweeps" / f"sweep-{digest}")
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def runs_file(self) -> Path:
+        """One JSON line for each run that was added."""
+        return self.path / "runs.jsonl"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by whoever makes the parent of the runs in MLflow."""
+        return self.path / "lock"
+
+    @property
+    def mlflow_file(self) -> Path:
+        """The MLflow run that shows the sweep, as it was last found; nothing depends on it."""
+        return self.path / "mlflow.json"
+
+    def array_script(self, number: int) -> Path:
+        """What was given to Slurm."""
+        return self.path / f"array-{number}.sbatch"
+
+    def array_runs(self, number: int) -> Path:
+        """The run directories of an array, a line each."""
+        return self.path / f"array-{number}.txt"
+
+    def new_array(self) -> int:
+        """Return a number that no array of this sweep has."""
+        number = 1
+        while self.array_script(number).exists():
+            number += 1
+        return number
+
+    def runs(self) -> list[RunDir]:
+        """Return the runs of the sweep, in the order in which they were added."""
+        paths = (str(line["run"]) for line in read_json_lines(self.runs_file))
+        return [RunDir(Path(path)) for path in dict.fromkeys(paths)]
+
+    def overrides(self) -> list[list[str]]:
+        """Return the overrides of the runs."""
+        return [line["overrides"] for line in read_json_lines(self.runs_file)]
+
+    def add(self, points: Iterable[tuple[RunDir, Sequence[str]]]) -> None:
+        """Make runs, with the overrides that led to them, part of the sweep."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        known = set(self.runs())
+        for run, overrides in points:
+            run.write_json(run.sweep_file, {"sweep": str(self.path)})
+            if run not in known:
+                line = {"run": str(run.path), "overrides": list(overrides)}
+                append_json_line(self.runs_file, line)
+
+
+def sweep_of(run: RunDir) -> SweepDir | None:
+    """Return the sweep that a run was last submitted in."""
+    said = run.read_json(run.sweep_file)
+    return SweepDir(Path(said["sweep"])) if said else None
+
+
+def is_sweep(path: Path) -> bool:
+    """Return whether a path is that of a sweep."""
+    return SweepDir(path).runs_file.exists()
+
+
+def expand(paths: Iterable[Path]) -> list[RunDir]:
+    """Return the runs at some paths; that of a sweep stands for all its runs."""
+    found: list[RunDir] = []
+    for path in paths:
+        absolute = path.absolute()
+        found += SweepDir(absolute).runs() if is_sweep(absolute) else [RunDir(absolute)]
+    return found

@@ -1,0 +1,128 @@
+"""`tahoe submit -m` up to Slurm's door: real commands, and an sbatch that only takes note."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from running import Tahoe
+
+SBATCH = """#!/bin/sh
+for script; do :; done
+cp "$script" "$0.$(ls "$0".* 2>/dev/null | wc -l)"
+echo "$0" | wc -c
+"""
+SWEEPER = """
+from hydra.plugins.sweeper import Sweeper
+
+class Blind(Sweeper):
+    def __init__(self, **options):
+        pass
+
+    def setup(self, *, hydra_context, task_function, config):
+        from hydra.core.plugins import Plugins
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments):
+        return self.launcher.launch([[*arguments, "seed=1"]], initial_job_idx=0)
+"""
+BLIND = "+hydra.sweeper={_target_: hydra_plugins.blind.Blind}"
+
+
+@pytest.fixture
+def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An sbatch that copies each script to NAME.0, NAME.1, ...; nothing is ever queued."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name, body in (("sbatch", SBATCH), ("squeue", "#!/bin/sh\n")):
+        (programs / name).write_text(body)
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return programs / "sbatch"
+
+
+@pytest.fixture
+def tahoe(tmp_path: Path) -> Tahoe:
+    return Tahoe(tmp_path)
+
+
+def options(digits: Path) -> list[str]:
+    size = ["recipe.steps=1", "recipe.global_batch_size=64"]
+    return ["-m", "cluster=slurm", "tracking=none", f"data.url='{digits}'", *size]
+
+
+def submitted(sbatch: Path) -> list[str]:
+    return [path.read_text() for path in sorted(sbatch.parent.glob("sbatch.*"))]
+
+
+def test_the_points_are_one_array(tahoe: Tahoe, sbatch: Path, digits: Path) -> None:
+    done = tahoe("submit", *options(digits), "seed=1,2,3", "cluster.array_parallelism=2")
+    (script,) = submitted(sbatch)
+    assert "\n#SBATCH --array=0-2%2\n" in script
+    (sweep,) = (tahoe.cwd / "runs" / "sweeps").iterdir()
+    runs = (sweep / "array-1.txt").read_text().splitlines()
+    assert len(set(runs)) == 3
+    for i, run in enumerate(runs):
+        assert (Path(run) / "job.sbatch").exists()
+        line = json.loads((Path(run) / "jobs.jsonl").read_text())
+        assert line["slurm_job_id"].endswith(f"_{i}")
+        assert line["num_steps"] == 1
+        assert f"{line['slurm_job_id']}  {run}\n" in done.stdout
+    assert f"tahoe status {sweep}" in done.stdout
+    found = json.loads(tahoe("status", "--json", str(sweep)).stdout)
+    assert [one["path"] for one in found] == runs
+    assert Path(runs[2]).name in tahoe("status", str(sweep)).stdout
+
+
+def test_what_asks_for_other_nodes_is_another_array(
+    tahoe: Tahoe, sbatch: Path, digits: Path
+) -> None:
+    run_dir = "run_dir='${seed} on ${cluster.nodes}'"
+    tahoe("submit", *options(digits), "seed=1,2,3", "cluster.nodes=1,2", run_dir)
+    first, second = submitted(sbatch)
+    assert "\n#SBATCH --nodes=1\n" in first
+    assert "\n#SBATCH --nodes=2\n" in second
+    assert "\n#SBATCH --array=0-2\n" in second
+    (sweep,) = (tahoe.cwd / "runs" / "sweeps").iterdir()
+    names = [Path(line).name for line in (sweep / "array-2.txt").read_text().splitlines()]
+    assert names == ["1 on 2", "2 on 2", "3 on 2"]
+
+
+def test_a_batch_at_a_time_is_still_one_sweep(tahoe: Tahoe, sbatch: Path, digits: Path) -> None:
+    tahoe("submit", *options(digits), "seed=1,2,3", "hydra.sweeper.max_batch_size=2")
+    assert len(submitted(sbatch)) == 2
+    (sweep,) = (tahoe.cwd / "runs" / "sweeps").iterdir()
+    assert len(json.loads(tahoe("status", "--json", str(sweep)).stdout)) == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seed=1,2", "recipe.global_batch_size=64,-1"], "recipe.global_batch_size"),
+        (["seed=1,2", "run_dir=here"], "two points of the sweep would be one run"),
+        (["seed=1,2", "data.url=nowhere"], "nowhere"),
+        (["seed=1,2", "+cluster.additional_parameters.X=1"], "is no option of sbatch"),
+        ([BLIND], "hydra.launcher.wait=true"),
+        ([BLIND, "--dry-run"], "hydra.launcher.wait=true"),
+    ],
+)
+def test_what_is_wrong_with_one_point_is_told_before_any_is_submitted(
+    tahoe: Tahoe, sbatch: Path, digits: Path, overrides: list[str], message: str
+) -> None:
+    (tahoe.cwd / "hydra_plugins").mkdir()
+    (tahoe.cwd / "hydra_plugins" / "blind.py").write_text(SWEEPER)
+    done = tahoe("submit", *options(digits), *overrides, check=False)
+    assert done.returncode in (1, 93)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert submitted(sbatch) == []
+
+
+def test_a_dry_run_shows_a_script_and_every_point(tahoe: Tahoe, sbatch: Path, digits: Path) -> None:
+    shown = tahoe("submit", "--dry-run", *options(digits), "seed=1,2,3").stdout
+    assert shown.count("#!/bin/bash") == 1
+    assert "\n# 3 jobs like this one, as an array:\n" in shown
+    assert all(f"seed={seed}\n" in shown for seed in (1, 2, 3))
+    assert submitted(sbatch) == []
+    assert not (tahoe.cwd / "runs").exists()

@@ -1,0 +1,53 @@
+"""Which runs belong to a sweep, and what stands for them on a command line."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.rundir import RunDir
+from orchestrator.sweepdir import SweepDir, expand, is_sweep, sweep_of
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[RunDir]:
+    found = [RunDir(tmp_path / name) for name in ("b", "a", "c")]
+    for run in found:
+        run.path.mkdir()
+    return found
+
+
+def test_the_same_runs_are_the_same_sweep(tmp_path: Path, runs: list[RunDir]) -> None:
+    sweep = SweepDir.of(tmp_path, runs)
+    assert SweepDir.of(tmp_path, runs[::-1]) == sweep
+    assert SweepDir.of(tmp_path, runs[:2]) != sweep
+    assert sweep.path.parent == tmp_path / "sweeps"
+
+
+def test_runs_are_added_once_and_know_their_sweep(tmp_path: Path, runs: list[RunDir]) -> None:
+    sweep = SweepDir.of(tmp_path, runs[:2])
+    assert (sweep.runs(), sweep_of(runs[0])) == ([], None)
+    sweep.add((run, [f"seed={i}"]) for i, run in enumerate(runs[:2]))
+    sweep.add((run, [f"seed={i}"]) for i, run in enumerate(runs))
+    assert sweep.runs() == runs
+    assert sweep.overrides() == [["seed=0"], ["seed=1"], ["seed=2"]]
+    assert sweep_of(runs[2]) == sweep
+
+
+def test_a_sweep_stands_for_its_runs(
+    tmp_path: Path, runs: list[RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = SweepDir.of(tmp_path, runs[:2])
+    sweep.add((run, []) for run in runs[:2])
+    relative = Path("sweeps") / sweep.id
+    assert is_sweep(relative)
+    assert not is_sweep(Path("c"))
+    assert expand([Path("c"), relative]) == [runs[2], *runs[:2]]
+
+
+def test_arrays_are_numbered(tmp_path: Path, runs: list[RunDir]) -> None:
+    sweep = SweepDir.of(tmp_path, runs)
+    sweep.add((run, []) for run in runs)
+    assert sweep.new_array() == 1
+    sweep.array_script(1).touch()
+    assert sweep.new_array() == 2

@@ -1,0 +1,76 @@
+"""The MLflow run of a sweep: one for all its runs, and as its runs stand."""
+
+import pytest
+
+from orchestrator.sweepdir import SweepDir
+from orchestrator.tracking.ship import sync
+from orchestrator.tracking.store import opened
+
+# MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+
+
+@pytest.fixture
+def scenes(make_scene):
+    return [make_scene(f"run-{i}") for i in range(3)]
+
+
+@pytest.fixture
+def sweep(scenes, tmp_path):
+    runs = [scene.run for scene in scenes]
+    sweep = SweepDir.of(tmp_path, runs)
+    sweep.add((run, ["model=a", f"seed={i}"]) for i, run in enumerate(runs))
+    return sweep
+
+
+def parents(scene):
+    with opened(scene.uri) as client:
+        found = client.search_runs([scene.shown().info.experiment_id])
+    return [run for run in found if "tahoe.sweep" in run.data.tags]
+
+
+def parent_status(scene):
+    (parent,) = parents(scene)
+    return parent.info.status
+
+
+def end(scene, verdict):
+    scene.run.begin_attempt()
+    scene.judge(verdict)
+    sync(scene.run.path)
+
+
+def test_runs_of_a_sweep_have_one_parent(scenes, sweep):
+    for scene in (*scenes, *scenes):
+        sync(scene.run.path)
+    (parent,) = parents(scenes[0])
+    assert {scene.shown().data.tags["mlflow.parentRunId"] for scene in scenes} == {
+        parent.info.run_id
+    }
+    assert parent.info.run_name == sweep.id
+    assert "Varied: seed=0,1,2" in parent.data.tags["mlflow.note.content"]
+    assert "model" not in parent.data.tags["mlflow.note.content"]
+
+
+def test_a_run_alone_has_none(scenes):
+    sync(scenes[0].run.path)
+    assert parents(scenes[0]) == []
+    assert "mlflow.parentRunId" not in scenes[0].shown().data.tags
+
+
+@pytest.mark.parametrize(
+    ("last", "status"),
+    [("finished", "FINISHED"), ("stopped", "KILLED"), ("never_restart", "FAILED")],
+)
+def test_a_sweep_ends_with_its_last_run(scenes, sweep, last, status):
+    for scene in scenes:
+        sync(scene.run.path)
+    assert parent_status(scenes[0]) == "RUNNING"
+    for scene in scenes[:2]:
+        end(scene, "finished")
+        assert parent_status(scene) == "RUNNING"
+    end(scenes[2], last)
+    assert parent_status(scenes[2]) == status
+    with scenes[0].run.lock():  # extended
+        sync(scenes[0].run.path)
+        assert parent_status(scenes[0]) == "RUNNING"
