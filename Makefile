@@ -35,7 +35,7 @@ test: setup
 	$(BIN)/python -m pytest -m "not slow and not cluster"
 
 test-cluster: setup
-	$(BIN)/python -m pytest tests/cluster
+	$(BIN)/python -m pytest tests/cluster --numprocesses 2 --dist worksteal
 
 test-all: setup
 	$(BIN)/python -m pytest

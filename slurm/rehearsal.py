@@ -106,7 +106,7 @@ class Rehearsal:
         for i, name in enumerate(self.names):
             _run("ip", "netns", "del", self._namespace(name), check=False)
             _run("ip", "link", "del", self._outer_device(i), check=False)
-        _run("ip", "link", "del", self._bridge, check=False)
+        _run("ip", "link", "del", _bridge(self.subnet), check=False)
         if not keep_logs:
             shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -226,9 +226,8 @@ class Rehearsal:
         return "\n".join(lines) + "\n"
 
     def _start_network(self) -> None:
-        _run("ip", "link", "add", self._bridge, "type", "bridge")
-        _run("ip", "addr", "add", f"{self._address(0)}/24", "dev", self._bridge)
-        _run("ip", "link", "set", self._bridge, "up")
+        _run("ip", "addr", "add", f"{self._address(0)}/24", "dev", _bridge(self.subnet))
+        _run("ip", "link", "set", _bridge(self.subnet), "up")
         for i, name in enumerate(self.names):
             namespace, outer = self._namespace(name), self._outer_device(i)
             _run("ip", "netns", "add", namespace)
@@ -236,7 +235,7 @@ class Rehearsal:
                 *("ip", "link", "add", outer, "type", "veth"),
                 *("peer", "name", "eth0", "netns", namespace),
             )
-            _run("ip", "link", "set", outer, "master", self._bridge, "up")
+            _run("ip", "link", "set", outer, "master", _bridge(self.subnet), "up")
             self._ip(name, "addr", "add", f"{self._address(i + 1)}/24", "dev", "eth0")
             self._ip(name, "link", "set", "eth0", "up")
             self._ip(name, "link", "set", "lo", "up")
@@ -259,10 +258,6 @@ class Rehearsal:
             )
 
     # -- looking --------------------------------------------------------------------------------
-
-    @property
-    def _bridge(self) -> str:
-        return f"{self.prefix}br"
 
     def _outer_device(self, i: int) -> str:
         return f"{self.prefix}v{i + 1}"
@@ -328,12 +323,32 @@ _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 
 def _take_subnet() -> int:
-    """Return a number that no rehearsal uses: making the bridge is what takes it."""
-    there = {entry.name for entry in Path("/sys/class/net").iterdir()}
+    """Return a number that no rehearsal uses: making the bridge is what takes it.
+
+    Raises:
+        RehearsalError: a bridge cannot be made, or too many rehearsals run.
+    """
     for subnet in _SUBNETS:
-        if f"tahoe{subnet}br" not in there:
+        bridge = _bridge(subnet)
+        if _device(bridge).exists():
+            continue
+        made = _run("ip", "link", "add", bridge, "type", "bridge", check=False)
+        if made.returncode == 0:
             return subnet
+        if not _device(bridge).exists():  # nor has another rehearsal been faster
+            raise RehearsalError(
+                f"a network bridge cannot be made: {made.stderr.strip()}. A rehearsal cluster "
+                "needs the right to (CAP_NET_ADMIN, which a container has to be given)."
+            )
     raise RehearsalError("too many rehearsal clusters run here: end one (`tahoe rehearse down`)")
+
+
+def _bridge(subnet: int) -> str:
+    return f"tahoe{subnet}br"
+
+
+def _device(name: str) -> Path:
+    return Path("/sys/class/net", name)
 
 
 def _cgroup_conf() -> str:
