@@ -1,11 +1,12 @@
 """Slurm's own commands: what is submitted, how it stands, how it is ended.
 
 Nothing here needs accounting (`sacct`), which many sites do not have: what became of a job that
-Slurm has forgotten is in its run directory.
+Slurm has forgotten is in its run directory. Where there is accounting, it says a little more.
 """
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -71,6 +72,19 @@ def jobs(job_ids: Iterable[str]) -> dict[str, QueuedJob]:
         job_id, state, reason, num_nodes, start, left = line.split("|")
         found[job_id] = QueuedJob(job_id, state, reason, int(num_nodes), start, left)
     return {job_id: found[job_id] for job_id in wanted if job_id in found}
+
+
+def ends(job_ids: Iterable[str]) -> dict[str, str]:
+    """Return the states in which jobs have ended, of those that Slurm's accounting knows."""
+    listed = ",".join(job_ids)
+    if not listed or shutil.which("sacct") is None:
+        return {}
+    fields = "--format=JobID,State"
+    try:
+        out = _call("sacct", "--noheader", "--parsable2", "--allocations", fields, "--jobs", listed)
+    except SlurmError:  # the program is there, and no accounting behind it
+        return {}
+    return dict(line.split("|") for line in out.splitlines())
 
 
 def cancel(job_ids: Iterable[str]) -> None:

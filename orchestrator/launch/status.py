@@ -65,8 +65,17 @@ def standings(runs: Sequence[RunDir]) -> list[Standing]:
         known = client.jobs(job for jobs in submitted.values() for job in jobs)
     except client.SlurmError as error:  # the directories still tell what has happened
         print(f"warning: of waiting and running jobs nothing is known: {error}", file=sys.stderr)
-        known = {}
-    return [_standing(run, [known[j] for j in submitted[run] if j in known]) for run in runs]
+        return [_standing(run, None, "") for run in runs]
+    alive = {j: job for j, job in known.items() if job.state not in client.ENDED}
+    last = {run: jobs[-1] for run, jobs in submitted.items() if jobs and not {*jobs} & {*alive}}
+    ended = {j: known[j].state for j in last.values() if j in known}
+    ended |= client.ends(job for job in last.values() if job not in known)
+    found = []
+    for run, jobs in submitted.items():
+        job = next((alive[j] for j in reversed(jobs) if j in alive), None)
+        gone = f"job {last[run]}: {ended.get(last[run], 'forgotten')}" if run in last else ""
+        found.append(_standing(run, job, gone))
+    return found
 
 
 def find_runs(directory: Path) -> list[RunDir]:
@@ -129,10 +138,15 @@ def as_json(found: Sequence[Standing]) -> str:
     return json.dumps([asdict(one) for one in found], indent=2)
 
 
-def _standing(run: RunDir, jobs: Sequence[client.QueuedJob]) -> Standing:
+def _standing(run: RunDir, job: client.QueuedJob | None, gone: str) -> Standing:
+    """Return how a run stands.
+
+    Args:
+        job: that waits or runs.
+        gone: what Slurm says of the last job, if there is none any more.
+    """
     config = run.read_config()  # says so if there is no run
-    job = next((job for job in reversed(jobs) if job.state not in client.ENDED), None)
-    state, why = _state(run, job)
+    state, why = _state(run, job, gone)
     last, rate, metrics = _last_metrics(run)
     known = attempts(run)
     sizes = [*read_json_lines(run.jobs_file), *known.values()]
@@ -160,7 +174,7 @@ def _standing(run: RunDir, jobs: Sequence[client.QueuedJob]) -> Standing:
     )
 
 
-def _state(run: RunDir, job: client.QueuedJob | None) -> tuple[str, str]:
+def _state(run: RunDir, job: client.QueuedJob | None, gone: str) -> tuple[str, str]:
     if job and job.state != "PENDING":
         return "running", f"{job.state.lower()} on {job.num_nodes} nodes, {job.time_left} left"
     if job:
@@ -168,6 +182,10 @@ def _state(run: RunDir, job: client.QueuedJob | None) -> tuple[str, str]:
     if run.is_alive:
         return "running", "on this machine, or on one that shares its locks"
     end = outcome(run)
+    if end.state == "scheduled" and gone:
+        return "stopped", f"ended before an attempt began ({gone})"
+    if end.state == "crashed" and gone:
+        return "crashed", f"{end.reason} ({gone})"
     return end.state, end.reason
 
 

@@ -51,3 +51,17 @@ def test_only_jobs_that_were_asked_for_are_told(bin_dir: Path) -> None:
     found = client.jobs(["4_1", "9"])
     assert list(found) == ["4_1"]
     assert (found["4_1"].state, found["4_1"].num_nodes) == ("PENDING", 2)
+
+
+def test_accounting_is_asked_where_there_is_any(
+    bin_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(bin_dir))
+    assert client.ends(["5"]) == {}  # no such program
+    program(bin_dir, "sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    assert client.ends(["5"]) == {}
+    program(bin_dir, "sacct", 'echo "$@" > $0.asked; printf "4_1|NODE_FAIL\\n5|CANCELLED by 0\\n"')
+    assert client.ends(["4_1", "5"]) == {"4_1": "NODE_FAIL", "5": "CANCELLED by 0"}
+    assert "--jobs 4_1,5" in (bin_dir / "sacct.asked").read_text()
+    program(bin_dir, "sacct", "echo '5|FAILED'")
+    assert client.ends([]) == {}  # nobody need be asked

@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,35 @@ def test_without_slurm_the_directory_is_enough(
     (one,) = status.standings([run])
     assert one.state == "scheduled"
     assert "no `squeue` on this machine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("squeue", "sacct", "said"),
+    [
+        ("5|CANCELLED|None|1|N/A|1:00", None, "CANCELLED"),
+        ("", None, "forgotten"),
+        ("", "5|CANCELLED by 7", "CANCELLED by 7"),
+    ],
+)
+def test_a_job_that_is_gone_is_not_waited_for(
+    run: RunDir,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    squeue: str,
+    sacct: str | None,
+    said: str,
+) -> None:
+    for name, answer in (("squeue", squeue), ("sacct", sacct)):
+        if answer is not None:
+            (tmp_path / name).write_text(f"#!/bin/sh\n[ -z '{answer}' ] || echo '{answer}'\n")
+            (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    append_json_line(run.jobs_file, {"slurm_job_id": "5", "num_steps": 14})
+    (one,) = status.standings([run])
+    assert (one.state, one.why) == ("stopped", f"ended before an attempt began (job 5: {said})")
+    run.begin_attempt()
+    (one,) = status.standings([run])
+    assert (one.state, one.why) == ("crashed", f"attempt 1 left no verdict (job 5: {said})")
 
 
 def test_logs_go_across_attempts(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
