@@ -185,7 +185,7 @@ class Rehearsal:
         settings = {
             "ClusterName": self.prefix,
             "SlurmctldHost": f"{_hostname()}({self._address(0)})",
-            "SlurmctldPort": 6817,
+            "SlurmctldPort": 16_800 + self.subnet,  # of this machine, not of a node's namespace
             "SlurmdPort": 6818,
             "SlurmUser": "root",
             "AuthType": "auth/munge",
