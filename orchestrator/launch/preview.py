@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from orchestrator.launch.compose import Composed
+from orchestrator.launch.cost import cost_line
 from orchestrator.launch.create import plan_of, run_path
 from orchestrator.launch.snapshot import in_place
 from orchestrator.launch.submit import job_of, script
@@ -14,7 +15,7 @@ def show_jobs(points: Sequence[Composed]) -> None:
     """Print the job script and the arithmetic of a run; of a sweep, those of each array's first.
 
     Raises:
-        ConfigError, DataError: a config makes no job, or does not fit its data set.
+        ConfigError, DataError: a config makes no job or network, or does not fit its data set.
     """
     runs = [RunDir(run_path(point.config)) for point in points]
     plans = [plan_of(point.config) for point in points]
@@ -23,7 +24,8 @@ def show_jobs(points: Sequence[Composed]) -> None:
     for indices in together(jobs):
         first = indices[0]
         print(script(runs[first], points[first].config, code))
-        print("\n".join(f"# {line}" for line in plans[first].lines()))
+        lines = [*plans[first].lines(), cost_line(points[first].config, plans[first])]
+        print("\n".join(f"# {line}" for line in lines))
         if len(points) > 1:
             print(f"\n# {len(indices)} jobs like this one, as an array:")
             for i in indices:

@@ -55,7 +55,7 @@ class Job:
         data = Datasets.open(run, config, world.size)
         device = Device.create(config, world.device)
         torch.manual_seed(int(derive(config.seed, "init")[0]))
-        network = build_network(config, data.plan)
+        network = build_network(config, data.plan.num_classes)
         cost = count_cost(network, config)
         network = network.to(world.device).to(memory_format=device.memory_format)
         state = TrainState.create(network, config.recipe, world.device)

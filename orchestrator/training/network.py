@@ -6,11 +6,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import models
 from orchestrator.config import ConfigError
-from orchestrator.plan import Plan
 from orchestrator.schema import Config
 
 
-def build_network(config: Config, plan: Plan) -> nn.Module:
+def build_network(config: Config, num_classes: int) -> nn.Module:
     """Build the configured network for the data set's classes, on the CPU.
 
     Raises:
@@ -19,7 +18,7 @@ def build_network(config: Config, plan: Plan) -> nn.Module:
     try:
         return models.build(
             config.model.name,
-            num_classes=plan.num_classes,
+            num_classes=num_classes,
             in_channels=config.data.channels,
             **config.model.options,
         )

@@ -1,0 +1,43 @@
+"""What a run is said to cost, by a process that has torch."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.config import ConfigError, parse
+from orchestrator.launch.cost import cost_line
+from orchestrator.launch.create import plan_of
+from orchestrator.schema import Config
+
+# C1, C3 (dense), C5, F6 and the output of LeNet-5 on 32 x 32 pixels: LeCun et al. 1998, section II.
+LENET_MACS = 6 * 25 * 28**2 + 16 * 6 * 25 * 10**2 + 120 * 400 + 84 * 120 + 10 * 84
+
+
+@pytest.fixture
+def config(values: dict[str, Any], shards: Path) -> Config:
+    """Return LeNet-5 on 1,000 batches of 64."""
+    values["data"]["url"] = str(shards)
+    values["recipe"] |= {"epochs": None, "steps": 1000, "global_batch_size": 64}
+    return parse(values)
+
+
+def with_model(config: Config, name: str, **options: Any) -> Config:
+    return replace(config, model=replace(config.model, name=name, options=options))
+
+
+def test_it_is_what_the_layers_multiply(config: Config) -> None:
+    line = cost_line(config, plan_of(config))
+    assert f"{LENET_MACS / 1e9:.4g} GMACs an image" in line
+    assert f"about {6 * LENET_MACS * 64_000 / 1e15:.4g} petaFLOP to train" in line
+
+
+def test_a_network_that_cannot_be_built_is_refused(config: Config) -> None:
+    with pytest.raises(ConfigError, match="unexpected keyword argument 'depth'"):
+        cost_line(with_model(config, "lenet5_1998", depth=1), plan_of(config))
+
+
+def test_a_network_that_cannot_be_counted_is_no_reason_to_stop(config: Config) -> None:
+    line = cost_line(with_model(config, "timm/vit_tiny_patch16_224"), plan_of(config))
+    assert line.startswith("cost unknown: AssertionError: Input height (32) doesn't match")
