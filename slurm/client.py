@@ -87,6 +87,17 @@ def ends(job_ids: Iterable[str]) -> dict[str, str]:
     return dict(line.split("|") for line in out.splitlines())
 
 
+def down_nodes(nodes: str) -> list[str]:
+    """Return those of some nodes (`node[1-2]`) that are down or do not answer.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    out = _call("sinfo", "--noheader", "--Node", f"--nodes={nodes}", "--format=%N %t")
+    states = dict(line.split() for line in out.splitlines())  # a node is there for each partition
+    return [node for node, state in states.items() if state.startswith("down") or "*" in state]
+
+
 def cancel(job_ids: Iterable[str]) -> None:
     """End jobs, waiting or running.
 

@@ -20,6 +20,7 @@ from orchestrator.rundir import RunDir, read_json_lines
 from orchestrator.tracking.outcome import attempts
 from orchestrator.training.checkpoint import CheckpointStore
 from orchestrator.training.verdict import Exit, Verdict
+from slurm import client
 from slurm.blame import failed_node, lost_node
 
 Next = Literal["requeue", "resubmit"] | int
@@ -176,8 +177,18 @@ def _close_lost(run: RunDir) -> None:
                 number,
                 lost=True,
                 why="a node was lost, or Slurm killed it",
-                failed_node=lost_node(_said_by_srun(run, number)),
+                failed_node=lost_node(_said_by_srun(run, number)) or _down_node(known.get("nodes")),
             )
+
+
+def _down_node(nodes: str | None) -> str | None:
+    """Return the first of an attempt's nodes that is down: with it, srun itself may be lost."""
+    if nodes is None:  # it was none of Slurm's
+        return None
+    try:
+        return next(iter(client.down_nodes(nodes)), None)
+    except client.SlurmError:
+        return None
 
 
 def main(arguments: Sequence[str]) -> int:

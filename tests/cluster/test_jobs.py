@@ -32,7 +32,9 @@ def test_a_job_on_two_nodes_is_the_local_run(jobs: Jobs, undisturbed: RunDir) ->
 
 @pytest.mark.slow
 def test_a_time_limit_only_makes_more_attempts(jobs: Jobs, undisturbed: RunDir) -> None:
-    run = jobs.submit("limit", "cluster.timeout_min=1", "cluster.signal_lead_s=50")
+    # Slurm looks at limits every 30 s, so it warns after 10 to 40 s; the work takes 45.
+    limit = ("cluster.timeout_min=1", "cluster.signal_lead_s=20")
+    run = jobs.submit("limit", *limit, "+model.options.seconds=1.0")
     jobs.wait_for_end(run)
     assert_as_if_nothing_had_happened(run, undisturbed)
     assert len(ends(run)) >= 2
@@ -81,6 +83,8 @@ def test_a_job_goes_on_without_a_lost_node(
         jobs.tahoe("rehearse", "heal-node", node)
     assert_as_if_nothing_had_happened(run, undisturbed)
     assert len(ends(run)) == 2
+    (lost,) = [line for line in read_json_lines(run.attempts_file) if line.get("lost")]
+    assert lost["failed_node"] == node
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """What comes after an attempt: the whole policy, case by case."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,15 +54,24 @@ def test_a_stop_that_was_asked_for_is_never_undone(
     assert isinstance(after(verdict, state, crashes=crashes, stop=True), int)
 
 
-def test_an_attempt_whose_end_nobody_noted_is_closed(
-    run: RunDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def in_a_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Return the one directory where programs are found, in which Slurm's may be put."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_JOB_NODELIST", "node[1-2]")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return tmp_path
+
+
+def test_an_attempt_whose_end_nobody_noted_is_closed(run: RunDir, in_a_job: Path) -> None:
     assert begin(run) == "1"
+    sinfo = in_a_job / "sinfo"
+    sinfo.write_text("#!/bin/sh\nprintf 'node1 alloc\\nnode2 down*\\nnode2 down*\\n'\n")
+    sinfo.chmod(0o755)
     assert begin(run) == "2"
     first, lost, second = read_json_lines(run.attempts_file)
     assert (first["slurm_job_id"], lost["attempt"], lost["lost"]) == ("7", 1, True)
+    assert lost["failed_node"] == "node2"
     assert second["attempt"] == 2
 
 
@@ -96,9 +107,8 @@ def test_the_second_death_on_a_node_excludes_it(
     assert excluded_nodes(run) == "node[7-9],node3"
 
 
-def test_where_slurm_ends_a_job_only_a_lost_node_is_blamed(
-    run: RunDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("in_a_job")
+def test_where_slurm_ends_a_job_only_a_lost_node_is_blamed(run: RunDir) -> None:
     killed, lost = "srun: error: node3: task 7: Killed\n", "srun: error: Node failure on node4\n"
     for said in (killed, killed + lost):
         for is_noted in (True, False):
@@ -107,8 +117,6 @@ def test_where_slurm_ends_a_job_only_a_lost_node_is_blamed(
             (run.log_dir(attempt) / "srun.log").write_text(said)
             if is_noted:
                 end(run, attempt, 137, "COMPLETING None")
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[1-2]")
     begin(run)  # closes those that nobody has
     lines = sorted(read_json_lines(run.attempts_file), key=lambda line: line["attempt"])
     blamed = [line["failed_node"] for line in lines if "ended_s" in line]
