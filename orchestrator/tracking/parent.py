@@ -1,7 +1,7 @@
 """The MLflow run of a sweep, under which MLflow's pages fold the runs of its points.
 
-It has no figures of its own: its name says which sweep it is, its description what is varied, and
-its status whether anything still goes on.
+It has no figures of its own: its name says which sweep it is, its tags what is varied, and its
+status whether anything still goes on.
 """
 
 import fcntl
@@ -56,10 +56,11 @@ def _tags(sweep: SweepDir) -> dict[str, str]:
         for key, _, value in (override.partition("=") for override in overrides):
             values.setdefault(key, {})[value] = None
     varied = [f"{key}={','.join(given)}" for key, given in values.items() if len(given) > 1]
-    note = f"Varied: {'; '.join(varied)}\n\nDirectory: {sweep.path}"
-    return {
+    tags = {
         "mlflow.runName": sweep.id,
         "mlflow.user": user(),
-        "mlflow.note.content": as_text(without_secrets(note), MAX_TAG_CHARACTERS),
         TAG: sweep.id,
+        "tahoe.varied": "; ".join(varied),
+        "tahoe.sweep_dir": str(sweep.path),
     }
+    return {key: as_text(without_secrets(tag), MAX_TAG_CHARACTERS) for key, tag in tags.items()}

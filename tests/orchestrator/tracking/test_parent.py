@@ -48,8 +48,8 @@ def test_runs_of_a_sweep_have_one_parent(scenes, sweep):
         parent.info.run_id
     }
     assert parent.info.run_name == sweep.id
-    assert "Varied: seed=0,1,2" in parent.data.tags["mlflow.note.content"]
-    assert "model" not in parent.data.tags["mlflow.note.content"]
+    assert parent.data.tags["tahoe.varied"] == "seed=0,1,2"
+    assert parent.data.tags["tahoe.sweep_dir"] == str(sweep.path)
 
 
 def test_a_run_alone_has_none(scenes):
