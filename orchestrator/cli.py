@@ -11,7 +11,9 @@ from pathlib import Path
 from orchestrator.launch.arguments import add_runs, add_verb
 from orchestrator.launch.cluster import (
     add_cluster_verbs,
+    add_doctor_options,
     add_submit_options,
+    doctor,
     submit,
     submit_run,
 )
@@ -34,7 +36,7 @@ OVERRIDES are Hydra's: a group as model=resnet18, a key as recipe.epochs=5.
 
 VERBS = (
     *("train", "submit", "resume", "status", "list", "logs", "cancel", "compare", "sync", "ui"),
-    *("shard", "data", "rehearse"),
+    *("doctor", "shard", "data", "rehearse"),
 )
 
 
@@ -46,8 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     if given[:1] == ["train"] and not {"-h", "--help"} & set(given):
         return _report(_train, argparse.Namespace(overrides=given[1:]))
-    if given[:1] == ["submit"] and not {"-h", "--help"} & set(given):
-        return _report(submit, _submit_options(given[1:]))
+    for verb, call, add_options in (
+        ("submit", submit, add_submit_options),
+        ("doctor", doctor, add_doctor_options),
+    ):
+        if given[:1] == [verb] and not {"-h", "--help"} & set(given):
+            return _report(call, _with_overrides(verb, add_options, given[1:]))
     options = parser.parse_args(given)
     return _report(options.call, options)
 
@@ -93,10 +99,12 @@ def _train(options: argparse.Namespace) -> int:
     return worst
 
 
-def _submit_options(given: list[str]) -> argparse.Namespace:
-    """Take submit's own options out; Hydra reads the rest."""
-    parser = argparse.ArgumentParser("tahoe submit", allow_abbrev=False)
-    add_submit_options(parser)
+def _with_overrides(
+    verb: str, add_options: Callable[[argparse.ArgumentParser], None], given: list[str]
+) -> argparse.Namespace:
+    """Take a verb's own options out; Hydra reads the rest."""
+    parser = argparse.ArgumentParser(f"tahoe {verb}", allow_abbrev=False)
+    add_options(parser)
     options, overrides = parser.parse_known_args(given)
     options.overrides = overrides
     return options

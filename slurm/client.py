@@ -55,6 +55,16 @@ def submit(script: Path, *, after: str | None = None) -> str:
     return _call("sbatch", "--parsable", *options, str(script)).strip().partition(";")[0]
 
 
+def would_start(script: Path) -> str:
+    """Return what Slurm says of when and where a job script would start, without submitting it.
+
+    Raises:
+        SlurmError: it would not be taken.
+    """
+    said = _run("sbatch", "--test-only", str(script)).stderr
+    return re.sub(r"^sbatch: ", "", said.strip(), flags=re.MULTILINE)
+
+
 def jobs(job_ids: Iterable[str]) -> dict[str, QueuedJob]:
     """Return those of the jobs that Slurm still knows, by id.
 
@@ -109,6 +119,10 @@ def cancel(job_ids: Iterable[str]) -> None:
 
 
 def _call(*command: str) -> str:
+    return _run(*command).stdout
+
+
+def _run(*command: str) -> "subprocess.CompletedProcess[str]":
     environ = {k: v for k, v in os.environ.items() if not _is_inherited(k)}
     try:
         done = subprocess.run(
@@ -126,7 +140,7 @@ def _call(*command: str) -> str:
         ) from None
     if done.returncode:
         raise SlurmError(_explain(command, done.stderr))
-    return done.stdout
+    return done
 
 
 def _is_inherited(name: str) -> bool:

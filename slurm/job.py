@@ -7,7 +7,7 @@ hand and it does the same as `tahoe submit`.
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from string import Template
 from types import MappingProxyType
@@ -86,9 +86,29 @@ def render(job: Job) -> str:
     Raises:
         ValueError: an option of sbatch holds a line break, which no script can.
     """
-    directives = "\n".join(f"#SBATCH --{option}" for option in sbatch_options(job))
-    return Template(_SCRIPT).substitute(
-        directives=directives,
+    purpose = (
+        "One attempt of a Tahoe run. Written by `tahoe submit`; `sbatch` this file does the same."
+    )
+    return fill(
+        HEAD + _BEGIN + RANKS + _END,
+        job,
+        sbatch_options(job),
+        purpose=purpose,
+        module="orchestrator.training.worker",
+    )
+
+
+def fill(script: str, job: Job, options: Iterable[str], *, purpose: str, module: str) -> str:
+    """Return a script made of the parts below.
+
+    Args:
+        options: of sbatch.
+        purpose: said in its first lines.
+        module: what each rank runs, with the run directory as its argument.
+    """
+    return Template(script).substitute(
+        directives="\n".join(f"#SBATCH --{option}" for option in options),
+        purpose=purpose,
         run=shlex.quote(job.run_dir),
         python=shlex.quote(job.python),
         exports="\n".join(_exports(job)),
@@ -96,18 +116,21 @@ def render(job: Job) -> str:
         tasks_per_node=job.tasks_per_node,
         srun=" \\\n    ".join(_srun(job)),
         interpreter=_interpreter(job),
+        module=module,
     )
 
 
-_SCRIPT = r"""#!/bin/bash
+HEAD = r"""#!/bin/bash
 $directives
 
-# One attempt of a Tahoe run. Written by `tahoe submit`; `sbatch` this file does the same.
+# $purpose
 run=$run
 python=$python
 $exports
 
-$setup# The ranks answer signals: they save and end. This shell waits for them.
+${setup}"""
+
+_BEGIN = r"""# The ranks answer signals: they save and end. This shell waits for them.
 trap : TERM USR1 USR2
 
 exec 9>>"$$run/lock"
@@ -118,7 +141,9 @@ fi
 attempt=$$("$$python" -m orchestrator.launch.attempt begin "$$run") || exit
 [ -n "$$attempt" ] || exit 0 # finished already
 
-first_node=$$(scontrol show hostnames "$$SLURM_JOB_NODELIST" | head -n 1)
+"""
+
+RANKS = r"""first_node=$$(scontrol show hostnames "$$SLURM_JOB_NODELIST" | head -n 1)
 [ -n "$$first_node" ] || { echo "error: scontrol names no node of this job" >&2; exit 1; }
 export MASTER_ADDR=$$first_node
 export MASTER_PORT=$$((20000 + (SLURM_JOB_ID * 13 + $${SLURM_RESTART_COUNT:-0}) % 12000))
@@ -129,12 +154,14 @@ logs=$$run/logs/attempt-$$(printf %04d "$$attempt")
 srun $srun \
     bash -c 'trap "" TERM USR1 USR2 # until the worker listens
         export RANK=$$SLURM_PROCID LOCAL_RANK=$$SLURM_LOCALID WORLD_SIZE=$$SLURM_NTASKS
-        exec "$$@" -m orchestrator.training.worker "$$0"' "$$run" \
+        exec "$$@" -m $module "$$0"' "$$run" \
     $interpreter 2>"$$logs/srun.log"
 code=$$?
 cat "$$logs/srun.log" >&2
 
-# In an array the job id of one element is that of the whole array.
+"""
+
+_END = r"""# In an array the job id of one element is that of the whole array.
 job=$${SLURM_ARRAY_JOB_ID:+$${SLURM_ARRAY_JOB_ID}_$$SLURM_ARRAY_TASK_ID}
 job=$${job:-$$SLURM_JOB_ID}
 state=$$(squeue --noheader --jobs "$$job" --format '%T %r')

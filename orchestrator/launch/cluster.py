@@ -47,7 +47,17 @@ def add_cluster_verbs(verbs: "Verbs") -> None:
     cancel_verb = add_verb(verbs, "cancel", cancel, "end the jobs of runs; running ones save first")
     add_runs(cancel_verb)
     cancel_verb.add_argument("--now", action="store_true", help="do not let it save")
+    doctor_verb = add_verb(verbs, "doctor", doctor, "look for what could go wrong with a run")
+    add_doctor_options(doctor_verb)
+    doctor_verb.add_argument("overrides", nargs="*", metavar="OVERRIDES", help="as for submit")
     _add_rehearse(verbs)
+
+
+def add_doctor_options(verb: argparse.ArgumentParser) -> None:
+    """Add what `doctor` takes besides overrides, which are Hydra's to read."""
+    nodes_help = "also submit a job of this size, of two minutes, that looks at its nodes"
+    verb.add_argument("--on-nodes", action="store_true", help=nodes_help)
+    verb.add_argument("--json", action="store_true", help="print JSON")
 
 
 def add_submit_options(verb: argparse.ArgumentParser) -> None:
@@ -165,6 +175,13 @@ def cancel(options: argparse.Namespace) -> int:
     for line in cancel_jobs(runs, now=options.now):
         print(line)
     return 0
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Say what could go wrong with a run."""
+    from orchestrator.launch.doctor import examine
+
+    return examine(options.overrides, nodes=options.on_nodes, as_json=options.json)
 
 
 def rehearse_up(options: argparse.Namespace) -> int:

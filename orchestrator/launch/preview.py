@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from orchestrator.launch.compose import Composed
-from orchestrator.launch.cost import cost_line
+from orchestrator.launch.cost import UncountableError, cost_of
 from orchestrator.launch.create import plan_of, run_path
 from orchestrator.launch.snapshot import in_place
 from orchestrator.launch.submit import job_of, script
+from orchestrator.plan import Plan
 from orchestrator.rundir import RunDir
 from slurm.array import together
 
@@ -24,9 +25,16 @@ def show_jobs(points: Sequence[Composed]) -> None:
     for indices in together(jobs):
         first = indices[0]
         print(script(runs[first], points[first].config, code))
-        lines = [*plans[first].lines(), cost_line(points[first].config, plans[first])]
+        lines = [*plans[first].lines(), _cost_line(points[first], plans[first])]
         print("\n".join(f"# {line}" for line in lines))
         if len(points) > 1:
             print(f"\n# {len(indices)} jobs like this one, as an array:")
             for i in indices:
                 print(f"#   {plans[i].num_steps:,} steps  {' '.join(points[i].overrides)}")
+
+
+def _cost_line(point: Composed, plan: Plan) -> str:
+    try:
+        return str(cost_of(point.config, plan))
+    except UncountableError as error:
+        return f"cost unknown: {error}"

@@ -65,3 +65,9 @@ def test_accounting_is_asked_where_there_is_any(
     assert "--jobs 4_1,5" in (bin_dir / "sacct.asked").read_text()
     program(bin_dir, "sacct", "echo '5|FAILED'")
     assert client.ends([]) == {}  # nobody need be asked
+
+
+def test_slurm_says_when_a_job_would_start(bin_dir: Path) -> None:
+    program(bin_dir, "sbatch", 'echo "$1 $2" > $0.asked; echo "sbatch: Job 3 to start at 9" >&2')
+    assert client.would_start(Path("/runs/job.sbatch")) == "Job 3 to start at 9"
+    assert (bin_dir / "sbatch.asked").read_text() == "--test-only /runs/job.sbatch\n"

@@ -1,0 +1,155 @@
+"""What can be known of a run before it is submitted, from the machine that submits it."""
+
+import fcntl
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib.metadata import requires, version
+from pathlib import Path
+
+from fsspec.core import url_to_fs
+from packaging.requirements import Requirement
+
+from data_sharding import files
+from data_sharding.manifest import DataError, read_manifest
+from orchestrator.config import ConfigError
+from orchestrator.launch.cost import Cost
+from orchestrator.launch.create import run_path
+from orchestrator.launch.finding import Finding
+from orchestrator.launch.snapshot import in_place
+from orchestrator.launch.submit import script
+from orchestrator.rundir import RunDir, RunError
+from orchestrator.schema import Config
+from slurm import client
+
+DISTRIBUTION = "tahoe-orchestrator"
+# Of the fp32 weights, at most: themselves, two moments of an optimizer, an average.
+_COPIES_IN_CHECKPOINT = 4
+
+
+def versions() -> Iterator[Finding]:
+    """Yield whether each package that Tahoe needs is of a version that it was written for."""
+    well = []
+    for text in requires(DISTRIBUTION) or ():
+        wanted = Requirement(text)
+        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        found = version(wanted.name)
+        if wanted.specifier.contains(found, prereleases=True):
+            well.append(f"{wanted.name} {found}")
+        else:
+            yield Finding(
+                "fail",
+                "versions",
+                f"{wanted.name} {found} is installed, and Tahoe needs {wanted.specifier}: pip "
+                f"install '{text}'",
+            )
+    yield Finding("ok", "versions", ", ".join(well))
+
+
+def readable(config: Config) -> str:
+    """Return how the first shard of each split begins to be read.
+
+    Raises:
+        DataError: it is not.
+    """
+    told = []
+    for split in ("train", "val"):
+        manifest = read_manifest(config.data.url, split)
+        shard = files.join(config.data.url, split, manifest.shards[0].name)
+        start_s = time.monotonic()
+        try:
+            fs, path = url_to_fs(shard)
+            num_bytes = len(fs.cat_file(path, start=0, end=1 << 20))
+        except Exception as error:  # every store raises its own kinds
+            raise DataError(
+                f"cannot read {shard}: {type(error).__name__}: {error}. The manifest is there and "
+                "the shard is not to be had: check credentials, or write the split again."
+            ) from None
+        milliseconds = 1000 * (time.monotonic() - start_s)
+        told.append(
+            f"{split}: {manifest.num_samples:,} images in {len(manifest.shards):,} shards, the "
+            f"first {num_bytes / 1e3:,.0f} kB in {milliseconds:.0f} ms"
+        )
+    return f"{config.data.url}; {'; '.join(told)}"
+
+
+def writable(config: Config) -> str:
+    """Return where the run directory goes, once a file and a lock could be had there.
+
+    Raises:
+        RunError: they could not.
+    """
+    run, place = run_path(config), existing(run_path(config))
+    try:
+        with tempfile.NamedTemporaryFile(dir=place) as file, Path(file.name).open() as again:
+            file.write(b"x")
+            file.flush()
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            holds = not _takes(again.fileno())
+    except OSError as error:
+        raise RunError(
+            f"{run}: {place} cannot be written or locked: {error.strerror}. No run can lie there. "
+            "Choose another place with runs_dir=DIR or run_dir=DIR; a Lustre must be mounted with "
+            "-o flock."
+        ) from None
+    if not holds:
+        raise RunError(
+            f"{run}: locks mean nothing on {place}: two at a time were given. Two attempts would "
+            "overwrite each other's checkpoints. Choose another file system with runs_dir=DIR, or "
+            "have this one mounted with locks (Lustre: -o flock)."
+        )
+    return f"{run}: {place} can be written and locked"
+
+
+def _takes(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def disk(config: Config, cost: Cost | None) -> Finding:
+    """Return whether the checkpoints of a run find room.
+
+    The newest, the best, and the one that is being written lie there at the same time.
+    """
+    url = config.checkpoint.url
+    local = run_path(config) if url is None else files.local_path(url)
+    if local is None:
+        return Finding("ok", "disk", f"checkpoints go to {url}, whose room is not known here")
+    place = existing(local)
+    free = shutil.disk_usage(place).free
+    told = f"{free / 1e9:,.1f} GB free on {place}"
+    if cost is None:
+        return Finding("warn", "disk", f"{told}; how much the checkpoints need is not known")
+    needed = cost.num_params * 4 * _COPIES_IN_CHECKPOINT * (config.checkpoint.keep_last + 2)
+    told += f", of which checkpoints need at most {needed / 1e9:,.3g} GB"
+    if needed > free:
+        told += ". Saving would fail. Free some, or give another checkpoint.url"
+    elif config.checkpoint.keep_every_steps:
+        told += f", and as much again for each {config.checkpoint.keep_every_steps:,} steps kept"
+    return Finding("fail" if needed > free else "ok", "disk", told)
+
+
+def queue(config: Config) -> str:
+    """Return what Slurm says of when a job like this would start.
+
+    Raises:
+        SlurmError, ConfigError: it would not take it.
+    """
+    text = script(RunDir(run_path(config)), config, in_place())
+    with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as file:
+        file.write(text)
+        file.flush()
+        return client.would_start(Path(file.name))
+
+
+def existing(path: Path) -> Path:
+    """Return the nearest directory above a path that is there already, or the path itself."""
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+CHECK_ERRORS = (ConfigError, DataError, RunError, client.SlurmError)

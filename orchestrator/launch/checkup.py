@@ -1,0 +1,185 @@
+"""A look at the nodes that a run would be given: submitted, waited for, and judged."""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_sharding import files
+from orchestrator.config import to_dict
+from orchestrator.launch.cost import Cost
+from orchestrator.launch.finding import Finding
+from orchestrator.launch.snapshot import in_place
+from orchestrator.launch.submit import job_of
+from orchestrator.rundir import RunDir, write_atomic
+from orchestrator.schema import Config
+from slurm import client
+from slurm.checkup import render_checkup
+
+_ASK_EVERY_S = 1.0
+_MAX_SKEW_S = 1.0
+_TAIL_CHARACTERS = 2000
+
+Report = Sequence[dict[str, Any]]
+
+
+def on_nodes(config: Config, cost: Cost | None) -> Iterator[Finding]:
+    """Yield what the ranks of a job like this find on their nodes.
+
+    The job's directory, in `runs_dir`, is removed if all is well.
+
+    Raises:
+        SlurmError, ConfigError: Slurm does not take the job.
+    """
+    run = RunDir(Path(config.runs_dir) / "doctor" / time.strftime("%Y-%m-%dT%H-%M-%S"))
+    (run.path / "slurm").mkdir(parents=True)
+    run.write_config(to_dict(config))
+    write_atomic(run.job_script, render_checkup(job_of(run, config, in_place())))
+    job_id = client.submit(run.job_script)
+    try:
+        state = _wait_for(job_id)
+    except KeyboardInterrupt:
+        client.cancel([job_id])
+        raise
+    report = run.path / "report.json"
+    if not report.exists():
+        yield Finding("fail", "nodes", f"job {job_id} {state}: no report. {_last_words(run)}")
+        return
+    findings = list(judge(config, cost, json.loads(report.read_text())))
+    yield from findings
+    if all(one.level == "ok" for one in findings):
+        shutil.rmtree(run.path)
+    else:
+        print(f"what the nodes have said is in {run.path}", file=sys.stderr)
+
+
+def _wait_for(job_id: str) -> str:
+    """Return in what state a job has ended; meanwhile say what it waits for."""
+    told = ""
+    while True:
+        job = client.jobs([job_id]).get(job_id)
+        if job is None:
+            return "has ended"
+        if job.state in client.ENDED:
+            return f"has ended as {job.state}"
+        if (now := f"job {job_id}: {job.state.lower()} {job.reason}") != told:
+            print(now, file=sys.stderr, flush=True)
+            told = now
+        time.sleep(_ASK_EVERY_S)
+
+
+def _last_words(run: RunDir) -> str:
+    outputs = [*run.path.glob("slurm/*.out"), *sorted(run.path.glob("logs/*/*.log"))]
+    said = [f"{file}:\n{text[-_TAIL_CHARACTERS:]}" for file in outputs if (text := _text(file))]
+    return "\n".join(said or [f"Nor is anything written in {run.path}: can the nodes see it?"])
+
+
+def _text(file: Path) -> str:
+    return file.read_text(errors="replace").strip()
+
+
+def judge(config: Config, cost: Cost | None, report: Report) -> Iterator[Finding]:
+    """Yield what the report of the ranks comes to."""
+    yield _gpus(config, report)
+    yield _versions(report)
+    yield _shared(report)
+    yield _clock(report)
+    if len(report) > 1:
+        yield _all_reduce(report, cost)
+    yield from _read(report)
+    if config.cluster.cache != "none" and files.local_path(config.data.url) is None:
+        yield _cache(config.cluster.cache.max_gb, report)
+
+
+def _by_host(report: Report) -> dict[str, dict[str, Any]]:
+    """Return what the first rank of each node has found."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in report:
+        found.setdefault(one["host"], one)
+    return found
+
+
+def _gpus(config: Config, report: Report) -> Finding:
+    asked = config.cluster.gpus_per_node
+    seen = {host: one["num_gpus"] for host, one in _by_host(report).items()}
+    told = ", ".join(f"{host}: {num}" for host, num in seen.items())
+    kinds = sorted({one["gpu"] for one in report if one["gpu"]})
+    told = f"{asked} a node asked for; seen by torch: {told} {' '.join(kinds)}".rstrip()
+    if asked and min(seen.values()) == 0:
+        told += ". Ranks would train on the CPU: is this torch built for CUDA, the driver loaded?"
+        return Finding("fail", "GPUs", told)
+    if not asked and max(seen.values()) > 0:
+        return Finding("warn", "GPUs", f"{told}. They stay unused: set cluster.gpus_per_node")
+    return Finding("ok", "GPUs", told)
+
+
+def _versions(report: Report) -> Finding:
+    by_host = {host: one["versions"] for host, one in _by_host(report).items()}
+    if len(set(by_host.values())) == 1:
+        return Finding("ok", "software", f"{report[0]['versions']} on {len(by_host)} nodes")
+    told = ", ".join(f"{host}: {found}" for host, found in by_host.items())
+    return Finding(
+        "fail",
+        "software",
+        f"{told}. Ranks would compute different things. Put the environment where all nodes see it",
+    )
+
+
+def _shared(report: Report) -> Finding:
+    blind = {one["host"]: one["unseen"] for one in report if one["unseen"]}
+    if not blind:
+        return Finding("ok", "run directory", "every rank sees the files of all others")
+    told = "; ".join(f"{host} does not see those of ranks {ranks}" for host, ranks in blind.items())
+    return Finding(
+        "fail", "run directory", f"{told}. Choose a runs_dir that all nodes share and write to"
+    )
+
+
+def _clock(report: Report) -> Finding:
+    ahead = [one["clock"]["ahead_s"] for one in report]
+    within = max(one["clock"]["within_s"] for one in report)
+    skew = max(ahead) - min(ahead)
+    told = f"clocks differ by {1000 * skew:.1f} ms at most (+- {1000 * within:.1f})"
+    if skew - within > _MAX_SKEW_S:
+        told += ". Times in logs and MLflow would be out of order: have NTP put right on the nodes"
+        return Finding("warn", "clocks", told)
+    return Finding("ok", "clocks", told)
+
+
+def _all_reduce(report: Report, cost: Cost | None) -> Finding:
+    speed = min(one["all_reduce"]["bytes_per_s"] for one in report)
+    latency_s = max(one["all_reduce"]["latency_s"] for one in report)
+    told = f"{speed / 1e9:.3g} GB/s between {len(report)} ranks, {1000 * latency_s:.2f} ms at least"
+    if cost:
+        carried = 2 * (len(report) - 1) / len(report) * 4 * cost.num_params
+        told += f"; this network's gradients take {1000 * carried / speed:.3g} ms a step"
+    return Finding("ok", "all-reduce", told)
+
+
+def _read(report: Report) -> Iterator[Finding]:
+    reads = {one["host"]: one["read"] for one in report if one["read"]}
+    rates = {
+        host: (read["num_bytes"] / read["seconds"], read["num_images"] / read["seconds"])
+        for host, read in reads.items()
+        if read["num_bytes"]
+    }
+    if len(rates) < len(reads):
+        told = f"{len(reads) - len(rates)} nodes found no shard of their own to read"
+        yield Finding("warn", "shards", f"{told}: fewer shards than nodes make all read the same")
+    if rates:
+        slow, fast = min(rates.values()), max(rates.values())
+        told = f"{slow[0] / 1e6:,.0f} to {fast[0] / 1e6:,.0f} MB/s a node read at the same time"
+        yield Finding("ok", "shards", f"{told}, {slow[1]:,.0f} to {fast[1]:,.0f} images/s")
+
+
+def _cache(max_gb: float, report: Report) -> Finding:
+    free = {host: one["cache_free_bytes"] / 1e9 for host, one in _by_host(report).items()}
+    tightest = min(free, key=lambda host: free[host])
+    told = f"{free[tightest]:,.0f} GB free on {tightest}, and cluster.cache.max_gb={max_gb:g}"
+    if free[tightest] < max_gb:
+        told += ". The cache would fill the disk: take less, or another cluster.cache.dir"
+        return Finding("warn", "cache", told)
+    return Finding("ok", "cache", told)

@@ -1,0 +1,169 @@
+"""What each rank of `tahoe doctor --on-nodes` does: look around, and tell the first rank.
+
+    python -m orchestrator.training.checkup DIRECTORY
+
+It is started as `orchestrator.training.worker` is and trains nothing. DIRECTORY holds config.yaml;
+rank 0 writes report.json there, a list with what each rank has found, in their order.
+"""
+
+import json
+import os
+import platform
+import shutil
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from fsspec.core import url_to_fs
+
+from data_sharding import files
+from data_sharding.manifest import read_manifest
+from data_sharding.shard_table import ShardTable
+from orchestrator.config import parse
+from orchestrator.rundir import RunDir, write_atomic
+from orchestrator.schema import Config
+from orchestrator.training.world import World, join_world
+
+_MESSAGE_BYTES = 64 << 20  # about the gradients of a ResNet-34, in one piece
+_NUM_ROUNDS = 5
+_READ_BYTES, _READ_S = 256 << 20, 10.0
+_BLOCK_BYTES = 8 << 20
+_SHARED_WITHIN_S = 30.0  # NFS may remember for so long that a file was not there
+
+
+def main(arguments: Sequence[str]) -> int:
+    run = RunDir(Path(arguments[0]))
+    config = parse(run.read_config())
+    with join_world(config.cluster) as world:
+        found = {
+            "host": socket.gethostname(),
+            "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+            "num_gpus": torch.cuda.device_count(),
+            "gpu": torch.cuda.get_device_name(world.device) if torch.cuda.is_available() else None,
+            "unseen": _unseen(run, world),
+            "clock": _clock(world),
+            "all_reduce": _all_reduce(world),
+            "read": _read(config, world) if world.local_rank == 0 else None,
+            "cache_free_bytes": _cache_free_bytes(config),
+        }
+        gathered: list[Any] = [None] * world.size
+        dist.all_gather_object(gathered, found, group=world.control)
+        if world.is_first:
+            write_atomic(run.path / "report.json", json.dumps(gathered, indent=2))
+    return 0
+
+
+def _unseen(run: RunDir, world: World) -> list[int]:
+    """Return the ranks whose files do not appear here: they see another directory."""
+    directory = run.path / "shared"
+    directory.mkdir(exist_ok=True)
+    (directory / str(world.rank)).write_text(f"rank {world.rank}")
+    world.wait_for_all()
+    deadline_s = time.monotonic() + _SHARED_WITHIN_S
+    unseen = list(range(world.size))
+    while unseen and time.monotonic() < deadline_s:
+        unseen = [rank for rank in unseen if not _is_there(directory, rank)]
+        time.sleep(0.05)
+    world.wait_for_all()
+    return unseen
+
+
+def _is_there(directory: Path, rank: int) -> bool:
+    try:
+        return (directory / str(rank)).read_text() == f"rank {rank}"
+    except FileNotFoundError:
+        return False
+
+
+def _clock(world: World) -> dict[str, float]:
+    """Return how far this clock is ahead of rank 0's, and how far that may be wrong; seconds.
+
+    As NTP does it: of several exchanges the fastest counts, whose answer came half-way (RFC 5905).
+    """
+    best = {"ahead_s": 0.0, "within_s": 0.0 if world.is_first else float("inf")}
+    mine, theirs = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for rank in range(1, world.size):
+        for _ in range(_NUM_ROUNDS * 2):
+            if world.is_first:
+                dist.recv(theirs, src=rank, group=world.control)
+                dist.send(torch.tensor([time.time()], dtype=torch.float64), rank, world.control)
+            elif rank == world.rank:
+                mine[0] = asked_s = time.time()
+                dist.send(mine, 0, world.control)
+                dist.recv(theirs, src=0, group=world.control)
+                within_s = (time.time() - asked_s) / 2
+                if within_s < best["within_s"]:
+                    ahead_s = asked_s + within_s - theirs.item()
+                    best = {"ahead_s": ahead_s, "within_s": within_s}
+    return best
+
+
+def _all_reduce(world: World) -> dict[str, float]:
+    """Return the bandwidth and the latency of a sum over all ranks.
+
+    The bandwidth is what a link carries, 2 (n - 1) / n bytes for each byte of the message, so that
+    it can be compared with the hardware's: github.com/NVIDIA/nccl-tests, doc/PERFORMANCE.md.
+    """
+    message = torch.zeros(_MESSAGE_BYTES // 4, device=world.device)
+    seconds = _median_s(world, lambda: dist.all_reduce(message))
+    carried = 2 * (world.size - 1) / world.size * _MESSAGE_BYTES
+    small = torch.zeros(1, device=world.device)
+    latency_s = _median_s(world, lambda: dist.all_reduce(small))
+    return {"bytes_per_s": carried / seconds, "latency_s": latency_s}
+
+
+def _median_s(world: World, action: Callable[[], object]) -> float:
+    def timed() -> float:
+        world.wait_for_all()
+        start_s = time.perf_counter()
+        action()
+        if world.device.type == "cuda":
+            torch.cuda.synchronize(world.device)
+        return time.perf_counter() - start_s
+
+    timed()  # which sets up connections
+    return statistics.median(timed() for _ in range(_NUM_ROUNDS))
+
+
+def _read(config: Config, world: World) -> dict[str, float]:
+    """Return how much of the training shards was read, and in how many seconds."""
+    manifest = read_manifest(config.data.url, "train")
+    num_read, start_s = 0, time.monotonic()
+    for block in _blocks(config.data.url, manifest.shards, world):
+        num_read += len(block)
+        if num_read >= _READ_BYTES or time.monotonic() - start_s > _READ_S:
+            break
+    seconds = time.monotonic() - start_s
+    num_images = num_read * manifest.num_samples / manifest.num_bytes
+    return {"num_bytes": num_read, "num_images": num_images, "seconds": seconds}
+
+
+def _blocks(url: str, shards: ShardTable, world: World) -> Iterator[bytes]:
+    """Yield what is in the shards; no two nodes read the same one."""
+    num_local = int(os.environ["LOCAL_WORLD_SIZE"])
+    node, num_nodes = world.rank // num_local, world.size // num_local
+    for i in range(node, len(shards), num_nodes):
+        fs, path = url_to_fs(files.join(url, "train", shards[i].name))
+        with fs.open(path, "rb", block_size=_BLOCK_BYTES) as file:
+            while block := file.read(_BLOCK_BYTES):
+                yield block
+
+
+def _cache_free_bytes(config: Config) -> int | None:
+    """Return the room where remote shards are to be kept, None where none is."""
+    if config.cluster.cache == "none":
+        return None
+    place = Path(config.cluster.cache.dir)
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,86 @@
+"""What reports of ranks come to."""
+
+import copy
+from typing import Any
+
+import pytest
+
+from orchestrator.config import parse
+from orchestrator.launch.checkup import judge
+from orchestrator.launch.cost import Cost
+
+COST = Cost(num_params=25_000_000, gmacs=4.1, petaflop=1.0)
+RANK: dict[str, Any] = {
+    "host": "node1",
+    "versions": "Python 3.12.1, torch 2.14.1",
+    "num_gpus": 0,
+    "gpu": None,
+    "unseen": [],
+    "clock": {"ahead_s": 0.0, "within_s": 0.0},
+    "all_reduce": {"bytes_per_s": 10e9, "latency_s": 1e-4},
+    "read": {"num_bytes": 200e6, "num_images": 2000.0, "seconds": 2.0},
+    "cache_free_bytes": 500 * 10**9,
+}
+
+
+def report(*, second: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the reports of two nodes, the second of which differs."""
+    first = copy.deepcopy(RANK)
+    return [first, {**copy.deepcopy(RANK), "host": "node2", **second}]
+
+
+@pytest.mark.parametrize(
+    ("second", "cluster", "what", "level", "said"),
+    [
+        ({}, {}, "GPUs", "ok", "node1: 0, node2: 0"),
+        ({}, {"gpus_per_node": 8}, "GPUs", "fail", "is this torch built for CUDA"),
+        ({"num_gpus": 2}, {}, "GPUs", "warn", "They stay unused"),
+        ({}, {}, "software", "ok", "torch 2.14.1 on 2 nodes"),
+        ({"versions": "Python 3.11.9, torch 2.14.1"}, {}, "software", "fail", "node2: Python 3.11"),
+        ({}, {}, "run directory", "ok", "sees the files of all"),
+        ({"unseen": [0]}, {}, "run directory", "fail", "node2 does not see those of ranks [0]"),
+        ({"clock": {"ahead_s": -0.9, "within_s": 0.1}}, {}, "clocks", "ok", "900.0 ms"),
+        ({"clock": {"ahead_s": -1.2, "within_s": 0.1}}, {}, "clocks", "warn", "NTP"),
+        ({}, {}, "all-reduce", "ok", "10 GB/s between 2 ranks, 0.10 ms"),
+        ({}, {}, "all-reduce", "ok", "take 10 ms a step"),
+        ({}, {}, "shards", "ok", "100 to 100 MB/s a node read at the same time, 1,000 to"),
+        (
+            {"read": {"num_bytes": 0, "num_images": 0, "seconds": 1}},
+            {},
+            "shards",
+            "warn",
+            "1 nodes",
+        ),
+    ],
+)
+def test_each_line(
+    values: dict[str, Any],
+    second: dict[str, Any],
+    cluster: dict[str, Any],
+    what: str,
+    level: str,
+    said: str,
+) -> None:
+    values["cluster"] |= cluster
+    found = [one for one in judge(parse(values), COST, report(second=second)) if one.what == what]
+    assert found[0].level == level
+    assert said in found[0].said
+
+
+@pytest.mark.parametrize(("free_gb", "level"), [(99, "warn"), (101, "ok")])
+def test_room_for_the_cache_matters_where_data_is_remote(
+    values: dict[str, Any], free_gb: int, level: str
+) -> None:
+    second = {"cache_free_bytes": free_gb * 10**9}
+
+    def cache() -> list[str]:
+        findings = judge(parse(values), COST, report(second=second))
+        return [one.level for one in findings if one.what == "cache"]
+
+    assert cache() == []
+    values["data"]["url"] = "memory://set"
+    assert cache() == [level]
+
+
+def test_one_rank_alone_reduces_nothing(values: dict[str, Any]) -> None:
+    assert "all-reduce" not in [one.what for one in judge(parse(values), COST, [RANK])]

@@ -1,0 +1,151 @@
+"""`tahoe doctor` on the machine that submits: each check, well and not."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import Tahoe
+from s3 import S3
+
+from data_sharding.manifest import DataError
+from orchestrator.config import parse
+from orchestrator.launch import checks
+from orchestrator.launch.cost import Cost
+from orchestrator.rundir import RunError
+from orchestrator.schema import Config
+
+COST = Cost(num_params=10**6, gmacs=1.0, petaflop=1.0)
+
+
+@pytest.fixture
+def config(values: dict[str, Any], digits: Path, tmp_path: Path) -> Config:
+    values["data"]["url"] = str(digits)
+    return parse(values | {"runs_dir": str(tmp_path / "runs")})
+
+
+def with_url(config: Config, url: str) -> Config:
+    return replace(config, data=replace(config.data, url=url))
+
+
+def test_data_is_read_and_not_only_found(config: Config, digits: Path, tmp_path: Path) -> None:
+    assert "train: 1,438 images in 3 shards" in checks.readable(config)
+    copy = tmp_path / "set"
+    for split in ("train", "val"):
+        (copy / split).mkdir(parents=True)
+        manifest = (digits / split / "manifest.json").read_bytes()
+        (copy / split / "manifest.json").write_bytes(manifest)
+    with pytest.raises(DataError, match=r"train/.*tar: FileNotFoundError.*the shard is not"):
+        checks.readable(with_url(config, str(copy)))
+
+
+def test_a_bucket_is_read_too(config: Config, s3_server: S3, digits: Path) -> None:
+    s3_server.fail()  # no longer
+    url = s3_server.url("looked at")
+    s3_server.put(url, digits)
+    assert url in checks.readable(with_url(config, url))
+
+
+def test_a_place_for_runs_is_tried(config: Config, tmp_path: Path) -> None:
+    assert str(tmp_path) in checks.writable(config)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "runs").touch()
+    with pytest.raises(RunError, match="cannot be written or locked: Not a directory"):
+        checks.writable(config)
+    with pytest.raises(RunError, match="cannot be written or locked"):
+        checks.writable(replace(config, runs_dir="/proc/1/runs"))
+
+
+def test_checkpoints_need_room(config: Config) -> None:
+    assert checks.disk(config, COST).level == "ok"
+    assert "at most 0.064 GB" in checks.disk(config, COST).said
+    huge = replace(COST, num_params=10**15)
+    assert checks.disk(config, huge).level == "fail"
+    assert checks.disk(config, None).level == "warn"
+    away = replace(config, checkpoint=replace(config.checkpoint, url="s3://bucket/run"))
+    assert "not known here" in checks.disk(away, huge).said
+
+
+def test_versions_are_those_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    (well,) = checks.versions()
+    assert well.level == "ok"
+    assert "torch " in well.said
+    monkeypatch.setattr(checks, "requires", lambda _: ["torch>=99", 's3fs; extra == "s3"'])
+    old, rest = checks.versions()
+    assert (old.level, rest.said) == ("fail", "")
+    assert "Tahoe needs >=99" in old.said
+
+
+def doctor(tahoe: Tahoe, *arguments: str) -> tuple[int, dict[str, tuple[str, str]]]:
+    done = tahoe("doctor", "--json", *arguments, check=False)
+    found = json.loads(done.stdout)
+    return done.returncode, {one["what"]: (one["level"], one["said"]) for one in found}
+
+
+@pytest.fixture
+def no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the only directory in which programs are found."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", str(programs))
+    return programs
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_without_slurm_it_is_about_this_machine(tahoe: Tahoe, digits: Path) -> None:
+    place = f"data.url='{digits}'"
+    code, found = doctor(tahoe, place, "launcher.num_procs=2")
+    assert (code, {level for level, _ in found.values()}) == (0, {"ok"})
+    assert "ranks 2 x" in found["plan"][1]
+    assert "60,850 parameters" in found["network"][1]
+    assert "`tahoe train` runs on this machine" in found["Slurm"][1]
+    assert sorted(path.name for path in tahoe.cwd.iterdir()) == ["programs"]  # nothing is left
+    code, found = doctor(tahoe, place, "--on-nodes")
+    assert (code, found["nodes"][0]) == (1, "fail")
+    code, found = doctor(tahoe, place, "cluster=slurm")
+    assert (code, found["Slurm"][0]) == (1, "fail")
+    assert "no `sbatch` on this machine" in found["Slurm"][1]
+
+
+def test_one_failure_hides_no_other(tahoe: Tahoe, no_slurm: Path) -> None:
+    (no_slurm / "sbatch").write_text(
+        "#!/bin/sh\necho 'sbatch: error: no such account' >&2; exit 1\n"
+    )
+    (no_slurm / "sbatch").chmod(0o755)
+    uri = "tracking.uri=http://127.0.0.1:9"
+    code, found = doctor(tahoe, "data.url=nowhere", "runs_dir=/proc/1/runs", uri)
+    assert code == 1
+    failed = {what for what, (level, _) in found.items() if level == "fail"}
+    assert failed == {"data", "run directory", "MLflow", "Slurm"}
+    assert "no such account" in found["Slurm"][1]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("recipe.steps=x", "recipe.steps: Input should be a valid integer"),
+        ("model=no_such", "there is no such choice"),
+        ("-m", "looks at one config"),
+    ],
+)
+@pytest.mark.usefixtures("no_slurm")
+def test_a_config_that_does_not_compose(tahoe: Tahoe, override: str, said: str) -> None:
+    code, found = doctor(tahoe, override, *(["seed=1,2"] if override == "-m" else []))
+    assert (code, found["config"][0]) == (1, "fail")
+    assert said in found["config"][1]
+    assert list(found) == ["versions", "config"]
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_an_option_that_the_network_does_not_take(tahoe: Tahoe, digits: Path) -> None:
+    code, found = doctor(tahoe, f"data.url='{digits}'", "+model.options.depth=3")
+    assert (code, found["network"][0]) == (1, "fail")
+    assert "unexpected keyword argument 'depth'" in found["network"][1]
+    assert found["disk"][0] == "warn"
+
+
+def test_the_lines_are_for_people(tahoe: Tahoe) -> None:
+    done = tahoe("doctor", "recipe.steps=x", check=False)
+    assert done.stdout.startswith("ok   versions        ")
+    assert "\nfail config          " in done.stdout

@@ -1,0 +1,29 @@
+"""The script of a check-up: what somebody has looked at."""
+
+import subprocess
+from pathlib import Path
+
+from slurm.checkup import render_checkup
+from slurm.job import Job
+
+GOLDEN = Path(__file__).parent / "golden"
+JOB = Job(
+    "tahoe run",
+    "/runs/doctor/a look",
+    "/venv/bin/python",
+    ("/code",),
+    nodes=4,
+    tasks_per_node=8,
+    gpus_per_node=8,
+    timeout_min=1440,
+    partition="gpu",
+    setup=("ulimit -n 65536",),
+    additional_parameters={"reservation": "night"},
+)
+
+
+def test_the_script_is_what_somebody_has_looked_at(tmp_path: Path) -> None:
+    script = render_checkup(JOB)
+    assert script == (GOLDEN / "checkup.sbatch").read_text()
+    (tmp_path / "job.sbatch").write_text(script)
+    subprocess.run(["bash", "-n", tmp_path / "job.sbatch"], check=True)
