@@ -24,7 +24,7 @@ from orchestrator.schema import Config
 from slurm import client
 
 DISTRIBUTION = "tahoe-orchestrator"
-# Of the fp32 weights, at most: themselves, two moments of an optimizer, an average.
+# Of the fp32 weights, if there is everything: themselves, two moments of an optimizer, an average.
 _COPIES_IN_CHECKPOINT = 4
 
 
@@ -126,7 +126,7 @@ def disk(config: Config, cost: Cost | None) -> Finding:
     if cost is None:
         return Finding("warn", "disk", f"{told}; how much the checkpoints need is not known")
     needed = cost.num_params * 4 * _COPIES_IN_CHECKPOINT * (config.checkpoint.keep_last + 2)
-    told += f", of which checkpoints need at most {needed / 1e9:,.3g} GB"
+    told += f", of which checkpoints need up to about {needed / 1e9:,.3g} GB"
     if needed > free:
         told += ". Saving would fail. Free some, or give another checkpoint.url"
     elif config.checkpoint.keep_every_steps:

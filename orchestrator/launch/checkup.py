@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,8 +35,10 @@ def on_nodes(config: Config, cost: Cost | None) -> Iterator[Finding]:
     Raises:
         SlurmError, ConfigError: Slurm does not take the job.
     """
-    run = RunDir(Path(config.runs_dir) / "doctor" / time.strftime("%Y-%m-%dT%H-%M-%S"))
-    (run.path / "slurm").mkdir(parents=True)
+    place = Path(config.runs_dir, "doctor")
+    place.mkdir(parents=True, exist_ok=True)
+    run = RunDir(Path(tempfile.mkdtemp(prefix=time.strftime("%Y-%m-%d-"), dir=place)))
+    (run.path / "slurm").mkdir()
     run.write_config(to_dict(config))
     write_atomic(run.job_script, render_checkup(job_of(run, config, in_place())))
     job_id = client.submit(run.job_script)

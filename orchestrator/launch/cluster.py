@@ -93,18 +93,18 @@ def submit(options: argparse.Namespace) -> int:
     """Submit the run of the config, with -m the runs of its points, or print what would be."""
     from orchestrator.launch.compose import compose
     from orchestrator.launch.create import open_run, run_path
-    from orchestrator.launch.preview import show_jobs
+    from orchestrator.launch.preview import preview
     from orchestrator.launch.submit import Submission, check_not_queued
     from orchestrator.launch.sweep import Sweep
     from orchestrator.rundir import RunDir
 
-    overrides = ["launcher=slurm", *options.overrides]
+    overrides = ["hydra/launcher=slurm", "launcher=slurm", *options.overrides]
     if options.dry_run:
-        show_jobs(compose(overrides))
+        preview(overrides)
         return 0
     after = RunDir(options.after.absolute()) if options.after else None
     sweep = Sweep(after)
-    for point in compose(["hydra/launcher=slurm", *overrides], sweep.launch):
+    for point in compose(overrides, sweep.launch):
         check_not_queued([RunDir(run_path(point.config))])  # before what lies there is changed
         run, plan = open_run(point)
         if run.is_finished:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from orchestrator.launch.compose import Composed
+from orchestrator.launch.compose import Composed, compose
 from orchestrator.launch.cost import UncountableError, cost_of
 from orchestrator.launch.create import plan_of, run_path
 from orchestrator.launch.snapshot import in_place
@@ -12,12 +12,33 @@ from orchestrator.rundir import RunDir
 from slurm.array import together
 
 
-def show_jobs(points: Sequence[Composed]) -> None:
-    """Print the job script and the arithmetic of a run; of a sweep, those of each array's first.
+class _FirstBatchShown(Exception):  # noqa: N818  nothing has gone wrong
+    """The points after the first batch depend on what those are worth."""
+
+
+def preview(overrides: Sequence[str]) -> None:
+    """Print what would be submitted; of a search, its first batch.
 
     Raises:
         ConfigError, DataError: a config makes no job or network, or does not fit its data set.
     """
+    try:
+        points = compose(overrides, _show_batch)
+    except _FirstBatchShown:
+        print("\n# Further points depend on what these will be worth.")
+    else:
+        _show_jobs(points)
+
+
+def _show_batch(points: Sequence[Composed], wait: bool) -> list[None]:
+    _show_jobs(points)
+    if wait:
+        raise _FirstBatchShown
+    return [None] * len(points)
+
+
+def _show_jobs(points: Sequence[Composed]) -> None:
+    """Print the job script and the arithmetic of a run; of a sweep, those of each array's first."""
     runs = [RunDir(run_path(point.config)) for point in points]
     plans = [plan_of(point.config) for point in points]
     code = in_place()

@@ -59,7 +59,7 @@ def test_a_place_for_runs_is_tried(config: Config, tmp_path: Path) -> None:
 
 def test_checkpoints_need_room(config: Config) -> None:
     assert checks.disk(config, COST).level == "ok"
-    assert "at most 0.064 GB" in checks.disk(config, COST).said
+    assert "up to about 0.064 GB" in checks.disk(config, COST).said
     huge = replace(COST, num_params=10**15)
     assert checks.disk(config, huge).level == "fail"
     assert checks.disk(config, None).level == "warn"

@@ -124,5 +124,7 @@ def test_a_dry_run_shows_a_script_and_every_point(tahoe: Tahoe, sbatch: Path, di
     assert shown.count("#!/bin/bash") == 1
     assert "\n# 3 jobs like this one, as an array:\n" in shown
     assert all(f"seed={seed}\n" in shown for seed in (1, 2, 3))
+    waiting = ["seed=1,2,3", "hydra.launcher.wait=true"]
+    assert "# Further points" in tahoe("submit", "--dry-run", *options(digits), *waiting).stdout
     assert submitted(sbatch) == []
     assert not (tahoe.cwd / "runs").exists()
