@@ -269,6 +269,15 @@ class Cluster:
     srun_args: tuple[str, ...]
     additional_parameters: dict[str, str | int | float | bool]
 
+    def __post_init__(self) -> None:
+        limit_s = None if self.timeout_min is None else 60 * self.timeout_min
+        if limit_s is not None and limit_s <= self.signal_lead_s:
+            raise ValueError(
+                f"timeout_min={self.timeout_min} is {limit_s} s, and signal_lead_s="
+                f"{self.signal_lead_s} before that the ranks save and stop: at once. Give them "
+                "more time, or a shorter lead"
+            )
+
     @property
     def ranks_per_node(self) -> int:
         """A rank for each GPU, unless it is said otherwise; one where there are none."""

@@ -130,8 +130,24 @@ $exports
 
 ${setup}"""
 
-_BEGIN = r"""# The ranks answer signals: they save and end. This shell waits for them.
-trap : TERM USR1 USR2
+_BEGIN = r"""# In an array the job id of one element is that of the whole array.
+job=$${SLURM_ARRAY_JOB_ID:+$${SLURM_ARRAY_JOB_ID}_$$SLURM_ARRAY_TASK_ID}
+job=$${job:-$$SLURM_JOB_ID}
+state() { squeue --noheader --jobs "$$job" --format '%T %r'; }
+resubmitted= excluded=
+resubmit() {
+    [ -z "$$resubmitted" ] || return 0
+    local new
+    new=$$(sbatch --parsable --dependency=afterany:"$$job" \
+        $${excluded:+--exclude="$$excluded"} "$$run/job.sbatch") || return
+    printf '{"slurm_job_id": "%s"}\n' "$${new%%;*}" >>"$$run/jobs.jsonl"
+    resubmitted=yes
+}
+
+# The ranks answer signals: they save and end. This shell waits for them; but at the time limit it
+# is killed if that takes long, so what comes after is submitted first.
+trap interrupted=yes USR1 USR2
+trap 'interrupted=yes; [[ $$(state) == *TimeLimit ]] && resubmit' TERM
 
 exec 9>>"$$run/lock"
 if ! flock --timeout 60 9; then
@@ -155,20 +171,23 @@ srun $srun \
     bash -c 'trap "" TERM USR1 USR2 # until the worker listens
         export RANK=$$SLURM_PROCID LOCAL_RANK=$$SLURM_LOCALID WORLD_SIZE=$$SLURM_NTASKS
         exec "$$@" -m $module "$$0"' "$$run" \
-    $interpreter 2>"$$logs/srun.log"
-code=$$?
+    $interpreter 2>"$$logs/srun.log" &
+interrupted=yes
+while [ -n "$$interrupted" ]; do # a signal ends `wait`, and not srun
+    interrupted=
+    wait "$$!"
+    code=$$?
+done
 cat "$$logs/srun.log" >&2
 
 """
 
-_END = r"""# In an array the job id of one element is that of the whole array.
-job=$${SLURM_ARRAY_JOB_ID:+$${SLURM_ARRAY_JOB_ID}_$$SLURM_ARRAY_TASK_ID}
-job=$${job:-$$SLURM_JOB_ID}
-state=$$(squeue --noheader --jobs "$$job" --format '%T %r')
+_END = r"""state=$$(state)
 next=$$("$$python" -m orchestrator.launch.attempt end "$$run" "$$attempt" "$$code" "$$state") \
     || exit
 read -r next excluded <<<"$$next" # nodes that the run has died of twice
 
+[ -z "$$resubmitted" ] || exit 75
 case $$next in
     requeue)
         trap "" TERM # which this brings, to every process that this shell starts
@@ -181,9 +200,7 @@ case $$next in
     resubmit) ;;
     *) exit "$$next" ;;
 esac
-new=$$(sbatch --parsable --dependency=afterany:"$$job" $${excluded:+--exclude="$$excluded"} \
-    "$$run/job.sbatch") || exit
-printf '{"slurm_job_id": "%s"}\n' "$${new%%;*}" >>"$$run/jobs.jsonl"
+resubmit || exit
 exit 75
 """
 

@@ -225,3 +225,10 @@ def test_the_identity_does_not_depend_on_how_a_number_is_written(values: dict[st
     values["recipe"]["epochs"] = 20
     values["recipe"]["optimizer"]["momentum"] = 9e-1
     assert identity(parse(dict(reversed(values.items())))) == before
+
+
+def test_a_limit_leaves_time_before_the_ranks_are_told_to_stop(values: dict[str, Any]) -> None:
+    lead = {"cluster__signal_lead_s": 120}
+    assert "save and stop: at once" in complaint(values, cluster__timeout_min=2, **lead)
+    put(values, "cluster.timeout_min", 3)
+    assert parse(values).cluster.timeout_min == 3
