@@ -32,7 +32,7 @@ demo: setup
 	@echo "Curves and parameters, in MLflow:  $(BIN)/tahoe ui"
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not cluster"
+	$(BIN)/python -m pytest -m "not slow and not cluster" --numprocesses 2 --dist worksteal
 
 test-cluster: setup
 	$(BIN)/python -m pytest tests/cluster --numprocesses 2 --dist worksteal

@@ -35,7 +35,7 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An sbatch that copies each script to NAME.0, NAME.1, ...; nothing is ever queued."""
     programs = tmp_path / "programs"
     programs.mkdir()
-    for name, body in (("sbatch", SBATCH), ("squeue", "#!/bin/sh\n")):
+    for name, body in (("sbatch", SBATCH), ("squeue", "#!/bin/sh\n"), ("sacct", "#!/bin/sh\n")):
         (programs / name).write_text(body)
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
