@@ -38,7 +38,7 @@ test-cluster: setup
 	$(BIN)/python -m pytest tests/cluster --numprocesses 2 --dist worksteal
 
 test-all: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .
