@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from data_sharding import files
 from data_sharding.manifest import DataError, read_manifest
 from orchestrator.config import ConfigError
+from orchestrator.launch.checkup import cache_room
 from orchestrator.launch.cost import Cost
 from orchestrator.launch.create import run_path
 from orchestrator.launch.finding import Finding
@@ -132,6 +133,14 @@ def disk(config: Config, cost: Cost | None) -> Finding:
     elif config.checkpoint.keep_every_steps:
         told += f", and as much again for each {config.checkpoint.keep_every_steps:,} steps kept"
     return Finding("fail" if needed > free else "ok", "disk", told)
+
+
+def cache(config: Config) -> Iterator[Finding]:
+    """Yield whether this machine has room for what is kept of remote shards, if any are."""
+    wanted = config.cluster.cache
+    if wanted != "none" and files.local_path(config.data.url) is None:
+        free = shutil.disk_usage(existing(Path(wanted.dir))).free
+        yield cache_room(wanted.max_gb, {"this machine": free})
 
 
 def queue(config: Config) -> str:

@@ -5,7 +5,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,8 @@ def judge(config: Config, cost: Cost | None, report: Report) -> Iterator[Finding
         yield _all_reduce(report, cost)
     yield from _read(report)
     if config.cluster.cache != "none" and files.local_path(config.data.url) is None:
-        yield _cache(config.cluster.cache.max_gb, report)
+        free = {host: one["cache_free_bytes"] for host, one in _by_host(report).items()}
+        yield cache_room(config.cluster.cache.max_gb, free)
 
 
 def _by_host(report: Report) -> dict[str, dict[str, Any]]:
@@ -178,11 +179,12 @@ def _read(report: Report) -> Iterator[Finding]:
         yield Finding("ok", "shards", f"{told}, {slow[1]:,.0f} to {fast[1]:,.0f} images/s")
 
 
-def _cache(max_gb: float, report: Report) -> Finding:
-    free = {host: one["cache_free_bytes"] / 1e9 for host, one in _by_host(report).items()}
-    tightest = min(free, key=lambda host: free[host])
-    told = f"{free[tightest]:,.0f} GB free on {tightest}, and cluster.cache.max_gb={max_gb:g}"
-    if free[tightest] < max_gb:
+def cache_room(max_gb: float, free_bytes: Mapping[str, int]) -> Finding:
+    """Return whether the cache of remote shards finds room on each node."""
+    tightest = min(free_bytes, key=lambda host: free_bytes[host])
+    free_gb = free_bytes[tightest] / 1e9
+    told = f"{free_gb:,.0f} GB free on {tightest}, and cluster.cache.max_gb={max_gb:g}"
+    if free_gb < max_gb:
         told += ". The cache would fill the disk: take less, or another cluster.cache.dir"
         return Finding("warn", "cache", told)
     return Finding("ok", "cache", told)

@@ -86,6 +86,7 @@ def _mlflow(config: Config) -> Finding:
 def _slurm(config: Config, cost: Cost | None, *, nodes: bool) -> Iterator[Finding]:
     if config.launcher.name == "local":
         yield Finding("ok", "Slurm", "there is none here: `tahoe train` runs on this machine")
+        yield from checks.cache(config)
         if nodes:
             yield Finding("fail", "nodes", "--on-nodes needs Slurm: run it on a login node")
         return

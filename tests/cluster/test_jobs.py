@@ -10,8 +10,14 @@ from cluster_runs import NUM_STEPS, Jobs, ends, everything_said
 from results import figures, global_batches, weights
 
 from orchestrator.rundir import RunDir, read_json_lines
+from orchestrator.tracking.store import opened
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(400),
+    # MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
+    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
+]
 
 
 def assert_as_if_nothing_had_happened(run: RunDir, undisturbed: RunDir) -> None:
@@ -66,7 +72,7 @@ def test_a_preempted_job_goes_on(jobs: Jobs, undisturbed: RunDir) -> None:
 def test_a_job_goes_on_without_a_lost_node(
     jobs: Jobs, undisturbed: RunDir, *, is_first: bool
 ) -> None:
-    run = jobs.submit(f"lost-{is_first}")
+    run = jobs.submit(f"lost-{is_first}", "tracking.enabled=true")
     jobs.wait_for_step(run, 14)
     (line,) = read_json_lines(run.attempts_file)
     done = subprocess.run(
@@ -82,6 +88,8 @@ def test_a_job_goes_on_without_a_lost_node(
     assert len(ends(run)) == 2
     (lost,) = [line for line in read_json_lines(run.attempts_file) if line.get("lost")]
     assert lost["failed_node"] == node
+    jobs.tahoe("sync", str(run.path))
+    assert shown_steps(jobs, run) == list(range(1, NUM_STEPS + 1))  # no zig-zag
 
 
 @pytest.mark.slow
@@ -170,6 +178,15 @@ def test_a_crash_that_repeats_is_given_up(jobs: Jobs) -> None:
     assert verdict["verdict"] == "never_restart"
     assert "crashed 2 times in a row" in verdict["reason"]
     assert len(ends(run)) == 2
+
+
+def shown_steps(jobs: Jobs, run: RunDir) -> list[int]:
+    """Return the steps of a curve in MLflow, in the order in which it draws them."""
+    mark = run.read_json(run.mlflow_file)
+    assert mark is not None
+    with opened(f"sqlite:///{jobs.tahoe.cwd}/mlflow.db") as client:
+        points = client.get_metric_history(mark["run_id"], "train/loss")
+    return [point.step for point in sorted(points, key=lambda point: point.timestamp)]
 
 
 def rank_pids(run: RunDir, *, node: str | None = None) -> list[int]:

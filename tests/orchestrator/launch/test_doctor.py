@@ -14,7 +14,7 @@ from orchestrator.config import parse
 from orchestrator.launch import checks
 from orchestrator.launch.cost import Cost
 from orchestrator.rundir import RunError
-from orchestrator.schema import Config
+from orchestrator.schema import Cache, Config
 
 COST = Cost(num_params=10**6, gmacs=1.0, petaflop=1.0)
 
@@ -65,6 +65,16 @@ def test_checkpoints_need_room(config: Config) -> None:
     assert checks.disk(config, None).level == "warn"
     away = replace(config, checkpoint=replace(config.checkpoint, url="s3://bucket/run"))
     assert "not known here" in checks.disk(away, huge).said
+
+
+def test_a_cache_needs_room_where_data_is_remote(config: Config) -> None:
+    assert list(checks.cache(config)) == []
+    away = with_url(config, "memory://set")
+    assert isinstance(away.cluster.cache, Cache)
+    for max_gb, level in ((1e-3, "ok"), (1e9, "warn")):
+        cache = replace(away.cluster.cache, max_gb=max_gb)
+        (found,) = checks.cache(replace(away, cluster=replace(away.cluster, cache=cache)))
+        assert (found.what, found.level) == ("cache", level)
 
 
 def test_versions_are_those_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
