@@ -6,6 +6,7 @@ what is going to happen. Neither asks MLflow.
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,8 @@ from orchestrator.tracking.outcome import attempts, outcome
 from slurm import client
 
 _TAIL_BYTES = 1 << 16
+_UNBOUNDED = 10_000  # columns of text, where no terminal bounds them
+_GAP, _LEAST_REASON = 3, 20  # between two columns of a table; what is shown of the last one
 _SHOWN = ("train/loss", "val/top1")
 
 
@@ -88,14 +91,10 @@ def find_runs(directory: Path) -> list[RunDir]:
 
 def show_table(found: Iterable[Standing]) -> None:
     """Print a line for each run."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     columns = ("run", "state", "job", "attempts", "step", "images/s", "ETA", *_SHOWN, "why")
-    for name in columns:
-        is_text = name in ("run", "state", "job", "why")
-        table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
-    for one in found:
-        table.add_row(
-            Text(one.run),
+    rows = [
+        (
+            one.run,
             one.state,
             one.job_id or "-",
             str(one.num_attempts),
@@ -103,10 +102,30 @@ def show_table(found: Iterable[Standing]) -> None:
             _number(one.images_per_s, ",.0f"),
             _duration(one.eta_s),
             *(_number(one.metrics.get(name), ".4g") for name in _SHOWN),
-            Text(one.why),
+            one.why,
         )
-    width = None if sys.stdout.isatty() else 200
-    Console(soft_wrap=True, highlight=False, width=width).print(table)
+        for one in found
+    ]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    room = _room_for_reason(columns, rows)
+    for name in columns:
+        is_text = name in ("run", "state", "job", "why")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
+    for *cells, why in rows:
+        reason = Text(why)
+        reason.truncate(room, overflow="ellipsis")
+        table.add_row(*map(Text, cells), reason)
+    # Where its own sum of widths is too large, rich would take from numbers as from the reason.
+    Console(soft_wrap=True, highlight=False, width=_UNBOUNDED).print(table)
+
+
+def _room_for_reason(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Return how many characters a terminal has for the last column, beside all others."""
+    if not sys.stdout.isatty():
+        return _UNBOUNDED
+    widths = [max(map(len, cells)) for cells in list(zip(columns, *rows, strict=True))[:-1]]
+    taken = sum(width + _GAP for width in widths) + _GAP
+    return max(_LEAST_REASON, shutil.get_terminal_size().columns - taken)
 
 
 def show_whole(one: Standing) -> None:

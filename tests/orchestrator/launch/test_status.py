@@ -91,6 +91,17 @@ def test_a_job_that_is_gone_is_not_waited_for(
     assert (one.state, one.why) == ("crashed", f"attempt 1 left no verdict (job 5: {said})")
 
 
+def test_a_long_reason_hides_no_number(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    attempt = run.begin_attempt()
+    reason = "diverged: " + "the loss became nan between steps 1 and 10. " * 12
+    verdict = {"verdict": "never_restart", "step": 3, "attempt": attempt, "reason": reason}
+    run.write_json(run.verdict_file, verdict)
+    status.show_table(status.standings([run]))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if run.id in line]
+    assert line.split()[: run.id.count(" ") + 3][-2:] == ["never_restart", "-"]
+    assert reason.strip() in line
+
+
 def test_logs_go_across_attempts(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "_ASK_EVERY_S", 0)
     with pytest.raises(RunError, match="no log of rank 0"):
