@@ -51,6 +51,7 @@ bench: setup
 	$(BIN)/python tests/bench/planning.py
 	$(BIN)/python tests/bench/writing.py
 	$(BIN)/python tests/bench/remote.py
+	$(BIN)/python tests/bench/saving.py
 
 bench-data: setup
 	$(BIN)/python tests/bench/loading.py $(IMAGES)

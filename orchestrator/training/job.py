@@ -22,6 +22,7 @@ from orchestrator.training.metrics import MetricLog
 from orchestrator.training.network import build_network, count_cost
 from orchestrator.training.objectives import make_objective
 from orchestrator.training.report import tell_start
+from orchestrator.training.saver import Saver
 from orchestrator.training.schedule import make_schedule
 from orchestrator.training.state import TrainState
 from orchestrator.training.world import World
@@ -44,6 +45,7 @@ class Job:
     gradients: GradientStep
     schedule: Scheduler
     store: CheckpointStore
+    saver: Saver
 
     @classmethod
     def assemble(cls, run: RunDir, config: Config, world: World, metrics: MetricLog) -> Self:
@@ -60,6 +62,7 @@ class Job:
         network = network.to(world.device).to(memory_format=device.memory_format)
         state = TrainState.create(network, config.recipe, world.device)
         objective = make_objective(config.recipe)
+        store = CheckpointStore(config.checkpoint.url or str(run.checkpoints_dir))
         return cls(
             run=run,
             config=config,
@@ -73,7 +76,8 @@ class Job:
                 wrap(network), objective, state.scaler, config, data.plan, device
             ),
             schedule=make_schedule(state.optimizer, config.recipe, data.plan),
-            store=CheckpointStore(config.checkpoint.url or str(run.checkpoints_dir)),
+            store=store,
+            saver=Saver(store, config.checkpoint),
         )
 
     @property
@@ -107,15 +111,22 @@ class Job:
         return result
 
     def save(self, step: int, result: Mapping[str, float]) -> None:
-        """Write a checkpoint; `result` is an evaluation of this very step, or empty."""
+        """Begin to write a checkpoint; `result` is an evaluation of this very step, or empty."""
         self.world.share_buffers(self.state.network)
         if self.world.is_first:
-            keep = self.config.checkpoint
             self.metrics.sync()
-            self.store.save(step, self.state.to_parts(step), result)
-            self.store.prune(keep_last=keep.keep_last, keep_every_steps=keep.keep_every_steps)
-            log.info("saved step %d to %s", step, self.store.location(step))
+            self.saver.save(self.state, step, result)
+        self.live()
+
+    def live(self) -> None:
+        """Say that this rank has got somewhere, and end it if a checkpoint could not be written."""
         watchdog.alive()
+        self.saver.check()
+
+    def part(self) -> None:
+        """Leave together: a rank that left while another still saves would look like a failure."""
+        self.saver.finish()
+        self.world.wait_for_all()
 
     def _owes_evaluation(self, step: int) -> bool:
         """Whether an attempt was asked to stop at a step before it could evaluate it."""

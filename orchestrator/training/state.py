@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pickle import UnpicklingError
 from typing import Self
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from timm.optim import create_optimizer_v2, list_optimizers
@@ -22,7 +21,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from orchestrator.config import ConfigError
 from orchestrator.schema import Optimizer, Recipe
-from orchestrator.training.checkpoint import FORMAT, CheckpointError
+from orchestrator.training.checkpoint import CheckpointError
+from orchestrator.training.safetensors_file import read_safetensors
 
 # What torch and safetensors raise for names, shapes or bytes that they did not expect. A file that
 # holds more than tensors is an UnpicklingError: nothing in it is run (weights_only=True).
@@ -70,20 +70,6 @@ class TrainState:
         for ours, theirs in zip(self.ema.buffers(), self.network.buffers(), strict=True):
             ours.copy_(theirs)
 
-    def to_parts(self, step: int) -> dict[str, bytes]:
-        """Return the files of a checkpoint; see orchestrator.training.checkpoint."""
-        slots = io.BytesIO()
-        torch.save(self.optimizer.state_dict(), slots)
-        state = {"format": FORMAT, "step": step, "scaler": self.scaler.state_dict()}
-        parts = {
-            "model.safetensors": to_safetensors(self.network),
-            "optimizer.pt": slots.getvalue(),
-            "state.json": json.dumps(state, indent=2).encode(),
-        }
-        if self.ema is not None:
-            parts["ema.safetensors"] = to_safetensors(self.ema)
-        return parts
-
     def load_parts(self, parts: Mapping[str, bytes]) -> int:
         """Take over a checkpoint's state and return its step.
 
@@ -92,9 +78,9 @@ class TrainState:
         """
         state = json.loads(parts["state.json"])
         try:
-            from_safetensors(self.network, parts["model.safetensors"])
+            read_safetensors(self.network, parts["model.safetensors"])
             if self.ema is not None:
-                from_safetensors(self.ema, parts["ema.safetensors"])
+                read_safetensors(self.ema, parts["ema.safetensors"])
             slots = torch.load(
                 io.BytesIO(parts["optimizer.pt"]), weights_only=True, map_location="cpu"
             )
@@ -131,32 +117,3 @@ def _make_optimizer(network: nn.Module, optimizer: Optimizer) -> torch.optim.Opt
         raise ConfigError(
             f"recipe.optimizer.options={optimizer.options} do not fit {optimizer.name}: {error}"
         ) from error
-
-
-def to_safetensors(network: nn.Module) -> bytes:
-    """Serialise weights and buffers; tied tensors are stored once, their other names as metadata.
-
-    The metadata is `safetensors.torch.save_model`'s: alias -> the name that is stored.
-    """
-    tensors, aliases, seen = {}, {"format": "pt"}, dict[tuple[object, ...], str]()
-    for name, tensor in network.state_dict().items():
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        kept = seen.setdefault(place, name) if tensor.numel() else name
-        if kept == name:
-            tensors[name] = tensor.detach().to("cpu").contiguous()
-        else:
-            aliases[name] = kept
-    return safetensors.torch.save(tensors, metadata=aliases)
-
-
-def from_safetensors(network: nn.Module, data: bytes) -> None:
-    """Load what `to_safetensors` wrote.
-
-    Raises:
-        RuntimeError: names or shapes differ from the model's.
-    """
-    header_bytes = int.from_bytes(data[:8], "little")  # the format's first field
-    metadata = json.loads(data[8 : 8 + header_bytes]).get("__metadata__", {})
-    tensors = safetensors.torch.load(data)
-    aliases = {name: tensors[kept] for name, kept in metadata.items() if name != "format"}
-    network.load_state_dict(tensors | aliases, strict=True)

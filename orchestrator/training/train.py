@@ -12,7 +12,6 @@ import torch
 from data_sharding.loader import load
 from orchestrator.rundir import RunDir
 from orchestrator.schema import Config
-from orchestrator.training import watchdog
 from orchestrator.training.audit import audit
 from orchestrator.training.datasets import BadSamples
 from orchestrator.training.job import Job
@@ -48,7 +47,7 @@ def train(
         job.schedule.step_update(step - 1)
         loss = job.gradients.run(step - 1, micros, batches)
         grad_norm = _update(job.state, config, step)
-        watchdog.alive()
+        job.live()
 
         stopping = bool(agreement.exchange(bool(stop)))
         last = step == plan.num_steps
@@ -75,7 +74,7 @@ def train(
             break
 
     agreement.close()
-    world.wait_for_all()  # rank 0 may be saving: one that left earlier would look like a failure
+    job.part()
     if step < plan.num_steps:
         return Verdict("stopped", step, f"asked to stop; saved at step {step}")
     return Verdict("finished", step, f"all {plan.num_steps} steps are done")

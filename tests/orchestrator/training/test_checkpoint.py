@@ -2,14 +2,15 @@
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 import fsspec
 import pytest
 
 from data_sharding import files
-from orchestrator.training.checkpoint import CheckpointError, CheckpointStore
+from orchestrator.training.checkpoint import CheckpointError, CheckpointStore, Part
 
 PARTS = {"model.safetensors": b"weights" * 1000, "state.json": b'{"step": 1}'}
 
@@ -23,14 +24,35 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Checkpoint
         fsspec.filesystem("memory").rm("/", recursive=True)
 
 
+def part(data: bytes, on_write: Callable[[], None] = lambda: None) -> Part:
+    """Return what writes a file in three pieces, each of which is announced."""
+
+    def write(file: IO[bytes]) -> None:
+        third = -(-len(data) // 3)
+        for start in range(0, len(data), third):
+            on_write()
+            file.write(data[start : start + third])
+
+    return write
+
+
+def save(
+    store: CheckpointStore,
+    step: int,
+    parts: Mapping[str, bytes] = PARTS,
+    metrics: Mapping[str, float] = {},
+) -> None:
+    store.save(step, {name: part(data) for name, data in parts.items()}, metrics)
+
+
 def damage(store: CheckpointStore, step: int, name: str, data: bytes) -> None:
     files.write_bytes(files.join(store.location(step), name), data)
 
 
 def test_what_is_saved_is_loaded(store: CheckpointStore) -> None:
     assert store.newest() is None
-    store.save(10, PARTS, {})
-    store.save(20, PARTS | {"optimizer.pt": b"slots"}, {"val/top1": 50.0})
+    save(store, 10)
+    save(store, 20, PARTS | {"optimizer.pt": b"slots"}, {"val/top1": 50.0})
     assert store.steps() == [10, 20]
     assert store.newest() == 20
     assert store.load(20) == PARTS | {"optimizer.pt": b"slots"}
@@ -40,8 +62,8 @@ def test_what_is_saved_is_loaded(store: CheckpointStore) -> None:
 def test_a_flipped_bit_sends_us_to_the_checkpoint_before(
     store: CheckpointStore, flipped: int
 ) -> None:
-    store.save(10, PARTS, {})
-    store.save(20, PARTS, {})
+    save(store, 10)
+    save(store, 20)
     data = bytearray(PARTS["model.safetensors"])
     data[flipped] ^= 1
     damage(store, 20, "model.safetensors", bytes(data))
@@ -72,14 +94,14 @@ def test_a_flipped_bit_sends_us_to_the_checkpoint_before(
     ],
 )
 def test_a_manifest_that_cannot_be_believed_is_not(store: CheckpointStore, manifest: bytes) -> None:
-    store.save(10, PARTS, {})
-    store.save(20, PARTS, {})
+    save(store, 10)
+    save(store, 20)
     damage(store, 20, "manifest.json", manifest)
     assert store.newest() == 10
 
 
 def test_a_missing_file_is_noticed(store: CheckpointStore) -> None:
-    store.save(10, PARTS, {})
+    save(store, 10)
     files.remove(files.join(store.location(10), "state.json"))
     with pytest.raises(CheckpointError, match="missing"):
         store.load(10)
@@ -94,40 +116,41 @@ def test_a_kill_at_any_write_leaves_the_checkpoint_before(
     class KilledError(Exception):
         pass
 
-    store.save(10, PARTS, {})
-    write = files.write_bytes
-    num_writes = len(PARTS) + 1
-    for survived in range(num_writes):
+    save(store, 10)
+    publish = files.write_bytes
+    for survived in range(3 * len(PARTS) + 1):
         count = itertools.count()
 
-        def dying(
-            url: str, data: bytes, count: Iterator[int] = count, limit: int = survived
-        ) -> None:
-            if next(count) == limit:
+        def live(count: Iterator[int] = count, limit: int = survived) -> None:
+            if next(count) >= limit:
                 raise KilledError
-            write(url, data)
 
+        def dying(url: str, data: bytes, live: Callable[[], None] = live) -> None:
+            live()
+            publish(url, data)
+
+        parts = {name: part(data, live) for name, data in PARTS.items()}
         with monkeypatch.context() as patch:
             patch.setattr(files, "write_bytes", dying)
             with pytest.raises(KilledError):
-                store.save(20, PARTS, {})
+                store.save(20, parts, {})
         assert store.newest() == 10
-    store.save(20, PARTS, {})
+    save(store, 20)
     assert store.newest() == 20
 
 
 def test_the_last_the_best_and_each_nth_are_kept(store: CheckpointStore) -> None:
     top1 = {10: 50.0, 20: 70.0, 30: 60.0, 40: 70.0, 50: 10.0, 60: 20.0, 70: 30.0}
     for step, value in top1.items():
-        store.save(step, PARTS, {"val/top1": value} if step != 50 else {})
+        save(store, step, metrics={"val/top1": value} if step != 50 else {})
         store.prune(keep_last=2, keep_every_steps=30)
     assert store.steps() == [30, 40, 60, 70]  # 40: the best, the newer of two equals
 
 
 def test_what_a_kill_left_over_is_cleaned_away(store: CheckpointStore) -> None:
-    store.save(10, PARTS, {})
+    save(store, 10)
     damage(store, 15, "model.safetensors", b"half")
-    store.save(20, PARTS, {})
-    store.save(30, PARTS, {})
+    save(store, 20)
+    save(store, 30)
     store.prune(keep_last=2, keep_every_steps=None)
     assert files.list_names(store.url) == ["step-000000020", "step-000000030"]

@@ -1,0 +1,81 @@
+"""Weights as a safetensors file, written tensor by tensor.
+
+The library's own `save` makes the whole file in memory first, a second copy of the weights.
+The format: https://huggingface.co/docs/safetensors#format
+"""
+
+import json
+from collections.abc import Mapping
+from typing import IO
+
+import safetensors.torch
+import torch
+from torch import nn
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_ALIGNMENT = 8  # of the data, and so of the header
+
+
+def unique_tensors(network: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return weights and buffers by name, and the other names of those that have several.
+
+    Tied tensors are stored once; the second is `safetensors.torch.save_model`'s metadata: alias ->
+    the name that is stored.
+    """
+    tensors, aliases, seen = {}, {"format": "pt"}, dict[tuple[object, ...], str]()
+    for name, tensor in network.state_dict().items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        kept = seen.setdefault(place, name) if tensor.numel() else name
+        if kept == name:
+            tensors[name] = tensor.detach()
+        else:
+            aliases[name] = kept
+    return tensors, aliases
+
+
+def write_safetensors(
+    file: IO[bytes], tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write contiguous tensors of the host."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name in order:
+        tensor = tensors[name]
+        end = offset + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in order:
+        if tensors[name].numel():
+            file.write(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+
+
+def read_safetensors(network: nn.Module, data: bytes) -> None:
+    """Load what `write_safetensors` wrote of a network.
+
+    Raises:
+        RuntimeError: names or shapes differ from the model's.
+    """
+    header_bytes = int.from_bytes(data[:8], "little")  # the format's first field
+    metadata = json.loads(data[8 : 8 + header_bytes]).get("__metadata__", {})
+    tensors = safetensors.torch.load(data)
+    aliases = {name: tensors[kept] for name, kept in metadata.items() if name != "format"}
+    network.load_state_dict(tensors | aliases, strict=True)
