@@ -21,7 +21,7 @@ OVERRIDES are those of `tahoe train`, -m too. What is asked of Slurm are keys of
   tahoe submit model=timm/resnet50 data=shards data.url=/data/set cluster.nodes=4
   tahoe submit --dry-run cluster=slurm             print script and arithmetic, submit nothing
   tahoe submit --after runs/first ...              start when that run has finished
-  tahoe submit -m model=vgg16,resnet50 seed=1,2    the points of a sweep, as a job array
+  tahoe submit -m model=lenet5_1998,resnet18 seed=1,2   the points of a sweep, as a job array
   tahoe submit -m hydra/sweeper=NAME hydra.launcher.wait=true ...    points that a search chooses
 """
 
@@ -55,7 +55,7 @@ def add_cluster_verbs(verbs: "Verbs") -> None:
 
 def add_doctor_options(verb: argparse.ArgumentParser) -> None:
     """Add what `doctor` takes besides overrides, which are Hydra's to read."""
-    nodes_help = "also submit a job of this size, of two minutes, that looks at its nodes"
+    nodes_help = "also submit a job of this size that looks at its nodes"
     verb.add_argument("--on-nodes", action="store_true", help=nodes_help)
     verb.add_argument("--json", action="store_true", help="print JSON")
 
