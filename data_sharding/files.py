@@ -27,6 +27,11 @@ def local_path(url: str) -> Path | None:
     return Path(path) if isinstance(fs, LocalFileSystem) else None
 
 
+def existing(path: Path) -> Path:
+    """Return the nearest directory above a path that is there already, or the path itself."""
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
 def exists(url: str) -> bool:
     """Return whether there is a file or a directory at a URL."""
     fs, path = url_to_fs(url)

@@ -19,7 +19,7 @@ from orchestrator.launch.cost import Cost
 from orchestrator.launch.create import run_path
 from orchestrator.launch.finding import Finding
 from orchestrator.launch.snapshot import in_place
-from orchestrator.launch.submit import script
+from orchestrator.launch.submit import job_of, script
 from orchestrator.rundir import RunDir, RunError
 from orchestrator.schema import Config
 from slurm import client
@@ -82,7 +82,7 @@ def writable(config: Config) -> str:
     Raises:
         RunError: they could not.
     """
-    run, place = run_path(config), existing(run_path(config))
+    run, place = run_path(config), files.existing(run_path(config))
     try:
         with tempfile.NamedTemporaryFile(dir=place) as file, Path(file.name).open() as again:
             file.write(b"x")
@@ -121,7 +121,7 @@ def disk(config: Config, cost: Cost | None) -> Finding:
     local = run_path(config) if url is None else files.local_path(url)
     if local is None:
         return Finding("ok", "disk", f"checkpoints go to {url}, whose room is not known here")
-    place = existing(local)
+    place = files.existing(local)
     free = shutil.disk_usage(place).free
     told = f"{free / 1e9:,.1f} GB free on {place}"
     if cost is None:
@@ -139,7 +139,7 @@ def cache(config: Config) -> Iterator[Finding]:
     """Yield whether this machine has room for what is kept of remote shards, if any are."""
     wanted = config.cluster.cache
     if wanted != "none" and files.local_path(config.data.url) is None:
-        free = shutil.disk_usage(existing(Path(wanted.dir))).free
+        free = shutil.disk_usage(files.existing(Path(wanted.dir))).free
         yield cache_room(wanted.max_gb, {"this machine": free})
 
 
@@ -149,16 +149,11 @@ def queue(config: Config) -> str:
     Raises:
         SlurmError, ConfigError: it would not take it.
     """
-    text = script(RunDir(run_path(config)), config, in_place())
+    job = job_of(RunDir(run_path(config)), config, in_place())
     with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as file:
-        file.write(text)
+        file.write(script(job))
         file.flush()
         return client.would_start(Path(file.name))
-
-
-def existing(path: Path) -> Path:
-    """Return the nearest directory above a path that is there already, or the path itself."""
-    return next(place for place in (path, *path.parents) if place.exists())
 
 
 CHECK_ERRORS = (ConfigError, DataError, RunError, client.SlurmError)

@@ -12,6 +12,7 @@ from orchestrator.launch.compose import compose
 from orchestrator.launch.cost import Cost, UncountableError, cost_of
 from orchestrator.launch.create import plan_of
 from orchestrator.launch.finding import Finding, found_by, is_well, show
+from orchestrator.plan import Plan
 from orchestrator.schema import Config
 
 
@@ -43,10 +44,13 @@ def _findings(overrides: Sequence[str], *, nodes: bool) -> Iterator[Finding]:
     yield data
     cost = None
     if data.level == "ok":
-        plan = found_by("plan", lambda: "; ".join(plan_of(config).lines()), checks.CHECK_ERRORS)
-        yield plan
-        if plan.level == "ok":
-            network, cost = _network(config)
+        try:
+            plan = plan_of(config)
+        except checks.CHECK_ERRORS as error:
+            yield Finding("fail", "plan", str(error))
+        else:
+            yield Finding("ok", "plan", "; ".join(plan.lines()))
+            network, cost = _network(config, plan)
             yield network
     yield found_by("run directory", lambda: checks.writable(config), checks.CHECK_ERRORS)
     yield checks.disk(config, cost)
@@ -64,9 +68,9 @@ def _config(overrides: Sequence[str]) -> Config:
     return points[0].config
 
 
-def _network(config: Config) -> tuple[Finding, Cost | None]:
+def _network(config: Config, plan: Plan) -> tuple[Finding, Cost | None]:
     try:
-        cost = cost_of(config, plan_of(config))
+        cost = cost_of(config, plan)
     except UncountableError as error:
         return Finding("warn", "network", f"its cost is unknown: {error}"), None
     except ConfigError as error:

@@ -45,7 +45,7 @@ def _show_jobs(points: Sequence[Composed]) -> None:
     jobs = [job_of(run, point.config, code) for run, point in zip(runs, points, strict=True)]
     for indices in together(jobs):
         first = indices[0]
-        print(script(runs[first], points[first].config, code))
+        print(script(jobs[first]))
         lines = [*plans[first].lines(), _cost_line(points[first], plans[first])]
         print("\n".join(f"# {line}" for line in lines))
         if len(points) > 1:

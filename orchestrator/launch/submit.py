@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from orchestrator.config import ConfigError
@@ -63,10 +64,8 @@ def submit_arrays(
         write_atomic(runs_file, "".join(f"{member.run.path}\n" for member in some))
         job = jobs[indices[0]]
         array = Array(f"tahoe {sweep.id}", str(sweep.path), runs_file.name, job, len(some))
-        try:
+        with _refusing():
             write_atomic(file, render_array(array))
-        except ValueError as error:
-            raise _refused(error) from None
         array_id = client.submit(file, after=dependency)
         for i, member in enumerate(some):
             _note(member, f"{array_id}_{i}")
@@ -94,21 +93,19 @@ def write_script(run: RunDir, config: Config) -> Job:
         run.stop_file.unlink(missing_ok=True)
         python_path = in_place() if limit_mb is None else snapshot(run, limit_mb)
         (run.path / "slurm").mkdir(exist_ok=True)
-        write_atomic(run.job_script, script(run, config, python_path))
-    return job_of(run, config, python_path)
+        job = job_of(run, config, python_path)
+        write_atomic(run.job_script, script(job))
+    return job
 
 
-def script(run: RunDir, config: Config, python_path: Sequence[str]) -> str:
+def script(job: Job) -> str:
     """Return the job script of a run.
 
     Raises:
         ConfigError: a value of `cluster` cannot stand in a script.
     """
-    job = job_of(run, config, python_path)
-    try:
+    with _refusing():
         return render(job)
-    except ValueError as error:
-        raise _refused(error) from None
 
 
 def job_of(run: RunDir, config: Config, python_path: Sequence[str]) -> Job:
@@ -129,7 +126,7 @@ def job_of(run: RunDir, config: Config, python_path: Sequence[str]) -> Job:
             "container_python": container.python,
             "container_mounts": container.mounts,
         }
-    try:
+    with _refusing():
         return Job(
             name=f"tahoe {run.id}",
             run_dir=str(run.path),
@@ -155,12 +152,15 @@ def job_of(run: RunDir, config: Config, python_path: Sequence[str]) -> Job:
             environ=environ,
             **(inside if container else {}),  # type: ignore[arg-type]
         )
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Say of a value that cannot be in a script where it comes from."""
+    try:
+        yield
     except ValueError as error:
-        raise _refused(error) from None
-
-
-def _refused(error: ValueError) -> ConfigError:
-    return ConfigError(f"cluster: {error}. Nothing was submitted.")
+        raise ConfigError(f"cluster: {error}. Nothing was submitted.") from None
 
 
 def queued_job(run: RunDir) -> client.QueuedJob | None:

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from data_sharding import files
 from orchestrator.rundir import RunError
 from orchestrator.tracking.outgoing import summary, without_secrets
 from orchestrator.tracking.store import MlflowClient, MlflowException, sqlite_file
@@ -39,8 +40,7 @@ def reach(tracking_uri: str, experiment: str) -> str:
 
 
 def _check_writable(directory: Path) -> None:
-    while not directory.exists():
-        directory = directory.parent
+    directory = files.existing(directory)
     if not directory.is_dir() or not os.access(directory, os.W_OK):
         raise RunError(
             f"{directory} cannot be written, so no SQLite store can be made there. Choose another "

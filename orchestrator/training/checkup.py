@@ -159,10 +159,7 @@ def _cache_free_bytes(config: Config) -> int | None:
     """Return the room where remote shards are to be kept, None where none is."""
     if config.cluster.cache == "none":
         return None
-    place = Path(config.cluster.cache.dir)
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
+    return shutil.disk_usage(files.existing(Path(config.cluster.cache.dir))).free
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 from cluster_runs import Jobs, everything_said
 from results import global_batches
 from running import Tahoe
+from sweepers import install_sweeper
 
 from orchestrator.launch.submit import queued_jobs
 from orchestrator.rundir import RunDir
@@ -38,21 +39,8 @@ def build(num_classes, in_channels, width):
         Slow(), nn.Flatten(), nn.Linear(in_channels * 32 * 32, width), nn.Dropout(0.5),
         nn.Linear(width, num_classes))
 """
-SWEEPER = """
-import json
-from hydra.plugins.sweeper import Sweeper
-
-class Climber(Sweeper):
-    '''Tries two widths, then two more, and says what it has been told.'''
-
-    def __init__(self, **options):
-        pass
-
-    def setup(self, *, hydra_context, task_function, config):
-        from hydra.core.plugins import Plugins
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config)
-
+# Tries two widths, then two more, and says what it has been told.
+SWEEP = """
     def sweep(self, arguments):
         worth = {}
         for widths in ([4, 64], [32, -1]):
@@ -117,9 +105,7 @@ def test_of_six_points_one_is_requeued_and_one_is_bad(jobs: Jobs, tahoe: Tahoe) 
 
 @pytest.mark.slow
 def test_a_search_is_told_what_its_points_were_worth(jobs: Jobs, tahoe: Tahoe) -> None:
-    (tahoe.cwd / "hydra_plugins").mkdir()
-    (tahoe.cwd / "hydra_plugins" / "climber.py").write_text(SWEEPER)
-    sweeper = "+hydra.sweeper={_target_: hydra_plugins.climber.Climber}"
+    sweeper = install_sweeper(tahoe.cwd, "Climber", SWEEP)
     short = [option for option in options(jobs) if not option.startswith("recipe.steps")]
     more = ["tracking=none", "hydra.launcher.wait=true", "recipe.epochs=1"]
     printed = tahoe("submit", *short, *more, sweeper).stdout

@@ -6,28 +6,18 @@ from pathlib import Path
 
 import pytest
 from running import Tahoe
+from sweepers import install_sweeper
 
 SBATCH = """#!/bin/sh
 for script; do :; done
 cp "$script" "$0.$(ls "$0".* 2>/dev/null | wc -l)"
 echo "$0" | wc -c
 """
-SWEEPER = """
-from hydra.plugins.sweeper import Sweeper
-
-class Blind(Sweeper):
-    def __init__(self, **options):
-        pass
-
-    def setup(self, *, hydra_context, task_function, config):
-        from hydra.core.plugins import Plugins
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config)
-
+SWEEP = """
     def sweep(self, arguments):
         return self.launcher.launch([[*arguments, "seed=1"]], initial_job_idx=0)
 """
-BLIND = "+hydra.sweeper={_target_: hydra_plugins.blind.Blind}"
+BLIND = "hydra/sweeper of this test"  # in a list of overrides, for the one that chooses it
 
 
 @pytest.fixture
@@ -40,11 +30,6 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     return programs / "sbatch"
-
-
-@pytest.fixture
-def tahoe(tmp_path: Path) -> Tahoe:
-    return Tahoe(tmp_path)
 
 
 def options(digits: Path) -> list[str]:
@@ -110,9 +95,9 @@ def test_a_batch_at_a_time_is_still_one_sweep(tahoe: Tahoe, sbatch: Path, digits
 def test_what_is_wrong_with_one_point_is_told_before_any_is_submitted(
     tahoe: Tahoe, sbatch: Path, digits: Path, overrides: list[str], message: str
 ) -> None:
-    (tahoe.cwd / "hydra_plugins").mkdir()
-    (tahoe.cwd / "hydra_plugins" / "blind.py").write_text(SWEEPER)
-    done = tahoe("submit", *options(digits), *overrides, check=False)
+    blind = install_sweeper(tahoe.cwd, "Blind", SWEEP)
+    given = [blind if override == BLIND else override for override in overrides]
+    done = tahoe("submit", *options(digits), *given, check=False)
     assert done.returncode in (1, 93)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
