@@ -28,8 +28,11 @@ def local_path(url: str) -> Path | None:
 
 
 def existing(path: Path) -> Path:
-    """Return the nearest directory above a path that is there already, or the path itself."""
-    return next(place for place in (path, *path.parents) if place.exists())
+    """Return the nearest directory above a path that is seen to be there, or the path itself.
+
+    What lies in a directory that may not be entered counts as not there.
+    """
+    return next(place for place in (path, *path.parents) if os.path.exists(place))  # noqa: PTH110
 
 
 def exists(url: str) -> bool:

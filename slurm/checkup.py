@@ -30,6 +30,12 @@ def render_checkup(job: Job) -> str:
 _BEGIN = r"""attempt=1
 mkdir -p "$$run/logs/attempt-0001"
 
+# Ranks on a node that does not see this directory could not even say so. NFS may take a while.
+srun --ntasks="$$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 bash -c '
+    for _ in {1..30}; do [ -d "$$0/logs/attempt-0001" ] && exit; sleep 1; done; hostname' \
+    "$$run" >"$$run/blind" || exit
+[ ! -s "$$run/blind" ] || exit 1
+
 """
 
 _END = r"""exit "$$code"

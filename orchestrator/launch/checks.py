@@ -1,15 +1,17 @@
 """What can be known of a run before it is submitted, from the machine that submits it."""
 
 import fcntl
+import platform
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from importlib.metadata import requires, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
 from fsspec.core import url_to_fs
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from data_sharding import files
 from data_sharding.manifest import DataError, read_manifest
@@ -30,13 +32,22 @@ _COPIES_IN_CHECKPOINT = 4
 
 
 def versions() -> Iterator[Finding]:
-    """Yield whether each package that Tahoe needs is of a version that it was written for."""
-    well = []
+    """Yield whether Python and each package are of a version that Tahoe was written for."""
+    python, wanted_python = platform.python_version(), metadata(DISTRIBUTION)["Requires-Python"]
+    if not SpecifierSet(wanted_python).contains(python, prereleases=True):
+        told = f"Python {python} runs, and Tahoe needs {wanted_python}: make a new environment"
+        yield Finding("fail", "versions", told)
+    well = [f"Python {python}"]
     for text in requires(DISTRIBUTION) or ():
         wanted = Requirement(text)
         if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
             continue
-        found = version(wanted.name)
+        try:
+            found = version(wanted.name)
+        except PackageNotFoundError:
+            told = f"{wanted.name} is not installed, and Tahoe needs it: pip install '{text}'"
+            yield Finding("fail", "versions", told)
+            continue
         if wanted.specifier.contains(found, prereleases=True):
             well.append(f"{wanted.name} {found}")
         else:
@@ -118,7 +129,11 @@ def disk(config: Config, cost: Cost | None) -> Finding:
     The newest, the best, and the one that is being written lie there at the same time.
     """
     url = config.checkpoint.url
-    local = run_path(config) if url is None else files.local_path(url)
+    try:
+        local = run_path(config) if url is None else files.local_path(url)
+    except Exception as error:  # fsspec: an unknown protocol, a package that it needs
+        told = f"no checkpoint can be saved at {url}: {error}. Check checkpoint.url"
+        return Finding("fail", "disk", told)
     if local is None:
         return Finding("ok", "disk", f"checkpoints go to {url}, whose room is not known here")
     place = files.existing(local)

@@ -15,14 +15,17 @@ from orchestrator.launch.cost import Cost
 from orchestrator.launch.finding import Finding
 from orchestrator.launch.snapshot import in_place
 from orchestrator.launch.submit import job_of
-from orchestrator.rundir import RunDir, write_atomic
+from orchestrator.rundir import RunDir, RunError, write_atomic
 from orchestrator.schema import Config
 from slurm import client
 from slurm.checkup import render_checkup
 
-_ASK_EVERY_S = 1.0
+_ASK_EVERY_S = 5.0
 _MAX_SKEW_S = 1.0
 _TAIL_CHARACTERS = 2000
+_MAX_LOGS = 3
+
+_SHARE = "Choose a runs_dir that all nodes share and write to"
 
 Report = Sequence[dict[str, Any]]
 
@@ -33,12 +36,10 @@ def on_nodes(config: Config, cost: Cost | None) -> Iterator[Finding]:
     The job's directory, in `runs_dir`, is removed if all is well.
 
     Raises:
-        SlurmError, ConfigError: Slurm does not take the job.
+        RunError: no directory can be made for the job.
+        SlurmError, ConfigError: Slurm does not take it.
     """
-    place = Path(config.runs_dir, "doctor")
-    place.mkdir(parents=True, exist_ok=True)
-    run = RunDir(Path(tempfile.mkdtemp(prefix=time.strftime("%Y-%m-%d-"), dir=place)))
-    (run.path / "slurm").mkdir()
+    run = RunDir(_make_directory(Path(config.runs_dir, "doctor")))
     run.write_config(to_dict(config))
     write_atomic(run.job_script, render_checkup(job_of(run, config, in_place())))
     job_id = client.submit(run.job_script)
@@ -46,8 +47,13 @@ def on_nodes(config: Config, cost: Cost | None) -> Iterator[Finding]:
         state = _wait_for(job_id)
     except KeyboardInterrupt:
         client.cancel([job_id])
+        print(f"job {job_id} is cancelled", file=sys.stderr)
         raise
-    report = run.path / "report.json"
+    report, blind = run.path / "report.json", run.path / "blind"
+    if blind.exists() and (hosts := blind.read_text().split()):
+        told = f"{', '.join(hosts)} cannot see {run.path}. {_SHARE}"
+        yield Finding("fail", "run directory", told)
+        return
     if not report.exists():
         yield Finding("fail", "nodes", f"job {job_id} {state}: no report. {_last_words(run)}")
         return
@@ -59,23 +65,42 @@ def on_nodes(config: Config, cost: Cost | None) -> Iterator[Finding]:
         print(f"what the nodes have said is in {run.path}", file=sys.stderr)
 
 
+def _make_directory(place: Path) -> Path:
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        path = Path(tempfile.mkdtemp(prefix=time.strftime("%Y-%m-%d-"), dir=place))
+        (path / "slurm").mkdir()
+    except OSError as error:
+        raise RunError(
+            f"{place} cannot be made: {error.strerror}. The nodes were not looked at, since they "
+            "would have written there. Choose another place: runs_dir=DIR"
+        ) from None
+    return path
+
+
 def _wait_for(job_id: str) -> str:
     """Return in what state a job has ended; meanwhile say what it waits for."""
     told = ""
     while True:
-        job = client.jobs([job_id]).get(job_id)
-        if job is None:
-            return "has ended"
-        if job.state in client.ENDED:
-            return f"has ended as {job.state}"
-        if (now := f"job {job_id}: {job.state.lower()} {job.reason}") != told:
+        try:
+            job = client.jobs([job_id]).get(job_id)
+        except client.SlurmError as error:  # the job goes on, whether asked for or not
+            now = f"job {job_id}: {error}"
+        else:
+            if job is None:
+                return "has ended"
+            if job.state in client.ENDED:
+                return f"has ended as {job.state}"
+            now = f"job {job_id}: {job.state.lower()} {job.reason}"
+        if now != told:
             print(now, file=sys.stderr, flush=True)
             told = now
         time.sleep(_ASK_EVERY_S)
 
 
 def _last_words(run: RunDir) -> str:
-    outputs = [*run.path.glob("slurm/*.out"), *sorted(run.path.glob("logs/*/*.log"))]
+    logs = sorted(run.path.glob("logs/*/*.log"))
+    outputs = [*run.path.glob("slurm/*.out"), *logs[:_MAX_LOGS]]
     said = [f"{file}:\n{text[-_TAIL_CHARACTERS:]}" for file in outputs if (text := _text(file))]
     return "\n".join(said or [f"Nor is anything written in {run.path}: can the nodes see it?"])
 
@@ -112,8 +137,12 @@ def _gpus(config: Config, report: Report) -> Finding:
     told = ", ".join(f"{host}: {num}" for host, num in seen.items())
     kinds = sorted({one["gpu"] for one in report if one["gpu"]})
     told = f"{asked} a node asked for; seen by torch: {told} {' '.join(kinds)}".rstrip()
-    if asked and min(seen.values()) == 0:
+    fewest = min(seen.values())
+    if asked and fewest == 0:
         told += ". Ranks would train on the CPU: is this torch built for CUDA, the driver loaded?"
+        return Finding("fail", "GPUs", told)
+    if 1 < fewest < asked:  # a site may show each rank its own GPU alone
+        told += ". Some ranks would find no GPU of their own: is one broken? See `nvidia-smi` there"
         return Finding("fail", "GPUs", told)
     if not asked and max(seen.values()) > 0:
         return Finding("warn", "GPUs", f"{told}. They stay unused: set cluster.gpus_per_node")
@@ -137,9 +166,7 @@ def _shared(report: Report) -> Finding:
     if not blind:
         return Finding("ok", "run directory", "every rank sees the files of all others")
     told = "; ".join(f"{host} does not see those of ranks {ranks}" for host, ranks in blind.items())
-    return Finding(
-        "fail", "run directory", f"{told}. Choose a runs_dir that all nodes share and write to"
-    )
+    return Finding("fail", "run directory", f"{told}. {_SHARE}")
 
 
 def _clock(report: Report) -> Finding:
@@ -165,6 +192,12 @@ def _all_reduce(report: Report, cost: Cost | None) -> Finding:
 
 def _read(report: Report) -> Iterator[Finding]:
     reads = {one["host"]: one["read"] for one in report if one["read"]}
+    errors = {host: read["error"] for host, read in reads.items() if "error" in read}
+    if errors:
+        host, error = next(iter(errors.items()))
+        told = f"{len(errors)} of {len(reads)} nodes cannot read the data, as {host}: {error}"
+        yield Finding("fail", "shards", told)
+    reads = {host: read for host, read in reads.items() if host not in errors}
     rates = {
         host: (read["num_bytes"] / read["seconds"], read["num_images"] / read["seconds"])
         for host, read in reads.items()

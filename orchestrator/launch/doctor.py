@@ -37,17 +37,21 @@ def _findings(overrides: Sequence[str], *, nodes: bool) -> Iterator[Finding]:
     try:
         config = _config(overrides)
     except ConfigError as error:
-        yield Finding("fail", "config", f"{error}\nNothing else was looked at")
+        yield Finding("fail", "config", f"{error}")
+        yield _not_checked("all else", "there is no config")
         return
     yield Finding("ok", "config", f"{config.model.name} on {config.data.name}")
     data = found_by("data", lambda: checks.readable(config), checks.CHECK_ERRORS)
     yield data
     cost = None
-    if data.level == "ok":
+    if data.level != "ok":
+        yield _not_checked("plan, network", "the data cannot be read")
+    else:
         try:
             plan = plan_of(config)
         except checks.CHECK_ERRORS as error:
             yield Finding("fail", "plan", str(error))
+            yield _not_checked("network", "there is no plan")
         else:
             yield Finding("ok", "plan", "; ".join(plan.lines()))
             network, cost = _network(config, plan)
@@ -55,7 +59,18 @@ def _findings(overrides: Sequence[str], *, nodes: bool) -> Iterator[Finding]:
     yield found_by("run directory", lambda: checks.writable(config), checks.CHECK_ERRORS)
     yield checks.disk(config, cost)
     yield _mlflow(config)
-    yield from _slurm(config, cost, nodes=nodes)
+    if config.launcher.name == "local":
+        yield Finding("ok", "Slurm", "there is none here: `tahoe train` runs on this machine")
+        if data.level == "ok":
+            yield from checks.cache(config)
+        if nodes:
+            yield Finding("fail", "nodes", "--on-nodes needs Slurm: run it on a login node")
+    else:
+        yield from _slurm(config, cost, nodes=nodes)
+
+
+def _not_checked(what: str, why: str) -> Finding:
+    return Finding("warn", what, f"not checked: {why}")
 
 
 def _config(overrides: Sequence[str]) -> Config:
@@ -88,15 +103,11 @@ def _mlflow(config: Config) -> Finding:
 
 
 def _slurm(config: Config, cost: Cost | None, *, nodes: bool) -> Iterator[Finding]:
-    if config.launcher.name == "local":
-        yield Finding("ok", "Slurm", "there is none here: `tahoe train` runs on this machine")
-        yield from checks.cache(config)
-        if nodes:
-            yield Finding("fail", "nodes", "--on-nodes needs Slurm: run it on a login node")
-        return
     taken = found_by("Slurm", lambda: checks.queue(config), checks.CHECK_ERRORS)
     yield taken
-    if nodes and taken.level == "ok":
+    if nodes and taken.level != "ok":
+        yield _not_checked("nodes", "Slurm does not take the job")
+    elif nodes:
         try:
             yield from on_nodes(config, cost)
         except checks.CHECK_ERRORS as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 from data_sharding import files
 from orchestrator.rundir import RunError
 from orchestrator.tracking.outgoing import summary, without_secrets
-from orchestrator.tracking.store import MlflowClient, MlflowException, sqlite_file
+from orchestrator.tracking.store import MlflowClient, sqlite_file
 
 
 def reach(tracking_uri: str, experiment: str) -> str:
@@ -16,13 +16,14 @@ def reach(tracking_uri: str, experiment: str) -> str:
         RunError: nothing answers there, or it cannot be written.
     """
     file = sqlite_file(tracking_uri)
-    if file is not None and not file.exists():
-        _check_writable(file.parent)
-        return f"{file} will be made"
+    if file is not None:
+        _check_writable(file)
+        if not _is_there(file):
+            return f"{file} will be made"
     where = without_secrets(tracking_uri)
     try:
         found = MlflowClient(tracking_uri=tracking_uri).get_experiment_by_name(experiment)
-    except (MlflowException, OSError) as error:
+    except Exception as error:  # MLflow's own, its database's, or a driver's that is not there
         raise RunError(
             f"{where} does not answer: {summary(error)}. Runs would be trained and not shown until "
             "`tahoe sync`. Check tracking.uri, the server, and MLFLOW_TRACKING_USERNAME and "
@@ -39,10 +40,22 @@ def reach(tracking_uri: str, experiment: str) -> str:
     return f"{where} answers; experiment {experiment!r} is there"
 
 
-def _check_writable(directory: Path) -> None:
-    directory = files.existing(directory)
-    if not directory.is_dir() or not os.access(directory, os.W_OK):
+def _is_there(file: Path) -> bool:
+    return files.existing(file) == file
+
+
+def _check_writable(file: Path) -> None:
+    """Raise RunError unless an SQLite file can be written, or made.
+
+    SQLite writes a journal beside it. https://www.sqlite.org/lockingv3.html, section 4
+    """
+    directory = files.existing(file.parent)
+    well = directory.is_dir() and os.access(directory, os.W_OK | os.X_OK)
+    if _is_there(file):
+        well = well and file.is_file() and os.access(file, os.R_OK | os.W_OK)
+    if not well:
         raise RunError(
-            f"{directory} cannot be written, so no SQLite store can be made there. Choose another "
-            "place: tracking.uri=sqlite:////DIRECTORY/mlflow.db"
+            f"{file} cannot be written as an SQLite store: it is no file, or it or {directory} is "
+            "read-only to you. Runs would be trained and not shown. Choose another place: "
+            "tracking.uri=sqlite:////DIRECTORY/mlflow.db"
         )

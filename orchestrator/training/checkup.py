@@ -32,6 +32,7 @@ from orchestrator.training.world import World, join_world
 
 _MESSAGE_BYTES = 64 << 20  # about the gradients of a ResNet-34, in one piece
 _NUM_ROUNDS = 5
+_NUM_SMALL = 100
 _READ_BYTES, _READ_S = 256 << 20, 10.0
 _BLOCK_BYTES = 8 << 20
 _SHARED_WITHIN_S = 30.0  # NFS may remember for so long that a file was not there
@@ -111,16 +112,22 @@ def _all_reduce(world: World) -> dict[str, float]:
     it can be compared with the hardware's: github.com/NVIDIA/nccl-tests, doc/PERFORMANCE.md.
     """
     message = torch.zeros(_MESSAGE_BYTES // 4, device=world.device)
-    seconds = _median_s(world, lambda: dist.all_reduce(message))
     carried = 2 * (world.size - 1) / world.size * _MESSAGE_BYTES
     small = torch.zeros(1, device=world.device)
-    latency_s = _median_s(world, lambda: dist.all_reduce(small))
-    return {"bytes_per_s": carried / seconds, "latency_s": latency_s}
+
+    def many() -> None:
+        for _ in range(_NUM_SMALL):
+            dist.all_reduce(small)
+
+    return {
+        "bytes_per_s": carried / _median_s(world, lambda: dist.all_reduce(message)),
+        "latency_s": _median_s(world, many) / _NUM_SMALL,
+    }
 
 
 def _median_s(world: World, action: Callable[[], object]) -> float:
     def timed() -> float:
-        world.wait_for_all()
+        world.wait_for_all()  # which they leave at different times: short actions are done in rows
         start_s = time.perf_counter()
         action()
         if world.device.type == "cuda":
@@ -131,8 +138,15 @@ def _median_s(world: World, action: Callable[[], object]) -> float:
     return statistics.median(timed() for _ in range(_NUM_ROUNDS))
 
 
-def _read(config: Config, world: World) -> dict[str, float]:
-    """Return how much of the training shards was read, and in how many seconds."""
+def _read(config: Config, world: World) -> dict[str, Any]:
+    """Return how much of the training shards was read, and in how many seconds; or the error."""
+    try:
+        return _timed_read(config, world)
+    except Exception as error:  # every store raises its own kinds
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _timed_read(config: Config, world: World) -> dict[str, float]:
     manifest = read_manifest(config.data.url, "train")
     num_read, start_s = 0, time.monotonic()
     for block in _blocks(config.data.url, manifest.shards, world):

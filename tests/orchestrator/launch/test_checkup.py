@@ -34,7 +34,10 @@ def report(*, second: dict[str, Any]) -> list[dict[str, Any]]:
     [
         ({}, {}, "GPUs", "ok", "node1: 0, node2: 0"),
         ({}, {"gpus_per_node": 8}, "GPUs", "fail", "is this torch built for CUDA"),
+        ({"num_gpus": 7}, {"gpus_per_node": 8}, "GPUs", "fail", "is one broken"),
+        ({"num_gpus": 1}, {"gpus_per_node": 8}, "GPUs", "ok", "node2: 1"),
         ({"num_gpus": 2}, {}, "GPUs", "warn", "They stay unused"),
+        ({"read": {"error": "NO: x"}}, {}, "shards", "fail", "1 of 2 nodes cannot read the data"),
         ({}, {}, "software", "ok", "torch 2.14.1 on 2 nodes"),
         ({"versions": "Python 3.11.9, torch 2.14.1"}, {}, "software", "fail", "node2: Python 3.11"),
         ({}, {}, "run directory", "ok", "sees the files of all"),
@@ -62,7 +65,10 @@ def test_each_line(
     said: str,
 ) -> None:
     values["cluster"] |= cluster
-    found = [one for one in judge(parse(values), COST, report(second=second)) if one.what == what]
+    ranks = report(second=second)
+    if cluster and "num_gpus" in second:
+        ranks[0]["num_gpus"] = cluster["gpus_per_node"]
+    found = [one for one in judge(parse(values), COST, ranks) if one.what == what]
     assert found[0].level == level
     assert said in found[0].said
 

@@ -1,6 +1,10 @@
 """`tahoe doctor` on the machine that submits: each check, well and not."""
 
 import json
+import os
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ from data_sharding.manifest import DataError
 from orchestrator.config import parse
 from orchestrator.launch import checks
 from orchestrator.launch.cost import Cost
+from orchestrator.launch.finding import Finding
 from orchestrator.rundir import RunError
 from orchestrator.schema import Cache, Config
 
@@ -57,14 +62,33 @@ def test_a_place_for_runs_is_tried(config: Config, tmp_path: Path) -> None:
         checks.writable(replace(config, runs_dir="/proc/1/runs"))
 
 
+def test_a_place_that_may_not_be_entered(config: Config, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    command = [sys.executable, "-m", "orchestrator.cli", "doctor", "--json"]
+    command += [f"data.url='{config.data.url}'", f"runs_dir='{closed}/runs'", "tracking=none"]
+    if os.geteuid() == 0:  # whom nothing is closed to, unless this is taken away
+        rights = "-dac_override,-dac_read_search"
+        command = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}", *command]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    (found,) = [one for one in json.loads(done.stdout) if one["what"] == "run directory"]
+    assert found["level"] == "fail"
+    assert f"{closed} cannot be written or locked: Permission denied" in found["said"]
+
+
 def test_checkpoints_need_room(config: Config) -> None:
     assert checks.disk(config, COST).level == "ok"
     assert "up to about 0.064 GB" in checks.disk(config, COST).said
     huge = replace(COST, num_params=10**15)
     assert checks.disk(config, huge).level == "fail"
     assert checks.disk(config, None).level == "warn"
-    away = replace(config, checkpoint=replace(config.checkpoint, url="s3://bucket/run"))
-    assert "not known here" in checks.disk(away, huge).said
+
+    def saved_at(url: str) -> Finding:
+        return checks.disk(replace(config, checkpoint=replace(config.checkpoint, url=url)), huge)
+
+    assert "not known here" in saved_at("s3://bucket/run").said
+    assert saved_at("odd://bucket/run").level == "fail"
+    assert "Protocol not known: odd" in saved_at("odd://bucket/run").said
 
 
 def test_a_cache_needs_room_where_data_is_remote(config: Config) -> None:
@@ -81,10 +105,15 @@ def test_versions_are_those_of_the_package(monkeypatch: pytest.MonkeyPatch) -> N
     (well,) = checks.versions()
     assert well.level == "ok"
     assert "torch " in well.said
-    monkeypatch.setattr(checks, "requires", lambda _: ["torch>=99", 's3fs; extra == "s3"'])
-    old, rest = checks.versions()
-    assert (old.level, rest.said) == ("fail", "")
+    needed = ["torch>=99", "not-there>1", 's3fs; extra == "s3"']
+    monkeypatch.setattr(checks, "requires", lambda _: needed)
+    monkeypatch.setattr(checks, "metadata", lambda _: {"Requires-Python": "<3"})
+    python, old, missing, rest = checks.versions()
+    assert (python.level, old.level, missing.level) == ("fail", "fail", "fail")
+    assert "Tahoe needs <3" in python.said
     assert "Tahoe needs >=99" in old.said
+    assert "not-there is not installed" in missing.said
+    assert rest.said == f"Python {platform.python_version()}"
 
 
 def doctor(tahoe: Tahoe, *arguments: str) -> tuple[int, dict[str, tuple[str, str]]]:
@@ -124,11 +153,14 @@ def test_one_failure_hides_no_other(tahoe: Tahoe, no_slurm: Path) -> None:
     )
     (no_slurm / "sbatch").chmod(0o755)
     uri = "tracking.uri=http://127.0.0.1:9"
-    code, found = doctor(tahoe, "data.url=nowhere", "runs_dir=/proc/1/runs", uri)
+    code, found = doctor(tahoe, "data.url=odd://set", "runs_dir=/proc/1/runs", uri, "--on-nodes")
     assert code == 1
     failed = {what for what, (level, _) in found.items() if level == "fail"}
     assert failed == {"data", "run directory", "MLflow", "Slurm"}
     assert "no such account" in found["Slurm"][1]
+    for what in ("plan, network", "nodes"):
+        assert found[what][0] == "warn"
+        assert found[what][1].startswith("not checked: ")
 
 
 @pytest.mark.parametrize(
@@ -144,7 +176,7 @@ def test_a_config_that_does_not_compose(tahoe: Tahoe, override: str, said: str) 
     code, found = doctor(tahoe, override, *(["seed=1,2"] if override == "-m" else []))
     assert (code, found["config"][0]) == (1, "fail")
     assert said in found["config"][1]
-    assert list(found) == ["versions", "config"]
+    assert list(found) == ["versions", "config", "all else"]
 
 
 @pytest.mark.usefixtures("no_slurm")

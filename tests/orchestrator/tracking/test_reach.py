@@ -33,3 +33,14 @@ def test_a_server_that_is_away_is_told_without_its_password(free_port):
     with pytest.raises(RunError, match="does not answer") as caught:
         reach(f"http://me:secret@127.0.0.1:{free_port}", "mine")
     assert "secret" not in str(caught.value)
+
+
+def test_what_is_no_store(tmp_path):
+    (tmp_path / "bad.db").write_text("this is no database\n" * 100)
+    with pytest.raises(RunError, match=r"bad\.db does not answer.*tracking=none"):
+        reach(f"sqlite:///{tmp_path}/bad.db", "mine")
+    with pytest.raises(RunError, match="cannot be written as an SQLite store: it is no file"):
+        reach(f"sqlite:///{tmp_path}", "mine")
+    with pytest.raises(RunError, match="does not answer") as caught:  # no driver is installed
+        reach("postgresql://me:secret@127.0.0.1/runs", "mine")
+    assert "secret" not in str(caught.value)
