@@ -8,6 +8,7 @@ its own kinds from others; callers add what the user was doing and what to do ab
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
@@ -33,6 +34,24 @@ def existing(path: Path) -> Path:
     What lies in a directory that may not be entered counts as not there.
     """
     return next(place for place in (path, *path.parents) if os.path.exists(place))  # noqa: PTH110
+
+
+def size(url: str) -> int:
+    """Return how many bytes a file has.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    fs, path = url_to_fs(url)
+    fs.invalidate_cache(path)
+    return int(fs.size(path))
+
+
+def modified(url: str) -> datetime:
+    """Return when a file was last written, in the time zone of this machine."""
+    fs, path = url_to_fs(url)
+    when: datetime = fs.modified(path)
+    return when.astimezone()
 
 
 def exists(url: str) -> bool:
@@ -95,6 +114,24 @@ def remove(url: str) -> None:
     fs, path = url_to_fs(url)
     with suppress(FileNotFoundError):
         fs.rm_file(path)
+
+
+def abandon_uploads(url: str) -> int:
+    """End the uploads below a directory that were begun and never finished; return how many.
+
+    What a killed process has sent of a large object to S3 is not seen there, and is paid for until
+    it is aborted. Google's and Azure's stores forget such things after a week by themselves.
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
+    """
+    fs, path = url_to_fs(url)
+    if not hasattr(fs, "abort_mpu"):
+        return 0
+    bucket, _, prefix = path.partition("/")
+    asked = {"Bucket": bucket, "Prefix": prefix.rstrip("/") + "/"}
+    begun = fs.call_s3("list_multipart_uploads", **asked).get("Uploads", [])
+    for upload in begun:
+        fs.abort_mpu(bucket, upload["Key"], upload["UploadId"])
+    return len(begun)
 
 
 def remove_directory(url: str) -> None:

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from orchestrator.launch.arguments import add_runs, add_verb
+from orchestrator.launch.ckpt import add_ckpt_verbs
 from orchestrator.launch.cluster import (
     add_cluster_verbs,
     add_doctor_options,
@@ -36,7 +37,7 @@ OVERRIDES are Hydra's: a group as model=resnet18, a key as recipe.epochs=5.
 
 VERBS = (
     *("train", "submit", "resume", "status", "list", "logs", "cancel", "compare", "sync", "ui"),
-    *("doctor", "shard", "data", "rehearse"),
+    *("ckpt", "doctor", "shard", "data", "rehearse"),
 )
 
 
@@ -63,12 +64,16 @@ def _report(call: Callable[[argparse.Namespace], int], options: argparse.Namespa
     from data_sharding.manifest import DataError
     from orchestrator.config import ConfigError
     from orchestrator.rundir import RunError
+    from orchestrator.training.checkpoint import CheckpointError
     from slurm.client import SlurmError
     from slurm.rehearsal import RehearsalError
 
     try:
         return call(options)
-    except (ConfigError, DataError, RehearsalError, RunError, SlurmError) as error:
+    except (
+        *(CheckpointError, ConfigError, DataError),
+        *(RehearsalError, RunError, SlurmError),
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 93 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
@@ -171,6 +176,9 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("overrides", nargs="*", metavar="OVERRIDES", help=overrides_help)
 
     add_cluster_verbs(verbs)
+
+    ckpt = verbs.add_parser("ckpt", help="list, verify, prune and export checkpoints")
+    add_ckpt_verbs(ckpt)
 
     shard = verbs.add_parser("shard", help="write, check and look at data sets of shards")
     add_shard_verbs(shard)

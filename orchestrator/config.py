@@ -29,8 +29,11 @@ SAFE_KEYS = (
     "cluster",
     "logging",
     "tracking",
+    "strategy",
     "checkpoint.every_steps",
+    "checkpoint.every_minutes",
     "checkpoint.keep_last",
+    "checkpoint.keep_best",
     "checkpoint.keep_every_steps",
     "model.published",  # a corrected quotation does not make another run
     "data.url",  # the data set may have moved; its fingerprint is checked

@@ -26,6 +26,8 @@ class Plan:
     steps_per_epoch: int
     num_steps: int
     evaluate_every_steps: int
+    save_every_steps: int | None
+    saves_evaluated: bool
     num_repeats: int = 1
     is_balanced: bool = False
 
@@ -49,6 +51,12 @@ class Plan:
     def evaluates_at(self, step: int) -> bool:
         """Whether the validation split is run after a step; always after the last."""
         return step % self.evaluate_every_steps == 0 or step == self.num_steps
+
+    def saves_at(self, step: int) -> bool:
+        """Whether the state is saved after a step, whatever else happens."""
+        every = self.save_every_steps
+        is_nth = every is not None and step % every == 0
+        return is_nth or (self.saves_evaluated and self.evaluates_at(step))
 
     @property
     def multiplicity(self) -> str:
@@ -129,6 +137,8 @@ def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -
         num_micro_batches=recipe.num_micro_batches,
         steps_per_epoch=steps_per_epoch,
         num_steps=_num_steps(config, steps_per_epoch),
+        save_every_steps=config.checkpoint.every_steps,
+        saves_evaluated=config.checkpoint.keep_best is not None,
         evaluate_every_steps=max(1, round(config.evaluate.every_epochs * steps_per_epoch)),
         num_repeats=recipe.repeats,
         is_balanced=recipe.balanced,

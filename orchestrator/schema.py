@@ -199,12 +199,24 @@ class Evaluate:
 
 @_schema
 class Checkpoint:
-    """Where and how often the state is saved, and what is kept of it."""
+    """Where and how often the state is saved, and what is kept of it.
+
+    It is also saved when training stops, and after each evaluation if the best is kept.
+    """
 
     url: str | None
-    every_steps: PositiveInt
+    every_steps: PositiveInt | None
+    every_minutes: PositiveFloat | None
     keep_last: Annotated[int, Field(ge=2)]  # the newest may be the one found damaged
+    keep_best: Literal["val/top1", "val/top5", "val/loss"] | None
     keep_every_steps: PositiveInt | None
+
+    def __post_init__(self) -> None:
+        if self.every_steps is None and self.every_minutes is None:
+            raise ValueError(
+                "every_steps and every_minutes are both null: what a crash costs would have no "
+                "bound. Give one of them"
+            )
 
 
 @_schema
@@ -308,6 +320,7 @@ class Config:
     """Everything that a run is told."""
 
     seed: NonNegativeInt
+    strategy: Literal["ddp", "ddp_zero1"]
     run_dir: str | None
     runs_dir: str
     if_finished: Literal["refuse", "reuse", "rerun"]

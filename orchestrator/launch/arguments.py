@@ -84,6 +84,14 @@ def positive(text: str) -> int:
     return number
 
 
+def at_least_2(text: str) -> int:
+    """Read how many checkpoints stay, as an argument's type: the newest may be damaged."""
+    number = int(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 2")
+    return number
+
+
 def num_bytes(text: str) -> int:
     """Read a number of bytes like 256MB, as an argument's type."""
     from pydantic import ByteSize, TypeAdapter, ValidationError

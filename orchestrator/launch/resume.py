@@ -49,5 +49,5 @@ def reopen_run(run: RunDir, overrides: Sequence[str]) -> Plan:
 def _num_steps_done(run: RunDir, config: Config) -> int:
     """Return the step that the run has reached; a killed attempt tells it by its checkpoints."""
     verdict = run.read_json(run.verdict_file) or {}
-    saved = CheckpointStore(config.checkpoint.url or str(run.checkpoints_dir)).steps()
+    saved = CheckpointStore.of(run, config).steps()
     return max(verdict.get("step") or 0, *saved[-1:], 0)

@@ -17,18 +17,21 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from data_sharding import files
+from orchestrator.rundir import RunDir
+from orchestrator.schema import Config
 
 MANIFEST = "manifest.json"
 FORMAT = "tahoe-checkpoint-1"
 _NICENESS = 19  # of the threads that write
 Part = Callable[[IO[bytes]], object]  # writes a file of a checkpoint
+Files = dict[str, bytes]  # of a checkpoint, by name
 log = logging.getLogger(__name__)
 
 
@@ -37,10 +40,66 @@ class CheckpointError(Exception):
 
 
 @dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself.
+
+    `metrics` are of an evaluation at its very step, if there was one; `files` their sizes in bytes
+    and digests.
+    """
+
+    step: int
+    metrics: dict[str, float]
+    files: dict[str, tuple[int, str]]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(num_bytes for num_bytes, _ in self.files.values())
+
+    @classmethod
+    def parse(cls, data: bytes, where: str) -> Self:
+        """Read a manifest, whoever wrote it.
+
+        Raises:
+            CheckpointError: it is none, of another format, or names files elsewhere.
+        """
+        try:
+            manifest = json.loads(data)
+            if manifest["format"] != FORMAT:
+                raise CheckpointError(
+                    f"{where} is of format {manifest['format']!r}, not {FORMAT!r}"
+                )
+            metrics = {name: float(value) for name, value in manifest["metrics"].items()}
+            listed = {
+                name: (int(facts["num_bytes"]), str(facts["sha256"]))
+                for name, facts in manifest["files"].items()
+            }
+            step = int(manifest["step"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{where} cannot be read: {error!r}") from None
+        if any(re.fullmatch(r"\w[\w.\-]*", name) is None for name in listed):
+            raise CheckpointError(f"{where} names files outside its directory")
+        return cls(step, metrics, listed)
+
+    def to_bytes(self) -> bytes:
+        """Return what `parse` reads."""
+        listed = {
+            name: {"num_bytes": num_bytes, "sha256": digest}
+            for name, (num_bytes, digest) in self.files.items()
+        }
+        values = {"format": FORMAT, "step": self.step, "metrics": self.metrics, "files": listed}
+        return json.dumps(values, indent=2).encode()
+
+
+@dataclass(frozen=True)
 class CheckpointStore:
     """The checkpoints of one run, at a path or an fsspec URL."""
 
     url: str
+
+    @classmethod
+    def of(cls, run: RunDir, config: Config) -> Self:
+        """Return those of a run, wherever its config has them."""
+        return cls(config.checkpoint.url or str(run.checkpoints_dir))
 
     def location(self, step: int) -> str:
         """Return the URL of a step's checkpoint."""
@@ -58,58 +117,83 @@ class CheckpointStore:
         with ThreadPoolExecutor(num_writers, "checkpoint-part", _yield_to_training) as pool:
             written = pool.map(lambda name: _write(files.join(where, name), parts[name]), parts)
             listed = dict(zip(parts, written, strict=True))
-        manifest = {"format": FORMAT, "step": step, "metrics": dict(metrics), "files": listed}
-        files.write_bytes(files.join(where, MANIFEST), json.dumps(manifest, indent=2).encode())
+        manifest = Manifest(step, dict(metrics), listed)
+        files.write_bytes(files.join(where, MANIFEST), manifest.to_bytes())
 
-    def load(self, step: int) -> dict[str, bytes]:
-        """Return the files of a checkpoint.
+    def load(self, step: int, names: Collection[str] | None = None) -> Files:
+        """Return the files of a checkpoint, or some of them, read and verified side by side.
 
         Raises:
             CheckpointError: a file is missing or differs from the manifest.
         """
-        where, parts = self.location(step), {}
-        for name, expected in self._manifest(step)["files"].items():
-            try:
-                data = files.read_bytes(files.join(where, name))
-            except FileNotFoundError:
-                raise CheckpointError(f"{where}/{name} is missing") from None
-            if sha256(data).hexdigest() != expected["sha256"]:
-                raise CheckpointError(
-                    f"{where}/{name} is damaged: {len(data)} bytes with another digest than the "
-                    f"{expected['num_bytes']} of the manifest"
-                )
-            parts[name] = data
-        return parts
+        where, listed = self.location(step), self.manifest(step).files
+        if names is not None:
+            listed = {name: listed[name] for name in names}
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "checkpoint-part") as pool:
+            read = pool.map(lambda name: _read(files.join(where, name), *listed[name]), listed)
+            return dict(zip(listed, read, strict=True))
 
-    def newest(self) -> int | None:
-        """Return the step of the newest checkpoint that verifies; set aside those that do not."""
+    def load_newest(self) -> tuple[int, Files] | None:
+        """Return the newest checkpoint that verifies, and its step; set aside those that do not."""
         for step in reversed(self.steps()):
             try:
-                self.load(step)
+                return step, self.load(step)
             except CheckpointError as error:
                 log.warning("%s; it is set aside, the checkpoint before it is used", error)
                 self._set_aside(step)
-            else:
-                return step
         return None
 
     def steps(self) -> list[int]:
         """Return the steps that have a published checkpoint, ascending."""
         return [step for step in self._begun() if self._is_published(step)]
 
-    def prune(self, *, keep_last: int, keep_every_steps: int | None) -> None:
-        """Remove all but the newest, the best by val/top1 and each n-th, and what kills left."""
-        steps = self.steps()
-        kept = set(steps[-keep_last:])
-        if keep_every_steps:
-            kept |= {step for step in steps if step % keep_every_steps == 0}
-        scores = {step: top1 for step in steps if (top1 := self._top1(step)) is not None}
-        if scores:
-            kept.add(max(scores, key=lambda step: (scores[step], step)))
-        for step in self._begun():
-            if step not in kept and step < max(steps):
-                files.remove(files.join(self.location(step), MANIFEST))  # it stops existing at once
-                files.remove_directory(self.location(step))
+    def manifests(self) -> list[Manifest]:
+        """Return the manifests of the published checkpoints that have a readable one, ascending."""
+        found = []
+        for step in self.steps():
+            try:
+                found.append(self.manifest(step))
+            except CheckpointError as error:
+                log.warning("%s", error)
+        return found
+
+    def manifest(self, step: int) -> Manifest:
+        """Return the manifest of a step's checkpoint.
+
+        Raises:
+            CheckpointError: there is none, or it cannot be believed.
+        """
+        where = files.join(self.location(step), MANIFEST)
+        try:
+            manifest = Manifest.parse(files.read_bytes(where), where)
+        except FileNotFoundError:
+            raise CheckpointError(f"{where} is missing") from None
+        if manifest.step != step:
+            raise CheckpointError(f"{where} is of step {manifest.step}")
+        return manifest
+
+    def prune(self, kept: Collection[int]) -> list[int]:
+        """Remove what lies before the newest checkpoint and is not kept, and what kills left there.
+
+        Returns:
+            The steps of the checkpoints that are gone.
+        """
+        published = self.steps()
+        gone = [step for step in self._begun() if step not in kept and step < max(published)]
+        for step in gone:
+            files.remove(files.join(self.location(step), MANIFEST))  # it stops existing at once
+            files.remove_directory(self.location(step))
+        return sorted(set(gone) & set(published))
+
+    def abandon_uploads(self) -> None:
+        """End uploads that kills have left unfinished, where the store lets us."""
+        try:
+            count = files.abandon_uploads(self.url)
+        except Exception as error:  # a store's own kinds: the right to list may be missing
+            log.warning("what killed attempts have left in %s cannot be seen: %s", self.url, error)
+        else:
+            if count:
+                log.info("%d unfinished uploads in %s are ended", count, self.url)
 
     def _begun(self) -> list[int]:
         matches = (re.fullmatch(r"step-(\d{9,})", name) for name in files.list_names(self.url))
@@ -122,27 +206,6 @@ class CheckpointStore:
         manifest = files.join(self.location(step), MANIFEST)
         files.write_bytes(f"{manifest}.bad", files.read_bytes(manifest))
         files.remove(manifest)
-
-    def _top1(self, step: int) -> float | None:
-        try:
-            top1: float | None = self._manifest(step)["metrics"].get("val/top1")
-        except CheckpointError:
-            return None
-        return top1
-
-    def _manifest(self, step: int) -> dict[str, Any]:
-        where = files.join(self.location(step), MANIFEST)
-        try:
-            manifest: dict[str, Any] = json.loads(files.read_bytes(where))
-            if manifest["format"] != FORMAT or manifest["step"] != step:
-                raise CheckpointError(
-                    f"{where} is of format {manifest['format']!r}, not {FORMAT!r}"
-                )
-            if any(re.fullmatch(r"[\w.\-]+", name) is None for name in manifest["files"]):
-                raise CheckpointError(f"{where} names files outside its directory")
-        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-            raise CheckpointError(f"{where} cannot be read: {error!r}") from None
-        return manifest
 
 
 def _yield_to_training() -> None:
@@ -170,9 +233,23 @@ class _Hashed:
         self.file.flush()
 
 
-def _write(url: str, part: Part) -> dict[str, object]:
-    """Write a file, and return what the manifest says of it."""
+def _write(url: str, part: Part) -> tuple[int, str]:
+    """Write a file, and return its size and digest."""
     with files.create(url) as file:
         hashed = _Hashed(file)
         part(hashed)  # type: ignore[arg-type]  # as much of a file as torch.save asks for
-    return {"num_bytes": hashed.num_bytes, "sha256": hashed.sha256.hexdigest()}
+    return hashed.num_bytes, hashed.sha256.hexdigest()
+
+
+def _read(url: str, num_bytes: int, digest: str) -> bytes:
+    """Return a file that is of this size and digest."""
+    try:
+        found = files.size(url)
+        data = files.read_bytes(url) if found == num_bytes else b""
+    except FileNotFoundError:
+        raise CheckpointError(f"{url} is missing") from None
+    if found != num_bytes:
+        raise CheckpointError(f"{url} is damaged: {found} bytes, not {num_bytes}")
+    if sha256(data).hexdigest() != digest:
+        raise CheckpointError(f"{url} is damaged: {num_bytes} bytes with another digest")
+    return data

@@ -53,8 +53,7 @@ def main(arguments: Sequence[str]) -> int:
             "read": _read(config, world) if world.local_rank == 0 else None,
             "cache_free_bytes": _cache_free_bytes(config),
         }
-        gathered: list[Any] = [None] * world.size
-        dist.all_gather_object(gathered, found, group=world.control)
+        gathered = world.gather_objects(found)
         if world.is_first:
             write_atomic(run.path / "report.json", json.dumps(gathered, indent=2))
     return 0

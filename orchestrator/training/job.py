@@ -1,6 +1,7 @@
 """What the loop works with: the data, the network and all that goes with it, on one rank."""
 
 import logging
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
@@ -22,9 +23,11 @@ from orchestrator.training.metrics import MetricLog
 from orchestrator.training.network import build_network, count_cost
 from orchestrator.training.objectives import make_objective
 from orchestrator.training.report import tell_start
+from orchestrator.training.restore import restore
 from orchestrator.training.saver import Saver
 from orchestrator.training.schedule import make_schedule
 from orchestrator.training.state import TrainState
+from orchestrator.training.verdict import Wish
 from orchestrator.training.world import World
 
 log = logging.getLogger(__name__)
@@ -60,9 +63,9 @@ class Job:
         network = build_network(config, data.plan.num_classes)
         cost = count_cost(network, config)
         network = network.to(world.device).to(memory_format=device.memory_format)
-        state = TrainState.create(network, config.recipe, world.device)
+        state = TrainState.create(network, config, world)
         objective = make_objective(config.recipe)
-        store = CheckpointStore(config.checkpoint.url or str(run.checkpoints_dir))
+        store = CheckpointStore.of(run, config)
         return cls(
             run=run,
             config=config,
@@ -87,13 +90,16 @@ class Job:
     def begin(self) -> int:
         """Load what an earlier attempt left, and return the step it had reached; 0 for none.
 
-        Rank 0 finds the newest checkpoint that is whole; all ranks load that one.
+        Rank 0 reads the newest checkpoint that is whole, and gives the others what is in it.
         """
         self.gradients.warm_up()
-        newest = self.store.newest() if self.world.is_first else None
-        step = self.world.from_first(newest or 0)
-        if step:
-            self.state.load_parts(self.store.load(step))
+        newest = self.store.load_newest() if self.world.is_first else None
+        step, parts = newest or (0, None)
+        if step := self.world.from_first(step):
+            restore(self.state, parts, self.world)
+        self.saver.resumed_from = step
+        if self.world.is_first:
+            self.saver.clean_up()
         tell_start(self.run.id, self.plan, self.cost, str(self.world.device), step)
         if step == 0:
             self.metrics.log(0, self.cost)
@@ -116,7 +122,13 @@ class Job:
         if self.world.is_first:
             self.metrics.sync()
             self.saver.save(self.state, step, result)
+        else:
+            deque(self.state.slots(), maxlen=0)  # which rank 0 is handed meanwhile
         self.live()
+
+    def wish(self) -> Wish:
+        """Return what this rank would have done after the next step."""
+        return Wish.SAVE if self.world.is_first and self.saver.is_due() else Wish.NOTHING
 
     def live(self) -> None:
         """Say that this rank has got somewhere, and end it if a checkpoint could not be written."""

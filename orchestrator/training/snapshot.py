@@ -6,6 +6,7 @@ GPU, so that the copy runs at the speed of the bus.
 
 import copy
 import json
+import sys
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -30,7 +31,7 @@ class Snapshot:
         parts = {"model.safetensors": self._weights("model", state.network)}
         if state.ema is not None:
             parts["ema.safetensors"] = self._weights("ema", state.ema)
-        parts["optimizer.pt"] = self._slots(state.optimizer)
+        parts["optimizer.pt"] = self._slots(state)
         rest = {"format": FORMAT, "step": step, "scaler": state.scaler.state_dict()}
         text = json.dumps(rest, indent=2).encode()
         parts["state.json"] = lambda file: file.write(text)
@@ -43,17 +44,17 @@ class Snapshot:
         kept = {name: self._kept((key, name), tensor) for name, tensor in tensors.items()}
         return lambda file: write_safetensors(file, kept, aliases)
 
-    def _slots(self, optimizer: torch.optim.Optimizer) -> Part:
-        known = optimizer.state_dict()
+    def _slots(self, state: TrainState) -> Part:
         kept = {
             "state": {
                 number: {
-                    name: self._kept(("optimizer", str(number), name), value)
+                    # Equal strings are one, so that a pickle of the same state is the same file.
+                    sys.intern(name): self._kept(("optimizer", str(number), name), value)
                     for name, value in slots.items()
                 }
-                for number, slots in known["state"].items()
+                for number, slots in state.slots()
             },
-            "param_groups": copy.deepcopy(known["param_groups"]),
+            "param_groups": copy.deepcopy(state.optimizer.state_dict()["param_groups"]),
         }
 
         def write(file: IO[bytes]) -> None:

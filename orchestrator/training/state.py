@@ -6,27 +6,21 @@ follow from (config, seed, step). So these, and one integer, are what a checkpoi
 
 import copy
 import difflib
-import io
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pickle import UnpicklingError
 from typing import Self
 
 import torch
-from safetensors import SafetensorError
 from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from orchestrator.config import ConfigError
-from orchestrator.schema import Optimizer, Recipe
-from orchestrator.training.checkpoint import CheckpointError
-from orchestrator.training.safetensors_file import read_safetensors
-
-# What torch and safetensors raise for names, shapes or bytes that they did not expect. A file that
-# holds more than tensors is an UnpicklingError: nothing in it is run (weights_only=True).
-_UNFIT = (KeyError, RuntimeError, ValueError, UnpicklingError, SafetensorError)
+from orchestrator.schema import Config, Optimizer
+from orchestrator.training.slots import Slots
+from orchestrator.training.world import World
+from orchestrator.training.zero1 import OptimizerShards
 
 
 @dataclass
@@ -37,20 +31,32 @@ class TrainState:
     ema: nn.Module | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    shards: OptimizerShards | None = None
 
     @classmethod
-    def create(cls, network: nn.Module, recipe: Recipe, device: torch.device) -> Self:
+    def create(cls, network: nn.Module, config: Config, world: World) -> Self:
         """Return the state at step 0.
 
         Raises:
-            ConfigError: the optimizer's name or options are not timm's.
+            ConfigError: the optimizer's name or options are not timm's, or not for this strategy.
         """
+        recipe = config.recipe
+        optimizer = _make_optimizer(network, recipe.optimizer)
+        is_spread = config.strategy == "ddp_zero1"
         return cls(
             network=network,
             ema=copy.deepcopy(network).requires_grad_(False) if recipe.ema_decay else None,
-            optimizer=_make_optimizer(network, recipe.optimizer),
-            scaler=torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16"),
+            optimizer=optimizer,
+            scaler=torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16"),
+            shards=OptimizerShards(optimizer, world) if is_spread else None,
         )
+
+    def update(self) -> None:
+        """Move the weights by their gradients, unless the loss scaler has found some infinite."""
+        with self.shards.step() if self.shards else nullcontext():
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -70,29 +76,13 @@ class TrainState:
         for ours, theirs in zip(self.ema.buffers(), self.network.buffers(), strict=True):
             ours.copy_(theirs)
 
-    def load_parts(self, parts: Mapping[str, bytes]) -> int:
-        """Take over a checkpoint's state and return its step.
+    def slots(self) -> Iterator[tuple[int, Slots]]:
+        """Yield what the optimizer keeps, by the number of the parameter.
 
-        Raises:
-            CheckpointError: the files do not fit this model or recipe.
+        All of it on rank 0. Where it is spread, all ranks must go through this.
         """
-        state = json.loads(parts["state.json"])
-        try:
-            read_safetensors(self.network, parts["model.safetensors"])
-            if self.ema is not None:
-                read_safetensors(self.ema, parts["ema.safetensors"])
-            slots = torch.load(
-                io.BytesIO(parts["optimizer.pt"]), weights_only=True, map_location="cpu"
-            )
-            self.optimizer.load_state_dict(slots)
-        except _UNFIT as error:
-            raise CheckpointError(
-                f"the checkpoint of step {state['step']} does not fit the model and recipe of this "
-                f"run: {error}"
-            ) from error
-        if state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
-        return int(state["step"])
+        mine = self.optimizer.state_dict()["state"]
+        return iter(mine.items()) if self.shards is None else self.shards.gather(mine)
 
 
 def _make_optimizer(network: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:

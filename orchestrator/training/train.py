@@ -19,7 +19,7 @@ from orchestrator.training.meter import Meter
 from orchestrator.training.metrics import MetricLog
 from orchestrator.training.report import tell_progress
 from orchestrator.training.state import TrainState
-from orchestrator.training.verdict import NeverRestartError, StopRequest, Verdict
+from orchestrator.training.verdict import NeverRestartError, StopRequest, Verdict, Wish
 from orchestrator.training.world import Agreement, World
 
 
@@ -49,10 +49,11 @@ def train(
         grad_norm = _update(job.state, config, step)
         job.live()
 
-        stopping = bool(agreement.exchange(bool(stop)))
-        last = step == plan.num_steps
+        asked = agreement.exchange(Wish.STOP if stop else job.wish())
+        stopping, last = asked == Wish.STOP, step == plan.num_steps
+        evaluating = plan.evaluates_at(step) and (last or not stopping)
         logging = last or step % config.logging.every_steps == 0
-        saving = last or stopping or step % config.checkpoint.every_steps == 0
+        saving = last or bool(asked) or plan.saves_at(step)
         if logging or saving:
             figures, num_bad, num_seen = _reduce(loss, meter, bad, world)
             _check_loss(figures["train/loss"], first=checked + 1, last=step)
@@ -65,7 +66,6 @@ def train(
             tell_progress(plan, step, figures)
 
         pause_s = time.perf_counter()
-        evaluating = plan.evaluates_at(step) and (last or not stopping)
         result = job.evaluate(step) if evaluating else {}
         if saving:
             job.save(step, result)
@@ -85,9 +85,7 @@ def _update(state: TrainState, config: Config, step: int) -> torch.Tensor:
     state.scaler.unscale_(state.optimizer)
     limit = config.recipe.clip_grad_norm or math.inf
     grad_norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), limit)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.optimizer.zero_grad(set_to_none=True)
+    state.update()
     if config.recipe.ema_decay:
         state.average(step, config.recipe.ema_decay)
     return grad_norm

@@ -22,6 +22,14 @@ class Exit(IntEnum):
     NEVER_RESTART = 93  # a bad config, a diverged run: starting again would end the same
 
 
+class Wish(IntEnum):
+    """What a rank offers after each step; the highest of all ranks is done by all."""
+
+    NOTHING = 0
+    SAVE = 1
+    STOP = 2  # having saved
+
+
 class NeverRestartError(Exception):
     """The run cannot go on, however often it is started; the message is the reason."""
 

@@ -6,10 +6,11 @@ carries decisions, so that agreeing waits for no kernel.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -44,6 +45,26 @@ class World:
         """Return whether the flag is set on any rank; every rank gets the same answer."""
         return bool(self.sum(torch.tensor([int(flag)])).item())
 
+    def share(self, tensors: Sequence[torch.Tensor], source: int = 0) -> None:
+        """Give tensors of one rank, in whatever order of their dimensions, to all."""
+        dense = [tensor.contiguous() for tensor in tensors]
+        works = [dist.broadcast(tensor, source, async_op=True) for tensor in dense]
+        for work in filter(None, works):
+            work.wait()
+        for tensor, shared in zip(tensors, dense, strict=True):
+            tensor.copy_(shared)  # nothing happens where they are one
+
+    def pass_to_first(self, tensor: torch.Tensor, source: int) -> None:
+        """Let rank 0's tensor become that of another rank; the two alone take part."""
+        if source == 0:
+            return
+        dense = tensor.contiguous()
+        if self.is_first:
+            dist.recv(dense, source)
+            tensor.copy_(dense)
+        else:
+            dist.send(dense, 0)
+
     def share_buffers(self, network: nn.Module) -> None:
         """Give every rank rank 0's buffers: each rank's batch norm has seen other micro-batches."""
         for buffer in network.buffers():
@@ -58,6 +79,18 @@ class World:
         tensor = torch.tensor([value], dtype=torch.int64)
         dist.broadcast(tensor, src=0, group=self.control)
         return int(tensor.item())
+
+    def object_from_first(self, value: Any) -> Any:
+        """Return rank 0's object on every rank: small things, that rank 0 has made or checked."""
+        held = [value]
+        dist.broadcast_object_list(held, src=0, group=self.control)
+        return held[0]
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Return the small objects of all ranks, in their order."""
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, value, group=self.control)
+        return gathered
 
 
 class Agreement:

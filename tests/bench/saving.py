@@ -26,21 +26,20 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-from orchestrator.config import parse, to_dict
 from orchestrator.launch.compose import compose
 from orchestrator.training.checkpoint import CheckpointStore
 from orchestrator.training.saver import Saver
 from orchestrator.training.state import TrainState
+from orchestrator.training.world import World
 
 NUM_SAVES, STEPS_BETWEEN = 5, 5
-CPU = torch.device("cpu")
 
 
 def make_state() -> TrainState:
     (composed,) = compose(["recipe.ema_decay=0.9"])
-    recipe = parse(to_dict(composed.config)).recipe
     torch.manual_seed(0)
-    state = TrainState.create(timm.create_model("resnet50"), recipe, CPU)
+    world = World(0, 0, 1, torch.device("cpu"), dist.group.WORLD)
+    state = TrainState.create(timm.create_model("resnet50"), composed.config, world)
     for parameter in state.network.parameters():
         parameter.grad = torch.ones_like(parameter)
     state.optimizer.step()

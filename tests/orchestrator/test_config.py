@@ -57,8 +57,12 @@ def test_every_choice_is_valid_and_survives_its_file(file: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("sede", 1, "sede: there is no such key; did you mean 'seed'? valid: seed, run_dir, "),
-        ("xyz", 1, "xyz: there is no such key; valid: seed, run_dir, "),
+        (
+            "sede",
+            1,
+            "sede: there is no such key; did you mean 'seed'? valid: seed, strategy, run_dir",
+        ),
+        ("xyz", 1, "xyz: there is no such key; valid: seed, strategy, run_dir"),
         ("recipe.epoch", 1, "did you mean 'epochs'? valid: epochs, images, steps, global_batch"),
         ("recipe.optimizer.beta", 1, "recipe.optimizer.beta: there is no such key; valid: name, "),
         ("model.published.yaer", 1, "did you mean 'year'? valid: year, source, verified, "),
@@ -172,8 +176,9 @@ def test_a_config_cannot_be_changed(values: dict[str, Any]) -> None:
 
 SAFE_SECTIONS = ("launcher", "cluster", "logging", "tracking", "model.published")
 SAFE_KEYS = {
-    *("run_dir", "runs_dir", "if_finished", "data.url", "data.num_workers"),
-    *("checkpoint.every_steps", "checkpoint.keep_last", "checkpoint.keep_every_steps"),
+    *("run_dir", "runs_dir", "if_finished", "data.url", "data.num_workers", "strategy"),
+    *("checkpoint.keep_last", "checkpoint.keep_best"),
+    *("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep_every_steps"),
 }
 
 

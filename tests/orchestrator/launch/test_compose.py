@@ -163,7 +163,7 @@ def test_users_have_models_of_their_own(cwd: Path) -> None:
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
-        ("sede=3", "sede: there is no such key; did you mean 'seed'? valid: seed, run_dir, "),
+        ("sede=3", "sede: there is no such key; did you mean 'seed'? valid: seed, strategy, "),
         ("recipe.optimiser.lr=3", "recipe.optimiser: there is no such key; did you mean 'optimiz"),
         ("recipe.epochs.x=3", "recipe.epochs.x: there is no such key; recipe.epochs is a single"),
         ("cluster.additional_parameters.x=1", "with a plus: +cluster.additional_parameters.x=VALU"),

@@ -1,9 +1,14 @@
-"""A config as Hydra composes it, for tests that need no run."""
+"""A config as Hydra composes it, and a world of one rank, for tests that need no run."""
+
+import socket
+from collections.abc import Iterator
 
 import pytest
+import torch
 
 from orchestrator.launch.compose import compose
 from orchestrator.schema import Config, Recipe
+from orchestrator.training.world import World, join_world
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +20,17 @@ def config() -> Config:
 @pytest.fixture(scope="session")
 def recipe(config: Config) -> Recipe:
     return config.recipe
+
+
+@pytest.fixture
+def world(config: Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    for name, value in {**names, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    threads = torch.get_num_threads()
+    with join_world(config.cluster) as joined:
+        yield joined
+    torch.set_num_threads(threads)

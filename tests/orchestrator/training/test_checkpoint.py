@@ -2,12 +2,16 @@
 
 import itertools
 import json
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import fsspec
 import pytest
+from s3 import S3
 
 from data_sharding import files
 from orchestrator.training.checkpoint import CheckpointError, CheckpointStore, Part
@@ -45,16 +49,21 @@ def save(
     store.save(step, {name: part(data) for name, data in parts.items()}, metrics)
 
 
+def newest(store: CheckpointStore) -> int | None:
+    found = store.load_newest()
+    return found and found[0]
+
+
 def damage(store: CheckpointStore, step: int, name: str, data: bytes) -> None:
     files.write_bytes(files.join(store.location(step), name), data)
 
 
 def test_what_is_saved_is_loaded(store: CheckpointStore) -> None:
-    assert store.newest() is None
+    assert store.load_newest() is None
     save(store, 10)
     save(store, 20, PARTS | {"optimizer.pt": b"slots"}, {"val/top1": 50.0})
     assert store.steps() == [10, 20]
-    assert store.newest() == 20
+    assert newest(store) == 20
     assert store.load(20) == PARTS | {"optimizer.pt": b"slots"}
 
 
@@ -69,7 +78,7 @@ def test_a_flipped_bit_sends_us_to_the_checkpoint_before(
     damage(store, 20, "model.safetensors", bytes(data))
     with pytest.raises(CheckpointError, match="damaged"):
         store.load(20)
-    assert store.newest() == 10
+    assert newest(store) == 10
     assert store.steps() == [10]  # set aside, not deleted
     assert files.exists(files.join(store.location(20), "manifest.json.bad"))
 
@@ -97,7 +106,7 @@ def test_a_manifest_that_cannot_be_believed_is_not(store: CheckpointStore, manif
     save(store, 10)
     save(store, 20)
     damage(store, 20, "manifest.json", manifest)
-    assert store.newest() == 10
+    assert newest(store) == 10
 
 
 def test_a_missing_file_is_noticed(store: CheckpointStore) -> None:
@@ -105,7 +114,7 @@ def test_a_missing_file_is_noticed(store: CheckpointStore) -> None:
     files.remove(files.join(store.location(10), "state.json"))
     with pytest.raises(CheckpointError, match="missing"):
         store.load(10)
-    assert store.newest() is None
+    assert store.load_newest() is None
 
 
 def test_a_kill_at_any_write_leaves_the_checkpoint_before(
@@ -134,17 +143,18 @@ def test_a_kill_at_any_write_leaves_the_checkpoint_before(
             patch.setattr(files, "write_bytes", dying)
             with pytest.raises(KilledError):
                 store.save(20, parts, {})
-        assert store.newest() == 10
+        assert newest(store) == 10
     save(store, 20)
-    assert store.newest() == 20
+    assert newest(store) == 20
 
 
-def test_the_last_the_best_and_each_nth_are_kept(store: CheckpointStore) -> None:
-    top1 = {10: 50.0, 20: 70.0, 30: 60.0, 40: 70.0, 50: 10.0, 60: 20.0, 70: 30.0}
-    for step, value in top1.items():
-        save(store, step, metrics={"val/top1": value} if step != 50 else {})
-        store.prune(keep_last=2, keep_every_steps=30)
-    assert store.steps() == [30, 40, 60, 70]  # 40: the best, the newer of two equals
+def test_what_is_kept_stays_and_the_newest_always(store: CheckpointStore) -> None:
+    for step in (10, 20, 30, 40):
+        save(store, step)
+    assert store.prune({20}) == [10, 30]
+    assert store.steps() == [20, 40]
+    assert store.prune(set()) == [20]
+    assert store.prune(set()) == []
 
 
 def test_what_a_kill_left_over_is_cleaned_away(store: CheckpointStore) -> None:
@@ -152,5 +162,41 @@ def test_what_a_kill_left_over_is_cleaned_away(store: CheckpointStore) -> None:
     damage(store, 15, "model.safetensors", b"half")
     save(store, 20)
     save(store, 30)
-    store.prune(keep_last=2, keep_every_steps=None)
+    store.prune({20, 30})
     assert files.list_names(store.url) == ["step-000000020", "step-000000030"]
+
+
+def killed_saves(url: str) -> list[dict[str, Any]]:
+    """Kill a save at each of its calls that write; return what was there after each."""
+    script = Path(__file__).parents[2] / "killed_saves.py"
+    done = subprocess.run(
+        [sys.executable, script, url],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_kill_at_any_call_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    *killed, whole = killed_saves(str(tmp_path))
+    calls = Counter(one["call"] for one in killed)
+    # Seven pieces and a manifest; a sync for each file and one rename, which publishes.
+    assert calls == {"write": 8, "fsync": 4, "replace": 1}
+    assert {one["newest"] for one in killed} == {10}
+    assert whole["newest"] == 20
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_request_leaves_the_checkpoint_before(s3_server: S3) -> None:
+    s3_server.fail()  # no longer
+    *killed, whole = killed_saves(s3_server.url("killed"))
+    calls = Counter(one["call"] for one in killed)
+    assert calls["create_multipart_upload"] == calls["complete_multipart_upload"] == 2
+    assert calls["upload_part"] >= 3
+    assert calls["put_object"] == 2
+    assert {one["newest"] for one in killed} == {10}
+    assert max(one["uploads"] for one in killed) == 1  # what it left is ended
+    assert whole == {"call": "", "newest": 20, "uploads": 0}

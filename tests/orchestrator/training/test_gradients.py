@@ -1,6 +1,5 @@
 """One step's gradients, against plain torch: the mean over the global batch, sent once."""
 
-import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +15,6 @@ from orchestrator.plan import Plan
 from orchestrator.schema import Config
 from orchestrator.training.device import Device
 from orchestrator.training.gradients import GradientStep, wrap
-from orchestrator.training.world import World, join_world
 
 NUM_MICROS, MICRO = 4, 8
 PLAN = Plan(
@@ -30,21 +28,9 @@ PLAN = Plan(
     steps_per_epoch=31,
     num_steps=31,
     evaluate_every_steps=31,
+    save_every_steps=None,
+    saves_evaluated=False,
 )
-
-
-@pytest.fixture
-def world(config: Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
-    for name, value in {**names, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
-        monkeypatch.setenv(name, str(value))
-    threads = torch.get_num_threads()
-    with join_world(config.cluster) as joined:
-        yield joined
-    torch.set_num_threads(threads)
 
 
 def network(dropout: float = 0.0) -> nn.Module:

@@ -1,21 +1,31 @@
 """Checkpoints that are written while training goes on."""
 
 import threading
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from orchestrator.schema import Checkpoint, Recipe
+from orchestrator.schema import Checkpoint, Config
 from orchestrator.training.checkpoint import CheckpointStore, Part
+from orchestrator.training.restore import restore
 from orchestrator.training.saver import Saver
 from orchestrator.training.state import TrainState
+from orchestrator.training.world import World
 
 DEADLINE_S = 20
-KEEP = Checkpoint(url=None, every_steps=1, keep_last=2, keep_every_steps=None)
+KEEP = Checkpoint(
+    url=None,
+    every_steps=1,
+    every_minutes=None,
+    keep_last=2,
+    keep_best="val/top1",
+    keep_every_steps=None,
+)
 
 
 @dataclass(frozen=True)
@@ -33,12 +43,14 @@ class Slow(CheckpointStore):
 
 
 @pytest.fixture
-def state(recipe: Recipe) -> TrainState:
+def state(config: Config, world: World) -> TrainState:
     torch.manual_seed(0)
-    return TrainState.create(nn.Linear(4, 4), recipe, torch.device("cpu"))
+    return TrainState.create(nn.Linear(4, 4), config, world)
 
 
-def test_what_is_written_is_the_state_of_the_step(tmp_path: Path, state: TrainState) -> None:
+def test_what_is_written_is_the_state_of_the_step(
+    tmp_path: Path, state: TrainState, world: World
+) -> None:
     store = Slow(str(tmp_path))
     saver = Saver(store, KEEP)
     expected = state.network.weight.detach().clone()  # type: ignore[union-attr, operator]
@@ -48,8 +60,7 @@ def test_what_is_written_is_the_state_of_the_step(tmp_path: Path, state: TrainSt
     assert store.steps() == []  # and training has gone on
     store.go.set()
     saver.finish()
-    assert store.newest() == 1
-    state.load_parts(store.load(1))
+    assert restore(state, store.load(1), world) == 1
     assert torch.equal(state.network.weight, expected)  # type: ignore[arg-type]
 
 
@@ -89,3 +100,37 @@ def test_a_failure_is_noticed(
         notice(saver)
     saver.check()  # told once
     saver.finish()
+
+
+def test_what_an_attempt_began_with_stays(tmp_path: Path, state: TrainState) -> None:
+    saver = Saver(CheckpointStore(str(tmp_path)), KEEP)
+    for step in (10, 20, 30):
+        saver.save(state, step, {})
+    saver.finish()
+    saver.resumed_from = 20
+    for step in (40, 50, 60):
+        saver.save(state, step, {})
+    saver.finish()
+    assert CheckpointStore(str(tmp_path)).steps() == [20, 50, 60]
+
+
+def test_a_save_is_due_once_a_time(
+    tmp_path: Path, state: TrainState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    saver = Saver(CheckpointStore(str(tmp_path)), replace(KEEP, every_minutes=0.5))
+    assert not saver.is_due()
+    now_s += 31
+    assert saver.is_due()
+    assert not saver.is_due()  # though the save comes a step later
+    now_s += 20
+    saver.save(state, 1, {})
+    now_s += 20
+    assert not saver.is_due()  # half a minute after a save, whatever it was for
+    now_s += 10
+    assert saver.is_due()
+    saver.finish()
+    never = Saver(CheckpointStore(str(tmp_path)), KEEP)
+    now_s += 1e9
+    assert not never.is_due()

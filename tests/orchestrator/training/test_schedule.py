@@ -22,6 +22,8 @@ PLAN = Plan(
     steps_per_epoch=10,
     num_steps=100,
     evaluate_every_steps=10,
+    save_every_steps=None,
+    saves_evaluated=False,
 )
 
 

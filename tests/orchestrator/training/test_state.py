@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from orchestrator.config import ConfigError
-from orchestrator.schema import Recipe
+from orchestrator.schema import Config
 from orchestrator.training.checkpoint import CheckpointError
+from orchestrator.training.restore import restore
 from orchestrator.training.safetensors_file import (
     read_safetensors,
     unique_tensors,
@@ -20,8 +21,7 @@ from orchestrator.training.safetensors_file import (
 )
 from orchestrator.training.snapshot import Snapshot
 from orchestrator.training.state import TrainState
-
-CPU = torch.device("cpu")
+from orchestrator.training.world import World
 
 
 class Tied(nn.Module):
@@ -37,22 +37,21 @@ class Tied(nn.Module):
         self.register_buffer("empty", torch.empty(0))
 
 
-def trained(recipe: Recipe, num_steps: int) -> TrainState:
+def trained(world: World, config: Config, num_steps: int) -> TrainState:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3))
-    state = TrainState.create(network, recipe, CPU)
-    step_on(state, recipe, first=1, last=num_steps)
+    state = TrainState.create(network, config, world)
+    step_on(state, config, first=1, last=num_steps)
     return state
 
 
-def step_on(state: TrainState, recipe: Recipe, *, first: int, last: int) -> None:
+def step_on(state: TrainState, config: Config, *, first: int, last: int) -> None:
     for step in range(first, last + 1):
         torch.manual_seed(step)
         state.network(torch.randn(5, 1, 8, 8)).square().mean().backward()
-        state.optimizer.step()
-        state.optimizer.zero_grad()
-        if recipe.ema_decay:
-            state.average(step, recipe.ema_decay)
+        state.update()
+        if config.recipe.ema_decay:
+            state.average(step, config.recipe.ema_decay)
 
 
 def to_safetensors(network: nn.Module) -> bytes:
@@ -96,13 +95,13 @@ def test_weights_load_into_plain_timm() -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_a_loaded_state_goes_on_with_the_same_bits(recipe: Recipe, name: str) -> None:
-    recipe = changed(recipe, name=name, ema_decay=0.9)
-    straight = trained(recipe, 10)
-    stopped = trained(recipe, 6)
-    resumed = trained(recipe, 0)
-    assert resumed.load_parts(to_parts(stopped, 6)) == 6
-    step_on(resumed, recipe, first=7, last=10)
+def test_a_loaded_state_goes_on_with_the_same_bits(world: World, config: Config, name: str) -> None:
+    config = changed(config, name=name, ema_decay=0.9)
+    straight = trained(world, config, 10)
+    stopped = trained(world, config, 6)
+    resumed = trained(world, config, 0)
+    assert restore(resumed, to_parts(stopped, 6), world) == 6
+    step_on(resumed, config, first=7, last=10)
     for ours, theirs in ((resumed.network, straight.network), (resumed.ema, straight.ema)):
         assert ours is not None
         assert theirs is not None
@@ -110,13 +109,13 @@ def test_a_loaded_state_goes_on_with_the_same_bits(recipe: Recipe, name: str) ->
             assert torch.equal(ours.state_dict()[key], tensor), key
 
 
-def test_the_average_lags_behind_by_its_decay(recipe: Recipe) -> None:
-    recipe = changed(recipe, ema_decay=0.5)
-    state = trained(recipe, 0)
+def test_the_average_lags_behind_by_its_decay(world: World, config: Config) -> None:
+    config = changed(config, ema_decay=0.5)
+    state = trained(world, config, 0)
     assert state.ema is not None
     assert state.evaluated is state.ema
     expected = copy.deepcopy(list(state.ema.parameters()))
-    step_on(state, recipe, first=20, last=20)
+    step_on(state, config, first=20, last=20)
     for before, now, average in zip(
         expected, state.network.parameters(), state.ema.parameters(), strict=True
     ):
@@ -124,16 +123,16 @@ def test_the_average_lags_behind_by_its_decay(recipe: Recipe) -> None:
     assert torch.equal(state.ema[1].running_mean, state.network[1].running_mean)  # type: ignore[index]
 
 
-def test_another_network_s_checkpoint_is_refused(recipe: Recipe) -> None:
-    parts = to_parts(trained(recipe, 1), 1)
-    other = TrainState.create(nn.Linear(3, 3), recipe, CPU)
+def test_another_network_s_checkpoint_is_refused(world: World, config: Config) -> None:
+    parts = to_parts(trained(world, config, 1), 1)
+    other = TrainState.create(nn.Linear(3, 3), config, world)
     with pytest.raises(CheckpointError, match="does not fit"):
-        other.load_parts(parts)
+        restore(other, parts, world)
 
 
-def test_no_pickle_is_run(recipe: Recipe, tmp_path: Path) -> None:
+def test_no_pickle_is_run(world: World, config: Config, tmp_path: Path) -> None:
     """optimizer.pt is read for its tensors only; code in it is refused, not run."""
-    state = trained(recipe, 1)
+    state = trained(world, config, 1)
     parts = to_parts(state, 1)
     canary = tmp_path / "canary"
 
@@ -144,19 +143,20 @@ def test_no_pickle_is_run(recipe: Recipe, tmp_path: Path) -> None:
     torch.save({"state": Hostile()}, tmp_path / "hostile.pt")
     parts["optimizer.pt"] = (tmp_path / "hostile.pt").read_bytes()
     with pytest.raises(CheckpointError, match="does not fit"):
-        state.load_parts(parts)
+        restore(state, parts, world)
     assert not canary.exists()
 
 
-def test_an_unknown_optimizer_lists_near_names(recipe: Recipe) -> None:
+def test_an_unknown_optimizer_lists_near_names(world: World, config: Config) -> None:
     with pytest.raises(ConfigError, match=r"adamww is no optimizer.*adamw"):
-        TrainState.create(nn.Linear(2, 2), changed(recipe, name="adamww"), CPU)
+        TrainState.create(nn.Linear(2, 2), changed(config, name="adamww"), world)
     with pytest.raises(ConfigError, match=r"options=.*do not fit sgd"):
-        TrainState.create(nn.Linear(2, 2), changed(recipe, options={"speed": 1}), CPU)
+        TrainState.create(nn.Linear(2, 2), changed(config, options={"speed": 1}), world)
 
 
-def changed(recipe: Recipe, ema_decay: float | None = None, **optimizer: object) -> Recipe:
+def changed(config: Config, ema_decay: float | None = None, **optimizer: object) -> Config:
     import dataclasses
 
-    slots = dataclasses.replace(recipe.optimizer, **optimizer)  # type: ignore[arg-type]
-    return dataclasses.replace(recipe, optimizer=slots, ema_decay=ema_decay)
+    slots = dataclasses.replace(config.recipe.optimizer, **optimizer)  # type: ignore[arg-type]
+    recipe = dataclasses.replace(config.recipe, optimizer=slots, ema_decay=ema_decay)
+    return dataclasses.replace(config, recipe=recipe)

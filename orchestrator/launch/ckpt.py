@@ -1,0 +1,177 @@
+"""`tahoe ckpt ls|verify|prune|export`: the checkpoints of a run, looked at and taken out."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from orchestrator.launch.arguments import add_verb, at_least_2
+
+if TYPE_CHECKING:
+    from orchestrator.schema import Checkpoint
+    from orchestrator.training.checkpoint import CheckpointStore
+
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_UNBOUNDED = 1000  # columns, where no terminal bounds them
+_WEIGHTS = {"ema": "ema.safetensors", "raw": "model.safetensors"}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A checkpoint as `ls` shows it."""
+
+    step: int
+    num_bytes: int
+    metrics: dict[str, float]
+    kept_as: str
+    saved: str
+    url: str
+
+
+def add_ckpt_verbs(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    ls = _add(verbs, "ls", _ls, "list the checkpoints of a run")
+    ls.add_argument("--json", action="store_true", help="for programs")
+
+    verify = _add(verbs, "verify", _verify, "read checkpoints whole and compare their digests")
+    verify.add_argument("--step", type=int, help="only this one")
+
+    prune = _add(verbs, "prune", _prune, "remove checkpoints that the run's config does not keep")
+    prune.add_argument("--keep-last", type=at_least_2, metavar="N", help="instead of the config's")
+    prune.add_argument("--dry-run", action="store_true", help="only say which")
+
+    export = _add(verbs, "export", _export, "copy the weights out as one safetensors file")
+    export.add_argument("output", metavar="FILE", help="a path or any fsspec URL")
+    export.add_argument("--step", type=int, help="default: the best, or the newest if none is")
+    weights_help = "averaged or as trained (default: averaged, where there are any)"
+    export.add_argument("--weights", choices=_WEIGHTS, help=weights_help)
+
+
+def _add(
+    verbs: "Verbs", name: str, call: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    verb = add_verb(verbs, name, call, text)
+    verb.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    return verb
+
+
+def _ls(options: argparse.Namespace) -> int:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    store, keep = _open(options.run)
+    listed = _listed(store, keep)
+    if options.json:
+        print(json.dumps([asdict(one) for one in listed], indent=2))
+        return 0
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("step", "MB", "saved", "kept as", "evaluated"):
+        justify: Literal["right", "left"] = "right" if name in ("step", "MB") else "left"
+        table.add_column(name, justify=justify, no_wrap=True)
+    for one in listed:
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in one.metrics.items())
+        megabytes = f"{one.num_bytes / 1e6:,.1f}"
+        table.add_row(f"{one.step:,}", megabytes, one.saved, one.kept_as, figures)
+    width = None if sys.stdout.isatty() else _UNBOUNDED
+    Console(width=width).print(table)
+    print(f"in {store.url}")
+    return 0
+
+
+def _listed(store: "CheckpointStore", keep: "Checkpoint") -> list[Listed]:
+    from data_sharding import files
+    from orchestrator.training.checkpoint import MANIFEST
+    from orchestrator.training.retention import best_of, kept
+
+    manifests = store.manifests()
+    best, stay = best_of(manifests, keep), kept(manifests, keep)
+    last = {one.step for one in manifests[-keep.keep_last :]}
+    listed = []
+    for one in manifests:
+        roles = ["last"] * (one.step in last) + ["best"] * (one is best)
+        role = ", ".join(roles) or ("every n-th" if one.step in stay else "to be pruned")
+        where = store.location(one.step)
+        saved = f"{files.modified(files.join(where, MANIFEST)):%Y-%m-%d %H:%M}"
+        listed.append(Listed(one.step, one.num_bytes, one.metrics, role, saved, where))
+    return listed
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from orchestrator.training.checkpoint import CheckpointError
+
+    store, _ = _open(options.run)
+    num_damaged = 0
+    for step in store.steps() if options.step is None else [options.step]:
+        try:
+            parts = store.load(step)
+        except CheckpointError as error:
+            num_damaged += 1
+            print(f"step {step:,}: DAMAGED: {error}")
+        else:
+            num_bytes = sum(map(len, parts.values()))
+            print(
+                f"step {step:,}: {len(parts)} files, {num_bytes / 1e6:,.1f} MB, as they were saved"
+            )
+    return 1 if num_damaged else 0
+
+
+def _prune(options: argparse.Namespace) -> int:
+    from orchestrator.rundir import RunDir
+    from orchestrator.training.retention import kept
+
+    store, keep = _open(options.run)
+    if options.keep_last:
+        keep = replace(cast("Any", keep), keep_last=options.keep_last)
+    with RunDir(options.run).lock():  # an attempt that is running prunes by itself
+        manifests = store.manifests()
+        stay = kept(manifests, keep)
+        if options.dry_run:
+            gone = [one.step for one in manifests if one.step not in stay]
+        else:
+            gone = store.prune(stay) if manifests else []
+    told = ", ".join(f"{step:,}" for step in gone) or "none"
+    print(f"{'would be removed' if options.dry_run else 'removed'}: {told}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from data_sharding import files
+    from orchestrator.rundir import RunError
+    from orchestrator.training.retention import best_of
+
+    store, keep = _open(options.run)
+    manifests = {one.step: one for one in store.manifests()}
+    best = best_of(list(manifests.values()), keep)
+    step = options.step or (best.step if best else max(manifests, default=0))
+    if step not in manifests:
+        there = ", ".join(map(str, manifests)) or "none"
+        raise RunError(f"no checkpoint of step {step} in {store.url}. There are: {there}")
+    names = [_WEIGHTS[options.weights]] if options.weights else list(_WEIGHTS.values())
+    found = [name for name in names if name in manifests[step].files]
+    if not found:
+        raise RunError(
+            f"step {step} has no {names[0]}: the recipe averages no weights. Leave --weights out."
+        )
+    if files.exists(options.output):
+        raise RunError(f"{options.output} is there already. Remove it, or give another name.")
+    data = store.load(step, found[:1])[found[0]]
+    files.write_bytes(options.output, data)
+    print(f"{found[0]} of step {step:,} ({len(data) / 1e6:,.1f} MB): {options.output}")
+    return 0
+
+
+def _open(path: Path) -> "tuple[CheckpointStore, Checkpoint]":
+    """Return the checkpoints of a run, and what is kept of them."""
+    from orchestrator.config import parse
+    from orchestrator.rundir import RunDir
+    from orchestrator.training.checkpoint import CheckpointStore
+
+    run = RunDir(path)
+    config = parse(run.read_config())
+    return CheckpointStore.of(run, config), config.checkpoint

@@ -1,0 +1,24 @@
+"""Which checkpoints of a run are kept."""
+
+from collections.abc import Sequence
+
+from orchestrator.schema import Checkpoint
+from orchestrator.training.checkpoint import Manifest
+
+
+def kept(manifests: Sequence[Manifest], keep: Checkpoint) -> set[int]:
+    """Return the steps whose checkpoints stay: the last ones, the best, and each n-th."""
+    steps = sorted(manifest.step for manifest in manifests)
+    every = keep.keep_every_steps
+    stay = set(steps[-keep.keep_last :]) | {step for step in steps if every and step % every == 0}
+    if (best := best_of(manifests, keep)) is not None:
+        stay.add(best.step)
+    return stay
+
+
+def best_of(manifests: Sequence[Manifest], keep: Checkpoint) -> Manifest | None:
+    """Return the checkpoint with the best figure, of equal ones the newest; None without any."""
+    name = keep.keep_best
+    sign = -1 if name == "val/loss" else 1
+    judged = [manifest for manifest in manifests if name in manifest.metrics]
+    return max(judged, key=lambda one: (sign * one.metrics[str(name)], one.step), default=None)

@@ -1,0 +1,66 @@
+"""Which checkpoints stay."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.schema import Checkpoint
+from orchestrator.training.checkpoint import Manifest
+from orchestrator.training.retention import best_of, kept
+
+KEEP = Checkpoint(
+    url=None,
+    every_steps=1,
+    every_minutes=None,
+    keep_last=2,
+    keep_best="val/top1",
+    keep_every_steps=None,
+)
+TOP1 = {10: 50.0, 20: 70.0, 30: 60.0, 40: 70.0, 60: 20.0, 70: 30.0}
+
+
+def manifests(metric: str = "val/top1") -> list[Manifest]:
+    """Return those of six evaluated steps and one, 50, that was not."""
+    judged = [Manifest(step, {metric: value}, {}) for step, value in TOP1.items()]
+    return [*judged, Manifest(50, {}, {})]
+
+
+@pytest.mark.parametrize(
+    ("changes", "metric", "steps"),
+    [
+        ({}, "val/top1", {40, 60, 70}),  # 40: the newer of two equals
+        ({"keep_every_steps": 30}, "val/top1", {30, 40, 60, 70}),
+        ({"keep_last": 4}, "val/top1", {40, 50, 60, 70}),
+        ({"keep_best": None}, "val/top1", {60, 70}),
+        ({"keep_best": "val/loss"}, "val/loss", {60, 70}),  # the lowest is the best
+        ({"keep_best": "val/top5"}, "val/top5", {40, 60, 70}),
+        ({}, "val/loss", {60, 70}),  # never judged by what is asked for
+    ],
+)
+def test_the_last_the_best_and_each_nth_are_kept(
+    changes: dict[str, object], metric: str, steps: set[int]
+) -> None:
+    assert kept(manifests(metric), replace(KEEP, **changes)) == steps  # type: ignore[arg-type]
+
+
+def test_the_lowest_loss_is_the_best() -> None:
+    found = best_of(manifests("val/loss"), replace(KEEP, keep_best="val/loss"))
+    assert found is not None
+    assert found.step == 60
+    assert best_of([], KEEP) is None
+
+
+@given(st.sets(st.integers(1, 200), min_size=1), st.integers(2, 5), st.integers(1, 50))
+def test_pruning_step_by_step_keeps_what_pruning_at_the_end_keeps(
+    steps: set[int], keep_last: int, every: int
+) -> None:
+    keep = replace(KEEP, keep_last=keep_last, keep_every_steps=every)
+    left: list[Manifest] = []
+    for step in sorted(steps):
+        left.append(Manifest(step, {"val/top1": step % 7}, {}))
+        stay = kept(left, keep)
+        left = [one for one in left if one.step in stay]
+    everything = [Manifest(step, {"val/top1": step % 7}, {}) for step in steps]
+    assert {one.step for one in left} == kept(everything, keep)

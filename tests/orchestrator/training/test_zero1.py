@@ -1,0 +1,78 @@
+"""An optimizer that is spread over the ranks does what one on every rank does."""
+
+from pathlib import Path
+
+import pytest
+import spread
+import timm
+from hypothesis import given
+from hypothesis import strategies as st
+from ranks import run_on_ranks
+from results import figures, weights
+from running import Tahoe
+
+from orchestrator.config import ConfigError
+from orchestrator.rundir import RunDir
+from orchestrator.schema import Config
+from orchestrator.training.state import TrainState
+from orchestrator.training.world import World
+from orchestrator.training.zero1 import share_out
+
+# Of timm's: those that need other hardware or a graph of the gradients, and those that are refused.
+NOT_HERE = ("bnb", "fused", "adahessian")
+REFUSED = ("lamb", "clamb", "kron")
+
+
+@given(st.lists(st.integers(0, 10**9), max_size=50), st.integers(1, 9))
+def test_shares_are_about_equal(sizes: list[int], num_ranks: int) -> None:
+    owners = share_out(sizes, num_ranks)
+    loads = [sum(n for n, o in zip(sizes, owners, strict=True) if o == r) for r in range(num_ranks)]
+    assert sum(loads) == sum(sizes)
+    assert max(loads) <= sum(sizes) / num_ranks + max(sizes, default=0)
+
+
+@pytest.mark.slow
+def test_all_optimizers_of_timm_update_alike(config: Config) -> None:
+    names = [str(n) for n in timm.optim.list_optimizers() if not str(n).startswith(NOT_HERE)]
+    calls = [(name, {}) for name in names if not name.startswith(REFUSED)]
+    assert len(calls) > 40
+    run_on_ranks(spread.updates_alike, 3, config, [*calls, ("lamb", {"max_grad_norm": None})])
+
+
+@pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")
+@pytest.mark.parametrize(("name", "said"), [("lamb", "max_grad_norm=null"), ("kron", "draws from")])
+def test_what_cannot_be_spread_is_refused(
+    config: Config, world: World, name: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        TrainState.create(
+            spread.make_network(), spread.with_optimizer(config, name, "ddp_zero1"), world
+        )
+
+
+@pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_slots_are_shared_and_handed_over(config: Config, num_ranks: int, tmp_path: Path) -> None:
+    run_on_ranks(spread.shares_and_hands_over, num_ranks, config, tmp_path)
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_by_all(config: Config) -> None:
+    run_on_ranks(spread.refuses_alike, 2, config)
+
+
+@pytest.mark.slow
+def test_a_run_changes_its_strategy_and_ends_with_the_same_bits(tahoe: Tahoe, digits: Path) -> None:
+    def train(name: str, *more: str) -> None:
+        options = ("launcher.num_procs=2", "recipe.optimizer.name=adamw", "recipe.ema_decay=0.9")
+        steady = ("recipe.schedule.name=constant", "recipe.schedule.warmup_epochs=0")
+        often = ("evaluate.every_epochs=0.25", "logging.every_steps=1", "tracking=none")
+        tahoe("train", f"run_dir={name}", f"data.url='{digits}'", *options, *steady, *often, *more)
+
+    train("straight", "recipe.steps=24")
+    train("changing", "recipe.steps=8")
+    for num_steps, strategy in ((16, "ddp_zero1"), (24, "ddp")):
+        tahoe("resume", "changing", f"recipe.steps={num_steps}", f"strategy={strategy}")
+    straight, changing = RunDir(tahoe.cwd / "straight"), RunDir(tahoe.cwd / "changing")
+    ours, theirs = figures(changing, "val/loss"), figures(straight, "val/loss")
+    assert len(theirs) == 8
+    assert {step: ours[step] for step in theirs} == theirs
+    assert weights(changing, 24) == weights(straight, 24)

@@ -1,0 +1,36 @@
+"""A function run on several ranks, in processes that meet over gloo."""
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch.multiprocessing
+
+from orchestrator.schema import Config
+from orchestrator.training.world import join_world
+
+
+def run_on_ranks(function: Callable[..., None], num_ranks: int, config: Config, *args: Any) -> None:
+    """Call `function(world, config, *args)` on each rank; fail as the first that fails."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(
+        _on_rank, (num_ranks, port, function, config, args), nprocs=num_ranks
+    )
+
+
+def _on_rank(
+    rank: int,
+    num_ranks: int,
+    port: int,
+    function: Callable[..., None],
+    config: Config,
+    args: tuple[Any, ...],
+) -> None:
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks}
+    for name, value in {**names, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        os.environ[name] = str(value)
+    with join_world(config.cluster) as world:
+        function(world, config, *args)
