@@ -52,6 +52,7 @@ bench: setup
 	$(BIN)/python tests/bench/writing.py
 	$(BIN)/python tests/bench/remote.py
 	$(BIN)/python tests/bench/saving.py
+	$(BIN)/python tests/bench/optimizer_memory.py
 
 bench-data: setup
 	$(BIN)/python tests/bench/loading.py $(IMAGES)

@@ -6,6 +6,7 @@ its own kinds from others; callers add what the user was doing and what to do ab
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -93,6 +94,22 @@ def write_bytes(url: str, data: bytes) -> None:
         with create(str(temporary)) as file:
             file.write(data)
         temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def copy(path: Path, url: str) -> None:
+    """Publish a copy of a local file, whole or not at all."""
+    target = local_path(url)
+    if target is None:
+        fs, remote = url_to_fs(url)
+        fs.put_file(str(path), remote)
+        return
+    temporary = target.with_name(f".{target.name}.{uuid4().hex}.tmp")
+    try:
+        with path.open("rb") as source, create(str(temporary)) as file:
+            shutil.copyfileobj(source, file)
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -116,12 +116,12 @@ def before_request(owner: Any, name: str, counted: Callable[[str], None]) -> Non
 
 def newest(url: str) -> int:
     """Return the newest checkpoint; it has been read and verified."""
-    found = CheckpointStore(url).load_newest()
-    assert found is not None
-    step, parts = found
-    assert {name: len(data) for name, data in parts.items()} == SIZES
-    assert set(parts["state.json"]) == {step}
-    return step
+    with CheckpointStore(url).open_newest() as found:
+        assert found is not None
+        step, parts = found
+        assert {name: path.stat().st_size for name, path in parts.items()} == SIZES
+        assert set(parts["state.json"].read_bytes()) == {step}
+        return step
 
 
 def main(url: str) -> None:

@@ -1,7 +1,7 @@
 """What each rank does in the tests of optimizers that are spread over the ranks."""
 
 import copy
-import io
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,14 +73,12 @@ def shares_and_hands_over(world: World, config: Config, directory: Path) -> None
     assert sum(world.gather_objects(num_kept)) == sum(sizes)
 
     # Parameter 0 has never had a gradient where it is frozen: no rank has slots of it.
-    store, parts = CheckpointStore(str(directory)), None
+    store = CheckpointStore(str(directory))
     taken = Snapshot().take(spread, 2) if world.is_first else dict(spread.slots())
     if world.is_first:
         store.save(2, taken, {})
-        found = store.load_newest()
-        assert found is not None
-        parts = found[1]
-        slots = torch.load(io.BytesIO(parts["optimizer.pt"]), weights_only=True)["state"]
+        with store.open(2) as parts:
+            slots = torch.load(parts["optimizer.pt"], weights_only=True)["state"]
         for index, expected in whole.optimizer.state_dict()["state"].items():
             for name, value in expected.items():
                 assert torch.equal(slots[index][name], value), (index, name)
@@ -91,7 +89,8 @@ def shares_and_hands_over(world: World, config: Config, directory: Path) -> None
             with_optimizer(config, "adamw", strategy),
             world,
         )
-        assert restore(other, parts, world) == 2
+        with store.open(2) if world.is_first else nullcontext() as parts:
+            assert restore(other, parts, world) == 2
         has_all = len(other.optimizer.state_dict()["state"]) == len(sizes)
         assert has_all == (strategy == "ddp")
         step_on(other, 3, 4)
@@ -103,10 +102,13 @@ def shares_and_hands_over(world: World, config: Config, directory: Path) -> None
             assert torch.equal(ours, theirs)
 
 
-def refuses_alike(world: World, config: Config) -> None:
+def refuses_alike(world: World, config: Config, directory: Path) -> None:
     """A checkpoint that does not fit is an error on every rank, not only where it is read."""
     state = TrainState.create(make_network(), config, world)
-    said, parts = "", {"state.json": b'{"step": 1, "scaler": {}}', "model.safetensors": b"\0" * 100}
+    said, parts = "", {name: directory / name for name in ("state.json", "model.safetensors")}
+    if world.is_first:
+        parts["state.json"].write_text('{"step": 1, "scaler": {}}')
+        parts["model.safetensors"].write_bytes(bytes(100))
     try:
         restore(state, parts if world.is_first else None, world)
     except CheckpointError as error:

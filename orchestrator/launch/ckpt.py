@@ -109,15 +109,13 @@ def _verify(options: argparse.Namespace) -> int:
     num_damaged = 0
     for step in store.steps() if options.step is None else [options.step]:
         try:
-            parts = store.load(step)
+            with store.open(step) as parts:
+                megabytes = store.manifest(step).num_bytes / 1e6
+                told = f"{len(parts)} files, {megabytes:,.1f} MB, as they were saved"
         except CheckpointError as error:
             num_damaged += 1
-            print(f"step {step:,}: DAMAGED: {error}")
-        else:
-            num_bytes = sum(map(len, parts.values()))
-            print(
-                f"step {step:,}: {len(parts)} files, {num_bytes / 1e6:,.1f} MB, as they were saved"
-            )
+            told = f"DAMAGED: {error}"
+        print(f"step {step:,}: {told}", flush=True)
     return 1 if num_damaged else 0
 
 
@@ -160,9 +158,9 @@ def _export(options: argparse.Namespace) -> int:
         )
     if files.exists(options.output):
         raise RunError(f"{options.output} is there already. Remove it, or give another name.")
-    data = store.load(step, found[:1])[found[0]]
-    files.write_bytes(options.output, data)
-    print(f"{found[0]} of step {step:,} ({len(data) / 1e6:,.1f} MB): {options.output}")
+    with store.open(step, found[:1]) as parts:
+        files.copy(parts[found[0]], options.output)
+    print(f"{found[0]} of step {step:,}: {options.output}")
     return 0
 
 

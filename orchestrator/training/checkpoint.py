@@ -17,13 +17,18 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from hashlib import sha256
+from hashlib import file_digest, sha256
+from io import BufferedRandom
+from pathlib import Path
 from typing import IO, Any, Self
 
 from data_sharding import files
+from data_sharding.fetch import fetch_file
+from data_sharding.shard import ShardError
 from orchestrator.rundir import RunDir
 from orchestrator.schema import Config
 
@@ -31,7 +36,7 @@ MANIFEST = "manifest.json"
 FORMAT = "tahoe-checkpoint-1"
 _NICENESS = 19  # of the threads that write
 Part = Callable[[IO[bytes]], object]  # writes a file of a checkpoint
-Files = dict[str, bytes]  # of a checkpoint, by name
+Files = dict[str, Path]  # of a checkpoint, by name
 log = logging.getLogger(__name__)
 
 
@@ -120,28 +125,39 @@ class CheckpointStore:
         manifest = Manifest(step, dict(metrics), listed)
         files.write_bytes(files.join(where, MANIFEST), manifest.to_bytes())
 
-    def load(self, step: int, names: Collection[str] | None = None) -> Files:
-        """Return the files of a checkpoint, or some of them, read and verified side by side.
+    @contextmanager
+    def open(self, step: int, names: Collection[str] | None = None) -> Iterator[Files]:
+        """Yield local paths of a checkpoint's files, or of some, once they have been verified.
+
+        Those of a remote store are copied to memory, not to a disk that may be small or slow.
 
         Raises:
             CheckpointError: a file is missing or differs from the manifest.
         """
         where, listed = self.location(step), self.manifest(step).files
-        if names is not None:
-            listed = {name: listed[name] for name in names}
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "checkpoint-part") as pool:
-            read = pool.map(lambda name: _read(files.join(where, name), *listed[name]), listed)
-            return dict(zip(listed, read, strict=True))
+        wanted = listed if names is None else {name: listed[name] for name in names}
 
-    def load_newest(self) -> tuple[int, Files] | None:
-        """Return the newest checkpoint that verifies, and its step; set aside those that do not."""
-        for step in reversed(self.steps()):
-            try:
-                return step, self.load(step)
-            except CheckpointError as error:
-                log.warning("%s; it is set aside, the checkpoint before it is used", error)
-                self._set_aside(step)
-        return None
+        def verified(name: str) -> Path:
+            return stack.enter_context(_verified(files.join(where, name), *wanted[name]))
+
+        with ExitStack() as stack:
+            with ThreadPoolExecutor(len(wanted) or 1, "checkpoint-part") as pool:
+                found = dict(zip(wanted, pool.map(verified, wanted), strict=True))
+            yield found
+
+    @contextmanager
+    def open_newest(self) -> Iterator[tuple[int, Files] | None]:
+        """Yield the newest checkpoint that verifies, and its step; set aside those that do not."""
+        with ExitStack() as stack:
+            found = None
+            for step in reversed(self.steps()):
+                try:
+                    found = step, stack.enter_context(self.open(step))
+                    break
+                except CheckpointError as error:
+                    log.warning("%s; it is set aside, the checkpoint before it is used", error)
+                    self._set_aside(step)
+            yield found
 
     def steps(self) -> list[int]:
         """Return the steps that have a published checkpoint, ascending."""
@@ -241,15 +257,27 @@ def _write(url: str, part: Part) -> tuple[int, str]:
     return hashed.num_bytes, hashed.sha256.hexdigest()
 
 
-def _read(url: str, num_bytes: int, digest: str) -> bytes:
-    """Return a file that is of this size and digest."""
+@contextmanager
+def _verified(url: str, num_bytes: int, digest: str) -> Iterator[Path]:
+    """Yield the path of a file, or of a copy of it, that is of this size and digest."""
     try:
-        found = files.size(url)
-        data = files.read_bytes(url) if found == num_bytes else b""
+        size, path = files.size(url), files.local_path(url)
+        if size != num_bytes:
+            raise CheckpointError(f"{url} is damaged: {size} bytes, not {num_bytes}")
+        with path.open("rb") if path else _in_memory(url, num_bytes) as file:
+            if file_digest(file, "sha256").hexdigest() != digest:
+                raise CheckpointError(f"{url} is damaged: {size} bytes with another digest")
+            yield path or Path(f"/proc/self/fd/{file.fileno()}")
     except FileNotFoundError:
         raise CheckpointError(f"{url} is missing") from None
-    if found != num_bytes:
-        raise CheckpointError(f"{url} is damaged: {found} bytes, not {num_bytes}")
-    if sha256(data).hexdigest() != digest:
-        raise CheckpointError(f"{url} is damaged: {num_bytes} bytes with another digest")
-    return data
+
+
+@contextmanager
+def _in_memory(url: str, num_bytes: int) -> Iterator[BufferedRandom]:
+    """Yield a copy of a remote file, at its beginning."""
+    with os.fdopen(os.memfd_create("checkpoint"), "w+b") as file:
+        try:
+            fetch_file(url, num_bytes, file)
+        except ShardError as error:
+            raise CheckpointError(str(error)) from None
+        yield file

@@ -3,6 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Self
 
@@ -93,10 +94,10 @@ class Job:
         Rank 0 reads the newest checkpoint that is whole, and gives the others what is in it.
         """
         self.gradients.warm_up()
-        newest = self.store.load_newest() if self.world.is_first else None
-        step, parts = newest or (0, None)
-        if step := self.world.from_first(step):
-            restore(self.state, parts, self.world)
+        with self.store.open_newest() if self.world.is_first else nullcontext() as newest:
+            step, parts = newest or (0, None)
+            if step := self.world.from_first(step):
+                restore(self.state, parts, self.world)
         self.saver.resumed_from = step
         if self.world.is_first:
             self.saver.clean_up()

@@ -4,7 +4,6 @@ So a store is read once, however many ranks there are, and a rank never holds mo
 than it will keep, and one tensor.
 """
 
-import io
 import json
 from dataclasses import dataclass
 from pickle import UnpicklingError
@@ -15,7 +14,7 @@ from safetensors import SafetensorError
 
 from orchestrator.training.checkpoint import CheckpointError, Files
 from orchestrator.training.safetensors_file import read_safetensors
-from orchestrator.training.slots import Slots, allocate, large, on_device, outline
+from orchestrator.training.slots import Slots, allocate, copied, large, outline
 from orchestrator.training.state import TrainState
 from orchestrator.training.world import World
 
@@ -73,12 +72,11 @@ def restore(state: TrainState, parts: Files | None, world: World) -> int:
 
 
 def _read(state: TrainState, parts: Files) -> _Read:
-    rest = json.loads(parts["state.json"])
+    rest = json.loads(parts["state.json"].read_bytes())
     read_safetensors(state.network, parts["model.safetensors"])
     if state.ema is not None:
         read_safetensors(state.ema, parts["ema.safetensors"])
-    file = io.BytesIO(parts["optimizer.pt"])
-    known = torch.load(file, weights_only=True, map_location="cpu")
+    known = torch.load(parts["optimizer.pt"], weights_only=True, map_location="cpu", mmap=True)
     return _Read(rest["step"], rest["scaler"], known["param_groups"], known["state"])
 
 
@@ -91,7 +89,7 @@ def _share_slots(
         if read is None:
             slots = allocate(outlined, world.device)
         else:
-            slots = on_device(read.slots.pop(index), world.device)
+            slots = copied(read.slots.pop(index), world.device)
         for tensor in large(slots):
             world.share([tensor])
         if state.shards is None or state.shards.is_mine(index):

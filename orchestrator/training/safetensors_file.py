@@ -6,10 +6,12 @@ The format: https://huggingface.co/docs/safetensors#format
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import IO
 
 import safetensors.torch
 import torch
+from safetensors import safe_open
 from torch import nn
 
 _DTYPES = {
@@ -68,14 +70,15 @@ def write_safetensors(
             file.write(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
 
 
-def read_safetensors(network: nn.Module, data: bytes) -> None:
-    """Load what `write_safetensors` wrote of a network.
+def read_safetensors(network: nn.Module, path: Path) -> None:
+    """Load what `write_safetensors` wrote of a network; the file is mapped, and copied once.
 
     Raises:
         RuntimeError: names or shapes differ from the model's.
+        SafetensorError: the file is none.
     """
-    header_bytes = int.from_bytes(data[:8], "little")  # the format's first field
-    metadata = json.loads(data[8 : 8 + header_bytes]).get("__metadata__", {})
-    tensors = safetensors.torch.load(data)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    tensors = safetensors.torch.load_file(path)
     aliases = {name: tensors[kept] for name, kept in metadata.items() if name != "format"}
     network.load_state_dict(tensors | aliases, strict=True)

@@ -20,9 +20,12 @@ def allocate(outlined: Slots, device: torch.device) -> Slots:
     }
 
 
-def on_device(slots: Slots, device: torch.device) -> Slots:
-    """Return slots with the large tensors on a device."""
-    return {name: value.to(device) if _is_large(value) else value for name, value in slots.items()}
+def copied(slots: Slots, device: torch.device) -> Slots:
+    """Return slots with the large tensors in memory of their own on a device."""
+    return {
+        name: value.to(device, copy=True) if _is_large(value) else value
+        for name, value in slots.items()
+    }
 
 
 def large(slots: Slots) -> list[torch.Tensor]:

@@ -47,6 +47,8 @@ class World:
 
     def share(self, tensors: Sequence[torch.Tensor], source: int = 0) -> None:
         """Give tensors of one rank, in whatever order of their dimensions, to all."""
+        if self.size == 1:
+            return
         dense = [tensor.contiguous() for tensor in tensors]
         works = [dist.broadcast(tensor, source, async_op=True) for tensor in dense]
         for work in filter(None, works):

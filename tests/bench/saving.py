@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import torch.distributed.checkpoint as dcp
 
 from orchestrator.launch.compose import compose
 from orchestrator.training.checkpoint import CheckpointStore
+from orchestrator.training.restore import restore
 from orchestrator.training.saver import Saver
 from orchestrator.training.state import TrainState
 from orchestrator.training.world import World
@@ -35,11 +37,14 @@ from orchestrator.training.world import World
 NUM_SAVES, STEPS_BETWEEN = 5, 5
 
 
+def make_world() -> World:
+    return World(0, 0, 1, torch.device("cpu"), dist.group.WORLD)
+
+
 def make_state() -> TrainState:
     (composed,) = compose(["recipe.ema_decay=0.9"])
     torch.manual_seed(0)
-    world = World(0, 0, 1, torch.device("cpu"), dist.group.WORLD)
-    state = TrainState.create(timm.create_model("resnet50"), composed.config, world)
+    state = TrainState.create(timm.create_model("resnet50"), composed.config, make_world())
     for parameter in state.network.parameters():
         parameter.grad = torch.ones_like(parameter)
     state.optimizer.step()
@@ -122,6 +127,23 @@ def with_tahoe(state: TrainState, directory: Path) -> dict[str, float]:
     return measure(lambda step: saver.save(state, step, {}), saver.finish)
 
 
+def resuming(state: TrainState, world: World, store: CheckpointStore) -> tuple[float, float]:
+    """Return the seconds of reading and hashing the newest checkpoint, and of resuming from it."""
+    where = Path(store.location(store.steps()[-1]))
+    bare, whole = [], []
+    for _ in range(NUM_SAVES):
+        start_s = time.perf_counter()
+        for file in where.iterdir():
+            sha256(file.read_bytes()).hexdigest()
+        bare.append(time.perf_counter() - start_s)
+        start_s = time.perf_counter()
+        with store.open_newest() as found:
+            assert found is not None
+            restore(state, found[1], world)
+        whole.append(time.perf_counter() - start_s)
+    return statistics.median(bare), statistics.median(whole)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", nargs="?", type=Path, default=Path(tempfile.gettempdir()))
@@ -142,6 +164,9 @@ def main() -> None:
             figures = run(state, directory)
             told = "  ".join(f"{key} {value:7.3f}" for key, value in figures.items())
             print(f"{name:20} {told}", flush=True)
+        bare_s, whole_s = resuming(state, make_world(), CheckpointStore(str(directory)))
+        share = whole_s / bare_s
+        print(f"reading and hashing {bare_s:.3f} s; resuming {whole_s:.3f} s, x {share:.2f}")
     finally:
         dist.destroy_process_group()
         shutil.rmtree(place)

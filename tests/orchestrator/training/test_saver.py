@@ -60,7 +60,8 @@ def test_what_is_written_is_the_state_of_the_step(
     assert store.steps() == []  # and training has gone on
     store.go.set()
     saver.finish()
-    assert restore(state, store.load(1), world) == 1
+    with store.open(1) as parts:
+        assert restore(state, parts, world) == 1
     assert torch.equal(state.network.weight, expected)  # type: ignore[arg-type]
 
 

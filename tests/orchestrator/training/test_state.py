@@ -12,7 +12,7 @@ from torch import nn
 
 from orchestrator.config import ConfigError
 from orchestrator.schema import Config
-from orchestrator.training.checkpoint import CheckpointError
+from orchestrator.training.checkpoint import CheckpointError, Files
 from orchestrator.training.restore import restore
 from orchestrator.training.safetensors_file import (
     read_safetensors,
@@ -62,26 +62,27 @@ def to_safetensors(network: nn.Module) -> bytes:
     return file.getvalue()
 
 
-def to_parts(state: TrainState, step: int) -> dict[str, bytes]:
+def to_parts(state: TrainState, step: int, directory: Path) -> Files:
     """Return the files of a checkpoint."""
     parts = {}
     for name, write in Snapshot().take(state, step).items():
-        write(file := io.BytesIO())
-        parts[name] = file.getvalue()
+        parts[name] = directory / name
+        with parts[name].open("wb") as file:
+            write(file)
     return parts
 
 
 def test_ties_are_stored_once_and_come_back(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network, other = Tied(), Tied()
-    data = to_safetensors(network)
+    data, file = to_safetensors(network), tmp_path / "model.safetensors"
+    file.write_bytes(data)
     stored = safetensors.torch.load(data)
     assert sum(name.endswith("code.weight") for name in stored) == 1
-    read_safetensors(other, data)
+    read_safetensors(other, file)
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
-    (tmp_path / "model.safetensors").write_bytes(data)
-    safetensors.torch.load_model(Tied(), tmp_path / "model.safetensors")  # the library's own way
+    safetensors.torch.load_model(Tied(), file)  # the library's own way
 
 
 def test_weights_load_into_plain_timm() -> None:
@@ -95,12 +96,14 @@ def test_weights_load_into_plain_timm() -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_a_loaded_state_goes_on_with_the_same_bits(world: World, config: Config, name: str) -> None:
+def test_a_loaded_state_goes_on_with_the_same_bits(
+    world: World, config: Config, name: str, tmp_path: Path
+) -> None:
     config = changed(config, name=name, ema_decay=0.9)
     straight = trained(world, config, 10)
     stopped = trained(world, config, 6)
     resumed = trained(world, config, 0)
-    assert restore(resumed, to_parts(stopped, 6), world) == 6
+    assert restore(resumed, to_parts(stopped, 6, tmp_path), world) == 6
     step_on(resumed, config, first=7, last=10)
     for ours, theirs in ((resumed.network, straight.network), (resumed.ema, straight.ema)):
         assert ours is not None
@@ -123,8 +126,10 @@ def test_the_average_lags_behind_by_its_decay(world: World, config: Config) -> N
     assert torch.equal(state.ema[1].running_mean, state.network[1].running_mean)  # type: ignore[index]
 
 
-def test_another_network_s_checkpoint_is_refused(world: World, config: Config) -> None:
-    parts = to_parts(trained(world, config, 1), 1)
+def test_another_network_s_checkpoint_is_refused(
+    world: World, config: Config, tmp_path: Path
+) -> None:
+    parts = to_parts(trained(world, config, 1), 1, tmp_path)
     other = TrainState.create(nn.Linear(3, 3), config, world)
     with pytest.raises(CheckpointError, match="does not fit"):
         restore(other, parts, world)
@@ -133,15 +138,14 @@ def test_another_network_s_checkpoint_is_refused(world: World, config: Config) -
 def test_no_pickle_is_run(world: World, config: Config, tmp_path: Path) -> None:
     """optimizer.pt is read for its tensors only; code in it is refused, not run."""
     state = trained(world, config, 1)
-    parts = to_parts(state, 1)
+    parts = to_parts(state, 1, tmp_path)
     canary = tmp_path / "canary"
 
     class Hostile:
         def __reduce__(self) -> tuple[object, tuple[Path]]:
             return (Path.touch, (canary,))
 
-    torch.save({"state": Hostile()}, tmp_path / "hostile.pt")
-    parts["optimizer.pt"] = (tmp_path / "hostile.pt").read_bytes()
+    torch.save({"state": Hostile()}, parts["optimizer.pt"])
     with pytest.raises(CheckpointError, match="does not fit"):
         restore(state, parts, world)
     assert not canary.exists()
