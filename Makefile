@@ -53,6 +53,7 @@ bench: setup
 	$(BIN)/python tests/bench/remote.py
 	$(BIN)/python tests/bench/saving.py
 	$(BIN)/python tests/bench/optimizer_memory.py
+	$(BIN)/python tests/bench/logging_calls.py
 
 bench-data: setup
 	$(BIN)/python tests/bench/loading.py $(IMAGES)

@@ -1,9 +1,12 @@
 """A metric that was logged has been written, whatever happens next."""
 
+import json
 import math
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from orchestrator.rundir import read_json_lines
 from orchestrator.training.metrics import MetricLog
@@ -16,6 +19,45 @@ for step in range(1000):
     log.log(step, {"train/loss": step / 7})
 os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+# The kernel lets no file grow beyond the limit, in the middle of a line, as a full disk does.
+LOG_WITHOUT_ROOM = """
+import logging, pathlib, resource, sys
+from orchestrator.training.metrics import MetricLog
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+limit = lambda soft: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, resource.RLIM_INFINITY))
+with MetricLog(pathlib.Path(sys.argv[1]), attempt=1) as log:
+    for step in range(100):
+        if step == 10:
+            limit(1250)
+        if step == 60:
+            limit(resource.RLIM_INFINITY)
+        log.log(step, {"train/loss": step / 7})
+    log.sync()
+    if sys.argv[2] == "full at the end":
+        limit(pathlib.Path(sys.argv[1]).stat().st_size + 20)
+        log.log(100, {"train/loss": 0.0})
+"""
+
+
+@pytest.mark.parametrize("end", ["room at the end", "full at the end"])
+def test_a_full_disk_stops_nothing_and_loses_nothing(tmp_path: Path, end: str) -> None:
+    file = tmp_path / "metrics.jsonl"
+    command = [sys.executable, "-c", LOG_WITHOUT_ROOM, str(file), end]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    lines = [json.loads(line) for line in file.read_bytes().splitlines()]  # none is torn
+    assert [(r["step"], r["metrics"]["train/loss"]) for r in lines] == [
+        (step, step / 7) for step in range(100)
+    ]
+    first, recovered, *rest = done.stdout.splitlines()
+    assert (
+        "metrics cannot be written: [Errno 28] No space left on device. Training goes on" in first
+    )
+    assert recovered == "the metrics that found no room have been written"
+    assert [line for line in rest if "lost:" in line] == (
+        ["1 records of metrics are lost: there was no room"] if end.startswith("full") else []
+    )
 
 
 def test_a_killed_process_leaves_every_record(tmp_path: Path) -> None:
