@@ -194,3 +194,14 @@ def test_each_record_may_be_larger_than_a_batch(scene):
     scene.log(2, {"a": 1})
     sync(scene.run.path)
     assert len(scene.stored()) == 1002
+
+
+def test_a_clock_that_jumps_loses_and_doubles_nothing(scene):
+    for step, time_ms in enumerate((5000, 1000, 1000, 9000, 2000), start=1):
+        record = {"step": step, "time_ms": time_ms, "attempt": 1, "metrics": {"a": step / 7}}
+        scene.append(json.dumps(record) + "\n")
+        sync(scene.run.path)
+    scene.run.mlflow_file.write_text("{}")  # the acknowledgement of all of them is lost
+    sync(scene.run.path)
+    assert scene.stored() == scene.logged()
+    assert len(scene.logged()) == 5
