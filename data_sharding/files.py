@@ -98,6 +98,12 @@ def write_bytes(url: str, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def fetch(url: str, path: Path) -> None:
+    """Copy a remote file to a local path."""
+    fs, remote = url_to_fs(url)
+    fs.get_file(remote, str(path))
+
+
 def copy(path: Path, url: str) -> None:
     """Publish a copy of a local file, whole or not at all."""
     target = local_path(url)

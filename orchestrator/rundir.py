@@ -106,6 +106,11 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
+    def init_file(self) -> Path:
+        """The weights that the run begins with, where its config has `init_from`."""
+        return self.path / "init.safetensors"
+
+    @property
     def stop_file(self) -> Path:
         """Touch it to save and stop; works across users, containers and nodes."""
         return self.path / "control" / "stop"

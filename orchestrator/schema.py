@@ -135,6 +135,7 @@ class Optimizer:
     weight_decay: NonNegativeFloat
     momentum: Share
     decay_norm_and_bias: bool
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None
     options: dict[str, Any]
 
 
@@ -321,6 +322,7 @@ class Config:
 
     seed: NonNegativeInt
     strategy: Literal["ddp", "ddp_zero1"]
+    init_from: str | None
     run_dir: str | None
     runs_dir: str
     if_finished: Literal["refuse", "reuse", "rerun"]

@@ -13,6 +13,7 @@ from data_sharding.manifest import Manifest, read_manifest
 from orchestrator.config import ConfigError, identity, to_dict, unsafe_changes
 from orchestrator.launch.compose import Composed
 from orchestrator.launch.git import git, tracks
+from orchestrator.launch.init_from import bring
 from orchestrator.plan import Plan, data_fingerprint, make_plan
 from orchestrator.rundir import RunDir, RunError, write_atomic
 from orchestrator.schema import Config
@@ -150,6 +151,8 @@ def _make_directory(path: Path) -> None:
 
 def _describe(run: RunDir, composed: Composed, train: Manifest, val: Manifest) -> None:
     """Write everything but the config, whose presence says that the run directory is whole."""
+    source = composed.config.init_from
+    init_from = bring(source, run.init_file) if source else None
     git, patch = code_version(Path(__file__))
     if patch:
         write_atomic(run.patch_file, patch)
@@ -163,6 +166,7 @@ def _describe(run: RunDir, composed: Composed, train: Manifest, val: Manifest) -
             "git": git,
             "python": sys.version.split()[0],
             "packages": _versions(_PACKAGES),
+            "init_from": init_from,
             "data": {
                 "name": composed.config.data.name,
                 "num_train": train.num_samples,

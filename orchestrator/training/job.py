@@ -98,6 +98,9 @@ class Job:
             step, parts = newest or (0, None)
             if step := self.world.from_first(step):
                 restore(self.state, parts, self.world)
+            elif self.config.init_from:
+                channels = self.config.data.channels
+                self.state.initialise(self.run.init_file, self.plan.num_classes, channels)
         self.saver.resumed_from = step
         if self.world.is_first:
             self.saver.clean_up()

@@ -77,8 +77,17 @@ def read_safetensors(network: nn.Module, path: Path) -> None:
         RuntimeError: names or shapes differ from the model's.
         SafetensorError: the file is none.
     """
+    network.load_state_dict(read_tensors(path), strict=True)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file, which is mapped, those with several names under each.
+
+    Raises:
+        SafetensorError: the file is none.
+    """
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
     tensors = safetensors.torch.load_file(path)
-    aliases = {name: tensors[kept] for name, kept in metadata.items() if name != "format"}
-    network.load_state_dict(tensors | aliases, strict=True)
+    aliases = {name: tensors[kept] for name, kept in metadata.items() if kept in tensors}
+    return tensors | aliases

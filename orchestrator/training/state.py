@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -18,6 +19,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from orchestrator.config import ConfigError
 from orchestrator.schema import Config, Optimizer
+from orchestrator.training.initialise import initialise
 from orchestrator.training.slots import Slots
 from orchestrator.training.world import World
 from orchestrator.training.zero1 import OptimizerShards
@@ -50,6 +52,16 @@ class TrainState:
             scaler=torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16"),
             shards=OptimizerShards(optimizer, world) if is_spread else None,
         )
+
+    def initialise(self, path: Path, num_classes: int, in_channels: int) -> None:
+        """Begin with the weights of a safetensors file, the averaged ones too.
+
+        Raises:
+            ConfigError: they are of another network.
+        """
+        initialise(self.network, path, num_classes, in_channels)
+        if self.ema is not None:
+            self.ema.load_state_dict(self.network.state_dict())
 
     def update(self) -> None:
         """Move the weights by their gradients, unless the loss scaler has found some infinite."""
@@ -101,6 +113,7 @@ def _make_optimizer(network: nn.Module, optimizer: Optimizer) -> torch.optim.Opt
             weight_decay=optimizer.weight_decay,
             momentum=optimizer.momentum,
             filter_bias_and_bn=not optimizer.decay_norm_and_bias,
+            layer_decay=optimizer.layer_decay,
             **optimizer.options,
         )
     except TypeError as error:

@@ -60,7 +60,7 @@ def train(
             _check_data(num_bad, num_seen, config.data.max_bad_share)
             checked = step
         if logging:
-            lr = job.state.optimizer.param_groups[0]["lr"]
+            lr = max(group["lr"] for group in job.state.optimizer.param_groups)
             figures |= {"train/lr": lr, "train/grad_norm": float(grad_norm)}
             metrics.log(step, figures)
             tell_progress(plan, step, figures)

@@ -1,0 +1,129 @@
+"""Weights to begin with, brought into the run directory before the run is submitted.
+
+They may come from a run, one of its checkpoints, a safetensors file at any URL, or timm's shelf of
+pretrained ones. The copy makes the run independent of what becomes of them, and of the network,
+which compute nodes often do not have.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from data_sharding import files
+from orchestrator.config import ConfigError, parse
+from orchestrator.rundir import RunDir, RunError
+from orchestrator.training.checkpoint import CheckpointError, CheckpointStore
+from orchestrator.training.retention import best_of
+from orchestrator.training.verdict import Exit
+
+_WEIGHTS = ("ema.safetensors", "model.safetensors")  # the first that there is
+_DEADLINE_S = 1800
+
+
+def bring(source: str, target: Path) -> dict[str, Any]:
+    """Put the weights of `init_from` into a file, and return where they come from.
+
+    Raises:
+        ConfigError: there are none, or they cannot be had or read.
+    """
+    try:
+        with _opened(source, target) as (path, facts):
+            if path != target:
+                _link(path, target)
+        with safe_open(target, "np") as file:
+            num_tensors = len(file.keys())
+        with target.open("rb") as data:
+            digest = file_digest(data, "sha256").hexdigest()
+    except ConfigError:
+        raise
+    except SafetensorError as error:
+        raise ConfigError(
+            f"init_from={source} is no safetensors file ({error}), and no other kind is read: a "
+            "pickle can run code. Convert it: safetensors.torch.save_file(state_dict, FILE)"
+        ) from None
+    except Exception as error:  # every store raises its own kinds
+        raise ConfigError(
+            f"init_from={source} cannot be read: {type(error).__name__}: {error}. It is a run "
+            "directory, a checkpoint in it, a safetensors file at a path or URL, or timm/NAME."
+        ) from error
+    return {"source": source, **facts, "num_tensors": num_tensors, "sha256": digest}
+
+
+@contextmanager
+def _opened(source: str, target: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the path of a file of weights, which may be the target, and what is known of it."""
+    if source.startswith("timm/"):
+        _fetch_pretrained(source, target)
+        yield target, {}
+        return
+    local = files.local_path(source)
+    if local and (local / "config.yaml").exists():
+        with _of_run(RunDir(local)) as found:
+            yield found
+    elif local and (local / "manifest.json").exists():
+        store, step = CheckpointStore(str(local.parent)), int(local.name.rpartition("-")[2])
+        with _of_checkpoint(store, step) as path:
+            yield path, {"step": step}
+    elif local:
+        yield local, {}
+    else:
+        files.fetch(source, target)
+        yield target, {}
+
+
+@contextmanager
+def _of_run(run: RunDir) -> Iterator[tuple[Path, dict[str, Any]]]:
+    try:
+        config = parse(run.read_config())
+    except RunError as error:
+        raise ConfigError(str(error)) from None
+    store = CheckpointStore.of(run, config)
+    manifests = store.manifests()
+    if not manifests:
+        raise ConfigError(
+            f"init_from={run.path}: this run has no checkpoint yet, so there is nothing to begin "
+            "with. Wait for one, or take another run."
+        )
+    step = (best_of(manifests, config.checkpoint) or manifests[-1]).step
+    uid = (run.read_json(run.identity_file) or {}).get("uid")
+    with _of_checkpoint(store, step) as path:
+        yield path, {"run": run.id, "uid": uid, "step": step}
+
+
+@contextmanager
+def _of_checkpoint(store: CheckpointStore, step: int) -> Iterator[Path]:
+    try:
+        name = next(name for name in _WEIGHTS if name in store.manifest(step).files)
+        with store.open(step, [name]) as parts:
+            yield parts[name]
+    except CheckpointError as error:
+        raise ConfigError(
+            f"init_from: {error}. Take another step: `tahoe ckpt verify RUN`"
+        ) from None
+
+
+def _fetch_pretrained(name: str, target: Path) -> None:
+    """Let a process that has torch fetch timm's weights."""
+    command = [sys.executable, "-m", "orchestrator.training.pretrained", name, str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_DEADLINE_S, check=False)
+    if done.returncode:
+        said = done.stderr.strip()
+        is_ours = done.returncode == Exit.NEVER_RESTART
+        raise ConfigError(said if is_ours else (said.splitlines() or ["nothing was said"])[-1])
+
+
+def _link(path: Path, target: Path) -> None:
+    """Give a file a second name, or copy it to another file system; checkpoints never change."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)

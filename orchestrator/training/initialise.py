@@ -1,0 +1,79 @@
+"""A network begins with the weights of another, as far as they fit.
+
+The head is left fresh where the number of classes differs. timm's networks are adapted by timm:
+position embeddings are resampled, the first convolution takes other channels, and old names are
+translated.
+"""
+
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import load_pretrained
+from torch import nn
+
+from orchestrator.config import ConfigError
+from orchestrator.training.safetensors_file import read_tensors
+
+Tensors = Mapping[str, torch.Tensor]
+log = logging.getLogger(__name__)
+
+
+def initialise(network: nn.Module, path: Path, num_classes: int, in_channels: int) -> None:
+    """Load a safetensors file into a network on the CPU or a GPU.
+
+    Raises:
+        ConfigError: the weights are of another network.
+    """
+    tensors, ours = read_tensors(path), network.state_dict()
+    by_timm = hasattr(network, "pretrained_cfg")
+    fresh = _fresh_head(network, tensors, ours, num_classes)
+    kept = {name: value for name, value in tensors.items() if name not in fresh}
+    wanted = kept | {name: ours[name].clone() for name in fresh}
+    try:
+        if by_timm:
+            _load_by_timm(network, wanted, num_classes, in_channels)
+        else:
+            network.load_state_dict(wanted, strict=True)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"init_from: the weights do not fit the network: {error}. Take the model that they are "
+            "of, or other weights."
+        ) from None
+    log.info("begins with the weights of init_from; fresh: %s", ", ".join(fresh) or "nothing")
+
+
+def _fresh_head(network: nn.Module, theirs: Tensors, ours: Tensors, num_classes: int) -> list[str]:
+    """Return the names of the head's tensors, if it is for other classes or not there."""
+    known = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
+    heads = (known,) if isinstance(known, str) else known
+    if heads:
+        names = [f"{head}.{part}" for head in heads for part in ("weight", "bias")]
+        return [
+            name
+            for name in names
+            if name in ours and (name not in theirs or theirs[name].shape != ours[name].shape)
+        ]
+    return [
+        name
+        for name, value in ours.items()
+        if name in theirs
+        and theirs[name].shape[1:] == value.shape[1:]
+        and theirs[name].shape[:1] != value.shape[:1] == (num_classes,)
+    ]
+
+
+def _load_by_timm(network: nn.Module, tensors: Tensors, num_classes: int, in_channels: int) -> None:
+    known: Any = network.pretrained_cfg
+    given = {"state_dict": tensors, "num_classes": num_classes, "label_offset": 0}
+    load_pretrained(
+        network,
+        pretrained_cfg={**known, **given},
+        num_classes=num_classes,
+        in_chans=in_channels,
+        filter_fn=getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None),
+        strict=True,
+    )

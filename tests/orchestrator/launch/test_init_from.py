@@ -1,0 +1,106 @@
+"""Weights are brought into the run directory, wherever they come from."""
+
+import json
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import fsspec
+import pytest
+import safetensors.torch
+import torch
+from running import Tahoe
+
+from orchestrator.config import ConfigError
+from orchestrator.launch.init_from import bring
+from orchestrator.rundir import RunDir
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    file = tmp_path / "some weights.safetensors"
+    safetensors.torch.save_file({"a": torch.ones(3)}, str(file))
+    return file
+
+
+def test_a_file_is_linked_or_fetched(weights: Path, tmp_path: Path) -> None:
+    target = tmp_path / "init.safetensors"
+    facts = bring(str(weights), target)
+    assert target.samefile(weights)
+    assert facts["sha256"] == sha256(weights.read_bytes()).hexdigest()
+    assert facts["num_tensors"] == 1
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/shelf/w.safetensors", weights.read_bytes())
+    target.unlink()
+    assert bring("memory://shelf/w.safetensors", target)["sha256"] == facts["sha256"]
+    memory.rm("/", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("nowhere", "FileNotFoundError"),
+        ("odd://x", "Protocol not known: odd"),
+        ("memory://nothing", "FileNotFoundError"),
+        ("pickle.pt", "is no safetensors file"),
+        ("timm/no_such_network", "timm has no such pretrained weights"),
+        ("timm/resnet18.no_such_tag", "timm has no such pretrained weights"),
+        ("empty run", "no checkpoint yet"),
+        ("broken/step-000000001", "cannot be read"),
+    ],
+)
+def test_what_cannot_be_had_is_told(
+    source: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train_config: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": torch.ones(3)}, "pickle.pt")
+    Path("empty run").mkdir()
+    Path("empty run", "config.yaml").write_text(train_config)
+    Path("broken/step-000000001").mkdir(parents=True)
+    Path("broken/step-000000001/manifest.json").write_text("{")
+    with pytest.raises(ConfigError, match="init_from") as refused:
+        bring(source, tmp_path / "init.safetensors")
+    assert said in str(refused.value)
+
+
+def test_without_a_network_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"init_from=timm/resnet18\.a1_in1k: its weights cannot"):
+        bring("timm/resnet18.a1_in1k", tmp_path / "init.safetensors")
+
+
+@pytest.fixture
+def train_config(values: dict[str, object]) -> str:
+    return json.dumps(values)  # which is YAML too
+
+
+def test_a_run_begins_with_the_best_of_another(
+    train: Callable[..., RunDir], tahoe: Tahoe, digits: Path
+) -> None:
+    still = ("recipe.steps=1", "recipe.optimizer.lr=1e-12")
+    first = train("first", "recipe=adamw", "recipe.steps=40", "recipe.ema_decay=0.5")
+    second = train("second", *still, "init_from=first")
+    best = first.checkpoints_dir / "step-000000040" / "ema.safetensors"
+    assert second.init_file.read_bytes() == best.read_bytes()
+    identity = second.read_json(second.identity_file)
+    assert identity is not None
+    assert identity["init_from"]["run"] == "first"
+    assert identity["init_from"]["step"] == 40
+    text = (second.log_dir(1) / "rank-00000.log").read_text()
+    assert "begins with the weights of init_from; fresh: nothing" in text
+    assert val_loss(second) == pytest.approx(val_loss(first), rel=1e-4)
+    assert val_loss(train("fresh", *still)) > 1.1 * val_loss(first)
+
+    lost = tahoe(*("train", f"data.url='{digits}'", "init_from=gone", "run_dir=lost"), check=False)
+    assert lost.returncode == 93
+    assert "init_from=gone cannot be read" in lost.stderr
+    refused = tahoe("resume", "second", "init_from=null", "recipe.steps=3", check=False)
+    assert "init_from cannot change within a run" in refused.stderr
+
+
+def val_loss(run: RunDir) -> float:
+    records = map(json.loads, run.metrics_file.read_text().splitlines())
+    return [one["metrics"]["val/loss"] for one in records if "val/loss" in one["metrics"]][-1]
