@@ -13,6 +13,7 @@ from typing import Any, cast
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.schema import Config
+from orchestrator.tracking.outgoing import has_secret, without_secrets
 
 
 class ConfigError(Exception):
@@ -50,12 +51,32 @@ def parse(values: Mapping[str, Any]) -> Config:
     """
     try:
         # By way of JSON: its lists may become tuples while "3" may not become 3.
-        return _ADAPTER.validate_json(json.dumps(values))
+        config = _ADAPTER.validate_json(json.dumps(values))
     except ValidationError as error:
         lines = [_explain(e["loc"], e["type"], e["msg"], e["input"]) for e in error.errors()]
         raise ConfigError(
             "the config cannot be run:\n" + "\n".join(f"  {x}" for x in lines)
         ) from None
+    _check_secrets(config)
+    return config
+
+
+def _check_secrets(config: Config) -> None:
+    """Refuse a password before it is written to config.yaml, which others may read."""
+    urls = {
+        "data.url": config.data.url,
+        "checkpoint.url": config.checkpoint.url,
+        "tracking.uri": config.tracking.uri,
+        "init_from": config.init_from,
+    }
+    for key, url in urls.items():
+        if url and has_secret(url):
+            raise ConfigError(
+                f"{key}={without_secrets(url)} carries a password or a signature, which would lie "
+                "in config.yaml and in logs. Give it where the store looks for it: AWS_* or "
+                "~/.aws, FSSPEC_PROTOCOL_* or ~/.config/fsspec, MLFLOW_TRACKING_USERNAME and "
+                "_PASSWORD, ~/.pgpass, ~/.netrc."
+            )
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 MAX_NAME_CHARACTERS = 250
 _USERINFO = re.compile(r"://[^/?#\s'\"]*@")
+_PASSWORD = re.compile(r"://[^/?#\s@:]*:[^/?#\s@]+@")
 _SECRET_QUERY = re.compile(
     r"([?&][^?&=\s]{0,60}(?:sig|token|secret|password|credential)[^?&=\s]{0,60}=)[^&\s'\"]+",
     re.IGNORECASE,
@@ -20,6 +21,11 @@ _SECRET_KEY = re.compile(
     r"(^|_)(password|passwd|secret|token|credentials?|api_key|access_key)$", re.IGNORECASE
 )
 _FORBIDDEN = re.compile(r"[^/\w.\- :]")
+
+
+def has_secret(url: str) -> bool:
+    """Whether a URL carries a password or a signature; a user's name alone is none."""
+    return _PASSWORD.search(url) is not None or _SECRET_QUERY.search(url) is not None
 
 
 def without_secrets(text: str) -> str:
