@@ -54,6 +54,7 @@ bench: setup
 	$(BIN)/python tests/bench/saving.py
 	$(BIN)/python tests/bench/optimizer_memory.py
 	$(BIN)/python tests/bench/logging_calls.py
+	$(BIN)/python tests/bench/startup.py
 
 bench-data: setup
 	$(BIN)/python tests/bench/loading.py $(IMAGES)

@@ -178,6 +178,15 @@ class RunDir:
         append_json_line(self.attempts_file, line)
         return attempt
 
+    def launched_s(self, attempt: int) -> float:
+        """Return when an attempt was begun; now if that is not known."""
+        starts = (
+            line["started_s"]
+            for line in read_json_lines(self.attempts_file)
+            if line.get("attempt") == attempt and "started_s" in line
+        )
+        return float(next(starts, time.time()))
+
     def end_attempt(self, attempt: int, **facts: Any) -> None:
         """Record how an attempt ended."""
         append_json_line(self.attempts_file, {"attempt": attempt, "ended_s": time.time(), **facts})

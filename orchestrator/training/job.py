@@ -14,7 +14,7 @@ from data_sharding.counter import derive
 from orchestrator.plan import Plan
 from orchestrator.rundir import RunDir, read_json_lines
 from orchestrator.schema import Config
-from orchestrator.training import watchdog
+from orchestrator.training import startup, watchdog
 from orchestrator.training.checkpoint import CheckpointStore
 from orchestrator.training.datasets import Datasets
 from orchestrator.training.device import Device
@@ -59,6 +59,7 @@ class Job:
             ConfigError, DataError: something that the config names is not there or does not fit.
         """
         data = Datasets.open(run, config, world.size)
+        startup.done("data")
         device = Device.create(config, world.device)
         torch.manual_seed(int(derive(config.seed, "init")[0]))
         network = build_network(config, data.plan.num_classes)
@@ -93,7 +94,10 @@ class Job:
 
         Rank 0 reads the newest checkpoint that is whole, and gives the others what is in it.
         """
-        self.gradients.warm_up()
+        startup.done("network")
+        if self.world.size > 2:  # the sum of two has one order
+            self.gradients.warm_up()
+        startup.done("warm-up")
         with self.store.open_newest() if self.world.is_first else nullcontext() as newest:
             step, parts = newest or (0, None)
             if step := self.world.from_first(step):
@@ -101,6 +105,7 @@ class Job:
             elif self.config.init_from:
                 channels = self.config.data.channels
                 self.state.initialise(self.run.init_file, self.plan.num_classes, channels)
+        startup.done("checkpoint")
         self.saver.resumed_from = step
         if self.world.is_first:
             self.saver.clean_up()
@@ -137,6 +142,10 @@ class Job:
     def live(self) -> None:
         """Say that this rank has got somewhere, and end it if a checkpoint could not be written."""
         watchdog.alive()
+        if startup.is_under_way():
+            if self.device.is_cuda:
+                torch.cuda.synchronize()  # else the step would only have been asked for
+            startup.tell()
         self.saver.check()
 
     def part(self) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from orchestrator.config import ConfigError, parse
 from orchestrator.rundir import RunDir
 from orchestrator.schema import Config
+from orchestrator.training import startup
 from orchestrator.training.verdict import NeverRestartError, StopRequest, Verdict
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     if os.environ.get("TAHOE_LAUNCHER_PIPE"):
         threading.Thread(target=_stop_without_launcher, daemon=True).start()
     attempt, config = int(os.environ["TAHOE_ATTEMPT"]), parse(run.read_config())
+    startup.begin(run.launched_s(attempt))
     with _shipping(run, config) if is_first and _ships(config) else nullcontext():
         verdict = _attempt(run, config, attempt, stop, is_first=is_first)
         if is_first:
@@ -53,6 +55,7 @@ def _attempt(
     from orchestrator.training.watchdog import watching
     from orchestrator.training.world import join_world
 
+    startup.done("imports")
     # Starting again would end the same way: these are the user's to mend.
     hopeless = (NeverRestartError, ConfigError, DataError, CheckpointError)
     metrics_file = run.metrics_file if is_first else None
@@ -62,6 +65,7 @@ def _attempt(
             join_world(config.cluster) as world,
             watching(config.cluster.hang_timeout_s),
         ):
+            startup.done("rendezvous")
             return train(run, config, world, metrics, stop)
     except hopeless as error:
         log.error("%s", error)  # without a traceback, which would hide what it says

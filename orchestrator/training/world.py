@@ -6,6 +6,8 @@ carries decisions, so that agreeing waits for no kernel.
 """
 
 import os
+import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from torch import nn
 
 from orchestrator.config import ConfigError
 from orchestrator.schema import Cluster
+
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,8 @@ def join_world(cluster: Cluster) -> Iterator[World]:
     if device.type == "cuda":
         _choose_repeatable_kernels()
         torch.cuda.set_device(device)
+    if os.environ["RANK"] != "0":
+        _await_first(cluster.collective_timeout_s)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     control = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(control, dist.ProcessGroup)  # every rank is a member
@@ -152,6 +158,18 @@ def join_world(cluster: Cluster) -> Iterator[World]:
         )
     finally:
         dist.destroy_process_group()
+
+
+def _await_first(timeout_s: float) -> None:
+    """Return when rank 0 listens. torch, refused once, tries again most of a second later."""
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:  # after which torch says what is wrong
+        try:
+            with socket.create_connection(address, timeout=_POLL_S * 100):
+                return
+        except OSError:
+            time.sleep(_POLL_S)
 
 
 def _choose_repeatable_kernels() -> None:

@@ -1,6 +1,7 @@
 """Weights are brought into the run directory, wherever they come from."""
 
 import json
+import re
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -91,6 +92,7 @@ def test_a_run_begins_with_the_best_of_another(
     assert identity["init_from"]["step"] == 40
     text = (second.log_dir(1) / "rank-00000.log").read_text()
     assert "begins with the weights of init_from; fresh: nothing" in text
+    assert re.search(r"first step after .*imports .*rendezvous .*checkpoint .*first step", text)
     assert val_loss(second) == pytest.approx(val_loss(first), rel=1e-4)
     assert val_loss(train("fresh", *still)) > 1.1 * val_loss(first)
 
