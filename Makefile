@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-cluster test-all lint bench bench-data
+.PHONY: help setup demo drill test test-cluster test-all lint bench bench-data
 
 help:
 	@echo "make demo      train LeNet-5 and ResNet-18 on handwritten digits, compare them"
+	@echo "make drill     hurt a run 60 times, compare it with one left alone; about 5 minutes"
 	@echo "make test      the test suite, under 5 minutes"
 	@echo "make test-cluster  jobs on a real Slurm of three nodes on this machine; needs root"
 	@echo "make test-all  the slow tests too"
@@ -30,6 +31,10 @@ demo: setup
 	$(BIN)/tahoe train experiment=demo_resnet18 if_finished=reuse
 	$(BIN)/tahoe compare runs/demo-lenet5_1998 runs/demo-resnet18
 	@echo "Curves and parameters, in MLflow:  $(BIN)/tahoe ui"
+
+drill: setup
+	$(BIN)/tahoe shard digits datasets/digits
+	$(BIN)/tahoe drill model=lenet5_1998 data=digits --faults 60
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow and not cluster" --numprocesses 2 --dist worksteal

@@ -19,6 +19,7 @@ from orchestrator.launch.cluster import (
     submit_run,
 )
 from orchestrator.launch.data_preview import add_data_verbs
+from orchestrator.launch.drill_verb import add_drill_options, drill
 from orchestrator.launch.shard import add_shard_verbs
 
 DESCRIPTION = "Train image classifiers on a cluster; resume exactly; compare runs in MLflow."
@@ -37,7 +38,7 @@ OVERRIDES are Hydra's: a group as model=resnet18, a key as recipe.epochs=5.
 
 VERBS = (
     *("train", "submit", "resume", "status", "list", "logs", "cancel", "compare", "sync", "ui"),
-    *("ckpt", "doctor", "shard", "data", "rehearse"),
+    *("ckpt", "doctor", "drill", "shard", "data", "rehearse"),
 )
 
 
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for verb, call, add_options in (
         ("submit", submit, add_submit_options),
         ("doctor", doctor, add_doctor_options),
+        ("drill", drill, add_drill_options),
     ):
         if given[:1] == [verb] and not {"-h", "--help"} & set(given):
             return _report(call, _with_overrides(verb, add_options, given[1:]))
@@ -176,6 +178,11 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("overrides", nargs="*", metavar="OVERRIDES", help=overrides_help)
 
     add_cluster_verbs(verbs)
+
+    drill_verb = add_verb(verbs, "drill", drill, "hurt a short version of a run, and compare")
+    add_drill_options(drill_verb)
+    drill_help = "as for train, or one run directory"
+    drill_verb.add_argument("overrides", nargs="*", metavar="OVERRIDES|RUN", help=drill_help)
 
     ckpt = verbs.add_parser("ckpt", help="list, verify, prune and export checkpoints")
     add_ckpt_verbs(ckpt)

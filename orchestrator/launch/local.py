@@ -27,8 +27,13 @@ CRASHED = 1
 _POLL_S = 0.2
 
 
-def run_attempt(run: RunDir, config: Config, plan: Plan) -> int:
+def run_attempt(
+    run: RunDir, config: Config, plan: Plan, worker: str = "orchestrator.training.worker"
+) -> int:
     """Run one attempt to its end and return its exit code: 0, 75, 93, or 1 for a crash.
+
+    Args:
+        worker: the module that each rank runs.
 
     Raises:
         RunError: another attempt of this run is alive.
@@ -38,7 +43,7 @@ def run_attempt(run: RunDir, config: Config, plan: Plan) -> int:
             launcher="local", world_size=plan.world_size, num_steps=plan.num_steps
         )
         run.stop_file.unlink(missing_ok=True)
-        ranks = _Ranks.start(run, config, attempt, lock)
+        ranks = _Ranks.start(run, config, attempt, lock, worker)
         with Watcher(run, plan, ranks.log_file(0)) as watcher:
             ranks.watch(watcher, interrupts)
         exit_code = _judge(run, attempt, ranks)
@@ -91,7 +96,7 @@ class _Ranks:
     deadline_s: float = float("inf")
 
     @classmethod
-    def start(cls, run: RunDir, config: Config, attempt: int, lock: int) -> "_Ranks":
+    def start(cls, run: RunDir, config: Config, attempt: int, lock: int, worker: str) -> "_Ranks":
         log_dir = run.log_dir(attempt)
         log_dir.mkdir(parents=True)
         num_procs, port = config.launcher.num_procs, _free_port()
@@ -113,7 +118,7 @@ class _Ranks:
             }
             with ranks.log_file(rank).open("ab") as log:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "orchestrator.training.worker", str(run.path)],
+                    [sys.executable, "-m", worker, str(run.path)],
                     env=environ,
                     stdin=subprocess.PIPE,
                     stdout=log,

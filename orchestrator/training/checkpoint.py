@@ -69,6 +69,9 @@ class Manifest:
         """
         try:
             manifest = json.loads(data)
+            digest = manifest.pop("sha256", None)  # checkpoints from before it had one have none
+            if digest not in (None, _digest(manifest)):
+                raise CheckpointError(f"{where} is damaged: it has another digest than it says")
             if manifest["format"] != FORMAT:
                 raise CheckpointError(
                     f"{where} is of format {manifest['format']!r}, not {FORMAT!r}"
@@ -92,7 +95,7 @@ class Manifest:
             for name, (num_bytes, digest) in self.files.items()
         }
         values = {"format": FORMAT, "step": self.step, "metrics": self.metrics, "files": listed}
-        return json.dumps(values, indent=2).encode()
+        return json.dumps({**values, "sha256": _digest(values)}, indent=2).encode()
 
 
 @dataclass(frozen=True)
@@ -224,13 +227,17 @@ class CheckpointStore:
         files.remove(manifest)
 
 
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
 def _yield_to_training() -> None:
     """Let this thread have what the others leave (Linux gives each thread a niceness)."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 @dataclass
-class _Hashed:
+class HashedFile:
     """A file that is only written to, and knows the digest of what has been."""
 
     file: IO[bytes]
@@ -252,7 +259,7 @@ class _Hashed:
 def _write(url: str, part: Part) -> tuple[int, str]:
     """Write a file, and return its size and digest."""
     with files.create(url) as file:
-        hashed = _Hashed(file)
+        hashed = HashedFile(file)
         part(hashed)  # type: ignore[arg-type]  # as much of a file as torch.save asks for
     return hashed.num_bytes, hashed.sha256.hexdigest()
 

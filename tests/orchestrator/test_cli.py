@@ -15,7 +15,7 @@ from orchestrator.launch import local
 
 VERBS = (
     *("train", "submit", "resume", "status", "list", "logs", "cancel", "compare", "sync", "ui"),
-    *("ckpt", "doctor", "shard", "data", "rehearse"),
+    *("ckpt", "doctor", "drill", "shard", "data", "rehearse"),
 )
 TAHOE = Path(sys.executable).with_name("tahoe")
 

@@ -1,0 +1,138 @@
+"""`tahoe drill` passes on Tahoe as it is, and fails when anything is lost, doubled or changed."""
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import Tahoe
+
+from orchestrator.config import parse
+from orchestrator.launch.drill import Report, _compare
+from orchestrator.launch.drill_schedule import KINDS
+from orchestrator.rundir import RunDir
+
+pytestmark = pytest.mark.slow
+
+NUM_STEPS = 36  # of a drill with two attempts besides the last
+
+
+@pytest.mark.timeout(600)
+def test_every_kind_of_fault_twice(tmp_path: Path, digits: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("running.DEADLINE_S", 550)
+    options = ("--faults", str(2 * len(KINDS)), "--directory", "drill", "--json")
+    network = ("recipe.ema_decay=0.9", "recipe.optimizer.name=adamw")
+    done = Tahoe(tmp_path)("drill", *options, f"data.url='{digits}'", *network, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert report["is_well"]
+    assert report["weights_equal"]
+    assert set(report["faults"]) >= {
+        "kill one rank",
+        "kill in a save",
+        "flip a bit of a checkpoint",
+    }
+    assert sum(report["faults"].values()) >= 2 * len(KINDS) - 2  # a pause may come too late
+    assert report["most_lost_steps"] < 30
+
+
+@pytest.fixture(scope="module")
+def drilled(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    home = tmp_path_factory.mktemp("drills")
+    kinds = ("--kind", "kill all ranks", "--kind", "ask to stop", "--faults", "2")
+    done = Tahoe(home)("drill", *kinds, "--directory", "drill", f"data.url='{digits}'")
+    assert "passed; both runs are in" in done.stdout
+    assert "final weights                    equal" in done.stdout
+    return home / "drill"
+
+
+def last_samples(hurt: RunDir) -> Path:
+    """Return what a rank was given in the last attempt, of which nothing was done again."""
+    return hurt.samples_file(hurt.num_attempts, 0)
+
+
+def lose_samples(hurt: RunDir) -> None:
+    lines = last_samples(hurt).read_text().splitlines(keepends=True)
+    last_samples(hurt).write_text("".join(lines[:-1]))
+
+
+def train_on_others(hurt: RunDir) -> None:
+    *lines, before, last = last_samples(hurt).read_text().splitlines()
+    changed = json.loads(last)
+    changed["ids"][0] = json.loads(before)["ids"][0]
+    last_samples(hurt).write_text("\n".join([*lines, before, json.dumps(changed), ""]))
+
+
+def log_another_loss(hurt: RunDir) -> None:
+    lines = hurt.metrics_file.read_text().splitlines()
+    record = json.loads(lines[1])  # the first of its step, which counts
+    record["metrics"]["train/loss"] += 1e-9
+    hurt.metrics_file.write_text("\n".join([lines[0], json.dumps(record), *lines[2:], ""]))
+
+
+def lose_a_point(hurt: RunDir) -> None:
+    _in_store(hurt, "DELETE FROM metrics WHERE key = 'train/loss' AND step = 5")
+
+
+def double_a_point(hurt: RunDir) -> None:
+    columns = "key, value, timestamp + 1, run_uuid, step, is_nan"
+    source = "FROM metrics WHERE key = 'train/loss' AND step = 5 AND run_uuid = ?"
+    columns_in = "(key, value, timestamp, run_uuid, step, is_nan)"
+    run_id = (hurt.read_json(hurt.mlflow_file) or {})["run_id"]
+    _in_store(hurt, f"INSERT INTO metrics {columns_in} SELECT {columns} {source}", run_id)
+
+
+def _in_store(hurt: RunDir, statement: str, *values: str) -> None:
+    with sqlite3.connect(hurt.path.parent / "mlflow.db") as store:
+        store.execute(statement, values)
+    store.close()
+
+
+def end_with_other_weights(hurt: RunDir) -> None:
+    manifest = hurt.checkpoints_dir / f"step-{NUM_STEPS:09d}" / "manifest.json"
+    values = json.loads(manifest.read_text())
+    values["files"]["model.safetensors"]["sha256"] = "0" * 64
+    del values["sha256"]
+    manifest.write_text(json.dumps(values))
+
+
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+@pytest.mark.parametrize(
+    ("harm", "noticed"),
+    [
+        (lambda hurt: None, set()),
+        (lose_samples, {"samples_never"}),
+        (train_on_others, {"samples_never", "samples_twice"}),
+        (log_another_loss, {"figures_differ", "points_doubled"}),
+        (lose_a_point, {"points_lost"}),
+        (double_a_point, {"points_doubled"}),
+        (end_with_other_weights, {"weights_equal"}),
+    ],
+)
+def test_what_goes_wrong_is_noticed(
+    drilled: Path, tmp_path: Path, harm: Callable[[RunDir], None], noticed: set[str]
+) -> None:
+    place = shutil.copytree(drilled, tmp_path / "drill")
+    alone, hurt = RunDir(place / "undisturbed"), RunDir(place / "hurt")
+    values = hurt.read_config()
+    values["tracking"]["uri"] = f"sqlite:///{place}/mlflow.db"
+    hurt.write_config(values)
+    harm(hurt)
+    report = Report(2)
+    _compare(report, alone, hurt, parse(hurt.read_config()), NUM_STEPS)
+    counts = ("samples_never", "samples_twice", "figures_differ", "points_lost", "points_doubled")
+    found = {name for name in counts if getattr(report, name)}
+    assert found | (set() if report.weights_equal else {"weights_equal"}) == noticed
+    assert report.is_well == (noticed == set())
+
+
+def test_a_drill_takes_the_config_of_a_run(drilled: Path, tahoe: Tahoe) -> None:
+    refused = tahoe("drill", str(drilled / "hurt"), "seed=1", check=False)
+    assert refused.returncode == 93
+    assert "takes its config as it is" in refused.stderr
+    there = tahoe("drill", str(drilled / "hurt"), "--directory", str(drilled), check=False)
+    assert there.returncode == 1
+    assert "cannot make a directory for the drill" in there.stderr
