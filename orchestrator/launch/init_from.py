@@ -101,7 +101,10 @@ def _of_run(run: RunDir) -> Iterator[tuple[Path, dict[str, Any]]]:
 @contextmanager
 def _of_checkpoint(store: CheckpointStore, step: int) -> Iterator[Path]:
     try:
-        name = next(name for name in _WEIGHTS if name in store.manifest(step).files)
+        listed = store.manifest(step).files
+        name = next((name for name in _WEIGHTS if name in listed), None)
+        if name is None:
+            raise CheckpointError(f"{store.location(step)} has neither of {', '.join(_WEIGHTS)}")
         with store.open(step, [name]) as parts:
             yield parts[name]
     except CheckpointError as error:

@@ -15,6 +15,7 @@ from running import Tahoe
 from orchestrator.config import ConfigError
 from orchestrator.launch.init_from import bring
 from orchestrator.rundir import RunDir
+from orchestrator.training.checkpoint import CheckpointStore
 
 
 @pytest.fixture
@@ -48,6 +49,7 @@ def test_a_file_is_linked_or_fetched(weights: Path, tmp_path: Path) -> None:
         ("timm/resnet18.no_such_tag", "timm has no such pretrained weights"),
         ("empty run", "no checkpoint yet"),
         ("broken/step-000000001", "cannot be read"),
+        ("empty/step-000000001", "has neither of ema.safetensors, model.safetensors"),
     ],
 )
 def test_what_cannot_be_had_is_told(
@@ -59,6 +61,7 @@ def test_what_cannot_be_had_is_told(
     Path("empty run", "config.yaml").write_text(train_config)
     Path("broken/step-000000001").mkdir(parents=True)
     Path("broken/step-000000001/manifest.json").write_text("{")
+    CheckpointStore("empty").save(1, {}, {})
     with pytest.raises(ConfigError, match="init_from") as refused:
         bring(source, tmp_path / "init.safetensors")
     assert said in str(refused.value)
