@@ -26,7 +26,10 @@ from orchestrator.schema import Config
 from orchestrator.training.checkpoint import CheckpointStore
 from orchestrator.training.verdict import Exit
 
-_SAVE_EVERY, _STEPS_AN_ATTEMPT, _STEPS_BESIDES = 3, 8, 12
+_SAVE_EVERY, _STEPS_BESIDES = 3, 12
+# Far more than an attempt makes before it is hurt: on a busy machine that comes late, and a run
+# that has finished is hurt no more.
+_STEPS_AN_ATTEMPT = 24
 _SAME_FIGURES = ("train/loss", "train/lr", "train/grad_norm", "val/loss", "val/top1")
 
 Samples = dict[tuple[int, int], list[int]]

@@ -17,13 +17,13 @@ from orchestrator.rundir import RunDir
 
 pytestmark = pytest.mark.slow
 
-NUM_STEPS = 36  # of a drill with two attempts besides the last
+NUM_STEPS = 84  # of a drill with two attempts besides the last
 
 
 @pytest.mark.timeout(600)
-def test_every_kind_of_fault_twice(tmp_path: Path, digits: Path, monkeypatch: Any) -> None:
+def test_every_kind_of_fault(tmp_path: Path, digits: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("running.DEADLINE_S", 550)
-    options = ("--faults", str(2 * len(KINDS)), "--directory", "drill", "--json")
+    options = ("--faults", str(len(KINDS)), "--directory", "drill", "--json")
     network = ("recipe.ema_decay=0.9", "recipe.optimizer.name=adamw")
     done = Tahoe(tmp_path)("drill", *options, f"data.url='{digits}'", *network, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -35,18 +35,8 @@ def test_every_kind_of_fault_twice(tmp_path: Path, digits: Path, monkeypatch: An
         "kill in a save",
         "flip a bit of a checkpoint",
     }
-    assert sum(report["faults"].values()) >= 2 * len(KINDS) - 2  # a pause may come too late
+    assert sum(report["faults"].values()) >= len(KINDS) - 1  # a pause may come too late
     assert report["most_lost_steps"] < 30
-
-
-@pytest.fixture(scope="module")
-def drilled(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
-    home = tmp_path_factory.mktemp("drills")
-    kinds = ("--kind", "kill all ranks", "--kind", "ask to stop", "--faults", "2")
-    done = Tahoe(home)("drill", *kinds, "--directory", "drill", f"data.url='{digits}'")
-    assert "passed; both runs are in" in done.stdout
-    assert "final weights                    equal" in done.stdout
-    return home / "drill"
 
 
 def last_samples(hurt: RunDir) -> Path:
@@ -99,40 +89,44 @@ def end_with_other_weights(hurt: RunDir) -> None:
     manifest.write_text(json.dumps(values))
 
 
+HARMS: list[tuple[Callable[[RunDir], None], set[str]]] = [
+    (lambda hurt: None, set()),
+    (lose_samples, {"samples_never"}),
+    (train_on_others, {"samples_never", "samples_twice"}),
+    (log_another_loss, {"figures_differ", "points_doubled"}),
+    (lose_a_point, {"points_lost"}),
+    (double_a_point, {"points_doubled"}),
+    (end_with_other_weights, {"weights_equal"}),
+]
+
+
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
-@pytest.mark.parametrize(
-    ("harm", "noticed"),
-    [
-        (lambda hurt: None, set()),
-        (lose_samples, {"samples_never"}),
-        (train_on_others, {"samples_never", "samples_twice"}),
-        (log_another_loss, {"figures_differ", "points_doubled"}),
-        (lose_a_point, {"points_lost"}),
-        (double_a_point, {"points_doubled"}),
-        (end_with_other_weights, {"weights_equal"}),
-    ],
-)
-def test_what_goes_wrong_is_noticed(
-    drilled: Path, tmp_path: Path, harm: Callable[[RunDir], None], noticed: set[str]
-) -> None:
-    place = shutil.copytree(drilled, tmp_path / "drill")
-    alone, hurt = RunDir(place / "undisturbed"), RunDir(place / "hurt")
-    values = hurt.read_config()
-    values["tracking"]["uri"] = f"sqlite:///{place}/mlflow.db"
-    hurt.write_config(values)
-    harm(hurt)
-    report = Report(2)
-    _compare(report, alone, hurt, parse(hurt.read_config()), NUM_STEPS)
-    counts = ("samples_never", "samples_twice", "figures_differ", "points_lost", "points_doubled")
-    found = {name for name in counts if getattr(report, name)}
-    assert found | (set() if report.weights_equal else {"weights_equal"}) == noticed
-    assert report.is_well == (noticed == set())
+@pytest.mark.timeout(300)
+def test_what_goes_wrong_is_noticed(tahoe: Tahoe, digits: Path, tmp_path: Path) -> None:
+    kinds = ("--kind", "kill all ranks", "--kind", "ask to stop", "--faults", "2")
+    done = tahoe("drill", *kinds, "--directory", "drill", f"data.url='{digits}'")
+    assert "passed; both runs are in" in done.stdout
+    assert "final weights                    equal" in done.stdout
+    for number, (harm, noticed) in enumerate(HARMS):
+        place = shutil.copytree(tahoe.cwd / "drill", tmp_path / f"drill-{number}")
+        alone, hurt = RunDir(place / "undisturbed"), RunDir(place / "hurt")
+        values = hurt.read_config()
+        values["tracking"]["uri"] = f"sqlite:///{place}/mlflow.db"
+        hurt.write_config(values)
+        harm(hurt)
+        report = Report(2)
+        _compare(report, alone, hurt, parse(hurt.read_config()), NUM_STEPS)
+        counts = (
+            *("samples_never", "samples_twice", "figures_differ"),
+            *("points_lost", "points_doubled"),
+        )
+        found = {name for name in counts if getattr(report, name)}
+        assert found | (set() if report.weights_equal else {"weights_equal"}) == noticed, harm
+        assert report.is_well == (noticed == set())
 
-
-def test_a_drill_takes_the_config_of_a_run(drilled: Path, tahoe: Tahoe) -> None:
-    refused = tahoe("drill", str(drilled / "hurt"), "seed=1", check=False)
+    refused = tahoe("drill", "drill/hurt", "seed=1", check=False)
     assert refused.returncode == 93
     assert "takes its config as it is" in refused.stderr
-    there = tahoe("drill", str(drilled / "hurt"), "--directory", str(drilled), check=False)
+    there = tahoe("drill", "drill/hurt", "--directory", "drill", check=False)
     assert there.returncode == 1
     assert "cannot make a directory for the drill" in there.stderr

@@ -81,6 +81,7 @@ def train_config(values: dict[str, object]) -> str:
     return json.dumps(values)  # which is YAML too
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_the_best_of_another(
     train: Callable[..., RunDir], tahoe: Tahoe, digits: Path
 ) -> None:
