@@ -200,7 +200,7 @@ def _wait_for_lock(run: RunDir, wait_s: float) -> TextIO:
 def _left_behind(run: RunDir, error: Exception) -> str:
     return (
         f"not all of {run.path} has reached MLflow: {summary(error)}. Nothing is lost, "
-        f"metrics.jsonl has it all; run `tahoe sync {run.path}` later."
+        f"metrics.jsonl has it all; run `tahoe sync {run.quoted}` later."
     )
 
 

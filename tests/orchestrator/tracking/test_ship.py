@@ -103,7 +103,7 @@ def test_a_dead_server_is_given_up_after_the_end(make_scene, ship, free_port):
     scene.log(1, {"a": 1})
     code, out, err = end(ship(scene, "--drain-timeout-s", 1))
     assert (code, out) == (1, "")
-    assert f"run `tahoe sync {scene.run.path}` later" in err
+    assert f"run `tahoe sync {scene.run.quoted}` later" in err
     log = scene.run.path.joinpath("logs", "shipper.log").read_text()
     assert "trying again" in log
     assert "hunter2" not in err + log
