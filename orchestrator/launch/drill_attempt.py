@@ -45,7 +45,7 @@ class Ended:
 def endure(run: RunDir, config: Config, plan: Plan, attempt: Attempt) -> Ended:
     """Run an attempt with what is scheduled for it."""
     before, number = last_step(run), run.num_attempts + 1
-    injury, said = _Injury(run, attempt), io.StringIO()
+    injury, said = _Injury(run, number, attempt), io.StringIO()
     with _hurting_saves(attempt.ending), redirect_stdout(said), redirect_stderr(said):
         injury.thread.start()
         try:
@@ -81,13 +81,12 @@ def _num_steps(run: RunDir, attempt: int) -> int:
 class _Injury:
     """Does to the ranks of an attempt what is scheduled, at the steps that it is scheduled for."""
 
-    def __init__(self, run: RunDir, attempt: Attempt) -> None:
+    def __init__(self, run: RunDir, number: int, attempt: Attempt) -> None:
         self.done: list[str] = []
         self.over = threading.Event()
-        self.thread = threading.Thread(target=self._hurt, args=(run, attempt), daemon=True)
+        self.thread = threading.Thread(target=self._hurt, args=(run, number, attempt), daemon=True)
 
-    def _hurt(self, run: RunDir, attempt: Attempt) -> None:
-        number = run.num_attempts + 1
+    def _hurt(self, run: RunDir, number: int, attempt: Attempt) -> None:
         for fault in attempt.passing:
             if self._wait(run, number, 1):
                 self._pause(fault)
