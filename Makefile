@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 
 help:
 	@echo "make demo      train LeNet-5 and ResNet-18 on handwritten digits, compare them"
-	@echo "make drill     hurt a run 60 times, compare it with one left alone; about 5 minutes"
+	@echo "make drill     hurt a run 60 times, compare it with one left alone"
 	@echo "make test      the test suite, under 5 minutes"
 	@echo "make test-cluster  jobs on a real Slurm of three nodes on this machine; needs root"
 	@echo "make test-all  the slow tests too"

@@ -89,19 +89,8 @@ def write_bytes(url: str, data: bytes) -> None:
         fs, remote = url_to_fs(url)
         fs.pipe_file(remote, data)  # one put, which object stores make visible at once
         return
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
-    try:
-        with create(str(temporary)) as file:
-            file.write(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def fetch(url: str, path: Path) -> None:
-    """Copy a remote file to a local path."""
-    fs, remote = url_to_fs(url)
-    fs.get_file(remote, str(path))
+    with _published(path) as file:
+        file.write(data)
 
 
 def copy(path: Path, url: str) -> None:
@@ -111,11 +100,18 @@ def copy(path: Path, url: str) -> None:
         fs, remote = url_to_fs(url)
         fs.put_file(str(path), remote)
         return
-    temporary = target.with_name(f".{target.name}.{uuid4().hex}.tmp")
+    with path.open("rb") as source, _published(target) as file:
+        shutil.copyfileobj(source, file)
+
+
+@contextmanager
+def _published(path: Path) -> Iterator[IO[bytes]]:
+    """Open a local file that takes its place when it is whole."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
-        with path.open("rb") as source, create(str(temporary)) as file:
-            shutil.copyfileobj(source, file)
-        temporary.replace(target)
+        with create(str(temporary)) as file:
+            yield file
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -91,9 +91,9 @@ def drill(options: argparse.Namespace) -> int:
 
 def _run(config: Config, place: Path, attempts: Sequence[Attempt], asked: int) -> Report:
     start_s, report = time.monotonic(), Report(asked, directory=str(place))
-    alone, _, plan = _open(config, place / "undisturbed")
+    alone, alone_config, plan = _open(config, place / "undisturbed")
     _tell(f"undisturbed: {plan.num_steps} steps in {place}")
-    _finish(endure(alone, *_frozen(alone, plan), Attempt((), None)), alone)
+    _finish(endure(alone, alone_config, plan, Attempt((), None)), alone)
     hurt, hurt_config, _ = _open(config, place / "hurt")
     ends = []
     for number, attempt in enumerate(attempts, start=1):
@@ -161,10 +161,6 @@ def _open(config: Config, path: Path) -> tuple[RunDir, Config, Plan]:
     own = cast("Config", replace(cast("Any", config), run_dir=str(path)))
     run, plan = open_run(Composed(own, ()))
     return run, own, plan
-
-
-def _frozen(run: RunDir, plan: Plan) -> tuple[Config, Plan]:
-    return parse(run.read_config()), plan
 
 
 def _finish(ended: Ended, run: RunDir) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from data_sharding import files
+from data_sharding.local_copy import download
 from orchestrator.config import ConfigError, parse
 from orchestrator.rundir import RunDir, RunError
 from orchestrator.training.checkpoint import CheckpointError, CheckpointStore
@@ -75,7 +76,7 @@ def _opened(source: str, target: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     elif local:
         yield local, {}
     else:
-        files.fetch(source, target)
+        download(source, target)
         yield target, {}
 
 
