@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 
 help:
 	@echo "make demo      train LeNet-5 and ResNet-18 on handwritten digits, compare them"
-	@echo "make drill     hurt a run 60 times, compare it with one left alone"
+	@echo "make drill     hurt a run 200 times, compare it with one left alone; about 10 minutes"
 	@echo "make test      the test suite, under 5 minutes"
 	@echo "make test-cluster  jobs on a real Slurm of three nodes on this machine; needs root"
 	@echo "make test-all  the slow tests too"
@@ -33,8 +33,7 @@ demo: setup
 	@echo "Curves and parameters, in MLflow:  $(BIN)/tahoe ui"
 
 drill: setup
-	$(BIN)/tahoe shard digits datasets/digits
-	$(BIN)/tahoe drill model=lenet5_1998 data=digits --faults 60
+	TAHOE_DRILL_FAULTS=200 $(BIN)/python -m pytest tests/drill -k every_kind --capture no
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow and not cluster" --numprocesses 2 --dist worksteal

@@ -6,7 +6,7 @@ travelled a quarter of the way that a float would.
 """
 
 import atexit
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, nullcontext
 from itertools import count
 from typing import Any, NamedTuple
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
 
 def load(
     dataset: BatchSet, names: Iterable[object], num_workers: int, *, pin_memory: bool = False
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yield the batches called `names`, in that order, made by `num_workers` processes.
 
     0 workers reads in this process. With `pin_memory` the device copies from where they lie.
@@ -74,7 +74,7 @@ def load(
 
 def _batches(
     made: Iterator[tuple[int, Filled | DataError]], ring: Ring, progress: Progress, ahead: ExitStack
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     with ahead, ring:
         for slot, filled in made:
             if isinstance(filled, DataError):

@@ -1,6 +1,7 @@
 """The schema of a config: frozen dataclasses, whose bounds hold without anything but the config.
 
-The numbers live in `conf/`; here are their names and types.
+The numbers live in `conf/`; here are their names and types. A key that came after others has here
+what it means where it is missing, so that runs from before it was there can go on.
 """
 
 from typing import Annotated, Any, Literal
@@ -135,7 +136,7 @@ class Optimizer:
     weight_decay: NonNegativeFloat
     momentum: Share
     decay_norm_and_bias: bool
-    layer_decay: Annotated[float, Field(gt=0, le=1)] | None
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     options: dict[str, Any]
 
 
@@ -207,9 +208,9 @@ class Checkpoint:
 
     url: str | None
     every_steps: PositiveInt | None
-    every_minutes: PositiveFloat | None
+    every_minutes: PositiveFloat | None = None
     keep_last: Annotated[int, Field(ge=2)]  # the newest may be the one found damaged
-    keep_best: Literal["val/top1", "val/top5", "val/loss"] | None
+    keep_best: Literal["val/top1", "val/top5", "val/loss"] | None = "val/top1"
     keep_every_steps: PositiveInt | None
 
     def __post_init__(self) -> None:
@@ -321,8 +322,8 @@ class Config:
     """Everything that a run is told."""
 
     seed: NonNegativeInt
-    strategy: Literal["ddp", "ddp_zero1"]
-    init_from: str | None
+    strategy: Literal["ddp", "ddp_zero1"] = "ddp"
+    init_from: str | None = None
     run_dir: str | None
     runs_dir: str
     if_finished: Literal["refuse", "reuse", "rerun"]

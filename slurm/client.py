@@ -108,6 +108,15 @@ def down_nodes(nodes: str) -> list[str]:
     return [node for node, state in states.items() if state.startswith("down") or "*" in state]
 
 
+def node_names(nodes: str) -> list[str]:
+    """Return the names that a list of nodes (`node[1-2]`) stands for.
+
+    Raises:
+        SlurmError: it is none.
+    """
+    return _call("scontrol", "show", "hostnames", nodes).split()
+
+
 def cancel(job_ids: Iterable[str]) -> None:
     """End jobs, waiting or running.
 

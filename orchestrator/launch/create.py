@@ -10,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from data_sharding.manifest import Manifest, read_manifest
-from orchestrator.config import ConfigError, identity, to_dict, unsafe_changes
+from orchestrator.config import ConfigError, identity, parse, to_dict, unsafe_changes
 from orchestrator.launch.compose import Composed
 from orchestrator.launch.git import git, tracks
 from orchestrator.launch.init_from import bring
@@ -108,7 +108,7 @@ def run_id(config: Config) -> str:
 
 
 def _check_same(run: RunDir, config: Config) -> None:
-    changed = unsafe_changes(run.read_config(), to_dict(config))
+    changed = unsafe_changes(to_dict(parse(run.read_config())), to_dict(config))
     if changed:
         listed = "; ".join(f"{key}: {values}" for key, values in changed.items())
         raise RunError(

@@ -5,108 +5,157 @@ import json
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
+from data_sharding import files
 from orchestrator.config import ConfigError, parse
 from orchestrator.launch.compose import Composed, compose
 from orchestrator.launch.create import open_run
-from orchestrator.launch.drill_attempt import Ended, endure
-from orchestrator.launch.drill_schedule import KINDS, Attempt, schedule
+from orchestrator.launch.drill_attempt import Around, Ended, endure
+from orchestrator.launch.drill_judge import Report, compare, count, show
+from orchestrator.launch.drill_mlflow import faulty_server
+from orchestrator.launch.drill_schedule import (
+    KINDS,
+    LOSE_A_NODE,
+    OF_MLFLOW,
+    OF_STORE,
+    Attempt,
+    schedule,
+)
+from orchestrator.launch.drill_store import PROTOCOL
 from orchestrator.plan import Plan
-from orchestrator.rundir import RunDir, RunError, read_json_lines
+from orchestrator.rundir import RunDir, RunError
 from orchestrator.schema import Config
-from orchestrator.training.checkpoint import CheckpointStore
 from orchestrator.training.verdict import Exit
 
-_SAVE_EVERY, _STEPS_BESIDES = 3, 12
+_SAVE_EVERY, _STEPS_BESIDES = 3, 24
 # Far more than an attempt makes before it is hurt: on a busy machine that comes late, and a run
 # that has finished is hurt no more.
-_STEPS_AN_ATTEMPT = 24
-_SAME_FIGURES = ("train/loss", "train/lr", "train/grad_norm", "val/loss", "val/top1")
-
-Samples = dict[tuple[int, int], list[int]]
-
-
-@dataclass
-class Report:
-    """What a drill has come to.
-
-    Args:
-        faults: how many were done, by kind.
-        lost_steps: that were done again, over all attempts; the most of one attempt.
-        samples_never, samples_twice: of the run left alone, that the hurt one has not trained on
-            at that step, or has besides.
-        figures_differ: logged values that are missing or others.
-        points_lost, points_doubled: in MLflow, against what the hurt run has logged.
-        weights_equal: whether every file of the last checkpoint has the same bits.
-    """
-
-    asked: int
-    faults: dict[str, int] = field(default_factory=dict)
-    num_attempts: int = 0
-    num_steps: int = 0
-    lost_steps: int = 0
-    most_lost_steps: int = 0
-    median_first_step_s: float | None = None
-    samples_never: int = 0
-    samples_twice: int = 0
-    figures_differ: int = 0
-    points_lost: int = 0
-    points_doubled: int = 0
-    weights_equal: bool = False
-    seconds: float = 0.0
-    directory: str = ""
-
-    @property
-    def is_well(self) -> bool:
-        """Whether nothing was lost, doubled or changed."""
-        wrong = (self.samples_never, self.samples_twice, self.figures_differ)
-        return self.weights_equal and not any((*wrong, self.points_lost, self.points_doubled))
+_STEPS_AN_ATTEMPT = 6
+_SHIP_EVERY_S = 0.2
 
 
 def drill(options: argparse.Namespace) -> int:
     """Run the drill and print its report; return 0 if nothing was lost, else 1."""
+    if options.on_nodes and options.kind:
+        raise ConfigError("--on-nodes loses nodes and does nothing else: leave --kind out")
+    config = _config(options.overrides)
+    kinds = (LOSE_A_NODE,) if options.on_nodes else options.kind or _that_apply(config)
     try:
-        attempts = schedule(options.faults, options.kind or KINDS, options.seed)
+        attempts = schedule(options.faults, kinds, options.seed)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    config = _config(options.overrides)
-    place = _make_place(options.directory, config)
-    config = _shortened(config, place, len(attempts), options.ranks)
-    report = _run(config, place, attempts, options.faults)
+    report = (_on_nodes if options.on_nodes else _here)(config, attempts, kinds, options)
     if options.json:
         print(json.dumps({**asdict(report), "is_well": report.is_well}, indent=2))
     else:
-        _show(report)
+        show(report)
     return 0 if report.is_well else 1
 
 
-def _run(config: Config, place: Path, attempts: Sequence[Attempt], asked: int) -> Report:
-    start_s, report = time.monotonic(), Report(asked, directory=str(place))
-    alone, alone_config, plan = _open(config, place / "undisturbed")
-    _tell(f"undisturbed: {plan.num_steps} steps in {place}")
-    _finish(endure(alone, alone_config, plan, Attempt((), None)), alone)
-    hurt, hurt_config, _ = _open(config, place / "hurt")
-    ends = []
-    for number, attempt in enumerate(attempts, start=1):
-        ended = endure(hurt, hurt_config, plan, attempt)
-        ends.append(ended)
-        _tell(f"attempt {number}: {', '.join(ended.faults) or 'left alone'}: {_outcome(ended)}")
-        if ended.exit_code in (Exit.FINISHED, Exit.NEVER_RESTART):
-            break
-    _finish(ends[-1], hurt)
-    _count(report, ends, plan)
-    _compare(report, alone, hurt, hurt_config, plan.num_steps)
+def _here(
+    config: Config, attempts: Sequence[Attempt], kinds: Collection[str], options: argparse.Namespace
+) -> Report:
+    """Run a drill on this machine."""
+    place = _make_place(options.directory, config)
+    with _surrounded(place, kinds) as (around, tracking_uri):
+        launcher = _changed(config.launcher, name="local", num_procs=options.ranks)
+        config = cast("Config", _changed(config, launcher=launcher))
+        short = _shortened(config, place, tracking_uri, len(attempts))
+        if not set(kinds).isdisjoint(OF_STORE):
+            short = _reading_from_the_faulty_store(short, around)
+
+        def endure_all(
+            run: RunDir, config: Config, plan: Plan, attempts: Sequence[Attempt]
+        ) -> list[Ended]:
+            ends: list[Ended] = []
+            for attempt in attempts:
+                ends.append(endure(run, config, plan, attempt, around))
+                _tell(f"attempt {len(ends)}: {ends[-1]}")
+                if ends[-1].exit_code in (Exit.FINISHED, Exit.NEVER_RESTART):
+                    break
+            around.calm()
+            return ends
+
+        return _run(_Drill(short, place, endure_all), attempts, options.faults)
+
+
+def _on_nodes(
+    config: Config, attempts: Sequence[Attempt], kinds: Collection[str], options: argparse.Namespace
+) -> Report:
+    """Run a drill as a job on a rehearsal cluster."""
+    from orchestrator.launch.drill_cluster import endure_losses, rehearsal
+
+    cluster = rehearsal(options.faults, config)
+    place = _make_place(options.directory, config)
+    launcher = _changed(config.launcher, name="slurm")
+    config = cast("Config", _changed(config, launcher=launcher))
+    short = _shortened(config, place, f"sqlite:///{place}/mlflow.db", len(attempts))
+
+    def endure_all(
+        run: RunDir, config: Config, plan: Plan, attempts: Sequence[Attempt]
+    ) -> list[Ended]:
+        faults = [attempt.ending for attempt in attempts if attempt.ending]
+        return endure_losses(run, config, plan, faults, cluster)
+
+    return _run(_Drill(short, place, endure_all), attempts, options.faults)
+
+
+@dataclass(frozen=True)
+class _Drill:
+    """The config of both runs, where they lie, and what takes one through its attempts."""
+
+    config: Config
+    place: Path
+    endure: Callable[[RunDir, Config, Plan, Sequence[Attempt]], list[Ended]]
+
+    def open(self, name: str) -> tuple[RunDir, Config, Plan]:
+        """Make one of the runs; its checkpoints lie below those of the user, if elsewhere."""
+        checkpoint = self.config.checkpoint
+        if checkpoint.url is not None:
+            url = files.join(checkpoint.url, "drills", self.place.name, name)
+            checkpoint = _changed(checkpoint, url=url)
+        path = str(self.place / name)
+        own = cast("Config", _changed(self.config, run_dir=path, checkpoint=checkpoint))
+        run, plan = open_run(Composed(own, ()))
+        return run, own, plan
+
+
+def _run(drill: _Drill, attempts: Sequence[Attempt], asked: int) -> Report:
+    start_s, report = time.monotonic(), Report(asked, directory=str(drill.place))
+    alone, alone_config, plan = drill.open("undisturbed")
+    _tell(f"undisturbed: {plan.num_steps} steps in {drill.place}")
+    _check_finished(alone, drill.endure(alone, alone_config, plan, [Attempt((), None)]))
+    hurt, hurt_config, _ = drill.open("hurt")
+    ends = drill.endure(hurt, hurt_config, plan, attempts)
+    _check_finished(hurt, ends)
+    count(report, ends, plan)
+    compare(report, (alone, hurt), (alone_config, hurt_config), plan.num_steps)
     report.seconds = time.monotonic() - start_s
     return report
+
+
+@contextmanager
+def _surrounded(place: Path, kinds: Collection[str]) -> Iterator[tuple[Around, str]]:
+    """Yield what the ranks work with, and where they are tracked."""
+    store, cache, database = place / "faults", place / "cache", place / "mlflow.db"
+    store.mkdir()
+    if set(kinds).isdisjoint(OF_MLFLOW):
+        yield Around(store, cache, None), f"sqlite:///{database}"
+        return
+    with faulty_server(database, place / "mlflow.log") as (url, faults):
+        yield Around(store, cache, faults), url
+
+
+def _that_apply(config: Config) -> Sequence[str]:
+    """Return all kinds, but those of a store only if the data lies in one."""
+    if files.local_path(config.data.url) is None:
+        return KINDS
+    return [kind for kind in KINDS if kind not in OF_STORE]
 
 
 def _config(overrides: Sequence[str]) -> Config:
@@ -135,118 +184,43 @@ def _make_place(directory: Path | None, config: Config) -> Path:
     return directory.absolute()
 
 
-def _shortened(config: Config, place: Path, num_attempts: int, num_ranks: int) -> Config:
+def _changed(part: Any, **values: object) -> Any:
+    return replace(part, **values)
+
+
+def _shortened(config: Config, place: Path, tracking_uri: str, num_attempts: int) -> Config:
     """Return a config of so few steps that every attempt makes some, and all is looked at."""
     steps = _STEPS_BESIDES + _STEPS_AN_ATTEMPT * num_attempts
-
-    def changed(part: Any, **values: object) -> Any:
-        return replace(part, **values)
-
+    tracking = _changed(config.tracking, enabled=True, uri=tracking_uri, ship_every_s=_SHIP_EVERY_S)
     return cast(
         "Config",
-        changed(
+        _changed(
             config,
             runs_dir=str(place),
             if_finished="refuse",
-            recipe=changed(config.recipe, epochs=None, images=None, steps=steps),
-            checkpoint=changed(config.checkpoint, url=None, every_steps=_SAVE_EVERY, keep_last=3),
-            launcher=changed(config.launcher, name="local", num_procs=num_ranks),
-            logging=changed(config.logging, every_steps=1, sample_ids=True),
-            tracking=changed(config.tracking, enabled=True, uri=f"sqlite:///{place}/mlflow.db"),
+            recipe=_changed(config.recipe, epochs=None, images=None, steps=steps),
+            checkpoint=_changed(config.checkpoint, every_steps=_SAVE_EVERY, keep_last=3),
+            logging=_changed(config.logging, every_steps=1, sample_ids=True),
+            tracking=tracking,
         ),
     )
 
 
-def _open(config: Config, path: Path) -> tuple[RunDir, Config, Plan]:
-    own = cast("Config", replace(cast("Any", config), run_dir=str(path)))
-    run, plan = open_run(Composed(own, ()))
-    return run, own, plan
+def _reading_from_the_faulty_store(config: Config, around: Around) -> Config:
+    path, cluster = files.local_path(config.data.url), config.cluster
+    url = config.data.url if path is None else f"file://{path.absolute()}"
+    data = _changed(config.data, url=f"{PROTOCOL}::{url}")
+    if cluster.cache != "none":
+        cluster = _changed(cluster, cache=_changed(cluster.cache, dir=str(around.cache)))
+    return cast("Config", _changed(config, data=data, cluster=cluster))
 
 
-def _finish(ended: Ended, run: RunDir) -> None:
-    if ended.exit_code != Exit.FINISHED:
+def _check_finished(run: RunDir, ends: Sequence[Ended]) -> None:
+    if ends[-1].exit_code != Exit.FINISHED:
         raise RunError(
-            f"the run in {run.path} did not finish (exit code {ended.exit_code}), so nothing "
+            f"the run in {run.path} did not finish (exit code {ends[-1].exit_code}), so nothing "
             f"can be compared. Its logs say why: {run.path}/logs"
         )
-
-
-def _outcome(ended: Ended) -> str:
-    how = f"exit code {ended.exit_code}, {ended.lost_steps} steps done again"
-    first = ended.first_step_s
-    return how if first is None else f"{how}, first step after {first:.1f} s"
-
-
-def _count(report: Report, ends: Sequence[Ended], plan: Plan) -> None:
-    report.faults = dict(Counter(kind for ended in ends for kind in ended.faults))
-    report.num_attempts, report.num_steps = len(ends), plan.num_steps
-    report.lost_steps = sum(ended.lost_steps for ended in ends)
-    report.most_lost_steps = max(ended.lost_steps for ended in ends)
-    times = sorted(ended.first_step_s for ended in ends if ended.first_step_s is not None)
-    report.median_first_step_s = times[len(times) // 2] if times else None
-
-
-def _compare(report: Report, alone: RunDir, hurt: RunDir, config: Config, num_steps: int) -> None:
-    from orchestrator.tracking.held import lost_and_doubled
-    from orchestrator.tracking.ship import sync
-
-    expected, found = _samples(alone), _samples(hurt)
-    for name, ids in expected.items():
-        trained = found.get(name, [])
-        report.samples_never += len(set(ids) - set(trained))
-        report.samples_twice += len(trained) - len(set(ids) & set(trained))
-    theirs, ours = _figures(alone), _figures(hurt)
-    report.figures_differ = sum(ours.get(name) != value for name, value in theirs.items())
-    sync(hurt.path)
-    lost, doubled = lost_and_doubled(hurt, config.tracking.uri)
-    report.points_lost, report.points_doubled = lost, doubled
-    files = [
-        CheckpointStore(str(run.checkpoints_dir)).manifest(num_steps).files for run in (alone, hurt)
-    ]
-    report.weights_equal = files[0] == files[1]
-
-
-def _samples(run: RunDir) -> Samples:
-    """Return what each micro-batch was made of, in all attempts that made it."""
-    found: Samples = {}
-    for file in sorted(run.path.glob("logs/attempt-*/samples-*.jsonl")):
-        for line in read_json_lines(file):
-            name = line["step"], line["micro"]
-            if found.setdefault(name, line["ids"]) != line["ids"]:
-                found[name] = [*found[name], *line["ids"]]
-    return found
-
-
-def _figures(run: RunDir) -> dict[tuple[int, str], set[float]]:
-    """Return every value that was logged of what must come out the same, however often."""
-    values: dict[tuple[int, str], set[float]] = {}
-    for record in read_json_lines(run.metrics_file):
-        for name in _SAME_FIGURES:
-            if name in record["metrics"]:
-                values.setdefault((record["step"], name), set()).add(record["metrics"][name])
-    return values
-
-
-def _show(report: Report) -> None:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_header=False)
-    done = sum(report.faults.values())
-    table.add_row("faults", f"{done} of {report.asked}")
-    for kind, count in sorted(report.faults.items()):
-        table.add_row(f"  {kind}", str(count))
-    first = report.median_first_step_s
-    for name, value in (
-        ("attempts", f"{report.num_attempts}, {report.num_steps} steps"),
-        ("steps done again", f"{report.lost_steps}, at most {report.most_lost_steps} at a time"),
-        ("first step after", "-" if first is None else f"{first:.1f} s (median)"),
-        ("samples never, twice", f"{report.samples_never}, {report.samples_twice}"),
-        ("figures that differ", str(report.figures_differ)),
-        ("points lost, doubled in MLflow", f"{report.points_lost}, {report.points_doubled}"),
-        ("final weights", "equal" if report.weights_equal else "DIFFER"),
-        ("took", f"{report.seconds:.0f} s"),
-    ):
-        table.add_row(name, value)
-    Console(soft_wrap=True, highlight=False).print(table)
-    print(f"{'passed' if report.is_well else 'FAILED'}; both runs are in {report.directory}")
 
 
 def _tell(text: str) -> None:

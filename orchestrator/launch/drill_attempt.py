@@ -5,25 +5,31 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_sharding import files
+from orchestrator.launch.drill_mlflow import Faults
 from orchestrator.launch.drill_schedule import Attempt, Fault
+from orchestrator.launch.drill_store import DIRECTORY
 from orchestrator.launch.local import run_attempt
 from orchestrator.plan import Plan
 from orchestrator.rundir import RunDir, read_json_lines
 from orchestrator.schema import Config
+from orchestrator.tracking.points import read_records
 from orchestrator.training.checkpoint import CheckpointStore
 from orchestrator.training.verdict import Exit
 
 HURT_WORKER = "orchestrator.training.hurt"
 _POLL_S = 0.01
 _PAUSE_S = 0.3
+_CHECKPOINTS = 2  # that must be there before one is damaged: one is left to resume from
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,65 @@ class Ended:
     lost_steps: int
     first_step_s: float | None
 
+    def __str__(self) -> str:
+        what = ", ".join(self.faults) or "left alone"
+        how = f"{what}: exit code {self.exit_code}, {self.lost_steps} steps done again"
+        first = self.first_step_s
+        return how if first is None else f"{how}, first step after {first:.1f} s"
 
-def endure(run: RunDir, config: Config, plan: Plan, attempt: Attempt) -> Ended:
+
+@dataclass
+class Around:
+    """What the ranks of a drill work with, and how it fails.
+
+    Args:
+        store: the directory of faults that reads of data meet (see drill_store).
+        cache: of the shards that have been read; each attempt begins with an empty one.
+        mlflow: the faults of the server; None where the runs are tracked in a file.
+    """
+
+    store: Path
+    cache: Path
+    mlflow: Faults | None
+    _dealt: dict[Path, str] = field(default_factory=dict)
+    _num_dealt: int = 0
+
+    def deal(self, faults: Iterable[Fault]) -> None:
+        """Let these happen as soon as anything is asked for."""
+        for fault in faults:
+            if fault.of_store:
+                self._num_dealt += 1
+                file = self.store / f"{self._num_dealt:06d}-{fault.of_store}"
+                self._dealt[file] = fault.kind
+                file.touch()
+            elif fault.of_mlflow and self.mlflow:
+                self.mlflow.due.append(fault)
+
+    def calm(self) -> None:
+        """Take back what has not happened."""
+        for file in self._dealt:
+            file.unlink(missing_ok=True)
+        self._dealt.clear()
+        if self.mlflow:
+            self.mlflow.due.clear()
+
+    def happened(self) -> list[str]:
+        """Return the kinds of what has happened since this was asked last."""
+        gone = [file for file in self._dealt if not file.exists()]
+        kinds = [self._dealt.pop(file) for file in gone]
+        while self.mlflow and self.mlflow.done:
+            kinds.append(self.mlflow.done.popleft().kind)
+        return kinds
+
+
+def endure(run: RunDir, config: Config, plan: Plan, attempt: Attempt, around: Around) -> Ended:
     """Run an attempt with what is scheduled for it."""
-    before, number = last_step(run), run.num_attempts + 1
-    injury, said = _Injury(run, number, attempt), io.StringIO()
-    with _hurting_saves(attempt.ending), redirect_stdout(said), redirect_stderr(said):
+    number = run.num_attempts + 1
+    store = CheckpointStore.of(run, config)
+    injury, said = _Injury(Steps(run, number), attempt, store), io.StringIO()
+    shutil.rmtree(around.cache, ignore_errors=True)
+    around.deal(attempt.passing)
+    with _hurting(attempt.ending, around), redirect_stdout(said), redirect_stderr(said):
         injury.thread.start()
         try:
             exit_code = run_attempt(run, config, plan, HURT_WORKER)
@@ -57,47 +116,69 @@ def endure(run: RunDir, config: Config, plan: Plan, attempt: Attempt) -> Ended:
     if ending and ending.is_in_save and exit_code not in (Exit.FINISHED, Exit.STOPPED):
         done.append(ending.kind)
     is_damage = ending is not None and ending.is_damage and ending.kind in done
-    if ending and is_damage and not _damage(CheckpointStore.of(run, config), ending):
+    if ending and is_damage and not _damage(store, ending):
         done[-1] = "kill all ranks"
+    done += around.happened()
+    return how_it_ended(run, number, done, exit_code)
+
+
+def how_it_ended(run: RunDir, number: int, faults: Iterable[str], exit_code: int) -> Ended:
+    """Return what the logs tell of an attempt."""
     log = run.log_dir(number) / "rank-00000.log"
     text = log.read_text(errors="replace") if log.exists() else ""
     resumed = re.search(r"continuing after step (\d+)|starting from scratch", text)
     first = re.search(r"first step after ([\d.]+) s", text)
-    lost = before - int(resumed[1] or 0) if resumed else 0
-    return Ended(tuple(done), exit_code, max(0, lost), float(first[1]) if first else None)
-
-
-def last_step(run: RunDir) -> int:
-    """Return the highest step that has been logged."""
-    return max((record["step"] for record in read_json_lines(run.metrics_file)), default=0)
-
-
-def _num_steps(run: RunDir, attempt: int) -> int:
-    """Return how many steps an attempt has logged."""
     records = read_json_lines(run.metrics_file)
-    return sum(one["attempt"] == attempt and "train/loss" in one["metrics"] for one in records)
+    before = max((one["step"] for one in records if one["attempt"] < number), default=0)
+    lost = before - int(resumed[1] or 0) if resumed else 0
+    return Ended(tuple(faults), exit_code, max(0, lost), float(first[1]) if first else None)
+
+
+class Steps:
+    """How many steps of an attempt have been logged; reads on from where it was."""
+
+    def __init__(self, run: RunDir, attempt: int) -> None:
+        self._file, self._attempt = run.metrics_file, attempt
+        self._end_bytes = self._count = 0
+
+    def count(self) -> int:
+        for end_bytes, record in read_records(self._file, self._end_bytes):
+            self._end_bytes = end_bytes
+            is_of_it = record["attempt"] == self._attempt
+            self._count += is_of_it and "train/loss" in record["metrics"]
+        return self._count
+
+    def reach(self, number: int) -> Callable[[], bool]:
+        """Return what says whether there are so many."""
+        return lambda: self.count() >= number
 
 
 class _Injury:
     """Does to the ranks of an attempt what is scheduled, at the steps that it is scheduled for."""
 
-    def __init__(self, run: RunDir, number: int, attempt: Attempt) -> None:
+    def __init__(self, steps: Steps, attempt: Attempt, store: CheckpointStore) -> None:
         self.done: list[str] = []
         self.over = threading.Event()
-        self.thread = threading.Thread(target=self._hurt, args=(run, number, attempt), daemon=True)
+        self._steps, self._store = steps, store
+        self.thread = threading.Thread(target=self._hurt, args=(attempt,), daemon=True)
 
-    def _hurt(self, run: RunDir, number: int, attempt: Attempt) -> None:
+    def _hurt(self, attempt: Attempt) -> None:
         for fault in attempt.passing:
-            if self._wait(run, number, 1):
+            if fault.is_pause and self._wait(1):
                 self._pause(fault)
         ending = attempt.ending
-        if ending and not ending.is_in_save and self._wait(run, number, ending.after_steps):
+        if ending and not ending.is_in_save and self._wait(ending.after_steps):
+            if ending.is_damage:
+                self._wait_until(lambda: len(self._store.steps()) >= _CHECKPOINTS)
             self._end(ending)
 
-    def _wait(self, run: RunDir, number: int, steps: int) -> bool:
+    def _wait(self, steps: int) -> bool:
         """Wait until the attempt has logged so many steps; False if it is over before."""
+        return self._wait_until(self._steps.reach(steps))
+
+    def _wait_until(self, is_true: Callable[[], bool]) -> bool:
         while not self.over.wait(_POLL_S):
-            if _num_steps(run, number) >= steps:
+            if is_true():
                 return True
         return False
 
@@ -141,31 +222,33 @@ def _send(pid: int, number: signal.Signals) -> bool:
 
 
 @contextmanager
-def _hurting_saves(fault: Fault | None) -> Iterator[None]:
-    """Tell the worker, by its environment, which call of a save is to fail."""
+def _hurting(ending: Fault | None, around: Around) -> Iterator[None]:
+    """Tell the ranks, by their environment, what is to fail of saves and reads."""
     wanted = None
-    if fault is not None and fault.is_in_save:
-        wanted = {"how": "die" if "kill" in fault.kind else "full", "call": fault.which}
-    os.environ["TAHOE_HURT"] = json.dumps(wanted)
+    if ending is not None and ending.is_in_save:
+        wanted = {"how": "die" if "kill" in ending.kind else "full", "call": ending.which}
+    told = {"TAHOE_HURT": json.dumps(wanted), DIRECTORY: str(around.store)}
+    os.environ.update(told)
     try:
         yield
     finally:
-        del os.environ["TAHOE_HURT"]
+        for name in told:
+            del os.environ[name]
 
 
 def _damage(store: CheckpointStore, fault: Fault) -> bool:
     """Damage a file of the newest checkpoint, and say so, if there is one before it."""
     steps = store.steps()
-    if len(steps) < 2:
+    if len(steps) < _CHECKPOINTS:
         return False
     draw = random.Random(fault.which)  # noqa: S311
-    where = Path(store.location(steps[-1]))
-    file = draw.choice(sorted(where.iterdir()))
-    data = bytearray(file.read_bytes())
+    where = store.location(steps[-1])
+    file = files.join(where, draw.choice(files.list_names(where)))
+    data = bytearray(files.read_bytes(file))
     place = draw.randrange(len(data))
     if "truncate" in fault.kind:
         del data[place:]
     else:
         data[place] ^= 1 << draw.randrange(8)
-    file.write_bytes(data)
+    files.write_bytes(file, bytes(data))
     return True

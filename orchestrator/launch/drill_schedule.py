@@ -7,6 +7,7 @@ faults that are lived through, then one that ends it; the last attempt is left a
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 ENDING = (
     "kill one rank",
@@ -17,8 +18,12 @@ ENDING = (
     "truncate a checkpoint",
     "flip a bit of a checkpoint",
 )
-PASSING = ("pause a rank",)
+_MLFLOW, _STORE = "MLflow ", "store "
+OF_MLFLOW = tuple(_MLFLOW + how for how in ("down", "slow", "error", "reply lost"))
+OF_STORE = tuple(_STORE + how for how in ("slow", "error", "cut", "throttled"))
+PASSING = ("pause a rank", *OF_MLFLOW, *OF_STORE)
 KINDS = (*ENDING, *PASSING)
+LOSE_A_NODE = "lose a node"  # of a cluster, where nothing else is done
 _MOST_STEPS = 5  # from the first step of an attempt to its end
 _MOST_CALLS = 60  # that write, in a save: which one is the last
 
@@ -35,6 +40,20 @@ class Fault:
     kind: str
     after_steps: int
     which: int
+
+    @property
+    def is_pause(self) -> bool:
+        return self.kind == "pause a rank"
+
+    @property
+    def of_mlflow(self) -> str | None:
+        """What fails of MLflow's answers, if that is what fails."""
+        return self.kind.removeprefix(_MLFLOW) if self.kind in OF_MLFLOW else None
+
+    @property
+    def of_store(self) -> str | None:
+        """What fails of the reads of data, if that is what fails."""
+        return self.kind.removeprefix(_STORE) if self.kind in OF_STORE else None
 
     @property
     def is_in_save(self) -> bool:
@@ -55,17 +74,18 @@ class Attempt:
 
 
 def schedule(num_faults: int, kinds: Sequence[str], seed: int) -> list[Attempt]:
-    """Return the attempts of a drill; every kind comes about equally often.
+    """Return the attempts of a drill; what is lived through comes thrice as often as what ends one.
 
     Raises:
         ValueError: there is no such kind, or no fault is asked for.
     """
-    if unknown := sorted(set(kinds) - set(KINDS)):
+    if unknown := sorted(set(kinds) - {*KINDS, LOSE_A_NODE}):
         raise ValueError(f"no such kinds: {', '.join(unknown)}. There are: {', '.join(KINDS)}")
     if num_faults < 1:
         raise ValueError(f"{num_faults} faults are none")
     draw = random.Random(seed)  # noqa: S311
-    dealt = [kinds[i % len(kinds)] for i in range(num_faults)]
+    again = [kind for kind in kinds if kind in PASSING]
+    dealt = list(islice(cycle([*kinds, *again, *again]), num_faults))
     draw.shuffle(dealt)
     attempts, passing = [], list[Fault]()
     for kind in dealt:

@@ -18,7 +18,7 @@ def reopen_run(run: RunDir, overrides: Sequence[str]) -> Plan:
         ConfigError: an override would change what the run is.
         RunError: there is no run here, or it is finished and nothing is added.
     """
-    frozen = run.read_config()
+    frozen = to_dict(parse(run.read_config()))
     config = parse(merge(frozen, overrides))
     durations = {f"recipe.{name}" for name in DURATIONS}
     refused = [key for key in unsafe_changes(frozen, to_dict(config)) if key not in durations]

@@ -22,11 +22,16 @@ T = TypeVar("T")
 IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
+LAST_PAUSES_S = 2.0  # once rank 0 has ended: somebody may be waiting for the drain
 log = logging.getLogger("tahoe.shipper")
 
 
 class GaveUpError(Exception):
     """The time to ship is over; the message says what failed last."""
+
+
+class SupersededError(Exception):
+    """A later attempt has begun, whose shipper sends all that this one has left."""
 
 
 class Lifeline:
@@ -80,14 +85,15 @@ class Lifeline:
 class Insist:
     """Does a thing until it succeeds, with growing pauses, for as long as the lifeline allows."""
 
-    def __init__(self, lifeline: Lifeline) -> None:
-        self._lifeline = lifeline
+    def __init__(self, lifeline: Lifeline, is_superseded: Callable[[], bool]) -> None:
+        self._lifeline, self._is_superseded = lifeline, is_superseded
 
     def __call__(self, action: Callable[[], T]) -> T:
         """Return what the action returns.
 
         Raises:
             GaveUpError: rank 0 has ended and so has the time to drain, or trying is in vain.
+            SupersededError: it failed, and a later attempt's shipper can try.
         """
         pause_s, reason = FIRST_PAUSE_S, "there was no time left"
         while self._lifeline.remaining_s > 0:
@@ -98,8 +104,11 @@ class Insist:
                 reason = summary(error)
                 if isinstance(error, RunError) and self._lifeline.ended:
                     break
+            if self._is_superseded():
+                raise SupersededError(reason)
+            pause_s = min(pause_s, LAST_PAUSES_S if self._lifeline.ended else LONGEST_PAUSE_S)
             log.warning("trying again in about %.1f s: %s", pause_s, reason)
             # The jitter keeps the shippers of many runs from meeting at a server that came back.
             self._lifeline.wait(pause_s * random.uniform(0.5, 1))  # noqa: S311
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            pause_s *= 2
         raise GaveUpError(reason)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from orchestrator.rundir import RunDir, RunError
-from orchestrator.tracking.lifeline import GaveUpError, Insist, Lifeline, log
+from orchestrator.tracking.lifeline import GaveUpError, Insist, Lifeline, SupersededError, log
 from orchestrator.tracking.outcome import attempts, outcome, running
 from orchestrator.tracking.outgoing import summary
 from orchestrator.tracking.points import Tail
@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # MLflow takes two seconds to import; signals must be handled
     from orchestrator.tracking.run import Tracked
 
 BATCH_POINTS = 1000
+_LOCK_POLL_S = 0.2
 Do = Callable[[Callable[[], Any]], Any]
 
 
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _log_to(_log_file(run))
         try:
             _follow(run, config, lifeline)
+        except SupersededError as error:
+            log.info("a later attempt ships the rest; here it failed: %s", summary(error))
         except (GaveUpError, RunError) as error:
             log.error("gave up: %s", summary(error))
             print(f"tracking: {_left_behind(run, error)}", file=terminal)
@@ -111,8 +114,9 @@ class Shipment:
 
 def _follow(run: RunDir, config: Mapping[str, Any], lifeline: Lifeline) -> None:
     """Ship from now until rank 0 has ended."""
-    attempt, insist = run.num_attempts, Insist(lifeline)
-    with insist(partial(_lock, run)):
+    attempt = run.num_attempts
+    insist = Insist(lifeline, lambda: run.num_attempts > attempt)
+    with _take_over(run, lifeline):
         tracked = insist(partial(_attach, run, config))
         insist(partial(_describe, tracked))
         insist(partial(tracked.show, running(attempt)))
@@ -182,6 +186,17 @@ def _lock(run: RunDir) -> TextIO:
         file.close()
         raise BlockingIOError(f"another shipper of {run.id} is at work") from None
     return file
+
+
+def _take_over(run: RunDir, lifeline: Lifeline) -> TextIO:
+    """Return the lock of `_lock`, once the shipper of the attempt before has ended."""
+    while True:
+        try:
+            return _lock(run)
+        except BlockingIOError as error:
+            if lifeline.remaining_s == 0:
+                raise GaveUpError(str(error)) from None
+        lifeline.wait(_LOCK_POLL_S)
 
 
 def _wait_for_lock(run: RunDir, wait_s: float) -> TextIO:

@@ -59,10 +59,16 @@ def links(client: MlflowClient, server_url: str) -> list[str]:
     ]
 
 
+def environment() -> dict[str, str]:
+    """Return what the server is to be started with.
+
+    Tahoe uses no jobs of the server, which would run in processes of their own.
+    """
+    return {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+
 def _become(argv: list[str]) -> NoReturn:
-    # Tahoe uses no jobs of the server, which would run in processes of their own.
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    os.execve(argv[0], argv, environment)  # noqa: S606 (no shell, on purpose)
+    os.execve(argv[0], argv, environment())  # noqa: S606 (no shell, on purpose)
 
 
 def _check_store(tracking_uri: str) -> None:

@@ -6,6 +6,7 @@ that a checkpoint holds. To resume is to load that state and to count from anoth
 
 import math
 import time
+from contextlib import closing
 
 import torch
 
@@ -37,41 +38,41 @@ def train(
     names = plan.micro_batches(world.rank, start)
     workers, meter, bad = config.data.num_workers, Meter(), BadSamples()
     loaded = load(job.data.train, names, workers, pin_memory=job.device.is_cuda)
-    batches = job.device.feed(bad.watch(meter.watch(loaded)))
-    if config.logging.sample_ids:
-        batches = audit(batches, names, run.samples_file(metrics.attempt, world.rank))
-
     # The loop counts finished steps. Step t is made with the rate, order, views and noise of t - 1.
     agreement, step, checked = Agreement(world), start, start
-    for step in range(start + 1, plan.num_steps + 1):
-        job.schedule.step_update(step - 1)
-        loss = job.gradients.run(step - 1, micros, batches)
-        grad_norm = _update(job.state, config, step)
-        job.live()
+    with closing(loaded):  # also when it fails: what reads ahead ends before the interpreter does
+        batches = job.device.feed(bad.watch(meter.watch(loaded)))
+        if config.logging.sample_ids:
+            batches = audit(batches, names, run.samples_file(metrics.attempt, world.rank))
+        for step in range(start + 1, plan.num_steps + 1):
+            job.schedule.step_update(step - 1)
+            loss = job.gradients.run(step - 1, micros, batches)
+            grad_norm = _update(job.state, config, step)
+            job.live()
 
-        asked = agreement.exchange(Wish.STOP if stop else job.wish())
-        stopping, last = asked == Wish.STOP, step == plan.num_steps
-        evaluating = plan.evaluates_at(step) and (last or not stopping)
-        logging = last or step % config.logging.every_steps == 0
-        saving = last or bool(asked) or plan.saves_at(step)
-        if logging or saving:
-            figures, num_bad, num_seen = _reduce(loss, meter, bad, world)
-            _check_loss(figures["train/loss"], first=checked + 1, last=step)
-            _check_data(num_bad, num_seen, config.data.max_bad_share)
-            checked = step
-        if logging:
-            lr = max(group["lr"] for group in job.state.optimizer.param_groups)
-            figures |= {"train/lr": lr, "train/grad_norm": float(grad_norm)}
-            metrics.log(step, figures)
-            tell_progress(plan, step, figures)
+            asked = agreement.exchange(Wish.STOP if stop else job.wish())
+            stopping, last = asked == Wish.STOP, step == plan.num_steps
+            evaluating = plan.evaluates_at(step) and (last or not stopping)
+            logging = last or step % config.logging.every_steps == 0
+            saving = last or bool(asked) or plan.saves_at(step)
+            if logging or saving:
+                figures, num_bad, num_seen = _reduce(loss, meter, bad, world)
+                _check_loss(figures["train/loss"], first=checked + 1, last=step)
+                _check_data(num_bad, num_seen, config.data.max_bad_share)
+                checked = step
+            if logging:
+                lr = max(group["lr"] for group in job.state.optimizer.param_groups)
+                figures |= {"train/lr": lr, "train/grad_norm": float(grad_norm)}
+                metrics.log(step, figures)
+                tell_progress(plan, step, figures)
 
-        pause_s = time.perf_counter()
-        result = job.evaluate(step) if evaluating else {}
-        if saving:
-            job.save(step, result)
-        meter.skip(time.perf_counter() - pause_s)
-        if stopping:
-            break
+            pause_s = time.perf_counter()
+            result = job.evaluate(step) if evaluating else {}
+            if saving:
+                job.save(step, result)
+            meter.skip(time.perf_counter() - pause_s)
+            if stopping:
+                break
 
     agreement.close()
     job.part()

@@ -91,3 +91,18 @@ def test_a_run_waits_for_another(jobs: Jobs, tmp_path: Path) -> None:
     jobs.wait_for_end(second)
     (begun, *_), (_, ended) = (list(read_json_lines(r.attempts_file)) for r in (second, first))
     assert begun["started_s"] >= ended["ended_s"]
+
+
+@pytest.mark.slow
+def test_a_drill_loses_nodes(jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("running.DEADLINE_S", 280)
+    size = ("cluster.nodes=2", "cluster.tasks_per_node=1")
+    asked = ("drill", f"data.url='{jobs.digits}'", *size, "--on-nodes", "--directory", "drill")
+    tahoe = Tahoe(tmp_path)
+    refused = tahoe(*asked, "--faults", "5", check=False)
+    assert refused.returncode == 93
+    assert "Ask for --faults 4 at most" in refused.stderr
+    report = json.loads(tahoe(*asked, "--faults", "1", "--json").stdout)
+    assert report["is_well"]
+    assert report["faults"] == {"lose a node": 1}
+    assert report["num_attempts"] == 2

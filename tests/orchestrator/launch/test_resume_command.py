@@ -43,6 +43,21 @@ def test_a_finished_run_with_nothing_added_is_told_how_to_add(run: RunDir) -> No
     assert f"`tahoe resume '{run.path}' recipe.epochs=4`" in str(refused.value)
 
 
+def test_a_run_from_before_a_key_was_there_is_continued(run: RunDir) -> None:
+    values = run.read_config()
+    for name in ("strategy", "init_from"):
+        del values[name]
+    for name in ("every_minutes", "keep_best"):
+        del values["checkpoint"][name]
+    del values["recipe"]["optimizer"]["layer_decay"]
+    run.write_config(values)
+    end(run, "stopped", 5)
+    assert reopen_run(run, ["strategy=ddp_zero1"]).num_steps == 14
+    assert run.read_config()["strategy"] == "ddp_zero1"
+    with pytest.raises(ConfigError, match=r"recipe.optimizer.layer_decay cannot change"):
+        reopen_run(run, ["recipe.optimizer.layer_decay=0.7"])
+
+
 @pytest.mark.parametrize("override", ["recipe.epochs=3", "recipe.steps=21", "recipe.images=2688"])
 def test_a_finished_run_can_be_extended(run: RunDir, override: str) -> None:
     end(run, "finished", 14)

@@ -8,7 +8,13 @@ from contextlib import suppress
 import pytest
 
 from orchestrator.rundir import RunError
-from orchestrator.tracking.lifeline import IGNORED, GaveUpError, Insist, Lifeline
+from orchestrator.tracking.lifeline import (
+    IGNORED,
+    GaveUpError,
+    Insist,
+    Lifeline,
+    SupersededError,
+)
 
 
 @pytest.fixture
@@ -72,9 +78,23 @@ def test_signals_for_rank_0_are_not_for_the_shipper(pipe):
             signal.signal(number, handler)
 
 
+def never() -> bool:
+    return False
+
+
+def test_it_leaves_what_fails_to_the_next_attempt(pipe):
+    os.close(pipe[1])
+    lifeline = Lifeline(drain_timeout_s=60, fd=pipe[0])
+    lifeline.wait(60)
+    flaky = Flaky(failures=2)
+    with pytest.raises(SupersededError, match="failure 2"):
+        Insist(lifeline, lambda: flaky.calls == 2)(flaky)
+    assert lifeline.remaining_s > 50
+
+
 def test_it_insists_while_rank_0_lives(pipe):
     flaky = Flaky(failures=2)
-    assert Insist(Lifeline(drain_timeout_s=0, fd=pipe[0]))(flaky) == 3
+    assert Insist(Lifeline(drain_timeout_s=0, fd=pipe[0]), never)(flaky) == 3
 
 
 def test_it_gives_up_when_the_time_is_over(pipe):
@@ -82,7 +102,7 @@ def test_it_gives_up_when_the_time_is_over(pipe):
     os.close(pipe[1])
     lifeline.wait(60)
     with pytest.raises(GaveUpError, match="failure 1"):
-        Insist(lifeline)(Flaky(failures=1000))
+        Insist(lifeline, never)(Flaky(failures=1000))
 
 
 def test_it_does_not_wait_for_what_only_the_user_can_mend(pipe):
@@ -91,5 +111,5 @@ def test_it_does_not_wait_for_what_only_the_user_can_mend(pipe):
     lifeline.wait(60)
     flaky = Flaky(failures=1000, error=RunError)
     with pytest.raises(GaveUpError, match="failure 1"):
-        Insist(lifeline)(flaky)
+        Insist(lifeline, never)(flaky)
     assert flaky.calls == 1

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 import urllib.error
 import urllib.request
@@ -9,6 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from running import Tahoe
 
 from orchestrator.tracking.ship import sync
 
@@ -100,3 +102,32 @@ def test_points_survive_a_dead_server(server, make_scene, ship, eventually, stor
         for file in tmp_path.rglob("*")
         if file.name in ("mlruns", "mlartifacts") and file.parent.name != "my store"
     ]
+
+
+@pytest.mark.timeout(300)
+def test_another_machine_can_sync(server, make_scene, tmp_path):
+    """A run was copied off its cluster, which reaches no server, and is sent from there."""
+    begin, _, url = server
+    scene = make_scene("copied", uri=url)
+    scene.run.begin_attempt()
+    for step in range(1, 30):
+        scene.log(step, {"a": step / 3})
+    begin()
+    sync(scene.run.path)  # while the run goes on
+    mark = scene.run.mlflow_file.read_bytes()
+    for step in range(30, 60):
+        scene.log(step, {"a": step / 3})
+    scene.judge("finished")
+    there = tmp_path / "another machine" / "runs" / "copied"
+    shutil.copytree(scene.run.path, there)
+    scene.run.path.rename(scene.run.path.with_name("out of reach"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(there.parent))
+        Tahoe(there.parent)("sync", str(there))
+    scene.run.path.with_name("out of reach").rename(scene.run.path)
+    assert scene.stored() == scene.logged()
+    assert scene.shown().info.status == "FINISHED"
+
+    scene.run.mlflow_file.write_bytes(mark)  # the cluster knows nothing of it
+    sync(scene.run.path)
+    assert scene.stored() == scene.logged()
