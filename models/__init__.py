@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 # Our own networks are found the way a user's are.
 OWN = {
     "lenet5_1998": "models.lenet5_1998:LeNet5",
+    "alexnet_2012": "models.alexnet_2012:AlexNet",
+    "zfnet_2013": "models.zfnet_2013:ZFNet",
+    "overfeat_2013": "models.overfeat_2013:OverFeat",
+    "nin_2013": "models.nin_2013:NetworkInNetwork",
+    "googlenet_2014": "models.googlenet_2014:GoogLeNet",
+    "bn_inception_2015": "models.bn_inception_2015:BNInception",
+    "resnet_2015": "models.resnet_2015:resnet",
 }
 
 

@@ -51,10 +51,8 @@ def test_importing_models_imports_no_framework():
     assert subprocess.check_output(command, cwd=root, text=True) == "set()\n"
 
 
-@pytest.mark.parametrize("name", models.OWN)
-def test_own_networks(name):
-    network = models.build(name, num_classes=7)
-    assert logits_shape(network, 3, 32) == (2, 7)
+def test_own_network():
+    assert logits_shape(models.build("lenet5_1998", num_classes=7), 3, 32) == (2, 7)
 
 
 def test_every_own_network_has_a_file_of_its_name():
