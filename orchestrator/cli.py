@@ -20,6 +20,7 @@ from orchestrator.launch.cluster import (
 )
 from orchestrator.launch.data_preview import add_data_verbs
 from orchestrator.launch.drill_verb import add_drill_options, drill
+from orchestrator.launch.lineage import add_lineage_verbs
 from orchestrator.launch.shard import add_shard_verbs
 
 DESCRIPTION = "Train image classifiers on a cluster; resume exactly; compare runs in MLflow."
@@ -38,7 +39,7 @@ OVERRIDES are Hydra's: a group as model=resnet18, a key as recipe.epochs=5.
 
 VERBS = (
     *("train", "submit", "resume", "status", "list", "logs", "cancel", "compare", "sync", "ui"),
-    *("ckpt", "doctor", "drill", "shard", "data", "rehearse"),
+    *("lineage", "describe", "ckpt", "doctor", "drill", "shard", "data", "rehearse"),
 )
 
 
@@ -178,6 +179,8 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("overrides", nargs="*", metavar="OVERRIDES", help=overrides_help)
 
     add_cluster_verbs(verbs)
+
+    add_lineage_verbs(verbs)
 
     drill_verb = add_verb(verbs, "drill", drill, "hurt a short version of a run, and compare")
     add_drill_options(drill_verb)

@@ -29,17 +29,32 @@ _schema = dataclass(
 
 @_schema
 class Published:
-    """What a paper reports; `verified` says whether somebody read it in the source named."""
+    """What a paper reports of a system.
 
+    The errors are a single network's on the validation images, in percent, under `protocol`; those
+    of an ensemble are the challenge's own, on test images whose labels are not public. `gmacs` are
+    multiply-adds of one image in 10**9, `petaflop` the operations of the whole training.
+    `verified` says whether somebody read the errors in the source that is named.
+    """
+
+    title: str = ""
     year: int
-    source: str
-    verified: bool
+    venue: str | None = None
+    ilsvrc_place: PositiveInt | None = None
     dataset: str
     protocol: str | None
     top1_err: NonNegativeFloat | None
     top5_err: NonNegativeFloat | None
+    ensemble_size: PositiveInt | None = None
+    ensemble_top5_err: NonNegativeFloat | None = None
     num_params: PositiveInt | None
     gmacs: NonNegativeFloat | None
+    hardware: str | None = None
+    time: str | None = None
+    petaflop: NonNegativeFloat | None = None
+    source: str
+    verified: bool
+    traps: tuple[str, ...] = ()
 
 
 @_schema

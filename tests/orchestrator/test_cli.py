@@ -10,17 +10,19 @@ from pathlib import Path
 import pytest
 from running import Tahoe
 
+import conf
 from orchestrator.cli import main
 from orchestrator.launch import local
 
 VERBS = (
     *("train", "submit", "resume", "status", "list", "logs", "cancel", "compare", "sync", "ui"),
-    *("ckpt", "doctor", "drill", "shard", "data", "rehearse"),
+    *("lineage", "describe", "ckpt", "doctor", "drill", "shard", "data", "rehearse"),
 )
 TAHOE = Path(sys.executable).with_name("tahoe")
 
 LIST_HEAVY_MODULES = """
 import sys
+import conf
 from orchestrator.cli import main
 try:
     main(sys.argv[1:])
@@ -212,7 +214,8 @@ def test_bash_completes_groups(replies: dict[str, list[str]]) -> None:
 
 
 def test_bash_completes_the_choices_of_a_group(replies: dict[str, list[str]]) -> None:
-    choices = ("custom", "lenet5_1998", "resnet18", "timm", "torchvision")
+    choices = sorted(file.stem for file in Path(conf.__file__).parent.glob("model/*.yaml"))
+    assert {"custom", "lenet5_1998", "resnet18", "timm", "torchvision"} < set(choices)
     assert replies["tahoe train model="] == [f"model={choice}" for choice in choices]
 
 

@@ -1,0 +1,77 @@
+"""`tahoe lineage` and `tahoe describe`: the systems that can be trained by name."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.launch.arguments import add_verb
+
+if TYPE_CHECKING:
+    from orchestrator.tracking.lineage import System
+
+_LEGEND = """\
+Errors: top-1 and top-5 of a single network, top-5 of the challenge's ensemble (ens.), and top-1 of
+your best run. `?` is not verified. Figures under other protocols, or on other data, do not compare:
+`tahoe describe NAME` says which they are."""
+
+
+def add_lineage_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `lineage` and `describe`."""
+    text = "list the systems that have a config, with what was published and measured"
+    lineage_verb = add_verb(verbs, "lineage", lineage, text)
+    lineage_verb.add_argument("text", nargs="*", metavar="TEXT", help="only those that it is in")
+    lineage_verb.add_argument("--since", type=int, metavar="YEAR")
+    lineage_verb.add_argument("--until", type=int, metavar="YEAR")
+    verified_help = "only figures that were read in their source"
+    lineage_verb.add_argument("--verified", action="store_true", help=verified_help)
+    lineage_verb.add_argument("--measured", action="store_true", help="only what a run has trained")
+    describe_verb = add_verb(verbs, "describe", describe, "print all that is known of a system")
+    describe_verb.add_argument("name", metavar="NAME", help="as after model=")
+    for verb in (lineage_verb, describe_verb):
+        runs_help = "where to look for runs (default: %(default)s)"
+        verb.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help=runs_help)
+        verb.add_argument("--json", action="store_true", help="for programs")
+
+
+def lineage(options: argparse.Namespace) -> int:
+    """Print the shelf."""
+    from rich.console import Console
+
+    from orchestrator.tracking.lineage import table
+
+    chosen = [one for one in _shelf(options) if _is_wanted(one, options)]
+    if options.json:
+        print(json.dumps([one.to_dict() for one in chosen], indent=2))
+        return 0
+    Console(soft_wrap=True, highlight=False).print(table(chosen))
+    print(_LEGEND)
+    return 0
+
+
+def describe(options: argparse.Namespace) -> int:
+    """Print one system."""
+    from orchestrator.tracking.lineage import description, system
+
+    one = system(options.name, _shelf(options))
+    print(json.dumps(one.to_dict(), indent=2) if options.json else description(one))
+    return 0
+
+
+def _shelf(options: argparse.Namespace) -> "list[System]":
+    from orchestrator.launch.status import find_runs
+    from orchestrator.tracking.lineage import shelf
+
+    there = options.runs.is_dir()
+    return shelf(find_runs(options.runs.absolute()) if there else [])
+
+
+def _is_wanted(one: "System", options: argparse.Namespace) -> bool:
+    year, text = one.published["year"], f"{one.name} {one.about}".lower()
+    return (
+        all(word.lower() in text for word in options.text)
+        and (options.since is None or year >= options.since)
+        and (options.until is None or year <= options.until)
+        and (one.published["verified"] or not options.verified)
+        and (one.measured is not None or not options.measured)
+    )

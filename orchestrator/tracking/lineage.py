@@ -1,0 +1,160 @@
+"""The shelf: every system that has a config with published figures, and what was measured of it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+import conf
+from orchestrator.config import ConfigError, valid_instead
+from orchestrator.rundir import RunDir, RunError
+from orchestrator.tracking.compare import MISSING, results
+
+_GROUP = Path(conf.__file__).parent / "model"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The best evaluation of a system among runs: top-1 error in percent, on what, and by which."""
+
+    top1_err: float
+    data: str
+    protocol: str
+    run: str
+
+
+@dataclass(frozen=True)
+class System:
+    """One config of the group `model`, as the file has it."""
+
+    name: str
+    about: str
+    model: Mapping[str, Any]
+    measured: Measured | None = None
+
+    @property
+    def published(self) -> Mapping[str, Any]:
+        """What its paper says; see orchestrator.schema.Published."""
+        found: Mapping[str, Any] = self.model["published"]
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything, for programs."""
+        measured = asdict(self.measured) if self.measured else None
+        known = {"name": self.name, "about": self.about, "model": self.model["name"]}
+        return {**known, "options": self.model["options"], **self.published, "measured": measured}
+
+
+def shelf(runs: Iterable[RunDir] = ()) -> list[System]:
+    """Return the systems, oldest first, with the best that runs have measured of each."""
+    best = _best(runs)
+    systems = []
+    for file in sorted(_GROUP.glob("*.yaml")):
+        text = file.read_text()
+        model = yaml.safe_load(text)
+        if model.get("published"):
+            lines = (line[1:].strip() for line in text.splitlines() if line.startswith("#"))
+            title = model["published"]["title"]
+            systems.append(System(file.stem, " ".join(lines), model, best.get(title)))
+    return sorted(systems, key=lambda system: (system.published["year"], system.name))
+
+
+def system(name: str, systems: Iterable[System]) -> System:
+    """Return the system of a name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    known = {one.name: one for one in systems}
+    if name not in known:
+        raise ConfigError(f"no system '{name}' on the shelf; {valid_instead(name, list(known))}")
+    return known[name]
+
+
+def table(systems: Iterable[System]) -> Table:
+    """Return systems as the rows of a table."""
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for header in ("\nyear", "\nmodel="):
+        shown.add_column(header, no_wrap=True)
+    for header in ("params\n(M)", "GMACs\n", "top-1\n(%)", "top-5\n(%)", "ens.\n(%)", "yours\n(%)"):
+        shown.add_column(header, justify="right", no_wrap=True)
+    shown.add_column("on", overflow="fold")
+    for one in systems:
+        said, mark = one.published, "" if one.published["verified"] else "?"
+        params, own = said["num_params"], one.measured
+        shown.add_row(
+            str(said["year"]),
+            one.name,
+            MISSING if params is None else f"{params / 1e6:.2f}",
+            _cell(said["gmacs"]),
+            _cell(said["top1_err"], mark),
+            _cell(said["top5_err"], mark),
+            _cell(said["ensemble_top5_err"]),
+            MISSING if own is None else f"{own.top1_err:.2f}",
+            "" if own is None else escape(own.data),
+        )
+    return shown
+
+
+def description(one: System) -> str:
+    """Return what is known of a system, and how it is trained, as text."""
+    said = one.published
+    lines = [one.about, ""]
+    for label, key in (
+        ("system", "title"), ("year", "year"), ("published at", "venue"),
+        ("place in ILSVRC", "ilsvrc_place"), ("data", "dataset"), ("protocol", "protocol"),
+        ("top-1 error, %", "top1_err"), ("top-5 error, %", "top5_err"),
+        ("nets of the ensemble", "ensemble_size"),
+        ("its top-5 error, %", "ensemble_top5_err"), ("parameters", "num_params"),
+        ("GMACs an image", "gmacs"), ("hardware", "hardware"), ("training time", "time"),
+        ("training, petaFLOP", "petaflop"), ("source", "source"),
+    ):  # fmt: skip
+        if said[key] is not None:
+            value = f"{said[key]:,}" if key == "num_params" else said[key]
+            lines.append(f"{label:<22}{value}")
+    lines.append(
+        f"{'verified':<22}{'yes' if said['verified'] else 'no: from memory, or second hand'}"
+    )
+    if one.measured:
+        lines.append(f"{'measured':<22}{_told(one.measured)}, in {one.measured.run}")
+    lines += [f"{'mind':<22}{trap}" for trap in said["traps"]]
+    options = "".join(f" model.options.{k}={v}" for k, v in one.model["options"].items())
+    lines += [
+        "",
+        f"It is {one.model['name']}{options}:",
+        f"  tahoe train model={one.name} data=...",
+    ]
+    return "\n".join(lines)
+
+
+def _best(runs: Iterable[RunDir]) -> dict[str, Measured]:
+    """Return the best evaluation of each system, by its title."""
+    best: dict[str, Measured] = {}
+    for run in runs:
+        try:
+            config, result = run.read_config(), results(run)
+        except RunError:  # no run lies there, or none that can be read
+            continue
+        said = (config.get("model") or {}).get("published") or {}
+        if result.val_top1_percent is None or not said.get("title"):
+            continue
+        data = config["data"]
+        error = 100 - result.val_top1_percent
+        found = Measured(error, data["name"], data["protocol"], str(run.path))
+        before = best.get(said["title"])
+        if before is None or error < before.top1_err:
+            best[said["title"]] = found
+    return best
+
+
+def _told(measured: Measured) -> str:
+    return f"{measured.top1_err:.2f} on {measured.data}, {measured.protocol}"
+
+
+def _cell(value: float | None, mark: str = "") -> str:
+    return MISSING if value is None else f"{value:.4g}{mark}"

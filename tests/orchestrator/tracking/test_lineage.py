@@ -1,0 +1,104 @@
+"""The shelf: configs as they are, counts as networks have them, and what runs have measured."""
+
+import json
+import re
+from collections import Counter
+
+import pytest
+import torch
+from running import Tahoe
+from torch.utils.flop_counter import FlopCounterMode
+
+import models
+from orchestrator.config import ConfigError
+from orchestrator.schema import Published
+from orchestrator.tracking.lineage import description, shelf, system
+
+SYSTEMS = shelf()
+NAMES = [one.name for one in SYSTEMS]
+# Of papers that name no crop.
+SIZES = {"lenet5_1998": 32, "overfeat_2013_fast": 231, "overfeat_2013_accurate": 221}
+
+
+@pytest.mark.parametrize("one", SYSTEMS, ids=NAMES)
+def test_what_is_published_is_complete(one):
+    values = dict(one.published)
+    values["traps"] = tuple(values["traps"])
+    Published(**values)
+    assert set(one.published) == set(Published.__dataclass_fields__)
+    assert one.published["title"]
+    assert (
+        one.name.endswith(f"_{one.published['year']}") or f"_{one.published['year']}_" in one.name
+    )
+    assert one.about
+
+
+def test_titles_tell_systems_apart():
+    titles = Counter(one.published["title"] for one in SYSTEMS)
+    assert titles.most_common(1)[0][1] == 1
+    years = [one.published["year"] for one in SYSTEMS]
+    assert years == sorted(years)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("one", SYSTEMS, ids=NAMES)
+def test_parameters_and_multiply_adds_are_the_networks_own(one):
+    said = one.published
+    crop = re.match(r"(?:center|ten-crop)-(\d+)-of-", said["protocol"] or "")
+    size = int(crop[1]) if crop else SIZES.get(one.name, 224)
+    options = {k: size if "image_size" in str(v) else v for k, v in one.model["options"].items()}
+    is_lenet = one.name == "lenet5_1998"
+    channels, classes = (1, 10) if is_lenet else (3, 1000)
+    options |= {"head": "rbf"} if is_lenet else {}
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network = models.build(
+            one.model["name"], num_classes=classes, in_channels=channels, **options
+        ).eval()
+        network(torch.empty(1, channels, size, size))
+    assert sum(p.numel() for p in network.parameters()) == said["num_params"]
+    if not is_lenet:  # whose 327 thousand count the subsampling's and the output's connections
+        # timm's figures count additions of biases and the like, ours are products alone.
+        assert counter.get_total_flops() / 2e9 == pytest.approx(said["gmacs"], rel=0.02)
+
+
+def measure(make_scene, name, *, top1, title, data="cifar10"):
+    scene = make_scene(name)
+    published = {"title": title, "year": 2012}
+    scene.configure(
+        model={"published": published}, data={"name": data, "protocol": "center-28-of-32"}
+    )
+    scene.log(10, {"val/top1": top1})
+    return scene.run
+
+
+def test_the_best_run_of_each_system(make_scene, tmp_path):
+    runs = [
+        measure(make_scene, "first", top1=60.0, title="AlexNet"),
+        measure(make_scene, "second", top1=75.5, title="AlexNet", data="digits"),
+        measure(make_scene, "other", top1=99.0, title="a system of yours"),
+        make_scene("nothing").run,
+    ]
+    found = shelf(runs)
+    measured = {one.name: one.measured for one in found if one.measured}
+    assert set(measured) == {"alexnet_2012"}
+    best = measured["alexnet_2012"]
+    assert (best.top1_err, best.data, best.run) == (24.5, "digits", str(runs[1].path))
+    text = description(system("alexnet_2012", found))
+    assert "24.50 on digits, center-28-of-32" in text
+    assert "tahoe train model=alexnet_2012" in text
+
+    tahoe = Tahoe(tmp_path)
+    table = tahoe("lineage", "--runs", "my runs", "--measured").stdout
+    assert re.search(r"2012 +alexnet_2012 +60.97 +0.7244 +40.7 +18.2 +16.42 +24.50 +digits", table)
+    chosen = json.loads(tahoe("lineage", "--json", "--until", "2013", "--verified").stdout)
+    assert [one["name"] for one in chosen] == ["alexnet_2012", "alexnet_2012_trained"]
+    one = json.loads(tahoe("describe", "alexnet_2012", "--json", "--runs", "my runs").stdout)
+    assert one["measured"]["top1_err"] == 24.5
+    unknown = tahoe("describe", "alxnet_2012", check=False)
+    assert unknown.returncode == 93
+    assert "did you mean 'alexnet_2012'?" in unknown.stderr
+
+
+def test_there_is_no_such_system():
+    with pytest.raises(ConfigError, match="no system 'fv_svm_2011'"):
+        system("fv_svm_2011", SYSTEMS)
