@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # Our own networks are found the way a user's are.
 OWN = {
     "lenet5_1998": "models.lenet5_1998:LeNet5",
+    "autoencoder_2006": "models.autoencoder_2006:Autoencoder",
+    "cat_2012": "models.cat_2012:Cat",
     "alexnet_2012": "models.alexnet_2012:AlexNet",
     "zfnet_2013": "models.zfnet_2013:ZFNet",
     "overfeat_2013": "models.overfeat_2013:OverFeat",
@@ -35,6 +37,8 @@ OWN = {
 
 def build(name: str, *, num_classes: int, in_channels: int = 3, **options: Any) -> "nn.Module":
     """Return the network `name`, from images `[n, in_channels, h, w]` to logits `[n, num_classes]`.
+
+    One that is trained without labels gives the cost of each image instead, `[n]`.
 
     `options` go to the network as they are; its weights depend on torch's global seed and on
     nothing else. ValueError says what is not possible and what is: an unknown name, options that

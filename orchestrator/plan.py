@@ -115,7 +115,7 @@ def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -
             f"recipe.global_batch_size={batch} is more than the {num_train} training images: an "
             f"epoch would have no step. Set it to {num_train} or less."
         )
-    if train.labels.kind != "single":
+    if recipe.objective != "own" and train.labels.kind != "single":
         raise ConfigError(
             f"{config.data.url} has {train.labels.kind} labels ({train.labels}), and the "
             "objectives there are want one class a sample. Nothing was started. Such sets are "

@@ -167,6 +167,20 @@ class Schedule:
 
 
 @_schema
+class Stage:
+    """One of several intervals of a training, until an epoch; see training.stages.
+
+    `lr_share` is of the schedule's rate. `stage` is what the network knows it by: several intervals
+    may be of one stage.
+    """
+
+    to_epoch: PositiveFloat
+    stage: NonNegativeInt
+    lr_share: NonNegativeFloat = 1.0
+    momentum: Share | None = None
+
+
+@_schema
 class Recipe:
     """How a network is trained. Exactly one of epochs, images and steps says how long."""
 
@@ -188,8 +202,15 @@ class Recipe:
     precision: Literal["fp32", "bf16", "fp16"]
     channels_last: bool
     compile: bool
+    objective: Literal["cross_entropy", "bce", "own"] = "cross_entropy"
+    aux_weight: NonNegativeFloat = 0.3
+    bce_threshold: Share | None = None
+    stages: tuple[Stage, ...] = ()
 
     def __post_init__(self) -> None:
+        ends = [stage.to_epoch for stage in self.stages]
+        if ends != sorted(set(ends)):
+            raise ValueError(f"stages: each must end after the one before, not at {ends}")
         given = {k: getattr(self, k) for k in DURATIONS if getattr(self, k) is not None}
         if len(given) != 1:
             raise ValueError(
@@ -351,6 +372,14 @@ class Config:
     cluster: Cluster
     tracking: Tracking
     logging: Logging
+
+    def __post_init__(self) -> None:
+        best = self.checkpoint.keep_best
+        if self.recipe.objective == "own" and best not in (None, "val/loss"):
+            raise ValueError(
+                f"recipe.objective=own measures no accuracy, so checkpoint.keep_best={best} would "
+                "never find a best. Set checkpoint.keep_best to val/loss or null"
+            )
 
     @property
     def world_size(self) -> int:

@@ -20,14 +20,21 @@ from orchestrator.plan import Plan
 from orchestrator.schema import Config
 from orchestrator.training.device import Device
 from orchestrator.training.mixing import Mixing
+from orchestrator.training.objectives import Objective
 
 
-def wrap(network: nn.Module) -> DistributedDataParallel:
-    """Let DDP average the gradients, and leave the buffers alone: see World.share_buffers."""
+def wrap(network: nn.Module, *, in_stages: bool = False) -> DistributedDataParallel:
+    """Let DDP average the gradients, and leave the buffers alone: see World.share_buffers.
+
+    Args:
+        in_stages: not every step uses every parameter.
+    """
     options = inspect.signature(DistributedDataParallel).parameters
     new_name = "forward_sync_buffers"  # torch 2.14 warns of the old one
     no_sync: dict[str, Any] = {new_name if new_name in options else "broadcast_buffers": False}
-    return DistributedDataParallel(network, gradient_as_bucket_view=True, **no_sync)
+    return DistributedDataParallel(
+        network, gradient_as_bucket_view=True, find_unused_parameters=in_stages, **no_sync
+    )
 
 
 class GradientStep:
@@ -36,7 +43,7 @@ class GradientStep:
     def __init__(
         self,
         ddp: DistributedDataParallel,
-        objective: nn.Module,
+        objective: Objective,
         scaler: torch.amp.GradScaler,
         config: Config,
         plan: Plan,
@@ -83,5 +90,5 @@ class GradientStep:
     ) -> torch.Tensor:
         torch.manual_seed(int(derive(self.config.seed, "noise", step, micro)[0]))
         with self.device.autocast():
-            loss: torch.Tensor = self.objective(self.network(images), labels)
+            loss: torch.Tensor = self.objective.loss(self.network(images), labels)
         return loss

@@ -22,11 +22,12 @@ from orchestrator.training.evaluate import evaluate
 from orchestrator.training.gradients import GradientStep, wrap
 from orchestrator.training.metrics import MetricLog
 from orchestrator.training.network import build_network, count_cost
-from orchestrator.training.objectives import make_objective
+from orchestrator.training.objectives import Objective, make_objective
 from orchestrator.training.report import tell_start
 from orchestrator.training.restore import restore
 from orchestrator.training.saver import Saver
 from orchestrator.training.schedule import make_schedule
+from orchestrator.training.stages import Stages
 from orchestrator.training.state import TrainState
 from orchestrator.training.verdict import Wish
 from orchestrator.training.world import World
@@ -46,8 +47,10 @@ class Job:
     device: Device
     cost: Mapping[str, float]
     state: TrainState
+    objective: Objective
     gradients: GradientStep
     schedule: Scheduler
+    stages: Stages
     store: CheckpointStore
     saver: Saver
 
@@ -77,10 +80,17 @@ class Job:
             device=device,
             cost=cost,
             state=state,
+            objective=objective,
             gradients=GradientStep(
-                wrap(network), objective, state.scaler, config, data.plan, device
+                wrap(network, in_stages=bool(config.recipe.stages)),
+                objective,
+                state.scaler,
+                config,
+                data.plan,
+                device,
             ),
             schedule=make_schedule(state.optimizer, config.recipe, data.plan),
+            stages=Stages(state, config.recipe.stages, data.plan),
             store=store,
             saver=Saver(store, config.checkpoint),
         )
@@ -105,6 +115,7 @@ class Job:
             elif self.config.init_from:
                 channels = self.config.data.channels
                 self.state.initialise(self.run.init_file, self.plan.num_classes, channels)
+        self.stages.show(max(0, step - 1))
         startup.done("checkpoint")
         self.saver.resumed_from = step
         if self.world.is_first:
@@ -116,11 +127,18 @@ class Job:
             self.evaluate(step)
         return step
 
+    def begin_step(self, step: int) -> None:
+        """Set what depends on the step alone; steps are counted from 0 here."""
+        self.schedule.step_update(step)
+        self.stages.begin(step)
+
     def evaluate(self, step: int) -> dict[str, float]:
         """Judge the weights of a step on the validation split."""
         self.world.share_buffers(self.state.network)
         network = self.state.evaluated
-        result = evaluate(network, self.data.val, self.config, self.world, self.device)
+        result = evaluate(
+            network, self.objective, self.data.val, self.config, self.world, self.device
+        )
         self.metrics.log(step, result)
         log.info("val " + "  ".join(f"{name[4:]} {value:.4g}" for name, value in result.items()))
         return result
@@ -156,6 +174,6 @@ class Job:
     def _owes_evaluation(self, step: int) -> bool:
         """Whether an attempt was asked to stop at a step before it could evaluate it."""
         return self.plan.evaluates_at(step) and not any(
-            record["step"] == step and "val/top1" in record["metrics"]
+            record["step"] == step and self.objective.figures[0] in record["metrics"]
             for record in read_json_lines(self.run.metrics_file)
         )

@@ -1,10 +1,100 @@
-"""What is minimised. The loop calls `loss(logits, labels)` and knows no more of it."""
+"""What is minimised, and what is judged. The loop and the evaluation know no more of it."""
 
-from torch import nn
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
 
+import torch
+from timm.loss import BinaryCrossEntropy
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data_sharding.loader import Batch
 from orchestrator.schema import Recipe
 
 
-def make_objective(recipe: Recipe) -> nn.Module:
-    """Return the loss: logits (n, num_classes) and labels (n,) -> the mean over samples, ()."""
-    return nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+class Objective(Protocol):
+    """What a network is trained for.
+
+    `figures` are the means over samples that an evaluation gives, by name, `val/loss` among them.
+    """
+
+    figures: tuple[str, ...]
+
+    def loss(self, output: Any, labels: Tensor) -> Tensor:
+        """Return the mean over the samples of a micro-batch, ().
+
+        Args:
+            output: of the network in training, for images (n, channels, size, size).
+            labels: int64 (n,), or mixed (n, num_classes).
+        """
+        ...
+
+    def judge(self, output: Any, batch: Batch) -> Tensor:
+        """Return the sum over the samples of an evaluated batch for each of the figures."""
+        ...
+
+
+def make_objective(recipe: Recipe) -> Objective:
+    """Return the objective of a recipe."""
+    if recipe.objective == "own":
+        return OwnCost()
+    if recipe.objective == "bce":
+        return Classification(
+            BinaryCrossEntropy(recipe.label_smoothing, target_threshold=recipe.bce_threshold),
+            recipe.aux_weight,
+        )
+    cross_entropy = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    return Classification(cross_entropy, recipe.aux_weight)
+
+
+class Classification:
+    """Logits (n, num_classes) against one label a sample.
+
+    A network may give a tuple in training, of its logits and those of auxiliary heads, which count
+    `aux_weight` each (GoogLeNet, section 5: 0.3).
+    """
+
+    figures: tuple[str, ...] = ("val/top1", "val/top5", "val/loss")
+
+    def __init__(self, criterion: Callable[[Tensor, Tensor], Tensor], aux_weight: float) -> None:
+        self._criterion, self._aux_weight = criterion, aux_weight
+
+    def loss(self, output: Any, labels: Tensor) -> Tensor:
+        logits, *beside = output if isinstance(output, tuple) else (output,)
+        loss = self._criterion(logits, labels)
+        for one in beside:
+            if one is not None:  # torchvision names heads that are not there
+                loss = loss + self._aux_weight * self._criterion(one, labels)
+        return loss
+
+    def judge(self, output: Any, batch: Batch) -> Tensor:
+        """Return percentages and nats; one that cannot be read is wrong, by a uniform guess."""
+        logits, labels, readable = output.float(), batch.labels, batch.readable
+        num_classes = logits.shape[1]
+        if len(logits) > len(labels):  # several views of a sample: their probabilities are averaged
+            views = logits.view(len(labels), -1, num_classes)
+            logits = views.softmax(dim=2).mean(dim=1).log()
+        best = logits.topk(min(5, num_classes), dim=1).indices
+        hits = (best == labels[:, None]) & readable[:, None]
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        losses = torch.where(readable, losses, math.log(num_classes))
+        columns = (100 * hits[:, 0].double(), 100 * hits.any(dim=1).double(), losses.double())
+        return torch.stack([column.sum() for column in columns])
+
+
+class OwnCost:
+    """A network without labels, whose output is the cost of each image, (n,).
+
+    An image that cannot be read costs what the black one in its place does.
+    """
+
+    figures: tuple[str, ...] = ("val/loss",)
+
+    def loss(self, output: Any, labels: Tensor) -> Tensor:
+        mean: Tensor = output.mean()
+        return mean
+
+    def judge(self, output: Any, batch: Batch) -> Tensor:
+        costs: Tensor = output.double().view(len(batch.labels), -1).mean(dim=1)
+        return costs.sum()[None]

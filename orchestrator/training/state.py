@@ -68,6 +68,8 @@ class TrainState:
         with self.shards.step() if self.shards else nullcontext():
             self.scaler.step(self.optimizer)
         self.scaler.update()
+        if hasattr(self.network, "after_step"):  # what a paper does to its weights, ZFNet's for one
+            self.network.after_step()  # type: ignore[operator]
         self.optimizer.zero_grad(set_to_none=True)
 
     @property

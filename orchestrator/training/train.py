@@ -45,7 +45,7 @@ def train(
         if config.logging.sample_ids:
             batches = audit(batches, names, run.samples_file(metrics.attempt, world.rank))
         for step in range(start + 1, plan.num_steps + 1):
-            job.schedule.step_update(step - 1)
+            job.begin_step(step - 1)
             loss = job.gradients.run(step - 1, micros, batches)
             grad_norm = _update(job.state, config, step)
             job.live()

@@ -22,6 +22,7 @@ from data_sharding.write import write_dataset
 from orchestrator.schema import Config
 from orchestrator.training.device import Device
 from orchestrator.training.evaluate import evaluate
+from orchestrator.training.objectives import make_objective
 from orchestrator.training.world import World
 
 CPU = torch.device("cpu")
@@ -78,9 +79,23 @@ def judge(config: Config, url: str, network: nn.Module) -> Callable[[int, int], 
             world = OneOfSeveral(rank, rank, num_ranks, CPU, None, tables)  # type: ignore[arg-type]
             last = rank == num_ranks - 1
             if last:
-                return evaluate(network, dataset, told, world, Device.create(told, CPU))
+                return evaluate(
+                    network,
+                    make_objective(told.recipe),
+                    dataset,
+                    told,
+                    world,
+                    Device.create(told, CPU),
+                )
             with pytest.raises(AssertionError, match="evaluated"):  # the others are still missing
-                evaluate(network, dataset, told, world, Device.create(told, CPU))
+                evaluate(
+                    network,
+                    make_objective(told.recipe),
+                    dataset,
+                    told,
+                    world,
+                    Device.create(told, CPU),
+                )
         raise AssertionError
 
     return run

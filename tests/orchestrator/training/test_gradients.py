@@ -15,6 +15,7 @@ from orchestrator.plan import Plan
 from orchestrator.schema import Config
 from orchestrator.training.device import Device
 from orchestrator.training.gradients import GradientStep, wrap
+from orchestrator.training.objectives import make_objective
 
 NUM_MICROS, MICRO = 4, 8
 PLAN = Plan(
@@ -57,7 +58,7 @@ def fed(config: Config) -> Iterator[Batch]:
 def gradient_step(config: Config, plain: nn.Module) -> GradientStep:
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     device = Device.create(config, torch.device("cpu"))
-    return GradientStep(wrap(plain), nn.CrossEntropyLoss(), scaler, config, PLAN, device)
+    return GradientStep(wrap(plain), make_objective(config.recipe), scaler, config, PLAN, device)
 
 
 def gradients_of(plain: nn.Module) -> list[torch.Tensor]:

@@ -1,0 +1,58 @@
+"""Stages of a training, as intervals of steps: a network that is pretrained layer by layer.
+
+A network with stages has an attribute `stage`, which its `forward` goes by, and may have a method
+`enter(stage)` for what is to be done once when a stage begins. That is done before the first step
+of the stage, so what a checkpoint holds and the step say all.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from orchestrator.config import ConfigError
+from orchestrator.plan import Plan
+from orchestrator.schema import Stage
+from orchestrator.training.state import TrainState
+
+
+class Stages:
+    """Sets the stage, and what goes with it, of a step."""
+
+    def __init__(self, state: TrainState, stages: tuple[Stage, ...], plan: Plan) -> None:
+        self._state, self._stages = state, stages
+        self._ends = [round(stage.to_epoch * plan.steps_per_epoch) for stage in stages]
+        if stages and not hasattr(state.network, "stage"):
+            raise ConfigError(
+                "recipe.stages: this network has none, so that all would be one. Set them to [], "
+                "or take a network that is trained in stages, such as autoencoder_2006."
+            )
+
+    def begin(self, step: int) -> None:
+        """Prepare the state for a step, counted from 0; the schedule has set the rates of it."""
+        if not self._stages:
+            return
+        stage, network = self.at(step), self._state.network
+        self.show(step)
+        if (step == 0 or self.at(step - 1).stage != stage.stage) and hasattr(network, "enter"):
+            with torch.no_grad():
+                network.enter(stage.stage)  # type: ignore[operator]  # a method of this network
+        for group in self._state.optimizer.param_groups:
+            group["lr"] *= stage.lr_share
+            if stage.momentum is not None:
+                group["momentum"] = stage.momentum
+
+    def show(self, step: int) -> None:
+        """Let the networks be what they are in a step."""
+        if self._stages:
+            networks: list[Any] = [self._state.network, self._state.ema]
+            for network in networks:
+                if isinstance(network, nn.Module):
+                    network.stage = self.at(step).stage  # type: ignore[assignment]
+
+    def at(self, step: int) -> Stage:
+        """Return the stage that a step belongs to; the last has no end."""
+        for stage, end in zip(self._stages, self._ends, strict=True):
+            if step < end:
+                return stage
+        return self._stages[-1]

@@ -1,0 +1,74 @@
+"""Losses against torch's, judged figures against counts, and what needs no labels."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from data_sharding.loader import Batch
+from orchestrator.schema import Recipe
+from orchestrator.training.objectives import make_objective
+
+LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.0, 1.0, 3.0], [1.0, 1.5, 0.0], [0.0, 0.0, 1.0]])
+LABELS = torch.tensor([0, 1, 1, 2])
+
+
+def changed(recipe: Recipe, **values: object) -> Recipe:
+    return dataclasses.replace(recipe, **values)  # type: ignore[arg-type]
+
+
+def batch(readable: list[bool]) -> Batch:
+    return Batch(torch.empty(0), LABELS, torch.arange(4), torch.tensor(readable), [])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_auxiliary_heads_count_their_share(recipe: Recipe, smoothing: float) -> None:
+    objective = make_objective(changed(recipe, label_smoothing=smoothing, aux_weight=0.3))
+
+    def ce(logits: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits, LABELS, label_smoothing=smoothing)
+
+    others = (LOGITS.flip(1), LOGITS * 2)
+    assert_close(objective.loss(LOGITS, LABELS), ce(LOGITS))
+    expected = ce(LOGITS) + 0.3 * ce(others[0]) + 0.3 * ce(others[1])
+    assert_close(objective.loss((LOGITS, *others), LABELS), expected)
+    assert_close(
+        objective.loss((LOGITS, None, others[0]), LABELS), ce(LOGITS) + 0.3 * ce(others[0])
+    )
+
+
+def test_binary_cross_entropy(recipe: Recipe) -> None:
+    hot = F.one_hot(LABELS, 3).float()
+    plain = make_objective(changed(recipe, objective="bce", label_smoothing=0.0))
+    assert_close(plain.loss(LOGITS, LABELS), F.binary_cross_entropy_with_logits(LOGITS, hot))
+    mixed = 0.7 * hot + 0.3 * hot.flip(0)
+    assert_close(plain.loss(LOGITS, mixed), F.binary_cross_entropy_with_logits(LOGITS, mixed))
+    sharp = make_objective(changed(recipe, objective="bce", label_smoothing=0.0, bce_threshold=0.2))
+    both = (mixed > 0.2).float()
+    assert both.sum() > 4
+    assert_close(sharp.loss(LOGITS, mixed), F.binary_cross_entropy_with_logits(LOGITS, both))
+
+
+def test_what_cannot_be_read_is_wrong(recipe: Recipe) -> None:
+    objective = make_objective(recipe)
+    assert objective.figures == ("val/top1", "val/top5", "val/loss")
+    losses = F.cross_entropy(LOGITS, LABELS, reduction="none")
+    top1, top5, loss = objective.judge(LOGITS, batch([True] * 4)).tolist()
+    assert (top1, top5) == (300, 400)
+    assert loss == pytest.approx(losses.sum().item())
+    top1, top5, loss = objective.judge(LOGITS, batch([False, True, True, True])).tolist()
+    assert (top1, top5) == (200, 300)
+    assert loss == pytest.approx(losses[1:].sum().item() + math.log(3))
+
+
+def test_a_network_with_a_cost_of_its_own(recipe: Recipe) -> None:
+    objective = make_objective(changed(recipe, objective="own"))
+    costs = torch.tensor([1.0, 2.0, 3.0, 6.0])
+    assert objective.figures == ("val/loss",)
+    assert objective.loss(costs, LABELS).item() == 3.0
+    assert objective.judge(costs, batch([True] * 4)).tolist() == [12.0]
+    views = costs.repeat_interleave(2)  # two views of each
+    assert objective.judge(views, batch([True] * 4)).tolist() == [12.0]

@@ -1,0 +1,127 @@
+"""A stage is a function of the step; what a run in stages does, it does again after a stop."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from results import weights
+from running import Tahoe
+from torch import nn
+
+from orchestrator.config import ConfigError
+from orchestrator.plan import Plan
+from orchestrator.rundir import RunDir, read_json_lines
+from orchestrator.schema import Stage
+from orchestrator.training.stages import Stages
+from orchestrator.training.state import TrainState
+
+PLAN = Plan(
+    num_train=1000,
+    num_val=100,
+    num_classes=10,
+    world_size=1,
+    global_batch_size=100,
+    num_lanes=1,
+    num_micro_batches=1,
+    steps_per_epoch=10,
+    num_steps=100,
+    evaluate_every_steps=10,
+    save_every_steps=None,
+    saves_evaluated=False,
+)
+STAGES = (
+    Stage(to_epoch=0.5, stage=0, momentum=0.5),
+    Stage(to_epoch=1.0, stage=0, momentum=0.9),
+    Stage(to_epoch=2.0, stage=1, lr_share=0.1),
+    Stage(to_epoch=3.0, stage=2),
+)
+
+
+class Staged(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.stage, self.entered = 0, list[int]()
+
+    def enter(self, stage: int) -> None:
+        self.entered.append(stage)
+
+
+def state_of(network: nn.Module) -> TrainState:
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0, momentum=0.7)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return TrainState(network, copy.deepcopy(network), optimizer, scaler)
+
+
+def begun(stages: Stages, state: TrainState, step: int) -> tuple[int, float, float]:
+    (group,) = state.optimizer.param_groups
+    group["lr"] = 1.0  # as the schedule does before each step
+    stages.begin(step)
+    network: Any = state.network
+    ema: Any = state.ema
+    assert ema.stage == network.stage
+    return network.stage, group["lr"], group["momentum"]
+
+
+def test_intervals_of_steps() -> None:
+    state = state_of(Staged())
+    stages = Stages(state, STAGES, PLAN)
+    found = [begun(stages, state, step) for step in range(40)]
+    expected = [(0, 1.0, 0.5)] * 5 + [(0, 1.0, 0.9)] * 5 + [(1, 0.1, 0.9)] * 10
+    assert found == [*expected, *[(2, 1.0, 0.9)] * 20]
+    network: Any = state.network
+    assert network.entered == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("step", "stage", "entered"), [(9, 0, []), (10, 1, [1]), (11, 1, []), (20, 2, [2]), (35, 2, [])]
+)
+def test_a_stage_is_entered_at_its_first_step_alone(
+    step: int, stage: int, entered: list[int]
+) -> None:
+    state = state_of(Staged())
+    stages = Stages(state, STAGES, PLAN)
+    stages.show(step - 1)
+    assert begun(stages, state, step)[0] == stage
+    network: Any = state.network
+    assert network.entered == entered
+
+
+def test_a_network_without_stages() -> None:
+    with pytest.raises(ConfigError, match="this network has none"):
+        Stages(state_of(nn.Linear(1, 1)), STAGES, PLAN)
+    Stages(state_of(nn.Linear(1, 1)), (), PLAN).begin(0)
+
+
+RUN = (
+    *("model=autoencoder_2006", "recipe=autoencoder_2006", "+model.options.hidden=[40,20,5]"),
+    *("data.mean=[0.0]", "data.std=[1.0]", "launcher.num_procs=2", "tracking=none"),
+    *("recipe.epochs=null", "recipe.global_batch_size=96", "checkpoint.keep_best=val/loss"),
+    "recipe.stages=[{to_epoch:0.5,stage:0},{to_epoch:1,stage:1},{to_epoch:1.5,stage:2},{to_epoch:9,stage:3}]",
+    *("recipe.ema_decay=0.9", "logging.every_steps=1", "evaluate.every_epochs=0.5"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_run_in_stages_is_continued(tmp_path: Path, digits: Path) -> None:
+    """14 steps an epoch; stopped where a stage ends, in the middle of one, and at the unrolling."""
+    tahoe, data = Tahoe(tmp_path), f"data.url='{digits}'"
+    tahoe("train", *RUN, data, "run_dir=whole", "recipe.steps=40")
+    tahoe("train", *RUN, data, "run_dir=parts", "recipe.steps=7")
+    for steps in (17, 21, 40):
+        tahoe("resume", "parts", f"recipe.steps={steps}")
+    whole, parts = RunDir(tmp_path / "whole"), RunDir(tmp_path / "parts")
+    assert weights(parts, 40) == weights(whole, 40)
+    figures = [line["metrics"] for line in read_json_lines(whole.metrics_file)]
+    assert [line["val/loss"] for line in figures if "val/loss" in line]
+    assert not any("val/top1" in line for line in figures)
+
+
+def test_what_measures_no_accuracy_has_no_best_by_it(tmp_path: Path) -> None:
+    done = Tahoe(tmp_path)(
+        "train", *RUN, "recipe.steps=1", "checkpoint.keep_best=val/top1", check=False
+    )
+    assert done.returncode == 93
+    assert "recipe.objective=own measures no accuracy" in done.stderr
