@@ -373,14 +373,6 @@ class Config:
     tracking: Tracking
     logging: Logging
 
-    def __post_init__(self) -> None:
-        best = self.checkpoint.keep_best
-        if self.recipe.objective == "own" and best not in (None, "val/loss"):
-            raise ValueError(
-                f"recipe.objective=own measures no accuracy, so checkpoint.keep_best={best} would "
-                "never find a best. Set checkpoint.keep_best to val/loss or null"
-            )
-
     @property
     def world_size(self) -> int:
         """How many ranks there are."""

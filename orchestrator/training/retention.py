@@ -17,8 +17,13 @@ def kept(manifests: Sequence[Manifest], keep: Checkpoint) -> set[int]:
 
 
 def best_of(manifests: Sequence[Manifest], keep: Checkpoint) -> Manifest | None:
-    """Return the checkpoint with the best figure, of equal ones the newest; None without any."""
+    """Return the checkpoint with the best figure, of equal ones the newest; None without any.
+
+    A network that is trained without labels has no accuracy: there the loss decides.
+    """
     name = keep.keep_best
+    if name is not None and not any(name in manifest.metrics for manifest in manifests):
+        name = "val/loss"
     sign = -1 if name == "val/loss" else 1
     judged = [manifest for manifest in manifests if name in manifest.metrics]
     return max(judged, key=lambda one: (sign * one.metrics[str(name)], one.step), default=None)

@@ -36,7 +36,7 @@ def manifests(metric: str = "val/top1") -> list[Manifest]:
         ({"keep_best": None}, "val/top1", {60, 70}),
         ({"keep_best": "val/loss"}, "val/loss", {60, 70}),  # the lowest is the best
         ({"keep_best": "val/top5"}, "val/top5", {40, 60, 70}),
-        ({}, "val/loss", {60, 70}),  # never judged by what is asked for
+        ({}, "val/top5", {60, 70}),  # never judged by what is asked for
     ],
 )
 def test_the_last_the_best_and_each_nth_are_kept(
@@ -49,6 +49,7 @@ def test_the_lowest_loss_is_the_best() -> None:
     found = best_of(manifests("val/loss"), replace(KEEP, keep_best="val/loss"))
     assert found is not None
     assert found.step == 60
+    assert best_of(manifests("val/loss"), KEEP) == found  # there is no accuracy to go by
     assert best_of([], KEEP) is None
 
 
