@@ -66,6 +66,35 @@ def random_resized_crop(
     return View(_central_box(width, height, ratio), flip=flip)
 
 
+def scaled_crop(
+    width: int,
+    height: int,
+    draws: Draws,
+    *,
+    crop: int,
+    sides: tuple[int, int],
+    central_square: bool,
+    flip_prob: float,
+) -> View:
+    """Crop a square at a random place, once the shorter side has a length drawn from a range.
+
+    AlexNet's (section 4.1: side 256, from the central square), VGG's (section 3.1.1: 256 to 512),
+    ResNet's (section 3.4: 256 to 480).
+
+    Args:
+        crop: the square's side, after the resizing.
+        sides: the shorter side's length, from and to, drawn uniformly.
+        central_square: crop from the middle of the image alone.
+    """
+    shorter = min(width, height)
+    side = sides[0] + int(draws[0] * (sides[1] - sides[0] + 1))
+    box = min(shorter, shorter * crop / side)
+    across, down = (shorter, shorter) if central_square else (width, height)
+    left = (width - across) / 2 + draws[20] * (across - box)
+    top = (height - down) / 2 + draws[21] * (down - box)
+    return View((left, top, left + box, top + box), flip=bool(draws[22] < flip_prob))
+
+
 def padded_crop(width: int, height: int, draws: Draws, *, padding: int, flip_prob: float) -> View:
     """Shift the resized image by up to `padding` output pixels each way, zeros coming in.
 

@@ -84,9 +84,11 @@ class TrainSet:
         distortion: Distortion,
         sizes: ImageSizes,
         channels: int,
+        views_shared_by: int = 1,
     ) -> None:
         self.shards, self.order, self.choose_view = shards, order, choose_view
         self.distortion, self.sizes, self.channels = distortion, sizes, channels
+        self.views_shared_by = views_shared_by  # so many consecutive samples of a micro-batch
 
     @property
     def max_bytes(self) -> int:
@@ -103,6 +105,7 @@ class TrainSet:
         shape = (len(drawn.ids), size, size, self.channels)
         images = memory[: math.prod(shape)].reshape(shape)
         draws = uniform(self._key("augment", drawn), NUM_DRAWS)
+        draws = draws[np.arange(len(draws)) // self.views_shared_by * self.views_shared_by]
         self.shards.preload(drawn.ids)
         labels, bad = [], list[str]()
         for i, sample in enumerate(drawn.ids.tolist()):

@@ -70,14 +70,17 @@ class Model:
 class Augment:
     """The training view; see data_sharding.augment for the meaning of the numbers."""
 
-    kind: Literal["random_resized_crop", "padded_crop"]
+    kind: Literal["random_resized_crop", "padded_crop", "scaled_crop"]
     scale: tuple[Share, Share]
     ratio: tuple[PositiveFloat, PositiveFloat]
     padding: NonNegativeInt
     flip_prob: Share
+    sides: tuple[Size, Size] = (256, 256)
+    central_square: bool = False
+    shared_by: PositiveInt = 1
 
     def __post_init__(self) -> None:
-        for name in ("scale", "ratio"):
+        for name in ("scale", "ratio", "sides"):
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name}={low, high} must be given as (from, to)")
@@ -140,6 +143,11 @@ class Data:
         if wrong:
             raise ValueError(f"{' and '.join(wrong)} numbers for channels={self.channels}")
         parse_protocol(self.protocol)
+        if self.augment.kind == "scaled_crop" and self.augment.sides[0] < self.image_size:
+            raise ValueError(
+                f"augment.sides={self.augment.sides}: images of that height have no crop of "
+                f"image_size={self.image_size}. Make the sides larger, or the crop smaller"
+            )
 
 
 @_schema
@@ -152,6 +160,7 @@ class Optimizer:
     momentum: Share
     decay_norm_and_bias: bool
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    bias_lr_share: PositiveFloat = 1.0
     options: dict[str, Any]
 
 
@@ -163,6 +172,7 @@ class Schedule:
     warmup_epochs: NonNegativeFloat
     final_share: Share
     drop_epochs: tuple[PositiveFloat, ...]
+    drop_every_epochs: PositiveFloat | None = None
     drop_factor: PositiveFloat
 
 

@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 
 from data_sharding import files
-from data_sharding.augment import ChooseView, padded_crop, random_resized_crop
+from data_sharding.augment import ChooseView, padded_crop, random_resized_crop, scaled_crop
 from data_sharding.balance import BalancedOrder, read_class_index
 from data_sharding.batches import EvalSet, TrainOrder, TrainSet
 from data_sharding.cache import CacheSettings, room_warning
@@ -26,7 +26,7 @@ from data_sharding.stores import open_store
 from orchestrator.config import ConfigError
 from orchestrator.plan import Plan, data_fingerprint, make_plan
 from orchestrator.rundir import RunDir
-from orchestrator.schema import Augment, Config
+from orchestrator.schema import Config, Data
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +75,11 @@ def open_train_set(config: Config, manifest: Manifest, plan: Plan) -> TrainSet:
     return TrainSet(
         _open_split(config, "train", manifest),
         _order(config, manifest),
-        _training_view(data.augment),
+        _training_view(data),
         _distortion(config),
         _image_sizes(config, plan),
         data.channels,
+        data.augment.shared_by,
     )
 
 
@@ -201,7 +202,16 @@ class BadSamples:
             yield batch
 
 
-def _training_view(augment: Augment) -> ChooseView:
+def _training_view(data: Data) -> ChooseView:
+    augment = data.augment
+    if augment.kind == "scaled_crop":
+        return partial(
+            scaled_crop,
+            crop=data.image_size,
+            sides=augment.sides,
+            central_square=augment.central_square,
+            flip_prob=augment.flip_prob,
+        )
     if augment.kind == "padded_crop":
         return partial(padded_crop, padding=augment.padding, flip_prob=augment.flip_prob)
     return partial(

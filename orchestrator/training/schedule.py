@@ -41,8 +41,17 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, plan: Plan) 
             return PolyLRScheduler(optimizer, plan.num_steps, power=1, lr_min=final_lr, **warmup)
         case "step":
             # timm drops at the step before the one it is given (timm 1.0, multistep_lr.py)
-            drops = [round(epoch * plan.steps_per_epoch) + 1 for epoch in schedule.drop_epochs]
+            epochs = schedule.drop_epochs or _each(schedule.drop_every_epochs, plan)
+            drops = [round(epoch * plan.steps_per_epoch) + 1 for epoch in epochs]
             factor = schedule.drop_factor
             return MultiStepLRScheduler(optimizer, drops, decay_rate=factor, **warmup)
         case "constant":
             return MultiStepLRScheduler(optimizer, [], **warmup)
+
+
+def _each(every_epochs: float | None, plan: Plan) -> list[float]:
+    """Return the multiples of a number of epochs that lie inside a run."""
+    if every_epochs is None:
+        return []
+    count = int(plan.num_steps / plan.steps_per_epoch / every_epochs)
+    return [number * every_epochs for number in range(1, count + 1)]

@@ -5,7 +5,6 @@ follow from (config, seed, step). So these, and one integer, are what a checkpoi
 """
 
 import copy
-import difflib
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,13 +12,12 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from orchestrator.config import ConfigError
-from orchestrator.schema import Config, Optimizer
+from orchestrator.schema import Config
 from orchestrator.training.initialise import initialise
+from orchestrator.training.optimizer import make_optimizer
 from orchestrator.training.slots import Slots
 from orchestrator.training.world import World
 from orchestrator.training.zero1 import OptimizerShards
@@ -43,7 +41,7 @@ class TrainState:
             ConfigError: the optimizer's name or options are not timm's, or not for this strategy.
         """
         recipe = config.recipe
-        optimizer = _make_optimizer(network, recipe.optimizer)
+        optimizer = make_optimizer(network, recipe.optimizer)
         is_spread = config.strategy == "ddp_zero1"
         return cls(
             network=network,
@@ -97,28 +95,3 @@ class TrainState:
         """
         mine = self.optimizer.state_dict()["state"]
         return iter(mine.items()) if self.shards is None else self.shards.gather(mine)
-
-
-def _make_optimizer(network: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
-    if optimizer.name not in list_optimizers():
-        known = [str(name) for name in list_optimizers()]
-        near = difflib.get_close_matches(optimizer.name, known) or ["sgd", "adamw"]
-        raise ConfigError(
-            f"recipe.optimizer.name={optimizer.name} is no optimizer of timm. Near names: "
-            f"{', '.join(near)}. All: python -c 'import timm; print(timm.optim.list_optimizers())'"
-        )
-    try:
-        return create_optimizer_v2(
-            network,
-            opt=optimizer.name,
-            lr=optimizer.lr,
-            weight_decay=optimizer.weight_decay,
-            momentum=optimizer.momentum,
-            filter_bias_and_bn=not optimizer.decay_norm_and_bias,
-            layer_decay=optimizer.layer_decay,
-            **optimizer.options,
-        )
-    except TypeError as error:
-        raise ConfigError(
-            f"recipe.optimizer.options={optimizer.options} do not fit {optimizer.name}: {error}"
-        ) from error

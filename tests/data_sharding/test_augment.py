@@ -23,6 +23,7 @@ from data_sharding.augment import (
     View,
     padded_crop,
     random_resized_crop,
+    scaled_crop,
 )
 from data_sharding.counter import derive, uniform
 
@@ -189,3 +190,43 @@ def test_a_view_depends_on_its_key_alone(choose: ChooseView) -> None:
 
 
 # ---------------------------------------------------------------- evaluation
+
+
+# ---------------------------------------------------------------- scaled crop
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (256, 256), (90, 40)])
+@pytest.mark.parametrize("central_square", [True, False])
+def test_a_scaled_crop_is_a_square_of_what_was_resized(
+    width: int, height: int, *, central_square: bool
+) -> None:
+    shorter, found = min(width, height), set[float]()
+    for draw in many_draws(500):
+        view = scaled_crop(
+            width, height, draw, crop=224, sides=(256, 512), central_square=central_square,
+            flip_prob=0.5,
+        )  # fmt: skip
+        left, top, right, bottom = view.box
+        assert right - left == pytest.approx(bottom - top)
+        side = 224 * shorter / (right - left)  # of the resized image
+        assert side == pytest.approx(round(side))
+        found.add(round(side))
+        outside = ((width - shorter) / 2, (height - shorter) / 2) if central_square else (0, 0)
+        assert outside[0] - 1e-9 <= left
+        assert right <= width - outside[0] + 1e-9
+        assert outside[1] - 1e-9 <= top
+        assert bottom <= height - outside[1] + 1e-9
+    assert min(found) >= 256
+    assert max(found) <= 512
+    assert len(found) > 100
+
+
+def test_alexnets_crops_are_everywhere_in_the_central_square() -> None:
+    crop = partial(scaled_crop, crop=224, sides=(256, 256), central_square=True, flip_prob=0.5)
+    views = [crop(512, 256, draw) for draw in many_draws(2000)]
+    lefts = np.array([view.box[0] for view in views]) - 128
+    tops = np.array([view.box[1] for view in views])
+    for places in (lefts, tops):
+        assert stats.kstest(places / 32, "uniform").pvalue > LEAST_P
+    flips = sum(view.flip for view in views)
+    assert stats.binomtest(flips, 2000, 0.5).pvalue > LEAST_P

@@ -403,3 +403,20 @@ def test_workers_ignore_the_signals_of_a_step_and_end_with_their_rank(start_rank
         rank.kill()
     assert rank.wait(timeout=30) == (1 if end == "crash" else -signal.SIGKILL)
     wait_until_gone(rank.pid)
+
+
+def test_consecutive_images_share_a_view(url):
+    """Krizhevsky's code gave 32 consecutive images one crop."""
+    dataset, seen = train_set(url), []
+
+    def noted(width, height, draws):
+        seen.append(draws.tolist())
+        return crop(width, height, draws)
+
+    dataset.choose_view, dataset.views_shared_by = noted, 3
+    batch = one(dataset, (0, 0))
+    num_images = len(batch.labels)
+    assert len(seen) == num_images > 3
+    for i, draws in enumerate(seen):
+        assert draws == seen[i // 3 * 3]
+    assert len({tuple(draws) for draws in seen}) == -(-num_images // 3)

@@ -63,3 +63,9 @@ def test_drops_come_with_their_epoch(recipe: Recipe) -> None:
     options = {"name": "step", "warmup_epochs": 0.0, "drop_epochs": (3.0, 6.0), "drop_factor": 0.1}
     found = rates(recipe, [0, 29, 30, 59, 60, 99], **options)
     assert found == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_drops_at_equal_intervals(recipe: Recipe) -> None:
+    options = {"name": "step", "warmup_epochs": 0.0, "drop_every_epochs": 2.4, "drop_factor": 0.5}
+    found = rates(recipe, [0, 23, 24, 47, 48, 71, 72, 99], **options)
+    assert found == pytest.approx([1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.0625])

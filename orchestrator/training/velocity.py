@@ -1,0 +1,42 @@
+"""Momentum as the networks of 2012 to 2014 had it: the learning rate is inside of the velocity.
+
+v <- momentum * v - lr * (gradient + weight_decay * w);  w <- w + v
+
+(Krizhevsky et al. 2012, section 5; Caffe's SGDSolver.) torch.optim.SGD multiplies the whole
+velocity by the rate. While the rate stays they are one; when it drops, this velocity still moves
+at the old rate for a while.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim.optimizer import Optimizer
+
+
+class VelocitySGD(Optimizer):
+    """Stochastic gradient descent with a velocity that includes the learning rate."""
+
+    def __init__(
+        self, params: Any, lr: float, momentum: float = 0.9, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Move the parameters that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                slots = self.state[parameter]
+                if "velocity" not in slots:
+                    slots["velocity"] = torch.zeros_like(parameter)
+                change = parameter.grad.add(parameter, alpha=group["weight_decay"])
+                velocity = slots["velocity"].mul_(group["momentum"]).sub_(change, alpha=group["lr"])
+                parameter.add_(velocity)
+        return loss

@@ -1,0 +1,101 @@
+"""Every experiment says what it is, composes at its own size, and trains when it is small."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from ranks import run_on_ranks
+
+import conf
+from data_sharding.sources import folder
+from data_sharding.write import write_dataset
+from orchestrator.config import parse
+from orchestrator.launch.compose import compose
+from orchestrator.launch.create import open_run
+from orchestrator.rundir import RunDir, read_json_lines
+from orchestrator.schema import Config
+from orchestrator.training.metrics import MetricLog
+from orchestrator.training.train import train
+from orchestrator.training.verdict import StopRequest
+from orchestrator.training.world import World
+
+FILES = sorted(Path(conf.__file__).parent.glob("experiment/*.yaml"))
+HISTORY = [file.stem for file in FILES if not file.stem.startswith("demo_")]
+
+
+@pytest.mark.parametrize("name", HISTORY)
+def test_it_says_how_long_on_what_and_what_to_expect(name: str) -> None:
+    (file,) = (one for one in FILES if one.stem == name)
+    head = " ".join(line for line in file.read_text().splitlines() if line.startswith("#"))
+    assert f"tahoe submit experiment={name} " in head
+    assert re.search(r"Expected: \d", head)
+    assert re.search(r"arXiv \d{4}\.\d{4,5}|NIPS 2012|github\.com|weights [A-Z]", head)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return shards of noise that look like photographs in their sizes alone."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for number in range(64):
+        split = "val" if number % 4 == 3 else "train"
+        file = root / split / f"n{number % 5:08d}" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        width, height = rng.integers(100, 160, 2)
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(file)
+    url = tmp_path_factory.mktemp("shards") / "set"
+    write_dataset(folder(root), str(url), seed=0, samples_per_shard=20)
+    return url
+
+
+def small(name: str, url: Path, place: Path) -> list[str]:
+    """Return overrides that leave of an experiment what is not its size."""
+    (composed,) = compose([f"experiment={name}", f"data.url={url}"])
+    config = composed.config
+    is_own = "/" not in config.model.name and config.model.name != "resnet_2015"
+    views = "ten-crop-96-of-104" if config.data.protocol.startswith("ten") else "center-96-of-104"
+    return [
+        *(f"experiment={name}", f"data.url={url}", f"run_dir={place / name}", "tracking=none"),
+        *("data.image_size=96", f"data.protocol={views}", "data.augment.sides=[96,120]"),
+        *("data.lanes=2", "data.num_workers=0", "launcher.num_procs=2"),
+        *("recipe.epochs=null", "recipe.steps=2", "recipe.global_batch_size=24"),
+        *("recipe.num_micro_batches=2", "logging.every_steps=1", "checkpoint.keep_best=null"),
+        *(["+model.options.width=0.1"] if is_own else []),
+    ]
+
+
+def train_all(world: World, config: Config, runs: list[str]) -> None:
+    for path in runs:
+        run = RunDir(Path(path))
+        attempt = run.num_attempts if world.is_first else 1
+        with MetricLog(run.metrics_file if world.is_first else None, attempt) as metrics:
+            stop = StopRequest(run, polls_file=False)
+            train(run, parse(run.read_config()), world, metrics, stop)
+        world.wait_for_all()
+        if world.is_first:
+            shutil.rmtree(run.checkpoints_dir)  # of hundreds of megabytes
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_steps_on_two_ranks(images: Path, tmp_path: Path) -> None:
+    runs = []
+    for name in HISTORY:
+        (composed,) = compose(small(name, images, tmp_path))
+        run, plan = open_run(composed)
+        run.begin_attempt(num_steps=plan.num_steps)
+        runs.append(run)
+    run_on_ranks(train_all, 2, composed.config, [str(run.path) for run in runs])
+    for run in runs:
+        steps = {
+            line["step"]: line["metrics"]
+            for line in read_json_lines(run.metrics_file)
+            if "train/loss" in line["metrics"]
+        }
+        assert set(steps) == {1, 2}, run.id
+        assert all(0 < one["train/loss"] < 50 for one in steps.values()), run.id
+        figures = [line["metrics"] for line in read_json_lines(run.metrics_file)]
+        assert any("val/top1" in line for line in figures), run.id

@@ -1,0 +1,121 @@
+"""The velocity of 2012 against its formula; biases at their own rate under any schedule."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from orchestrator.config import ConfigError
+from orchestrator.plan import Plan
+from orchestrator.schema import Recipe
+from orchestrator.training.optimizer import make_optimizer
+from orchestrator.training.schedule import make_schedule
+
+PLAN = Plan(
+    num_train=100,
+    num_val=10,
+    num_classes=10,
+    world_size=1,
+    global_batch_size=10,
+    num_lanes=1,
+    num_micro_batches=1,
+    steps_per_epoch=10,
+    num_steps=30,
+    evaluate_every_steps=10,
+    save_every_steps=None,
+    saves_evaluated=False,
+)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def changed(recipe: Recipe, **values: Any) -> Recipe:
+    slots = dataclasses.replace(recipe.optimizer, **values)
+    schedule = dataclasses.replace(
+        recipe.schedule, name="step", warmup_epochs=0.0, drop_epochs=(1.0,), drop_factor=0.1
+    )
+    return dataclasses.replace(recipe, optimizer=slots, schedule=schedule)
+
+
+@pytest.mark.parametrize("share", [1.0, 2.0])
+@pytest.mark.parametrize("decays", [True, False])
+def test_velocity_moves_by_krizhevskys_rule(recipe: Recipe, share: float, *, decays: bool) -> None:
+    wanted = changed(
+        recipe, name="velocity", lr=0.1, momentum=0.9, weight_decay=0.01,
+        bias_lr_share=share, decay_norm_and_bias=decays,
+    )  # fmt: skip
+    plain = network()
+    optimizer = make_optimizer(plain, wanted.optimizer)
+    schedule = make_schedule(optimizer, wanted, PLAN)
+    expected = {name: p.detach().clone() for name, p in plain.named_parameters()}
+    velocity = {name: torch.zeros_like(p) for name, p in expected.items()}
+    for step in range(20):
+        lr = 0.1 if step < 10 else 0.01
+        schedule.step_update(step)
+        for name, parameter in plain.named_parameters():
+            parameter.grad = torch.sin(parameter.detach() * 7 + step)
+            is_bias, is_weight = name.endswith("bias"), parameter.ndim > 1
+            decay = 0.01 if is_weight or decays else 0.0
+            rate = lr * share if is_bias else lr
+            gradient = torch.sin(expected[name] * 7 + step) + decay * expected[name]
+            velocity[name] = 0.9 * velocity[name] - rate * gradient
+            expected[name] = expected[name] + velocity[name]
+        optimizer.step()
+    for name, parameter in plain.named_parameters():
+        assert_close(parameter.detach(), expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_it_is_torchs_while_the_rate_stays_and_not_when_it_drops(recipe: Recipe) -> None:
+    ours, theirs = network(), network()
+    wanted = changed(recipe, name="velocity", lr=0.1, momentum=0.9, weight_decay=0.01)
+    mine = make_optimizer(ours, wanted.optimizer)
+    other = make_optimizer(theirs, changed(recipe, name="momentum", lr=0.1, momentum=0.9,
+                                           weight_decay=0.01).optimizer)  # fmt: skip
+
+    def step() -> None:
+        for plain, optimizer in ((ours, mine), (theirs, other)):
+            for parameter in plain.parameters():
+                parameter.grad = torch.cos(parameter.detach())
+            optimizer.step()
+
+    for _ in range(5):
+        step()
+    assert_close(list(ours.parameters()), list(theirs.parameters()))
+    for optimizer in (mine, other):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.001
+    step()
+    moved = (ours[0].weight - theirs[0].weight).abs().max().item()
+    assert moved > 0.01  # at the old rate still
+
+
+def test_biases_have_their_rate_with_timms_optimizers_too(recipe: Recipe) -> None:
+    wanted = changed(recipe, name="momentum", lr=0.1, bias_lr_share=2.0, weight_decay=0.01)
+    optimizer = make_optimizer(network(), wanted.optimizer)
+    schedule = make_schedule(optimizer, wanted, PLAN)
+    for step, lr in ((0, 0.1), (15, 0.01)):
+        schedule.step_update(step)
+        found = sorted(
+            (len(g["params"]), g["lr"], g["weight_decay"]) for g in optimizer.param_groups
+        )
+        expected = [(1, lr, 0.0), (2, lr, 0.01), (3, 2 * lr, 0.0)]  # norm, weights, biases
+        assert_close(torch.tensor(found), torch.tensor(expected))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"name": "velocity", "options": {"nesterov": True}}, "do not fit velocity"),
+        ({"bias_lr_share": 2.0, "layer_decay": 0.7}, "both say what a bias's rate is"),
+        ({"name": "velocty"}, "Near names: velocity"),
+    ],
+)
+def test_what_makes_no_optimizer(recipe: Recipe, values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make_optimizer(network(), changed(recipe, **values).optimizer)
