@@ -32,13 +32,15 @@ _MAX_NAMES = 10
 
 
 @contextmanager
-def progress(doing: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal; yield what is to be called with the number of images done."""
+def progress(
+    doing: str, total: int | None, unit: str = "images"
+) -> Iterator[Callable[[int], None]]:
+    """Show a bar on a terminal; yield what is to be called with the number of units done."""
     console = Console(stderr=True)
     left = TimeElapsedColumn() if total is None else TimeRemainingColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(
-        *columns, TextColumn("images"), left, console=console, disable=not console.is_terminal
+        *columns, TextColumn(unit), left, console=console, disable=not console.is_terminal
     ) as bar:
         task = bar.add_task(doing, total=total)
         yield lambda done: bar.update(task, completed=done)

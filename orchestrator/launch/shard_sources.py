@@ -37,6 +37,19 @@ def add_csv(verb: argparse.ArgumentParser) -> None:
     labels.add_argument("--no-labels", action="store_true", help="images have no labels")
 
 
+def add_imagenet(verb: argparse.ArgumentParser) -> None:
+    names = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz")
+    for option, name in zip(("--train", "--val", "--devkit"), names, strict=True):
+        verb.add_argument(option, type=Path, required=True, metavar="FILE", help=name)
+    subset_help = "smaller archives of this layout: ask for neither counts nor digests"
+    verb.add_argument("--subset", action="store_true", help=subset_help)
+
+
+def add_cifar(verb: argparse.ArgumentParser) -> None:
+    archive_help = "cifar-10-binary.tar.gz or cifar-100-binary.tar.gz"
+    verb.add_argument("archive", type=Path, metavar="FILE", help=archive_help)
+
+
 def add_webdataset(verb: argparse.ArgumentParser) -> None:
     inputs_help = "shards (.tar, with {000..099} or *), or directories of them"
     verb.add_argument("urls", nargs="+", metavar="URL", help=inputs_help)
@@ -63,7 +76,7 @@ def add_split(verb: argparse.ArgumentParser) -> None:
 
 
 def files_source(options: argparse.Namespace) -> "Source":
-    """Return the images that digits, folder or csv means.
+    """Return the images that digits, folder, csv, imagenet or cifar means.
 
     Raises:
         DataError: they cannot be listed, or cannot be a data set.
@@ -75,6 +88,12 @@ def files_source(options: argparse.Namespace) -> "Source":
         return sources.digits(options.val_fraction, options.seed)
     if options.verb == "folder":
         return sources.folder(options.directory, options.val_fraction, options.seed)
+    if options.verb == "cifar":
+        from data_sharding.cifar_source import cifar
+
+        return cifar(options.archive)
+    if options.verb == "imagenet":
+        return _imagenet(options)
     label = None if options.no_labels else options.label_column
     return csv_file(
         options.file,
@@ -84,6 +103,16 @@ def files_source(options: argparse.Namespace) -> "Source":
         val_fraction=options.val_fraction,
         seed=options.seed,
     )
+
+
+def _imagenet(options: argparse.Namespace) -> "Source":
+    from data_sharding.imagenet_source import Archives, imagenet
+    from orchestrator.launch import shard_show
+
+    archives = Archives(options.train, options.val, options.devkit)
+    num_bytes = sum(path.stat().st_size for path in archives.named().values() if path.exists())
+    with shard_show.progress("checking", total=num_bytes >> 20, unit="MB") as on_checked:
+        return imagenet(archives, is_subset=options.subset, on_checked=on_checked)
 
 
 def shards_source(options: argparse.Namespace, reading: "Reading") -> "Source":

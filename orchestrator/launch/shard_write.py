@@ -1,4 +1,4 @@
-"""`tahoe shard folder|csv|digits|webdataset|merge|split`: write, and say what was found."""
+"""The verbs of `tahoe shard` that write a data set, and say what was found in it."""
 
 import argparse
 from collections.abc import Iterator
@@ -24,6 +24,8 @@ _WRITERS = {
     "digits": (named.add_digits, "write scikit-learn's 1,797 handwritten digits", 500),
     "folder": (named.add_folder, "write DIR/{train,val}/CLASS/* or DIR/CLASS/*", 5000),
     "csv": (named.add_csv, "write the images that a CSV file lists", 5000),
+    "imagenet": (named.add_imagenet, "write ImageNet from its archives", 5000),
+    "cifar": (named.add_cifar, "write CIFAR-10 or CIFAR-100 from its archive", 5000),
     "webdataset": (
         named.add_webdataset,
         "write a data set from the shards of others",
@@ -85,7 +87,7 @@ def write(options: argparse.Namespace) -> int:
 @contextmanager
 def _source(options: argparse.Namespace) -> "Iterator[Source]":
     """Yield what is to be written; copies of remote shards are there as long."""
-    if options.verb in ("digits", "folder", "csv"):
+    if options.verb in ("digits", "folder", "csv", "imagenet", "cifar"):
         yield named.files_source(options)
         return
     from data_sharding.reshard import Reading

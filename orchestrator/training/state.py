@@ -71,6 +71,12 @@ class TrainState:
         self.optimizer.zero_grad(set_to_none=True)
 
     @property
+    def lr(self) -> float:
+        """The learning rate, without the shares of it that layers and biases have."""
+        groups = self.optimizer.param_groups
+        return max(float(group["lr"] / group.get("lr_scale", 1)) for group in groups)
+
+    @property
     def evaluated(self) -> nn.Module:
         """The weights that are judged: the averaged ones where there are any."""
         return self.network if self.ema is None else self.ema

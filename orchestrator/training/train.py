@@ -61,7 +61,7 @@ def train(
                 _check_data(num_bad, num_seen, config.data.max_bad_share)
                 checked = step
             if logging:
-                lr = max(group["lr"] for group in job.state.optimizer.param_groups)
+                lr = job.state.lr
                 figures |= {"train/lr": lr, "train/grad_norm": float(grad_norm)}
                 metrics.log(step, figures)
                 tell_progress(plan, step, figures)
