@@ -1,24 +1,39 @@
 """Evaluation protocols: which views of an image are judged. Figures compare under equal ones only.
 
-`center-224-of-256` is the middle 224 pixels of the image resized to 256 on its shorter side;
-`ten-crop-224-of-256` averages over that, the four corners, and all five mirrored (Krizhevsky et
-al., ImageNet Classification with Deep Convolutional Neural Networks, 2012, section 4.1).
+center-224-of-256            the middle 224 pixels, once the shorter side has 256
+flip-224-of-256              that, and mirrored: what "test-time augmentation" often means
+ten-crop-224-of-256          that, the four corners, and all five mirrored (Krizhevsky et al.,
+                             2012, section 4.1)
+multi-scale-224-of-256-384   the middle at each of several scales, and mirrored
+144-crop-224-of-256-288-320-352    at each scale three squares; of each its corners, its middle
+                             and the whole of it, and mirrored (Szegedy et al., Going Deeper
+                             with Convolutions, section 7)
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from data_sharding.augment import View
 
+_NAME = re.compile(
+    r"(center|flip|ten-crop|multi-scale|144-crop)-([1-9][0-9]*)-of-([1-9][0-9]*(?:-[1-9][0-9]*)*)",
+    re.ASCII,
+)
+
 
 @dataclass(frozen=True)
 class Protocol:
-    """The views of an image, each `crop` pixels square, after its shorter side became `resize`."""
+    """The views of an image, each `crop` pixels square, after its shorter side became `resizes`."""
 
     name: str
     crop: int
-    resize: int
-    num_views: int
+    resizes: tuple[int, ...]
+    kind: str = "center"
+
+    @property
+    def num_views(self) -> int:
+        return len(self.views(1000, 1000))
 
     def views(self, width: int, height: int) -> tuple[View, ...]:
         """Return the views of an image of that size in pixels.
@@ -26,27 +41,64 @@ class Protocol:
         Rounds as torchvision's Resize, CenterCrop and TenCrop do, so that figures compare with
         published ones.
         """
-        shorter = min(width, height)
-        resized_width, resized_height = (int(self.resize * s / shorter) for s in (width, height))
-        right, bottom = resized_width - self.crop, resized_height - self.crop
-        scale = (width / resized_width, height / resized_height)
-        middle = self._view(round(right / 2), round(bottom / 2), width, height, scale)
-        if self.num_views == 1:
-            return (middle,)
-        corners = [
-            self._view(x, y, width, height, scale)
-            for x, y in ((0, 0), (right, 0), (0, bottom), (right, bottom))
+        choose = _KINDS[self.kind]
+        plain = [
+            view
+            for resize in self.resizes
+            for view in choose(_Resized(width, height, resize), self.crop)
         ]
-        views = (*corners, middle)
-        return (*views, *(replace(view, flip=True) for view in views))
+        if self.kind == "center":
+            return tuple(plain)
+        return (*plain, *(replace(view, flip=True) for view in plain))
 
-    def _view(
-        self, left: int, top: int, width: int, height: int, scale: tuple[float, float]
-    ) -> View:
-        """Return the view at a place of the resized image; scale: source pixels in one of those."""
-        x, y = scale
-        right, bottom = (left + self.crop) * x, (top + self.crop) * y
+
+class _Resized:
+    """An image whose shorter side has been resized, and views of it in source pixels."""
+
+    def __init__(self, width: int, height: int, resize: int) -> None:
+        shorter = min(width, height)
+        self._source = width, height
+        self.resize = resize
+        self.width, self.height = (int(resize * side / shorter) for side in (width, height))
+        self._scale = width / self.width, height / self.height
+
+    def view(self, left: int, top: int, side: int) -> View:
+        """Return the view of a square of the resized image."""
+        x, y = self._scale
+        width, height = self._source
+        right, bottom = (left + side) * x, (top + side) * y
         return View((left * x, top * y, min(right, width), min(bottom, height)))
+
+
+def _middle(image: _Resized, crop: int) -> list[View]:
+    left, top = round((image.width - crop) / 2), round((image.height - crop) / 2)
+    return [image.view(left, top, crop)]
+
+
+def _corners_and_middle(image: _Resized, crop: int) -> list[View]:
+    right, bottom = image.width - crop, image.height - crop
+    corners = ((0, 0), (right, 0), (0, bottom), (right, bottom))
+    return [*(image.view(x, y, crop) for x, y in corners), *_middle(image, crop)]
+
+
+def _of_three_squares(image: _Resized, crop: int) -> list[View]:
+    side, views = image.resize, list[View]()
+    across, down = image.width - side, image.height - side
+    for x, y in ((0, 0), (round(across / 2), round(down / 2)), (across, down)):
+        rest, middle = side - crop, round((side - crop) / 2)
+        offsets = ((0, 0), (rest, 0), (0, rest), (rest, rest), (middle, middle))
+        views += [image.view(x + dx, y + dy, crop) for dx, dy in offsets]
+        views.append(image.view(x, y, side))
+    return views
+
+
+_KINDS: dict[str, Callable[[_Resized, int], list[View]]] = {
+    "center": _middle,
+    "flip": _middle,
+    "ten-crop": _corners_and_middle,
+    "multi-scale": _middle,
+    "144-crop": _of_three_squares,
+}
 
 
 def parse_protocol(name: str) -> Protocol:
@@ -55,11 +107,17 @@ def parse_protocol(name: str) -> Protocol:
     Raises:
         ValueError: the name is not of that form, or it crops more than there is.
     """
-    match = re.fullmatch(r"(center|ten-crop)-([1-9][0-9]*)-of-([1-9][0-9]*)", name)
-    if not match or int(match[2]) > int(match[3]):
+    match = _NAME.fullmatch(name)
+    resizes = tuple(int(one) for one in match[3].split("-")) if match else ()
+    is_right = match is not None and all(int(match[2]) <= one for one in resizes)
+    if match is None or not is_right or (len(resizes) > 1) != (match[1] in _SEVERAL):
         raise ValueError(
             f"'{name}' is not an evaluation protocol. Figures under an unknown protocol "
-            "compare with nothing. Write center-CROP-of-RESIZE or ten-crop-CROP-of-RESIZE with "
-            "CROP <= RESIZE, e.g. center-224-of-256."
+            "compare with nothing. Write center-CROP-of-RESIZE, flip-..., ten-crop-..., or with "
+            "several sizes multi-scale-CROP-of-RESIZE-RESIZE or 144-crop-..., with CROP <= RESIZE, "
+            "e.g. center-224-of-256."
         )
-    return Protocol(name, int(match[2]), int(match[3]), 1 if match[1] == "center" else 10)
+    return Protocol(name, int(match[2]), resizes, match[1])
+
+
+_SEVERAL = ("multi-scale", "144-crop")

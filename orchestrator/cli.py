@@ -20,6 +20,7 @@ from orchestrator.launch.cluster import (
 )
 from orchestrator.launch.data_preview import add_data_verbs
 from orchestrator.launch.drill_verb import add_drill_options, drill
+from orchestrator.launch.evaluate import add_evaluate_verb
 from orchestrator.launch.lineage import add_lineage_verbs
 from orchestrator.launch.shard import add_shard_verbs
 
@@ -39,7 +40,7 @@ OVERRIDES are Hydra's: a group as model=resnet18, a key as recipe.epochs=5.
 
 VERBS = (
     *("train", "submit", "resume", "status", "list", "logs", "cancel", "compare", "sync", "ui"),
-    *("lineage", "describe", "ckpt", "doctor", "drill", "shard", "data", "rehearse"),
+    *("evaluate", "lineage", "describe", "ckpt", "doctor", "drill", "shard", "data", "rehearse"),
 )
 
 
@@ -179,6 +180,8 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("overrides", nargs="*", metavar="OVERRIDES", help=overrides_help)
 
     add_cluster_verbs(verbs)
+
+    add_evaluate_verb(verbs)
 
     add_lineage_verbs(verbs)
 

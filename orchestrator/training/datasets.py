@@ -56,7 +56,7 @@ class Datasets:
         return cls(
             train=train_set,
             val=EvalSet(
-                _open_split(config, "val", val),
+                open_split(config, "val", val),
                 config.evaluate.batch_size,
                 parse_protocol(config.data.protocol),
                 config.data.channels,
@@ -73,7 +73,7 @@ def open_train_set(config: Config, manifest: Manifest, plan: Plan) -> TrainSet:
     """
     data = config.data
     return TrainSet(
-        _open_split(config, "train", manifest),
+        open_split(config, "train", manifest),
         _order(config, manifest),
         _training_view(data),
         _distortion(config),
@@ -83,7 +83,8 @@ def open_train_set(config: Config, manifest: Manifest, plan: Plan) -> TrainSet:
     )
 
 
-def _open_split(config: Config, split: str, manifest: Manifest) -> ShardSet:
+def open_split(config: Config, split: str, manifest: Manifest) -> ShardSet:
+    """Return the samples of a split, from where the config reads them."""
     url = files.join(config.data.url, split)
     return ShardSet(split, manifest, open_store(url, _cache_settings(config), manifest.labels))
 

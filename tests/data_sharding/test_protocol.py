@@ -36,7 +36,7 @@ def test_the_central_crop_is_that_of_torchvision(
     width: int, height: int, crop: int, more: int
 ) -> None:
     resize = crop + more
-    ours = Protocol("", crop, resize, 1).views(width, height)[0].box
+    ours = Protocol("", crop, (resize,)).views(width, height)[0].box
     theirs = box_of_torchvision(width, height, crop, resize)
     assert np.allclose(ours, theirs, rtol=1e-9)
     assert ours[0] >= 0
@@ -60,20 +60,75 @@ def test_protocols_say_what_is_seen(protocol: str, size: int, box: tuple[int, ..
     assert found.views(364, 256) == (View(box),)
 
 
-@pytest.mark.parametrize(("width", "height"), [(64, 48), (31, 77), (40, 40)])
-def test_ten_crops_are_those_of_torchvision(width: int, height: int) -> None:
+def waves_of(width: int, height: int) -> Image.Image:
     x, y = np.meshgrid(np.linspace(0, 3, width), np.linspace(0, 3, height))
     waves = np.stack([np.sin(x), np.cos(y), np.sin(x * y)], axis=2)
-    image = Image.fromarray((127 + 120 * waves).astype(np.uint8))
+    return Image.fromarray((127 + 120 * waves).astype(np.uint8))
+
+
+def seen(image: Image.Image, name: str) -> np.ndarray:
+    """Return the views of a protocol, as a network gets them."""
     file = io.BytesIO()
     image.save(file, "png")
-    protocol = parse_protocol("ten-crop-28-of-32")
-    ours = np.empty((10, 28, 28, 3), dtype=np.uint8)
-    decode(memoryview(file.getvalue()), protocol.views, ours)
+    protocol = parse_protocol(name)
+    views = np.empty((protocol.num_views, protocol.crop, protocol.crop, 3), dtype=np.uint8)
+    decode(memoryview(file.getvalue()), protocol.views, views)
+    return views.astype(int)
+
+
+def far_apart(ours: np.ndarray, theirs: Image.Image) -> float:
+    return float(np.abs(ours - np.asarray(theirs).astype(int)).mean())
+
+
+SIZES = [(64, 48), (31, 77), (40, 40)]
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_mirrored_and_at_several_scales(width: int, height: int) -> None:
+    image = waves_of(width, height)
+    center = functional.center_crop(functional.resize(image, 32), [28, 28])
+    flipped = seen(image, "flip-28-of-32")
+    assert len(flipped) == 2
+    assert far_apart(flipped[0], center) < 1
+    assert far_apart(flipped[1], functional.hflip(center)) < 1
+
+    larger = functional.center_crop(functional.resize(image, 40), [28, 28])
+    several = seen(image, "multi-scale-28-of-32-40")
+    expected = [center, larger, functional.hflip(center), functional.hflip(larger)]
+    assert len(several) == 4
+    assert all(far_apart(a, b) < 1 for a, b in zip(several, expected, strict=True))
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_googlenets_144_crops(width: int, height: int) -> None:
+    """Section 7: 4 scales x 3 squares x (4 corners, middle, whole) x mirrored or not."""
+    image = waves_of(width, height)
+    views = seen(image, "144-crop-28-of-32-36-40-44")
+    assert len(views) == 144
+    expected = []
+    for scale in (32, 36, 40, 44):
+        resized = functional.resize(image, scale)
+        w, h = resized.size
+        for share in (0, 0.5, 1):
+            left, top = round(share * (w - scale)), round(share * (h - scale))
+            square = functional.crop(resized, top, left, scale, scale)
+            crops = functional.five_crop(square, [28, 28])
+            expected += [*crops, functional.resize(square, [28, 28])]
+    expected += [functional.hflip(one) for one in expected]
+    # A resized square is resized twice there and once here.
+    apart = [far_apart(a, b) for a, b in zip(views, expected, strict=True)]
+    assert max(apart) < 3
+    assert np.median(apart) < 1
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_ten_crops_are_those_of_torchvision(width: int, height: int) -> None:
+    image = waves_of(width, height)
+    ours = seen(image, "ten-crop-28-of-32")
     theirs = functional.ten_crop(functional.resize(image, 32), [28, 28])
     in_their_order = (0, 1, 2, 3, 4, 6, 5, 8, 7, 9)  # they crop again after mirroring
     for number, image in zip(in_their_order, theirs, strict=True):
-        assert np.abs(ours[number] - np.asarray(image).astype(int)).mean() < 1
+        assert far_apart(ours[number], image) < 1
 
 
 @pytest.mark.parametrize(
@@ -83,7 +138,8 @@ def test_ten_crops_are_those_of_torchvision(width: int, height: int) -> None:
         "center-224-of-", "center-0-of-256",
         "center-256-of-224", "center--1-of-256", "center-224-of-256 ", "center-224-of-256\n",
         "Center-224-of-256", "center-1e2-of-256", "center-٣-of-٤", "center-0224-of-256",
-        "xcenter-224-of-256", "center-2-of-3-",
+        "xcenter-224-of-256", "center-2-of-3-", "center-2-of-3-4", "multi-scale-2-of-3",
+        "multi-scale-4-of-3-5", "144-crop-224-of-256", "flip-2-of-1",
     ],
 )  # fmt: skip
 def test_other_names_are_no_protocols(protocol: str) -> None:

@@ -58,7 +58,7 @@ def test_checkpoints_in_a_store(
     options = [option for kind in kinds for option in ("--kind", kind)]
     there = f"checkpoint.url={s3_server.url('checkpoints')}"
     done = Tahoe(tmp_path)(
-        *("drill", *options, "--faults", "4", "--directory", "drill", "--json"),
+        *("drill", *options, "--faults", "3", "--directory", "drill", "--json"),
         *(f"data.url='{digits}'", there, "recipe.ema_decay=0.9"),
         check=False,
     )

@@ -16,7 +16,7 @@ from orchestrator.launch import local
 
 VERBS = (
     *("train", "submit", "resume", "status", "list", "logs", "cancel", "compare", "sync", "ui"),
-    *("lineage", "describe", "ckpt", "doctor", "drill", "shard", "data", "rehearse"),
+    *("evaluate", "lineage", "describe", "ckpt", "doctor", "drill", "shard", "data", "rehearse"),
 )
 TAHOE = Path(sys.executable).with_name("tahoe")
 
@@ -221,4 +221,8 @@ def test_bash_completes_the_choices_of_a_group(replies: dict[str, list[str]]) ->
 
 def test_bash_completes_keys_after_a_named_model_too(replies: dict[str, list[str]]) -> None:
     line = "tahoe train model=timm/resnet18 recipe.schedule.dr"
-    assert replies[line] == ["recipe.schedule.drop_epochs.", "recipe.schedule.drop_factor="]
+    assert replies[line] == [
+        "recipe.schedule.drop_epochs.",
+        "recipe.schedule.drop_every_epochs=",
+        "recipe.schedule.drop_factor=",
+    ]

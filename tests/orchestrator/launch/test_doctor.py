@@ -131,6 +131,7 @@ def no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return programs
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_slurm")
 def test_without_slurm_it_is_about_this_machine(tahoe: Tahoe, digits: Path) -> None:
     place = f"data.url='{digits}'"

@@ -83,6 +83,7 @@ def test_ranks_save_and_stop_when_their_launcher_is_killed(tahoe: Tahoe, digits:
     assert verdict["verdict"] == "stopped"
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_never_restarted_and_not_saved(tahoe: Tahoe, digits: Path) -> None:
     done = tahoe(*long_run(digits, "run", "recipe.optimizer.lr=1e30"), check=False)
     assert done.returncode == 93

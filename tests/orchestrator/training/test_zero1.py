@@ -55,6 +55,7 @@ def test_slots_are_shared_and_handed_over(config: Config, num_ranks: int, tmp_pa
     run_on_ranks(spread.shares_and_hands_over, num_ranks, config, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_is_refused_by_all(config: Config, tmp_path: Path) -> None:
     run_on_ranks(spread.refuses_alike, 2, config, tmp_path)
 

@@ -1,0 +1,118 @@
+"""`tahoe evaluate`: runs judged again under any protocol, each alone and all as an ensemble."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.launch.arguments import add_runs, add_verb
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_WORST = 10  # classes that are shown
+
+
+def add_evaluate_verb(verbs: "Verbs") -> None:
+    text = "judge the weights of runs, alone and as an ensemble"
+    verb = add_verb(verbs, "evaluate", evaluate, text)
+    add_runs(verb)
+    protocol_help = "e.g. ten-crop-224-of-256 (default: each run's own)"
+    verb.add_argument("--protocol", metavar="NAME", help=protocol_help)
+    verb.add_argument("--data", metavar="URL", help="another data set of the same classes")
+    verb.add_argument("--split", choices=("train", "val"), default="val")
+    verb.add_argument("--step", type=int, help="of the checkpoint (default: the best, or newest)")
+    verb.add_argument("--batch-size", type=int, metavar="N", help="default: each run's own")
+    real_help = "also against the reassessed labels of ImageNet (ReaL)"
+    verb.add_argument("--real", action="store_true", help=real_help)
+    verb.add_argument("--classes", action="store_true", help="show the classes that fare worst")
+    confusion_help = "write what was taken for what, as a table"
+    verb.add_argument("--confusion", type=Path, metavar="CSV", help=confusion_help)
+    verb.add_argument("--json", action="store_true", help="for programs")
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Print what runs achieve, and note it in their directories."""
+    from orchestrator.rundir import append_json_line
+    from orchestrator.sweepdir import expand
+
+    runs = expand(options.runs)
+    for run in runs:
+        run.read_config()  # says so if there is no run
+    opinion = _ask(options, [str(run.path) for run in runs])
+    for run in runs:
+        append_json_line(run.path / "evaluations.jsonl", opinion["runs"][str(run.path)])
+    if options.json:
+        print(json.dumps(opinion, indent=2))
+    else:
+        _show(opinion, is_worst_shown=options.classes)
+    return 0
+
+
+def _ask(options: argparse.Namespace, runs: list[str]) -> dict[str, Any]:
+    from orchestrator.config import ConfigError
+    from orchestrator.rundir import RunError
+    from orchestrator.training.verdict import Exit
+
+    confusion = options.confusion
+    request = {
+        "runs": runs,
+        "protocol": options.protocol,
+        "data": options.data,
+        "split": options.split,
+        "step": options.step,
+        "batch_size": options.batch_size,
+        "real": options.real,
+        "confusion": None if confusion is None else str(confusion.absolute()),
+    }
+    command = [sys.executable, "-m", "orchestrator.training.judge"]
+    done = subprocess.run(
+        command, input=json.dumps(request), capture_output=True, text=True, check=False
+    )
+    said = done.stderr.strip()
+    if done.returncode == Exit.NEVER_RESTART:
+        raise ConfigError(said)
+    if done.returncode:
+        raise RunError(f"the evaluation failed:\n{said}")
+    opinion: dict[str, Any] = json.loads(done.stdout)
+    return opinion
+
+
+def _show(opinion: dict[str, Any], *, is_worst_shown: bool) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("run", overflow="fold")
+    for header in ("step", "top-1 (%)", "top-5 (%)", "loss", "ReaL (%)"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("protocol", no_wrap=True)
+    for path, one in opinion["runs"].items():
+        name = escape(Path(path).name)
+        table.add_row(name, str(one["step"]), *_cells(one), one["protocol"])
+    if opinion["ensemble"]:
+        table.add_row("all together", "", *_cells(opinion["ensemble"]), "")
+    Console(soft_wrap=True, highlight=False).print(table)
+    unreadable = opinion["num_unreadable"]
+    wrong = f", of which {unreadable} could not be read and count as wrong" if unreadable else ""
+    print(f"{opinion['num_samples']:,} images{wrong}")
+    if is_worst_shown:
+        told = zip(opinion["classes"], opinion["class_top1"], strict=True)
+        known = sorted((top1, name) for name, top1 in told if top1 is not None)
+        print("worst classes, top-1 in %:")
+        for top1, name in known[:_WORST]:
+            print(f"  {top1:6.2f}  {name}")
+
+
+def _cells(figures: dict[str, Any]) -> list[str]:
+    real = figures["real_top1"]
+    return [
+        f"{figures['top1']:.2f}",
+        f"{figures['top5']:.2f}",
+        f"{figures['loss']:.4f}",
+        "-" if real is None else f"{real:.2f}",
+    ]

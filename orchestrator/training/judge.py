@@ -1,0 +1,294 @@
+"""Runs judged again, alone and together, under any protocol: what `tahoe evaluate` starts.
+
+    python -m orchestrator.training.judge < request.json
+
+A process of its own, since what is before the launch imports no torch. It prints an `Opinion` as
+JSON. An ensemble's probability of a class is the mean of its members' (Krizhevsky et al. 2012,
+section 4.1, over crops; the winners' ensembles over networks).
+"""
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from data_sharding.batches import EvalSet
+from data_sharding.loader import load
+from data_sharding.manifest import DataError, Manifest, read_manifest
+from data_sharding.protocol import parse_protocol
+from orchestrator.config import ConfigError, parse
+from orchestrator.rundir import RunDir, RunError
+from orchestrator.schema import Config
+from orchestrator.training.checkpoint import CheckpointError, CheckpointStore
+from orchestrator.training.datasets import open_split
+from orchestrator.training.device import Device
+from orchestrator.training.network import build_network
+from orchestrator.training.retention import best_of
+from orchestrator.training.safetensors_file import read_tensors
+from orchestrator.training.verdict import Exit
+
+_WEIGHTS = ("ema.safetensors", "model.safetensors")
+_NAME = re.compile(r"ILSVRC2012_val_\d{8}$")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be judged; None: what each run's own config says.
+
+    Args:
+        real: also against the reassessed labels of ImageNet.
+        confusion: where to write who is taken for whom.
+    """
+
+    runs: tuple[str, ...]
+    protocol: str | None
+    data: str | None
+    split: str
+    step: int | None
+    batch_size: int | None
+    real: bool
+    confusion: str | None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """In percent, and nats; `real_top1` over the images that have any reassessed label."""
+
+    top1: float
+    top5: float
+    loss: float
+    real_top1: float | None
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What was found: of each run, by its path, and of all together, if there are several.
+
+    `class_top1` is of all together, in the order of the classes; None for one without samples.
+    """
+
+    num_samples: int
+    num_unreadable: int
+    runs: dict[str, dict[str, Any]]
+    ensemble: Figures | None
+    classes: tuple[str, ...]
+    class_top1: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """Labels (n,), whether each image could be read (n,), and the classes it really shows."""
+
+    labels: torch.Tensor
+    readable: torch.Tensor
+    real: list[list[int]] | None
+
+    def figures(self, probabilities: torch.Tensor) -> Figures:
+        """Return what probabilities (n, classes) come to; one that cannot be read is wrong."""
+        best = probabilities.topk(min(5, probabilities.shape[1]), dim=1).indices
+        hits = (best == self.labels[:, None]) & self.readable[:, None]
+        chance = 1 / probabilities.shape[1]
+        own = probabilities[torch.arange(len(self.labels)), self.labels]
+        losses = -torch.where(self.readable, own, chance).clamp(min=1e-38).log()
+        return Figures(
+            100 * hits[:, 0].double().mean().item(),
+            100 * hits.any(dim=1).double().mean().item(),
+            losses.double().mean().item(),
+            self._real_top1(best[:, 0]),
+        )
+
+    def _real_top1(self, best: torch.Tensor) -> float | None:
+        if self.real is None:
+            return None
+        found = [
+            said in shown and bool(readable)
+            for said, shown, readable in zip(best.tolist(), self.real, self.readable, strict=True)
+            if shown
+        ]
+        return 100 * sum(found) / len(found) if found else None
+
+
+def judge(request: Request) -> Opinion:
+    """Judge runs on one data set.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, RunError: something is not there, or does not fit.
+    """
+    total: torch.Tensor | None = None
+    found, truth, manifest = dict[str, dict[str, Any]](), None, None
+    for path in request.runs:
+        run = RunDir(Path(path))
+        config = _asked(parse(run.read_config()), request)
+        manifest = _same_data(config, request, manifest)
+        step, probabilities, truth = _member(run, config, manifest, request)
+        figures = truth.figures(probabilities)
+        told = {"step": step, "protocol": config.data.protocol, "data": config.data.url}
+        found[path] = {**told, **asdict(figures)}
+        total = probabilities if total is None else total + probabilities
+    assert total is not None
+    assert truth is not None
+    assert manifest is not None
+    mean = total / len(request.runs)
+    confusion = _confusion(mean, truth, len(manifest.classes))
+    if request.confusion:
+        _write_confusion(Path(request.confusion), confusion, manifest.classes)
+    return Opinion(
+        num_samples=len(truth.labels),
+        num_unreadable=int((~truth.readable).sum()),
+        runs=found,
+        ensemble=truth.figures(mean) if len(request.runs) > 1 else None,
+        classes=manifest.classes,
+        class_top1=tuple(
+            None if not row.sum() else 100 * float(row[label] / row.sum())
+            for label, row in enumerate(confusion)
+        ),
+    )
+
+
+def _asked(config: Config, request: Request) -> Config:
+    """Return a run's config with what the request says instead."""
+    if config.recipe.objective == "own":
+        raise ConfigError(f"{config.model.name} was trained without labels: it tells no classes.")
+    data = cast("Any", config.data)
+    url, protocol = request.data or config.data.url, request.protocol or config.data.protocol
+    try:
+        parse_protocol(protocol)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    batch_size = request.batch_size or config.evaluate.batch_size
+    evaluate = replace(cast("Any", config.evaluate), batch_size=batch_size)
+    changed = replace(data, url=url, protocol=protocol)
+    return cast("Config", replace(cast("Any", config), data=changed, evaluate=evaluate))
+
+
+def _same_data(config: Config, request: Request, before: Manifest | None) -> Manifest:
+    manifest = read_manifest(config.data.url, request.split)
+    if before is not None and manifest.fingerprint != before.fingerprint:
+        raise ConfigError(
+            f"these runs have different data: {config.data.url} is not what the ones before have. "
+            "Together they would be judged on nothing. Name one with --data URL."
+        )
+    if manifest.labels.kind != "single":
+        raise ConfigError(f"{config.data.url} has no single label a sample to judge by.")
+    return manifest
+
+
+@torch.no_grad()
+def _member(
+    run: RunDir, config: Config, manifest: Manifest, request: Request
+) -> tuple[int, torch.Tensor, _Truth]:
+    """Return the step of the weights, probabilities (n, classes), and what is true."""
+    place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = Device.create(config, place)
+    network = build_network(config, len(manifest.classes))
+    step = _load(network, run, config, request.step)
+    network.eval().to(place).to(memory_format=device.memory_format)
+    dataset = EvalSet(
+        open_split(config, request.split, manifest),
+        config.evaluate.batch_size,
+        parse_protocol(config.data.protocol),
+        config.data.channels,
+    )
+    probabilities, labels, readable = [], [], []
+    loaded = load(dataset, range(len(dataset)), config.data.num_workers, pin_memory=device.is_cuda)
+    for batch in device.feed(loaded):
+        try:
+            with device.autocast():
+                logits = network(batch.images)
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"{run.path}: {config.model.name} does not take the images of the protocol "
+                f"{config.data.protocol}: {error}"
+            ) from error
+        views = F.softmax(logits.float(), dim=1).view(len(batch.labels), -1, logits.shape[1])
+        probabilities.append(views.mean(dim=1).cpu())
+        labels.append(batch.labels.cpu())
+        readable.append(batch.readable.cpu())
+    real = _real_labels(dataset) if request.real else None
+    truth = _Truth(torch.cat(labels), torch.cat(readable), real)
+    return step, torch.cat(probabilities), truth
+
+
+def _load(network: torch.nn.Module, run: RunDir, config: Config, step: int | None) -> int:
+    """Give a network the weights of a run's checkpoint, the averaged ones where there are any."""
+    store = CheckpointStore.of(run, config)
+    manifests = {one.step: one for one in store.manifests()}
+    best = best_of(list(manifests.values()), config.checkpoint)
+    step = step or (best.step if best else max(manifests, default=0))
+    if step not in manifests:
+        there = ", ".join(map(str, manifests)) or "none"
+        raise RunError(f"no checkpoint of step {step} in {store.url}. There are: {there}")
+    name = next(name for name in _WEIGHTS if name in manifests[step].files)
+    with store.open(step, [name]) as parts:
+        tensors = read_tensors(parts[name])
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{run.path}: the weights do not fit the network: {error}. Was it trained on data of "
+            "other classes?"
+        ) from None
+    return step
+
+
+def _real_labels(dataset: EvalSet) -> list[list[int]]:
+    """Return the classes that each image really shows (Beyer et al., Are we done with ImageNet?).
+
+    By the names that the images have in ImageNet, which `tahoe shard imagenet` and `folder` keep.
+    """
+    from timm.data.real_labels import RealLabelsImagenet
+
+    known = RealLabelsImagenet([""] * 50_000).real_labels  # type: ignore[no-untyped-call]
+    shards, found = dataset.shards, []
+    for place in shards.places(np.arange(len(shards))):
+        key = shards.store.open(shards.manifest.shards[place.shard]).key(place.sample)
+        name = _NAME.search(key)
+        if name is None:
+            raise ConfigError(
+                f"--real: the image {key} is none of ImageNet's validation images by its name "
+                "(ILSVRC2012_val_00000001), so its labels cannot be looked up. Leave --real out."
+            )
+        found.append(known[f"{name[0]}.JPEG"])
+    return found
+
+
+def _confusion(probabilities: torch.Tensor, truth: _Truth, num_classes: int) -> torch.Tensor:
+    """Return how many of each class (row) were taken for each (column); the unreadable for none."""
+    said = probabilities.argmax(dim=1)
+    pairs = (
+        truth.labels * (num_classes + 1) + torch.where(truth.readable, said, num_classes)
+    ).long()
+    counts = torch.bincount(pairs, minlength=num_classes * (num_classes + 1))
+    return counts.view(num_classes, num_classes + 1)
+
+
+def _write_confusion(file: Path, counts: torch.Tensor, classes: Sequence[str]) -> None:
+    import csv
+
+    with file.open("w", newline="") as table:
+        writer = csv.writer(table)
+        writer.writerow(["", *classes, "unreadable"])
+        writer.writerows([name, *row] for name, row in zip(classes, counts.tolist(), strict=True))
+
+
+def main() -> int:
+    values = json.load(sys.stdin)
+    request = Request(**{**values, "runs": tuple(values["runs"])})
+    try:
+        opinion = judge(request)
+    except (CheckpointError, ConfigError, DataError, RunError, OSError) as error:
+        print(error, file=sys.stderr)
+        return Exit.NEVER_RESTART
+    print(json.dumps(asdict(opinion)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""Runs judged again, against plain loops: alone, together, by other protocols and labels."""
+
+import csv
+import json
+import pkgutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from running import Tahoe
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+import models
+from data_sharding import files
+from data_sharding.batches import EvalSet
+from data_sharding.loader import load
+from data_sharding.manifest import read_manifest
+from data_sharding.protocol import parse_protocol
+from data_sharding.samples import ShardSet
+from data_sharding.sources import folder
+from data_sharding.stores import open_store
+from data_sharding.write import write_dataset
+from orchestrator.config import ConfigError
+from orchestrator.rundir import read_json_lines
+from orchestrator.training.judge import _confusion, _real_labels, _Truth
+
+PROBABILITIES = torch.tensor(
+    [[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4], [0.1, 0.8, 0.1]]
+)
+LABELS = torch.tensor([0, 1, 1, 2, 1])
+READABLE = torch.tensor([True, True, True, True, False])
+
+
+def eval_set(url: Path, protocol: str, channels: int = 1) -> EvalSet:
+    manifest = read_manifest(str(url), "val")
+    store = open_store(files.join(str(url), "val"), None, manifest.labels)
+    return EvalSet(ShardSet("val", manifest, store), 64, parse_protocol(protocol), channels)
+
+
+def test_what_cannot_be_read_is_wrong() -> None:
+    figures = _Truth(LABELS, READABLE, None).figures(PROBABILITIES)
+    assert figures.top1 == pytest.approx(60)  # the first, third and fourth
+    assert figures.top5 == pytest.approx(80)
+    right = np.log([0.7, 0.3, 0.5, 0.4, 1 / 3])
+    assert figures.loss == pytest.approx(-right.mean(), rel=1e-6)
+    assert figures.real_top1 is None
+
+
+def test_reassessed_labels() -> None:
+    """An image may show several classes, or none, and then it does not count."""
+    real = [[1, 2], [1, 2], [], [2], [1]]
+    figures = _Truth(LABELS, READABLE, real).figures(PROBABILITIES)
+    assert figures.real_top1 == pytest.approx(100 * 2 / 4)  # the second and fourth, not the fifth
+
+
+def test_who_is_taken_for_whom() -> None:
+    counts = _confusion(PROBABILITIES, _Truth(LABELS, READABLE, None), 3)
+    assert counts.tolist() == [[1, 0, 0, 0], [0, 1, 1, 1], [0, 0, 1, 0]]
+
+
+def test_reassessed_labels_are_found_by_name(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number, name in enumerate((1, 2, 3, 49_999)):
+        for split in ("train", "val"):
+            file = tmp_path / "images" / split / "any" / f"ILSVRC2012_val_{name:08d}.JPEG"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8) + np.uint8(number)
+            Image.fromarray(pixels).save(file)
+    write_dataset(folder(tmp_path / "images"), str(tmp_path / "set"), seed=0, samples_per_shard=3)
+    dataset = eval_set(tmp_path / "set", "center-16-of-16", 3)
+    found = _real_labels(dataset)
+    names = []
+    for place in dataset.shards.places(np.arange(4)):
+        shard = dataset.shards.manifest.shards[place.shard]
+        names.append(int(dataset.shards.store.open(shard).key(place.sample)[-8:]))
+    known = dict(zip(names, found, strict=True))
+    data = pkgutil.get_data("timm.data", "_info/imagenet_real_labels.json")
+    assert data is not None
+    in_order = json.loads(data)  # by the number of the image
+    assert known == {name: in_order[name - 1] for name in (1, 2, 3, 49_999)}
+    assert any(known.values())
+
+
+def test_other_names_have_no_reassessed_labels(digits: Path) -> None:
+    with pytest.raises(ConfigError, match="none of ImageNet's validation images"):
+        _real_labels(eval_set(digits, "center-32-of-32"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_alone_and_together(tmp_path: Path, digits: Path) -> None:
+    tahoe, data = Tahoe(tmp_path), f"data.url='{digits}'"
+    for seed in (1, 2):
+        short = ("recipe.epochs=4", "recipe.optimizer.lr=0.05", f"seed={seed}", "tracking=none")
+        tahoe("train", data, *short, f"run_dir=run{seed}", "recipe.ema_decay=0.9")
+    asked = ("evaluate", "run1", "run2", "--protocol", "multi-scale-32-of-32-36")
+    opinion = json.loads(tahoe(*asked, "--json", "--confusion", "table.csv").stdout)
+
+    means, labels = [], None
+    for seed in (1, 2):
+        step = opinion["runs"][str(tmp_path / f"run{seed}")]["step"]
+        best_one = tmp_path / f"run{seed}" / "checkpoints" / f"step-{step:09d}"
+        network = models.build("lenet5_1998", num_classes=10, in_channels=1).eval()
+        network.load_state_dict(load_file(best_one / "ema.safetensors"))
+        rows, truth = [], []
+        for batch in load(eval_set(digits, "multi-scale-32-of-32-36"), range(6), 0):
+            images = (batch.images.float() / 255 - 0.306) / 0.324
+            with torch.no_grad():
+                views = F.softmax(network(images), dim=1).view(len(batch.labels), 4, 10)
+            rows.append(views.mean(1))
+            truth.append(batch.labels.clone())
+        means.append(torch.cat(rows))
+        labels = torch.cat(truth)
+    assert labels is not None
+    for seed, mean in enumerate(means, start=1):
+        top1 = 100 * (mean.argmax(1) == labels).float().mean().item()
+        assert opinion["runs"][str(tmp_path / f"run{seed}")]["top1"] == pytest.approx(top1)
+    both = (means[0] + means[1]) / 2
+    best = both.argmax(1)
+    assert opinion["ensemble"]["top1"] == pytest.approx(
+        100 * (best == labels).float().mean().item()
+    )
+    loss = -both[torch.arange(len(labels)), labels].log().mean().item()
+    assert opinion["ensemble"]["loss"] == pytest.approx(loss, rel=1e-4)
+    of_three = best[labels == 3]
+    assert opinion["class_top1"][3] == pytest.approx(100 * (of_three == 3).float().mean().item())
+    with (tmp_path / "table.csv").open() as table:
+        header, *counted = csv.reader(table)
+    assert header == ["", *map(str, range(10)), "unreadable"]
+    assert int(counted[3][1 + 5]) == (of_three == 5).sum()
+
+    shown = tahoe("evaluate", "run1", "--classes").stdout
+    assert "center-32-of-32" in shown
+    assert "worst classes" in shown
+    kept = list(read_json_lines(tmp_path / "run1" / "evaluations.jsonl"))
+    assert [one["protocol"] for one in kept] == ["multi-scale-32-of-32-36", "center-32-of-32"]
+    refused = tahoe("evaluate", "run1", "--protocol", "center-28-of-32", check=False)
+    assert refused.returncode == 93
+    assert "does not take the images of the protocol center-28-of-32" in refused.stderr
+    for option, said in (
+        ("--step=7", "no checkpoint of step 7"),
+        ("--protocol=a", "'a' is not an"),
+    ):
+        assert said in tahoe("evaluate", "run1", option, check=False).stderr
