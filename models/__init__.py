@@ -31,6 +31,8 @@ OWN = {
     "nin_2013": "models.nin_2013:NetworkInNetwork",
     "googlenet_2014": "models.googlenet_2014:GoogLeNet",
     "bn_inception_2015": "models.bn_inception_2015:BNInception",
+    "resnet9_2018": "models.resnet9_2018:ResNet9",
+    "blurpool_2019": "models.blurpool_2019:resnet_blurpool",
     "resnet_2015": "models.resnet_2015:resnet",
 }
 

@@ -216,6 +216,7 @@ class Recipe:
     aux_weight: NonNegativeFloat = 0.3
     bce_threshold: Share | None = None
     stages: tuple[Stage, ...] = ()
+    probe: bool = False
 
     def __post_init__(self) -> None:
         ends = [stage.to_epoch for stage in self.stages]

@@ -28,6 +28,8 @@ def add_evaluate_verb(verbs: "Verbs") -> None:
     real_help = "also against the reassessed labels of ImageNet (ReaL)"
     verb.add_argument("--real", action="store_true", help=real_help)
     verb.add_argument("--classes", action="store_true", help="show the classes that fare worst")
+    neuron_help = "of a network without labels: its best neuron as a detector of this class"
+    verb.add_argument("--neuron", metavar="CLASS", help=neuron_help)
     confusion_help = "write what was taken for what, as a table"
     verb.add_argument("--confusion", type=Path, metavar="CSV", help=confusion_help)
     verb.add_argument("--json", action="store_true", help="for programs")
@@ -41,7 +43,9 @@ def evaluate(options: argparse.Namespace) -> int:
     runs = expand(options.runs)
     for run in runs:
         run.read_config()  # says so if there is no run
-    opinion = _ask(options, [str(run.path) for run in runs])
+    if options.neuron:
+        return _find_neurons(options, [str(run.path) for run in runs])
+    opinion = _judge(options, [str(run.path) for run in runs])
     for run in runs:
         append_json_line(run.path / "evaluations.jsonl", opinion["runs"][str(run.path)])
     if options.json:
@@ -51,23 +55,44 @@ def evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _ask(options: argparse.Namespace, runs: list[str]) -> dict[str, Any]:
-    from orchestrator.config import ConfigError
-    from orchestrator.rundir import RunError
-    from orchestrator.training.verdict import Exit
-
+def _judge(options: argparse.Namespace, runs: list[str]) -> dict[str, Any]:
     confusion = options.confusion
     request = {
         "runs": runs,
         "protocol": options.protocol,
-        "data": options.data,
-        "split": options.split,
-        "step": options.step,
         "batch_size": options.batch_size,
         "real": options.real,
         "confusion": None if confusion is None else str(confusion.absolute()),
     }
-    command = [sys.executable, "-m", "orchestrator.training.judge"]
+    return _ask("judge", options, request)
+
+
+def _find_neurons(options: argparse.Namespace, runs: list[str]) -> int:
+    """Print the best neuron of each run."""
+    found = {}
+    for run in runs:
+        found[run] = _ask("neuron", options, {"run": run, "target": options.neuron})
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    for run, one in found.items():
+        print(
+            f"{Path(run).name}, step {one['step']}: neuron {one['neuron']} of "
+            f"{one['num_neurons']:,} is right for {one['accuracy']:.2f} % of {one['num_images']:,} "
+            f"images, {one['num_targets']:,} of them {options.neuron}; always the same answer for "
+            f"{one['constant']:.2f} %"
+        )
+    return 0
+
+
+def _ask(module: str, options: argparse.Namespace, request: dict[str, Any]) -> dict[str, Any]:
+    """Ask a process that has torch."""
+    from orchestrator.config import ConfigError
+    from orchestrator.rundir import RunError
+    from orchestrator.training.verdict import Exit
+
+    request |= {"data": options.data, "split": options.split, "step": options.step}
+    command = [sys.executable, "-m", f"orchestrator.training.{module}"]
     done = subprocess.run(
         command, input=json.dumps(request), capture_output=True, text=True, check=False
     )
@@ -76,8 +101,8 @@ def _ask(options: argparse.Namespace, runs: list[str]) -> dict[str, Any]:
         raise ConfigError(said)
     if done.returncode:
         raise RunError(f"the evaluation failed:\n{said}")
-    opinion: dict[str, Any] = json.loads(done.stdout)
-    return opinion
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
 
 
 def _show(opinion: dict[str, Any], *, is_worst_shown: bool) -> None:

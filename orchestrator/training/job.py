@@ -23,6 +23,7 @@ from orchestrator.training.gradients import GradientStep, wrap
 from orchestrator.training.metrics import MetricLog
 from orchestrator.training.network import build_network, count_cost
 from orchestrator.training.objectives import Objective, make_objective
+from orchestrator.training.probe import freeze_all_but_the_head
 from orchestrator.training.report import tell_start
 from orchestrator.training.restore import restore
 from orchestrator.training.saver import Saver
@@ -67,6 +68,8 @@ class Job:
         torch.manual_seed(int(derive(config.seed, "init")[0]))
         network = build_network(config, data.plan.num_classes)
         cost = count_cost(network, config)
+        if config.recipe.probe:
+            freeze_all_but_the_head(network, data.plan.num_classes)
         network = network.to(world.device).to(memory_format=device.memory_format)
         state = TrainState.create(network, config, world)
         objective = make_objective(config.recipe)

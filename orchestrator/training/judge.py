@@ -188,7 +188,7 @@ def _member(
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = Device.create(config, place)
     network = build_network(config, len(manifest.classes))
-    step = _load(network, run, config, request.step)
+    step = load_weights(network, run, config, request.step)
     network.eval().to(place).to(memory_format=device.memory_format)
     dataset = EvalSet(
         open_split(config, request.split, manifest),
@@ -216,8 +216,16 @@ def _member(
     return step, torch.cat(probabilities), truth
 
 
-def _load(network: torch.nn.Module, run: RunDir, config: Config, step: int | None) -> int:
-    """Give a network the weights of a run's checkpoint, the averaged ones where there are any."""
+def load_weights(network: torch.nn.Module, run: RunDir, config: Config, step: int | None) -> int:
+    """Give a network the weights of a run's checkpoint, the averaged ones where there are any.
+
+    Returns:
+        The step that they are of: the one asked for, the best, or the newest.
+
+    Raises:
+        RunError: there is no such checkpoint.
+        ConfigError: it is of another network.
+    """
     store = CheckpointStore.of(run, config)
     manifests = {one.step: one for one in store.manifests()}
     best = best_of(list(manifests.values()), config.checkpoint)

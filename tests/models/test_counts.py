@@ -25,6 +25,7 @@ SIZES: list[tuple[str, dict[str, Any], int, int, float]] = [
     ("googlenet_2014", {"aux": False}, 224, 6_998_552, 1.583),
     ("googlenet_2014", {}, 224, 6_998_552 + 6_379_728, 1.583),
     ("bn_inception_2015", {}, 224, 11_188_288, 1.935),
+    ("resnet9_2018", {}, 32, 7_080_000, 0.3798),
     # The paper's table 1 says 1.8, 3.6, 3.8, 7.6 and 11.3.
     ("resnet_2015", {"depth": 18}, 224, 11_689_512, 1.814),
     ("resnet_2015", {"depth": 34}, 224, 21_797_672, 3.664),
@@ -62,6 +63,7 @@ SMALL: list[tuple[str, dict[str, Any], int]] = [
     ("nin_2013", {}, 96),
     ("googlenet_2014", {"image_size": 96}, 96),
     ("bn_inception_2015", {}, 64),
+    ("resnet9_2018", {}, 32),
 ]
 
 

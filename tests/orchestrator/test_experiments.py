@@ -55,11 +55,19 @@ def small(name: str, url: Path, place: Path) -> list[str]:
     """Return overrides that leave of an experiment what is not its size."""
     (composed,) = compose([f"experiment={name}", f"data.url={url}"])
     config = composed.config
-    is_own = "/" not in config.model.name and config.model.name != "resnet_2015"
+    is_own = "/" not in config.model.name and config.model.name not in (
+        "resnet_2015",
+        "blurpool_2019",
+    )
     views = "ten-crop-96-of-104" if config.data.protocol.startswith("ten") else "center-96-of-104"
     return [
         *(f"experiment={name}", f"data.url={url}", f"run_dir={place / name}", "tracking=none"),
-        *("data.image_size=96", f"data.protocol={views}", "data.augment.sides=[96,120]"),
+        *(
+            "data.image_size=96",
+            f"data.protocol={views}",
+            "data.augment.sides=[96,120]",
+            "recipe.progressive=null",
+        ),
         *("data.lanes=2", "data.num_workers=0", "launcher.num_procs=2"),
         *("recipe.epochs=null", "recipe.steps=2", "recipe.global_batch_size=24"),
         *("recipe.num_micro_batches=2", "logging.every_steps=1", "checkpoint.keep_best=null"),

@@ -20,6 +20,7 @@ NAMES = [one.name for one in SYSTEMS]
 SIZES = {
     "lenet5_1998": 32,
     "autoencoder_2006": 28,
+    "resnet9_2018": 32,
     "overfeat_2013_fast": 231,
     "overfeat_2013_accurate": 221,
 }
@@ -56,7 +57,7 @@ def test_parameters_and_multiply_adds_are_the_networks_own(one):
     options = {k: size if "image_size" in str(v) else v for k, v in one.model["options"].items()}
     is_lenet = one.name == "lenet5_1998"
     channels = 1 if one.published["dataset"] == "mnist" else 3
-    classes = 10 if is_lenet else 1000
+    classes = 10 if is_lenet or one.published["dataset"] == "cifar10" else 1000
     options |= {"head": "rbf"} if is_lenet else {}
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network = models.build(
