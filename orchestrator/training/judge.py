@@ -7,7 +7,6 @@ JSON. An ensemble's probability of a class is the mean of its members' (Krizhevs
 section 4.1, over crops; the winners' ensembles over networks).
 """
 
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -21,18 +20,18 @@ from torch.nn import functional as F
 
 from data_sharding.batches import EvalSet
 from data_sharding.loader import load
-from data_sharding.manifest import DataError, Manifest, read_manifest
+from data_sharding.manifest import Manifest, read_manifest
 from data_sharding.protocol import parse_protocol
 from orchestrator.config import ConfigError, parse
 from orchestrator.rundir import RunDir, RunError
 from orchestrator.schema import Config
-from orchestrator.training.checkpoint import CheckpointError, CheckpointStore
+from orchestrator.training.answer import answer
+from orchestrator.training.checkpoint import CheckpointStore
 from orchestrator.training.datasets import open_split
 from orchestrator.training.device import Device
 from orchestrator.training.network import build_network
 from orchestrator.training.retention import best_of
 from orchestrator.training.safetensors_file import read_tensors
-from orchestrator.training.verdict import Exit
 
 _WEIGHTS = ("ema.safetensors", "model.safetensors")
 _NAME = re.compile(r"ILSVRC2012_val_\d{8}$")
@@ -47,7 +46,7 @@ class Request:
         confusion: where to write who is taken for whom.
     """
 
-    runs: tuple[str, ...]
+    runs: Sequence[str]
     protocol: str | None
     data: str | None
     split: str
@@ -287,15 +286,7 @@ def _write_confusion(file: Path, counts: torch.Tensor, classes: Sequence[str]) -
 
 
 def main() -> int:
-    values = json.load(sys.stdin)
-    request = Request(**{**values, "runs": tuple(values["runs"])})
-    try:
-        opinion = judge(request)
-    except (CheckpointError, ConfigError, DataError, RunError, OSError) as error:
-        print(error, file=sys.stderr)
-        return Exit.NEVER_RESTART
-    print(json.dumps(asdict(opinion)))
-    return 0
+    return answer(lambda **asked: judge(Request(**asked)))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,8 @@ So the Google network's 74.8 % for cats were measured (see models.cat_2012.best_
 neuron that tells targets from distractors best, on images that training has not seen.
 """
 
-import json
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,18 +15,17 @@ import torch
 
 from data_sharding.batches import EvalSet
 from data_sharding.loader import load
-from data_sharding.manifest import DataError, read_manifest
+from data_sharding.manifest import read_manifest
 from data_sharding.protocol import parse_protocol
 from models.cat_2012 import best_neuron
 from orchestrator.config import ConfigError, parse
-from orchestrator.rundir import RunDir, RunError
+from orchestrator.rundir import RunDir
 from orchestrator.schema import Config
-from orchestrator.training.checkpoint import CheckpointError
+from orchestrator.training.answer import answer
 from orchestrator.training.datasets import open_split
 from orchestrator.training.device import Device
 from orchestrator.training.judge import load_weights
 from orchestrator.training.network import build_network
-from orchestrator.training.verdict import Exit
 
 _MOST_BYTES = 16 << 30  # of activities, which are kept
 
@@ -118,14 +116,7 @@ def _check_room(rows: torch.Tensor, num_images: int) -> None:
 
 
 def main() -> int:
-    request = Request(**json.load(sys.stdin))
-    try:
-        found = find(request)
-    except (CheckpointError, ConfigError, DataError, RunError, OSError) as error:
-        print(error, file=sys.stderr)
-        return Exit.NEVER_RESTART
-    print(json.dumps(asdict(found)))
-    return 0
+    return answer(lambda **asked: find(Request(**asked)))
 
 
 if __name__ == "__main__":

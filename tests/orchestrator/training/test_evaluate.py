@@ -75,27 +75,13 @@ def judge(config: Config, url: str, network: nn.Module) -> Callable[[int, int], 
     def run(num_ranks: int, batch_size: int, *protocol: str) -> dict[str, float]:
         dataset = eval_set(url, batch_size, *protocol)
         tables: list[torch.Tensor] = []
+        objective, device = make_objective(told.recipe), Device.create(told, CPU)
         for rank in range(num_ranks):
             world = OneOfSeveral(rank, rank, num_ranks, CPU, None, tables)  # type: ignore[arg-type]
-            last = rank == num_ranks - 1
-            if last:
-                return evaluate(
-                    network,
-                    make_objective(told.recipe),
-                    dataset,
-                    told,
-                    world,
-                    Device.create(told, CPU),
-                )
+            if rank == num_ranks - 1:
+                return evaluate(network, objective, dataset, told, world, device)
             with pytest.raises(AssertionError, match="evaluated"):  # the others are still missing
-                evaluate(
-                    network,
-                    make_objective(told.recipe),
-                    dataset,
-                    told,
-                    world,
-                    Device.create(told, CPU),
-                )
+                evaluate(network, objective, dataset, told, world, device)
         raise AssertionError
 
     return run

@@ -6,31 +6,20 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from plans import plan
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn import functional as F
 
 from data_sharding.loader import Batch
-from orchestrator.plan import Plan
 from orchestrator.schema import Config
 from orchestrator.training.device import Device
 from orchestrator.training.gradients import GradientStep, wrap
 from orchestrator.training.objectives import make_objective
 
 NUM_MICROS, MICRO = 4, 8
-PLAN = Plan(
-    num_train=1000,
-    num_val=10,
-    num_classes=10,
-    world_size=1,
-    global_batch_size=NUM_MICROS * MICRO,
-    num_lanes=NUM_MICROS,
-    num_micro_batches=NUM_MICROS,
-    steps_per_epoch=31,
-    num_steps=31,
-    evaluate_every_steps=31,
-    save_every_steps=None,
-    saves_evaluated=False,
+PLAN = plan(
+    global_batch_size=NUM_MICROS * MICRO, num_lanes=NUM_MICROS, num_micro_batches=NUM_MICROS
 )
 
 

@@ -5,29 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from plans import plan
 from torch import nn
 from torch.testing import assert_close
 
 from orchestrator.config import ConfigError
-from orchestrator.plan import Plan
 from orchestrator.schema import Recipe
 from orchestrator.training.optimizer import make_optimizer
 from orchestrator.training.schedule import make_schedule
 
-PLAN = Plan(
-    num_train=100,
-    num_val=10,
-    num_classes=10,
-    world_size=1,
-    global_batch_size=10,
-    num_lanes=1,
-    num_micro_batches=1,
-    steps_per_epoch=10,
-    num_steps=30,
-    evaluate_every_steps=10,
-    save_every_steps=None,
-    saves_evaluated=False,
-)
+PLAN = plan(num_steps=30)
 
 
 def network() -> nn.Sequential:

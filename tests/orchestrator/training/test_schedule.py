@@ -5,26 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from plans import plan
 from torch import nn
 
-from orchestrator.plan import Plan
 from orchestrator.schema import Recipe
 from orchestrator.training.schedule import make_schedule
 
-PLAN = Plan(
-    num_train=1000,
-    num_val=100,
-    num_classes=10,
-    world_size=1,
-    global_batch_size=100,
-    num_lanes=1,
-    num_micro_batches=1,
-    steps_per_epoch=10,
-    num_steps=100,
-    evaluate_every_steps=10,
-    save_every_steps=None,
-    saves_evaluated=False,
-)
+PLAN = plan()
 
 
 def rates(recipe: Recipe, steps: list[int], **schedule: Any) -> list[float]:

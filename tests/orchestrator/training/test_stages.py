@@ -6,31 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+from plans import plan
 from results import weights
 from running import Tahoe
 from torch import nn
 
 from orchestrator.config import ConfigError
-from orchestrator.plan import Plan
 from orchestrator.rundir import RunDir, read_json_lines
 from orchestrator.schema import Stage
 from orchestrator.training.stages import Stages
 from orchestrator.training.state import TrainState
 
-PLAN = Plan(
-    num_train=1000,
-    num_val=100,
-    num_classes=10,
-    world_size=1,
-    global_batch_size=100,
-    num_lanes=1,
-    num_micro_batches=1,
-    steps_per_epoch=10,
-    num_steps=100,
-    evaluate_every_steps=10,
-    save_every_steps=None,
-    saves_evaluated=False,
-)
+PLAN = plan()
 STAGES = (
     Stage(to_epoch=0.5, stage=0, momentum=0.5),
     Stage(to_epoch=1.0, stage=0, momentum=0.9),

@@ -1,0 +1,28 @@
+"""How a process that has torch answers one that has not: a request on stdin, JSON on stdout."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from data_sharding.manifest import DataError
+from orchestrator.config import ConfigError
+from orchestrator.rundir import RunError
+from orchestrator.training.checkpoint import CheckpointError
+from orchestrator.training.verdict import Exit
+
+
+def answer(work: Callable[..., Any]) -> int:
+    """Print what the work returns, a dataclass, for the arguments that were asked with.
+
+    What the user can mend is told on stderr, with an exit code of its own.
+    """
+    asked = json.load(sys.stdin)
+    try:
+        found = work(**asked)
+    except (CheckpointError, ConfigError, DataError, RunError, OSError) as error:
+        print(error, file=sys.stderr)
+        return Exit.NEVER_RESTART
+    print(json.dumps(asdict(found)))
+    return 0
