@@ -7,6 +7,7 @@ JSON. An ensemble's probability of a class is the mean of its members' (Krizhevs
 section 4.1, over crops; the winners' ensembles over networks).
 """
 
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import timm
 import torch
 from torch.nn import functional as F
 
@@ -157,6 +159,8 @@ def _asked(config: Config, request: Request) -> Config:
         raise ConfigError(f"{config.model.name} was trained without labels: it tells no classes.")
     data = cast("Any", config.data)
     url, protocol = request.data or config.data.url, request.protocol or config.data.protocol
+    if protocol == "timm":
+        protocol = timm_protocol(config.model.name, config.data.image_size)
     try:
         parse_protocol(protocol)
     except ValueError as error:
@@ -165,6 +169,18 @@ def _asked(config: Config, request: Request) -> Config:
     evaluate = replace(cast("Any", config.evaluate), batch_size=batch_size)
     changed = replace(data, url=url, protocol=protocol)
     return cast("Config", replace(cast("Any", config), data=changed, evaluate=evaluate))
+
+
+def timm_protocol(model: str, crop: int) -> str:
+    """Return the protocol that timm judges its weights of a network under: its share of the image.
+
+    Raises:
+        ConfigError: it is no network of timm's.
+    """
+    known = timm.get_pretrained_cfg(model.removeprefix("timm/"))
+    if not model.startswith("timm/") or known is None:
+        raise ConfigError(f"--protocol timm: {model} is no network of timm's. Name a protocol.")
+    return f"center-{crop}-of-{math.floor(crop / known.crop_pct)}"
 
 
 def _same_data(config: Config, request: Request, before: Manifest | None) -> Manifest:

@@ -25,7 +25,7 @@ from data_sharding.stores import open_store
 from data_sharding.write import write_dataset
 from orchestrator.config import ConfigError
 from orchestrator.rundir import read_json_lines
-from orchestrator.training.judge import _confusion, _real_labels, _Truth
+from orchestrator.training.judge import _confusion, _real_labels, _Truth, timm_protocol
 
 PROBABILITIES = torch.tensor(
     [[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4], [0.1, 0.8, 0.1]]
@@ -82,6 +82,13 @@ def test_reassessed_labels_are_found_by_name(tmp_path: Path) -> None:
     in_order = json.loads(data)  # by the number of the image
     assert known == {name: in_order[name - 1] for name in (1, 2, 3, 49_999)}
     assert any(known.values())
+
+
+def test_timms_own_share_of_the_image() -> None:
+    assert timm_protocol("timm/resnet18.a1_in1k", 224) == "center-224-of-235"  # 0.95
+    assert timm_protocol("timm/vgg16.tv_in1k", 224) == "center-224-of-256"  # 0.875
+    with pytest.raises(ConfigError, match="lenet5_1998 is no network of timm's"):
+        timm_protocol("lenet5_1998", 32)
 
 
 def test_other_names_have_no_reassessed_labels(digits: Path) -> None:
