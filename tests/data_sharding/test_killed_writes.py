@@ -109,7 +109,8 @@ def wait_for_records(url: Path, num: int, started: Started) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_kills", "num_images"), [(5, 80), pytest.param(50, 600, marks=pytest.mark.slow)]
+    ("num_kills", "num_images"),
+    [(5, 80), pytest.param(50, 600, marks=[pytest.mark.slow, pytest.mark.long])],
 )
 @pytest.mark.timeout(600)
 def test_killed_again_and_again(

@@ -48,6 +48,7 @@ def test_every_kind_of_fault(
     assert report["most_lost_steps"] < 30
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_checkpoints_in_a_store(
     tmp_path: Path, digits: Path, s3_server: S3, monkeypatch: pytest.MonkeyPatch

@@ -153,7 +153,7 @@ def test_four_ranks_with_several_buckets_end_with_the_same_bits(home: Path, digi
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("cached", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_killed_run_over_a_faulty_s3_ends_with_the_same_bits(
     undisturbed: RunDir, home: Path, digits: Path, cached: bool
 ) -> None:
