@@ -117,6 +117,7 @@ def test_resume_on_another_number_of_ranks_sees_the_same_batches(
         assert ours[step, "train/loss"].pop() == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_one_signalled_rank_stops_all_at_one_step_and_loses_nothing(
     undisturbed: RunDir, home: Path, digits: Path
 ) -> None:
