@@ -108,12 +108,13 @@ def _train_images(archive: Path, wnids: list[str], tally: Tally) -> ArchivedImag
                 "nothing was written. Take the archives of one year, ILSVRC 2012."
             )
         seen.add(wnid)
+        label = wnids.index(wnid)
         inside = _members(file, start, start + class_bytes, f"{archive}: {class_tar}")
         for name, place, size in inside:
             names.append(_stem(name))
             starts.append(place)
             sizes.append(size)
-            labels.append(wnids.index(wnid))
+            labels.append(label)
             tally.add(f"train/{name}", size)
     if missing := sorted(set(wnids) - seen):
         raise DataError(

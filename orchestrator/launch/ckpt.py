@@ -141,17 +141,13 @@ def _prune(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from data_sharding import files
     from orchestrator.rundir import RunError
-    from orchestrator.training.retention import best_of
+    from orchestrator.training.retention import meant
 
     store, keep = _open(options.run)
-    manifests = {one.step: one for one in store.manifests()}
-    best = best_of(list(manifests.values()), keep)
-    step = options.step or (best.step if best else max(manifests, default=0))
-    if step not in manifests:
-        there = ", ".join(map(str, manifests)) or "none"
-        raise RunError(f"no checkpoint of step {step} in {store.url}. There are: {there}")
+    manifest = meant(store, keep, options.step)
+    step = manifest.step
     names = [_WEIGHTS[options.weights]] if options.weights else list(_WEIGHTS.values())
-    found = [name for name in names if name in manifests[step].files]
+    found = [name for name in names if name in manifest.files]
     if not found:
         raise RunError(
             f"step {step} has no {names[0]}: the recipe averages no weights. Leave --weights out."

@@ -49,7 +49,10 @@ def drill(options: argparse.Namespace) -> int:
         attempts = schedule(options.faults, kinds, options.seed)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    report = (_on_nodes if options.on_nodes else _here)(config, attempts, kinds, options)
+    if options.on_nodes:
+        report = _on_nodes(config, attempts, options)
+    else:
+        report = _here(config, attempts, kinds, options)
     if options.json:
         print(json.dumps({**asdict(report), "is_well": report.is_well}, indent=2))
     else:
@@ -84,9 +87,7 @@ def _here(
         return _run(_Drill(short, place, endure_all), attempts, options.faults)
 
 
-def _on_nodes(
-    config: Config, attempts: Sequence[Attempt], kinds: Collection[str], options: argparse.Namespace
-) -> Report:
+def _on_nodes(config: Config, attempts: Sequence[Attempt], options: argparse.Namespace) -> Report:
     """Run a drill as a job on a rehearsal cluster."""
     from orchestrator.launch.drill_cluster import endure_losses, rehearsal
 

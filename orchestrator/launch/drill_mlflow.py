@@ -7,7 +7,6 @@ falls on the next request, whatever that asks for.
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.launch.drill_schedule import Fault
+from orchestrator.launch.local import free_port
 from orchestrator.rundir import RunError
 
 _DOWN_S, _SLOW_S = 1.0, 1.0
@@ -74,9 +74,7 @@ def _mlflow(store: Path, log: Path) -> Iterator[int]:
     """Run MLflow's server; yield its port."""
     from orchestrator.tracking.ui import command, environment
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with log.open("wb") as said:
         process = subprocess.Popen(
             command(f"sqlite:///{store}", port=port),

@@ -62,8 +62,7 @@ def _shelf(options: argparse.Namespace) -> "list[System]":
     from orchestrator.launch.status import find_runs
     from orchestrator.tracking.lineage import shelf
 
-    there = options.runs.is_dir()
-    return shelf(find_runs(options.runs.absolute()) if there else [])
+    return shelf(find_runs(options.runs.absolute()))
 
 
 def _is_wanted(one: "System", options: argparse.Namespace) -> bool:

@@ -99,7 +99,7 @@ class _Ranks:
     def start(cls, run: RunDir, config: Config, attempt: int, lock: int, worker: str) -> "_Ranks":
         log_dir = run.log_dir(attempt)
         log_dir.mkdir(parents=True)
-        num_procs, port = config.launcher.num_procs, _free_port()
+        num_procs, port = config.launcher.num_procs, free_port()
         threads = config.cluster.threads_per_rank or max(1, (os.cpu_count() or 1) // num_procs)
         ranks = cls([], log_dir, config.launcher.stop_grace_s)
         for rank in range(num_procs):
@@ -195,7 +195,8 @@ class _Interrupts:
         self.count += 1
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -137,11 +137,14 @@ def _best(runs: Iterable[RunDir]) -> dict[str, Measured]:
     best: dict[str, Measured] = {}
     for run in runs:
         try:
-            config, result = run.read_config(), results(run)
+            config = run.read_config()
         except RunError:  # no run lies there, or none that can be read
             continue
         said = (config.get("model") or {}).get("published") or {}
-        if result.val_top1_percent is None or not said.get("title"):
+        if not said.get("title"):
+            continue
+        result = results(run)
+        if result.val_top1_percent is None:
             continue
         data = config["data"]
         error = 100 - result.val_top1_percent

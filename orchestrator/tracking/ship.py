@@ -116,7 +116,7 @@ def _follow(run: RunDir, config: Mapping[str, Any], lifeline: Lifeline) -> None:
     """Ship from now until rank 0 has ended."""
     attempt = run.num_attempts
     insist = Insist(lifeline, lambda: run.num_attempts > attempt)
-    with _take_over(run, lifeline):
+    with insist(partial(_take_over, run, lifeline)):
         tracked = insist(partial(_attach, run, config))
         insist(partial(_describe, tracked))
         insist(partial(tracked.show, running(attempt)))

@@ -55,12 +55,7 @@ class Datasets:
         _warn_of_small_cache(config, train_set, plan)
         return cls(
             train=train_set,
-            val=EvalSet(
-                open_split(config, "val", val),
-                config.evaluate.batch_size,
-                parse_protocol(config.data.protocol),
-                config.data.channels,
-            ),
+            val=open_eval_set(config, "val", val),
             plan=plan,
         )
 
@@ -73,7 +68,7 @@ def open_train_set(config: Config, manifest: Manifest, plan: Plan) -> TrainSet:
     """
     data = config.data
     return TrainSet(
-        open_split(config, "train", manifest),
+        _open_split(config, "train", manifest),
         _order(config, manifest),
         _training_view(data),
         _distortion(config),
@@ -83,8 +78,17 @@ def open_train_set(config: Config, manifest: Manifest, plan: Plan) -> TrainSet:
     )
 
 
-def open_split(config: Config, split: str, manifest: Manifest) -> ShardSet:
-    """Return the samples of a split, from where the config reads them."""
+def open_eval_set(config: Config, split: str, manifest: Manifest) -> EvalSet:
+    """Return the samples of a split under the config's protocol."""
+    return EvalSet(
+        _open_split(config, split, manifest),
+        config.evaluate.batch_size,
+        parse_protocol(config.data.protocol),
+        config.data.channels,
+    )
+
+
+def _open_split(config: Config, split: str, manifest: Manifest) -> ShardSet:
     url = files.join(config.data.url, split)
     return ShardSet(split, manifest, open_store(url, _cache_settings(config), manifest.labels))
 

@@ -25,14 +25,14 @@ from data_sharding.loader import load
 from data_sharding.manifest import Manifest, read_manifest
 from data_sharding.protocol import parse_protocol
 from orchestrator.config import ConfigError, parse
-from orchestrator.rundir import RunDir, RunError
+from orchestrator.rundir import RunDir
 from orchestrator.schema import Config
 from orchestrator.training.answer import answer
 from orchestrator.training.checkpoint import CheckpointStore
-from orchestrator.training.datasets import open_split
+from orchestrator.training.datasets import open_eval_set
 from orchestrator.training.device import Device
 from orchestrator.training.network import build_network
-from orchestrator.training.retention import best_of
+from orchestrator.training.retention import meant
 from orchestrator.training.safetensors_file import read_tensors
 
 _WEIGHTS = ("ema.safetensors", "model.safetensors")
@@ -205,12 +205,7 @@ def _member(
     network = build_network(config, len(manifest.classes))
     step = load_weights(network, run, config, request.step)
     network.eval().to(place).to(memory_format=device.memory_format)
-    dataset = EvalSet(
-        open_split(config, request.split, manifest),
-        config.evaluate.batch_size,
-        parse_protocol(config.data.protocol),
-        config.data.channels,
-    )
+    dataset = open_eval_set(config, request.split, manifest)
     probabilities, labels, readable = [], [], []
     loaded = load(dataset, range(len(dataset)), config.data.num_workers, pin_memory=device.is_cuda)
     for batch in device.feed(loaded):
@@ -242,14 +237,9 @@ def load_weights(network: torch.nn.Module, run: RunDir, config: Config, step: in
         ConfigError: it is of another network.
     """
     store = CheckpointStore.of(run, config)
-    manifests = {one.step: one for one in store.manifests()}
-    best = best_of(list(manifests.values()), config.checkpoint)
-    step = step or (best.step if best else max(manifests, default=0))
-    if step not in manifests:
-        there = ", ".join(map(str, manifests)) or "none"
-        raise RunError(f"no checkpoint of step {step} in {store.url}. There are: {there}")
-    name = next(name for name in _WEIGHTS if name in manifests[step].files)
-    with store.open(step, [name]) as parts:
+    manifest = meant(store, config.checkpoint, step)
+    name = next(name for name in _WEIGHTS if name in manifest.files)
+    with store.open(manifest.step, [name]) as parts:
         tensors = read_tensors(parts[name])
     try:
         network.load_state_dict(tensors)
@@ -258,7 +248,7 @@ def load_weights(network: torch.nn.Module, run: RunDir, config: Config, step: in
             f"{run.path}: the weights do not fit the network: {error}. Was it trained on data of "
             "other classes?"
         ) from None
-    return step
+    return manifest.step
 
 
 def _real_labels(dataset: EvalSet) -> list[list[int]]:

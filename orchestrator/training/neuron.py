@@ -13,16 +13,14 @@ from typing import Any, cast
 
 import torch
 
-from data_sharding.batches import EvalSet
 from data_sharding.loader import load
 from data_sharding.manifest import read_manifest
-from data_sharding.protocol import parse_protocol
 from models.cat_2012 import best_neuron
 from orchestrator.config import ConfigError, parse
 from orchestrator.rundir import RunDir
 from orchestrator.schema import Config
 from orchestrator.training.answer import answer
-from orchestrator.training.datasets import open_split
+from orchestrator.training.datasets import open_eval_set
 from orchestrator.training.device import Device
 from orchestrator.training.judge import load_weights
 from orchestrator.training.network import build_network
@@ -79,12 +77,7 @@ def find(request: Request) -> Found:
     device = Device.create(config, place)
     step = load_weights(network, run, config, request.step)
     network.eval().to(place)
-    dataset = EvalSet(
-        open_split(config, request.split, manifest),
-        config.evaluate.batch_size,
-        parse_protocol(config.data.protocol),
-        config.data.channels,
-    )
+    dataset = open_eval_set(config, request.split, manifest)
     features, labels = list[torch.Tensor](), list[torch.Tensor]()
     for batch in device.feed(load(dataset, range(len(dataset)), config.data.num_workers)):
         rows = network.features(batch.images).float().cpu()

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from orchestrator.rundir import RunError
 from orchestrator.schema import Checkpoint
-from orchestrator.training.checkpoint import Manifest
+from orchestrator.training.checkpoint import CheckpointStore, Manifest
 
 
 def kept(manifests: Sequence[Manifest], keep: Checkpoint) -> set[int]:
@@ -14,6 +15,21 @@ def kept(manifests: Sequence[Manifest], keep: Checkpoint) -> set[int]:
     if (best := best_of(manifests, keep)) is not None:
         stay.add(best.step)
     return stay
+
+
+def meant(store: CheckpointStore, keep: Checkpoint, step: int | None) -> Manifest:
+    """Return the checkpoint of a step; without one the best, or the newest if none was judged.
+
+    Raises:
+        RunError: there is no such checkpoint.
+    """
+    manifests = {one.step: one for one in store.manifests()}
+    best = best_of(list(manifests.values()), keep)
+    wanted = step or (best.step if best else max(manifests, default=0))
+    if wanted not in manifests:
+        there = ", ".join(map(str, manifests)) or "none"
+        raise RunError(f"no checkpoint of step {wanted} in {store.url}. There are: {there}")
+    return manifests[wanted]
 
 
 def best_of(manifests: Sequence[Manifest], keep: Checkpoint) -> Manifest | None:
