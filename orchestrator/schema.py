@@ -208,6 +208,7 @@ class Recipe:
     balanced: bool
     label_smoothing: Share
     clip_grad_norm: PositiveFloat | None
+    clip_adaptive: PositiveFloat | None = None
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
     precision: Literal["fp32", "bf16", "fp16"]
     channels_last: bool

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _UNBOUNDED = 1000  # columns, where no terminal bounds them
-_WEIGHTS = {"ema": "ema.safetensors", "raw": "model.safetensors"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def add_ckpt_verbs(parser: argparse.ArgumentParser) -> None:
     export.add_argument("output", metavar="FILE", help="a path or any fsspec URL")
     export.add_argument("--step", type=int, help="default: the best, or the newest if none is")
     weights_help = "averaged or as trained (default: averaged, where there are any)"
-    export.add_argument("--weights", choices=_WEIGHTS, help=weights_help)
+    export.add_argument("--weights", choices=("ema", "raw"), help=weights_help)
 
 
 def _add(
@@ -141,22 +140,22 @@ def _prune(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from data_sharding import files
     from orchestrator.rundir import RunError
+    from orchestrator.training.checkpoint import WEIGHTS
     from orchestrator.training.retention import meant
 
     store, keep = _open(options.run)
     manifest = meant(store, keep, options.step)
     step = manifest.step
-    names = [_WEIGHTS[options.weights]] if options.weights else list(_WEIGHTS.values())
-    found = [name for name in names if name in manifest.files]
-    if not found:
+    name = WEIGHTS[options.weights] if options.weights else manifest.weights
+    if name not in manifest.files:
         raise RunError(
-            f"step {step} has no {names[0]}: the recipe averages no weights. Leave --weights out."
+            f"step {step} has no {name}: the recipe averages no weights. Leave --weights out."
         )
     if files.exists(options.output):
         raise RunError(f"{options.output} is there already. Remove it, or give another name.")
-    with store.open(step, found[:1]) as parts:
-        files.copy(parts[found[0]], options.output)
-    print(f"{found[0]} of step {step:,}: {options.output}")
+    with store.open(step, [name]) as parts:
+        files.copy(parts[name], options.output)
+    print(f"{name} of step {step:,}: {options.output}")
     return 0
 
 

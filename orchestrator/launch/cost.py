@@ -1,23 +1,16 @@
 """What a run will cost in arithmetic, asked of a process that has torch."""
 
-import json
-import subprocess
-import sys
 from dataclasses import dataclass
 
-from orchestrator.config import ConfigError, to_dict
+from orchestrator.config import to_dict
+from orchestrator.launch.ask import ask
 from orchestrator.plan import Plan
 from orchestrator.schema import Config
-from orchestrator.training.verdict import Exit
 
 _DEADLINE_S = 120
 # The backward pass is about two forward passes: Kaplan et al. 2020, arXiv:2001.08361, section 2.1.
 _FORWARD_PASSES_A_STEP = 3
 _FLOPS_A_MULTIPLY_ADD = 2
-
-
-class UncountableError(Exception):
-    """The cost of a network cannot be told; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +33,10 @@ def cost_of(config: Config, plan: Plan) -> Cost:
 
     Raises:
         ConfigError: there is no such network, or it does not take these options or images.
-        UncountableError: it can be built, and not counted.
+        UnansweredError: it can be built, and not counted.
     """
-    command = [sys.executable, "-m", "orchestrator.training.cost", str(plan.num_classes)]
-    asked = json.dumps(to_dict(config))
-    try:
-        done = subprocess.run(
-            command, input=asked, capture_output=True, text=True, timeout=_DEADLINE_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise UncountableError(f"the network has not been built in {_DEADLINE_S} s") from None
-    said = done.stderr.strip()
-    if done.returncode == Exit.NEVER_RESTART:
-        raise ConfigError(said)
-    if done.returncode:
-        raise UncountableError((said.splitlines() or ["nothing was said"])[-1])
-    cost = json.loads(done.stdout)
+    network = {"config": to_dict(config), "num_classes": plan.num_classes}
+    cost = ask("cost", network, deadline_s=_DEADLINE_S)
     gmacs = cost["model/gmacs"]
     images = plan.num_steps * plan.global_batch_size
     flop_an_image = gmacs * 1e9 * _FLOPS_A_MULTIPLY_ADD * _FORWARD_PASSES_A_STEP

@@ -7,9 +7,10 @@ from dataclasses import asdict
 
 from orchestrator.config import ConfigError
 from orchestrator.launch import checks
+from orchestrator.launch.ask import UnansweredError
 from orchestrator.launch.checkup import on_nodes
 from orchestrator.launch.compose import compose
-from orchestrator.launch.cost import Cost, UncountableError, cost_of
+from orchestrator.launch.cost import Cost, cost_of
 from orchestrator.launch.create import plan_of
 from orchestrator.launch.finding import Finding, found_by, is_well, show
 from orchestrator.plan import Plan
@@ -86,7 +87,7 @@ def _config(overrides: Sequence[str]) -> Config:
 def _network(config: Config, plan: Plan) -> tuple[Finding, Cost | None]:
     try:
         cost = cost_of(config, plan)
-    except UncountableError as error:
+    except UnansweredError as error:
         return Finding("warn", "network", f"its cost is unknown: {error}"), None
     except ConfigError as error:
         return Finding("fail", "network", str(error)), None

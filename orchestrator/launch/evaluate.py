@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,22 +84,10 @@ def _find_neurons(options: argparse.Namespace, runs: list[str]) -> int:
 
 
 def _ask(module: str, options: argparse.Namespace, request: dict[str, Any]) -> dict[str, Any]:
-    """Ask a process that has torch."""
-    from orchestrator.config import ConfigError
-    from orchestrator.rundir import RunError
-    from orchestrator.training.verdict import Exit
+    from orchestrator.launch.ask import ask
 
-    request |= {"data": options.data, "split": options.split, "step": options.step}
-    command = [sys.executable, "-m", f"orchestrator.training.{module}"]
-    done = subprocess.run(
-        command, input=json.dumps(request), capture_output=True, text=True, check=False
-    )
-    said = done.stderr.strip()
-    if done.returncode == Exit.NEVER_RESTART:
-        raise ConfigError(said)
-    if done.returncode:
-        raise RunError(f"the evaluation failed:\n{said}")
-    answer: dict[str, Any] = json.loads(done.stdout)
+    what = {"data": options.data, "split": options.split, "step": options.step}
+    answer: dict[str, Any] = ask(module, request | what)
     return answer
 
 

@@ -7,8 +7,6 @@ which compute nodes often do not have.
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import file_digest
@@ -20,12 +18,11 @@ from safetensors import SafetensorError, safe_open
 from data_sharding import files
 from data_sharding.local_copy import download
 from orchestrator.config import ConfigError, parse
+from orchestrator.launch.ask import ask
 from orchestrator.rundir import RunDir, RunError
 from orchestrator.training.checkpoint import CheckpointError, CheckpointStore
 from orchestrator.training.retention import best_of
-from orchestrator.training.verdict import Exit
 
-_WEIGHTS = ("ema.safetensors", "model.safetensors")  # the first that there is
 _DEADLINE_S = 1800
 
 
@@ -62,7 +59,7 @@ def bring(source: str, target: Path) -> dict[str, Any]:
 def _opened(source: str, target: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield the path of a file of weights, which may be the target, and what is known of it."""
     if source.startswith("timm/"):
-        _fetch_pretrained(source, target)
+        ask("pretrained", {"name": source, "file": str(target)}, deadline_s=_DEADLINE_S)
         yield target, {}
         return
     local = files.local_path(source)
@@ -102,26 +99,13 @@ def _of_run(run: RunDir) -> Iterator[tuple[Path, dict[str, Any]]]:
 @contextmanager
 def _of_checkpoint(store: CheckpointStore, step: int) -> Iterator[Path]:
     try:
-        listed = store.manifest(step).files
-        name = next((name for name in _WEIGHTS if name in listed), None)
-        if name is None:
-            raise CheckpointError(f"{store.location(step)} has neither of {', '.join(_WEIGHTS)}")
+        name = store.manifest(step).weights
         with store.open(step, [name]) as parts:
             yield parts[name]
     except CheckpointError as error:
         raise ConfigError(
             f"init_from: {error}. Take another step: `tahoe ckpt verify RUN`"
         ) from None
-
-
-def _fetch_pretrained(name: str, target: Path) -> None:
-    """Let a process that has torch fetch timm's weights."""
-    command = [sys.executable, "-m", "orchestrator.training.pretrained", name, str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_DEADLINE_S, check=False)
-    if done.returncode:
-        said = done.stderr.strip()
-        is_ours = done.returncode == Exit.NEVER_RESTART
-        raise ConfigError(said if is_ours else (said.splitlines() or ["nothing was said"])[-1])
 
 
 def _link(path: Path, target: Path) -> None:

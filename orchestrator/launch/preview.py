@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from orchestrator.launch.ask import UnansweredError
 from orchestrator.launch.compose import Composed, compose
-from orchestrator.launch.cost import UncountableError, cost_of
+from orchestrator.launch.cost import cost_of
 from orchestrator.launch.create import plan_of, run_path
 from orchestrator.launch.snapshot import in_place
 from orchestrator.launch.submit import job_of, script
@@ -57,5 +58,5 @@ def _show_jobs(points: Sequence[Composed]) -> None:
 def _cost_line(point: Composed, plan: Plan) -> str:
     try:
         return str(cost_of(point.config, plan))
-    except UncountableError as error:
+    except UnansweredError as error:
         return f"cost unknown: {error}"

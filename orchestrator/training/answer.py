@@ -1,9 +1,8 @@
-"""How a process that has torch answers one that has not: a request on stdin, JSON on stdout."""
+"""How a process that has torch answers `launch.ask`: a request on stdin, JSON on stdout."""
 
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from data_sharding.manifest import DataError
@@ -13,8 +12,8 @@ from orchestrator.training.checkpoint import CheckpointError
 from orchestrator.training.verdict import Exit
 
 
-def answer(work: Callable[..., Any]) -> int:
-    """Print what the work returns, a dataclass, for the arguments that were asked with.
+def answer(work: Callable[..., Mapping[str, Any]]) -> int:
+    """Print what the work returns for the arguments that were asked with.
 
     What the user can mend is told on stderr, with an exit code of its own.
     """
@@ -24,5 +23,5 @@ def answer(work: Callable[..., Any]) -> int:
     except (CheckpointError, ConfigError, DataError, RunError, OSError) as error:
         print(error, file=sys.stderr)
         return Exit.NEVER_RESTART
-    print(json.dumps(asdict(found)))
+    print(json.dumps(found))
     return 0

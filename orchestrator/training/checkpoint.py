@@ -34,6 +34,7 @@ from orchestrator.schema import Config
 
 MANIFEST = "manifest.json"
 FORMAT = "tahoe-checkpoint-1"
+WEIGHTS = {"ema": "ema.safetensors", "raw": "model.safetensors"}  # the first there is is meant
 _NICENESS = 19  # of the threads that write
 Part = Callable[[IO[bytes]], object]  # writes a file of a checkpoint
 Files = dict[str, Path]  # of a checkpoint, by name
@@ -55,6 +56,14 @@ class Manifest:
     step: int
     metrics: dict[str, float]
     files: dict[str, tuple[int, str]]
+
+    @property
+    def weights(self) -> str:
+        """The file of the weights that one would use: averaged, where there are any."""
+        found = [name for name in WEIGHTS.values() if name in self.files]
+        if not found:
+            raise CheckpointError(f"step {self.step} has neither of {', '.join(WEIGHTS.values())}")
+        return found[0]
 
     @property
     def num_bytes(self) -> int:

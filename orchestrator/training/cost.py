@@ -1,32 +1,25 @@
-"""What a network costs, told before anything is trained.
+"""What a network costs, told to `launch.cost` before anything is trained.
 
-    python -m orchestrator.training.cost NUM_CLASSES < config.json
-
-A process of its own, since what is before the launch imports no torch. It prints what
-`network.count_cost` counts, as JSON; nothing is allocated, so it does on a login node.
+Nothing is allocated, so it does on a login node.
 """
 
-import json
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-from orchestrator.config import ConfigError, parse
+from orchestrator.config import parse
+from orchestrator.training.answer import answer
 from orchestrator.training.network import build_network, count_cost
-from orchestrator.training.verdict import Exit
 
 
-def main(num_classes: int) -> int:
-    try:
-        config = parse(json.load(sys.stdin))
-        with torch.device("meta"):
-            cost = count_cost(build_network(config, num_classes), config)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return Exit.NEVER_RESTART
-    print(json.dumps(cost))
-    return 0
+def cost(config: Mapping[str, Any], num_classes: int) -> Mapping[str, float]:
+    """Return what `network.count_cost` counts."""
+    known = parse(config)
+    with torch.device("meta"):
+        return count_cost(build_network(known, num_classes), known)
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    sys.exit(answer(cost))

@@ -6,18 +6,20 @@ them a rank computes is all that the world size decides.
 """
 
 import inspect
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import torch
+from timm.utils import adaptive_clip_grad
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data_sharding.counter import derive
 from data_sharding.loader import Batch
 from orchestrator.plan import Plan
-from orchestrator.schema import Config
+from orchestrator.schema import Config, Recipe
 from orchestrator.training.device import Device
 from orchestrator.training.mixing import Mixing
 from orchestrator.training.objectives import Objective
@@ -92,3 +94,12 @@ class GradientStep:
         with self.device.autocast():
             loss: torch.Tensor = self.objective.loss(self.network(images), labels)
         return loss
+
+
+def clip(network: nn.Module, recipe: Recipe) -> torch.Tensor:
+    """Shorten a network's gradients as the recipe says; return their norm before that."""
+    parameters = [*network.parameters()]
+    norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_grad_norm or math.inf)
+    if recipe.clip_adaptive:  # but those of the head: Brock et al. 2021, section 4.1
+        adaptive_clip_grad(parameters[:-2], recipe.clip_adaptive)  # type: ignore[no-untyped-call]
+    return norm

@@ -35,7 +35,6 @@ from orchestrator.training.network import build_network
 from orchestrator.training.retention import meant
 from orchestrator.training.safetensors_file import read_tensors
 
-_WEIGHTS = ("ema.safetensors", "model.safetensors")
 _NAME = re.compile(r"ILSVRC2012_val_\d{8}$")
 
 
@@ -238,9 +237,8 @@ def load_weights(network: torch.nn.Module, run: RunDir, config: Config, step: in
     """
     store = CheckpointStore.of(run, config)
     manifest = meant(store, config.checkpoint, step)
-    name = next(name for name in _WEIGHTS if name in manifest.files)
-    with store.open(manifest.step, [name]) as parts:
-        tensors = read_tensors(parts[name])
+    with store.open(manifest.step, [manifest.weights]) as parts:
+        tensors = read_tensors(parts[manifest.weights])
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
@@ -292,7 +290,7 @@ def _write_confusion(file: Path, counts: torch.Tensor, classes: Sequence[str]) -
 
 
 def main() -> int:
-    return answer(lambda **asked: judge(Request(**asked)))
+    return answer(lambda **asked: asdict(judge(Request(**asked))))
 
 
 if __name__ == "__main__":

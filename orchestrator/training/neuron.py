@@ -7,7 +7,7 @@ neuron that tells targets from distractors best, on images that training has not
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -109,7 +109,7 @@ def _check_room(rows: torch.Tensor, num_images: int) -> None:
 
 
 def main() -> int:
-    return answer(lambda **asked: find(Request(**asked)))
+    return answer(lambda **asked: asdict(find(Request(**asked))))
 
 
 if __name__ == "__main__":

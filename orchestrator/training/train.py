@@ -15,6 +15,7 @@ from orchestrator.rundir import RunDir
 from orchestrator.schema import Config
 from orchestrator.training.audit import audit
 from orchestrator.training.datasets import BadSamples
+from orchestrator.training.gradients import clip
 from orchestrator.training.job import Job
 from orchestrator.training.meter import Meter
 from orchestrator.training.metrics import MetricLog
@@ -84,8 +85,7 @@ def train(
 def _update(state: TrainState, config: Config, step: int) -> torch.Tensor:
     """Clip, move the weights and their average; return the gradients' norm before clipping."""
     state.scaler.unscale_(state.optimizer)
-    limit = config.recipe.clip_grad_norm or math.inf
-    grad_norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), limit)
+    grad_norm = clip(state.network, config.recipe)
     state.update()
     if config.recipe.ema_decay:
         state.average(step, config.recipe.ema_decay)

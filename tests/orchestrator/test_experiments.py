@@ -11,11 +11,13 @@ from PIL import Image
 from ranks import run_on_ranks
 
 import conf
+from data_sharding.manifest import Manifest, ShardInfo, write_manifest
 from data_sharding.sources import folder
 from data_sharding.write import write_dataset
 from orchestrator.config import parse
 from orchestrator.launch.compose import compose
 from orchestrator.launch.create import open_run
+from orchestrator.launch.preview import preview
 from orchestrator.rundir import RunDir, read_json_lines
 from orchestrator.schema import Config
 from orchestrator.training.metrics import MetricLog
@@ -37,6 +39,35 @@ def test_it_says_how_long_on_what_and_what_to_expect(name: str) -> None:
     assert f"tahoe submit experiment={name} " in head
     assert re.search(r"Expected: \d", head)
     assert re.search(r"arXiv \d{4}\.\d{4,5}|NIPS 2012|github\.com|weights [A-Z]", head)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("names", "num_classes", "num_images"),
+    [(HISTORY, 1000, (1_281_167, 50_000)), ((*LINEAGE, "cifar10_resnet9"), 10, (50_000, 10_000))],
+    ids=("ImageNet", "CIFAR-10"),
+)
+def test_all_can_be_submitted_at_their_own_size(
+    names: list[str],
+    num_classes: int,
+    num_images: tuple[int, int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for split, number in zip(("train", "val"), num_images, strict=True):
+        shards = tuple(
+            ShardInfo(f"shard-{first:08}.tar", min(10_000, number - first), 10240, "0" * 64)
+            for first in range(0, number, 10_000)
+        )
+        classes = tuple(f"n{i:08}" for i in range(num_classes))
+        write_manifest(str(tmp_path), split, Manifest(classes, shards, {}))
+    given = [f"data.url={tmp_path}", "launcher=slurm", "cluster=slurm"]
+    preview(["-m", f"experiment={','.join(names)}", *given])
+    shown = capsys.readouterr().out
+    assert f"# {len(names)} jobs like this one" in shown
+    for name in names:
+        (line,) = (line for line in shown.splitlines() if f" experiment={name} " in f"{line} ")
+        assert int(line.split()[1].replace(",", "")) > 0  # steps
 
 
 @pytest.fixture(scope="module")

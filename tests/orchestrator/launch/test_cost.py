@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from orchestrator.config import ConfigError, parse
-from orchestrator.launch.cost import UncountableError, cost_of
+from orchestrator.launch.ask import UnansweredError
+from orchestrator.launch.cost import cost_of
 from orchestrator.launch.create import plan_of
 from orchestrator.schema import Config
 
@@ -39,5 +40,5 @@ def test_a_network_that_cannot_be_built_is_refused(config: Config) -> None:
 
 
 def test_a_network_that_cannot_be_counted_says_why(config: Config) -> None:
-    with pytest.raises(UncountableError, match=r"Input height \(32\) doesn't match"):
+    with pytest.raises(UnansweredError, match=r"Input height \(32\) doesn't match"):
         cost_of(with_model(config, "timm/vit_tiny_patch16_224"), plan_of(config))

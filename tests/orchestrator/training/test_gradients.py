@@ -1,20 +1,23 @@
 """One step's gradients, against plain torch: the mean over the global batch, sent once."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
 from plans import plan
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn import functional as F
 
 from data_sharding.loader import Batch
-from orchestrator.schema import Config
+from orchestrator.schema import Config, Recipe
 from orchestrator.training.device import Device
-from orchestrator.training.gradients import GradientStep, wrap
+from orchestrator.training.gradients import GradientStep, clip, wrap
 from orchestrator.training.objectives import make_objective
 
 NUM_MICROS, MICRO = 4, 8
@@ -110,3 +113,35 @@ def test_warming_up_leaves_no_trace(config: Config) -> None:
     gradient_step(config, plain).warm_up()
     assert all(torch.equal(before[name], tensor) for name, tensor in plain.state_dict().items())
     assert not gradients_of(plain)
+
+
+@given(seed=st.integers(0, 1000), factor=st.floats(0.001, 0.1))
+def test_adaptive_clipping_bounds_each_unit_by_its_weights(
+    recipe: Recipe, seed: int, factor: float
+) -> None:
+    torch.manual_seed(seed)
+    plain = network()
+    for parameter in plain.parameters():
+        parameter.grad = torch.randn_like(parameter) * torch.rand(()).exp()
+    before = gradients_of(plain)
+    norm = clip(plain, replace(recipe, clip_adaptive=factor))
+    after = gradients_of(plain)
+
+    assert norm.item() == pytest.approx(torch.cat([g.flatten() for g in before]).norm().item())
+    weights, bias, *_ = plain.parameters()
+    for unit in range(len(weights)):
+        bound = factor * max(weights[unit].norm().item(), 1e-3)
+        expected = before[0][unit] * min(1.0, bound / before[0][unit].norm().item())
+        assert torch.allclose(after[0][unit], expected, rtol=1e-4)
+    assert after[1].norm() == pytest.approx(factor * bias.norm().item(), rel=1e-4)
+    assert all(torch.equal(*pair) for pair in zip(before[2:], after[2:], strict=True))  # the head
+
+
+def test_clipping_by_the_norm_of_all(recipe: Recipe) -> None:
+    plain = network()
+    for parameter in plain.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    clip(plain, replace(recipe, clip_grad_norm=2.0))
+    assert torch.cat([g.flatten() for g in gradients_of(plain)]).norm() == pytest.approx(
+        2.0, rel=1e-3
+    )

@@ -1,0 +1,41 @@
+"""A question to a process that has torch, which what is before the launch does without.
+
+The other side is orchestrator.training.answer.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.config import ConfigError
+from orchestrator.rundir import RunError
+from orchestrator.training.verdict import Exit
+
+
+class UnansweredError(RunError):
+    """The process failed, or took too long; the message is the last that it said."""
+
+
+def ask(module: str, request: Mapping[str, Any], *, deadline_s: float | None = None) -> Any:
+    """Return what a module of orchestrator.training answers.
+
+    Raises:
+        ConfigError: the request cannot be fulfilled; the message says why, and what to do.
+        UnansweredError: the module failed.
+    """
+    command = [sys.executable, "-m", f"orchestrator.training.{module}"]
+    asked = json.dumps(request)
+    try:
+        done = subprocess.run(
+            command, input=asked, capture_output=True, text=True, timeout=deadline_s, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise UnansweredError(f"{module} did not end in {deadline_s} s") from None
+    said = done.stderr.strip()
+    if done.returncode == Exit.NEVER_RESTART:
+        raise ConfigError(said)
+    if done.returncode:
+        raise UnansweredError((said.splitlines() or ["nothing was said"])[-1])
+    return json.loads(done.stdout)
