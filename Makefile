@@ -30,6 +30,7 @@ demo: setup
 	$(BIN)/tahoe train experiment=demo_lenet5 if_finished=reuse
 	$(BIN)/tahoe train experiment=demo_resnet18 if_finished=reuse
 	$(BIN)/tahoe compare runs/demo-lenet5_1998 runs/demo-resnet18
+	$(BIN)/tahoe report data=digits
 	@echo "Curves and parameters, in MLflow:  $(BIN)/tahoe ui"
 
 drill: setup

@@ -18,10 +18,12 @@ from orchestrator.launch.cluster import (
     submit,
     submit_run,
 )
+from orchestrator.launch.compare import add_compare_verb
 from orchestrator.launch.data_preview import add_data_verbs
 from orchestrator.launch.drill_verb import add_drill_options, drill
 from orchestrator.launch.evaluate import add_evaluate_verb
 from orchestrator.launch.lineage import add_lineage_verbs
+from orchestrator.launch.report import add_report_verb
 from orchestrator.launch.shard import add_shard_verbs
 
 DESCRIPTION = "Train image classifiers on a cluster; resume exactly; compare runs in MLflow."
@@ -39,8 +41,9 @@ OVERRIDES are Hydra's: a group as model=resnet18, a key as recipe.epochs=5.
 
 
 VERBS = (
-    *("train", "submit", "resume", "status", "list", "logs", "cancel", "compare", "sync", "ui"),
-    *("evaluate", "lineage", "describe", "ckpt", "doctor", "drill", "shard", "data", "rehearse"),
+    *("train", "submit", "resume", "status", "list", "logs", "cancel", "compare", "report"),
+    *("sync", "ui", "evaluate", "lineage", "describe", "ckpt", "doctor", "drill", "shard"),
+    *("data", "rehearse"),
 )
 
 
@@ -145,16 +148,6 @@ def _sync(options: argparse.Namespace) -> int:
     return 0
 
 
-def _compare(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from orchestrator.sweepdir import expand
-    from orchestrator.tracking.compare import results, table
-
-    Console(soft_wrap=True).print(table([results(run) for run in expand(options.runs)]))
-    return 0
-
-
 def _ui(options: argparse.Namespace) -> int:
     from orchestrator.tracking.ui import serve
 
@@ -199,8 +192,9 @@ def _parser() -> argparse.ArgumentParser:
     data = verbs.add_parser("data", help="look at a data set as a network would")
     add_data_verbs(data)
 
-    compare = add_verb(verbs, "compare", _compare, "print the results of runs side by side")
-    add_runs(compare)
+    add_compare_verb(verbs)
+
+    add_report_verb(verbs)
 
     sync = add_verb(verbs, "sync", _sync, "send to MLflow what has not arrived there")
     add_runs(sync)

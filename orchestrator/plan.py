@@ -145,6 +145,18 @@ def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -
     )
 
 
+def training_petaflop(gmacs: float, num_images: int) -> float:
+    """Return the 10**15 operations that training on some images takes.
+
+    The backward pass is about two forward passes: Kaplan et al. 2020, arXiv:2001.08361, section
+    2.1. Of images that grow while training goes on, all count as the largest.
+
+    Args:
+        gmacs: 10**9 multiply-adds of one image's forward pass; each is two operations.
+    """
+    return gmacs * 1e9 * 2 * 3 * num_images / 1e15
+
+
 def data_fingerprint(train: Manifest, val: Manifest) -> str:
     """Return the identity of a data set; it changes with any byte of either split."""
     return f"{train.fingerprint[:16]}-{val.fingerprint[:16]}"

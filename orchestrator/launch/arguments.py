@@ -30,6 +30,12 @@ def add_runs(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=runs_help)
 
 
+def add_runs_dir(verb: argparse.ArgumentParser) -> None:
+    """Add where runs are looked for."""
+    runs_help = "where to look for runs (default: %(default)s)"
+    verb.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help=runs_help)
+
+
 def add_label_options(verb: argparse.ArgumentParser) -> None:
     """Add how the labels of shards made by others are read."""
     label_help = "the member that holds the label: cls, txt, json:FIELD, none (default cls)"

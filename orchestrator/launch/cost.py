@@ -4,13 +4,10 @@ from dataclasses import dataclass
 
 from orchestrator.config import to_dict
 from orchestrator.launch.ask import ask
-from orchestrator.plan import Plan
+from orchestrator.plan import Plan, training_petaflop
 from orchestrator.schema import Config
 
 _DEADLINE_S = 120
-# The backward pass is about two forward passes: Kaplan et al. 2020, arXiv:2001.08361, section 2.1.
-_FORWARD_PASSES_A_STEP = 3
-_FLOPS_A_MULTIPLY_ADD = 2
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,5 @@ def cost_of(config: Config, plan: Plan) -> Cost:
     network = {"config": to_dict(config), "num_classes": plan.num_classes}
     cost = ask("cost", network, deadline_s=_DEADLINE_S)
     gmacs = cost["model/gmacs"]
-    images = plan.num_steps * plan.global_batch_size
-    flop_an_image = gmacs * 1e9 * _FLOPS_A_MULTIPLY_ADD * _FORWARD_PASSES_A_STEP
-    return Cost(cost["model/num_params"], gmacs, flop_an_image * images / 1e15)
+    petaflop = training_petaflop(gmacs, plan.num_steps * plan.global_batch_size)
+    return Cost(cost["model/num_params"], gmacs, petaflop)

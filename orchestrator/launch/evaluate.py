@@ -45,7 +45,7 @@ def evaluate(options: argparse.Namespace) -> int:
         return _find_neurons(options, [str(run.path) for run in runs])
     opinion = _judge(options, [str(run.path) for run in runs])
     for run in runs:
-        append_json_line(run.path / "evaluations.jsonl", opinion["runs"][str(run.path)])
+        append_json_line(run.evaluations_file, opinion["runs"][str(run.path)])
     if options.json:
         print(json.dumps(opinion, indent=2))
     else:

@@ -2,10 +2,9 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.launch.arguments import add_verb
+from orchestrator.launch.arguments import add_runs_dir, add_verb
 
 if TYPE_CHECKING:
     from orchestrator.tracking.lineage import System
@@ -29,8 +28,7 @@ def add_lineage_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser
     describe_verb = add_verb(verbs, "describe", describe, "print all that is known of a system")
     describe_verb.add_argument("name", metavar="NAME", help="as after model=")
     for verb in (lineage_verb, describe_verb):
-        runs_help = "where to look for runs (default: %(default)s)"
-        verb.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help=runs_help)
+        add_runs_dir(verb)
         verb.add_argument("--json", action="store_true", help="for programs")
 
 
@@ -59,10 +57,10 @@ def describe(options: argparse.Namespace) -> int:
 
 
 def _shelf(options: argparse.Namespace) -> "list[System]":
-    from orchestrator.launch.status import find_runs
+    from orchestrator.tracking.index import all_records
     from orchestrator.tracking.lineage import shelf
 
-    return shelf(find_runs(options.runs.absolute()))
+    return shelf(all_records(options.runs.absolute()))
 
 
 def _is_wanted(one: "System", options: argparse.Namespace) -> bool:

@@ -1,125 +1,136 @@
-"""What runs achieved, side by side, from their directories alone: no tracking server is asked."""
+"""Runs side by side: in what they differ, what came out, and how far that spreads over seeds.
+
+Runs that differ in nothing but the seed are one row. Only figures of the same images under the same
+protocol are ranked.
+"""
 
 import math
 import statistics
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from orchestrator.config import is_safe
+from orchestrator.tracking.outgoing import as_text
+from orchestrator.tracking.record import Record
 
-from orchestrator.rundir import RunDir
-from orchestrator.tracking.outcome import attempts, outcome
-from orchestrator.tracking.points import Point, Sieve, read_records
-
-MISSING = "-"
-NUMBERS = (
-    "val\ntop-1\n(%)",
-    "training\n(h:mm:ss)",
-    "speed\n(img/s)",
-    "params\n(M)",
-)
+ABSENT = "-"
+_RANKED_BY = ("val/top1", "val/loss")  # the first that a row has; the higher, and the lower, first
 
 
 @dataclass(frozen=True)
-class Result:
-    """What one run achieved; None where it has not logged a thing.
+class Spread:
+    """The values of one figure over the runs of a row; `std` is the sample's, None for one run."""
 
-    Accuracies are the last ones of the validation set, in percent. `training_s` is the wall time of
-    all attempts together, `images_per_s` the median over the run.
+    mean: float
+    std: float | None
+    num: int
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> "Spread | None":
+        known = [value for value in values if value is not None]
+        if not known:
+            return None
+        std = statistics.stdev(known) if len(known) > 1 and all(map(math.isfinite, known)) else None
+        return cls(statistics.fmean(known), std, len(known))
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in their seeds alone.
+
+    Args:
+        differs: the keys of the config that are not the same in all rows, with what they are here.
+        figures: the last of each run, over runs.
     """
 
-    run_id: str
-    model: str
-    val_top1_percent: float | None
-    training_s: float | None
-    images_per_s: float | None
-    num_params: int | None
-    status: str
+    records: tuple[Record, ...]
+    differs: dict[str, str]
+    figures: dict[str, Spread]
+
+    @property
+    def name(self) -> str:
+        return self.records[0].id if len(self.records) == 1 else f"{len(self.records)} runs"
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What rows are sorted by."""
+        top1, loss = (self.figures.get(name) for name in _RANKED_BY)
+        return (
+            -top1.mean if top1 and math.isfinite(top1.mean) else math.inf,
+            loss.mean if loss and math.isfinite(loss.mean) else math.inf,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        runs = [{"id": one.id, "path": one.path, "status": one.status} for one in self.records]
+        figures = {name: asdict(spread) for name, spread in self.figures.items()}
+        return {"runs": runs, "differs": self.differs, "figures": figures}
 
 
-def results(run: RunDir) -> Result:
-    """Return what a run achieved so far.
+@dataclass(frozen=True)
+class Section:
+    """Rows whose figures compare: of the same images and protocol. The best is first."""
 
-    Raises:
-        RunError: there is no run at this path.
-    """
-    model = run.read_config().get("model") or {}
-    points, last_time_ms = _read(run)
-    latest = {point.key: point for point in points}  # steps only rise, so the last one stays
-    speeds = [p.value for p in points if p.key == "perf/images_per_s" and p.value > 0]
-    num_params = _value(latest, "model/num_params") or math.nan
-    end = outcome(run)
-    return Result(
-        run_id=run.id,
-        model=str(model.get("name", MISSING)),
-        val_top1_percent=_value(latest, "val/top1"),
-        training_s=_training_s(run, last_time_ms),
-        images_per_s=statistics.median(speeds) if speeds else None,
-        num_params=int(num_params) if math.isfinite(num_params) else None,
-        status="running" if end.state == "crashed" and run.is_alive else end.state,
-    )
+    data: str
+    fingerprint: str | None
+    protocol: str
+    rows: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.data}, {self.protocol}"
+
+    def to_dict(self) -> dict[str, Any]:
+        rows = [row.to_dict() for row in self.rows]
+        known = {"data": self.data, "fingerprint": self.fingerprint, "protocol": self.protocol}
+        return {**known, "rows": rows}
 
 
-def table(compared: Iterable[Result]) -> Table:
-    """Return runs as the rows of a table, numbers aligned right and their units in the headers."""
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for header in ("run", "model"):  # these may be folded, numbers may not
-        shown.add_column(header, overflow="fold", min_width=7)
-    for header in NUMBERS:
-        shown.add_column(header, justify="right", no_wrap=True)
-    shown.add_column("status", min_width=9)
-    for result in compared:
-        shown.add_row(*_cells(result))
-    return shown
-
-
-def _cells(result: Result) -> tuple[str, ...]:
-    millions = None if result.num_params is None else result.num_params / 1e6
-    return (
-        result.run_id,
-        result.model,
-        _number(result.val_top1_percent, ".2f"),
-        MISSING if result.training_s is None else _clock(result.training_s),
-        _number(result.images_per_s, ",.0f"),
-        _number(millions, ".2f"),
-        result.status.replace("_", " "),
-    )
-
-
-def _read(run: RunDir) -> tuple[list[Point], dict[int, int]]:
-    """Return the fresh points, and when each attempt logged last."""
-    points: list[Point] = []
-    last_time_ms: dict[int, int] = {}
-    sieve = Sieve()
-    for _, record in read_records(run.metrics_file, start_bytes=0):
-        points += sieve.fresh(record)
-        match record:
-            case {"attempt": int(attempt), "time_ms": int(time_ms)}:
-                last_time_ms[attempt] = time_ms
-    return points, last_time_ms
-
-
-def _training_s(run: RunDir, last_time_ms: dict[int, int]) -> float | None:
-    """Return the seconds of all attempts; one that was killed ended with its last metric."""
-    total_s = [
-        max(0.0, line.get("ended_s", last_time_ms.get(attempt, 0) / 1000) - line["started_s"])
-        for attempt, line in attempts(run).items()
-        if "started_s" in line
+def compare(records: Sequence[Record]) -> list[Section]:
+    """Return runs as rows, in a section for each data set and protocol."""
+    alike: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
+    for record in records:
+        alike[_identity(record)].append(record)
+    groups = list(alike.values())
+    keys = _differing([group[0] for group in groups])
+    places: dict[tuple[str, str | None, str], list[Row]] = defaultdict(list)
+    for group in groups:
+        first = group[0]
+        differs = {key: _text(first, key) for key in keys}
+        row = Row(tuple(group), differs, _figures(group))
+        place = (_text(first, "data.name"), first.data_fingerprint, _text(first, "data.protocol"))
+        places[place].append(row)
+    return [
+        Section(*place, tuple(sorted(rows, key=lambda row: row.rank)))
+        for place, rows in sorted(places.items(), key=lambda item: tuple(map(str, item[0])))
     ]
-    return sum(total_s) if total_s else None
 
 
-def _value(latest: dict[str, Point], key: str) -> float | None:
-    point = latest.get(key)
-    return None if point is None else point.value
+def _identity(record: Record) -> tuple[Any, ...]:
+    """Return what runs that differ in the seed alone have in common."""
+    config = {k: as_text(v, 10_000) for k, v in record.config.items() if k != "seed"}
+    kept = tuple(sorted(item for item in config.items() if not is_safe(item[0])))
+    return (record.data_fingerprint, (record.init_from or {}).get("sha256"), kept)
 
 
-def _number(value: float | None, form: str) -> str:
-    return MISSING if value is None else format(value, form)
+def _differing(records: Sequence[Record]) -> list[str]:
+    """Return the keys, of those that decide what comes out, in which runs differ."""
+    keys = dict.fromkeys(key for record in records for key in record.config)
+    return [
+        key
+        for key in keys
+        if key != "seed" and not is_safe(key) and len({_text(one, key) for one in records}) > 1
+    ]
 
 
-def _clock(seconds: float) -> str:
-    minutes, s = divmod(round(seconds), 60)
-    h, m = divmod(minutes, 60)
-    return f"{h}:{m:02}:{s:02}"
+def _text(record: Record, key: str) -> str:
+    return as_text(record.config[key], 1000) if key in record.config else ABSENT
+
+
+def _figures(group: Sequence[Record]) -> dict[str, Spread]:
+    names = dict.fromkeys(name for record in group for name in record.metrics)
+    found = {name: Spread.of(record.metrics.get(name) for record in group) for name in names}
+    for name in ("training_s", "device_s", "images_per_s", "petaflop", "num_images"):
+        found[name] = Spread.of(getattr(record, name) for record in group)
+    return {name: spread for name, spread in found.items() if spread}

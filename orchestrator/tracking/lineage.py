@@ -12,9 +12,9 @@ from rich.table import Table
 
 import conf
 from orchestrator.config import ConfigError, valid_instead
-from orchestrator.rundir import RunDir, RunError
-from orchestrator.tracking.compare import MISSING, results
+from orchestrator.tracking.record import Record
 
+MISSING = "-"
 _GROUP = Path(conf.__file__).parent / "model"
 
 
@@ -50,7 +50,7 @@ class System:
         return {**known, "options": self.model["options"], **self.published, "measured": measured}
 
 
-def shelf(runs: Iterable[RunDir] = ()) -> list[System]:
+def shelf(runs: Iterable[Record] = ()) -> list[System]:
     """Return the systems, oldest first, with the best that runs have measured of each."""
     best = _best(runs)
     systems = []
@@ -132,26 +132,17 @@ def description(one: System) -> str:
     return "\n".join(lines)
 
 
-def _best(runs: Iterable[RunDir]) -> dict[str, Measured]:
+def _best(runs: Iterable[Record]) -> dict[str, Measured]:
     """Return the best evaluation of each system, by its title."""
     best: dict[str, Measured] = {}
     for run in runs:
-        try:
-            config = run.read_config()
-        except RunError:  # no run lies there, or none that can be read
+        title, top1 = run.published.get("title"), run.metrics.get("val/top1")
+        if not title or top1 is None:
             continue
-        said = (config.get("model") or {}).get("published") or {}
-        if not said.get("title"):
-            continue
-        result = results(run)
-        if result.val_top1_percent is None:
-            continue
-        data = config["data"]
-        error = 100 - result.val_top1_percent
-        found = Measured(error, data["name"], data["protocol"], str(run.path))
-        before = best.get(said["title"])
-        if before is None or error < before.top1_err:
-            best[said["title"]] = found
+        data, protocol = run.config["data.name"], run.config["data.protocol"]
+        found = Measured(100 - top1, data, protocol, run.path)
+        if title not in best or found.top1_err < best[title].top1_err:
+            best[title] = found
     return best
 
 

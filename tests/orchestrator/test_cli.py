@@ -15,8 +15,9 @@ from orchestrator.cli import main
 from orchestrator.launch import local
 
 VERBS = (
-    *("train", "submit", "resume", "status", "list", "logs", "cancel", "compare", "sync", "ui"),
-    *("evaluate", "lineage", "describe", "ckpt", "doctor", "drill", "shard", "data", "rehearse"),
+    *("train", "submit", "resume", "status", "list", "logs", "cancel", "compare", "report"),
+    *("sync", "ui", "evaluate", "lineage", "describe", "ckpt", "doctor", "drill", "shard"),
+    *("data", "rehearse"),
 )
 TAHOE = Path(sys.executable).with_name("tahoe")
 
@@ -47,7 +48,8 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         ("train", "tahoe train -m model=lenet5_1998,resnet18 seed=1,2"),
         ("resume", "recipe.epochs=N extends it"),
         ("shard", "digits"),
-        ("compare", "RUN"),
+        ("compare", "KEY=VALUE"),
+        ("report", "--protocol NAME"),
         ("sync", "MLflow"),
         ("ui", "sqlite:///mlflow.db"),
     ],

@@ -1,90 +1,135 @@
-"""Results come from run directories alone."""
+"""Runs side by side: rows of seeds, sections that compare, and what differs."""
 
 import io
+import json
 import math
+import statistics
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 from rich.console import Console
+from running import Tahoe
 
-from orchestrator.rundir import RunDir, RunError, append_json_line
-from orchestrator.tracking.compare import Result, results, table
+from orchestrator.tracking.compare import Spread, compare
+from orchestrator.tracking.compare_show import tables
+from orchestrator.tracking.curves import draw_curves
+from orchestrator.tracking.record import read_record
 
 
-def shown(*compared, width=200):
-    console = Console(width=width, file=io.StringIO())
-    console.print(table(compared))
+@pytest.fixture
+def made(make_scene):
+    """Makes runs, and returns their records."""
+
+    def make(name, top1, *, seed=1, epochs=90, protocol="center-28-of-28", model="alexnet"):
+        scene = make_scene(name)
+        scene.configure(
+            model={"name": model}, recipe={"epochs": epochs}, data={"protocol": protocol}
+        )
+        config = scene.run.read_config()
+        scene.run.write_config({**config, "seed": seed})
+        scene.log(10, {"val/top1": top1 / 2, "val/loss": 2.0, "train/loss": 3.0})
+        scene.log(20, {"val/top1": top1, "val/loss": 1.0, "train/loss": 1.5})
+        scene.run.begin_attempt()
+        scene.judge("finished")
+        return read_record(scene.run)
+
+    return make
+
+
+def shown(sections, width=200):
+    console = Console(width=width, file=io.StringIO(), soft_wrap=True)
+    for table in tables(sections):
+        console.print(table)
     return console.file.getvalue()
 
 
-def row(result):
-    return shown(result).strip().splitlines()[-1].split()
+def test_seeds_are_one_row_with_their_spread(made):
+    runs = [made(f"s{seed}", 50.0 + seed, seed=seed) for seed in (1, 2, 6)]
+    (section,) = compare([*runs, made("other", 80.0, epochs=5)])
+    best, row = section.rows
+    assert (best.name, best.differs) == ("other", {"recipe.epochs": "5"})
+    assert (row.name, row.differs) == ("3 runs", {"recipe.epochs": "90"})
+    assert row.figures["val/top1"] == Spread(53.0, statistics.stdev([51, 52, 56]), 3)
+    assert best.figures["val/top1"] == Spread(80.0, None, 1)
+    text = shown([section])
+    assert "53.00 ± 2.65" in text
+    assert "3 finished" in text
+    assert "recipe" in text
 
 
-def test_what_a_run_achieved(make_scene):
-    scene = make_scene()
-    start_s = scene.clock_ms / 1000
-    attempts = scene.run.attempts_file
-    append_json_line(attempts, {"attempt": 1, "started_s": start_s - 60})  # killed, no end
-    scene.log(0, {"model/num_params": 60_965_224, "model/gmacs": 0.7})
-    for step, speed in ((10, 100.0), (20, 900.0)):
-        scene.log(step, {"train/loss": 1.0, "perf/images_per_s": speed})
-    scene.log(20, {"val/top1": 50.0, "val/top5": 80.0})
-    killed_s = scene.clock_ms / 1000
-    append_json_line(attempts, {"attempt": 2, "started_s": start_s + 1000})
-    append_json_line(attempts, {"attempt": 2, "ended_s": start_s + 1100})
-    scene.log(20, {"val/top1": 51.0, "perf/images_per_s": 1.0}, attempt=2)  # again: not counted
-    scene.log(30, {"val/top1": 57.125, "perf/images_per_s": 300.0}, attempt=2)
-    scene.append('{"step": 40, "time')
-    scene.judge("finished", attempt=2)
-    found = results(scene.run)
-    assert found == Result(
-        run_id="run-1",
-        model="alexnet",
-        val_top1_percent=57.125,
-        training_s=pytest.approx(60 + killed_s - start_s + 100),
-        images_per_s=300.0,
-        num_params=60_965_224,
-        status="finished",
-    )
-    assert row(found) == [
-        "run-1", "alexnet", "57.12", "0:02:40", "300", "60.97", "finished",
-    ]  # fmt: skip
+def test_other_protocols_are_not_ranked_together(made):
+    runs = [
+        made("a", 50.0),
+        made("b", 60.0, protocol="ten-crop-28-of-32"),
+        made("c", 55.0, epochs=5),
+    ]
+    center, ten = compare(runs)
+    assert [row.name for row in center.rows] == ["c", "a"]
+    assert [row.name for row in ten.rows] == ["b"]
+    text = shown([center, ten])
+    assert "These are 2 tables" in text
+    assert text.index("digits, center-28-of-28") < text.index("digits, ten-crop-28-of-32")
 
 
-def test_the_table_names_its_units_and_cuts_no_number():
-    best = Result("alexnet-imagenet-0a1b2c3d", "alexnet", 57.125, 3.6e5, 12345.6,
-                  60_965_224, "never_restart")  # fmt: skip
-    wide, narrow = shown(best), shown(best, width=80)
-    for unit in ("(%)", "(h:mm:ss)", "(img/s)", "(M)"):
-        assert unit in wide
-    for number in ("57.12", "100:00:00", "12,346", "60.97", "restart"):
-        assert number in wide
-        assert number in narrow
+def test_the_best_is_first_and_what_diverged_last(made):
+    top1 = {"low": 10.0, "nan": math.nan, "high": 90.0}
+    runs = [made(name, value, epochs=i) for i, (name, value) in enumerate(top1.items(), start=1)]
+    (section,) = compare(runs)
+    assert [row.name for row in section.rows] == ["high", "low", "nan"]
 
 
-def test_a_run_that_has_not_begun(make_scene):
-    found = results(make_scene().run)
-    assert found.status == "scheduled"
-    assert row(found) == ["run-1", "alexnet", "-", "-", "-", "-", "scheduled"]
+def test_only_what_differs_is_told(made):
+    (section,) = compare([made("a", 1.0), made("b", 2.0, model="nin")])
+    assert all(row.differs.keys() == {"model.name"} for row in section.rows)
 
 
-def test_alive_or_crashed(make_scene):
-    scene = make_scene()
-    scene.run.begin_attempt()
-    with scene.run.lock():
-        assert results(scene.run).status == "running"
-    assert results(scene.run).status == "crashed"
-    assert results(scene.run).training_s == 0.0
+def test_many_differences_have_a_table_of_their_own(made, make_scene):
+    scene = make_scene("far")
+    scene.configure(recipe={"epochs": 1, "schedule": [1], "ema": 0.9}, model={"name": "nin"})
+    text = shown(compare([made("a", 1.0), read_record(scene.run)]))
+    assert "what differs, by the number of the row" in text
+    assert len([line for line in text.splitlines() if "recipe.schedule" in line]) == 1
 
 
-def test_a_diverged_run(make_scene):
-    scene = make_scene()
-    scene.log(
-        1, {"val/top1": math.nan, "perf/images_per_s": math.nan, "model/num_params": math.nan}
-    )
-    assert row(results(scene.run))[2:] == ["nan", "-", "-", "-", "scheduled"]
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=5))
+def test_a_spread_is_the_samples(values):
+    spread = Spread.of([None, *values])
+    assert spread.num == len(values)
+    assert spread.mean == pytest.approx(sum(values) / len(values), abs=1e-9)
+    squares = sum((value - spread.mean) ** 2 for value in values)
+    assert spread.std == pytest.approx(math.sqrt(squares / (len(values) - 1)), abs=1e-6)
 
 
-def test_no_run_there(tmp_path):
-    with pytest.raises(RunError, match="no run at"):
-        results(RunDir(tmp_path))
+def test_nothing_is_known_of_no_values():
+    assert Spread.of([None, None]) is None
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_curves(made, tmp_path, ending):
+    runs = [made(f"s{seed}", 50.0 + seed, seed=seed) for seed in (1, 2)]
+    file = tmp_path / f"curves.{ending}"
+    draw_curves(compare([*runs, made("other", 80.0, epochs=5)]), file)
+    if ending == "png":
+        with Image.open(file) as image:
+            assert min(image.size) > 500
+    else:
+        text = file.read_text()
+        for word in ("alexnet, epochs=5", "2 runs", "images seen", "top-1 accuracy"):
+            assert word in text
+
+
+def test_the_verb(made, tmp_path):
+    place = Path(made("a", 50.0).path).parent
+    made("b", 60.0, epochs=5)
+    tahoe = Tahoe(tmp_path)
+    told = tahoe("compare", "--runs", place, "data=digits", "--plot", "curves.png").stdout
+    assert told.index("60.00") < told.index("50.00")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    (section,) = json.loads(tahoe("compare", "--runs", place, "--json").stdout)
+    assert [row["figures"]["val/top1"]["mean"] for row in section["rows"]] == [60.0, 50.0]
+    wrong = tahoe("compare", "--runs", place, "model=vgg", check=False)
+    assert wrong.returncode == 1
+    assert "no run in" in wrong.stderr

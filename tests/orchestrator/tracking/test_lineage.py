@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import models
 from orchestrator.config import ConfigError
 from orchestrator.schema import Published
+from orchestrator.tracking.index import records
 from orchestrator.tracking.lineage import description, shelf, system
 
 SYSTEMS = shelf()
@@ -88,7 +89,7 @@ def test_the_best_run_of_each_system(make_scene, tmp_path):
         measure(make_scene, "other", top1=99.0, title="a system of yours"),
         make_scene("nothing").run,
     ]
-    found = shelf(runs)
+    found = shelf(records(runs))
     measured = {one.name: one.measured for one in found if one.measured}
     assert set(measured) == {"alexnet_2012"}
     best = measured["alexnet_2012"]

@@ -1,0 +1,46 @@
+"""`tahoe compare`: runs side by side."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.launch.arguments import add_runs_dir, add_verb
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add_compare_verb(verbs: "Verbs") -> None:
+    text = "print in what runs differ and what came out, over seeds"
+    verb = add_verb(verbs, "compare", compare, text)
+    words_help = "a run or a sweep by its directory, or a filter like model=resnet*"
+    verb.add_argument("words", nargs="*", metavar="RUN|KEY=VALUE", help=words_help)
+    add_runs_dir(verb)
+    plot_help = "draw the curves into this file, PNG or SVG"
+    verb.add_argument("--plot", type=Path, metavar="FILE", help=plot_help)
+    verb.add_argument("--json", action="store_true", help="for programs")
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Print and draw what runs came to."""
+    from orchestrator.tracking.choose import choose
+    from orchestrator.tracking.compare import compare as compared
+
+    sections = compared(choose(options.words, options.runs.absolute()))
+    if options.json:
+        print(json.dumps([section.to_dict() for section in sections], indent=2))
+    else:
+        from rich.console import Console
+
+        from orchestrator.tracking.compare_show import tables
+
+        console = Console(soft_wrap=True, highlight=False)
+        for table in tables(sections):
+            console.print(table)
+    if options.plot:
+        from orchestrator.tracking.curves import draw_curves
+
+        draw_curves(sections, options.plot)
+        print(f"curves: {options.plot}")
+    return 0

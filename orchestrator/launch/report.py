@@ -1,0 +1,56 @@
+"""`tahoe report`: published beside measured, as a page and as figures."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.launch.arguments import add_runs_dir, add_verb
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add_report_verb(verbs: "Verbs") -> None:
+    text = "draw errors over years, compute, parameters and time, published beside measured"
+    verb = add_verb(verbs, "report", report, text)
+    words_help = "runs, as for compare (default: all)"
+    verb.add_argument("words", nargs="*", metavar="RUN|KEY=VALUE", help=words_help)
+    add_runs_dir(verb)
+    data_help = "the data set (default: the one with most runs)"
+    verb.add_argument("--data", metavar="NAME", help=data_help)
+    protocol_help = "of measured errors, or a pattern (default: the one that most runs have)"
+    verb.add_argument("--protocol", metavar="NAME", help=protocol_help)
+    output_help = "where the files go (default: %(default)s)"
+    verb.add_argument(
+        "-o", "--output", type=Path, default=Path("report"), metavar="DIR", help=output_help
+    )
+    verb.add_argument("--json", action="store_true", help="print the points, and draw nothing")
+
+
+def report(options: argparse.Namespace) -> int:
+    """Write the page."""
+    from collections import Counter
+
+    from orchestrator.tracking.ancestry import links
+    from orchestrator.tracking.choose import choose
+    from orchestrator.tracking.index import all_records
+    from orchestrator.tracking.lineage import shelf
+    from orchestrator.tracking.report import report as told_of
+
+    runs = options.runs.absolute()
+    records = choose(options.words, runs) if options.words else all_records(runs)
+    names = Counter(str(one.config.get("data.name")) for one in records)
+    data = options.data or (names.most_common(1)[0][0] if names else "imagenet")
+    told = told_of(records, shelf(), data, options.protocol)
+    if options.json:
+        print(json.dumps(told.to_dict(), indent=2))
+        return 0
+    from orchestrator.tracking.report_page import write_report
+
+    drawn = {one.id for section in told.sections for row in section.rows for one in row.records}
+    family = [link for link in links(records) if link.child in drawn]
+    page, *figures = write_report(told, family, options.output)
+    print(f"{page}: {len(told.published)} published, {len(told.measured)} measured on {data}")
+    print(f"its {len(figures) // 2} figures are beside it, as PNG and SVG")
+    return 0

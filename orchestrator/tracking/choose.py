@@ -1,0 +1,87 @@
+"""Which runs are meant: by directories, sweeps, MLflow ids, and by what their configs say."""
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from orchestrator.rundir import RunError
+from orchestrator.sweepdir import expand
+from orchestrator.tracking.index import all_records, records
+from orchestrator.tracking.outgoing import as_text
+from orchestrator.tracking.record import Record
+
+_SHORT = {"data": "data.name", "protocol": "data.protocol", "recipe": "recipe.optimizer.name"}
+_MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
+_FILTER = re.compile(r"([A-Za-z_][\w.]*)=(.*)")
+
+
+def choose(words: Sequence[str], runs_dir: Path) -> list[Record]:
+    """Return the runs that some words mean; all of a directory where only filters are given.
+
+    A word is a path of a run or a sweep, the id of an MLflow run, or a filter KEY=VALUE, where
+    VALUE may have several alternatives, parted by commas, and wildcards. A run must pass all
+    filters.
+
+    Raises:
+        RunError: there is no such run, no run has such a key, or no run is left.
+    """
+    filters = [match.groups() for word in words if (match := _is_filter(word))]
+    named = [word for word in words if not _is_filter(word)]
+    found = _named(named, runs_dir) if named else all_records(runs_dir)
+    kept = [one for one in found if all(_passes(one, key, value) for key, value in filters)]
+    if not kept:
+        for key, _ in filters:
+            _check_key(key, found)
+        raise RunError(
+            f"no run in {runs_dir} is meant by '{' '.join(words)}'; {len(found)} are there. "
+            "`tahoe list` shows them; --runs DIR looks elsewhere."
+        )
+    return kept
+
+
+def value_of(record: Record, key: str) -> str | None:
+    """Return what a run's config says of a key, or how it stands, as text; None: nothing."""
+    if key in ("status", "id", "system"):
+        return str(getattr(record, key))
+    value = record.config.get(_SHORT.get(key, key))
+    return None if value is None else as_text(value, 1000)
+
+
+def _is_filter(word: str) -> re.Match[str] | None:
+    return None if Path(word).exists() else _FILTER.fullmatch(word)
+
+
+def _named(words: Iterable[str], runs_dir: Path) -> list[Record]:
+    found: dict[str, Record] = {}
+    for word in words:
+        if _MLFLOW_ID.fullmatch(word) and not Path(word).exists():
+            here = [one for one in all_records(runs_dir) if one.mlflow_id == word]
+            if not here:
+                raise RunError(
+                    f"no run in {runs_dir} is shown by the MLflow run {word}. Give its directory "
+                    "(MLflow's tag tahoe.run_dir), or --runs DIR where it lies."
+                )
+        else:
+            here = records(expand([Path(word)]))
+        found |= {one.path: one for one in here}
+    return list(found.values())
+
+
+def _passes(record: Record, key: str, wanted: str) -> bool:
+    alternatives = wanted.split(",")
+    if key == "model":  # by the config's name, with or without its library, or by the paper's title
+        name = str(record.config.get("model.name"))
+        said: list[Any] = [name, name.rpartition("/")[2], record.system]
+    else:
+        said = [value_of(record, key)]
+    return any(value is not None and fnmatchcase(value, w) for value in said for w in alternatives)
+
+
+def _check_key(key: str, found: Sequence[Record]) -> None:
+    known = {"model", "status", "id", "system", *_SHORT, *(k for one in found for k in one.config)}
+    if key not in known and found:
+        near = difflib.get_close_matches(key, known, n=3) or ["model", "data", "seed"]
+        raise RunError(f"no run has the key {key}. Near: {', '.join(near)}.")

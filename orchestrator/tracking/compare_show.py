@@ -1,0 +1,94 @@
+"""Compared runs as tables of a terminal."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from orchestrator.tracking.compare import ABSENT, Row, Section, Spread
+
+_MAX_KEY_COLUMNS = 3  # beside the figures; more keys have a table of their own
+_FIGURES = (  # name, header, what one of its unit is, format
+    ("val/top1", "val\ntop-1\n(%)", 1, ".2f"),
+    ("val/top5", "val\ntop-5\n(%)", 1, ".2f"),
+    ("val/loss", "val\nloss\n", 1, ".3f"),
+    ("training_s", "training\n(h:mm:ss)", 1, "clock"),
+    ("images_per_s", "speed\n(img/s)", 1, ",.0f"),
+    ("model/num_params", "params\n(M)", 1e6, ".2f"),
+    ("petaflop", "compute\n(petaFLOP)", 1, ".3g"),
+)
+
+
+def tables(sections: Sequence[Section]) -> Iterator[Table | str]:
+    """Yield what is to be printed, in this order."""
+    rows = [row for section in sections for row in section.rows]
+    keys = list(rows[0].differs) if rows else []
+    is_apart = len(keys) > _MAX_KEY_COLUMNS
+    for section in sections:
+        yield escape(section.title)
+        shown = [key for key in keys if key == "model.name"] if is_apart else keys
+        yield _figures_table(section.rows, shown, first=rows.index(section.rows[0]) + 1)
+    if is_apart:
+        yield "what differs, by the number of the row"
+        yield _keys_table(rows, keys)
+    if len(sections) > 1:
+        yield (
+            f"These are {len(sections)} tables, each ranked by itself: figures of other images, or "
+            "under another protocol, do not compare. `tahoe evaluate RUN... --protocol NAME` "
+            "judges runs alike."
+        )
+
+
+def _figures_table(rows: Sequence[Row], keys: Sequence[str], first: int) -> Table:
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    shown.add_column("#", justify="right")
+    shown.add_column("run", overflow="fold", min_width=7)
+    for key in keys:
+        shown.add_column(_headed(key), overflow="fold", min_width=5)
+    present = [figure for figure in _FIGURES if any(figure[0] in row.figures for row in rows)]
+    for _, header, *_ in present:
+        shown.add_column(header, justify="right", no_wrap=True)
+    shown.add_column("status", min_width=9)
+    for number, row in enumerate(rows, start=first):
+        shown.add_row(
+            str(number),
+            escape(row.name),
+            *(escape(row.differs[key]) for key in keys),
+            *(_cell(row.figures.get(name), unit, form) for name, _, unit, form in present),
+            _status(row),
+        )
+    return shown
+
+
+def _keys_table(rows: Sequence[Row], keys: Sequence[str]) -> Table:
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    shown.add_column("key", no_wrap=True)
+    for number in range(1, len(rows) + 1):
+        shown.add_column(str(number), overflow="fold", min_width=6)
+    for key in keys:
+        shown.add_row(key, *(escape(row.differs[key]) for row in rows))
+    return shown
+
+
+def _headed(key: str) -> str:
+    """Return a dotted key in lines, so that its column may be narrow."""
+    return key.replace(".", ".\n")
+
+
+def _cell(spread: Spread | None, unit: float, form: str) -> str:
+    if spread is None:
+        return ABSENT
+    if form == "clock":
+        return str(timedelta(seconds=round(spread.mean)))
+    mean = format(spread.mean / unit, form)
+    return f"{mean} ± {format(spread.std / unit, form)}" if spread.std else mean
+
+
+def _status(row: Row) -> str:
+    counted = Counter(record.status.replace("_", " ") for record in row.records)
+    if len(row.records) == 1:
+        return next(iter(counted))
+    return ", ".join(f"{number} {status}" for status, number in counted.items())

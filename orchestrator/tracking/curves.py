@@ -1,0 +1,78 @@
+"""Curves of compared runs, as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from orchestrator.rundir import RunDir
+from orchestrator.tracking.compare import Row, Section
+from orchestrator.tracking.points import Sieve, read_records
+from orchestrator.tracking.style import COLOURS, MARKERS, styled
+
+_SHOWN = (
+    ("val/top1", "top-1 accuracy, validation (%)"),
+    ("val/loss", "loss, validation (nats)"),
+    ("train/loss", "loss, training (nats)"),
+)
+_MAX_ROWS = len(COLOURS)
+
+
+def draw_curves(sections: Sequence[Section], file: Path) -> None:
+    """Write a PNG or SVG, by the file's ending: each row is a line, with a band over its seeds.
+
+    Of more rows than there are colours, the best of each section are drawn.
+    """
+    rows = [row for section in sections for row in section.rows][:_MAX_ROWS]
+    with styled():
+        figure = Figure(figsize=(4.2 * len(_SHOWN), 4.2), layout="constrained")
+        for axes, (name, label) in zip(figure.subplots(1, len(_SHOWN)), _SHOWN, strict=True):
+            for number, row in enumerate(rows):
+                _draw(axes, row, name, number)
+            axes.set_xlabel("images seen")
+            axes.set_ylabel(label)
+        handles, labels = figure.axes[-1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(rows)))
+        figure.savefig(file)
+
+
+def label_of(row: Row) -> str:
+    """Return how a row is called in a legend: by what it differs in, as long as that is short."""
+    system = row.records[0].system
+    said = [f"{key.rpartition('.')[2]}={value}" for key, value in row.differs.items()]
+    short = ", ".join(x for x in said if not x.startswith(("name=", "options=")))
+    seeds = f" ({len(row.records)} runs)" if len(row.records) > 1 else ""
+    return f"{system}{f', {short}' if short and len(short) <= 40 else ''}{seeds}"
+
+
+def _draw(axes: Axes, row: Row, name: str, number: int) -> None:
+    curves = [curve for curve in (_curve(one.path, name) for one in row.records) if curve]
+    if not curves:
+        return
+    batch = row.records[0].config.get("recipe.global_batch_size", 1)
+    shared = sorted(set.intersection(*(set(curve) for curve in curves)))
+    values = np.array([[curve[step] for step in shared] for curve in curves])
+    images = np.array(shared) * batch
+    axes.plot(
+        images,
+        values.mean(axis=0),
+        label=label_of(row),
+        color=COLOURS[number],
+        marker=MARKERS[number],
+        markevery=0.15,
+    )
+    if len(curves) > 1:
+        low, high = values.min(axis=0), values.max(axis=0)
+        axes.fill_between(images, low, high, color=COLOURS[number], alpha=0.2, linewidth=0)
+
+
+def _curve(path: str, name: str) -> dict[int, float]:
+    """Return a figure of a run by its steps."""
+    curve, sieve = dict[int, float](), Sieve()
+    for _, record in read_records(RunDir(Path(path)).metrics_file, start_bytes=0):
+        for point in sieve.fresh(record):
+            if point.key == name:
+                curve[point.step] = point.value
+    return curve

@@ -1,0 +1,109 @@
+"""The records of many runs, kept in a file beside them: thousands are read in a second.
+
+The file is a cache. A record in it is believed as long as the files that it was read from have the
+same sizes and times. It may be removed at any time; where it cannot be written, runs are read anew.
+"""
+
+import json
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from orchestrator.rundir import RunDir, write_atomic
+from orchestrator.tracking.record import UNENDED, Record, read_record
+
+_NAME = ".index.jsonl"
+_FORMAT = 1
+_TOLERATED_SHARE = 0.01  # of stale records that a new file is not worth
+Stamp = list[list[int] | None]
+
+
+def records(runs: Sequence[RunDir]) -> list[Record]:
+    """Return the records of runs, in their order.
+
+    Raises:
+        RunError: there is no run at one of the paths.
+    """
+    found: dict[RunDir, Record] = {}
+    by_place: dict[Path, list[RunDir]] = defaultdict(list)
+    for run in runs:
+        by_place[run.path.parent].append(run)
+    for place, some in by_place.items():
+        found |= _of_place(place, some)
+    return [_as_it_is_now(run, found[run]) for run in runs]
+
+
+def all_records(directory: Path) -> list[Record]:
+    """Return the records of the runs that lie directly in a directory, the oldest first."""
+    if not directory.is_dir():
+        return []
+    found = []
+    for run in (RunDir(Path(entry)) for entry in os.scandir(directory) if entry.is_dir()):
+        if run.config_file.exists():
+            found.append(run)
+    return sorted(records(found), key=lambda one: (one.created_s or 0.0, one.id))
+
+
+def _of_place(place: Path, runs: Iterable[RunDir]) -> dict[RunDir, Record]:
+    known, found, num_stale = _read(place / _NAME), {}, 0
+    for run in runs:
+        stamp = _stamp(run)
+        before = known.get(run.id)
+        if before is None or before[0] != stamp:
+            num_stale += 1
+            known[run.id] = before = (stamp, read_record(run))
+        found[run] = before[1]
+    if num_stale > _TOLERATED_SHARE * len(found):
+        _write(place / _NAME, known)
+    return found
+
+
+def _as_it_is_now(run: RunDir, record: Record) -> Record:
+    """Tell an attempt that goes on from one that has crashed: only its lock knows."""
+    if record.status == UNENDED and run.is_alive:
+        return replace(record, status="running")
+    return record
+
+
+def _stamp(run: RunDir) -> Stamp:
+    """Return the sizes and times of the files that a record is read from."""
+    changing = (run.attempts_file, run.metrics_file, run.verdict_file, run.mlflow_file)
+    rare = (run.config_file, run.identity_file, run.sweep_file, run.evaluations_file)
+    stamp: Stamp = []
+    for file in (*changing, *rare):
+        try:
+            said = file.stat()
+            stamp.append([said.st_size, said.st_mtime_ns])
+        except FileNotFoundError:
+            stamp.append(None)
+    return stamp
+
+
+def _read(file: Path) -> dict[str, tuple[Stamp, Record]]:
+    """Return what the file holds; nothing, if another version of Tahoe has written it."""
+    known = {}
+    try:
+        with file.open() as lines:
+            if json.loads(next(lines)) != {"format": _FORMAT}:
+                return {}
+            for line in lines:
+                stamp, values = json.loads(line)
+                record = Record(**values)
+                known[record.id] = (stamp, record)
+    except (OSError, StopIteration, ValueError, TypeError):
+        return {}
+    return known
+
+
+def _write(file: Path, known: dict[str, tuple[Stamp, Record]]) -> None:
+    lines = [json.dumps({"format": _FORMAT})]
+    for name, (stamp, record) in known.items():
+        if (file.parent / name).exists():
+            lines.append(json.dumps([stamp, asdict(record)]))
+    try:
+        write_atomic(file, "\n".join(lines) + "\n")
+    except OSError as error:
+        print(f"warning: the index of {file.parent} is not kept: {error}", file=sys.stderr)

@@ -1,0 +1,129 @@
+"""A run as one flat record: what it is, and what it came to. Read from its directory alone."""
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.config import flatten
+from orchestrator.plan import training_petaflop
+from orchestrator.rundir import RunDir, read_json_lines
+from orchestrator.tracking.outcome import attempts, outcome
+from orchestrator.tracking.outgoing import redacted
+from orchestrator.tracking.points import Sieve, read_records
+
+UNENDED = "crashed"  # what a directory says of an attempt that left no verdict, and may be alive
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run; None where a thing is not known.
+
+    Args:
+        config: with dotted keys, without secrets and what the paper published.
+        published: what the paper published; see orchestrator.schema.Published.
+        data_fingerprint: of the bytes of both splits.
+        status: one of outcome.STATES.
+        step: the last that was logged; `num_images` were seen until then.
+        metrics: the last value of each figure.
+        training_s: the wall time of all attempts together.
+        device_s: the same, each attempt times its ranks: a GPU or a CPU slot has one rank.
+        images_per_s: the median over the run.
+        petaflop: spent until `step`; see plan.training_petaflop.
+        init_from: the weights it began with; see launch.init_from.
+        evaluations: what `tahoe evaluate` has noted.
+    """
+
+    id: str
+    path: str
+    uid: str | None
+    mlflow_id: str | None
+    created_s: float | None
+    config: dict[str, Any]
+    published: dict[str, Any]
+    data_fingerprint: str | None
+    status: str
+    num_attempts: int
+    step: int | None
+    num_images: int | None
+    metrics: dict[str, float]
+    training_s: float | None
+    device_s: float | None
+    images_per_s: float | None
+    petaflop: float | None
+    init_from: dict[str, Any] | None
+    sweep: str | None
+    evaluations: list[dict[str, Any]]
+
+    @property
+    def system(self) -> str:
+        """What was trained: the title of its paper, or the network's name."""
+        return str(self.published.get("title") or self.config.get("model.name"))
+
+
+def read_record(run: RunDir) -> Record:
+    """Return the record of a run.
+
+    Raises:
+        RunError: there is no run at this path.
+    """
+    config = run.read_config()
+    identity = run.read_json(run.identity_file) or {}
+    published = (config.get("model") or {}).get("published") or {}
+    known = flatten(redacted({**config, "model": {**config["model"], "published": None}}))
+    del known["model.published"]
+    metrics, speeds, last_time_ms = _read_metrics(run)
+    step = max((step for step, _ in metrics.values()), default=None)
+    batch, gmacs = known.get("recipe.global_batch_size"), metrics.get("model/gmacs")
+    num_images = step * batch if step is not None and batch else None
+    tries = [*_tries(run, last_time_ms)]
+    return Record(
+        id=run.id,
+        path=str(run.path),
+        uid=identity.get("uid"),
+        mlflow_id=(run.read_json(run.mlflow_file) or {}).get("run_id"),
+        created_s=identity.get("created_s"),
+        config=known,
+        published=published,
+        data_fingerprint=(identity.get("data") or {}).get("fingerprint"),
+        status=outcome(run).state,
+        num_attempts=run.num_attempts,
+        step=step,
+        num_images=num_images,
+        metrics={key: value for key, (_, value) in metrics.items()},
+        training_s=sum(s for s, _ in tries) if tries else None,
+        device_s=sum(s * num_ranks for s, num_ranks in tries) if tries else None,
+        images_per_s=statistics.median(speeds) if speeds else None,
+        petaflop=training_petaflop(gmacs[1], num_images) if gmacs and num_images else None,
+        init_from=identity.get("init_from"),
+        sweep=(run.read_json(run.sweep_file) or {}).get("sweep"),
+        evaluations=[*read_json_lines(run.evaluations_file)],
+    )
+
+
+def _read_metrics(
+    run: RunDir,
+) -> tuple[dict[str, tuple[int, float]], list[float], dict[int, int]]:
+    """Return each figure's last step and value, all speeds, and when each attempt logged last."""
+    latest: dict[str, tuple[int, float]] = {}
+    speeds: list[float] = []
+    last_time_ms: dict[int, int] = {}
+    sieve = Sieve()
+    for _, record in read_records(run.metrics_file, start_bytes=0):
+        for point in sieve.fresh(record):
+            latest[point.key] = (point.step, point.value)
+            if point.key == "perf/images_per_s" and 0 < point.value < math.inf:
+                speeds.append(point.value)
+        match record:
+            case {"attempt": int(attempt), "time_ms": int(time_ms)}:
+                last_time_ms[attempt] = time_ms
+    return latest, speeds, last_time_ms
+
+
+def _tries(run: RunDir, last_time_ms: Mapping[int, int]) -> Iterator[tuple[float, int]]:
+    """Yield the seconds and ranks of each attempt; a killed one ended when it last logged."""
+    for attempt, line in attempts(run).items():
+        if "started_s" in line:
+            ended_s = line.get("ended_s", last_time_ms.get(attempt, 0) / 1000)
+            yield max(0.0, ended_s - line["started_s"]), int(line.get("world_size", 1))

@@ -1,0 +1,150 @@
+"""The page that the project exists for: what was published, what was measured, and at what cost.
+
+Two kinds of points: a system's error as its paper has it, and the error of one's own runs of it, a
+point for each row of `compare` with the range of its seeds. Both lie at the system's year.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from orchestrator.tracking.compare import Row, Section, Spread, compare
+from orchestrator.tracking.lineage import System
+from orchestrator.tracking.record import Record
+
+TOP = {1: "top-1", 5: "top-5"}
+Axis = Literal["year", "petaflop", "num_params", "device_hours"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A system's error in percent, with what it took; None where that is not known.
+
+    Args:
+        top1, top5: the mean over runs, where it was measured.
+        spread: the sample standard deviation of the error that is drawn, over runs.
+        is_verified: whether somebody has read a published error in its source.
+    """
+
+    system: str
+    year: int | None
+    protocol: str
+    top1: float | None
+    top5: float | None
+    num_params: float | None
+    petaflop: float | None
+    device_hours: float | None
+    source: str
+    is_measured: bool
+    is_verified: bool = True
+    num_runs: int = 0
+    top1_std: float | None = None
+    top5_std: float | None = None
+
+    def error(self, top: int) -> float | None:
+        return self.top1 if top == 1 else self.top5
+
+    def std(self, top: int) -> float | None:
+        return self.top1_std if top == 1 else self.top5_std
+
+    def at(self, axis: Axis) -> float | None:
+        return getattr(self, axis)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a page shows of one data set.
+
+    Args:
+        protocols: that were measured under.
+        passed_over: the protocols of runs on the same images that are not drawn.
+    """
+
+    data: str
+    protocols: tuple[str, ...]
+    points: tuple[Point, ...]
+    sections: tuple[Section, ...]
+    passed_over: tuple[str, ...]
+
+    @property
+    def measured(self) -> list[Point]:
+        return [point for point in self.points if point.is_measured]
+
+    @property
+    def published(self) -> list[Point]:
+        return [point for point in self.points if not point.is_measured]
+
+    def to_dict(self) -> dict[str, Any]:
+        points = [asdict(point) for point in self.points]
+        known = {"data": self.data, "protocols": self.protocols, "passed_over": self.passed_over}
+        return {**known, "points": points}
+
+
+def report(
+    records: Sequence[Record],
+    systems: Iterable[System],
+    data: str,
+    protocol: str | None = None,
+) -> Report:
+    """Return the report of a data set.
+
+    Args:
+        protocol: of the measured points, or a pattern of several which the caller knows to compare,
+            such as those that judge the same whole images at other sizes; None: the one that most
+            runs were judged under.
+    """
+    sections = [section for section in compare(records) if section.data == data]
+    if protocol is None and sections:
+        protocol = max(sections, key=lambda section: len(section.rows)).protocol
+    drawn = tuple(one for one in sections if fnmatchcase(one.protocol, protocol or "*"))
+    others = {one.protocol for one in sections if one not in drawn}
+    points = [_published(one) for one in systems if one.published["dataset"] == data]
+    points += [_measured(row, section) for section in drawn for row in section.rows]
+    ready = [point for point in points if point.top1 is not None or point.top5 is not None]
+    order = sorted(ready, key=lambda p: (p.is_measured, p.year or 9999, p.system))
+    under = tuple(dict.fromkeys(one.protocol for one in drawn))
+    return Report(data, under, tuple(order), drawn, tuple(sorted(others)))
+
+
+def _published(one: System) -> Point:
+    said = one.published
+    return Point(
+        system=said["title"],
+        year=said["year"],
+        protocol=said["protocol"] or "",
+        top1=said["top1_err"],
+        top5=said["top5_err"],
+        num_params=said["num_params"],
+        petaflop=said["petaflop"],
+        device_hours=None,  # papers say days, and on what; no two mean the same by it
+        source=said["source"],
+        is_measured=False,
+        is_verified=said["verified"],
+    )
+
+
+def _measured(row: Row, section: Section) -> Point:
+    first, figures = row.records[0], row.figures
+    top1, top5 = (_error(figures.get(name)) for name in ("val/top1", "val/top5"))
+    device_s = figures.get("device_s")
+    params, petaflop = figures.get("model/num_params"), figures.get("petaflop")
+    return Point(
+        system=first.system,
+        year=first.published.get("year"),
+        protocol=section.protocol,
+        top1=top1.mean if top1 else None,
+        top5=top5.mean if top5 else None,
+        num_params=params.mean if params else None,
+        petaflop=petaflop.mean if petaflop else None,
+        device_hours=device_s.mean / 3600 if device_s else None,
+        source=row.name,
+        is_measured=True,
+        num_runs=len(row.records),
+        top1_std=top1.std if top1 else None,
+        top5_std=top5.std if top5 else None,
+    )
+
+
+def _error(accuracy: Spread | None) -> Spread | None:
+    return Spread(100 - accuracy.mean, accuracy.std, accuracy.num) if accuracy else None

@@ -1,0 +1,135 @@
+"""The report's figures: errors over year, compute, parameters and time."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Bbox, BboxBase
+
+from orchestrator.tracking.report import TOP, Axis, Point, Report
+from orchestrator.tracking.style import COLOURS, styled
+
+AXES: dict[Axis, str] = {
+    "year": "year of the paper",
+    "petaflop": "training compute (petaFLOP)",
+    "num_params": "parameters",
+    "device_hours": "training time (hours of a device)",
+}
+_PUBLISHED, _MEASURED = COLOURS[0], COLOURS[1]
+_WIDTH, _HEIGHT = 4.6, 3.5  # inches: legible in a column of a paper, and on a phone
+_PLACES = (  # of a name beside its point, in points: the first that is free
+    ((5, 0), "left", "center"),
+    ((-5, 0), "right", "center"),
+    ((0, 5), "center", "bottom"),
+    ((0, -5), "center", "top"),
+)
+
+
+class Mark(NamedTuple):
+    """A point where it is drawn."""
+
+    x: float
+    y: float
+    std: float
+    point: Point
+
+
+def figures(told: Report) -> Iterator[tuple[str, Figure]]:
+    """Yield names and figures; one without two points to compare is left out."""
+    top = drawn_error(told)
+    for axis, label in AXES.items():
+        marks = list(_marks(told.points, axis, top))
+        if len(marks) > 1:
+            yield f"error-over-{axis.replace('_', '-')}", _draw(marks, axis, label, top)
+
+
+def drawn_error(told: Report) -> int:
+    """Return 5 if top-5 errors have been published on the data, else 1.
+
+    With ten classes, which have no such figures, a top-5 error says next to nothing.
+    """
+    return 5 if sum(point.top5 is not None for point in told.published) > 2 else 1
+
+
+def _marks(points: Sequence[Point], axis: Axis, top: int) -> Iterator[Mark]:
+    for point in points:
+        x, y = point.at(axis), point.error(top)
+        if x is not None and y:  # no error at all has no place on a logarithmic axis
+            yield Mark(x, y, point.std(top) or 0.0, point)
+
+
+def _draw(marks: Sequence[Mark], axis: Axis, label: str, top: int) -> Figure:
+    with styled():
+        figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+        axes = figure.subplots()
+        _draw_published(axes, [mark for mark in marks if not mark.point.is_measured])
+        _draw_measured(axes, [mark for mark in marks if mark.point.is_measured])
+        axes.set_yscale("log")
+        _mark_off(axes.yaxis)
+        if axis == "year":
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+            axes.margins(x=0.1)
+        else:
+            axes.set_xscale("log")
+            _mark_off(axes.xaxis)
+        axes.set_xlabel(label)
+        axes.set_ylabel(f"{TOP[top]} error (%)")
+        axes.legend(loc="best", fontsize=8)
+        figure.draw_without_rendering()
+        _name(axes, marks)
+    return figure
+
+
+def _draw_published(axes: Axes, marks: Sequence[Mark]) -> None:
+    for is_verified, face in ((True, _PUBLISHED), (False, "white")):
+        some = [mark for mark in marks if mark.point.is_verified == is_verified]
+        if some:
+            label = "published" if is_verified else "published, unverified"
+            x, y = [mark.x for mark in some], [mark.y for mark in some]
+            axes.scatter(x, y, c=face, edgecolors=_PUBLISHED, s=26, zorder=2, label=label)
+
+
+def _draw_measured(axes: Axes, marks: Sequence[Mark]) -> None:
+    if marks:
+        x, y, std, _ = zip(*marks, strict=True)
+        axes.errorbar(x, y, std, fmt="s", color=_MEASURED, capsize=2, zorder=3, label="measured")
+
+
+def _mark_off(axis: XAxis | YAxis) -> None:
+    """Give a logarithmic axis few and plain numbers, however narrow its range is."""
+    axis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=6))
+    axis.set_major_formatter(EngFormatter(sep=""))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _name(axes: Axes, marks: Sequence[Mark]) -> None:
+    """Write the names of those points that have room for one beside them, measured ones first."""
+    centers = (axes.transData.transform((mark.x, mark.y)) for mark in marks)
+    taken: list[BboxBase] = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in centers]
+    if legend := axes.get_legend():
+        taken.append(legend.get_window_extent())
+    frame = axes.get_window_extent()
+    for mark in sorted(marks, key=lambda mark: (not mark.point.is_measured, mark.y)):
+        for offset, side, line in _PLACES:
+            name = axes.annotate(
+                mark.point.system,
+                (mark.x, mark.y),
+                xytext=offset,
+                textcoords="offset points",
+                ha=side,
+                va=line,
+                fontsize=7,
+                color="#333333",
+            )
+            box = name.get_window_extent()
+            if (
+                frame.containsx(box.x1)
+                and frame.containsx(box.x0)
+                and not box.count_overlaps(taken)
+            ):
+                taken.append(box)
+                break
+            name.remove()

@@ -1,0 +1,116 @@
+"""The report as files: one page that needs no network, and its figures for a paper."""
+
+import io
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader
+from matplotlib.figure import Figure
+
+from orchestrator.tracking.ancestry import Link, generations
+from orchestrator.tracking.report import Point, Report
+from orchestrator.tracking.report_figures import AXES, drawn_error, figures
+from orchestrator.tracking.style import COLOURS, styled
+
+PAGE = "report.html"
+
+
+def write_report(told: Report, ancestry: Sequence[Link], directory: Path) -> list[Path]:
+    """Write report.html, and each of its figures as PNG and SVG; return the files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    drawn = list(figures(told))
+    written = []
+    for name, figure in drawn:
+        for ending in ("png", "svg"):
+            written.append(directory / f"{name}.{ending}")
+            with styled():
+                figure.savefig(written[-1])
+    page = directory / PAGE
+    page.write_text(_page(told, drawn, ancestry))
+    return [page, *written]
+
+
+def _page(told: Report, drawn: Sequence[tuple[str, Figure]], ancestry: Sequence[Link]) -> str:
+    place = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    shown = [(name, _svg(figure, name), _caption(told, name)) for name, figure in drawn]
+    published = {p.protocol for p in told.published if p.protocol} - {*told.protocols}
+    return place.get_template(PAGE).render(
+        title=f"Error on {told.data}: published and measured",
+        subtitle=_subtitle(told),
+        told=told,
+        figures=shown,
+        other_protocols=sorted(published) if told.measured else [],
+        ancestry=_svg(_draw_ancestry(ancestry), "ancestry") if ancestry else "",
+        error=_error,
+        number=lambda value: "" if value is None else f"{value:,.0f}",
+        short=_short_number,
+    )
+
+
+def _subtitle(told: Report) -> str:
+    under = f", judged under {' and '.join(told.protocols)}" if told.measured else ""
+    num_runs = sum(point.num_runs for point in told.measured)
+    return (
+        f"{len(told.published)} published systems, {len(told.measured)} measured in {num_runs} "
+        f"runs{under}. {datetime.now(UTC):%d %B %Y}."
+    )
+
+
+def _caption(told: Report, name: str) -> str:
+    axis = next(label for axis, label in AXES.items() if name.endswith(axis.replace("_", "-")))
+    measured = " Squares: measured, mean and standard deviation." if told.measured else ""
+    return (
+        f"Top-{drawn_error(told)} error on {told.data} over {axis}, logarithmic.{measured} "
+        "Circles: published, by the sources in the table; hollow ones were not verified. "
+        f"{datetime.now(UTC):%d %B %Y}."
+    )
+
+
+def _error(point: Point, top: int) -> str:
+    value, std = point.error(top), point.std(top)
+    if value is None:
+        return ""
+    return f"{value:.2f}{f' ± {std:.2f}' if std else ''}{'' if point.is_verified else '?'}"
+
+
+def _short_number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """Return a figure as markup that may stand in a page beside others."""
+    file = io.StringIO()
+    with styled():
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r'(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
+    return re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
+
+
+def _draw_ancestry(links: Sequence[Link]) -> Figure:
+    rows = generations(links)
+    place = {name: (x, -y) for x, names in enumerate(rows) for y, name in enumerate(names)}
+    height = max(len(names) for names in rows)
+    with styled():
+        figure = Figure(figsize=(3.2 * len(rows), 0.5 + 0.55 * height), layout="constrained")
+        axes = figure.subplots()
+        axes.set_axis_off()
+        axes.set_xlim(-0.5, len(rows) - 0.3)
+        axes.set_ylim(-height + 0.4, 0.6)
+        for name, (x, y) in place.items():
+            axes.text(x, y, _short(name), ha="center", va="center", fontsize=8, zorder=3,
+                      bbox={"boxstyle": "round", "fc": "white", "ec": COLOURS[0]})  # fmt: skip
+        for link in links:
+            (x0, y0), (x1, y1) = place[link.parent], place[link.child]
+            axes.annotate("", (x1 - 0.3, y1), (x0 + 0.3, y0), arrowprops={"arrowstyle": "->"})
+            axes.text((x0 + x1) / 2, (y0 + y1) / 2 + 0.12, link.kind, ha="center", fontsize=6)
+    return figure
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 30 else f"…{name[-29:]}"

@@ -1,0 +1,36 @@
+"""Where weights came from, over several generations."""
+
+import dataclasses
+
+from orchestrator.rundir import RunDir
+from orchestrator.tracking.ancestry import Link, generations, links
+from orchestrator.tracking.record import read_record
+
+
+def begun_with(make_scene, name: str, **init_from: object) -> object:
+    run: RunDir = make_scene(name).run
+    identity = run.read_json(run.identity_file) or {}
+    run.write_json(run.identity_file, {**identity, "init_from": init_from or None})
+    return read_record(run)
+
+
+def test_a_family(make_scene):
+    records = [
+        begun_with(make_scene, "old"),
+        begun_with(make_scene, "middle", uid="uid-old", run="its old name", step=1200),
+        begun_with(make_scene, "young", uid="uid-middle", run="middle", step=5),
+        begun_with(make_scene, "other", source="timm/resnet50"),
+    ]
+    found = links(records)
+    assert found == [
+        Link("old", "middle", "weights of step 1,200"),
+        Link("middle", "young", "weights of step 5"),
+        Link("timm/resnet50", "other", "weights"),
+    ]
+    assert generations(found) == [["old", "timm/resnet50"], ["middle", "other"], ["young"]]
+    gone = [dataclasses.replace(one, uid=None) for one in records]
+    assert links(gone)[0].parent == "its old name"
+
+
+def test_a_circle_ends():
+    assert generations([Link("a", "b", ""), Link("b", "a", "")])

@@ -1,0 +1,67 @@
+"""Runs are meant by where they lie and by what their configs say."""
+
+import pytest
+
+from orchestrator.rundir import RunDir, RunError
+from orchestrator.sweepdir import SweepDir
+from orchestrator.tracking.choose import choose
+
+
+@pytest.fixture
+def place(make_scene):
+    for name, model, epochs in (("a", "timm/resnet50", 90), ("b", "alexnet", 90), ("c", "nin", 5)):
+        scene = make_scene(name)
+        published = {"title": "Network in Network", "year": 2013} if model == "nin" else None
+        scene.configure(model={"name": model, "published": published}, recipe={"epochs": epochs})
+        scene.run.write_json(scene.run.mlflow_file, {"run_id": name * 32})
+    scene.run.begin_attempt()
+    scene.judge("finished")
+    return scene.run.path.parent
+
+
+def chosen(place, *words):
+    return [one.id for one in choose(words, place)]
+
+
+def test_no_words_mean_all(place):
+    assert chosen(place) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["model=resnet50"], ["a"]),
+        (["model=timm/resnet50"], ["a"]),
+        (["model=Network in Network"], ["c"]),
+        (["model=*net*"], ["a", "b"]),
+        (["model=alexnet,nin"], ["b", "c"]),
+        (["recipe.epochs=90", "model=alexnet,nin"], ["b"]),
+        (["data=digits", "status=finished"], ["c"]),
+        (["recipe.schedule=*30*"], ["a", "b", "c"]),
+        (["b" * 32, "a" * 32], ["b", "a"]),
+    ],
+)
+def test_words(place, words, expected):
+    assert chosen(place, *words) == expected
+
+
+def test_directories_of_runs_and_sweeps(place):
+    assert chosen(place, str(place / "b")) == ["b"]
+    sweep = SweepDir(place / "sweeps" / "sweep-1")
+    sweep.add((RunDir(place / name), []) for name in ("c", "a"))
+    assert chosen(place, str(sweep.path), str(place / "a"), "recipe.epochs=90") == ["a"]
+    assert chosen(place, str(sweep.path)) == ["c", "a"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model=vgg"], r"no run in .* is meant by 'model=vgg'; 3 are there"),
+        (["recipe.epoch=90"], r"no run has the key recipe.epoch. Near: recipe.epochs"),
+        (["nowhere"], r"no run at .*nowhere"),
+        (["d" * 32], r"shown by the MLflow run dddd"),
+    ],
+)
+def test_what_is_not_there(place, words, message):
+    with pytest.raises(RunError, match=message):
+        choose(words, place)

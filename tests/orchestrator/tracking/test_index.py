@@ -1,0 +1,92 @@
+"""The index gives what the directories say, whatever became of it and of them."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from orchestrator.tracking.index import all_records, records
+from orchestrator.tracking.record import read_record
+
+INDEX = ".index.jsonl"
+
+
+@pytest.fixture
+def runs(make_scene):
+    scenes = [make_scene(f"run-{number}") for number in range(3)]
+    for number, scene in enumerate(scenes):
+        scene.log(10, {"val/top1": 10.0 * number})
+    return scenes
+
+
+def told(scenes):
+    return [one.metrics["val/top1"] for one in records([scene.run for scene in scenes])]
+
+
+def place_of(scenes) -> Path:
+    return scenes[0].run.path.parent
+
+
+def test_records_are_those_of_the_directories(runs):
+    for _ in range(2):  # read, and then remembered
+        assert records([scene.run for scene in runs]) == [read_record(s.run) for s in runs]
+        assert all_records(place_of(runs)) == [read_record(s.run) for s in runs]
+
+
+def test_what_is_remembered_is_not_read_again(runs):
+    told(runs)
+    index = place_of(runs) / INDEX
+    index.write_text(index.read_text().replace("20.0", "99.0"))
+    assert told(runs) == [0.0, 10.0, 99.0]
+
+
+def test_a_change_of_any_file_is_seen(runs):
+    scene = runs[1]
+    before = records([scene.run])[0]
+    scene.log(20, {"val/top1": 77.0})
+    assert told(runs) == [0.0, 77.0, 20.0]
+    scene.configure(recipe={"epochs": 91})
+    scene.run.begin_attempt(world_size=2)
+    scene.judge("finished")
+    scene.run.evaluations_file.write_text('{"top1": 1.0}\n')
+    after = records([scene.run])[0]
+    assert after == read_record(scene.run) != before
+    assert (after.config["recipe.epochs"], after.status) == (91, "finished")
+    assert after.evaluations == [{"top1": 1.0}]
+
+
+@pytest.mark.parametrize(
+    "damage", ['{"format": 0}\n', "", "no JSON\n", '{"format": 1}\n[[], {}]\n']
+)
+def test_a_damaged_index_is_made_anew(runs, damage):
+    told(runs)
+    (place_of(runs) / INDEX).write_text(damage)
+    assert told(runs) == [0.0, 10.0, 20.0]
+    assert "run-2" in (place_of(runs) / INDEX).read_text()
+
+
+def test_runs_that_are_gone_are_forgotten(runs):
+    told(runs)
+    shutil.rmtree(runs[0].run.path)
+    runs[1].log(30, {"val/top1": 5.0})
+    assert [one.id for one in all_records(place_of(runs))] == ["run-1", "run-2"]
+    assert "run-0" not in (place_of(runs) / INDEX).read_text()
+
+
+def test_an_attempt_that_lives_is_running_however_it_is_remembered(runs):
+    run = runs[0].run
+    run.begin_attempt()
+    with run.lock():
+        assert records([run])[0].status == "running"
+        assert records([run])[0].status == "running"
+    assert records([run])[0].status == "crashed"
+
+
+def test_where_it_cannot_be_written(runs, capsys):
+    (place_of(runs) / INDEX).mkdir()
+    assert told(runs) == [0.0, 10.0, 20.0]
+    assert "is not kept" in capsys.readouterr().err
+
+
+def test_where_nothing_is(tmp_path):
+    assert all_records(tmp_path / "nowhere") == []

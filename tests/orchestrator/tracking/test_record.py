@@ -1,0 +1,73 @@
+"""A record is what a run directory says, and nothing else."""
+
+import math
+
+import pytest
+
+from orchestrator.rundir import RunDir, RunError, append_json_line
+from orchestrator.tracking.record import read_record
+
+
+def test_what_a_run_achieved(make_scene):
+    scene = make_scene()
+    scene.configure(recipe={"global_batch_size": 128})
+    start_s = scene.clock_ms / 1000
+    attempts = scene.run.attempts_file
+    append_json_line(attempts, {"attempt": 1, "started_s": start_s - 60, "world_size": 2})  # killed
+    scene.log(0, {"model/num_params": 60_965_224, "model/gmacs": 0.7})
+    for step, speed in ((10, 100.0), (20, 900.0)):
+        scene.log(step, {"train/loss": 1.0, "perf/images_per_s": speed})
+    scene.log(20, {"val/top1": 50.0, "val/top5": 80.0})
+    killed_s = scene.clock_ms / 1000
+    append_json_line(attempts, {"attempt": 2, "started_s": start_s + 1000, "world_size": 4})
+    append_json_line(attempts, {"attempt": 2, "ended_s": start_s + 1100})
+    scene.log(20, {"val/top1": 51.0, "perf/images_per_s": 1.0}, attempt=2)  # again: not counted
+    scene.log(30, {"val/top1": 57.125, "perf/images_per_s": 300.0}, attempt=2)
+    scene.append('{"step": 40, "time')
+    scene.judge("finished", attempt=2)
+    found = read_record(scene.run)
+    assert found.metrics == {
+        "model/num_params": 60_965_224,
+        "model/gmacs": 0.7,
+        "train/loss": 1.0,
+        "val/top1": 57.125,
+        "val/top5": 80.0,
+        "perf/images_per_s": 300.0,
+    }
+    first_s = 60 + killed_s - start_s
+    assert found.training_s == pytest.approx(first_s + 100)
+    assert found.device_s == pytest.approx(2 * first_s + 4 * 100)
+    assert found.images_per_s == 300.0  # the median
+    assert (found.step, found.num_images) == (30, 30 * 128)
+    assert found.petaflop == pytest.approx(0.7e9 * 6 * 30 * 128 / 1e15)
+    assert (found.status, found.num_attempts, found.uid) == ("finished", 2, "uid-run-1")
+    assert found.config["recipe.schedule"] == [30, 60]
+    assert "model.published" not in found.config
+
+
+def test_what_is_not_known_is_none(make_scene):
+    found = read_record(make_scene().run)
+    assert found.status == "scheduled"
+    assert found.metrics == {}
+    unknown = (found.step, found.num_images, found.training_s, found.images_per_s, found.petaflop)
+    assert unknown == (None,) * 5
+    assert found.system == "alexnet"
+
+
+def test_no_secret_is_in_a_record(make_scene):
+    scene = make_scene()
+    scene.configure(data={"url": "https://me:hunter2@host/set"})
+    assert "hunter2" not in str(read_record(scene.run))
+
+
+def test_a_diverged_run(make_scene):
+    scene = make_scene()
+    scene.log(1, {"val/top1": math.nan, "perf/images_per_s": math.nan})
+    found = read_record(scene.run)
+    assert math.isnan(found.metrics["val/top1"])
+    assert found.images_per_s is None
+
+
+def test_no_run_there(tmp_path):
+    with pytest.raises(RunError, match="no run at"):
+        read_record(RunDir(tmp_path))
