@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.launch.arguments import add_runs_dir, add_verb
+from orchestrator.launch.arguments import add_runs_dir, add_verb, positive
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -17,6 +17,8 @@ def add_compare_verb(verbs: "Verbs") -> None:
     words_help = "a run or a sweep by its directory, or a filter like model=resnet*"
     verb.add_argument("words", nargs="*", metavar="RUN|KEY=VALUE", help=words_help)
     add_runs_dir(verb)
+    rows_help = "how many of each table are printed (default: %(default)s)"
+    verb.add_argument("--rows", type=positive, default=50, metavar="N", help=rows_help)
     plot_help = "draw the curves into this file, PNG or SVG"
     verb.add_argument("--plot", type=Path, metavar="FILE", help=plot_help)
     verb.add_argument("--json", action="store_true", help="for programs")
@@ -36,7 +38,7 @@ def compare(options: argparse.Namespace) -> int:
         from orchestrator.tracking.compare_show import tables
 
         console = Console(soft_wrap=True, highlight=False)
-        for table in tables(sections):
+        for table in tables(sections, options.rows):
             console.print(table)
     if options.plot:
         from orchestrator.tracking.curves import draw_curves

@@ -5,27 +5,24 @@ what is going to happen. Neither asks MLflow.
 """
 
 import json
-import os
 import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from orchestrator.rundir import RunDir, read_json_lines
-from orchestrator.tracking.outcome import attempts, outcome
+from orchestrator.rundir import RunDir
+from orchestrator.tracking.index import records
+from orchestrator.tracking.record import Record
 from slurm import client
 
-_TAIL_BYTES = 1 << 16
 _UNBOUNDED = 10_000  # columns of text, where no terminal bounds them
 _GAP, _LEAST_REASON = 3, 20  # between two columns of a table; what is shown of the last one
+_TEXTS = ("run", "state", "job")  # which are aligned left
 _SHOWN = ("train/loss", "val/top1")
 
 
@@ -63,21 +60,26 @@ def standings(runs: Sequence[RunDir]) -> list[Standing]:
     Raises:
         RunError: there is no run at one of the paths.
     """
-    submitted = {run: _job_ids(run) for run in runs}
+    known_runs = records(runs)
     try:
-        known = client.jobs(job for jobs in submitted.values() for job in jobs)
+        known = client.jobs(job for one in known_runs for job in one.job_ids)
     except client.SlurmError as error:  # the directories still tell what has happened
         print(f"warning: of waiting and running jobs nothing is known: {error}", file=sys.stderr)
-        return [_standing(run, None, "") for run in runs]
+        return [_standing(one, None, "") for one in known_runs]
     alive = {j: job for j, job in known.items() if job.state not in client.ENDED}
-    last = {run: jobs[-1] for run, jobs in submitted.items() if jobs and not {*jobs} & {*alive}}
+    last = {
+        one.path: one.job_ids[-1]
+        for one in known_runs
+        if one.job_ids and not {*one.job_ids} & {*alive}
+    }
     ended = {j: known[j].state for j in last.values() if j in known}
     ended |= client.ends(job for job in last.values() if job not in known)
     found = []
-    for run, jobs in submitted.items():
-        job = next((alive[j] for j in reversed(jobs) if j in alive), None)
-        gone = f"job {last[run]}: {ended.get(last[run], 'forgotten')}" if run in last else ""
-        found.append(_standing(run, job, gone))
+    for one in known_runs:
+        job = next((alive[j] for j in reversed(one.job_ids) if j in alive), None)
+        place = one.path
+        gone = f"job {last[place]}: {ended.get(last[place], 'forgotten')}" if place in last else ""
+        found.append(_standing(one, job, gone))
     return found
 
 
@@ -106,17 +108,15 @@ def show_table(found: Iterable[Standing]) -> None:
         )
         for one in found
     ]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     room = _room_for_reason(columns, rows)
-    for name in columns:
-        is_text = name in ("run", "state", "job", "why")
-        table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
-    for *cells, why in rows:
-        reason = Text(why)
-        reason.truncate(room, overflow="ellipsis")
-        table.add_row(*map(Text, cells), reason)
-    # Where its own sum of widths is too large, rich would take from numbers as from the reason.
-    Console(soft_wrap=True, highlight=False, width=_UNBOUNDED).print(table)
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    for *cells, why in (columns, tuple("-" * width for width in widths), *rows):
+        aligned = (
+            cell.ljust(width) if name in _TEXTS else cell.rjust(width)
+            for name, cell, width in zip(columns, cells, widths, strict=False)
+        )
+        reason = why if len(why) <= room else f"{why[: room - 1]}…"
+        print((" " * _GAP).join((*aligned, reason)).rstrip())
 
 
 def _room_for_reason(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
@@ -157,88 +157,54 @@ def as_json(found: Sequence[Standing]) -> str:
     return json.dumps([asdict(one) for one in found], indent=2)
 
 
-def _standing(run: RunDir, job: client.QueuedJob | None, gone: str) -> Standing:
+def _standing(one: Record, job: client.QueuedJob | None, gone: str) -> Standing:
     """Return how a run stands.
 
     Args:
         job: that waits or runs.
         gone: what Slurm says of the last job, if there is none any more.
     """
-    config = run.read_config()  # says so if there is no run
-    state, why = _state(run, job, gone)
-    last, rate, metrics = _last_metrics(run)
-    known = attempts(run)
-    sizes = [*read_json_lines(run.jobs_file), *known.values()]
-    num_steps = next((x["num_steps"] for x in reversed(sizes) if "num_steps" in x), None)
-    eta_s = None
-    if state == "running" and rate and last is not None and num_steps:
-        eta_s = (num_steps - last) * config["recipe"]["global_batch_size"] / rate
-    ends = tuple(_end(attempt) for _, attempt in sorted(known.items()) if "ended_s" in attempt)
+    state, why = _state(one, job, gone)
+    rate, eta_s = one.metrics.get("perf/images_per_s"), None
+    if state == "running" and rate and one.at_step is not None and one.num_steps:
+        eta_s = (one.num_steps - one.at_step) * one.config["recipe.global_batch_size"] / rate
     return Standing(
-        run=run.id,
-        path=str(run.path),
+        run=one.id,
+        path=one.path,
         state=state,
         why=why,
         job_id=job.job_id if job else None,
-        nodes=known[max(known)].get("nodes") if known else None,
+        nodes=one.nodes,
         start=job.start if job else None,
-        num_attempts=run.num_attempts,
-        ends=ends,
-        step=last,
-        num_steps=num_steps,
+        num_attempts=one.num_attempts,
+        ends=tuple(one.ends),
+        step=one.at_step,
+        num_steps=one.num_steps,
         images_per_s=rate,
         eta_s=eta_s,
-        checkpoint_age_s=_checkpoint_age_s(run),
-        metrics=metrics,
+        checkpoint_age_s=_checkpoint_age_s(RunDir(Path(one.path))),
+        metrics=one.metrics,
     )
 
 
-def _state(run: RunDir, job: client.QueuedJob | None, gone: str) -> tuple[str, str]:
+def _state(one: Record, job: client.QueuedJob | None, gone: str) -> tuple[str, str]:
     if job and job.state != "PENDING":
         return "running", f"{job.state.lower()} on {job.num_nodes} nodes, {job.time_left} left"
     if job:
         return "pending", job.reason
-    if run.is_alive:
+    if one.status == "running":
         return "running", "on this machine, or on one that shares its locks"
-    end = outcome(run)
-    if end.state == "scheduled" and gone:
+    if one.status == "scheduled" and gone:
         return "stopped", f"ended before an attempt began ({gone})"
-    if end.state == "crashed" and gone:
-        return "crashed", f"{end.reason} ({gone})"
-    return end.state, end.reason
-
-
-def _job_ids(run: RunDir) -> list[str]:
-    return [str(line["slurm_job_id"]) for line in read_json_lines(run.jobs_file)]
-
-
-def _last_metrics(run: RunDir) -> tuple[int | None, float | None, dict[str, float]]:
-    """Return the last step, the last rate, and the newest figure of each name."""
-    if not run.metrics_file.exists():
-        return None, None, {}
-    with run.metrics_file.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-        lines = file.read().splitlines()
-    figures: dict[str, float] = {}
-    step: int | None = None
-    for line in lines:
-        try:
-            record: dict[str, Any] = json.loads(line)
-            figures |= record["metrics"]
-            step = record["step"]
-        except (ValueError, KeyError, TypeError):  # the first may be cut, the last torn
-            continue
-    return step, figures.get("perf/images_per_s"), figures
+    if one.status == "crashed" and gone:
+        return "crashed", f"{one.reason} ({gone})"
+    return one.status, one.reason
 
 
 def _checkpoint_age_s(run: RunDir) -> float | None:
     manifests = run.checkpoints_dir.glob("step-*/manifest.json")
     newest = max((path.stat().st_mtime for path in manifests), default=None)
     return None if newest is None else max(0.0, time.time() - newest)
-
-
-def _end(attempt: dict[str, Any]) -> str:
-    return str(attempt.get("why") or f"ended with exit code {attempt.get('exit_code')}")
 
 
 def _progress(one: Standing) -> str:

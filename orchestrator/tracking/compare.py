@@ -5,10 +5,10 @@ protocol are ranked.
 """
 
 import math
-import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 from orchestrator.config import is_safe
@@ -32,8 +32,10 @@ class Spread:
         known = [value for value in values if value is not None]
         if not known:
             return None
-        std = statistics.stdev(known) if len(known) > 1 and all(map(math.isfinite, known)) else None
-        return cls(statistics.fmean(known), std, len(known))
+        mean, std = math.fsum(known) / len(known), None
+        if len(known) > 1 and math.isfinite(mean):
+            std = math.sqrt(math.fsum((x - mean) ** 2 for x in known) / (len(known) - 1))
+        return cls(mean, std, len(known))
 
 
 @dataclass(frozen=True)
@@ -109,18 +111,25 @@ def compare(records: Sequence[Record]) -> list[Section]:
 
 def _identity(record: Record) -> tuple[Any, ...]:
     """Return what runs that differ in the seed alone have in common."""
-    config = {k: as_text(v, 10_000) for k, v in record.config.items() if k != "seed"}
-    kept = tuple(sorted(item for item in config.items() if not is_safe(item[0])))
+    kept = frozenset((k, _hashable(v)) for k, v in record.config.items() if _decides(k))
     return (record.data_fingerprint, (record.init_from or {}).get("sha256"), kept)
+
+
+@cache
+def _decides(key: str) -> bool:
+    """Whether a key decides what comes out, seeds left aside."""
+    return key != "seed" and not is_safe(key)
+
+
+def _hashable(value: Any) -> Any:
+    return repr(value) if isinstance(value, list | dict) else value
 
 
 def _differing(records: Sequence[Record]) -> list[str]:
     """Return the keys, of those that decide what comes out, in which runs differ."""
-    keys = dict.fromkeys(key for record in records for key in record.config)
+    keys = dict.fromkeys(key for record in records for key in record.config if _decides(key))
     return [
-        key
-        for key in keys
-        if key != "seed" and not is_safe(key) and len({_text(one, key) for one in records}) > 1
+        key for key in keys if len({_hashable(one.config.get(key, ABSENT)) for one in records}) > 1
     ]
 
 

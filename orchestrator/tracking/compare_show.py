@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 from rich.box import SIMPLE_HEAD
@@ -22,15 +23,23 @@ _FIGURES = (  # name, header, what one of its unit is, format
 )
 
 
-def tables(sections: Sequence[Section]) -> Iterator[Table | str]:
-    """Yield what is to be printed, in this order."""
+def tables(sections: Sequence[Section], most: int = 50) -> Iterator[Table | str]:
+    """Yield what is to be printed, in this order.
+
+    Args:
+        most: rows of a section; of the rest it is only said how many there are.
+    """
+    num_left = [max(0, len(section.rows) - most) for section in sections]
+    sections = [replace(section, rows=section.rows[:most]) for section in sections]
     rows = [row for section in sections for row in section.rows]
     keys = list(rows[0].differs) if rows else []
     is_apart = len(keys) > _MAX_KEY_COLUMNS
-    for section in sections:
+    for section, left in zip(sections, num_left, strict=True):
         yield escape(section.title)
         shown = [key for key in keys if key == "model.name"] if is_apart else keys
         yield _figures_table(section.rows, shown, first=rows.index(section.rows[0]) + 1)
+        if left:
+            yield f"and {left:,} rows more, which are no better: --rows N, --json, or a filter"
     if is_apart:
         yield "what differs, by the number of the row"
         yield _keys_table(rows, keys)

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,7 +17,17 @@ from orchestrator.tracking.record import UNENDED, Record, read_record
 
 _NAME = ".index.jsonl"
 _FORMAT = 1
+_FEW = 20  # runs that are not worth a large index
 _TOLERATED_SHARE = 0.01  # of stale records that a new file is not worth
+_ANY = RunDir(Path())
+_FILES = tuple(  # that a record is read from
+    file.name
+    for file in (
+        *(_ANY.attempts_file, _ANY.metrics_file, _ANY.verdict_file, _ANY.mlflow_file),
+        *(_ANY.config_file, _ANY.identity_file, _ANY.sweep_file, _ANY.evaluations_file),
+        _ANY.jobs_file,
+    )
+)
 Stamp = list[list[int] | None]
 
 
@@ -47,7 +57,9 @@ def all_records(directory: Path) -> list[Record]:
     return sorted(records(found), key=lambda one: (one.created_s or 0.0, one.id))
 
 
-def _of_place(place: Path, runs: Iterable[RunDir]) -> dict[RunDir, Record]:
+def _of_place(place: Path, runs: Sequence[RunDir]) -> dict[RunDir, Record]:
+    if len(runs) < _FEW and sum(_size(run.metrics_file) for run in runs) < _size(place / _NAME):
+        return {run: read_record(run) for run in runs}  # the index has thousands
     known, found, num_stale = _read(place / _NAME), {}, 0
     for run in runs:
         stamp = _stamp(run)
@@ -61,6 +73,13 @@ def _of_place(place: Path, runs: Iterable[RunDir]) -> dict[RunDir, Record]:
     return found
 
 
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def _as_it_is_now(run: RunDir, record: Record) -> Record:
     """Tell an attempt that goes on from one that has crashed: only its lock knows."""
     if record.status == UNENDED and run.is_alive:
@@ -70,12 +89,11 @@ def _as_it_is_now(run: RunDir, record: Record) -> Record:
 
 def _stamp(run: RunDir) -> Stamp:
     """Return the sizes and times of the files that a record is read from."""
-    changing = (run.attempts_file, run.metrics_file, run.verdict_file, run.mlflow_file)
-    rare = (run.config_file, run.identity_file, run.sweep_file, run.evaluations_file)
     stamp: Stamp = []
-    for file in (*changing, *rare):
+    place = str(run.path)
+    for name in _FILES:
         try:
-            said = file.stat()
+            said = os.stat(f"{place}/{name}")  # noqa: PTH116 (paths made by the ten thousand)
             stamp.append([said.st_size, said.st_mtime_ns])
         except FileNotFoundError:
             stamp.append(None)

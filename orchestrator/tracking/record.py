@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.config import flatten
@@ -24,8 +24,11 @@ class Record:
         config: with dotted keys, without secrets and what the paper published.
         published: what the paper published; see orchestrator.schema.Published.
         data_fingerprint: of the bytes of both splits.
-        status: one of outcome.STATES.
-        step: the last that was logged; `num_images` were seen until then.
+        status: one of outcome.STATES, and `reason` why.
+        ends: why each attempt has ended that has.
+        job_ids, nodes: Slurm's, of all jobs, and of the last attempt.
+        step: the highest that was logged; `num_images` were seen until then.
+        at_step: the last that was logged: after a rollback, it may be lower.
         metrics: the last value of each figure.
         training_s: the wall time of all attempts together.
         device_s: the same, each attempt times its ranks: a GPU or a CPU slot has one rank.
@@ -44,7 +47,13 @@ class Record:
     published: dict[str, Any]
     data_fingerprint: str | None
     status: str
+    reason: str
     num_attempts: int
+    ends: list[str]
+    job_ids: list[str]
+    nodes: str | None
+    num_steps: int | None
+    at_step: int | None
     step: int | None
     num_images: int | None
     metrics: dict[str, float]
@@ -73,11 +82,13 @@ def read_record(run: RunDir) -> Record:
     published = (config.get("model") or {}).get("published") or {}
     known = flatten(redacted({**config, "model": {**config["model"], "published": None}}))
     del known["model.published"]
-    metrics, speeds, last_time_ms = _read_metrics(run)
-    step = max((step for step, _ in metrics.values()), default=None)
+    logged = _read_metrics(run)
+    metrics, step = logged.metrics, max((step for step, _ in logged.metrics.values()), default=None)
     batch, gmacs = known.get("recipe.global_batch_size"), metrics.get("model/gmacs")
     num_images = step * batch if step is not None and batch else None
-    tries = [*_tries(run, last_time_ms)]
+    known_attempts, jobs, end = attempts(run), [*read_json_lines(run.jobs_file)], outcome(run)
+    tries = [*_tries(known_attempts, logged.last_time_ms)]
+    sized = [line for line in (*jobs, *known_attempts.values()) if "num_steps" in line]
     return Record(
         id=run.id,
         path=str(run.path),
@@ -87,14 +98,20 @@ def read_record(run: RunDir) -> Record:
         config=known,
         published=published,
         data_fingerprint=(identity.get("data") or {}).get("fingerprint"),
-        status=outcome(run).state,
-        num_attempts=run.num_attempts,
+        status=end.state,
+        reason=end.reason,
+        num_attempts=end.attempt,
+        ends=[_end(line) for _, line in sorted(known_attempts.items()) if "ended_s" in line],
+        job_ids=[str(line["slurm_job_id"]) for line in jobs],
+        nodes=known_attempts[max(known_attempts)].get("nodes") if known_attempts else None,
+        num_steps=sized[-1]["num_steps"] if sized else None,
+        at_step=logged.at_step,
         step=step,
         num_images=num_images,
         metrics={key: value for key, (_, value) in metrics.items()},
         training_s=sum(s for s, _ in tries) if tries else None,
         device_s=sum(s * num_ranks for s, num_ranks in tries) if tries else None,
-        images_per_s=statistics.median(speeds) if speeds else None,
+        images_per_s=statistics.median(logged.speeds) if logged.speeds else None,
         petaflop=training_petaflop(gmacs[1], num_images) if gmacs and num_images else None,
         init_from=identity.get("init_from"),
         sweep=(run.read_json(run.sweep_file) or {}).get("sweep"),
@@ -102,28 +119,38 @@ def read_record(run: RunDir) -> Record:
     )
 
 
-def _read_metrics(
-    run: RunDir,
-) -> tuple[dict[str, tuple[int, float]], list[float], dict[int, int]]:
-    """Return each figure's last step and value, all speeds, and when each attempt logged last."""
-    latest: dict[str, tuple[int, float]] = {}
-    speeds: list[float] = []
-    last_time_ms: dict[int, int] = {}
-    sieve = Sieve()
+@dataclass
+class _Logged:
+    """What a metrics file says: of each figure the last step and value, of attempts when last."""
+
+    metrics: dict[str, tuple[int, float]] = field(default_factory=dict)
+    speeds: list[float] = field(default_factory=list)
+    last_time_ms: dict[int, int] = field(default_factory=dict)
+    at_step: int | None = None
+
+
+def _read_metrics(run: RunDir) -> _Logged:
+    found, sieve = _Logged(), Sieve()
     for _, record in read_records(run.metrics_file, start_bytes=0):
         for point in sieve.fresh(record):
-            latest[point.key] = (point.step, point.value)
+            found.metrics[point.key] = (point.step, point.value)
             if point.key == "perf/images_per_s" and 0 < point.value < math.inf:
-                speeds.append(point.value)
+                found.speeds.append(point.value)
         match record:
-            case {"attempt": int(attempt), "time_ms": int(time_ms)}:
-                last_time_ms[attempt] = time_ms
-    return latest, speeds, last_time_ms
+            case {"attempt": int(attempt), "time_ms": int(time_ms), "step": int(step)}:
+                found.last_time_ms[attempt], found.at_step = time_ms, step
+    return found
 
 
-def _tries(run: RunDir, last_time_ms: Mapping[int, int]) -> Iterator[tuple[float, int]]:
+def _tries(
+    known: Mapping[int, Mapping[str, Any]], last_time_ms: Mapping[int, int]
+) -> Iterator[tuple[float, int]]:
     """Yield the seconds and ranks of each attempt; a killed one ended when it last logged."""
-    for attempt, line in attempts(run).items():
+    for attempt, line in known.items():
         if "started_s" in line:
             ended_s = line.get("ended_s", last_time_ms.get(attempt, 0) / 1000)
             yield max(0.0, ended_s - line["started_s"]), int(line.get("world_size", 1))
+
+
+def _end(attempt: Mapping[str, Any]) -> str:
+    return str(attempt.get("why") or f"ended with exit code {attempt.get('exit_code')}")

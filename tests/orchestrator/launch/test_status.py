@@ -13,7 +13,8 @@ from orchestrator.rundir import RunDir, RunError, append_json_line
 
 def log_step(run: RunDir, step: int) -> None:
     figures = {"train/loss": 1 / step, "perf/images_per_s": 100.0}
-    append_json_line(run.metrics_file, {"step": step, "metrics": figures})
+    line = {"step": step, "time_ms": 1000 * step, "attempt": 1, "metrics": figures}
+    append_json_line(run.metrics_file, line)
 
 
 def test_a_run_that_was_never_started_is_scheduled(run: RunDir) -> None:

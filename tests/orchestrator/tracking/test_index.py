@@ -5,10 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.tracking import index
 from orchestrator.tracking.index import all_records, records
 from orchestrator.tracking.record import read_record
 
 INDEX = ".index.jsonl"
+
+
+@pytest.fixture(autouse=True)
+def _every_index_is_worth_reading(monkeypatch):
+    monkeypatch.setattr(index, "_FEW", 0)
 
 
 @pytest.fixture
@@ -35,8 +41,8 @@ def test_records_are_those_of_the_directories(runs):
 
 def test_what_is_remembered_is_not_read_again(runs):
     told(runs)
-    index = place_of(runs) / INDEX
-    index.write_text(index.read_text().replace("20.0", "99.0"))
+    file = place_of(runs) / INDEX
+    file.write_text(file.read_text().replace("20.0", "99.0"))
     assert told(runs) == [0.0, 10.0, 99.0]
 
 
@@ -86,6 +92,15 @@ def test_where_it_cannot_be_written(runs, capsys):
     (place_of(runs) / INDEX).mkdir()
     assert told(runs) == [0.0, 10.0, 20.0]
     assert "is not kept" in capsys.readouterr().err
+
+
+def test_a_few_among_thousands_are_read_from_their_directories(runs, monkeypatch):
+    monkeypatch.setattr(index, "_FEW", 2)
+    told(runs)
+    file = place_of(runs) / INDEX
+    file.write_text(file.read_text().replace("20.0", "99.0"))
+    assert told(runs) == [0.0, 10.0, 99.0]
+    assert told(runs[2:]) == [20.0]
 
 
 def test_where_nothing_is(tmp_path):
