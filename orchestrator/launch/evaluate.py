@@ -2,12 +2,16 @@
 
 import argparse
 import json
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.launch.arguments import add_runs, add_verb
 
 if TYPE_CHECKING:
+    from orchestrator.rundir import RunDir
+
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _WORST = 10  # classes that are shown
@@ -44,13 +48,30 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.neuron:
         return _find_neurons(options, [str(run.path) for run in runs])
     opinion = _judge(options, [str(run.path) for run in runs])
+    noted = {"time_ms": time.time_ns() // 1_000_000, "split": options.split}
+    if opinion["ensemble"]:
+        noted["ensemble"] = {"runs": [run.id for run in runs], **opinion["ensemble"]}
     for run in runs:
-        append_json_line(run.evaluations_file, opinion["runs"][str(run.path)])
+        append_json_line(run.evaluations_file, {**opinion["runs"][str(run.path)], **noted})
     if options.json:
         print(json.dumps(opinion, indent=2))
     else:
         _show(opinion, is_worst_shown=options.classes)
+    for run in runs:
+        _send(run)
     return 0
+
+
+def _send(run: "RunDir") -> None:
+    """Let MLflow know, if that can be done now; otherwise the next shipper of the run does."""
+    from orchestrator.rundir import RunError
+    from orchestrator.tracking.ship import sync
+
+    if (run.read_config().get("tracking") or {}).get("enabled") and run.mlflow_file.exists():
+        try:
+            sync(run.path, wait_s=0)
+        except RunError as error:
+            print(f"not in MLflow yet: {error}", file=sys.stderr)
 
 
 def _judge(options: argparse.Namespace, runs: list[str]) -> dict[str, Any]:

@@ -26,7 +26,11 @@ def links(records: Sequence[Record]) -> list[Link]:
             parent = by_uid.get(str(said.get("uid")), elsewhere)
             kind = f"weights of step {said['step']:,}" if "step" in said else "weights"
             found.append(Link(parent, one.id, kind))
-    return found
+        for line in one.evaluations:
+            names = (line.get("ensemble") or {}).get("runs", ())
+            if len(names) > 1:
+                found.append(Link(one.id, f"ensemble of {', '.join(names)}", "member"))
+    return list(dict.fromkeys(found))
 
 
 def generations(found: Iterable[Link]) -> list[list[str]]:

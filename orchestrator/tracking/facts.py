@@ -1,18 +1,22 @@
 """What a run says of itself to a tracking server: params, tags, the figures its paper published."""
 
 import getpass
+import json
 import os
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from orchestrator.config import flatten
-from orchestrator.rundir import RunDir
-from orchestrator.tracking.outcome import attempts
-from orchestrator.tracking.outgoing import as_text, legal_name, redacted
+from orchestrator.rundir import RunDir, read_json_lines
+from orchestrator.tracking.outcome import attempts, outcome
+from orchestrator.tracking.outgoing import as_text, legal_name, redacted, without_secrets
+from orchestrator.tracking.points import Point
 
 # The limits of MLflow 3 (mlflow/utils/validation.py); a longer value would be cut without a sign.
 MAX_PARAM_CHARACTERS = 6000
 MAX_TAG_CHARACTERS = 8000
+MAX_DIGEST_CHARACTERS = 36
 
 
 def params(config: Mapping[str, Any]) -> dict[str, str]:
@@ -62,9 +66,75 @@ def tags(run: RunDir, config: Mapping[str, Any]) -> dict[str, str]:
         "attempts": run.num_attempts,
         **{key: latest.get(key) for key in ("world_size", "host", "slurm_job_id", "nodes")},
         **{legal_name(f"published/{key}"): value for key, value in said.items()},
+        **_origin(identity),
     }
     known = {key: value for key, value in found.items() if value is not None}
     return {key: as_text(value, MAX_TAG_CHARACTERS) for key, value in redacted(known).items()}
+
+
+def attempt_tags(run: RunDir) -> dict[str, str]:
+    """Return a tag for each attempt: when, on what, and why it ended, as far as that is known."""
+    known, end = attempts(run), outcome(run)
+    found = {}
+    for number, line in known.items():
+        why = line.get("why") or (end.reason if number == end.attempt else None)
+        if why is None and "exit_code" in line:
+            why = f"exit code {line['exit_code']}"
+        place = line.get("nodes") or line.get("host")
+        ranks = f"{line.get('world_size', '?')} ranks on {place}"
+        began = datetime.fromtimestamp(line.get("started_s", 0), UTC).isoformat(" ", "seconds")
+        text = without_secrets(f"{began}, {ranks}: {why or 'no end is known'}")
+        found[f"tahoe.attempt.{number:04d}"] = as_text(text, MAX_TAG_CHARACTERS)
+    return found
+
+
+def dataset(run: RunDir, config: Mapping[str, Any]) -> dict[str, str] | None:
+    """Return the data set as MLflow describes one; None where it has no fingerprint."""
+    data = _section(run.read_json(run.identity_file) or {}, "data")
+    if "fingerprint" not in data:
+        return None
+    url = without_secrets(str(_section(config, "data").get("url")))
+    return {
+        "name": str(data.get("name")),
+        "digest": str(data["fingerprint"])[:MAX_DIGEST_CHARACTERS],
+        "source_type": "local" if "://" not in url else url.partition("://")[0],
+        "source": json.dumps({"uri": url}),
+        "profile": json.dumps({k: v for k, v in data.items() if k.startswith("num_")}),
+    }
+
+
+def environment(run: RunDir) -> dict[str, Any]:
+    """Return what the run was made with: Python and the packages that matter."""
+    identity = run.read_json(run.identity_file) or {}
+    return {key: identity[key] for key in ("python", "packages") if key in identity}
+
+
+def evaluations(run: RunDir) -> list[Point]:
+    """Return what `tahoe evaluate` has found, as points `eval/PROTOCOL/FIGURE`.
+
+    The same evaluation made again is the same point, however often it was made.
+    """
+    own_url = (run.read_config().get("data") or {}).get("url")
+    found: dict[tuple[str, int], Point] = {}
+    for line in read_json_lines(run.evaluations_file):
+        if "time_ms" not in line:  # from before it was noted
+            continue
+        on = "" if line["data"] == own_url else f"{line['data'].rstrip('/').rpartition('/')[2]}/"
+        split = "" if line["split"] == "val" else f"{line['split']}/"
+        for name in ("top1", "top5", "loss", "real_top1"):
+            if line.get(name) is not None:
+                key = legal_name(f"eval/{on}{split}{line['protocol']}/{name}")
+                point = Point(key, line[name], line["step"], line["time_ms"])
+                found.setdefault((key, point.step), point)
+    return list(found.values())
+
+
+def _origin(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return whose weights a run began with."""
+    said = _section(identity, "init_from")
+    return {
+        f"init_from.{key}": said[key] for key in ("source", "run", "uid", "step") if said.get(key)
+    }
 
 
 def _section(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:

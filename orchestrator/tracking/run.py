@@ -20,6 +20,9 @@ from orchestrator.tracking.outgoing import as_text, legal_name, redacted, withou
 from orchestrator.tracking.parent import CHILD_TAG, parent_of, show_parent
 from orchestrator.tracking.points import Point
 from orchestrator.tracking.store import (
+    Dataset,
+    DatasetInput,
+    InputTag,
     Metric,
     MlflowClient,
     MlflowException,
@@ -72,17 +75,20 @@ class Tracked:
         parent = {CHILD_TAG: self.parent_id} if self.parent_id else {}
         self.tag({**facts.tags(self.run, self.config), **changed, **parent})
         # The time of the run's creation, not of this call, so that MLflow knows a repetition.
-        self._log(
-            Point(key, value, step=0, time_ms=self.start_ms)
-            for key, value in facts.published(self.config).items()
-        )
+        said = facts.published(self.config).items()
+        self._log([Point(key, value, step=0, time_ms=self.start_ms) for key, value in said])
+        self._log(facts.evaluations(self.run))
+        if data := facts.dataset(self.run, self.config):
+            context = [InputTag("mlflow.data.context", "training")]
+            self.client.log_inputs(self.run_id, [DatasetInput(Dataset(**data), context)])
 
     def upload(self) -> None:
-        """Send config.yaml and code.patch, without secrets."""
+        """Send config.yaml, environment.yaml and code.patch, without secrets."""
         config = self.run.config_file
         clean = redacted(self.config)
         text = config.read_text() if clean == self.config else yaml.safe_dump(clean)
         self._upload(config.name, text.encode())
+        self._upload("environment.yaml", yaml.safe_dump(facts.environment(self.run)).encode())
         if self.run.patch_file.exists():
             patch = self.run.patch_file.read_bytes().decode("latin-1")  # any bytes, there and back
             self._upload(self.run.patch_file.name, without_secrets(patch).encode("latin-1"))
@@ -108,7 +114,8 @@ class Tracked:
             self.client.update_run(self.run_id, status)
         else:
             self.client.set_terminated(self.run_id, status, ended_ms)
-        self.tag({"tahoe.verdict": without_secrets(f"{outcome.state}: {outcome.reason}")})
+        verdict = without_secrets(f"{outcome.state}: {outcome.reason}")
+        self.tag({"tahoe.verdict": verdict, **facts.attempt_tags(self.run)})
         if self.parent_id:
             show_parent(self.client, self.experiment_id, self.parent_id)
 
@@ -122,7 +129,7 @@ class Tracked:
         }
         self.run.write_json(self.run.mlflow_file, record)
 
-    def _log(self, points: Iterator[Point] | Sequence[Point]) -> None:
+    def _log(self, points: Sequence[Point]) -> None:
         metrics = [Metric(p.key, float(p.value), p.time_ms, p.step) for p in points]
         for some in _chunks(metrics, MAX_METRICS_A_CALL):
             self.client.log_batch(self.run_id, metrics=some, synchronous=True)

@@ -34,3 +34,13 @@ def test_a_family(make_scene):
 
 def test_a_circle_ends():
     assert generations([Link("a", "b", ""), Link("b", "a", "")])
+
+
+def test_an_ensemble_comes_from_its_members(make_scene):
+    judged = {"ensemble": {"runs": ["a", "b"], "top1": 1.0}}
+    members = [read_record(make_scene(name).run) for name in ("a", "b")]
+    alike = [dataclasses.replace(one, evaluations=[judged, judged, {}]) for one in members]
+    assert links(alike) == [
+        Link("a", "ensemble of a, b", "member"),
+        Link("b", "ensemble of a, b", "member"),
+    ]

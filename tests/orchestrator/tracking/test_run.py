@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 
-from orchestrator.rundir import RunDir, RunError
+from orchestrator.rundir import RunDir, RunError, append_json_line
 from orchestrator.tracking import ship
 from orchestrator.tracking.run import attach
 from orchestrator.tracking.ship import sync
@@ -167,6 +167,67 @@ def test_tags(scene):
     }
     assert expected.items() <= scene.shown().data.tags.items()
     assert scene.shown().info.run_name == "run-1"
+
+
+def test_each_attempt_says_why_it_ended(scene):
+    for facts in ({"exit_code": 75}, {"why": "the node was lost"}, None):
+        attempt = scene.run.begin_attempt(world_size=2, nodes="node[1-2]")
+        if facts:
+            scene.run.end_attempt(attempt, **facts)
+    scene.judge("finished", attempt, reason="all 90 steps are done")
+    sync(scene.run.path)
+    tags = scene.shown().data.tags
+    said = [tags[f"tahoe.attempt.{number:04d}"].partition(", ")[2] for number in (1, 2, 3)]
+    assert said == [
+        "2 ranks on node[1-2]: exit code 75",
+        "2 ranks on node[1-2]: the node was lost",
+        "2 ranks on node[1-2]: all 90 steps are done",
+    ]
+
+
+def test_the_data_set_and_the_software_are_shown(scene):
+    identity = scene.run.read_json(scene.run.identity_file)
+    data = {"name": "digits", "num_train": 1438, "fingerprint": "0123456789abcdef-fedcba9876543210"}
+    packages = {"python": "3.11.7", "packages": {"torch": "2.14.1"}}
+    scene.run.write_json(scene.run.identity_file, {**identity, **packages, "data": data})
+    for _ in range(2):
+        sync(scene.run.path)
+    (found,) = scene.shown().inputs.dataset_inputs
+    assert (found.dataset.name, found.dataset.digest) == ("digits", data["fingerprint"])
+    assert json.loads(found.dataset.profile) == {"num_train": 1438}
+    assert found.tags[0].value == "training"
+    assert yaml.safe_load(artifact(scene, "environment.yaml").read_text()) == packages
+
+
+def test_later_evaluations_are_points_once(scene):
+    def line(time_ms, **figures):
+        known = {"time_ms": time_ms, "data": "/data/digits", "split": "val", "step": 7, "loss": 0.5}
+        append_json_line(scene.run.evaluations_file, {**known, "top5": None, **figures})
+
+    line(1000, protocol="flip-28-of-28", top1=90.0)
+    line(2000, protocol="flip-28-of-28", top1=90.0)  # again
+    line(3000, protocol="ten-crop-28-of-32", top1=91.0)
+    line(4000, protocol="flip-28-of-28", top1=50.0, data="s3://b/other", split="train")
+    for _ in range(2):
+        sync(scene.run.path)
+    found = {key: values for (key, step), values in scene.stored().items() if step == 7}
+    assert found == {
+        "eval/flip-28-of-28/top1": [(90.0, 1000)],
+        "eval/flip-28-of-28/loss": [(0.5, 1000)],
+        "eval/ten-crop-28-of-32/top1": [(91.0, 3000)],
+        "eval/ten-crop-28-of-32/loss": [(0.5, 3000)],
+        "eval/other/train/flip-28-of-28/top1": [(50.0, 4000)],
+        "eval/other/train/flip-28-of-28/loss": [(0.5, 4000)],
+    }
+
+
+def test_whose_weights_it_began_with_is_a_tag(scene):
+    identity = scene.run.read_json(scene.run.identity_file)
+    source = {"source": "runs/old", "run": "old", "uid": "uid-old", "step": 12}
+    scene.run.write_json(scene.run.identity_file, {**identity, "init_from": source})
+    sync(scene.run.path)
+    tags = scene.shown().data.tags
+    assert {key: tags[f"init_from.{key}"] for key in source} == {**source, "step": "12"}
 
 
 def test_no_secret_leaves(scene):
