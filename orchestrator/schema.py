@@ -309,6 +309,7 @@ class Cluster:
     collective_timeout_s: PositiveFloat
     hang_timeout_s: PositiveFloat | None
     network_interface: str | None
+    peak_tflops: PositiveFloat | None = None
     cache: Cache | Literal["none"]
     nodes: PositiveInt
     tasks_per_node: PositiveInt | None

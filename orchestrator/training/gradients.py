@@ -56,17 +56,17 @@ class GradientStep:
         self.mixing = Mixing(config.recipe.mix, plan.num_classes, config.seed)
         self.network = torch.compile(ddp) if config.recipe.compile else ddp
 
-    def run(self, step: int, micros: range, batches: Iterator[Batch]) -> torch.Tensor:
-        """Accumulate this rank's micro-batches; return the mean of their losses, on the device."""
-        losses = []
+    def run(self, step: int, micros: range, batches: Iterator[Batch]) -> dict[str, torch.Tensor]:
+        """Accumulate this rank's micro-batches; return means of their figures, on the device."""
+        found = []
         for micro, batch in zip(micros, batches, strict=False):
             # DDP decides in the forward pass whether the backward pass is to communicate.
             with nullcontext() if micro == micros[-1] else self.ddp.no_sync():
                 images, labels = self.mixing(batch.images, batch.labels, step, micro)
-                loss = self._forward(step, micro, images, labels)
-                self.scaler.scale(loss / len(micros)).backward()
-            losses.append(loss.detach())
-        return torch.stack(losses).mean()
+                figures = self._forward(step, micro, images, labels)
+                self.scaler.scale(figures["train/loss"] / len(micros)).backward()
+            found.append({name: figure.detach() for name, figure in figures.items()})
+        return {name: torch.stack([one[name] for one in found]).mean() for name in found[0]}
 
     def warm_up(self) -> None:
         """Run throw-away passes, and leave the model as it was.
@@ -82,18 +82,19 @@ class GradientStep:
         images = images.to(memory_format=self.device.memory_format)
         labels = torch.zeros(len(images), dtype=torch.int64, device=self.device.device)
         for _ in range(2):
-            self._forward(0, 0, images, labels).backward()
+            self._forward(0, 0, images, labels)["train/loss"].backward()
         self.ddp.zero_grad(set_to_none=True)
         for buffer, before in zip(self.ddp.module.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
     def _forward(
         self, step: int, micro: int, images: torch.Tensor, labels: torch.Tensor
-    ) -> torch.Tensor:
+    ) -> dict[str, torch.Tensor]:
         torch.manual_seed(int(derive(self.config.seed, "noise", step, micro)[0]))
         with self.device.autocast():
-            loss: torch.Tensor = self.objective.loss(self.network(images), labels)
-        return loss
+            output = self.network(images)
+            figures = {"train/loss": self.objective.loss(output, labels)}
+        return figures | self.objective.watch(output, labels)
 
 
 def clip(network: nn.Module, recipe: Recipe) -> torch.Tensor:

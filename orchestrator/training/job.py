@@ -20,6 +20,7 @@ from orchestrator.training.datasets import Datasets
 from orchestrator.training.device import Device
 from orchestrator.training.evaluate import evaluate
 from orchestrator.training.gradients import GradientStep, wrap
+from orchestrator.training.meter import compute_figures
 from orchestrator.training.metrics import MetricLog
 from orchestrator.training.network import build_network, count_cost
 from orchestrator.training.objectives import Objective, make_objective
@@ -145,6 +146,12 @@ class Job:
         self.metrics.log(step, result)
         log.info("val " + "  ".join(f"{name[4:]} {value:.4g}" for name, value in result.items()))
         return result
+
+    def compute_figures(self, step: int, images_per_s: float) -> dict[str, float]:
+        """Return what training has taken until a step; see meter.compute_figures."""
+        peak, num_images = self.config.cluster.peak_tflops, step * self.plan.global_batch_size
+        all_peaks = peak * self.world.size if peak else None
+        return compute_figures(self.cost, num_images, images_per_s, all_peaks)
 
     def save(self, step: int, result: Mapping[str, float]) -> None:
         """Begin to write a checkpoint; `result` is an evaluation of this very step, or empty."""

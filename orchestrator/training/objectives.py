@@ -30,6 +30,10 @@ class Objective(Protocol):
         """
         ...
 
+    def watch(self, output: Any, labels: Tensor) -> dict[str, Tensor]:
+        """Return what else is logged of a micro-batch, by name: means over its samples."""
+        ...
+
     def judge(self, output: Any, batch: Batch) -> Tensor:
         """Return the sum over the samples of an evaluated batch for each of the figures."""
         ...
@@ -68,6 +72,13 @@ class Classification:
                 loss = loss + self._aux_weight * self._criterion(one, labels)
         return loss
 
+    @torch.no_grad()
+    def watch(self, output: Any, labels: Tensor) -> dict[str, Tensor]:
+        """Return the percentage of images that are told right; of mixed ones, their larger part."""
+        logits = output[0] if isinstance(output, tuple) else output
+        truth = labels.argmax(dim=1) if labels.ndim > 1 else labels
+        return {"train/top1": 100 * (logits.argmax(dim=1) == truth).float().mean()}
+
     def judge(self, output: Any, batch: Batch) -> Tensor:
         """Return percentages and nats; one that cannot be read is wrong, by a uniform guess."""
         logits, labels, readable = output.float(), batch.labels, batch.readable
@@ -94,6 +105,9 @@ class OwnCost:
     def loss(self, output: Any, labels: Tensor) -> Tensor:
         mean: Tensor = output.mean()
         return mean
+
+    def watch(self, output: Any, labels: Tensor) -> dict[str, Tensor]:
+        return {}
 
     def judge(self, output: Any, batch: Batch) -> Tensor:
         costs: Tensor = output.double().view(len(batch.labels), -1).mean(dim=1)

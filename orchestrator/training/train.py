@@ -6,6 +6,7 @@ that a checkpoint holds. To resume is to load that state and to count from anoth
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import closing
 
 import torch
@@ -47,9 +48,10 @@ def train(
             batches = audit(batches, names, run.samples_file(metrics.attempt, world.rank))
         for step in range(start + 1, plan.num_steps + 1):
             job.begin_step(step - 1)
-            loss = job.gradients.run(step - 1, micros, batches)
+            learned = job.gradients.run(step - 1, micros, batches)
             grad_norm = _update(job.state, config, step)
             job.live()
+            meter.step_done()
 
             asked = agreement.exchange(Wish.STOP if stop else job.wish())
             stopping, last = asked == Wish.STOP, step == plan.num_steps
@@ -57,13 +59,14 @@ def train(
             logging = last or step % config.logging.every_steps == 0
             saving = last or bool(asked) or plan.saves_at(step)
             if logging or saving:
-                figures, num_bad, num_seen = _reduce(loss, meter, bad, world)
+                figures, num_bad, num_seen = _reduce(learned, meter, bad, world)
                 _check_loss(figures["train/loss"], first=checked + 1, last=step)
                 _check_data(num_bad, num_seen, config.data.max_bad_share)
                 checked = step
             if logging:
                 lr = job.state.lr
                 figures |= {"train/lr": lr, "train/grad_norm": float(grad_norm)}
+                figures |= job.compute_figures(step, figures["perf/images_per_s"])
                 metrics.log(step, figures)
                 tell_progress(plan, step, figures)
 
@@ -93,19 +96,18 @@ def _update(state: TrainState, config: Config, step: int) -> torch.Tensor:
 
 
 def _reduce(
-    loss: torch.Tensor, meter: Meter, bad: BadSamples, world: World
+    learned: Mapping[str, torch.Tensor], meter: Meter, bad: BadSamples, world: World
 ) -> tuple[dict[str, float], int, int]:
     """Return figures, and how many samples were bad and were seen in this attempt, over all ranks.
 
-    The loss is of this one step, not a mean since the last reading, so that it is the same whenever
-    training was interrupted.
+    What was learned is of this one step, not a mean since the last reading, so that it is the same
+    whenever training was interrupted.
     """
-    images_per_s, data_wait = meter.read()
-    mine = (loss.item() / world.size, images_per_s, data_wait / world.size)
-    total = world.sum(torch.tensor((*mine, bad.num_bad, bad.num_seen), dtype=torch.float64))
-    *figures, num_bad, num_seen = total.tolist()
-    names = ("train/loss", "perf/images_per_s", "perf/data_wait")
-    return dict(zip(names, figures, strict=True)), int(num_bad), int(num_seen)
+    mine = {name: value.item() / world.size for name, value in learned.items()}
+    mine |= meter.read(world.size)
+    parts = (*mine.values(), bad.num_bad, bad.num_seen)
+    *figures, num_bad, num_seen = world.sum(torch.tensor(parts, dtype=torch.float64)).tolist()
+    return dict(zip(mine, figures, strict=True)), int(num_bad), int(num_seen)
 
 
 def _check_loss(loss: float, *, first: int, last: int) -> None:

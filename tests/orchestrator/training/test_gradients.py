@@ -62,14 +62,16 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(config: Config) -> N
     plain, reference = network(), network()
     step = gradient_step(config, plain)
     step.warm_up()
-    loss = step.run(0, range(NUM_MICROS), fed(config))
+    learned = step.run(0, range(NUM_MICROS), fed(config))
 
     images = torch.cat([batch.images for batch in batches()]).float() / 255
     images = (images - config.data.mean[0]) / config.data.std[0]
     labels = torch.cat([batch.labels for batch in batches()])
     expected = F.cross_entropy(reference(images), labels)
     expected.backward()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert learned["train/loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    right = (network()(images).argmax(dim=1) == labels).float().mean()
+    assert learned["train/top1"].item() == pytest.approx(100 * right.item())
     for ours, theirs in zip(gradients_of(plain), gradients_of(reference), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-6)
 

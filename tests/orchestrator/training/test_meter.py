@@ -1,0 +1,49 @@
+"""Readings add up over ranks, and leave out what is not training."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from data_sharding.loader import Batch
+from orchestrator.training.meter import Meter, compute_figures
+
+
+def batches(number: int, wait_s: float) -> Iterator[Batch]:
+    for _ in range(number):
+        time.sleep(wait_s)  # what is measured
+        labels = torch.zeros(8, dtype=torch.int64)
+        yield Batch(torch.zeros(8, 1, 2, 2), labels, labels, labels == 0, [])
+
+
+def test_a_reading() -> None:
+    meter = Meter()
+    for step, _ in enumerate(meter.watch(batches(10, 0.002))):
+        time.sleep(0.05 if step == 5 else 0.004)
+        meter.step_done()
+    meter.skip(0.03)  # as if that had been an evaluation
+    found = meter.read(num_ranks=1)
+    elapsed_s = 80 / found["perf/images_per_s"]
+    assert 0.07 < elapsed_s < 0.2
+    assert 0.02 / elapsed_s <= found["perf/data_wait"] < 0.8
+    assert 0.006 <= found["perf/step_s_p50"] < found["perf/step_s_p95"]
+    assert found["perf/step_s_p95"] >= 0.05
+    assert 0.05 < found["perf/host_memory_gb"] < 50
+    assert meter.read(num_ranks=1)["perf/images_per_s"] == 0
+
+
+def test_the_parts_of_ranks_add_up() -> None:
+    whole, half = Meter().read(1), Meter().read(2)
+    for name in ("perf/data_wait", "perf/step_s_p50"):
+        assert half[name] <= whole[name]
+    assert half["perf/host_memory_gb"] == pytest.approx(whole["perf/host_memory_gb"], rel=0.01)
+
+
+def test_compute() -> None:
+    cost = {"model/gmacs": 4.0, "model/num_params": 1.0}
+    found = compute_figures(cost, num_images=10**6, images_per_s=5000, peak_tflops=1000)
+    assert found["perf/petaflop"] == pytest.approx(4.0e9 * 6 * 1e6 / 1e15)
+    assert found["perf/tflops"] == pytest.approx(4.0e9 * 6 * 5000 / 1e12)
+    assert found["perf/mfu"] == pytest.approx(0.12)
+    assert "perf/mfu" not in compute_figures(cost, 1, 1.0, None)
