@@ -73,6 +73,16 @@ class RunDir:
         return self.path / "evaluations.jsonl"
 
     @property
+    def answers_file(self) -> Path:
+        """What the network answered to each validation sample at the end."""
+        return self.path / "answers.npz"
+
+    @property
+    def pictures_dir(self) -> Path:
+        """Pictures of the finished run; see orchestrator.training.gallery."""
+        return self.path / "pictures"
+
+    @property
     def verdict_file(self) -> Path:
         """What the ranks agreed on when they last stopped."""
         return self.path / "verdict.json"

@@ -360,10 +360,12 @@ class Tracking:
 
 @_schema
 class Logging:
-    """How often a step is logged, and whether the ids of its samples are."""
+    """How often a step is logged; whether the ids of its samples are; what is drawn at the end."""
 
     every_steps: PositiveInt
     sample_ids: bool
+    pictures: bool = True
+    weight_histograms: bool = False
 
 
 @_schema

@@ -93,6 +93,10 @@ class Tracked:
             patch = self.run.patch_file.read_bytes().decode("latin-1")  # any bytes, there and back
             self._upload(self.run.patch_file.name, without_secrets(patch).encode("latin-1"))
 
+    def send_directory(self, directory: Path) -> None:
+        """Send the files of a directory under its own name."""
+        self.client.log_artifacts(self.run_id, str(directory), directory.name)
+
     def send(self, points: Sequence[Point], end_bytes: int) -> None:
         """Send points, and note that metrics.jsonl has been shipped up to `end_bytes`."""
         self._log(points)

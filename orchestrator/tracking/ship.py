@@ -72,6 +72,7 @@ def sync(path: Path, wait_s: float = 10.0) -> None:
     run = RunDir(path.absolute())
     config = run.read_config()
     with _wait_for_lock(run, wait_s):
+        from orchestrator.tracking.pictures import PicturesError, send_pictures
         from orchestrator.tracking.run import attach
         from orchestrator.tracking.store import MlflowException
 
@@ -81,6 +82,9 @@ def sync(path: Path, wait_s: float = 10.0) -> None:
             shipment.send_new()
             shipment.close(alive=run.is_alive)
             shipment.tracked.upload()
+            send_pictures(shipment.tracked)
+        except PicturesError as error:
+            print(f"the pictures of {run.id} were not drawn: {error}", file=sys.stderr)
         except (MlflowException, OSError) as error:
             raise RunError(_left_behind(run, error)) from error
 
@@ -131,6 +135,7 @@ def _follow(run: RunDir, config: Mapping[str, Any], lifeline: Lifeline) -> None:
         shipment.send_new()  # what rank 0 logged since the last look and before its end
         if run.num_attempts == attempt:  # a later attempt has a shipper of its own
             shipment.close()
+            _send_pictures(tracked)
         log.info("attempt %d: all is shipped", attempt)
 
 
@@ -158,6 +163,16 @@ def _upload(tracked: "Tracked") -> None:
         tracked.upload()
     except Exception as error:
         log.warning("the artifacts stay behind until `tahoe sync`: %s", summary(error))
+
+
+def _send_pictures(tracked: "Tracked") -> None:
+    """Draw and send pictures, which are worth no failure."""
+    from orchestrator.tracking.pictures import send_pictures
+
+    try:
+        send_pictures(tracked)
+    except Exception as error:
+        log.warning("the pictures stay behind until `tahoe sync`: %s", summary(error))
 
 
 def _log_file(run: RunDir) -> Path:

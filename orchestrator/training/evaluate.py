@@ -6,6 +6,7 @@ the same figures, and no sample is padded in or dropped.
 """
 
 import logging
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -21,6 +22,17 @@ from orchestrator.training.world import World
 log = logging.getLogger(__name__)
 
 
+class Evaluation(NamedTuple):
+    """Means over the samples of a split by name, and what was answered to each, if asked for.
+
+    answers: float64 (samples, 3): label, answer and the answer's probability; an answer of -1 is
+    an image that could not be read.
+    """
+
+    figures: dict[str, float]
+    answers: torch.Tensor | None
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -29,9 +41,12 @@ def evaluate(
     config: Config,
     world: World,
     device: Device,
-) -> dict[str, float]:
-    """Return the figures of an objective: means over the samples of the split."""
-    num_figures = len(objective.figures)
+    *,
+    with_answers: bool = False,
+) -> Evaluation:
+    """Judge a network by an objective; an objective without classes has no answers."""
+    num_figures, num_samples = len(objective.figures), dataset.shards.manifest.num_samples
+    answers = torch.zeros(num_samples if with_answers else 0, 3, dtype=torch.float64)
     table = torch.zeros(len(dataset), num_figures + 1, dtype=torch.float64)
     mine = range(world.rank, len(dataset), world.size)
     batches = load(dataset, mine, config.data.num_workers, pin_memory=device.is_cuda)
@@ -43,9 +58,14 @@ def evaluate(
             output = model(batch.images)
         table[number, :num_figures] = objective.judge(output, batch).cpu()
         table[number, -1] = len(batch.labels)
+        if with_answers and (given := objective.answers(output, batch)) is not None:
+            answers[batch.ids] = given.cpu()
         watchdog.alive()
     model.train()
     *sums, count = world.sum(table).sum(dim=0).tolist()
-    num_samples = dataset.shards.manifest.num_samples
     assert count == num_samples, f"evaluated {count} of {num_samples} samples"
-    return {name: total / count for name, total in zip(objective.figures, sums, strict=True)}
+    figures = {name: total / count for name, total in zip(objective.figures, sums, strict=True)}
+    if not with_answers:
+        return Evaluation(figures, None)
+    answers = world.sum(answers)
+    return Evaluation(figures, answers if answers.any() else None)  # where there are no classes

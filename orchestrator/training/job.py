@@ -15,6 +15,7 @@ from orchestrator.plan import Plan
 from orchestrator.rundir import RunDir, read_json_lines
 from orchestrator.schema import Config
 from orchestrator.training import startup, watchdog
+from orchestrator.training.answers import write_answers
 from orchestrator.training.checkpoint import CheckpointStore
 from orchestrator.training.datasets import Datasets
 from orchestrator.training.device import Device
@@ -139,10 +140,17 @@ class Job:
     def evaluate(self, step: int) -> dict[str, float]:
         """Judge the weights of a step on the validation split."""
         self.world.share_buffers(self.state.network)
-        network = self.state.evaluated
-        result = evaluate(
-            network, self.objective, self.data.val, self.config, self.world, self.device
+        result, answers = evaluate(
+            self.state.evaluated,
+            self.objective,
+            self.data.val,
+            self.config,
+            self.world,
+            self.device,
+            with_answers=self.config.logging.pictures and step == self.plan.num_steps,
         )
+        if self.world.is_first and answers is not None:
+            write_answers(self.run, answers)
         self.metrics.log(step, result)
         log.info("val " + "  ".join(f"{name[4:]} {value:.4g}" for name, value in result.items()))
         return result

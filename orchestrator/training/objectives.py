@@ -38,6 +38,13 @@ class Objective(Protocol):
         """Return the sum over the samples of an evaluated batch for each of the figures."""
         ...
 
+    def answers(self, output: Any, batch: Batch) -> Tensor | None:
+        """Return label, answer and its probability, float64 (n, 3); None if there are no classes.
+
+        The answer to an image that cannot be read is -1.
+        """
+        ...
+
 
 def make_objective(recipe: Recipe) -> Objective:
     """Return the objective of a recipe."""
@@ -81,17 +88,29 @@ class Classification:
 
     def judge(self, output: Any, batch: Batch) -> Tensor:
         """Return percentages and nats; one that cannot be read is wrong, by a uniform guess."""
-        logits, labels, readable = output.float(), batch.labels, batch.readable
+        logits, labels, readable = _of_samples(output, batch), batch.labels, batch.readable
         num_classes = logits.shape[1]
-        if len(logits) > len(labels):  # several views of a sample: their probabilities are averaged
-            views = logits.view(len(labels), -1, num_classes)
-            logits = views.softmax(dim=2).mean(dim=1).log()
         best = logits.topk(min(5, num_classes), dim=1).indices
         hits = (best == labels[:, None]) & readable[:, None]
         losses = F.cross_entropy(logits, labels, reduction="none")
         losses = torch.where(readable, losses, math.log(num_classes))
         columns = (100 * hits[:, 0].double(), 100 * hits.any(dim=1).double(), losses.double())
         return torch.stack([column.sum() for column in columns])
+
+    def answers(self, output: Any, batch: Batch) -> Tensor | None:
+        """Return label, answer and probability of each sample, float64 (n, 3)."""
+        sure, best = _of_samples(output, batch).softmax(dim=1).max(dim=1)
+        best = torch.where(batch.readable, best, -1)
+        return torch.stack((batch.labels.double(), best.double(), sure.double()), dim=1)
+
+
+def _of_samples(output: Tensor, batch: Batch) -> Tensor:
+    """Return logits (n, num_classes); of several views the logarithms of their mean probability."""
+    logits = output.float()
+    if len(logits) == len(batch.labels):
+        return logits
+    views = logits.view(len(batch.labels), -1, logits.shape[1])
+    return views.softmax(dim=2).mean(dim=1).log()
 
 
 class OwnCost:
@@ -112,3 +131,6 @@ class OwnCost:
     def judge(self, output: Any, batch: Batch) -> Tensor:
         costs: Tensor = output.double().view(len(batch.labels), -1).mean(dim=1)
         return costs.sum()[None]
+
+    def answers(self, output: Any, batch: Batch) -> Tensor | None:
+        return None

@@ -10,10 +10,11 @@ from PIL import Image
 from data_sharding.manifest import DataError, read_manifest
 from orchestrator.config import ConfigError
 from orchestrator.launch.compose import compose
-from orchestrator.launch.data_preview import _as_seen, _first_draws, add_data_verbs
+from orchestrator.launch.data_preview import add_data_verbs
 from orchestrator.plan import make_plan
 from orchestrator.schema import Config
 from orchestrator.training.datasets import open_train_set
+from orchestrator.training.seen import _as_seen, _first_draws
 
 
 def options(*arguments: str) -> argparse.Namespace:

@@ -79,7 +79,7 @@ def judge(config: Config, url: str, network: nn.Module) -> Callable[[int, int], 
         for rank in range(num_ranks):
             world = OneOfSeveral(rank, rank, num_ranks, CPU, None, tables)  # type: ignore[arg-type]
             if rank == num_ranks - 1:
-                return evaluate(network, objective, dataset, told, world, device)
+                return evaluate(network, objective, dataset, told, world, device).figures
             with pytest.raises(AssertionError, match="evaluated"):  # the others are still missing
                 evaluate(network, objective, dataset, told, world, device)
         raise AssertionError

@@ -1,0 +1,53 @@
+"""What a network answered to each validation sample, kept for the pictures of its run."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from orchestrator.rundir import RunDir, write_atomic
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Of each sample: its label, the answer (-1: it could not be read), and its probability."""
+
+    labels: NDArray[np.int64]
+    answers: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+
+    @property
+    def surest_mistakes(self) -> NDArray[np.int64]:
+        """The samples that were taken for something else, the most certain first."""
+        wrong = np.flatnonzero((self.answers != self.labels) & (self.answers >= 0))
+        return wrong[np.argsort(-self.probabilities[wrong], kind="stable")]
+
+    def confusion(self, num_classes: int) -> NDArray[np.int64]:
+        """Return how often which class (row) was taken for which (column)."""
+        known = self.answers >= 0
+        counted = np.zeros((num_classes, num_classes), dtype=np.int64)
+        np.add.at(counted, (self.labels[known], self.answers[known]), 1)
+        return counted
+
+
+def write_answers(run: RunDir, table: torch.Tensor) -> None:
+    """Keep a table of label, answer and probability, float64 (samples, 3)."""
+    labels, answers, probabilities = table.numpy().T
+    file = io.BytesIO()
+    np.savez_compressed(
+        file,
+        labels=labels.astype(np.int64),
+        answers=answers.astype(np.int64),
+        probabilities=probabilities,
+    )
+    write_atomic(run.answers_file, file.getvalue())
+
+
+def read_answers(run: RunDir) -> Answers | None:
+    """Return what was kept; None where the run has not ended, or has no classes."""
+    if not run.answers_file.exists():
+        return None
+    with np.load(run.answers_file, allow_pickle=False) as kept:
+        return Answers(kept["labels"], kept["answers"], kept["probabilities"])

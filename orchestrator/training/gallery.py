@@ -1,0 +1,145 @@
+"""Pictures of a finished run: `python -m orchestrator.training.gallery RUN`.
+
+    pictures/views.png       training images as the network has seen them
+    pictures/mistakes.png    the validation images that it was surest of, and wrong
+    pictures/confusion.png   what was taken for what
+    pictures/weights.png     histograms of the weights, if logging.weight_histograms asks for it
+
+In a process of its own: whoever ships a run does without torch.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from PIL import Image
+
+from data_sharding.contact_sheet import draw_sheet, grid
+from data_sharding.manifest import read_manifest
+from data_sharding.preview import stored_tile
+from orchestrator.config import parse
+from orchestrator.rundir import RunDir
+from orchestrator.schema import Config
+from orchestrator.tracking.style import styled
+from orchestrator.training.answers import Answers, read_answers
+from orchestrator.training.checkpoint import CheckpointStore
+from orchestrator.training.datasets import open_eval_set
+from orchestrator.training.retention import meant
+from orchestrator.training.safetensors_file import read_tensors
+from orchestrator.training.seen import draw
+
+_NUM_MISTAKES, _COLUMNS, _TILE_PX = 24, 8, 160
+_MAX_NAMED_CLASSES = 30
+_NUM_BINS = 120
+_NICENESS = 19
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Draw all pictures of a run."""
+    os.nice(_NICENESS)
+    run = RunDir(Path(arguments[0]))
+    config = parse(run.read_config())
+    run.pictures_dir.mkdir(exist_ok=True)
+    _save(draw(config, num=8, num_epochs=6), run, "views")
+    if config.logging.weight_histograms:
+        _save(draw_weights(run, config), run, "weights")
+    answers = read_answers(run)
+    if answers is not None:
+        if len(answers.surest_mistakes):
+            _save(draw_mistakes(answers, config), run, "mistakes")
+        classes = read_manifest(config.data.url, "val").classes
+        _save(draw_confusion(answers, classes), run, "confusion")  # the last: see tracking.pictures
+    return 0
+
+
+def draw_mistakes(answers: Answers, config: Config) -> Image.Image:
+    """Return the mistakes that the network was surest of, on a sheet."""
+    manifest = read_manifest(config.data.url, "val")
+    shards = open_eval_set(config, "val", manifest).shards
+    chosen = answers.surest_mistakes[:_NUM_MISTAKES]
+    tiles = []
+    for sample, (shard, i) in zip(chosen, shards.places(chosen), strict=True):
+        tile = stored_tile(shards.store.open(manifest.shards[shard]), i, manifest, _TILE_PX)
+        taken_for = manifest.classes[answers.answers[sample]]
+        sure = 100 * answers.probabilities[sample]
+        tiles.append(replace(tile, caption=f"{tile.caption}, not {taken_for} ({sure:.1f} %)"))
+    wrong = f"{len(answers.surest_mistakes):,} of {len(answers.labels):,}"
+    return draw_sheet(
+        grid(tiles, _COLUMNS),
+        title=f"{config.model.name} on {config.data.name}: the surest mistakes",
+        subtitle=f"its class, not what it was taken for; {wrong} are wrong",
+        tile_px=_TILE_PX,
+    )
+
+
+def draw_confusion(answers: Answers, classes: Sequence[str]) -> Figure:
+    """Return how often which class was taken for which, in percent of the class."""
+    counted = answers.confusion(len(classes))
+    shares = 100 * counted / np.maximum(counted.sum(axis=1, keepdims=True), 1)
+    named = len(classes) <= _MAX_NAMED_CLASSES
+    side = max(4.0, 0.38 * len(classes)) if named else 8.0
+    with styled():
+        figure = Figure(figsize=(side + 1.5, side), layout="constrained")
+        axes = figure.subplots()
+        axes.grid(visible=False)
+        image = axes.imshow(shares, cmap="cividis", norm=LogNorm(0.1, 100, clip=True))
+        figure.colorbar(image, label="share of the class (%)", shrink=0.8)
+        axes.set_xlabel("taken for")
+        axes.set_ylabel("class")
+        if named:
+            axes.set_xticks(range(len(classes)), classes, rotation=90)
+            axes.set_yticks(range(len(classes)), classes)
+            for (row, column), share in np.ndenumerate(shares):
+                if share >= 1:
+                    ink = "black" if share > 10 else "white"
+                    axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=7,
+                              color=ink)  # fmt: skip
+    return figure
+
+
+def draw_weights(run: RunDir, config: Config) -> Figure:
+    """Return a histogram of each tensor of the best weights, a row each."""
+    store = CheckpointStore.of(run, config)
+    manifest = meant(store, config.checkpoint, None)
+    with store.open(manifest.step, [manifest.weights]) as parts:
+        tensors = {
+            name: tensor.float().flatten().numpy()
+            for name, tensor in read_tensors(parts[manifest.weights]).items()
+            if tensor.is_floating_point() and tensor.ndim > 1
+        }
+    reach = max(float(np.percentile(np.abs(values), 99.9)) for values in tensors.values())
+    edges = np.linspace(-reach, reach, _NUM_BINS + 1)
+    rows = [np.histogram(values, edges)[0] / len(values) for values in tensors.values()]
+    with styled():
+        figure = Figure(figsize=(7, 1.5 + 0.2 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        axes.grid(visible=False)
+        image = axes.pcolormesh(
+            edges, np.arange(len(rows) + 1), np.array(rows), norm=LogNorm(1e-5, 1, clip=True)
+        )
+        figure.colorbar(image, label="share of the tensor")
+        axes.set_yticks(np.arange(len(rows)) + 0.5, tensors, fontsize=6)
+        axes.invert_yaxis()
+        axes.set_xlabel(f"weight, at step {manifest.step:,}")
+    return figure
+
+
+def _save(picture: Image.Image | Figure, run: RunDir, name: str) -> None:
+    """Write a picture so that whoever sees it sees all of it."""
+    file = run.pictures_dir / f"{name}.png"
+    part = file.with_suffix(".part.png")
+    if isinstance(picture, Figure):
+        with styled():
+            picture.savefig(part)
+    else:
+        picture.save(part)
+    part.replace(file)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,100 @@
+"""What a network answered, and the pictures that are drawn of it and sent."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from running import Tahoe
+
+from data_sharding.loader import Batch
+from data_sharding.sources import digits
+from data_sharding.write import write_dataset
+from orchestrator.launch.compose import compose
+from orchestrator.launch.create import open_run
+from orchestrator.rundir import RunDir
+from orchestrator.schema import Recipe
+from orchestrator.training import gallery
+from orchestrator.training.answers import Answers, read_answers, write_answers
+from orchestrator.training.objectives import make_objective
+
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """Return a run on digits, finished by its word, whose network says 3 to every image but one."""
+    write_dataset(digits(), str(tmp_path / "set"), seed=0, samples_per_shard=500)
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    (composed,) = compose(
+        ["data=digits", f"data.url={tmp_path}/set", f"run_dir={tmp_path}/run", "recipe.steps=1",
+         "recipe.epochs=null", f"tracking.uri={store}"]
+    )  # fmt: skip
+    run, plan = open_run(composed)
+    run.begin_attempt()
+    run.write_json(run.verdict_file, {"verdict": "finished", "attempt": 1, "step": 1})
+    table = torch.zeros(plan.num_val, 3, dtype=torch.float64)
+    table[:, 0] = torch.arange(plan.num_val) % 10
+    table[:, 1], table[:, 2] = 3, torch.linspace(0.1, 0.9, plan.num_val)
+    table[5, 1] = -1
+    write_answers(run, table)
+    return run
+
+
+def test_answers_come_back(run: RunDir) -> None:
+    kept = read_answers(run)
+    assert kept is not None
+    assert kept.answers[5] == -1
+    confusion = kept.confusion(10)
+    assert confusion.sum() == len(kept.labels) - 1
+    assert confusion[:, 3].sum() == confusion.sum()
+    mistakes = kept.surest_mistakes
+    assert 5 not in mistakes  # of which nothing was said
+    assert not (kept.labels[mistakes] == 3).any()
+    assert (np.diff(kept.probabilities[mistakes]) <= 0).all()
+
+
+def test_answers_of_views_are_those_of_their_mean(recipe: Recipe) -> None:
+    objective = make_objective(recipe)
+    logits = torch.randn(8, 5)  # two views of four images
+    labels, readable = torch.tensor([0, 1, 2, 3]), torch.tensor([True, True, False, True])
+    batch = Batch(torch.zeros(8, 1, 1, 1), labels, torch.arange(4), readable, [])
+    found = objective.answers(logits, batch)
+    assert found is not None
+    mean = logits.softmax(1).view(4, 2, 5).mean(1)
+    sure, best = mean.max(1)
+    best[2] = -1
+    assert torch.equal(found[:, :2], torch.stack((labels, best), 1).double())
+    assert torch.allclose(found[:, 2], sure.double(), atol=1e-6)
+
+
+def test_no_mistakes_and_a_class_without_samples(run: RunDir) -> None:
+    right = Answers(np.array([0, 1]), np.array([0, 1]), np.array([0.9, 0.8]))
+    assert len(right.surest_mistakes) == 0
+    figure = gallery.draw_confusion(right, ["a", "b", "c"])
+    shown = figure.axes[0].images[0].get_array()
+    assert shown is not None
+    assert shown.tolist() == [[100, 0, 0], [0, 100, 0], [0, 0, 0]]
+
+
+def test_pictures_are_drawn_once_and_sent(run: RunDir, tmp_path: Path) -> None:
+    tahoe = Tahoe(tmp_path)
+    tahoe("sync", run.path)
+    drawn = sorted(file.name for file in run.pictures_dir.iterdir())
+    assert drawn == ["confusion.png", "mistakes.png", "views.png"]
+    (sent,) = (tmp_path / "mlartifacts").glob("*/artifacts/pictures")
+    for name in drawn:
+        with Image.open(sent / name) as image:
+            assert min(image.size) > 300, name
+    times = {file.name: file.stat().st_mtime_ns for file in run.pictures_dir.iterdir()}
+    tahoe("sync", run.path)
+    assert times == {file.name: file.stat().st_mtime_ns for file in run.pictures_dir.iterdir()}
+
+
+def test_a_run_whose_data_is_gone_is_sent_all_the_same(run: RunDir, tmp_path: Path) -> None:
+    (tmp_path / "set").rename(tmp_path / "elsewhere")
+    told = Tahoe(tmp_path)("sync", run.path)
+    assert "the pictures of run were not drawn" in told.stderr
+    assert "no data set at" in told.stderr
+    assert list((tmp_path / "mlartifacts").glob("*/artifacts/config.yaml"))
