@@ -1,0 +1,132 @@
+"""The best checkpoint of a run in MLflow's registry: safetensors inside, no pickle on the way."""
+
+import json
+import re
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlflow
+import numpy as np
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+from numpy.typing import NDArray
+
+import models
+from data_sharding.manifest import Manifest, read_manifest
+from models import served
+from orchestrator.config import parse
+from orchestrator.rundir import RunDir, RunError
+from orchestrator.schema import Config
+from orchestrator.tracking.outgoing import summary
+from orchestrator.tracking.run import attach
+from orchestrator.tracking.store import MlflowException
+from orchestrator.training.checkpoint import CheckpointStore
+from orchestrator.training.retention import meant
+
+_NEEDED = ("torch", "torchvision", "timm", "safetensors", "numpy")
+
+
+class Registered(NamedTuple):
+    """Where a model is: `uri` as mlflow.pyfunc.load_model takes it."""
+
+    uri: str
+    name: str
+    version: str
+    step: int
+
+
+def register(run: RunDir, name: str | None = None, step: int | None = None) -> Registered:
+    """Make a checkpoint of a run a version of a registered model.
+
+    Args:
+        name: of the model; None: that of the network and the data.
+        step: of the checkpoint; None: the best, or the newest if none is.
+
+    Raises:
+        RunError, CheckpointError, DataError: there is no such checkpoint, its data set is gone, or
+            MLflow does not take it.
+    """
+    config = parse(run.read_config())
+    if config.recipe.objective == "own":
+        raise RunError(f"{run.path} was trained without labels, so that it has nothing to tell.")
+    store = CheckpointStore.of(run, config)
+    manifest = meant(store, config.checkpoint, step)
+    data = read_manifest(config.data.url, "val")
+    name = name or re.sub(r"[^\w.-]", "-", f"{config.model.name}-{config.data.name}")
+    size, channels = config.data.image_size, config.data.channels
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place) / "network"
+        directory.mkdir()
+        described = json.dumps(_description(config, data, run), indent=2)
+        (directory / served.NETWORK).write_text(described)
+        with store.open(manifest.step, [manifest.weights]) as parts:
+            (directory / served.WEIGHTS).write_bytes(parts[manifest.weights].read_bytes())
+        try:
+            return _log(
+                run,
+                config,
+                name,
+                manifest.step,
+                data_path=str(directory),
+                signature=_signature(size, channels, len(data.classes)),
+                input_example=_example(size, channels),
+            )
+        except (MlflowException, OSError) as error:
+            raise RunError(
+                f"{run.path} is not registered: {summary(error)}. Nothing of the run is changed; "
+                "try again when the server can be reached."
+            ) from error
+
+
+def _log(run: RunDir, config: Config, name: str, step: int, **files: Any) -> Registered:
+    tracked = attach(run, run.read_config())
+    mlflow.set_tracking_uri(config.tracking.uri)
+    mlflow.set_experiment(experiment_id=tracked.experiment_id)  # where its artifacts go
+    info = Model.log(
+        artifact_path=None,
+        name="model",
+        flavor=mlflow.pyfunc,
+        run_id=tracked.run_id,
+        registered_model_name=name,
+        step=step,
+        loader_module=served.__name__,
+        code_paths=[str(Path(models.__file__).parent)],
+        pip_requirements=[f"{package}=={version(package)}" for package in _NEEDED],
+        metadata={"tahoe.run_id": run.id, "tahoe.step": step, "protocol": config.data.protocol},
+        **files,
+    )
+    return Registered(
+        f"models:/{name}/{info.registered_model_version}",
+        name,
+        str(info.registered_model_version),
+        step,
+    )
+
+
+def _description(config: Config, data: Manifest, run: RunDir) -> dict[str, Any]:
+    return {
+        "name": config.model.name,
+        "options": config.model.options,
+        "classes": list(data.classes),
+        "channels": config.data.channels,
+        "image_size": config.data.image_size,
+        "mean": list(config.data.mean),
+        "std": list(config.data.std),
+        "protocol": config.data.protocol,
+        "run": run.id,
+    }
+
+
+def _signature(size: int, channels: int, num_classes: int) -> ModelSignature:
+    images = TensorSpec(np.dtype(np.uint8), (-1, size, size, channels))
+    return ModelSignature(
+        Schema([images]), Schema([TensorSpec(np.dtype(np.float32), (-1, num_classes))])
+    )
+
+
+def _example(size: int, channels: int) -> NDArray[np.uint8]:
+    """Return an image: a slope from dark to light."""
+    row = np.linspace(0, 255, size).astype(np.uint8)
+    return np.broadcast_to(row[None, None, :, None], (1, size, size, channels)).copy()
