@@ -22,6 +22,7 @@ from orchestrator.launch.compare import add_compare_verb
 from orchestrator.launch.data_preview import add_data_verbs
 from orchestrator.launch.drill_verb import add_drill_options, drill
 from orchestrator.launch.evaluate import add_evaluate_verb
+from orchestrator.launch.import_figures import add_import_verb
 from orchestrator.launch.lineage import add_lineage_verbs
 from orchestrator.launch.register import add_register_verb
 from orchestrator.launch.report import add_report_verb
@@ -44,7 +45,7 @@ OVERRIDES are Hydra's: a group as model=resnet18, a key as recipe.epochs=5.
 VERBS = (
     *("train", "submit", "resume", "status", "list", "logs", "cancel", "compare", "report"),
     *("sync", "ui", "evaluate", "lineage", "describe", "ckpt", "doctor", "drill", "shard"),
-    *("data", "rehearse", "register"),
+    *("data", "rehearse", "register", "import"),
 )
 
 
@@ -198,6 +199,8 @@ def _parser() -> argparse.ArgumentParser:
     add_report_verb(verbs)
 
     add_register_verb(verbs)
+
+    add_import_verb(verbs)
 
     sync = add_verb(verbs, "sync", _sync, "send to MLflow what has not arrived there")
     add_runs(sync)

@@ -17,7 +17,7 @@ from orchestrator.launch import local
 VERBS = (
     *("train", "submit", "resume", "status", "list", "logs", "cancel", "compare", "report"),
     *("sync", "ui", "evaluate", "lineage", "describe", "ckpt", "doctor", "drill", "shard"),
-    *("data", "rehearse", "register"),
+    *("data", "rehearse", "register", "import"),
 )
 TAHOE = Path(sys.executable).with_name("tahoe")
 

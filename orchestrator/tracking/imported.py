@@ -1,0 +1,169 @@
+"""Figures that others have published, as runs in MLflow, beside which its pages show one's own.
+
+Each is a finished run with the figures twice: as `published/...`, and as the accuracies that one's
+own runs log, `val/top1` and `val/top5`, so that one chart shows both. Importing again adds nothing.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from data_sharding import files
+from orchestrator.rundir import RunError
+from orchestrator.tracking.facts import MAX_TAG_CHARACTERS, user
+from orchestrator.tracking.lineage import System
+from orchestrator.tracking.outgoing import as_text, legal_name
+from orchestrator.tracking.store import (
+    Metric,
+    MlflowClient,
+    Run,
+    RunTag,
+    experiment_id,
+    opened,
+)
+
+UID_TAG = "tahoe.uid"
+_KIND_TAG = "tahoe.imported"
+_PAGE = 1000  # runs that are asked for at a time
+_TIMM_COLUMNS = {"model", "img_size", "top1", "top5", "param_count", "crop_pct", "interpolation"}
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A run to be made: `uid` tells whether it is there already, `kind` where it is from."""
+
+    uid: str
+    kind: str
+    name: str
+    year: int | None
+    tags: Mapping[str, Any]
+    metrics: Mapping[str, float]
+
+
+def published(systems: Iterable[System]) -> Iterator[Imported]:
+    """Yield what the papers of the shelf have."""
+    for one in systems:
+        said = one.published
+        numbers = {k: float(v) for k, v in said.items() if _is_number(v) and k != "year"}
+        metrics = {f"published/{key}": value for key, value in numbers.items()}
+        for top in ("top1", "top5"):
+            if f"{top}_err" in numbers:
+                metrics[f"val/{top}"] = 100 - numbers[f"{top}_err"]
+        texts = ("venue", "hardware", "time", "source", "verified")
+        tags = {f"published/{key}": said[key] for key in texts}
+        known = {"model": one.model["name"], "data": said["dataset"], "protocol": said["protocol"]}
+        yield Imported(
+            f"published:{one.name}",
+            "published",
+            f"{said['title']}, as published",
+            said["year"],
+            {**known, "year": said["year"], **tags},
+            metrics,
+        )
+
+
+def timm_results(url: str) -> Iterator[Imported]:
+    """Yield the rows of a results file of timm, such as results-imagenet.csv in its repository.
+
+    Raises:
+        RunError: it cannot be read, or is none.
+    """
+    try:
+        text = files.read_bytes(url).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{url} cannot be read: {error}. Nothing was imported.") from error
+    rows = csv.DictReader(io.StringIO(text))
+    missing = _TIMM_COLUMNS - {*(rows.fieldnames or ())}
+    if missing:
+        raise RunError(
+            f"{url} is no results file of timm: it has no {', '.join(sorted(missing))}. Nothing was "
+            "imported. See github.com/huggingface/pytorch-image-models, results/results-imagenet.csv"
+        )
+    for row in rows:
+        size, share = int(row["img_size"]), float(row["crop_pct"])
+        yield Imported(
+            f"timm:{row['model']}@{size}",
+            "timm",
+            f"{row['model']} at {size}, by timm",
+            None,
+            {
+                "model": f"timm/{row['model']}",
+                "data": "imagenet",
+                "protocol": f"center-{size}-of-{int(size / share)}",
+                "interpolation": row["interpolation"],
+                "published/source": url,
+            },
+            {
+                "val/top1": float(row["top1"]),
+                "val/top5": float(row["top5"]),
+                "model/num_params": 1e6 * float(row["param_count"].replace(",", "")),
+            },
+        )
+
+
+def import_runs(wanted: Iterable[Imported], tracking_uri: str, experiment: str) -> tuple[int, int]:
+    """Make the runs that are not there yet; return how many were made, and how many were there.
+
+    Raises:
+        RunError: the experiment has been deleted.
+        MlflowException, OSError: the store cannot be reached or written.
+    """
+    num_made = num_there = 0
+    with opened(tracking_uri) as client:
+        place = experiment_id(client, tracking_uri, experiment)
+        known = _known(client, place)
+        for one in wanted:
+            before = known.get(one.uid)
+            if before is not None and before.info.status == "FINISHED":
+                num_there += 1
+            else:
+                _fill(client, before or _created(client, place, one), one)
+                num_made += 1
+    return num_made, num_there
+
+
+def _known(client: MlflowClient, place: str) -> dict[str, Run]:
+    """Return the runs that were imported, by what tells them apart."""
+    found, token = dict[str, Run](), None
+    while True:
+        page = client.search_runs(
+            [place], f"tags.`{_KIND_TAG}` LIKE '%'", max_results=_PAGE, page_token=token
+        )
+        found |= {run.data.tags[UID_TAG]: run for run in page}
+        token = page.token
+        if not token:
+            return found
+
+
+def _created(client: MlflowClient, place: str, one: Imported) -> Run:
+    when = datetime(one.year, 1, 1, tzinfo=UTC) if one.year else datetime.now(UTC)
+    tags = {
+        "mlflow.runName": one.name,
+        "mlflow.user": user(),
+        UID_TAG: one.uid,
+        _KIND_TAG: one.kind,
+    }
+    return client.create_run(place, start_time=int(when.timestamp() * 1000), tags=tags)
+
+
+def _fill(client: MlflowClient, run: Run, one: Imported) -> None:
+    """Give a run what it is to show, and finish it: what was cut short is filled again."""
+    time_ms = run.info.start_time  # so that MLflow knows a repetition
+    client.log_batch(
+        run.info.run_id,
+        metrics=[Metric(legal_name(k), v, time_ms, 0) for k, v in one.metrics.items()],
+        tags=[
+            RunTag(legal_name(k), as_text(v, MAX_TAG_CHARACTERS))
+            for k, v in one.tags.items()
+            if v is not None
+        ],
+        synchronous=True,
+    )
+    client.set_terminated(run.info.run_id, "FINISHED", time_ms)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
