@@ -79,8 +79,8 @@ def timm_results(url: str) -> Iterator[Imported]:
     missing = _TIMM_COLUMNS - {*(rows.fieldnames or ())}
     if missing:
         raise RunError(
-            f"{url} is no results file of timm: it has no {', '.join(sorted(missing))}. Nothing was "
-            "imported. See github.com/huggingface/pytorch-image-models, results/results-imagenet.csv"
+            f"{url} is no results file of timm: it has no {', '.join(sorted(missing))}. Nothing "
+            "was imported. They are github.com/huggingface/pytorch-image-models, results/*.csv"
         )
     for row in rows:
         size, share = int(row["img_size"]), float(row["crop_pct"])

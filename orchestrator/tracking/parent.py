@@ -1,14 +1,17 @@
 """The MLflow run of a sweep, under which MLflow's pages fold the runs of its points.
 
-It has no figures of its own: its name says which sweep it is, its tags what is varied, and its
-status whether anything still goes on.
+Its name says which sweep it is, its tags what is varied, and its status whether anything still goes
+on. When nothing does, it has the best result, and pictures of what mattered.
 """
 
 import fcntl
 import json
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
-from orchestrator.rundir import write_atomic
+from orchestrator.rundir import RunDir, write_atomic
 from orchestrator.sweepdir import SweepDir
 from orchestrator.tracking.facts import MAX_TAG_CHARACTERS, user
 from orchestrator.tracking.outgoing import as_text, without_secrets
@@ -36,8 +39,20 @@ def parent_of(client: MlflowClient, experiment_id: str, sweep: SweepDir) -> str:
     return run_id
 
 
-def show_parent(client: MlflowClient, experiment_id: str, parent_id: str) -> None:
-    """Set the status of a sweep's MLflow run by those of its children."""
+def child_name(sweep: SweepDir, run: RunDir) -> str:
+    """Return what tells a run of a sweep from the others: its values of what is varied."""
+    values = _values(sweep, run, _varied(sweep))
+    own = [f"{key.rpartition('.')[2]}={value}" for key, value in values.items()]
+    return " ".join(own) or run.id
+
+
+def show_parent(
+    client: MlflowClient, experiment_id: str, parent_id: str, sweep: SweepDir | None = None
+) -> None:
+    """Set the status of a sweep's MLflow run by those of its children.
+
+    When the last has ended, it is also told what the sweep came to.
+    """
 
     def any_is(status: str) -> bool:
         wanted = f"tags.`{CHILD_TAG}` = '{parent_id}' and attributes.status = '{status}'"
@@ -48,14 +63,50 @@ def show_parent(client: MlflowClient, experiment_id: str, parent_id: str) -> Non
     else:
         worst = next((status for status in ("FAILED", "KILLED") if any_is(status)), "FINISHED")
         client.set_terminated(parent_id, worst)
+        if sweep:
+            _show_summary(client, parent_id, sweep)
 
 
-def _tags(sweep: SweepDir) -> dict[str, str]:
+def _show_summary(client: MlflowClient, parent_id: str, sweep: SweepDir) -> None:
+    from orchestrator.tracking.index import records
+    from orchestrator.tracking.sweep_summary import draw_summary, summarise
+
+    varied = _varied(sweep)
+    there = [run for run in sweep.runs() if run.config_file.exists()]
+    values = [_values(sweep, run, varied) for run in there]
+    summary = summarise(records(there), values) if varied else None
+    if summary is None:
+        return
+    best = summary.points[0]
+    said = ", ".join(f"{key}={value}" for key, value in best.values.items())
+    told = f"{best.run}: {summary.figure} {best.worth:.6g}, {said}"
+    client.set_tag(parent_id, "tahoe.best", as_text(without_secrets(told), MAX_TAG_CHARACTERS))
+    name = f"best/{summary.figure}"
+    if client.get_run(parent_id).data.metrics.get(name) != best.worth:
+        client.log_metric(parent_id, name, best.worth, step=len(summary.points))
+    with tempfile.TemporaryDirectory() as place:
+        for file in draw_summary(summary, Path(place)):
+            client.log_artifact(parent_id, str(file), "sweep")
+
+
+def _values(sweep: SweepDir, run: RunDir, varied: Collection[str]) -> dict[str, str]:
+    """Return a run's values of what is varied; a dash where it was not said."""
+    said = (override.partition("=") for override in sweep.overrides_of(run))
+    own = {key.lstrip("+"): value for key, _, value in said}
+    return {key: own.get(key, "-") for key in varied}
+
+
+def _varied(sweep: SweepDir) -> dict[str, list[str]]:
+    """Return the keys of which the runs have several values, with those."""
     values: dict[str, dict[str, Any]] = {}
     for overrides in sweep.overrides():
         for key, _, value in (override.partition("=") for override in overrides):
-            values.setdefault(key, {})[value] = None
-    varied = [f"{key}={','.join(given)}" for key, given in values.items() if len(given) > 1]
+            values.setdefault(key.lstrip("+"), {})[value] = None
+    return {key: list(given) for key, given in values.items() if len(given) > 1}
+
+
+def _tags(sweep: SweepDir) -> dict[str, str]:
+    varied = [f"{key}={','.join(given)}" for key, given in _varied(sweep).items()]
     tags = {
         "mlflow.runName": sweep.id,
         "mlflow.user": user(),

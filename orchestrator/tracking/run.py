@@ -17,7 +17,7 @@ from orchestrator.sweepdir import sweep_of
 from orchestrator.tracking import facts
 from orchestrator.tracking.outcome import Outcome
 from orchestrator.tracking.outgoing import as_text, legal_name, redacted, without_secrets
-from orchestrator.tracking.parent import CHILD_TAG, parent_of, show_parent
+from orchestrator.tracking.parent import CHILD_TAG, child_name, parent_of, show_parent
 from orchestrator.tracking.points import Point
 from orchestrator.tracking.store import (
     Dataset,
@@ -72,7 +72,9 @@ class Tracked:
             tag = legal_name(f"tahoe.changed.{key}")
             if known.tags.get(tag, known.params.get(key, value)) != value:
                 changed[tag] = value
-        parent = {CHILD_TAG: self.parent_id} if self.parent_id else {}
+        sweep = sweep_of(self.run)
+        name = {"mlflow.runName": child_name(sweep, self.run)} if sweep else {}
+        parent = {CHILD_TAG: self.parent_id, **name} if self.parent_id else {}
         self.tag({**facts.tags(self.run, self.config), **changed, **parent})
         # The time of the run's creation, not of this call, so that MLflow knows a repetition.
         said = facts.published(self.config).items()
@@ -121,7 +123,7 @@ class Tracked:
         verdict = without_secrets(f"{outcome.state}: {outcome.reason}")
         self.tag({"tahoe.verdict": verdict, **facts.attempt_tags(self.run)})
         if self.parent_id:
-            show_parent(self.client, self.experiment_id, self.parent_id)
+            show_parent(self.client, self.experiment_id, self.parent_id, sweep_of(self.run))
 
     def remember(self) -> None:
         """Write mlflow.json. Deleting it is safe: the run is found by its tags and sent again."""

@@ -74,3 +74,25 @@ def test_a_sweep_ends_with_its_last_run(scenes, sweep, last, status):
     with scenes[0].run.lock():  # extended
         sync(scenes[0].run.path)
         assert parent_status(scenes[0]) == "RUNNING"
+
+
+def test_children_are_named_by_what_differs(scenes, sweep):
+    sync(scenes[1].run.path)
+    assert scenes[1].shown().info.run_name == "seed=1"
+
+
+def test_a_sweep_that_has_ended_has_a_summary(scenes, sweep, tmp_path):
+    for scene in scenes:
+        sync(scene.run.path)
+    for number, scene in enumerate(scenes):
+        scene.log(5, {"val/top1": 50.0 + number, "val/loss": 1.0})
+        end(scene, "finished")
+    (parent,) = parents(scenes[0])
+    assert parent.data.metrics["best/val/top1"] == 52.0
+    assert parent.data.tags["tahoe.best"] == "run-2: val/top1 52, seed=2"
+    pictures = list(tmp_path.glob("my store/mlartifacts/*/artifacts/sweep/*.png"))
+    assert {file.name for file in pictures} == {"importance.png", "parallel-coordinates.png"}
+    for scene in scenes:
+        sync(scene.run.path)
+    with opened(scenes[0].uri) as client:
+        assert len(client.get_metric_history(parent.info.run_id, "best/val/top1")) == 1

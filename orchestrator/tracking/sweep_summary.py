@@ -1,0 +1,147 @@
+"""What a sweep came to: its best point, which of the varied keys mattered, and pictures of both."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from orchestrator.tracking.record import Record
+from orchestrator.tracking.style import COLOURS, styled
+
+RESULTS = (
+    ("val/top1", 1),
+    ("val/loss", -1),
+)  # the first that all points have; the sign to maximise
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run of a sweep: what is varied, as text, and what it was worth."""
+
+    run: str
+    values: dict[str, str]
+    worth: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The points that came to something, the best first, and what they are judged by."""
+
+    figure: str
+    points: tuple[Point, ...]
+
+    @property
+    def keys(self) -> list[str]:
+        return list(self.points[0].values)
+
+    def importance(self) -> dict[str, float]:
+        """Return the share of the results' variance that each key explains by itself, 0..1.
+
+        The correlation ratio, eta squared, of a one-way analysis of variance: with few points for
+        each value it is too high, and what keys do together is in none of them.
+        """
+        worths = np.array([point.worth for point in self.points])
+        mean = worths.mean()
+        total = float(((worths - mean) ** 2).sum())
+        found = {}
+        for key in self.keys:
+            groups: dict[str, list[float]] = {}
+            for point in self.points:
+                groups.setdefault(point.values[key], []).append(point.worth)
+            means = (
+                len(group) * (np.mean(group) - worths.mean()) ** 2 for group in groups.values()
+            )
+            found[key] = float(sum(means)) / total if total else 0.0
+        return found
+
+
+def summarise(records: Sequence[Record], values: Sequence[dict[str, str]]) -> Summary | None:
+    """Return what a sweep came to; None if fewer than two points came to anything.
+
+    Args:
+        values: of each run, what it had of the keys that are varied.
+    """
+    for figure, sign in RESULTS:
+        points = [
+            Point(one.id, own, one.metrics[figure])
+            for one, own in zip(records, values, strict=True)
+            if math.isfinite(one.metrics.get(figure, math.nan))
+        ]
+        if len(points) > 1:
+            ranked = sorted(points, key=lambda point: -sign * point.worth)
+            return Summary(figure, tuple(ranked))
+    return None
+
+
+def draw_summary(summary: Summary, directory: Path) -> list[Path]:
+    """Write pictures of a sweep; return the files."""
+    written = []
+    for name, figure in (
+        ("parallel-coordinates", draw_parallel(summary)),
+        ("importance", draw_importance(summary)),
+    ):
+        written.append(directory / f"{name}.png")
+        with styled():
+            figure.savefig(written[-1])
+    return written
+
+
+def draw_parallel(summary: Summary) -> Figure:
+    """Return a line for each point, through what it had of each key, coloured by its worth."""
+    worths = [point.worth for point in summary.points]
+    shade, colour = Normalize(min(worths), max(worths)), colormaps["cividis"]
+    with styled():
+        figure = Figure(figsize=(2.5 + 1.8 * len(summary.keys), 4), layout="constrained")
+        axes = figure.subplots()
+        axes.grid(visible=False)
+        ticks = {key: _ordered({p.values[key] for p in summary.points}) for key in summary.keys}
+        for point in reversed(summary.points):  # the best on top
+            heights = [_height(ticks[key], point.values[key]) for key in summary.keys]
+            heights.append(float(shade(point.worth)))
+            axes.plot(range(len(heights)), heights, color=colour(shade(point.worth)), alpha=0.8)
+        for place, key in enumerate(summary.keys):
+            axes.axvline(place, color="black", linewidth=0.8)
+            for value in ticks[key]:
+                axes.text(place + 0.03, _height(ticks[key], value), value, fontsize=7, va="center")
+        axes.axvline(len(summary.keys), color="black", linewidth=0.8)
+        for worth in (min(worths), max(worths)):
+            height = float(shade(worth))
+            axes.text(len(summary.keys) + 0.03, height, f"{worth:.4g}", fontsize=7, va="center")
+        labels = [*(key.replace(".", ".\n") for key in summary.keys), summary.figure]
+        axes.set_xticks(range(len(labels)), labels, fontsize=7)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+    return figure
+
+
+def draw_importance(summary: Summary) -> Figure:
+    """Return how much of the variance each key explains by itself."""
+    found = sorted(summary.importance().items(), key=lambda item: item[1])
+    with styled():
+        figure = Figure(figsize=(5, 1 + 0.4 * len(found)), layout="constrained")
+        axes = figure.subplots()
+        axes.barh([key for key, _ in found], [100 * share for _, share in found], color=COLOURS[0])
+        axes.set_xlim(0, 100)
+        axes.set_xlabel(f"variance of {summary.figure} explained by a key alone (%)")
+    return figure
+
+
+def _ordered(values: set[str]) -> list[str]:
+    """Return values as one would write them: numbers by size, then words."""
+
+    def place(value: str) -> tuple[int, float, str]:
+        try:
+            return (0, float(value), "")
+        except ValueError:
+            return (1, 0.0, value)
+
+    return sorted(values, key=place)
+
+
+def _height(ticks: Sequence[str], value: str) -> float:
+    return 0.5 if len(ticks) == 1 else ticks.index(value) / (len(ticks) - 1)
