@@ -25,6 +25,10 @@ def add_report_verb(verbs: "Verbs") -> None:
     verb.add_argument(
         "-o", "--output", type=Path, default=Path("report"), metavar="DIR", help=output_help
     )
+    send_help = "also keep it in MLflow, in the run 'report on NAME'"
+    verb.add_argument("--send", action="store_true", help=send_help)
+    verb.add_argument("--uri", default="sqlite:///mlflow.db", help="default: %(default)s")
+    verb.add_argument("--experiment", default="tahoe", metavar="NAME", help="default: %(default)s")
     verb.add_argument("--json", action="store_true", help="print the points, and draw nothing")
 
 
@@ -53,4 +57,19 @@ def report(options: argparse.Namespace) -> int:
     page, *figures = write_report(told, family, options.output)
     print(f"{page}: {len(told.published)} published, {len(told.measured)} measured on {data}")
     print(f"its {len(figures) // 2} figures are beside it, as PNG and SVG")
+    if options.send:
+        _send(options, data)
     return 0
+
+
+def _send(options: argparse.Namespace, data: str) -> None:
+    from orchestrator.rundir import RunError
+    from orchestrator.tracking.outgoing import summary
+    from orchestrator.tracking.report_run import send_report
+    from orchestrator.tracking.store import MlflowException
+
+    try:
+        run_id = send_report(options.output, data, options.uri, options.experiment)
+    except (MlflowException, OSError) as error:
+        raise RunError(f"the report is not in MLflow: {summary(error)}") from error
+    print(f"in MLflow: the run {run_id}, 'report on {data}'")

@@ -3,9 +3,12 @@
 import os
 import socket
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from orchestrator.rundir import RunError
+from orchestrator.tracking.deep_links import LINEAGE, filtered, links_to
 from orchestrator.tracking.outgoing import without_secrets
 from orchestrator.tracking.store import MlflowClient, artifacts_dir, opened, sqlite_file
 
@@ -30,33 +33,43 @@ def command(tracking_uri: str, host: str = "127.0.0.1", port: int = 5000) -> lis
     return argv
 
 
-def serve(tracking_uri: str, port: int = 5000, host: str = "127.0.0.1") -> None:
-    """Print where the runs can be seen, and become the server that shows them.
+def serve(
+    tracking_uri: str, port: int = 5000, host: str = "127.0.0.1", paths: Sequence[Path] = ()
+) -> None:
+    """Print where runs can be seen, and become the server that shows them.
 
     A server that runs elsewhere is only named.
 
+    Args:
+        paths: of runs and sweeps, whose own pages are printed.
+
     Raises:
-        RunError: there is no store yet, or the port is taken.
+        RunError: there is no store yet, the port is taken, or MLflow does not know a run.
     """
     if tracking_uri.startswith(("http://", "https://")):
-        print(without_secrets(tracking_uri))
+        address = without_secrets(tracking_uri).rstrip("/")
+        print("\n".join(links_to(address, paths) or [address]))
         return
     _check_store(tracking_uri)
     _check_port(host, port)
     shown_host = socket.gethostname() if host == "0.0.0.0" else host  # noqa: S104 (compared only)
     with opened(tracking_uri) as client:
-        for link in links(client, f"http://{shown_host}:{port}"):
+        address = f"http://{shown_host}:{port}"
+        for link in links_to(address, paths) or links(client, address):
             print(link, flush=True)
     _become(command(tracking_uri, host, port))
 
 
 def links(client: MlflowClient, server_url: str) -> list[str]:
-    """Return one line for each experiment: where its runs are shown, and its name."""
+    """Return two lines for each experiment: where its runs are shown, and those with a paper."""
     found = client.search_experiments()
     used = [known for known in found if known.experiment_id != "0"] or found  # 0: MLflow's own
-    return [
-        f"{server_url}/#/experiments/{known.experiment_id}/runs  {known.name}" for known in used
-    ]
+    lines = []
+    for known in used:
+        lines.append(f"{server_url}/#/experiments/{known.experiment_id}/runs  {known.name}")
+        lineage = filtered(server_url, known.experiment_id, LINEAGE)
+        lines.append(f"{lineage}  {known.name}: the lineage")
+    return lines
 
 
 def environment() -> dict[str, str]:

@@ -118,5 +118,10 @@ def test_the_verb(runs, tmp_path):
     told = tahoe("report", "--runs", place, "-o", "out").stdout
     assert "2 measured on imagenet" in told
     assert (tmp_path / "out" / "report.html").exists()
+    for _ in range(2):
+        sent = tahoe("report", "--runs", place, "-o", "out", "--send").stdout
+    assert "'report on imagenet'" in sent
+    (page,) = tmp_path.glob("mlartifacts/*/artifacts/report/report.html")
+    assert page.read_text() == (tmp_path / "out" / "report.html").read_text()
     one = json.loads(tahoe("report", "model=mine", "--runs", place, "--json").stdout)
     assert [p["system"] for p in one["points"] if p["is_measured"]] == ["mine"]
