@@ -47,3 +47,12 @@ def test_compute() -> None:
     assert found["perf/tflops"] == pytest.approx(4.0e9 * 6 * 5000 / 1e12)
     assert found["perf/mfu"] == pytest.approx(0.12)
     assert "perf/mfu" not in compute_figures(cost, 1, 1.0, None)
+
+
+def test_what_is_left_out_is_in_no_step() -> None:
+    meter = Meter()
+    start_s = time.perf_counter()
+    time.sleep(0.05)
+    meter.skip(time.perf_counter() - start_s)
+    meter.step_done()
+    assert meter.read(1)["perf/step_s_p50"] < 0.03
