@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
+_UNBOUNDED = 10_000  # columns: a terminal folds lines that are longer than it is wide
+
+
 def add_compare_verb(verbs: "Verbs") -> None:
     text = "print in what runs differ and what came out, over seeds"
     verb = add_verb(verbs, "compare", compare, text)
@@ -37,7 +40,7 @@ def compare(options: argparse.Namespace) -> int:
 
         from orchestrator.tracking.compare_show import tables
 
-        console = Console(soft_wrap=True, highlight=False)
+        console = Console(soft_wrap=True, highlight=False, width=_UNBOUNDED)  # cuts no number
         for table in tables(sections, options.rows):
             console.print(table)
     if options.plot:

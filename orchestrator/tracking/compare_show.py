@@ -10,7 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.tracking.compare import ABSENT, Row, Section, Spread
+from orchestrator.tracking.outgoing import as_text
 
+_MAX_CHARACTERS = 24  # of a value in the table of what differs
 _MAX_KEY_COLUMNS = 3  # beside the figures; more keys have a table of their own
 _FIGURES = (  # name, header, what one of its unit is, format
     ("val/top1", "val\ntop-1\n(%)", 1, ".2f"),
@@ -78,7 +80,7 @@ def _keys_table(rows: Sequence[Row], keys: Sequence[str]) -> Table:
     for number in range(1, len(rows) + 1):
         shown.add_column(str(number), overflow="fold", min_width=6)
     for key in keys:
-        shown.add_row(key, *(escape(row.differs[key]) for row in rows))
+        shown.add_row(key, *(escape(as_text(row.differs[key], _MAX_CHARACTERS)) for row in rows))
     return shown
 
 

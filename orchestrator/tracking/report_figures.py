@@ -101,7 +101,8 @@ def _draw_measured(axes: Axes, marks: Sequence[Mark]) -> None:
 def _mark_off(axis: XAxis | YAxis) -> None:
     """Give a logarithmic axis few and plain numbers, however narrow its range is."""
     axis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=6))
-    axis.set_major_formatter(EngFormatter(sep=""))
+    large = EngFormatter(sep="")
+    axis.set_major_formatter(lambda x, _: large(x) if x >= 1000 else f"{x:g}")
     axis.set_minor_formatter(NullFormatter())
 
 
