@@ -142,7 +142,7 @@ def list_runs(options: argparse.Namespace) -> int:
     """Print a line for each run in a directory."""
     from orchestrator.launch.status import as_json, find_runs, show_table, standings
 
-    found = standings(find_runs(options.runs_dir.absolute()))
+    found = standings(find_runs(options.runs_dir.absolute()), passing_over=True)
     if options.json:
         print(as_json(found))
     else:

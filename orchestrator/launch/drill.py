@@ -201,7 +201,7 @@ def _shortened(config: Config, place: Path, tracking_uri: str, num_attempts: int
             if_finished="refuse",
             recipe=_changed(config.recipe, epochs=None, images=None, steps=steps),
             checkpoint=_changed(config.checkpoint, every_steps=_SAVE_EVERY, keep_last=3),
-            logging=_changed(config.logging, every_steps=1, sample_ids=True),
+            logging=_changed(config.logging, every_steps=1, sample_ids=True, pictures=False),
             tracking=tracking,
         ),
     )

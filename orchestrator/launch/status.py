@@ -54,13 +54,13 @@ class Standing:
     metrics: dict[str, float]
 
 
-def standings(runs: Sequence[RunDir]) -> list[Standing]:
+def standings(runs: Sequence[RunDir], *, passing_over: bool = False) -> list[Standing]:
     """Return how runs stand; Slurm is asked once for all of them.
 
     Raises:
         RunError: there is no run at one of the paths.
     """
-    known_runs = records(runs)
+    known_runs = records(runs, passing_over=passing_over)
     try:
         known = client.jobs(job for one in known_runs for job in one.job_ids)
     except client.SlurmError as error:  # the directories still tell what has happened

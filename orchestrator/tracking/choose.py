@@ -13,7 +13,7 @@ from orchestrator.tracking.index import all_records, records
 from orchestrator.tracking.outgoing import as_text
 from orchestrator.tracking.record import Record
 
-_SHORT = {"data": "data.name", "protocol": "data.protocol", "recipe": "recipe.optimizer.name"}
+_SHORT = {"data": "data.name", "protocol": "data.protocol"}
 _MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
 _FILTER = re.compile(r"([A-Za-z_][\w.]*)=(.*)")
 

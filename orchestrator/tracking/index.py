@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from orchestrator.rundir import RunDir, write_atomic
+from orchestrator.rundir import RunDir, RunError, write_atomic
 from orchestrator.tracking.record import UNENDED, Record, read_record
 
 _NAME = ".index.jsonl"
@@ -31,19 +31,22 @@ _FILES = tuple(  # that a record is read from
 Stamp = list[list[int] | None]
 
 
-def records(runs: Sequence[RunDir]) -> list[Record]:
+def records(runs: Sequence[RunDir], *, passing_over: bool = False) -> list[Record]:
     """Return the records of runs, in their order.
 
+    Args:
+        passing_over: leave out what cannot be read, and say so; otherwise it is an error.
+
     Raises:
-        RunError: there is no run at one of the paths.
+        RunError: there is no run at one of the paths, or its config cannot be read.
     """
     found: dict[RunDir, Record] = {}
     by_place: dict[Path, list[RunDir]] = defaultdict(list)
     for run in runs:
         by_place[run.path.parent].append(run)
     for place, some in by_place.items():
-        found |= _of_place(place, some)
-    return [_as_it_is_now(run, found[run]) for run in runs]
+        found |= _of_place(place, some, passing_over)
+    return [_as_it_is_now(run, found[run]) for run in runs if run in found]
 
 
 def all_records(directory: Path) -> list[Record]:
@@ -54,22 +57,28 @@ def all_records(directory: Path) -> list[Record]:
     for run in (RunDir(Path(entry)) for entry in os.scandir(directory) if entry.is_dir()):
         if run.config_file.exists():
             found.append(run)
-    return sorted(records(found), key=lambda one: (one.created_s or 0.0, one.id))
+    return sorted(records(found, passing_over=True), key=lambda one: (one.created_s or 0.0, one.id))
 
 
-def _of_place(place: Path, runs: Sequence[RunDir]) -> dict[RunDir, Record]:
-    if len(runs) < _FEW and sum(_size(run.metrics_file) for run in runs) < _size(place / _NAME):
-        return {run: read_record(run) for run in runs}  # the index has thousands
-    known, found, num_stale = _read(place / _NAME), {}, 0
+def _of_place(place: Path, runs: Sequence[RunDir], passing_over: bool) -> dict[RunDir, Record]:
+    index, found, num_read = place / _NAME, dict[RunDir, Record](), 0
+    num_bytes = sum(_size(run.metrics_file) for run in runs)
+    is_worth_it = len(runs) >= _FEW or num_bytes >= _size(index)
+    known = _read(index) if is_worth_it else {}
     for run in runs:
         stamp = _stamp(run)
-        before = known.get(run.id)
-        if before is None or before[0] != stamp:
-            num_stale += 1
-            known[run.id] = before = (stamp, read_record(run))
-        found[run] = before[1]
-    if num_stale > _TOLERATED_SHARE * len(found):
-        _write(place / _NAME, known)
+        if run.id not in known or known[run.id][0] != stamp:
+            try:
+                known[run.id] = (stamp, read_record(run))
+            except RunError as error:
+                if not passing_over:
+                    raise
+                print(f"warning: passed over: {error}", file=sys.stderr)
+                continue
+            num_read += 1
+        found[run] = known[run.id][1]
+    if is_worth_it and num_read > _TOLERATED_SHARE * len(found):
+        _write(index, known)
     return found
 
 

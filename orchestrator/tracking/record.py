@@ -79,9 +79,10 @@ def read_record(run: RunDir) -> Record:
     """
     config = run.read_config()
     identity = run.read_json(run.identity_file) or {}
-    published = (config.get("model") or {}).get("published") or {}
-    known = flatten(redacted({**config, "model": {**config["model"], "published": None}}))
-    del known["model.published"]
+    model = config.get("model") or {}
+    published = model.get("published") or {}
+    described = {key: value for key, value in model.items() if key != "published"}
+    known = flatten(redacted({**config, "model": described}))
     logged = _read_metrics(run)
     metrics, step = logged.metrics, max((step for step, _ in logged.metrics.values()), default=None)
     batch, gmacs = known.get("recipe.global_batch_size"), metrics.get("model/gmacs")

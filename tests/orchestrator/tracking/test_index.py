@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.rundir import RunError
 from orchestrator.tracking import index
 from orchestrator.tracking.index import all_records, records
 from orchestrator.tracking.record import read_record
@@ -101,6 +102,15 @@ def test_a_few_among_thousands_are_read_from_their_directories(runs, monkeypatch
     file.write_text(file.read_text().replace("20.0", "99.0"))
     assert told(runs) == [0.0, 10.0, 99.0]
     assert told(runs[2:]) == [20.0]
+
+
+@pytest.mark.parametrize("config", ["[", "- a list"])
+def test_a_run_that_cannot_be_read_hides_no_other(runs, capsys, config):
+    runs[1].run.config_file.write_text(config)
+    assert [one.id for one in all_records(place_of(runs))] == ["run-0", "run-2"]
+    assert "passed over" in capsys.readouterr().err
+    with pytest.raises(RunError, match=r"config\.yaml"):
+        told(runs)
 
 
 def test_where_nothing_is(tmp_path):

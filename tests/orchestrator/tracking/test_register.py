@@ -25,6 +25,7 @@ print(json.dumps(model.predict(numpy.load("images.npy")).tolist()))
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_model_of_a_run(tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def test_no_mistakes_and_a_class_without_samples(run: RunDir) -> None:
     assert shown.tolist() == [[100, 0, 0], [0, 100, 0], [0, 0, 0]]
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_once_and_sent(run: RunDir, tmp_path: Path) -> None:
     tahoe = Tahoe(tmp_path)
     tahoe("sync", run.path)
@@ -92,6 +93,7 @@ def test_pictures_are_drawn_once_and_sent(run: RunDir, tmp_path: Path) -> None:
     assert times == {file.name: file.stat().st_mtime_ns for file in run.pictures_dir.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_run_whose_data_is_gone_is_sent_all_the_same(run: RunDir, tmp_path: Path) -> None:
     (tmp_path / "set").rename(tmp_path / "elsewhere")
     told = Tahoe(tmp_path)("sync", run.path)
