@@ -60,6 +60,7 @@ def test_damage_is_found_and_nothing_is_changed(tahoe: Tahoe, run: RunDir) -> No
     assert "step-000000009/ema.safetensors is damaged" in done.stdout
 
 
+@pytest.mark.slow
 def test_pruning(tahoe: Tahoe, run: RunDir) -> None:
     tahoe("resume", "run", "checkpoint.keep_every_steps=null", "recipe.steps=13")
     assert "removed: none" in tahoe("ckpt", "prune", "run").stdout  # the run has done it

@@ -39,6 +39,7 @@ def test_a_network_that_cannot_be_built_is_refused(config: Config) -> None:
         cost_of(with_model(config, "lenet5_1998", depth=1), plan_of(config))
 
 
+@pytest.mark.slow
 def test_a_network_that_cannot_be_counted_says_why(config: Config) -> None:
     with pytest.raises(UnansweredError, match=r"Input height \(32\) doesn't match"):
         cost_of(with_model(config, "timm/vit_tiny_patch16_224"), plan_of(config))

@@ -38,6 +38,7 @@ def test_a_file_is_linked_or_fetched(weights: Path, tmp_path: Path) -> None:
     memory.rm("/", recursive=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "said"),
     [
@@ -67,6 +68,7 @@ def test_what_cannot_be_had_is_told(
     assert said in str(refused.value)
 
 
+@pytest.mark.slow
 def test_without_a_network_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.setenv(name, "1")
