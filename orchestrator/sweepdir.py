@@ -68,10 +68,10 @@ class SweepDir:
         """Return the overrides of the runs."""
         return [line["overrides"] for line in read_json_lines(self.runs_file)]
 
-    def overrides_of(self, run: RunDir) -> list[str]:
-        """Return the overrides of one run."""
-        mine = [x for x in read_json_lines(self.runs_file) if x["run"] == str(run.path)]
-        return list(mine[-1]["overrides"]) if mine else []
+    def points(self) -> dict[RunDir, list[str]]:
+        """Return the runs with their overrides."""
+        lines = read_json_lines(self.runs_file)
+        return {RunDir(Path(line["run"])): line["overrides"] for line in lines}
 
     def add(self, points: Iterable[tuple[RunDir, Sequence[str]]]) -> None:
         """Make runs, with the overrides that led to them, part of the sweep."""

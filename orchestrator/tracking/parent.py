@@ -7,7 +7,7 @@ on. When nothing does, it has the best result, and pictures of what mattered.
 import fcntl
 import json
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def parent_of(client: MlflowClient, experiment_id: str, sweep: SweepDir) -> str:
 
 def child_name(sweep: SweepDir, run: RunDir) -> str:
     """Return what tells a run of a sweep from the others: its values of what is varied."""
-    values = _values(sweep, run, _varied(sweep))
+    values = _values(sweep.points().get(run, ()), _varied(sweep))
     own = [f"{key.rpartition('.')[2]}={value}" for key, value in values.items()]
     return " ".join(own) or run.id
 
@@ -72,9 +72,9 @@ def _show_summary(client: MlflowClient, parent_id: str, sweep: SweepDir) -> None
     from orchestrator.tracking.sweep_summary import draw_summary, summarise
 
     varied = _varied(sweep)
-    there = [run for run in sweep.runs() if run.config_file.exists()]
-    values = [_values(sweep, run, varied) for run in there]
-    summary = summarise(records(there), values) if varied else None
+    there = {run: given for run, given in sweep.points().items() if run.config_file.exists()}
+    values = [_values(given, varied) for given in there.values()]
+    summary = summarise(records([*there]), values) if varied else None
     if summary is None:
         return
     best = summary.points[0]
@@ -89,9 +89,9 @@ def _show_summary(client: MlflowClient, parent_id: str, sweep: SweepDir) -> None
             client.log_artifact(parent_id, str(file), "sweep")
 
 
-def _values(sweep: SweepDir, run: RunDir, varied: Collection[str]) -> dict[str, str]:
+def _values(overrides: Iterable[str], varied: Collection[str]) -> dict[str, str]:
     """Return a run's values of what is varied; a dash where it was not said."""
-    said = (override.partition("=") for override in sweep.overrides_of(run))
+    said = (override.partition("=") for override in overrides)
     own = {key.lstrip("+"): value for key, _, value in said}
     return {key: own.get(key, "-") for key in varied}
 
