@@ -68,6 +68,15 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @property
+    def system_dir(self) -> Path:
+        """Where each node notes how it is doing; see orchestrator.tracking.node_monitor."""
+        return self.path / "system"
+
+    def system_file(self, node: str) -> Path:
+        """One JSON line each time that a node was looked at."""
+        return self.system_dir / f"{node}.jsonl"
+
+    @property
     def evaluations_file(self) -> Path:
         """One JSON line for each time that `tahoe evaluate` judged the run."""
         return self.path / "evaluations.jsonl"

@@ -355,6 +355,7 @@ class Tracking:
     uri: str
     experiment: str
     ship_every_s: PositiveFloat
+    system_every_s: PositiveFloat | None = None
     drain_timeout_s: NonNegativeFloat
 
 

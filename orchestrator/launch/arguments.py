@@ -36,6 +36,12 @@ def add_runs_dir(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help=runs_help)
 
 
+def add_from_mlflow(verb: argparse.ArgumentParser) -> None:
+    """Add the MLflow store that is asked instead."""
+    uri_help = "ask this MLflow store, and no directories"
+    verb.add_argument("--from-mlflow", metavar="URI", help=uri_help)
+
+
 def add_label_options(verb: argparse.ArgumentParser) -> None:
     """Add how the labels of shards made by others are read."""
     label_help = "the member that holds the label: cls, txt, json:FIELD, none (default cls)"

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.launch.arguments import add_runs, add_verb
+from orchestrator.launch.arguments import add_from_mlflow, add_runs, add_verb
 
 if TYPE_CHECKING:
     from orchestrator.launch.submit import Submission
@@ -38,6 +38,7 @@ def add_cluster_verbs(verbs: "Verbs") -> None:
     list_verb = add_verb(verbs, "list", list_runs, "print a line for each run")
     runs_help = "where run directories lie (default: %(default)s)"
     list_verb.add_argument("--runs-dir", type=Path, default=Path("runs"), help=runs_help)
+    add_from_mlflow(list_verb)
     for verb in (status_verb, list_verb):
         verb.add_argument("--json", action="store_true", help="print JSON")
     logs_verb = add_verb(verbs, "logs", logs, "print what a rank has written")
@@ -140,9 +141,12 @@ def status(options: argparse.Namespace) -> int:
 
 def list_runs(options: argparse.Namespace) -> int:
     """Print a line for each run in a directory."""
-    from orchestrator.launch.status import as_json, find_runs, show_table, standings
+    from orchestrator.launch.status import as_json, find_runs, show_table, standings, stored
 
-    found = standings(find_runs(options.runs_dir.absolute()), passing_over=True)
+    if options.from_mlflow is not None:
+        found = stored(options.from_mlflow)
+    else:
+        found = standings(find_runs(options.runs_dir.absolute()), passing_over=True)
     if options.json:
         print(as_json(found))
     else:

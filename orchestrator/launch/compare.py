@@ -5,11 +5,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.launch.arguments import add_runs_dir, add_verb, positive
+from orchestrator.launch.arguments import add_from_mlflow, add_runs_dir, add_verb, positive
 
 if TYPE_CHECKING:
-    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+    from collections.abc import Callable
 
+    from orchestrator.tracking.record import Record
+
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _UNBOUNDED = 10_000  # columns: a terminal folds lines that are longer than it is wide
 
@@ -17,9 +20,10 @@ _UNBOUNDED = 10_000  # columns: a terminal folds lines that are longer than it i
 def add_compare_verb(verbs: "Verbs") -> None:
     text = "print in what runs differ and what came out, over seeds"
     verb = add_verb(verbs, "compare", compare, text)
-    words_help = "a run or a sweep by its directory, or a filter like model=resnet*"
+    words_help = "a run or a sweep by its directory, an MLflow id, or a filter like model=resnet*"
     verb.add_argument("words", nargs="*", metavar="RUN|KEY=VALUE", help=words_help)
     add_runs_dir(verb)
+    add_from_mlflow(verb)
     rows_help = "how many of each table are printed (default: %(default)s)"
     verb.add_argument("--rows", type=positive, default=50, metavar="N", help=rows_help)
     plot_help = "draw the curves into this file, PNG or SVG"
@@ -32,7 +36,8 @@ def compare(options: argparse.Namespace) -> int:
     from orchestrator.tracking.choose import choose
     from orchestrator.tracking.compare import compare as compared
 
-    sections = compared(choose(options.words, options.runs.absolute()))
+    store = options.from_mlflow
+    sections = compared(choose(options.words, options.runs.absolute(), store))
     if options.json:
         print(json.dumps([section.to_dict() for section in sections], indent=2))
     else:
@@ -44,8 +49,14 @@ def compare(options: argparse.Namespace) -> int:
         for table in tables(sections, options.rows):
             console.print(table)
     if options.plot:
-        from orchestrator.tracking.curves import draw_curves
+        from orchestrator.tracking.curves import draw_curves, logged
 
-        draw_curves(sections, options.plot)
+        draw_curves(sections, options.plot, logged if store is None else _history(store))
         print(f"curves: {options.plot}")
     return 0
+
+
+def _history(tracking_uri: str) -> "Callable[[Record, str], dict[int, float]]":
+    from orchestrator.tracking.stored import history
+
+    return history(tracking_uri)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.launch.arguments import add_runs_dir, add_verb
+from orchestrator.launch.arguments import add_from_mlflow, add_runs_dir, add_verb
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -17,6 +17,7 @@ def add_report_verb(verbs: "Verbs") -> None:
     words_help = "runs, as for compare (default: all)"
     verb.add_argument("words", nargs="*", metavar="RUN|KEY=VALUE", help=words_help)
     add_runs_dir(verb)
+    add_from_mlflow(verb)
     data_help = "the data set (default: the one with most runs)"
     verb.add_argument("--data", metavar="NAME", help=data_help)
     protocol_help = "of measured errors, or a pattern (default: the one that most runs have)"
@@ -37,13 +38,15 @@ def report(options: argparse.Namespace) -> int:
     from collections import Counter
 
     from orchestrator.tracking.ancestry import links
-    from orchestrator.tracking.choose import choose
-    from orchestrator.tracking.index import all_records
+    from orchestrator.tracking.choose import choose, everything
     from orchestrator.tracking.lineage import shelf
+    from orchestrator.tracking.record import IMPORTED
     from orchestrator.tracking.report import report as told_of
 
     runs = options.runs.absolute()
-    records = choose(options.words, runs) if options.words else all_records(runs)
+    store = options.from_mlflow
+    found = choose(options.words, runs, store) if options.words else everything(runs, store)
+    records = [one for one in found if one.status != IMPORTED]  # which others have measured
     names = Counter(str(one.config.get("data.name")) for one in records)
     data = options.data or (names.most_common(1)[0][0] if names else "imagenet")
     told = told_of(records, shelf(), data, options.protocol)

@@ -83,6 +83,17 @@ def standings(runs: Sequence[RunDir], *, passing_over: bool = False) -> list[Sta
     return found
 
 
+def stored(tracking_uri: str) -> list[Standing]:
+    """Return how the runs of an MLflow store stood when it last heard of them.
+
+    Raises:
+        RunError: the store cannot be read.
+    """
+    from orchestrator.tracking.stored import stored_records
+
+    return [_standing(one, None, "") for one in stored_records(tracking_uri)]
+
+
 def find_runs(directory: Path) -> list[RunDir]:
     """Return the runs that lie directly in a directory, those changed last at the end."""
     if not directory.is_dir():

@@ -10,36 +10,49 @@ from typing import Any
 from orchestrator.rundir import RunError
 from orchestrator.sweepdir import expand
 from orchestrator.tracking.index import all_records, records
-from orchestrator.tracking.outgoing import as_text
+from orchestrator.tracking.outgoing import as_text, without_secrets
 from orchestrator.tracking.record import Record
 
 _SHORT = {"data": "data.name", "protocol": "data.protocol"}
 _MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
+_PLAIN = re.compile(r"[^,*?\[]+")  # one alternative, without wildcards
 _FILTER = re.compile(r"([A-Za-z_][\w.]*)=(.*)")
 
 
-def choose(words: Sequence[str], runs_dir: Path) -> list[Record]:
-    """Return the runs that some words mean; all of a directory where only filters are given.
+def choose(words: Sequence[str], runs_dir: Path, tracking_uri: str | None = None) -> list[Record]:
+    """Return the runs that some words mean; all of a place where only filters are given.
 
     A word is a path of a run or a sweep, the id of an MLflow run, or a filter KEY=VALUE, where
     VALUE may have several alternatives, parted by commas, and wildcards. A run must pass all
     filters.
 
+    Args:
+        tracking_uri: of the MLflow store that is asked, and no directory is.
+
     Raises:
         RunError: there is no such run, no run has such a key, or no run is left.
     """
-    filters = [match.groups() for word in words if (match := _is_filter(word))]
+    filters = [(match[1], match[2]) for word in words if (match := _is_filter(word))]
     named = [word for word in words if not _is_filter(word)]
-    found = _named(named, runs_dir) if named else all_records(runs_dir)
+    if tracking_uri is not None:
+        found = _stored(named, filters, tracking_uri)
+    else:
+        found = _named(named, runs_dir) if named else all_records(runs_dir)
     kept = [one for one in found if all(_passes(one, key, value) for key, value in filters)]
     if not kept:
         for key, _ in filters:
             _check_key(key, found)
         raise RunError(
-            f"no run in {runs_dir} is meant by '{' '.join(words)}'; {len(found)} are there. "
-            "`tahoe list` shows them; --runs DIR looks elsewhere."
+            f"no run in {_place(runs_dir, tracking_uri)} is meant by '{' '.join(words)}'; "
+            f"{len(found)} were looked at. `tahoe list` shows them; --runs DIR and --from-mlflow "
+            "URI look elsewhere."
         )
     return kept
+
+
+def everything(runs_dir: Path, tracking_uri: str | None = None) -> list[Record]:
+    """Return all runs of a directory, or of an MLflow store."""
+    return all_records(runs_dir) if tracking_uri is None else _stored([], [], tracking_uri)
 
 
 def value_of(record: Record, key: str) -> str | None:
@@ -62,12 +75,32 @@ def _named(words: Iterable[str], runs_dir: Path) -> list[Record]:
             if not here:
                 raise RunError(
                     f"no run in {runs_dir} is shown by the MLflow run {word}. Give its directory "
-                    "(MLflow's tag tahoe.run_dir), or --runs DIR where it lies."
+                    "(MLflow's tag tahoe.run_dir), --runs DIR where it lies, or --from-mlflow URI."
                 )
         else:
             here = records(expand([Path(word)]))
         found |= {one.path: one for one in here}
     return list(found.values())
+
+
+def _stored(
+    names: Sequence[str], filters: Sequence[tuple[str, str]], tracking_uri: str
+) -> list[Record]:
+    """Return the runs of a store, of which it leaves out itself what it can."""
+    from orchestrator.tracking.stored import stored_records
+
+    for name in names:
+        if not _MLFLOW_ID.fullmatch(name):
+            raise RunError(
+                f"{name} is no id of an MLflow run. With --from-mlflow runs are meant by their "
+                "MLflow ids and by filters; without it, by their directories."
+            )
+    tags = [(key, value) for key, value in filters if key in _SHORT and _PLAIN.fullmatch(value)]
+    return stored_records(tracking_uri, ids=names, tags=tags)
+
+
+def _place(runs_dir: Path, tracking_uri: str | None) -> str:
+    return str(runs_dir) if tracking_uri is None else without_secrets(tracking_uri)
 
 
 def _passes(record: Record, key: str, wanted: str) -> bool:

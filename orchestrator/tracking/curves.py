@@ -1,6 +1,6 @@
 """Curves of compared runs, as a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from orchestrator.rundir import RunDir
 from orchestrator.tracking.compare import Row, Section
 from orchestrator.tracking.points import Sieve, read_records
+from orchestrator.tracking.record import Record
 from orchestrator.tracking.style import COLOURS, MARKERS, styled
 
 _SHOWN = (
@@ -20,7 +21,22 @@ _SHOWN = (
 _MAX_ROWS = len(COLOURS)
 
 
-def draw_curves(sections: Sequence[Section], file: Path) -> None:
+Curve = dict[int, float]  # values by their steps
+
+
+def logged(record: Record, name: str) -> Curve:
+    """Return a figure of a run as its directory has it."""
+    curve, sieve = Curve(), Sieve()
+    for _, line in read_records(RunDir(Path(record.path)).metrics_file, start_bytes=0):
+        for point in sieve.fresh(line):
+            if point.key == name:
+                curve[point.step] = point.value
+    return curve
+
+
+def draw_curves(
+    sections: Sequence[Section], file: Path, curve_of: Callable[[Record, str], Curve] = logged
+) -> None:
     """Write a PNG or SVG, by the file's ending: each row is a line, with a band over its seeds.
 
     Of more rows than there are colours, the best of each section are drawn.
@@ -30,7 +46,7 @@ def draw_curves(sections: Sequence[Section], file: Path) -> None:
         figure = Figure(figsize=(4.2 * len(_SHOWN), 4.2), layout="constrained")
         for axes, (name, label) in zip(figure.subplots(1, len(_SHOWN)), _SHOWN, strict=True):
             for number, row in enumerate(rows):
-                _draw(axes, row, name, number)
+                _draw(axes, row, [curve_of(one, name) for one in row.records], number)
             axes.set_xlabel("images seen")
             axes.set_ylabel(label)
         handles, labels = figure.axes[-1].get_legend_handles_labels()
@@ -47,8 +63,8 @@ def label_of(row: Row) -> str:
     return f"{system}{f', {short}' if short and len(short) <= 40 else ''}{seeds}"
 
 
-def _draw(axes: Axes, row: Row, name: str, number: int) -> None:
-    curves = [curve for curve in (_curve(one.path, name) for one in row.records) if curve]
+def _draw(axes: Axes, row: Row, found: Sequence[Curve], number: int) -> None:
+    curves = [curve for curve in found if curve]
     if not curves:
         return
     batch = row.records[0].config.get("recipe.global_batch_size", 1)
@@ -66,13 +82,3 @@ def _draw(axes: Axes, row: Row, name: str, number: int) -> None:
     if len(curves) > 1:
         low, high = values.min(axis=0), values.max(axis=0)
         axes.fill_between(images, low, high, color=COLOURS[number], alpha=0.2, linewidth=0)
-
-
-def _curve(path: str, name: str) -> dict[int, float]:
-    """Return a figure of a run by its steps."""
-    curve, sieve = dict[int, float](), Sieve()
-    for _, record in read_records(RunDir(Path(path)).metrics_file, start_bytes=0):
-        for point in sieve.fresh(record):
-            if point.key == name:
-                curve[point.step] = point.value
-    return curve

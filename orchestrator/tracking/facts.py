@@ -12,6 +12,7 @@ from orchestrator.rundir import RunDir, read_json_lines
 from orchestrator.tracking.outcome import attempts, outcome
 from orchestrator.tracking.outgoing import as_text, legal_name, redacted, without_secrets
 from orchestrator.tracking.points import Point
+from orchestrator.tracking.record import Record
 
 # The limits of MLflow 3 (mlflow/utils/validation.py); a longer value would be cut without a sign.
 MAX_PARAM_CHARACTERS = 6000
@@ -67,6 +68,7 @@ def tags(run: RunDir, config: Mapping[str, Any]) -> dict[str, str]:
         **{key: latest.get(key) for key in ("world_size", "host", "slurm_job_id", "nodes")},
         **{legal_name(f"published/{key}"): value for key, value in said.items()},
         **_origin(identity),
+        "tahoe.ensembles": _ensembles(run),
     }
     known = {key: value for key, value in found.items() if value is not None}
     return {key: as_text(value, MAX_TAG_CHARACTERS) for key, value in redacted(known).items()}
@@ -86,6 +88,16 @@ def attempt_tags(run: RunDir) -> dict[str, str]:
         text = without_secrets(f"{began}, {ranks}: {why or 'no end is known'}")
         found[f"tahoe.attempt.{number:04d}"] = as_text(text, MAX_TAG_CHARACTERS)
     return found
+
+
+def time_tags(record: Record) -> dict[str, str]:
+    """Return how long all attempts together took, in seconds and in seconds of a device."""
+    taken = {
+        "tahoe.training_s": record.training_s,
+        "tahoe.device_s": record.device_s,
+        "tahoe.images_per_s": record.images_per_s,
+    }
+    return {key: f"{value:.6g}" for key, value in taken.items() if value is not None}
 
 
 def dataset(run: RunDir, config: Mapping[str, Any]) -> dict[str, str] | None:
@@ -135,6 +147,12 @@ def _origin(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {
         f"init_from.{key}": said[key] for key in ("source", "run", "uid", "step") if said.get(key)
     }
+
+
+def _ensembles(run: RunDir) -> list[list[str]] | None:
+    """Return the runs of each ensemble that this one was judged in."""
+    judged = (line.get("ensemble") or {} for line in read_json_lines(run.evaluations_file))
+    return [list(names) for names in dict.fromkeys(tuple(x["runs"]) for x in judged if x)] or None
 
 
 def _section(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:

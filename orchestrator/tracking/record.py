@@ -15,6 +15,8 @@ from orchestrator.tracking.points import Sieve, read_records
 
 UNENDED = "crashed"  # what a directory says of an attempt that left no verdict, and may be alive
 
+IMPORTED = "imported"  # the status of what others have measured; see tracking.imported
+
 
 @dataclass(frozen=True)
 class Record:
@@ -24,7 +26,7 @@ class Record:
         config: with dotted keys, without secrets and what the paper published.
         published: what the paper published; see orchestrator.schema.Published.
         data_fingerprint: of the bytes of both splits.
-        status: one of outcome.STATES, and `reason` why.
+        status: one of outcome.STATES or IMPORTED, and `reason` why.
         ends: why each attempt has ended that has.
         job_ids, nodes: Slurm's, of all jobs, and of the last attempt.
         step: the highest that was logged; `num_images` were seen until then.

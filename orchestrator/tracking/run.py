@@ -19,6 +19,7 @@ from orchestrator.tracking.outcome import Outcome
 from orchestrator.tracking.outgoing import as_text, legal_name, redacted, without_secrets
 from orchestrator.tracking.parent import CHILD_TAG, child_name, parent_of, show_parent
 from orchestrator.tracking.points import Point
+from orchestrator.tracking.record import read_record
 from orchestrator.tracking.store import (
     Dataset,
     DatasetInput,
@@ -57,7 +58,7 @@ class Tracked:
     run_id: str
     experiment_id: str
     start_ms: int
-    shipped_bytes: int
+    shipped_bytes: dict[str, int]  # of each file, by its path in the run directory
     parent_id: str | None  # of the sweep that the run was submitted in
 
     def describe(self) -> None:
@@ -99,11 +100,15 @@ class Tracked:
         """Send the files of a directory under its own name."""
         self.client.log_artifacts(self.run_id, str(directory), directory.name)
 
-    def send(self, points: Sequence[Point], end_bytes: int) -> None:
-        """Send points, and note that metrics.jsonl has been shipped up to `end_bytes`."""
+    def send(self, points: Sequence[Point], file: Path, end_bytes: int) -> None:
+        """Send points, and note that a file of them has been shipped up to `end_bytes`."""
         self._log(points)
-        self.shipped_bytes = end_bytes
+        self.shipped_bytes[str(file.relative_to(self.run.path))] = end_bytes
         self.remember()
+
+    def shipped(self, file: Path) -> int:
+        """Return up to which of its bytes a file has been shipped."""
+        return self.shipped_bytes.get(str(file.relative_to(self.run.path)), 0)
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
@@ -121,7 +126,8 @@ class Tracked:
         else:
             self.client.set_terminated(self.run_id, status, ended_ms)
         verdict = without_secrets(f"{outcome.state}: {outcome.reason}")
-        self.tag({"tahoe.verdict": verdict, **facts.attempt_tags(self.run)})
+        taken = {} if status in ("RUNNING", "SCHEDULED") else facts.time_tags(read_record(self.run))
+        self.tag({"tahoe.verdict": verdict, **facts.attempt_tags(self.run), **taken})
         if self.parent_id:
             show_parent(self.client, self.experiment_id, self.parent_id, sweep_of(self.run))
 
@@ -163,7 +169,7 @@ def attach(run: RunDir, config: Mapping[str, Any]) -> Tracked:
             found = _tagged(client, run, place) or _created(client, run, place)
         sweep = sweep_of(run)
         parent_id = parent_of(client, found.info.experiment_id, sweep) if sweep else None
-    known = found.info.run_id == mark.get("run_id")
+    known = mark.get("shipped_bytes") if found.info.run_id == mark.get("run_id") else None
     tracked = Tracked(
         run=run,
         config=config,
@@ -171,7 +177,8 @@ def attach(run: RunDir, config: Mapping[str, Any]) -> Tracked:
         run_id=found.info.run_id,
         experiment_id=found.info.experiment_id,
         start_ms=found.info.start_time,
-        shipped_bytes=mark.get("shipped_bytes", 0) if known else 0,
+        # A number is from before there were several files: all is sent again, and MLflow knows it.
+        shipped_bytes=dict(known) if isinstance(known, dict) else {},
         parent_id=parent_id,
     )
     tracked.remember()

@@ -77,7 +77,7 @@ def sync(path: Path, wait_s: float = 10.0) -> None:
         from orchestrator.tracking.store import MlflowException
 
         try:
-            shipment = Shipment(attach(run, config), Tail(run.metrics_file))
+            shipment = Shipment(attach(run, config))
             shipment.tracked.describe()
             shipment.send_new()
             shipment.close(alive=run.is_alive)
@@ -90,22 +90,29 @@ def sync(path: Path, wait_s: float = 10.0) -> None:
 
 
 class Shipment:
-    """What goes from a metrics file to an MLflow run; `do` does each step, and may repeat it."""
+    """What goes from a run directory to an MLflow run; `do` does each step, and may repeat it."""
 
-    def __init__(self, tracked: "Tracked", tail: Tail, do: Do = lambda action: action()) -> None:
+    def __init__(self, tracked: "Tracked", do: Do = lambda action: action()) -> None:
         self.tracked = tracked
-        self._tail = tail
+        self._tail = Tail(tracked.run.metrics_file)
+        self._system: dict[Path, Tail] = {}  # of the files of the nodes
         self._do = do
         self._told_rollbacks = ""
 
     def send_new(self) -> None:
         """Send the points that have been logged since the last call."""
-        for points, end_bytes in self._tail.batches(self.tracked.shipped_bytes, BATCH_POINTS):
-            self._do(partial(self.tracked.send, points, end_bytes))
+        self._send_new_of(self._tail)
         rollbacks = self._tail.sieve.rollbacks
         if rollbacks != self._told_rollbacks:
             self._do(partial(self.tracked.tag, {"tahoe.rollbacks": rollbacks}))
             self._told_rollbacks = rollbacks
+        for file in sorted(self.tracked.run.system_dir.glob("*.jsonl")):
+            self._send_new_of(self._system.setdefault(file, Tail(file)))
+
+    def _send_new_of(self, tail: Tail) -> None:
+        shipped_bytes = self.tracked.shipped(tail.file)
+        for points, end_bytes in tail.batches(shipped_bytes, BATCH_POINTS):
+            self._do(partial(self.tracked.send, points, tail.file, end_bytes))
 
     def close(self, *, alive: bool = False) -> None:
         """Set the status of the MLflow run to how the run directory stands."""
@@ -126,7 +133,7 @@ def _follow(run: RunDir, config: Mapping[str, Any], lifeline: Lifeline) -> None:
         insist(partial(tracked.show, running(attempt)))
         log.info("attempt %d: shipping to the MLflow run %s", attempt, tracked.run_id)
         _upload(tracked)
-        shipment = Shipment(tracked, Tail(run.metrics_file), insist)
+        shipment = Shipment(tracked, insist)
         while not lifeline.ended:
             shipment.send_new()
             lifeline.wait(float(config["tracking"].get("ship_every_s", 2.0)))

@@ -47,6 +47,7 @@ __all__ = [
     "Run",
     "RunTag",
     "artifacts_dir",
+    "check_is_there",
     "experiment_id",
     "opened",
     "sqlite_file",
@@ -69,6 +70,20 @@ def sqlite_file(tracking_uri: str) -> Path | None:
 def artifacts_dir(file: Path) -> Path:
     """Return where the artifacts of an SQLite store lie, whatever directory a verb is run in."""
     return file.resolve().parent / "mlartifacts"
+
+
+def check_is_there(tracking_uri: str) -> None:
+    """Refuse an SQLite file that is not there, which MLflow would make.
+
+    Raises:
+        RunError: it is not there.
+    """
+    file = sqlite_file(tracking_uri)
+    if file is not None and not file.exists():
+        raise RunError(
+            f"no tracking store at {file.absolute()}: no run has been tracked there. Run `tahoe "
+            "train` first, or name another store with `--uri` or `--from-mlflow`."
+        )
 
 
 @contextmanager

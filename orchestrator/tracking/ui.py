@@ -10,7 +10,13 @@ from typing import NoReturn
 from orchestrator.rundir import RunError
 from orchestrator.tracking.deep_links import LINEAGE, filtered, links_to
 from orchestrator.tracking.outgoing import without_secrets
-from orchestrator.tracking.store import MlflowClient, artifacts_dir, opened, sqlite_file
+from orchestrator.tracking.store import (
+    MlflowClient,
+    artifacts_dir,
+    check_is_there,
+    opened,
+    sqlite_file,
+)
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -50,7 +56,7 @@ def serve(
         address = without_secrets(tracking_uri).rstrip("/")
         print("\n".join(links_to(address, paths) or [address]))
         return
-    _check_store(tracking_uri)
+    check_is_there(tracking_uri)
     _check_port(host, port)
     shown_host = socket.gethostname() if host == "0.0.0.0" else host  # noqa: S104 (compared only)
     with opened(tracking_uri) as client:
@@ -82,15 +88,6 @@ def environment() -> dict[str, str]:
 
 def _become(argv: list[str]) -> NoReturn:
     os.execve(argv[0], argv, environment())  # noqa: S606 (no shell, on purpose)
-
-
-def _check_store(tracking_uri: str) -> None:
-    file = sqlite_file(tracking_uri)
-    if file is not None and not file.exists():
-        raise RunError(
-            f"no tracking store at {file.absolute()}: no run has been tracked there. Run `tahoe "
-            "train` first, or name another store with `--uri`."
-        )
 
 
 def _check_port(host: str, port: int) -> None:

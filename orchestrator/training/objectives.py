@@ -81,17 +81,17 @@ class Classification:
 
     @torch.no_grad()
     def watch(self, output: Any, labels: Tensor) -> dict[str, Tensor]:
-        """Return the percentage of images that are told right; of mixed ones, their larger part."""
+        """Return the percentages of images told right; of mixed ones, their larger part counts."""
         logits = output[0] if isinstance(output, tuple) else output
         truth = labels.argmax(dim=1) if labels.ndim > 1 else labels
-        return {"train/top1": 100 * (logits.argmax(dim=1) == truth).float().mean()}
+        hits = 100.0 * (_best(logits) == truth[:, None])
+        return {"train/top1": hits[:, 0].mean(), "train/top5": hits.sum(dim=1).mean()}
 
     def judge(self, output: Any, batch: Batch) -> Tensor:
         """Return percentages and nats; one that cannot be read is wrong, by a uniform guess."""
         logits, labels, readable = _of_samples(output, batch), batch.labels, batch.readable
         num_classes = logits.shape[1]
-        best = logits.topk(min(5, num_classes), dim=1).indices
-        hits = (best == labels[:, None]) & readable[:, None]
+        hits = (_best(logits) == labels[:, None]) & readable[:, None]
         losses = F.cross_entropy(logits, labels, reduction="none")
         losses = torch.where(readable, losses, math.log(num_classes))
         columns = (100 * hits[:, 0].double(), 100 * hits.any(dim=1).double(), losses.double())
@@ -102,6 +102,11 @@ class Classification:
         sure, best = _of_samples(output, batch).softmax(dim=1).max(dim=1)
         best = torch.where(batch.readable, best, -1)
         return torch.stack((batch.labels.double(), best.double(), sure.double()), dim=1)
+
+
+def _best(logits: Tensor) -> Tensor:
+    """Return the five likeliest classes of each sample, the likeliest first, int64 (n, 5)."""
+    return logits.topk(min(5, logits.shape[1]), dim=1).indices
 
 
 def _of_samples(output: Tensor, batch: Batch) -> Tensor:

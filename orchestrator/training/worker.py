@@ -38,7 +38,10 @@ def main(arguments: Sequence[str]) -> int:
         threading.Thread(target=_stop_without_launcher, daemon=True).start()
     attempt, config = int(os.environ["TAHOE_ATTEMPT"]), parse(run.read_config())
     startup.begin(run.launched_s(attempt))
-    with _shipping(run, config) if is_first and _ships(config) else nullcontext():
+    with (
+        _monitoring(run) if _monitors(config) else nullcontext(),
+        _shipping(run, config) if is_first and _ships(config) else nullcontext(),
+    ):
         verdict = _attempt(run, config, attempt, stop, is_first=is_first)
         if is_first:
             verdict.write(run, attempt)
@@ -95,6 +98,24 @@ def _shipping(run: RunDir, config: Config) -> Iterator[None]:
             shipper.wait(timeout_s + 30)
         except subprocess.TimeoutExpired:
             shipper.kill()
+
+
+def _monitors(config: Config) -> bool:
+    """Whether to watch this node from here: its first rank does."""
+    wanted = config.tracking.enabled and config.tracking.system_every_s is not None
+    return wanted and os.environ["LOCAL_RANK"] == "0"
+
+
+@contextmanager
+def _monitoring(run: RunDir) -> Iterator[None]:
+    """Let another process note how this node is doing; no end of a rank waits for it."""
+    command = [sys.executable, "-m", "orchestrator.tracking.node_monitor", str(run.path)]
+    monitor = subprocess.Popen(command, stdin=subprocess.PIPE)
+    try:
+        yield
+    finally:
+        monitor.kill()
+        monitor.wait()
 
 
 def _stop_without_launcher() -> None:

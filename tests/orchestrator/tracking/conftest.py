@@ -65,7 +65,11 @@ class Scene:
 
     @property
     def is_shipped(self) -> bool:
-        return bool(self.mark.get("shipped_bytes") == self.run.metrics_file.stat().st_size)
+        return self.num_shipped_bytes == self.run.metrics_file.stat().st_size
+
+    @property
+    def num_shipped_bytes(self) -> int:
+        return int(self.mark.get("shipped_bytes", {}).get("metrics.jsonl", 0))
 
     def client(self) -> MlflowClient:
         return MlflowClient(tracking_uri=self.uri)

@@ -56,7 +56,7 @@ def test_directories_of_runs_and_sweeps(place):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model=vgg"], r"no run in .* is meant by 'model=vgg'; 3 are there"),
+        (["model=vgg"], r"no run in .* is meant by 'model=vgg'; 3 were looked at"),
         (["recipe.epoch=90"], r"no run has the key recipe.epoch. Near: recipe.epochs"),
         (["nowhere"], r"no run at .*nowhere"),
         (["d" * 32], r"shown by the MLflow run dddd"),

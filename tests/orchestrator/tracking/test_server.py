@@ -65,14 +65,15 @@ def test_points_survive_a_dead_server(server, make_scene, ship, eventually, stor
 
     scene = make_scene("shipped", uri=url.replace("//", "//me:hunter2@"))
     scene.configure(tracking={"experiment": "over http"}, recipe={"empty": ""})
-    scene.run.write_json(scene.run.mlflow_file, {"run_id": "0" * 32, "shipped_bytes": 9})
+    mark = {"run_id": "0" * 32, "shipped_bytes": {"metrics.jsonl": 9}}
+    scene.run.write_json(scene.run.mlflow_file, mark)
     scene.run.begin_attempt()
     scene.log(1, {"a": math.inf, "b": -0.0, "c": 1e-300})
     shipper = ship(scene, "--drain-timeout-s", 60)
     eventually(lambda: scene.is_shipped)
     for step in range(2, 1500):  # several batches are on their way when the server dies
         scene.log(step, {"a": step / 3, "b": -step, "c": step**0.5})
-    eventually(lambda: scene.mark["shipped_bytes"] > 1000)
+    eventually(lambda: scene.num_shipped_bytes > 1000)
     kill()
     for step in range(1500, 1600):
         scene.log(step, {"a": step / 3})

@@ -51,7 +51,7 @@ def test_a_killed_shipper_leaves_nothing_undone(scene, ship, eventually):
     for step in range(1, 1501):
         scene.log(step, dict.fromkeys("abcd", step / 7))
     shipper = ship(scene)
-    eventually(lambda: scene.mark.get("shipped_bytes"))
+    eventually(lambda: scene.num_shipped_bytes)
     shipper.send_signal(signal.SIGKILL)
     assert shipper.wait(DEADLINE_S) == -signal.SIGKILL
     assert not scene.is_shipped
@@ -60,7 +60,7 @@ def test_a_killed_shipper_leaves_nothing_undone(scene, ship, eventually):
     for step in range(1400, 1601):
         scene.log(step, dict.fromkeys("abcd", -1), attempt=second)
     # The killed one may have sent a batch and not lived to note it: that batch is sent again.
-    scene.run.write_json(scene.run.mlflow_file, {**scene.mark, "shipped_bytes": 0})
+    scene.run.write_json(scene.run.mlflow_file, {**scene.mark, "shipped_bytes": {}})
     scene.judge("stopped", second)
     assert end(ship(scene))[0] == 0
     assert scene.is_shipped

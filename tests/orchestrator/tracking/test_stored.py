@@ -1,0 +1,134 @@
+"""Runs read from an MLflow store are what their directories say, which may be gone."""
+
+import json
+import shutil
+from dataclasses import asdict
+
+import pytest
+from running import Tahoe
+
+from orchestrator.rundir import RunError, append_json_line
+from orchestrator.tracking.ancestry import links
+from orchestrator.tracking.choose import choose
+from orchestrator.tracking.imported import import_runs, timm_results
+from orchestrator.tracking.outgoing import as_text
+from orchestrator.tracking.record import read_record
+from orchestrator.tracking.ship import sync
+from orchestrator.tracking.stored import history, stored_records
+
+# MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+ALEXNET = {"title": "AlexNet", "year": 2012, "top1_err": 40.7, "source": "a paper"}
+ORIGIN = {"source": "elsewhere", "run": "older", "uid": "uid-older", "step": 7}
+UNKNOWN_THERE = ("ends", "job_ids", "nodes", "num_steps", "sweep", "evaluations")
+
+
+@pytest.fixture
+def runs(make_scene, store):
+    """Three runs in the store: one whose config was changed later, one that waits, one at work."""
+    made = [make_scene(name, uri=store) for name in ("b", "a", "c")]
+    for number, scene in enumerate(made):
+        batch, name = 8 * (number + 1), f"timm/net{number}"
+        scene.configure(
+            recipe={"global_batch_size": batch, "lr": 1e-05, "what": "1"},
+            model={"name": name, "published": ALEXNET},
+        )
+        identity = scene.run.read_json(scene.run.identity_file)
+        data = {"name": "digits", "fingerprint": "f" * 36}
+        identity |= {"created_s": 1.7e9 + number, "data": data, "init_from": ORIGIN}
+        scene.run.write_json(scene.run.identity_file, identity)
+        sync(scene.run.path)
+    first, _, last = made
+    for scene in (first, last):
+        scene.run.begin_attempt(world_size=2)
+        scene.log(0, {"model/gmacs": 0.5})
+        scene.log(30, {"train/loss": 2.0, "perf/images_per_s": 100.0, "val/top1": 9.5})
+        scene.log(40, {"train/loss": 1.0, "perf/images_per_s": 300.0})
+        scene.run.system_dir.mkdir()
+        node = {"step": 10**9, "time_ms": 1, "metrics": {"system/n/cpu": 5.0}}
+        scene.run.system_file("n").write_text(json.dumps(node) + "\n")
+    first.judge("finished", 1, "all: done")
+    config = first.run.read_config()
+    config["recipe"]["epochs"] = 100
+    first.run.write_config({**config, "seed": 2})
+    append_json_line(first.run.evaluations_file, {"ensemble": {"runs": ["b", "a"], "top1": 1.0}})
+    with last.run.lock():
+        for scene in (first, last):
+            scene.run.end_attempt(1, exit_code=0) if scene is first else None
+            sync(scene.run.path)
+    return made
+
+
+def known(record):
+    told = asdict(record)
+    for name in UNKNOWN_THERE:
+        del told[name]
+    told["config"] = {key: as_text(value, 100) for key, value in told["config"].items()}
+    taken = {name: told.pop(name) for name in ("training_s", "device_s", "images_per_s")}
+    return told, taken
+
+
+def test_a_run_in_the_store_is_that_of_the_directory(runs, store):
+    found = stored_records(store)
+    assert [one.id for one in found] == ["b", "a", "c"]
+    assert [one.status for one in found] == ["finished", "scheduled", "running"]
+    assert found[0].config["recipe.epochs"] == 100
+    assert found[0].config["recipe.lr"] == 1e-05
+    for scene, one in zip(runs[:2], found, strict=False):
+        here = read_record(scene.run)
+        (told, taken), (told_here, taken_here) = known(one), known(here)
+        assert told == told_here
+        for name, value in taken_here.items():
+            assert taken[name] == (value and pytest.approx(value, rel=1e-5))
+        assert links([one]) == links([here])
+    assert found[0].images_per_s == 200
+    assert found[2].images_per_s == 300  # of a run that goes on, the last
+    assert history(store)(found[0], "train/loss") == {30: 2.0, 40: 1.0}
+
+
+def test_what_is_meant(runs, store, tmp_path):
+    def chosen(*words):
+        return [one.id for one in choose(words, tmp_path, store)]
+
+    assert chosen() == ["b", "a", "c"]
+    assert chosen("model=net1,net2") == ["a", "c"]
+    assert chosen("data=digits", "protocol=center-28-of-28", "recipe.epochs=100") == ["b"]
+    assert chosen("data=dig*", "status=running") == ["c"]
+    assert chosen(runs[1].mark["run_id"], runs[0].mark["run_id"], "seed=1") == ["a"]
+    with pytest.raises(RunError, match=r"no run in sqlite:.*is meant by 'data=it's'"):
+        chosen("data=it's")
+    with pytest.raises(RunError, match=r"runs/b is no id of an MLflow run"):
+        chosen("runs/b")
+    with pytest.raises(RunError, match=r"no runs were read from sqlite.*d{32}"):
+        chosen("d" * 32)
+    with pytest.raises(RunError, match="no tracking store at"):
+        choose([], tmp_path, f"sqlite:///{tmp_path}/no/where.db")
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.slow
+def test_the_verbs_need_no_directories(runs, store, tmp_path):
+    file = tmp_path / "results.csv"
+    file.write_text(
+        "model,img_size,top1,top1_err,top5,top5_err,param_count,crop_pct,interpolation\n"
+        "resnet50.a1,288,81.2,18.8,95.1,4.9,25.56,1.0,bicubic\n"
+    )
+    import_runs(timm_results(str(file)), store, "tests")
+    for scene in runs:
+        shutil.rmtree(scene.run.path)
+    tahoe = Tahoe(tmp_path)
+    sections = json.loads(tahoe("compare", "--from-mlflow", store, "--json").stdout)
+    names = {run["id"]: run["status"] for s in sections for row in s["rows"] for run in row["runs"]}
+    assert names["resnet50.a1 at 288, by timm"] == "imported"
+    told = tahoe("compare", "--from-mlflow", store, "data=digits", "--plot", "curves.png").stdout
+    assert "9.50" in told
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    listed = json.loads(tahoe("list", "--from-mlflow", store, "--json").stdout)
+    assert {one["run"]: one["step"] for one in listed} == {"b": 40, "a": None, "c": 40} | {
+        "resnet50.a1 at 288, by timm": 0
+    }
+    report = ("report", "--from-mlflow", store, "--json")
+    points = json.loads(tahoe(*report, "--data", "digits").stdout)["points"]
+    assert [point["top1"] for point in points] == [90.5, 90.5]
+    points = json.loads(tahoe(*report, "--data", "imagenet").stdout)["points"]
+    assert not [point for point in points if point["is_measured"]]
