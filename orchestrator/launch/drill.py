@@ -192,7 +192,8 @@ def _changed(part: Any, **values: object) -> Any:
 def _shortened(config: Config, place: Path, tracking_uri: str, num_attempts: int) -> Config:
     """Return a config of so few steps that every attempt makes some, and all is looked at."""
     steps = _STEPS_BESIDES + _STEPS_AN_ATTEMPT * num_attempts
-    tracking = _changed(config.tracking, enabled=True, uri=tracking_uri, ship_every_s=_SHIP_EVERY_S)
+    mlflow: dict[str, object] = {"uri": tracking_uri, "ship_every_s": _SHIP_EVERY_S}
+    tracking = _changed(config.tracking, enabled=True, system_every_s=None, **mlflow)
     return cast(
         "Config",
         _changed(

@@ -52,7 +52,8 @@ def node_name() -> str:
 
 def watch(run: RunDir, lifeline: Lifeline, every_s: float, node: str) -> None:
     """Note how this node is doing, again and again until the lifeline ends."""
-    monitors = _monitors()
+    lifeline.wait(every_s)  # what ends sooner is not worth importing MLflow, which takes seconds
+    monitors = [] if lifeline.ended else _monitors()
     created_s = float((run.read_json(run.identity_file) or {}).get("created_s") or time.time())
     file = run.system_file(node)
     file.parent.mkdir(exist_ok=True)

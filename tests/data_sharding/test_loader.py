@@ -387,7 +387,7 @@ def wait_until_gone(group):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", ["crash", "kill"])
+@pytest.mark.parametrize("end", ["crash", pytest.param("kill", marks=pytest.mark.long)])
 def test_workers_ignore_the_signals_of_a_step_and_end_with_their_rank(start_rank, end):
     """Slurm signals every process of a step at any time; only the rank may take notice."""
     rank = start_rank(end)

@@ -64,11 +64,15 @@ def expected(local: Path) -> dict[tuple[int, int], Batch]:
     return batches(train_set(str(local), None), 1, 0)
 
 
+MARKS = {
+    **dict.fromkeys(((2, 0, ALL), (1, 1, ALL)), ()),
+    **dict.fromkeys(((1, 0, None), (4, 0, ALL), (2, 4, ONE_SHARD), (2, 1, None)), pytest.mark.slow),
+}
 CASES = [
-    pytest.param(ranks, workers, max_bytes, marks=() if quick else pytest.mark.slow)
+    pytest.param(*case, marks=MARKS.get(case, (pytest.mark.slow, pytest.mark.long)))
     for ranks, workers in ((1, 0), (2, 0), (4, 0), (1, 1), (2, 1), (2, 4))
     for max_bytes in (ONE_SHARD, ALL, None)
-    for quick in [(ranks, workers, max_bytes) in ((2, 0, ALL), (1, 1, ALL), (1, 0, None))]
+    for case in [(ranks, workers, max_bytes)]
 ]
 
 

@@ -71,6 +71,7 @@ def refusal(call: Any, *arguments: Any, **settings: Any) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_foreign_shards_are_resharded(tmp_path: Path, reading: Reading) -> None:
     names = ["cat", "dog", "犬"] * 4
     by_webdataset(tmp_path / "in/a.tar", labelled(names, "txt"))
@@ -153,6 +154,7 @@ def test_a_missing_shard_is_named(tmp_path: Path, reading: Reading) -> None:
     assert "none.tar" in refusal(webdataset, [str(tmp_path / "none.tar")], CLS, reading, val=HALF)
 
 
+@pytest.mark.slow
 def test_a_split_is_stratified_and_chosen_from_all(tmp_path: Path, reading: Reading) -> None:
     by_webdataset(tmp_path / "in/train/a.tar", labelled([0] * 20 + [1] * 10))
     by_webdataset(tmp_path / "in/val/a.tar", labelled([0, 1] * 5, first=50))

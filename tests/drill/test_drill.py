@@ -23,7 +23,7 @@ NUM_STEPS = 42  # of a drill with two attempts besides the last
 
 
 # `make drill` asks for 200.
-NUM_FAULTS = int(os.environ.get("TAHOE_DRILL_FAULTS", "40"))
+NUM_FAULTS = int(os.environ.get("TAHOE_DRILL_FAULTS", "30"))
 
 
 @pytest.mark.timeout(900)

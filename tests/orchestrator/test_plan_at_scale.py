@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 from bench.planning import make_set, plan_in_a_process, resume_s
 
 from data_sharding.manifest import read_manifest
 
 
+@pytest.mark.slow
 def test_a_rank_plans_ten_thousand_million_samples_in_a_second(tmp_path: Path) -> None:
     """It takes half of that alone on a machine; others may be busy on this one."""
     config = make_set(str(tmp_path), 1_000_000)

@@ -119,6 +119,7 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(
     parse(values)  # a name, a port and a path are none
 
 
+@pytest.mark.slow
 def test_a_run_leaves_no_secret_and_nothing_for_others(tahoe: Tahoe, digits: Path) -> None:
     """Every file that a run with secrets in its environment leaves, read; under a strict umask."""
     # No single quote: MLflow 3.17 puts its working directory into a statement of SQL as it is.

@@ -28,6 +28,7 @@ def with_model(config: Config, name: str, **options: Any) -> Config:
     return replace(config, model=replace(config.model, name=name, options=options))
 
 
+@pytest.mark.slow
 def test_it_is_what_the_layers_multiply(config: Config) -> None:
     line = str(cost_of(config, plan_of(config)))
     assert f"{LENET_MACS / 1e9:.4g} GMACs an image" in line

@@ -149,6 +149,7 @@ def test_without_slurm_it_is_about_this_machine(tahoe: Tahoe, digits: Path) -> N
     assert "no `sbatch` on this machine" in found["Slurm"][1]
 
 
+@pytest.mark.slow
 def test_one_failure_hides_no_other(tahoe: Tahoe, no_slurm: Path) -> None:
     (no_slurm / "sbatch").write_text(
         "#!/bin/sh\necho 'sbatch: error: no such account' >&2; exit 1\n"

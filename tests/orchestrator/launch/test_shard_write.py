@@ -60,6 +60,7 @@ def test_folder_and_all_that_is_found(tahoe: Tahoe, pets: Path) -> None:
     assert tahoe("shard", "verify", "set").returncode == 0
 
 
+@pytest.mark.slow
 def test_csv_with_several_labels(tahoe: Tahoe, pets: Path) -> None:
     columns = ["--path-column", "file", "--label-column", "kinds", "--multi-label", ";"]
     settings = ["--val-fraction", "0.25", "--max-bad-share", "0.1", "--samples-per-shard", "10"]
@@ -90,6 +91,7 @@ def test_options_that_make_no_sense(tahoe: Tahoe, pets: Path) -> None:
     assert "0 samples per shard" in refused("--samples-per-shard", "0")
 
 
+@pytest.mark.slow
 def test_an_object_store_gets_the_same_bytes(tahoe: Tahoe, pets: Path, s3_server: S3) -> None:
     options = ["--max-bad-share", "0.1", "--samples-per-shard", "5"]
     tahoe("shard", "folder", str(pets), "set", *options)

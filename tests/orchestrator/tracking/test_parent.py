@@ -81,6 +81,7 @@ def test_children_are_named_by_what_differs(scenes, sweep):
     assert scenes[1].shown().info.run_name == "seed=1"
 
 
+@pytest.mark.slow
 def test_a_sweep_that_has_ended_has_a_summary(scenes, sweep, tmp_path):
     for scene in scenes:
         sync(scene.run.path)

@@ -57,6 +57,7 @@ def test_a_model_of_a_run(tmp_path: Path) -> None:
     assert torch.allclose(torch.tensor(json.loads(done.stdout)), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_registered(tmp_path: Path) -> None:
     refused = Tahoe(tmp_path)("register", "nowhere", check=False)
     assert refused.returncode == 1

@@ -67,6 +67,7 @@ def test_ctrl_c_twice_quits_and_the_stop_file_stops(tahoe: Tahoe, digits: Path) 
     assert resumed.finish() == 75
 
 
+@pytest.mark.slow
 def test_ranks_save_and_stop_when_their_launcher_is_killed(tahoe: Tahoe, digits: Path) -> None:
     started = tahoe.start(*long_run(digits, "run"))
     started.wait_for("step 3/")

@@ -93,7 +93,7 @@ def test_killed_run_ends_with_the_same_bits(undisturbed: RunDir, home: Path, dig
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("before", "after"), [pytest.param(2, 1, marks=pytest.mark.long), (1, 2)])
 def test_resume_on_another_number_of_ranks_sees_the_same_batches(
     undisturbed: RunDir,
     home: Path,

@@ -51,7 +51,7 @@ def test_what_cannot_be_spread_is_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_slots_are_shared_and_handed_over(config: Config, num_ranks: int, tmp_path: Path) -> None:
     run_on_ranks(spread.shares_and_hands_over, num_ranks, config, tmp_path)
 
