@@ -1,6 +1,8 @@
 """Evaluation protocols: which views of an image are judged. Figures compare under equal ones only.
 
 center-224-of-256            the middle 224 pixels, once the shorter side has 256
+warp-224-of-256              the middle of an image that was made square, whatever its shape was, as
+                             Caffe's tools and its CaffeNet did
 flip-224-of-256              that, and mirrored: what "test-time augmentation" often means
 ten-crop-224-of-256          that, the four corners, and all five mirrored (Krizhevsky et al.,
                              2012, section 4.1)
@@ -17,7 +19,7 @@ from dataclasses import dataclass, replace
 from data_sharding.augment import View
 
 _NAME = re.compile(
-    r"(center|flip|ten-crop|multi-scale|144-crop)-([1-9][0-9]*)-of-([1-9][0-9]*(?:-[1-9][0-9]*)*)",
+    r"(center|warp|flip|ten-crop|multi-scale|144-crop)-([1-9][0-9]*)-of-([1-9][0-9]*(?:-[1-9][0-9]*)*)",
     re.ASCII,
 )
 
@@ -45,21 +47,23 @@ class Protocol:
         plain = [
             view
             for resize in self.resizes
-            for view in choose(_Resized(width, height, resize), self.crop)
+            for view in choose(_Resized(width, height, resize, self.kind == "warp"), self.crop)
         ]
-        if self.kind == "center":
+        if self.kind in ("center", "warp"):
             return tuple(plain)
         return (*plain, *(replace(view, flip=True) for view in plain))
 
 
 class _Resized:
-    """An image whose shorter side has been resized, and views of it in source pixels."""
+    """An image whose shorter side has been resized, or both, and views of it in source pixels."""
 
-    def __init__(self, width: int, height: int, resize: int) -> None:
+    def __init__(self, width: int, height: int, resize: int, is_warped: bool) -> None:
         shorter = min(width, height)
         self._source = width, height
         self.resize = resize
         self.width, self.height = (int(resize * side / shorter) for side in (width, height))
+        if is_warped:
+            self.width = self.height = resize
         self._scale = width / self.width, height / self.height
 
     def view(self, left: int, top: int, side: int) -> View:
@@ -94,6 +98,7 @@ def _of_three_squares(image: _Resized, crop: int) -> list[View]:
 
 _KINDS: dict[str, Callable[[_Resized, int], list[View]]] = {
     "center": _middle,
+    "warp": _middle,
     "flip": _middle,
     "ten-crop": _corners_and_middle,
     "multi-scale": _middle,
@@ -113,9 +118,9 @@ def parse_protocol(name: str) -> Protocol:
     if match is None or not is_right or (len(resizes) > 1) != (match[1] in _SEVERAL):
         raise ValueError(
             f"'{name}' is not an evaluation protocol. Figures under an unknown protocol "
-            "compare with nothing. Write center-CROP-of-RESIZE, flip-..., ten-crop-..., or with "
-            "several sizes multi-scale-CROP-of-RESIZE-RESIZE or 144-crop-..., with CROP <= RESIZE, "
-            "e.g. center-224-of-256."
+            "compare with nothing. Write center-CROP-of-RESIZE, warp-..., flip-..., ten-crop-..., "
+            "or with several sizes multi-scale-CROP-of-RESIZE-RESIZE or 144-crop-..., with "
+            "CROP <= RESIZE, e.g. center-224-of-256."
         )
     return Protocol(name, int(match[2]), resizes, match[1])
 

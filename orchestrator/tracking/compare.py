@@ -8,7 +8,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Any
 
 from orchestrator.config import is_safe
@@ -92,10 +91,11 @@ class Section:
 def compare(records: Sequence[Record]) -> list[Section]:
     """Return runs as rows, in a section for each data set and protocol."""
     alike: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
+    deciding = [key for key in _keys(records) if _decides(key)]
     for record in records:
-        alike[_identity(record)].append(record)
+        alike[_identity(record, deciding)].append(record)
     groups = list(alike.values())
-    keys = _differing([group[0] for group in groups])
+    keys = _differing([group[0] for group in groups], deciding)
     places: dict[tuple[str, str | None, str], list[Row]] = defaultdict(list)
     for group in groups:
         first = group[0]
@@ -109,27 +109,26 @@ def compare(records: Sequence[Record]) -> list[Section]:
     ]
 
 
-def _identity(record: Record) -> tuple[Any, ...]:
+def _identity(record: Record, deciding: Sequence[str]) -> tuple[Any, ...]:
     """Return what runs that differ in the seed alone have in common."""
-    kept = frozenset((k, _hashable(v)) for k, v in record.config.items() if _decides(k))
+    kept = repr([record.config.get(key, ABSENT) for key in deciding])
     return (record.data_fingerprint, (record.init_from or {}).get("sha256"), kept)
 
 
-@cache
+def _keys(records: Sequence[Record]) -> dict[str, None]:
+    """Return the keys of all configs, in their order."""
+    return dict.fromkeys(key for record in records for key in record.config)
+
+
 def _decides(key: str) -> bool:
     """Whether a key decides what comes out, seeds left aside."""
     return key != "seed" and not is_safe(key)
 
 
-def _hashable(value: Any) -> Any:
-    return repr(value) if isinstance(value, list | dict) else value
-
-
-def _differing(records: Sequence[Record]) -> list[str]:
+def _differing(records: Sequence[Record], deciding: Sequence[str]) -> list[str]:
     """Return the keys, of those that decide what comes out, in which runs differ."""
-    keys = dict.fromkeys(key for record in records for key in record.config if _decides(key))
     return [
-        key for key in keys if len({_hashable(one.config.get(key, ABSENT)) for one in records}) > 1
+        key for key in deciding if len({repr(one.config.get(key, ABSENT)) for one in records}) > 1
     ]
 
 

@@ -34,8 +34,12 @@ def without_secrets(text: str) -> str:
 
 
 def summary(error: Exception) -> str:
-    """Return an error as one line of a log, without secrets; MLflow's fill a page."""
-    return as_text(without_secrets(" ".join(str(error).split())) or repr(error), 300)
+    """Return an error as one line of a log, without secrets.
+
+    MLflow's fill a page: what failed is said at the beginning, and why at the end.
+    """
+    text = without_secrets(" ".join(str(error).split())) or repr(error)
+    return text if len(text) <= 400 else f"{text[:150]} … {text[-250:]}"
 
 
 def redacted(value: Any, key: str = "") -> Any:

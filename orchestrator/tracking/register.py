@@ -3,6 +3,8 @@
 import json
 import re
 import tempfile
+from contextlib import closing
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 
 import models
+from data_sharding.loader import load
 from data_sharding.manifest import Manifest, read_manifest
 from models import served
 from orchestrator.config import parse
@@ -23,6 +26,7 @@ from orchestrator.tracking.outgoing import summary
 from orchestrator.tracking.run import attach
 from orchestrator.tracking.store import MlflowException
 from orchestrator.training.checkpoint import CheckpointStore
+from orchestrator.training.datasets import open_eval_set
 from orchestrator.training.retention import meant
 
 _NEEDED = ("torch", "torchvision", "timm", "safetensors", "numpy")
@@ -55,7 +59,7 @@ def register(run: RunDir, name: str | None = None, step: int | None = None) -> R
     manifest = meant(store, config.checkpoint, step)
     data = read_manifest(config.data.url, "val")
     name = name or re.sub(r"[^\w.-]", "-", f"{config.model.name}-{config.data.name}")
-    size, channels = config.data.image_size, config.data.channels
+    example = _example(config, data)
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place) / "network"
         directory.mkdir()
@@ -70,8 +74,8 @@ def register(run: RunDir, name: str | None = None, step: int | None = None) -> R
                 name,
                 manifest.step,
                 data_path=str(directory),
-                signature=_signature(size, channels, len(data.classes)),
-                input_example=_example(size, channels),
+                signature=_signature(example, len(data.classes)),
+                input_example=example,
             )
         except (MlflowException, OSError) as error:
             raise RunError(
@@ -119,14 +123,16 @@ def _description(config: Config, data: Manifest, run: RunDir) -> dict[str, Any]:
     }
 
 
-def _signature(size: int, channels: int, num_classes: int) -> ModelSignature:
-    images = TensorSpec(np.dtype(np.uint8), (-1, size, size, channels))
+def _signature(example: NDArray[np.uint8], num_classes: int) -> ModelSignature:
+    images = TensorSpec(np.dtype(np.uint8), (-1, *example.shape[1:]))
     return ModelSignature(
         Schema([images]), Schema([TensorSpec(np.dtype(np.float32), (-1, num_classes))])
     )
 
 
-def _example(size: int, channels: int) -> NDArray[np.uint8]:
-    """Return an image: a slope from dark to light."""
-    row = np.linspace(0, 255, size).astype(np.uint8)
-    return np.broadcast_to(row[None, None, :, None], (1, size, size, channels)).copy()
+def _example(config: Any, data: Manifest) -> NDArray[np.uint8]:
+    """Return the first validation image, or its first view: (1, size, size, channels)."""
+    alone = replace(config, evaluate=replace(config.evaluate, batch_size=1))
+    with closing(load(open_eval_set(alone, "val", data), [0], 0)) as batches:
+        view = next(batches).images[:1].permute(0, 2, 3, 1)
+        return np.ascontiguousarray(view.numpy()).copy()

@@ -4,8 +4,8 @@ Two kinds of points: a system's error as its paper has it, and the error of one'
 point for each row of `compare` with the range of its seeds. Both lie at the system's year.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ class Point:
         top1, top5: the mean over runs, where it was measured.
         spread: the sample standard deviation of the error that is drawn, over runs.
         is_verified: whether somebody has read a published error in its source.
+        is_ensemble: whether it is the error of several networks, on the challenge's test images.
     """
 
     system: str
@@ -38,6 +39,7 @@ class Point:
     source: str
     is_measured: bool
     is_verified: bool = True
+    is_ensemble: bool = False
     num_runs: int = 0
     top1_std: float | None = None
     top5_std: float | None = None
@@ -99,7 +101,7 @@ def report(
         protocol = max(sections, key=lambda section: len(section.rows)).protocol
     drawn = tuple(one for one in sections if fnmatchcase(one.protocol, protocol or "*"))
     others = {one.protocol for one in sections if one not in drawn}
-    points = [_published(one) for one in systems if one.published["dataset"] == data]
+    points = [p for one in systems if one.published["dataset"] == data for p in _published(one)]
     points += [_measured(row, section) for section in drawn for row in section.rows]
     ready = [point for point in points if point.top1 is not None or point.top5 is not None]
     order = sorted(ready, key=lambda p: (p.is_measured, p.year or 9999, p.system))
@@ -107,9 +109,10 @@ def report(
     return Report(data, under, tuple(order), drawn, tuple(sorted(others)))
 
 
-def _published(one: System) -> Point:
+def _published(one: System) -> Iterator[Point]:
+    """Yield a single network's point, and that of the ensemble that took part in the challenge."""
     said = one.published
-    return Point(
+    single = Point(
         system=said["title"],
         year=said["year"],
         protocol=said["protocol"] or "",
@@ -122,6 +125,19 @@ def _published(one: System) -> Point:
         is_measured=False,
         is_verified=said["verified"],
     )
+    yield single
+    if said["ensemble_top5_err"] is not None:
+        size, place = said["ensemble_size"], said["ilsvrc_place"]
+        yield replace(
+            single,
+            system=f"{single.system}, {size or 'several'} networks",
+            protocol="ILSVRC's test images" + (f", place {place}" if place else ""),
+            top1=None,
+            top5=said["ensemble_top5_err"],
+            num_params=None,
+            petaflop=None,
+            is_ensemble=True,
+        )
 
 
 def _measured(row: Row, section: Section) -> Point:

@@ -19,6 +19,12 @@ AXES: dict[Axis, str] = {
     "device_hours": "training time (hours of a device)",
 }
 _PUBLISHED, _MEASURED = COLOURS[0], COLOURS[1]
+_KINDS = {  # is it an ensemble, is it verified: what the legend says, marker, colour inside
+    (False, True): ("published", "o", _PUBLISHED),
+    (False, False): ("published, unverified", "o", "white"),
+    (True, True): ("ensemble", "D", _PUBLISHED),
+    (True, False): ("ensemble, unverified", "D", "white"),
+}
 _WIDTH, _HEIGHT = 4.6, 3.5  # inches: legible in a column of a paper, and on a phone
 _PLACES = (  # of a name beside its point, in points: the first that is free
     ((5, 0), "left", "center"),
@@ -79,17 +85,23 @@ def _draw(marks: Sequence[Mark], axis: Axis, label: str, top: int) -> Figure:
         axes.set_ylabel(f"{TOP[top]} error (%)")
         axes.legend(loc="best", fontsize=8)
         figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # what is laid out stays; each drawing would do it again
         _name(axes, marks)
     return figure
 
 
 def _draw_published(axes: Axes, marks: Sequence[Mark]) -> None:
-    for is_verified, face in ((True, _PUBLISHED), (False, "white")):
-        some = [mark for mark in marks if mark.point.is_verified == is_verified]
+    for (is_ensemble, is_verified), (label, shape, face) in _KINDS.items():
+        some = [
+            mark
+            for mark in marks
+            if (mark.point.is_ensemble, mark.point.is_verified) == (is_ensemble, is_verified)
+        ]
         if some:
-            label = "published" if is_verified else "published, unverified"
             x, y = [mark.x for mark in some], [mark.y for mark in some]
-            axes.scatter(x, y, c=face, edgecolors=_PUBLISHED, s=26, zorder=2, label=label)
+            axes.scatter(
+                x, y, c=face, edgecolors=_PUBLISHED, s=26, zorder=2, label=label, marker=shape
+            )
 
 
 def _draw_measured(axes: Axes, marks: Sequence[Mark]) -> None:

@@ -20,29 +20,33 @@ PAGE = "report.html"
 def write_report(told: Report, ancestry: Sequence[Link], directory: Path) -> list[Path]:
     """Write report.html, and each of its figures as PNG and SVG; return the files."""
     directory.mkdir(parents=True, exist_ok=True)
-    drawn = list(figures(told))
-    written = []
-    for name, figure in drawn:
-        for ending in ("png", "svg"):
-            written.append(directory / f"{name}.{ending}")
-            with styled():
-                figure.savefig(written[-1])
+    drawn, written = list[tuple[str, str]](), list[Path]()
+    for name, figure in figures(told):
+        text = _svg(figure)
+        files = [directory / f"{name}.{ending}" for ending in ("png", "svg")]
+        with styled():
+            figure.savefig(files[0])
+        files[1].write_text(text)
+        drawn.append((name, text))
+        written += files
     page = directory / PAGE
     page.write_text(_page(told, drawn, ancestry))
     return [page, *written]
 
 
-def _page(told: Report, drawn: Sequence[tuple[str, Figure]], ancestry: Sequence[Link]) -> str:
+def _page(told: Report, drawn: Sequence[tuple[str, str]], ancestry: Sequence[Link]) -> str:
     place = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    shown = [(name, _svg(figure, name), _caption(told, name)) for name, figure in drawn]
-    published = {p.protocol for p in told.published if p.protocol} - {*told.protocols}
+    shown = [(name, _inlined(text, name), _caption(told, name)) for name, text in drawn]
+    family = _inlined(_svg(_draw_ancestry(ancestry)), "ancestry") if ancestry else ""
+    single = (point for point in told.published if not point.is_ensemble)
+    published = {point.protocol for point in single if point.protocol} - {*told.protocols}
     return place.get_template(PAGE).render(
         title=f"Error on {told.data}: published and measured",
         subtitle=_subtitle(told),
         told=told,
         figures=shown,
         other_protocols=sorted(published) if told.measured else [],
-        ancestry=_svg(_draw_ancestry(ancestry), "ancestry") if ancestry else "",
+        ancestry=family,
         error=_error,
         number=lambda value: "" if value is None else f"{value:,.0f}",
         short=_short_number,
@@ -52,8 +56,9 @@ def _page(told: Report, drawn: Sequence[tuple[str, Figure]], ancestry: Sequence[
 def _subtitle(told: Report) -> str:
     under = f", judged under {' and '.join(told.protocols)}" if told.measured else ""
     num_runs = sum(point.num_runs for point in told.measured)
+    systems = {point.system for point in told.published if not point.is_ensemble}
     return (
-        f"{len(told.published)} published systems, {len(told.measured)} measured in {num_runs} "
+        f"{len(systems)} published systems, {len(told.measured)} measured in {num_runs} "
         f"runs{under}. {datetime.now(UTC):%d %B %Y}."
     )
 
@@ -61,10 +66,12 @@ def _subtitle(told: Report) -> str:
 def _caption(told: Report, name: str) -> str:
     axis = next(label for axis, label in AXES.items() if name.endswith(axis.replace("_", "-")))
     measured = " Squares: measured, mean and standard deviation." if told.measured else ""
+    is_there = any(point.is_ensemble for point in told.published)
+    ensembles = " Diamonds: ensembles, on the challenge's test images." if is_there else ""
     return (
         f"Top-{drawn_error(told)} error on {told.data} over {axis}, logarithmic.{measured} "
-        "Circles: published, by the sources in the table; hollow ones were not verified. "
-        f"{datetime.now(UTC):%d %B %Y}."
+        "Circles: published, by the sources in the table; hollow ones were not verified."
+        f"{ensembles} {datetime.now(UTC):%d %B %Y}."
     )
 
 
@@ -81,12 +88,15 @@ def _short_number(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _svg(figure: Figure, name: str) -> str:
-    """Return a figure as markup that may stand in a page beside others."""
+def _svg(figure: Figure) -> str:
     file = io.StringIO()
     with styled():
         figure.savefig(file, format="svg", metadata={"Date": None})
-    text = file.getvalue()
+    return file.getvalue()
+
+
+def _inlined(text: str, name: str) -> str:
+    """Return the text of an SVG as markup that may stand in a page beside others."""
     text = text[text.index("<svg") :]
     text = re.sub(r'(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
     return re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)

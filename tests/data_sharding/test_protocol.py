@@ -100,6 +100,13 @@ def test_mirrored_and_at_several_scales(width: int, height: int) -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
+def test_made_square(width: int, height: int) -> None:
+    image = waves_of(width, height)
+    (view,) = seen(image, "warp-28-of-32")
+    assert far_apart(view, functional.center_crop(functional.resize(image, [32, 32]), [28, 28])) < 1
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
 def test_googlenets_144_crops(width: int, height: int) -> None:
     """Section 7: 4 scales x 3 squares x (4 corners, middle, whole) x mirrored or not."""
     image = waves_of(width, height)

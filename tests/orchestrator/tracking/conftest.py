@@ -146,11 +146,14 @@ def start(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     started: list[subprocess.Popen[str]] = []
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
-    def begin(*arguments: object, **options: Any) -> "subprocess.Popen[str]":
+    def begin(
+        *arguments: object, env: dict[str, str] | None = None, **options: Any
+    ) -> "subprocess.Popen[str]":
         command = [sys.executable, *map(str, arguments)]
+        own = environment | (env or {})
         pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
         process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, text=True, **{**pipes, **options}
+            command, cwd=tmp_path, env=own, text=True, **{**pipes, **options}
         )
         started.append(process)
         return process

@@ -41,6 +41,10 @@ def test_a_model_of_a_run(tmp_path: Path) -> None:
     described = json.loads((made / "data" / "network" / "network.json").read_text())
     assert described["classes"] == [str(i) for i in range(10)]
 
+    (example,) = made.rglob("serving_input_example.json")
+    (image,) = json.loads(example.read_text())["inputs"]
+    assert np.shape(image) == (32, 32, 1)
+    assert np.std(image) > 20  # a digit is seen
     images = torch.randint(0, 256, (5, 32, 32, 1), dtype=torch.uint8)
     np.save(tmp_path / "images.npy", images.numpy())
     done = subprocess.run(

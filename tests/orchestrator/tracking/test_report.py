@@ -126,3 +126,12 @@ def test_the_verb(runs, tmp_path):
     assert page.read_text() == (tmp_path / "out" / "report.html").read_text()
     one = json.loads(tahoe("report", "model=mine", "--runs", place, "--json").stdout)
     assert [p["system"] for p in one["points"] if p["is_measured"]] == ["mine"]
+
+
+def test_ensembles_have_their_own_points():
+    told = report([], shelf(), "imagenet")
+    known = {point.system: point for point in told.published if point.is_ensemble}
+    googlenet = known["GoogLeNet, 7 networks"]
+    assert (googlenet.top1, googlenet.top5, googlenet.num_params) == (None, 6.656, None)
+    assert googlenet.protocol == "ILSVRC's test images, place 1"
+    assert "GoogLeNet" in {point.system for point in told.published if not point.is_ensemble}
