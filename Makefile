@@ -60,6 +60,8 @@ bench: setup
 	$(BIN)/python tests/bench/optimizer_memory.py
 	$(BIN)/python tests/bench/logging_calls.py
 	$(BIN)/python tests/bench/startup.py
+	$(BIN)/python tests/bench/shipping.py
+	$(BIN)/python tests/bench/many_runs.py
 
 bench-data: setup
 	$(BIN)/python tests/bench/loading.py $(IMAGES)
