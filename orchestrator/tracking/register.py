@@ -20,7 +20,7 @@ from data_sharding.loader import load
 from data_sharding.manifest import Manifest, read_manifest
 from models import served
 from orchestrator.config import parse
-from orchestrator.rundir import RunDir, RunError
+from orchestrator.rundir import RunDir, RunError, read_json_lines
 from orchestrator.schema import Config
 from orchestrator.tracking.outgoing import summary
 from orchestrator.tracking.run import attach
@@ -101,12 +101,21 @@ def _log(run: RunDir, config: Config, name: str, step: int, **files: Any) -> Reg
         metadata={"tahoe.run_id": run.id, "tahoe.step": step, "protocol": config.data.protocol},
         **files,
     )
-    return Registered(
-        f"models:/{name}/{info.registered_model_version}",
-        name,
-        str(info.registered_model_version),
-        step,
-    )
+    number = str(info.registered_model_version)
+    tracked.client.update_model_version(name, number, _told(run, config, step))
+    return Registered(f"models:/{name}/{number}", name, number, step)
+
+
+def _told(run: RunDir, config: Config, step: int) -> str:
+    """Return what the page of a model says of it: where it is from, and what it achieved there."""
+    judged = [
+        line["metrics"]
+        for line in read_json_lines(run.metrics_file)
+        if line.get("step") == step and "val/top1" in line.get("metrics", {})
+    ]
+    found = (f"{key[4:]} {value:.6g}" for key, value in judged[-1].items() if "val/" in key)
+    figures = f" Under {config.data.protocol}: {', '.join(found)}." if judged else ""
+    return f"{config.model.name} on {config.data.name}: step {step} of {run.id}.{figures}"
 
 
 def _description(config: Config, data: Manifest, run: RunDir) -> dict[str, Any]:

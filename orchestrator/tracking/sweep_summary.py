@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
@@ -105,29 +106,35 @@ def draw_parallel(summary: Summary) -> Figure:
             heights.append(float(shade(point.worth)))
             axes.plot(range(len(heights)), heights, color=colour(shade(point.worth)), alpha=0.8)
         for place, key in enumerate(summary.keys):
-            axes.axvline(place, color="black", linewidth=0.8)
             for value in ticks[key]:
-                axes.text(place + 0.03, _height(ticks[key], value), value, fontsize=7, va="center")
-        axes.axvline(len(summary.keys), color="black", linewidth=0.8)
+                _mark(axes, place, _height(ticks[key], value), value)
         for worth in (min(worths), max(worths)):
-            height = float(shade(worth))
-            axes.text(len(summary.keys) + 0.03, height, f"{worth:.4g}", fontsize=7, va="center")
+            _mark(axes, len(summary.keys), float(shade(worth)), f"{worth:.4g}")
         labels = [*(key.replace(".", ".\n") for key in summary.keys), summary.figure]
         axes.set_xticks(range(len(labels)), labels, fontsize=7)
         axes.set_yticks([])
+        axes.set_xlim(-0.1, len(labels) - 0.7)
+        for place in range(len(labels)):
+            axes.axvline(place, color="black", linewidth=0.8)
         axes.spines["left"].set_visible(False)
     return figure
+
+
+def _mark(axes: Axes, place: float, height: float, text: str) -> None:
+    """Write a value beside its place on an axis, readable over the lines that begin there."""
+    under = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+    axes.text(place + 0.04, height, text, fontsize=7, va="center", bbox=under)
 
 
 def draw_importance(summary: Summary) -> Figure:
     """Return how much of the variance each key explains by itself."""
     found = sorted(summary.importance().items(), key=lambda item: item[1])
     with styled():
-        figure = Figure(figsize=(5, 1 + 0.4 * len(found)), layout="constrained")
+        figure = Figure(figsize=(6, 1 + 0.4 * len(found)), layout="constrained")
         axes = figure.subplots()
         axes.barh([key for key, _ in found], [100 * share for _, share in found], color=COLOURS[0])
         axes.set_xlim(0, 100)
-        axes.set_xlabel(f"variance of {summary.figure} explained by a key alone (%)")
+        axes.set_xlabel(f"share of the variance of {summary.figure} (%)")
     return figure
 
 

@@ -23,6 +23,8 @@ def runs(make_scene):
     scenes = [make_scene(f"run-{number}") for number in range(3)]
     for number, scene in enumerate(scenes):
         scene.log(10, {"val/top1": 10.0 * number})
+    scenes[0].configure(recipe={"only_here": 1})  # a config that has what others lack,
+    scenes[1].configure(recipe={"epochs": 91, "only_there": None})  # and the other way round
     return scenes
 
 
@@ -52,18 +54,25 @@ def test_a_change_of_any_file_is_seen(runs):
     before = records([scene.run])[0]
     scene.log(20, {"val/top1": 77.0})
     assert told(runs) == [0.0, 77.0, 20.0]
-    scene.configure(recipe={"epochs": 91})
+    scene.configure(recipe={"epochs": 92})
     scene.run.begin_attempt(world_size=2)
     scene.judge("finished")
     scene.run.evaluations_file.write_text('{"top1": 1.0}\n')
     after = records([scene.run])[0]
     assert after == read_record(scene.run) != before
-    assert (after.config["recipe.epochs"], after.status) == (91, "finished")
+    assert (after.config["recipe.epochs"], after.status) == (92, "finished")
     assert after.evaluations == [{"top1": 1.0}]
 
 
 @pytest.mark.parametrize(
-    "damage", ['{"format": 0}\n', "", "no JSON\n", '{"format": 1}\n[[], {}]\n']
+    "damage",
+    [
+        '{"format": 0}\n',
+        "",
+        "no JSON\n",
+        '{"format": 2}\n[]\n',
+        '{"format": 2, "config": {}}\n[[], {}]\n',
+    ],
 )
 def test_a_damaged_index_is_made_anew(runs, damage):
     told(runs)

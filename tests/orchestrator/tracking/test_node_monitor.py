@@ -30,7 +30,10 @@ def test_a_node_is_watched_for_as_long_as_its_rank_lives(scene, start, eventuall
     assert 0 <= first[f"system/{node_name()}/cpu_utilization_percentage"] <= 100
     assert 0 < first[f"system/{node_name()}/system_memory_usage_percentage"] < 100
 
-    scene.log(1, {"train/loss": 1.0})
+    for step in range(
+        1, 100
+    ):  # more bytes than the nodes have: each file is read from its own place
+        scene.log(step, {"train/loss": 1.0})
     (scene.run.system_dir / "metrics.jsonl").write_text(file.read_text().replace("system/", "x/"))
     sync(scene.run.path)
     expected = scene.logged()

@@ -4,7 +4,7 @@ import pytest
 
 from orchestrator.rundir import RunDir
 from orchestrator.tracking import facts
-from orchestrator.tracking.outgoing import as_text, legal_name, redacted, without_secrets
+from orchestrator.tracking.outgoing import as_text, legal_name, redacted, summary, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -82,3 +82,12 @@ def test_a_bare_run_directory_says_what_it_can(tmp_path):
     tags = facts.tags(RunDir(tmp_path), {"model": None, "data": "odd"})
     assert tags == {"tahoe.run_dir": str(tmp_path), "attempts": "0"}
     assert facts.params({"model": None}) == {"model": "{}"}
+
+
+def test_of_a_long_error_the_beginning_and_the_end_stay():
+    error = OSError(f"cannot send https://me:pass@host/{'x' * 2000}: certificate verify failed")
+    told = summary(error)
+    assert told.startswith("cannot send https://host/xxx")
+    assert told.endswith("xxx: certificate verify failed")
+    assert len(told) < 420
+    assert summary(OSError()) == "OSError()"

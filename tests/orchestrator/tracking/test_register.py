@@ -14,7 +14,10 @@ from running import Tahoe
 
 import conf
 import models
+from orchestrator.tracking.store import MlflowClient
 
+# MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 # The model brings the code that it needs.
 LOAD = """
 import sys, json, mlflow, numpy
@@ -45,6 +48,10 @@ def test_a_model_of_a_run(tmp_path: Path) -> None:
     (image,) = json.loads(example.read_text())["inputs"]
     assert np.shape(image) == (32, 32, 1)
     assert np.std(image) > 20  # a digit is seen
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    told = client.get_model_version("reader of digits", "1").description
+    assert told.startswith("lenet5_1998 on digits: step 11 of run. Under center-32-of-32: top1 ")
+
     images = torch.randint(0, 256, (5, 32, 32, 1), dtype=torch.uint8)
     np.save(tmp_path / "images.npy", images.numpy())
     done = subprocess.run(

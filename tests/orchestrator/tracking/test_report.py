@@ -133,5 +133,6 @@ def test_ensembles_have_their_own_points():
     known = {point.system: point for point in told.published if point.is_ensemble}
     googlenet = known["GoogLeNet, 7 networks"]
     assert (googlenet.top1, googlenet.top5, googlenet.num_params) == (None, 6.656, None)
+    assert {point.top1 for point in known.values()} == {None}
     assert googlenet.protocol == "ILSVRC's test images, place 1"
     assert "GoogLeNet" in {point.system for point in told.published if not point.is_ensemble}
