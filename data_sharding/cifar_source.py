@@ -6,7 +6,6 @@ programs: they are not read.
 """
 
 import hashlib
-import io
 import tarfile
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_sharding.manifest import DataError
-from data_sharding.sources import Sample, Source
+from data_sharding.sources import Sample, Source, stored_png
 
 _PIXELS = 3 * 32 * 32
 
@@ -52,9 +51,9 @@ class TinyImages:
 
     def __getitem__(self, index: int) -> Sample:
         label = int(self.labels[index])
-        image = self.pixels[index].transpose(1, 2, 0)
-        origin = f"{self.split} image {index}"
-        return Sample(f"{index:08d}-{label}", "png", label, origin, partial(_png, image))
+        image = np.ascontiguousarray(self.pixels[index].transpose(1, 2, 0))
+        read = partial(stored_png, image)
+        return Sample(f"{index:08d}-{label}", "png", label, f"{self.split} image {index}", read)
 
 
 def cifar(archive: Path) -> Source:
@@ -114,11 +113,3 @@ def _images(archive: Path, data: bytes, form: _Format, split: str) -> TinyImages
     rows = np.frombuffer(data, dtype=np.uint8).reshape(-1, width)
     pixels = rows[:, form.num_labels :].reshape(-1, 3, 32, 32)
     return TinyImages(pixels, rows[:, form.num_labels - 1], split)
-
-
-def _png(image: NDArray[np.uint8]) -> bytes:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(file, "png")
-    return file.getvalue()

@@ -113,8 +113,8 @@ def digits(val_fraction: float = 0.2, seed: int = 0) -> Source:
     grey = np.rint(data.images * (255 / 16)).astype(np.uint8)  # from 0..16
     classes = tuple(str(name) for name in data.target_names)
     samples = [
-        Sample(f"{number:08d}-{label}", "png", int(label), f"digit {number}", partial(_png, image))
-        for number, (image, label) in enumerate(zip(grey, data.target, strict=True))
+        Sample(f"{n:08d}-{label}", "png", int(label), f"digit {n}", partial(stored_png, image))
+        for n, (image, label) in enumerate(zip(grey, data.target, strict=True))
     ]
     in_val = choose_val(data.target, classes, val_fraction, seed)
     train, val = ([samples[i] for i in np.flatnonzero(mask)] for mask in (~in_val, in_val))
@@ -372,8 +372,11 @@ def _read(path: str) -> bytes:
         return file.read()
 
 
-def _png(image: NDArray[np.uint8]) -> bytes:
-    """Encode grey pixels (height, width) as a PNG; stored, so that no zlib version changes it."""
+def stored_png(image: NDArray[np.uint8]) -> bytes:
+    """Return pixels, (height, width) or (height, width, 3), as a PNG without compression.
+
+    So no version of zlib changes its bytes.
+    """
     from PIL import Image
 
     file = io.BytesIO()

@@ -46,9 +46,7 @@ def child_name(sweep: SweepDir, run: RunDir) -> str:
     return " ".join(own) or run.id
 
 
-def show_parent(
-    client: MlflowClient, experiment_id: str, parent_id: str, sweep: SweepDir | None = None
-) -> None:
+def show_parent(client: MlflowClient, experiment_id: str, parent_id: str, sweep: SweepDir) -> None:
     """Set the status of a sweep's MLflow run by those of its children.
 
     When the last has ended, it is also told what the sweep came to.
@@ -63,8 +61,7 @@ def show_parent(
     else:
         worst = next((status for status in ("FAILED", "KILLED") if any_is(status)), "FINISHED")
         client.set_terminated(parent_id, worst)
-        if sweep:
-            _show_summary(client, parent_id, sweep)
+        _show_summary(client, parent_id, sweep)
 
 
 def _show_summary(client: MlflowClient, parent_id: str, sweep: SweepDir) -> None:

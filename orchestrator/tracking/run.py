@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import yaml
 
 from orchestrator.rundir import RunDir, RunError
-from orchestrator.sweepdir import sweep_of
+from orchestrator.sweepdir import SweepDir, sweep_of
 from orchestrator.tracking import facts
 from orchestrator.tracking.outcome import Outcome
 from orchestrator.tracking.outgoing import as_text, legal_name, redacted, without_secrets
@@ -59,7 +59,8 @@ class Tracked:
     experiment_id: str
     start_ms: int
     shipped_bytes: dict[str, int]  # of each file, by its path in the run directory
-    parent_id: str | None  # of the sweep that the run was submitted in
+    sweep: SweepDir | None  # that the run was submitted in, and the id of its MLflow run
+    parent_id: str | None
 
     def describe(self) -> None:
         """Send params, tags and published figures; a param that changed since becomes a tag."""
@@ -73,9 +74,10 @@ class Tracked:
             tag = legal_name(f"tahoe.changed.{key}")
             if known.tags.get(tag, known.params.get(key, value)) != value:
                 changed[tag] = value
-        sweep = sweep_of(self.run)
-        name = {"mlflow.runName": child_name(sweep, self.run)} if sweep else {}
-        parent = {CHILD_TAG: self.parent_id, **name} if self.parent_id else {}
+        parent = {}
+        if self.sweep and self.parent_id:
+            name = child_name(self.sweep, self.run)
+            parent = {CHILD_TAG: self.parent_id, "mlflow.runName": name}
         self.tag({**facts.tags(self.run, self.config), **changed, **parent})
         # The time of the run's creation, not of this call, so that MLflow knows a repetition.
         said = facts.published(self.config).items()
@@ -128,8 +130,8 @@ class Tracked:
         verdict = without_secrets(f"{outcome.state}: {outcome.reason}")
         taken = {} if status in ("RUNNING", "SCHEDULED") else facts.time_tags(read_record(self.run))
         self.tag({"tahoe.verdict": verdict, **facts.attempt_tags(self.run), **taken})
-        if self.parent_id:
-            show_parent(self.client, self.experiment_id, self.parent_id, sweep_of(self.run))
+        if self.sweep and self.parent_id:
+            show_parent(self.client, self.experiment_id, self.parent_id, self.sweep)
 
     def remember(self) -> None:
         """Write mlflow.json. Deleting it is safe: the run is found by its tags and sent again."""
@@ -179,6 +181,7 @@ def attach(run: RunDir, config: Mapping[str, Any]) -> Tracked:
         start_ms=found.info.start_time,
         # A number is from before there were several files: all is sent again, and MLflow knows it.
         shipped_bytes=dict(known) if isinstance(known, dict) else {},
+        sweep=sweep,
         parent_id=parent_id,
     )
     tracked.remember()

@@ -10,7 +10,9 @@ from cluster_runs import NUM_STEPS, Jobs, ends, everything_said
 from results import figures, global_batches, weights
 
 from orchestrator.rundir import RunDir, read_json_lines
+from orchestrator.tracking.outcome import attempts
 from orchestrator.tracking.store import opened
+from slurm import client
 
 pytestmark = [
     pytest.mark.cluster,
@@ -72,13 +74,10 @@ def test_a_preempted_job_goes_on(jobs: Jobs, undisturbed: RunDir) -> None:
 def test_a_job_goes_on_without_a_lost_node(
     jobs: Jobs, undisturbed: RunDir, *, is_first: bool
 ) -> None:
-    run = jobs.submit(f"lost-{is_first}", "tracking.enabled=true")
+    run = jobs.submit(f"lost-{is_first}", "tracking.enabled=true", "tracking.system_every_s=1")
     jobs.wait_for_step(run, 14)
     (line,) = read_json_lines(run.attempts_file)
-    done = subprocess.run(
-        ["scontrol", "show", "hostnames", line["nodes"]], capture_output=True, text=True, check=True
-    )
-    node = done.stdout.split()[0 if is_first else 1]
+    node = client.node_names(line["nodes"])[0 if is_first else 1]
     jobs.tahoe("rehearse", "kill-node", node)
     try:
         jobs.wait_for_end(run)
@@ -88,6 +87,8 @@ def test_a_job_goes_on_without_a_lost_node(
     assert len(ends(run)) == 2
     (lost,) = [line for line in read_json_lines(run.attempts_file) if line.get("lost")]
     assert lost["failed_node"] == node
+    second = client.node_names(attempts(run)[2]["nodes"])
+    assert {file.stem for file in run.system_dir.glob("*.jsonl")} >= {*second}
     jobs.tahoe("sync", str(run.path))
     assert shown_steps(jobs, run) == list(range(1, NUM_STEPS + 1))  # no zig-zag
 
@@ -184,8 +185,8 @@ def shown_steps(jobs: Jobs, run: RunDir) -> list[int]:
     """Return the steps of a curve in MLflow, in the order in which it draws them."""
     mark = run.read_json(run.mlflow_file)
     assert mark is not None
-    with opened(f"sqlite:///{jobs.tahoe.cwd}/mlflow.db") as client:
-        points = client.get_metric_history(mark["run_id"], "train/loss")
+    with opened(f"sqlite:///{jobs.tahoe.cwd}/mlflow.db") as store:
+        points = store.get_metric_history(mark["run_id"], "train/loss")
     return [point.step for point in sorted(points, key=lambda point: point.timestamp)]
 
 
