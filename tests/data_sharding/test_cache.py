@@ -289,6 +289,7 @@ def test_a_fetcher_killed_at_any_moment_leaves_nothing_that_is_believed(
     assert not names(directory, "part")
 
 
+@pytest.mark.slow
 def test_processes_share_a_cache_for_less_than_they_read(s3, directory, source, shards):
     """Shards are evicted under the hands of those who look for them."""
     max_bytes = shards[0].num_bytes

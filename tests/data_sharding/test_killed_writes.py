@@ -139,6 +139,7 @@ def test_killed_again_and_again(
     assert contents(url) == expected
 
 
+@pytest.mark.slow
 def test_only_the_first_process_is_killed(tahoe: Tahoe, tmp_path: Path) -> None:
     images, url = make_images(tmp_path / "images", 100), tmp_path / "set"
     arguments = ["shard", "folder", str(images), str(url), "--samples-per-shard", "1"]

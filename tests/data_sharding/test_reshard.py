@@ -178,6 +178,7 @@ def test_a_set_that_has_only_train_is_split(tmp_path: Path, reading: Reading) ->
     assert read_manifest(str(out), "val").classes == ("0", "1", "2")
 
 
+@pytest.mark.slow
 def test_sets_of_equal_classes_are_merged(tmp_path: Path, reading: Reading) -> None:
     urls = []
     for number, first in enumerate((0, 100)):

@@ -23,7 +23,7 @@ NUM_STEPS = 42  # of a drill with two attempts besides the last
 
 
 # `make drill` asks for 200.
-NUM_FAULTS = int(os.environ.get("TAHOE_DRILL_FAULTS", "30"))
+NUM_FAULTS = int(os.environ.get("TAHOE_DRILL_FAULTS", "20"))
 
 
 @pytest.mark.timeout(900)
@@ -132,6 +132,7 @@ HARMS: list[tuple[Callable[[RunDir], None], set[str]]] = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 @pytest.mark.timeout(300)
 def test_what_goes_wrong_is_noticed(tahoe: Tahoe, digits: Path, tmp_path: Path) -> None:

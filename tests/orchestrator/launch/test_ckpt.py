@@ -11,6 +11,8 @@ from running import Tahoe
 import models
 from orchestrator.rundir import RunDir
 
+pytestmark = pytest.mark.slow  # a run is trained for them
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
@@ -60,7 +62,6 @@ def test_damage_is_found_and_nothing_is_changed(tahoe: Tahoe, run: RunDir) -> No
     assert "step-000000009/ema.safetensors is damaged" in done.stdout
 
 
-@pytest.mark.slow
 def test_pruning(tahoe: Tahoe, run: RunDir) -> None:
     tahoe("resume", "run", "checkpoint.keep_every_steps=null", "recipe.steps=13")
     assert "removed: none" in tahoe("ckpt", "prune", "run").stdout  # the run has done it

@@ -76,6 +76,7 @@ def test_a_sweep_ends_with_its_last_run(scenes, sweep, last, status):
         assert parent_status(scenes[0]) == "RUNNING"
 
 
+@pytest.mark.slow
 def test_children_are_named_by_what_differs(scenes, sweep):
     sync(scenes[1].run.path)
     assert scenes[1].shown().info.run_name == "seed=1"

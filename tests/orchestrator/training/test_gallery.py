@@ -93,6 +93,7 @@ def test_pictures_are_drawn_once_and_sent(run: RunDir, tmp_path: Path) -> None:
     assert times == {file.name: file.stat().st_mtime_ns for file in run.pictures_dir.iterdir()}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_whose_data_is_gone_is_sent_all_the_same(run: RunDir, tmp_path: Path) -> None:
     (tmp_path / "set").rename(tmp_path / "elsewhere")

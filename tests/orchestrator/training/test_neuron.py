@@ -20,6 +20,7 @@ from data_sharding.stores import open_store
 OPTIONS = {"field": 8, "maps": 2, "stages": 1, "stride": 4}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_the_best_neuron_of_a_run(tmp_path: Path, digits: Path) -> None:
