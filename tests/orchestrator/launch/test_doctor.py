@@ -62,6 +62,7 @@ def test_a_place_for_runs_is_tried(config: Config, tmp_path: Path) -> None:
         checks.writable(replace(config, runs_dir="/proc/1/runs"))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_place_that_may_not_be_entered(config: Config, tmp_path: Path) -> None:
     closed = tmp_path / "closed"
@@ -182,6 +183,7 @@ def test_a_config_that_does_not_compose(tahoe: Tahoe, override: str, said: str) 
     assert list(found) == ["versions", "config", "all else"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_slurm")
 def test_an_option_that_the_network_does_not_take(tahoe: Tahoe, digits: Path) -> None:

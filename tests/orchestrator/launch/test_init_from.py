@@ -68,6 +68,7 @@ def test_what_cannot_be_had_is_told(
     assert said in str(refused.value)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_without_a_network_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):

@@ -104,6 +104,7 @@ def test_what_is_wrong_with_one_point_is_told_before_any_is_submitted(
     assert submitted(sbatch) == []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_dry_run_shows_a_script_and_every_point(tahoe: Tahoe, sbatch: Path, digits: Path) -> None:
     shown = tahoe("submit", "--dry-run", *options(digits), "seed=1,2,3").stdout

@@ -113,6 +113,7 @@ def test_a_point_without_a_place_is_not_drawn(runs, tmp_path):
                                                "error-over-num-params.svg"]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_verb(runs, tmp_path):
     tahoe, place = Tahoe(tmp_path), Path(runs[0].path).parent

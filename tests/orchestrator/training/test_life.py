@@ -42,6 +42,7 @@ def test_ctrl_c_while_starting_is_no_crash(tahoe: Tahoe, digits: Path) -> None:
     assert "stopped before training began" in started.output
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_ctrl_c_twice_quits_and_the_stop_file_stops(tahoe: Tahoe, digits: Path) -> None:
     run = RunDir(tahoe.cwd / "run")
@@ -93,6 +94,7 @@ def test_a_diverged_run_is_never_restarted_and_not_saved(tahoe: Tahoe, digits: P
     assert not (tahoe.cwd / "run" / "checkpoints").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_misspelt_model_lists_near_ones(tahoe: Tahoe, digits: Path) -> None:
     done = tahoe(*long_run(digits, "run", "model=timm/resnet81"), check=False)

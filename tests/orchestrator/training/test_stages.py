@@ -90,6 +90,7 @@ RUN = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_run_in_stages_is_continued(tmp_path: Path, digits: Path) -> None:

@@ -31,6 +31,7 @@ def test_shares_are_about_equal(sizes: list[int], num_ranks: int) -> None:
     assert max(loads) <= sum(sizes) / num_ranks + max(sizes, default=0)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_all_optimizers_of_timm_update_alike(config: Config) -> None:
     names = [str(n) for n in timm.optim.list_optimizers() if not str(n).startswith(NOT_HERE)]
@@ -61,6 +62,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_all(config: Config, tmp_pa
     run_on_ranks(spread.refuses_alike, 2, config, tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_changes_its_strategy_and_ends_with_the_same_bits(tahoe: Tahoe, digits: Path) -> None:
     def train(name: str, *more: str) -> None:
