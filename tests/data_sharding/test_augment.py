@@ -221,6 +221,12 @@ def test_a_scaled_crop_is_a_square_of_what_was_resized(
     assert len(found) > 100
 
 
+def test_both_ends_of_a_range_of_sides_are_drawn() -> None:
+    crop = partial(scaled_crop, crop=224, sides=(256, 258), central_square=True, flip_prob=0.5)
+    boxes = (crop(300, 300, draw).box for draw in many_draws(100))
+    assert {round(224 * 300 / (right - left)) for left, _, right, _ in boxes} == {256, 257, 258}
+
+
 def test_alexnets_crops_are_everywhere_in_the_central_square() -> None:
     crop = partial(scaled_crop, crop=224, sides=(256, 256), central_square=True, flip_prob=0.5)
     views = [crop(512, 256, draw) for draw in many_draws(2000)]
