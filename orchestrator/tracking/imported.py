@@ -23,11 +23,11 @@ from orchestrator.tracking.store import (
     RunTag,
     experiment_id,
     opened,
+    search,
 )
 
 UID_TAG = "tahoe.uid"
 _KIND_TAG = "tahoe.imported"
-_PAGE = 1000  # runs that are asked for at a time
 _TIMM_COLUMNS = {"model", "img_size", "top1", "top5", "param_count", "crop_pct", "interpolation"}
 
 
@@ -127,15 +127,8 @@ def import_runs(wanted: Iterable[Imported], tracking_uri: str, experiment: str) 
 
 def _known(client: MlflowClient, place: str) -> dict[str, Run]:
     """Return the runs that were imported, by what tells them apart."""
-    found, token = dict[str, Run](), None
-    while True:
-        page = client.search_runs(
-            [place], f"tags.`{_KIND_TAG}` LIKE '%'", max_results=_PAGE, page_token=token
-        )
-        found |= {run.data.tags[UID_TAG]: run for run in page}
-        token = page.token
-        if not token:
-            return found
+    found = search(client, [place], f"tags.`{_KIND_TAG}` LIKE '%'")
+    return {run.data.tags[UID_TAG]: run for run in found}
 
 
 def _created(client: MlflowClient, place: str, one: Imported) -> Run:

@@ -143,5 +143,4 @@ def _example(config: Any, data: Manifest) -> NDArray[np.uint8]:
     """Return the first validation image, or its first view: (1, size, size, channels)."""
     alone = replace(config, evaluate=replace(config.evaluate, batch_size=1))
     with closing(load(open_eval_set(alone, "val", data), [0], 0)) as batches:
-        view = next(batches).images[:1].permute(0, 2, 3, 1)
-        return np.ascontiguousarray(view.numpy()).copy()
+        return next(batches).images[:1].permute(0, 2, 3, 1).numpy().copy()

@@ -50,9 +50,11 @@ __all__ = [
     "check_is_there",
     "experiment_id",
     "opened",
+    "search",
     "sqlite_file",
 ]
 
+_PAGE = 1000  # runs that are asked for at a time
 # What MLflow's pages call training, as against prompts and traces: they open on runs and charts.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 
@@ -101,6 +103,17 @@ def opened(tracking_uri: str) -> Iterator[MlflowClient]:
     with file.with_name(f"{file.name}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield MlflowClient(tracking_uri=tracking_uri)
+
+
+def search(client: MlflowClient, experiments: list[str], wanted: str) -> Iterator[Run]:
+    """Yield all runs that pass a filter of MLflow's, which gives a page at a time."""
+    token = None
+    while True:
+        page = client.search_runs(experiments, wanted, max_results=_PAGE, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def experiment_id(client: MlflowClient, tracking_uri: str, name: str) -> str:

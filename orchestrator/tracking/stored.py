@@ -11,9 +11,8 @@ from orchestrator.plan import training_petaflop
 from orchestrator.rundir import RunError
 from orchestrator.tracking.outgoing import summary, without_secrets
 from orchestrator.tracking.record import IMPORTED, Record
-from orchestrator.tracking.store import MlflowClient, MlflowException, Run, check_is_there
+from orchestrator.tracking.store import MlflowClient, MlflowException, Run, check_is_there, search
 
-_PAGE = 1000  # runs that are asked for at a time
 _STATES = {"SCHEDULED": "scheduled", "RUNNING": "running", "FINISHED": "finished"}
 _NOT_LOGGED = ("system/", "published/", "eval/")  # metrics that training did not log
 _ENSEMBLES = "tahoe.ensembles"
@@ -60,13 +59,7 @@ def history(tracking_uri: str) -> Callable[[Record, str], dict[int, float]]:
 def _search(client: MlflowClient, tags: Sequence[tuple[str, str]]) -> Iterator[Run]:
     places = [one.experiment_id for one in client.search_experiments()]
     wanted = " and ".join(f"tags.`{key}` = {_quoted(value)}" for key, value in tags)
-    token = None
-    while True:
-        page = client.search_runs(places, wanted, max_results=_PAGE, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+    return search(client, places, wanted)
 
 
 def _quoted(value: str) -> str:
