@@ -10,6 +10,8 @@ multi-scale-224-of-256-384   the middle at each of several scales, and mirrored
 144-crop-224-of-256-288-320-352    at each scale three squares; of each its corners, its middle
                              and the whole of it, and mirrored (Szegedy et al., Going Deeper
                              with Convolutions, section 7)
+dense-256-384-512            the whole image at each scale, and mirrored, for a network that is slid
+                             over it (Simonyan and Zisserman, 2014, section 3.2)
 """
 
 import re
@@ -22,6 +24,19 @@ _NAME = re.compile(
     r"(center|warp|flip|ten-crop|multi-scale|144-crop)-([1-9][0-9]*)-of-([1-9][0-9]*(?:-[1-9][0-9]*)*)",
     re.ASCII,
 )
+_DENSE = re.compile(r"dense((?:-[1-9][0-9]*)+)", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The whole of an image and its mirror image, after its shorter side became `resizes`."""
+
+    resizes: tuple[int, ...]
+
+    def sizes(self, width: int, height: int) -> list[tuple[int, int]]:
+        """Return the (width, height) at each scale of an image of that size in pixels."""
+        resized = (_Resized(width, height, resize) for resize in self.resizes)
+        return [(image.width, image.height) for image in resized]
 
 
 @dataclass(frozen=True)
@@ -57,7 +72,7 @@ class Protocol:
 class _Resized:
     """An image whose shorter side has been resized, or both, and views of it in source pixels."""
 
-    def __init__(self, width: int, height: int, resize: int, is_warped: bool) -> None:
+    def __init__(self, width: int, height: int, resize: int, is_warped: bool = False) -> None:
         shorter = min(width, height)
         self._source = width, height
         self.resize = resize
@@ -106,12 +121,23 @@ _KINDS: dict[str, Callable[[_Resized, int], list[View]]] = {
 }
 
 
+def parse_dense(name: str) -> Dense | None:
+    """Return the scales of a name such as `dense-256-384-512`, or None: it is no such name."""
+    match = _DENSE.fullmatch(name)
+    return Dense(tuple(int(one) for one in match[1].split("-")[1:])) if match else None
+
+
 def parse_protocol(name: str) -> Protocol:
     """Return the protocol of a name such as `center-224-of-256`.
 
     Raises:
-        ValueError: the name is not of that form, or it crops more than there is.
+        ValueError: the name is not of that form, or it crops more than there is, or is dense.
     """
+    if parse_dense(name):
+        raise ValueError(
+            f"'{name}' judges whole images, each of its own shape: only `tahoe evaluate` does "
+            "that, with --protocol. Name one of equal crops here, e.g. center-224-of-256."
+        )
     match = _NAME.fullmatch(name)
     resizes = tuple(int(one) for one in match[3].split("-")) if match else ()
     is_right = match is not None and all(int(match[2]) <= one for one in resizes)
@@ -120,7 +146,8 @@ def parse_protocol(name: str) -> Protocol:
             f"'{name}' is not an evaluation protocol. Figures under an unknown protocol "
             "compare with nothing. Write center-CROP-of-RESIZE, warp-..., flip-..., ten-crop-..., "
             "or with several sizes multi-scale-CROP-of-RESIZE-RESIZE or 144-crop-..., with "
-            "CROP <= RESIZE, e.g. center-224-of-256."
+            "CROP <= RESIZE, e.g. center-224-of-256. `tahoe evaluate` also knows "
+            "dense-RESIZE-RESIZE."
         )
     return Protocol(name, int(match[2]), resizes, match[1])
 

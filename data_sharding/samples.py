@@ -1,7 +1,8 @@
 """The samples of one split, by id: bytes from the shards, pixels and labels out of them."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from data_sharding.manifest import Manifest
 from data_sharding.places import Ints, locate
 from data_sharding.shard import BadSample
 from data_sharding.stores import Store
+
+Decoded = TypeVar("Decoded")
 
 
 class Place(NamedTuple):
@@ -47,10 +50,18 @@ class ShardSet:
         self.store.preload([(shards[place.shard], place.sample) for place in self.places(samples)])
 
     def read(self, sample: int, choose_views: ChooseViews, out: Pixels) -> tuple[int, ...]:
-        """Write a sample's pixels to `out` and return its labels.
+        """Write a sample's pixels to `out`, (views, size, size, channels), and return its labels.
 
-        Args:
-            out: (views, size, size, channels).
+        Raises:
+            BadSample: as `decoded` does.
+        """
+        labels, _ = self.decoded(sample, partial(decode, choose_views=choose_views, out=out))
+        return labels
+
+    def decoded(
+        self, sample: int, decoder: Callable[[memoryview], Decoded]
+    ) -> tuple[tuple[int, ...], Decoded]:
+        """Return a sample's labels, and what is made of its image's bytes.
 
         Raises:
             BadSample: it cannot be decoded or has no valid label; the message names shard and key.
@@ -61,11 +72,10 @@ class ShardSet:
         try:
             label = reader.label_bytes(place.sample)
             labels = self.manifest.labels.parse(label, self._numbers)
-            decode(reader.image(place.sample), choose_views, out)
+            return labels, decoder(reader.image(place.sample))
         except (BadSample, BadLabelError) as error:
             key = reader.key(place.sample)
             raise BadSample(f"{self.split}/{shard.name}: {key}: {error}") from error
-        return labels
 
     def encode_labels(self, labels: Sequence[tuple[int, ...]]) -> NDArray[np.generic]:
         """Return what an objective takes.

@@ -21,7 +21,10 @@ def add_evaluate_verb(verbs: "Verbs") -> None:
     text = "judge the weights of runs, alone and as an ensemble"
     verb = add_verb(verbs, "evaluate", evaluate, text)
     add_runs(verb)
-    protocol_help = "e.g. ten-crop-224-of-256; timm: what timm judges by (default: each run's own)"
+    protocol_help = (
+        "e.g. ten-crop-224-of-256; dense-256-384-512: whole images, one at a time; timm: what timm "
+        "judges by (default: each run's own)"
+    )
     verb.add_argument("--protocol", metavar="NAME", help=protocol_help)
     verb.add_argument("--data", metavar="URL", help="another data set of the same classes")
     verb.add_argument("--split", choices=("train", "val"), default="val")

@@ -10,10 +10,11 @@ section 4.1, over crops; the winners' ensembles over networks).
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import timm
@@ -21,9 +22,11 @@ import torch
 from torch.nn import functional as F
 
 from data_sharding.batches import EvalSet
-from data_sharding.loader import load
+from data_sharding.loader import Batch, load
 from data_sharding.manifest import Manifest, read_manifest
-from data_sharding.protocol import parse_protocol
+from data_sharding.protocol import Dense, parse_dense, parse_protocol
+from data_sharding.samples import ShardSet
+from data_sharding.whole import load_whole
 from orchestrator.config import ConfigError, parse
 from orchestrator.rundir import RunDir
 from orchestrator.schema import Config
@@ -34,6 +37,7 @@ from orchestrator.training.device import Device
 from orchestrator.training.network import build_network
 from orchestrator.training.retention import meant
 from orchestrator.training.safetensors_file import read_tensors
+from orchestrator.training.sliding import slide
 
 _NAME = re.compile(r"ILSVRC2012_val_\d{8}$")
 
@@ -115,6 +119,14 @@ class _Truth:
         return 100 * sum(found) / len(found) if found else None
 
 
+class _Asked(NamedTuple):
+    """`dense`: whole images are judged, and the config's protocol is not looked at."""
+
+    config: Config
+    protocol: str
+    dense: Dense | None
+
+
 def judge(request: Request) -> Opinion:
     """Judge runs on one data set.
 
@@ -125,11 +137,11 @@ def judge(request: Request) -> Opinion:
     found, truth, manifest = dict[str, dict[str, Any]](), None, None
     for path in request.runs:
         run = RunDir(Path(path))
-        config = _asked(parse(run.read_config()), request)
-        manifest = _same_data(config, request, manifest)
-        step, probabilities, truth = _member(run, config, manifest, request)
+        asked = _asked(parse(run.read_config()), request)
+        manifest = _same_data(asked.config, request, manifest)
+        step, probabilities, truth = _member(run, asked, manifest, request)
         figures = truth.figures(probabilities)
-        told = {"step": step, "protocol": config.data.protocol, "data": config.data.url}
+        told = {"step": step, "protocol": asked.protocol, "data": asked.config.data.url}
         found[path] = {**told, **asdict(figures)}
         total = probabilities if total is None else total + probabilities
     assert total is not None
@@ -152,7 +164,7 @@ def judge(request: Request) -> Opinion:
     )
 
 
-def _asked(config: Config, request: Request) -> Config:
+def _asked(config: Config, request: Request) -> _Asked:
     """Return a run's config with what the request says instead."""
     if config.recipe.objective == "own":
         raise ConfigError(f"{config.model.name} was trained without labels: it tells no classes.")
@@ -160,14 +172,16 @@ def _asked(config: Config, request: Request) -> Config:
     url, protocol = request.data or config.data.url, request.protocol or config.data.protocol
     if protocol == "timm":
         protocol = timm_protocol(config.model.name, config.data.image_size)
+    dense = parse_dense(protocol)
     try:
-        parse_protocol(protocol)
+        crops = config.data.protocol if dense else parse_protocol(protocol).name
     except ValueError as error:
         raise ConfigError(str(error)) from None
     batch_size = request.batch_size or config.evaluate.batch_size
     evaluate = replace(cast("Any", config.evaluate), batch_size=batch_size)
-    changed = replace(data, url=url, protocol=protocol)
-    return cast("Config", replace(cast("Any", config), data=changed, evaluate=evaluate))
+    changed = replace(data, url=url, protocol=crops)
+    config = cast("Config", replace(cast("Any", config), data=changed, evaluate=evaluate))
+    return _Asked(config, protocol, dense)
 
 
 def timm_protocol(model: str, crop: int) -> str:
@@ -196,33 +210,50 @@ def _same_data(config: Config, request: Request, before: Manifest | None) -> Man
 
 @torch.no_grad()
 def _member(
-    run: RunDir, config: Config, manifest: Manifest, request: Request
+    run: RunDir, asked: _Asked, manifest: Manifest, request: Request
 ) -> tuple[int, torch.Tensor, _Truth]:
     """Return the step of the weights, probabilities (n, classes), and what is true."""
+    config, dense = asked.config, asked.dense
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = Device.create(config, place)
     network = build_network(config, len(manifest.classes))
     step = load_weights(network, run, config, request.step)
+    refusal = f"{run.path}: {config.model.name} does not take the images of the protocol "
+    refusal += asked.protocol
+    if dense:
+        with _refused(refusal):
+            network = slide(network)
     network.eval().to(place).to(memory_format=device.memory_format)
     dataset = open_eval_set(config, request.split, manifest)
     probabilities, labels, readable = [], [], []
-    loaded = load(dataset, range(len(dataset)), config.data.num_workers, pin_memory=device.is_cuda)
-    for batch in device.feed(loaded):
-        try:
-            with device.autocast():
-                logits = network(batch.images)
-        except (ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"{run.path}: {config.model.name} does not take the images of the protocol "
-                f"{config.data.protocol}: {error}"
-            ) from error
+    for batch in device.feed(_load(dataset, asked, pin_memory=device.is_cuda)):
+        with _refused(refusal), device.autocast():
+            logits = network(batch.images)
         views = F.softmax(logits.float(), dim=1).view(len(batch.labels), -1, logits.shape[1])
         probabilities.append(views.mean(dim=1).cpu())
         labels.append(batch.labels.cpu())
         readable.append(batch.readable.cpu())
-    real = _real_labels(dataset) if request.real else None
-    truth = _Truth(torch.cat(labels), torch.cat(readable), real)
-    return step, torch.cat(probabilities), truth
+    num_scales = len(dense.resizes) if dense else 1  # each has a batch of its own
+    found = torch.cat(probabilities).unflatten(0, (-1, num_scales)).mean(dim=1)
+    real = _real_labels(dataset.shards) if request.real else None
+    truth = _Truth(torch.cat(labels)[::num_scales], torch.cat(readable)[::num_scales], real)
+    return step, found, truth
+
+
+def _load(dataset: EvalSet, asked: _Asked, *, pin_memory: bool) -> Iterator[Batch]:
+    data = asked.config.data
+    if asked.dense:
+        return load_whole(dataset.shards, asked.dense, data.channels)
+    return load(dataset, range(len(dataset)), data.num_workers, pin_memory=pin_memory)
+
+
+@contextmanager
+def _refused(message: str) -> Iterator[None]:
+    """Say what a network makes of images that it is not made for."""
+    try:
+        yield
+    except (ValueError, RuntimeError, AssertionError) as error:  # timm asserts sizes
+        raise ConfigError(f"{message}: {error}") from error
 
 
 def load_weights(network: torch.nn.Module, run: RunDir, config: Config, step: int | None) -> int:
@@ -249,7 +280,7 @@ def load_weights(network: torch.nn.Module, run: RunDir, config: Config, step: in
     return manifest.step
 
 
-def _real_labels(dataset: EvalSet) -> list[list[int]]:
+def _real_labels(shards: ShardSet) -> list[list[int]]:
     """Return the classes that each image really shows (Beyer et al., Are we done with ImageNet?).
 
     By the names that the images have in ImageNet, which `tahoe shard imagenet` and `folder` keep.
@@ -257,7 +288,7 @@ def _real_labels(dataset: EvalSet) -> list[list[int]]:
     from timm.data.real_labels import RealLabelsImagenet
 
     known = RealLabelsImagenet([""] * 50_000).real_labels  # type: ignore[no-untyped-call]
-    shards, found = dataset.shards, []
+    found = []
     for place in shards.places(np.arange(len(shards))):
         key = shards.store.open(shards.manifest.shards[place.shard]).key(place.sample)
         name = _NAME.search(key)

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -11,7 +12,7 @@ from torchvision.transforms.v2 import functional
 
 from data_sharding.augment import View
 from data_sharding.decode import decode
-from data_sharding.protocol import Protocol, parse_protocol
+from data_sharding.protocol import Dense, Protocol, parse_dense, parse_protocol
 
 examples = settings(max_examples=300, deadline=None)
 sides = st.integers(1, 5000)
@@ -146,9 +147,29 @@ def test_ten_crops_are_those_of_torchvision(width: int, height: int) -> None:
         "center-256-of-224", "center--1-of-256", "center-224-of-256 ", "center-224-of-256\n",
         "Center-224-of-256", "center-1e2-of-256", "center-٣-of-٤", "center-0224-of-256",
         "xcenter-224-of-256", "center-2-of-3-", "center-2-of-3-4", "multi-scale-2-of-3",
-        "multi-scale-4-of-3-5", "144-crop-224-of-256", "flip-2-of-1",
+        "multi-scale-4-of-3-5", "144-crop-224-of-256", "flip-2-of-1", "dense", "dense-", "dense-0",
+        "dense-2-", "dense-2-of-3", "dense-٣",
     ],
 )  # fmt: skip
 def test_other_names_are_no_protocols(protocol: str) -> None:
     with pytest.raises(ValueError, match=r"is not an evaluation protocol.*center-224-of-256"):
         parse_protocol(protocol)
+
+
+def test_whole_images_are_for_evaluate_alone() -> None:
+    assert parse_dense("dense-256") == Dense((256,))
+    assert parse_dense("dense-256-384-512") == Dense((256, 384, 512))
+    assert parse_dense("center-224-of-256") is None
+    with pytest.raises(ValueError, match="each of its own shape: only `tahoe evaluate`"):
+        parse_protocol("dense-256-384-512")
+
+
+@examples
+@given(sides, sides, st.lists(st.integers(1, 600), min_size=1, max_size=3))
+def test_whole_images_are_resized_as_by_torchvision(
+    width: int, height: int, resizes: list[int]
+) -> None:
+    found = Dense(tuple(resizes)).sizes(width, height)
+    for (new_width, new_height), resize in zip(found, resizes, strict=True):
+        image = torch.empty((1, height, width), device="meta")
+        assert functional.resize(image, [resize]).shape == (1, new_height, new_width)

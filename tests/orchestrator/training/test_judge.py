@@ -12,6 +12,7 @@ from PIL import Image
 from running import Tahoe
 from safetensors.torch import load_file
 from torch.nn import functional as F
+from torchvision.transforms.v2 import functional
 
 import models
 from data_sharding import files
@@ -71,7 +72,7 @@ def test_reassessed_labels_are_found_by_name(tmp_path: Path) -> None:
             Image.fromarray(pixels).save(file)
     write_dataset(folder(tmp_path / "images"), str(tmp_path / "set"), seed=0, samples_per_shard=3)
     dataset = eval_set(tmp_path / "set", "center-16-of-16", 3)
-    found = _real_labels(dataset)
+    found = _real_labels(dataset.shards)
     names = []
     for place in dataset.shards.places(np.arange(4)):
         shard = dataset.shards.manifest.shards[place.shard]
@@ -93,7 +94,7 @@ def test_timms_own_share_of_the_image() -> None:
 
 def test_other_names_have_no_reassessed_labels(digits: Path) -> None:
     with pytest.raises(ConfigError, match="none of ImageNet's validation images"):
-        _real_labels(eval_set(digits, "center-32-of-32"))
+        _real_labels(eval_set(digits, "center-32-of-32").shards)
 
 
 @pytest.mark.slow
@@ -144,11 +145,57 @@ def test_alone_and_together(tmp_path: Path, digits: Path) -> None:
     assert "worst classes" in shown
     kept = list(read_json_lines(tmp_path / "run1" / "evaluations.jsonl"))
     assert [one["protocol"] for one in kept] == ["multi-scale-32-of-32-36", "center-32-of-32"]
-    refused = tahoe("evaluate", "run1", "--protocol", "center-28-of-32", check=False)
-    assert refused.returncode == 93
-    assert "does not take the images of the protocol center-28-of-32" in refused.stderr
+    for protocol in ("center-28-of-32", "dense-36"):
+        refused = tahoe("evaluate", "run1", "--protocol", protocol, check=False)
+        assert refused.returncode == 93
+        assert f"does not take the images of the protocol {protocol}" in refused.stderr
     for option, said in (
         ("--step=7", "no checkpoint of step 7"),
         ("--protocol=a", "'a' is not an"),
     ):
         assert said in tahoe("evaluate", "run1", option, check=False).stderr
+
+
+@pytest.mark.slow
+def test_whole_images_of_any_shape(tmp_path: Path) -> None:
+    """VGG's and ResNet's dense evaluation, against torchvision's resize and plain loops."""
+    tahoe, rng, shown = Tahoe(tmp_path), np.random.default_rng(0), []
+    for number, (height, width) in enumerate([(40, 52), (64, 33), (48, 48), (90, 41)] * 2):
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        for split in ("train", "val"):
+            file = tmp_path / "images" / split / f"class{number % 2}" / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(file)
+        shown.append((torch.from_numpy(pixels).permute(2, 0, 1), number % 2))
+    tahoe("shard", "folder", "images", "set")
+    whole = ("--protocol", "dense-32-48")
+    small = ("data=imagenette", "data.image_size=32", "data.protocol=center-32-of-32")
+    few = ("data.lanes=8", "recipe.num_micro_batches=4", "recipe.global_batch_size=8")
+    short = (*few, "recipe.steps=1", "data.url=set", "tracking=none")
+    tahoe("train", *small, *short, "model=timm", "model.name=timm/test_resnet", "run_dir=run")
+    opinion = json.loads(tahoe("evaluate", "run", *whole, "--json").stdout)["runs"]
+
+    network = models.build("timm/test_resnet", num_classes=2).eval()
+    network.load_state_dict(
+        load_file(tmp_path / "run/checkpoints/step-000000001/model.safetensors")
+    )
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
+    found = []
+    for image, _ in shown:
+        views = []
+        for side in (32, 48):
+            resized = (functional.resize(image, [side]) / 255 - mean) / std
+            for view in (resized, resized.flip(2)):
+                with torch.no_grad():
+                    views.append(network(view[None])[0].softmax(0))
+        found.append(torch.stack(views).mean(0))
+    labels = torch.tensor([label for _, label in shown])
+    own = torch.stack(found)[torch.arange(8), labels]
+    (one,) = opinion.values()
+    assert one["loss"] == pytest.approx(-own.log().mean().item(), rel=1e-4)
+    assert one["protocol"] == "dense-32-48"
+    for change, said in (
+        (("train", *small, *short, "data.protocol=dense-32"), "only `tahoe evaluate` does"),
+        (("evaluate", "run", "--protocol", "dense-0"), "dense-RESIZE-RESIZE"),
+    ):
+        assert said in tahoe(*change, check=False).stderr

@@ -1,0 +1,68 @@
+"""Whole images at several scales, one at a time, since they have no shape in common.
+
+A thread reads ahead. Processes and a ring of equal slots, as data_sharding.loader has them for
+crops, would not pay: a network that is slid over images of this size takes far longer than they do.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import torch
+
+from data_sharding.decode import decode_whole
+from data_sharding.loader import Batch
+from data_sharding.protocol import Dense
+from data_sharding.samples import ShardSet
+from data_sharding.shard import BadSample
+
+_AHEAD = 4  # images that are read before they are asked for
+_AT_ONCE = 64  # whose bytes come together from a remote store
+
+
+def load_whole(shards: ShardSet, dense: Dense, channels: int) -> Iterator[Batch]:
+    """Yield of each sample, in order, a batch for each scale: its image and the mirror image.
+
+    A sample that cannot be read is black and marked, as in data_sharding.batches.EvalSet.
+
+    Raises:
+        DataError: a shard cannot be read.
+    """
+    read = partial(_read, shards, dense, channels)
+    coming = deque[Future[list[Batch]]]()
+    with ThreadPoolExecutor(1, "whole-images") as reader:  # a store takes one thread at a time
+        try:
+            for sample in range(len(shards)):
+                coming.append(reader.submit(read, sample))
+                if len(coming) > _AHEAD:
+                    yield from coming.popleft().result()
+            while coming:
+                yield from coming.popleft().result()
+        finally:
+            reader.shutdown(cancel_futures=True)
+
+
+def _read(shards: ShardSet, dense: Dense, channels: int, sample: int) -> list[Batch]:
+    if sample % _AT_ONCE == 0:
+        shards.preload(np.arange(sample, min(sample + _AT_ONCE, len(shards))))
+    decoder = partial(decode_whole, choose_sizes=dense.sizes, channels=channels)
+    bad = list[str]()
+    try:
+        labels, images = shards.decoded(sample, decoder)
+    except BadSample as error:
+        bad.append(str(error))
+        labels = (0,)
+        images = [torch.zeros((channels, h, w), dtype=torch.uint8) for w, h in dense.sizes(1, 1)]
+    shards.store.forget_evicted()
+    return [
+        Batch(
+            images=torch.stack([image, image.flip(2)]),
+            labels=torch.from_numpy(shards.encode_labels([labels])),
+            ids=torch.tensor([sample]),
+            readable=torch.tensor([not bad]),
+            bad=bad,
+        )
+        for image in images
+    ]

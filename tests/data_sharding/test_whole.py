@@ -1,0 +1,93 @@
+"""Whole images at several scales, against torchvision; what cannot be read is black and marked."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional
+
+from data_sharding import files
+from data_sharding.loader import Batch
+from data_sharding.manifest import DataError, read_manifest
+from data_sharding.protocol import Dense
+from data_sharding.samples import ShardSet
+from data_sharding.sources import folder
+from data_sharding.stores import open_store
+from data_sharding.whole import load_whole
+from data_sharding.write import write_dataset
+
+SHAPES = [(20, 24), (24, 20), (16, 16), (40, 17), (33, 70), (1, 9), (16, 32), (19, 20)]
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """Return a data set of images whose bytes are told apart by their first pixel."""
+    for number, (height, width) in enumerate(SHAPES):
+        pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        for split in ("train", "val"):
+            file = tmp_path / "images" / split / f"class{number % 3}" / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(file)
+    broken = tmp_path / "images" / "val" / "class0" / "0.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    url = str(tmp_path / "set")
+    write_dataset(folder(tmp_path / "images"), url, seed=0, samples_per_shard=3)
+    return url
+
+
+def open_val(url: str) -> ShardSet:
+    manifest = read_manifest(url, "val")
+    return ShardSet("val", manifest, open_store(files.join(url, "val"), None, manifest.labels))
+
+
+def key(shards: ShardSet, sample: int) -> int:
+    (place,) = shards.places(np.array([sample]))
+    name = shards.store.open(shards.manifest.shards[place.shard]).key(place.sample)
+    return int(name.rpartition("-")[2])
+
+
+@pytest.mark.parametrize("scales", [(16,), (16, 24, 40)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_any_shape(url: str, tmp_path: Path, scales: tuple[int, ...], channels: int):
+    shards = open_val(url)
+    batches: list[Batch] = list(load_whole(shards, Dense(scales), channels))
+    assert len(batches) == len(SHAPES) * len(scales)
+    read = [key(shards, sample) for sample in range(len(SHAPES))]
+    assert sorted(read) == list(range(len(SHAPES)))
+    for number, batch in enumerate(batches):
+        sample, scale = number // len(scales), scales[number % len(scales)]
+        name = read[sample]
+        assert batch.ids.tolist() == [sample]
+        if name == 0:
+            assert not batch.readable.any()
+            assert not batch.images.any()
+            assert "cannot be decoded" in batch.bad[0]
+            continue
+        assert batch.readable.all()
+        assert batch.labels.tolist() == [name % 3]
+        with Image.open(tmp_path / "images" / "val" / f"class{name % 3}" / f"{name}.png") as file:
+            image = functional.pil_to_tensor(file.convert("RGB" if channels == 3 else "L"))
+        expected = functional.resize(image, [scale])
+        assert min(expected.shape[1:]) == scale
+        assert torch.equal(batch.images, torch.stack([expected, functional.hflip(expected)]))
+
+
+def test_an_error_is_raised_where_it_is_read(url: str) -> None:
+    shards = open_val(url)
+    (Path(url) / "val" / shards.manifest.shards[1].name).unlink()
+    batches = load_whole(shards, Dense((16,)), 3)
+    for _ in range(3):
+        next(batches)
+    with pytest.raises(DataError, match=shards.manifest.shards[1].name):
+        next(batches)
+
+
+def test_nothing_is_left_running_when_nobody_asks_for_more(url: str) -> None:
+    import threading
+
+    batches = load_whole(open_val(url), Dense((16,)), 3)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]  # a generator
+    assert not [one for one in threading.enumerate() if one.name.startswith("whole-images")]
