@@ -3,7 +3,8 @@
     pictures/views.png       training images as the network has seen them
     pictures/mistakes.png    the validation images that it was surest of, and wrong
     pictures/confusion.png   what was taken for what
-    pictures/weights.png     histograms of the weights, if logging.weight_histograms asks for it
+    pictures/weights.png     histograms of the weights, and the highest learning rate of each, if
+                             logging.weight_histograms asks for it
 
 In a process of its own: whoever ships a run does without torch.
 """
@@ -29,6 +30,8 @@ from orchestrator.tracking.style import styled
 from orchestrator.training.answers import Answers, read_answers
 from orchestrator.training.checkpoint import CheckpointStore
 from orchestrator.training.datasets import open_eval_set
+from orchestrator.training.network import build_network
+from orchestrator.training.optimizer import make_optimizer
 from orchestrator.training.retention import meant
 from orchestrator.training.safetensors_file import read_tensors
 from orchestrator.training.seen import draw
@@ -103,30 +106,53 @@ def draw_confusion(answers: Answers, classes: Sequence[str]) -> Figure:
 
 
 def draw_weights(run: RunDir, config: Config) -> Figure:
-    """Return a histogram of each tensor of the best weights, a row each."""
+    """Return of each tensor of the best weights a histogram, and its highest learning rate."""
     store = CheckpointStore.of(run, config)
     manifest = meant(store, config.checkpoint, None)
     with store.open(manifest.step, [manifest.weights]) as parts:
-        tensors = {
-            name: tensor.float().flatten().numpy()
-            for name, tensor in read_tensors(parts[manifest.weights]).items()
-            if tensor.is_floating_point() and tensor.ndim > 1
-        }
+        stored = read_tensors(parts[manifest.weights])
+    rates = learning_rates(config)
+    tensors = {
+        name: stored[name].float().flatten().numpy()
+        for name in dict.fromkeys([*rates, *stored])  # in the order of the network's layers
+        if name in stored and stored[name].is_floating_point() and stored[name].ndim > 1
+    }
     reach = max(float(np.percentile(np.abs(values), 99.9)) for values in tensors.values())
     edges = np.linspace(-reach, reach, _NUM_BINS + 1)
     rows = [np.histogram(values, edges)[0] / len(values) for values in tensors.values()]
     with styled():
-        figure = Figure(figsize=(7, 1.5 + 0.2 * len(rows)), layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=(8, 1.5 + 0.2 * len(rows)), layout="constrained")
+        axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=(4, 1))
         axes.grid(visible=False)
         image = axes.pcolormesh(
             edges, np.arange(len(rows) + 1), np.array(rows), norm=LogNorm(1e-5, 1, clip=True)
         )
-        figure.colorbar(image, label="share of the tensor")
+        figure.colorbar(image, ax=axes, location="left", label="share of the tensor")
         axes.set_yticks(np.arange(len(rows)) + 0.5, tensors, fontsize=6)
         axes.invert_yaxis()
         axes.set_xlabel(f"weight, at step {manifest.step:,}")
+        beside.plot(
+            [rates.get(name, np.nan) for name in tensors], np.arange(len(rows)) + 0.5, "o", ms=3
+        )
+        beside.set_xscale("log")
+        beside.set_xlabel("highest\nlearning rate")
     return figure
+
+
+def learning_rates(config: Config) -> dict[str, float]:
+    """Return the highest learning rate of each tensor that is trained: layers may have their own.
+
+    What a schedule makes of them later is the curve `lr`.
+    """
+    classes = read_manifest(config.data.url, "val").classes
+    network = build_network(config, len(classes))
+    groups = make_optimizer(network, config.recipe.optimizer).param_groups
+    rates = {
+        id(tensor): config.recipe.optimizer.lr * group.get("lr_scale", 1.0)
+        for group in groups
+        for tensor in group["params"]
+    }
+    return {name: rates[id(p)] for name, p in network.named_parameters() if id(p) in rates}
 
 
 def _save(picture: Image.Image | Figure, run: RunDir, name: str) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from running import Tahoe
@@ -17,6 +18,8 @@ from orchestrator.rundir import RunDir
 from orchestrator.schema import Recipe
 from orchestrator.training import gallery
 from orchestrator.training.answers import Answers, read_answers, write_answers
+from orchestrator.training.checkpoint import CheckpointStore
+from orchestrator.training.network import build_network
 from orchestrator.training.objectives import make_objective
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -101,3 +104,37 @@ def test_a_run_whose_data_is_gone_is_sent_all_the_same(run: RunDir, tmp_path: Pa
     assert "the pictures of run were not drawn" in told.stderr
     assert "no data set at" in told.stderr
     assert list((tmp_path / "mlartifacts").glob("*/artifacts/config.yaml"))
+
+
+def test_weights_and_the_rate_of_each(run: RunDir) -> None:
+    """Beside the histogram of a tensor stands the highest rate that its layer has."""
+    (composed,) = compose(
+        ["data=digits", f"data.url={run.path.parent}/set", "model=timm", "recipe=finetune",
+         "model.name=timm/test_resnet", "recipe.optimizer.layer_decay=0.5",
+         "recipe.optimizer.lr=0.1"]
+    )  # fmt: skip
+    config = composed.config
+    network = build_network(config, 10)
+    for tensor in network.parameters():
+        torch.nn.init.constant_(tensor, 0.25)
+    network.get_parameter("fc.weight").data[:5] = -1
+    saved = safetensors.torch.save(network.state_dict())
+    store = CheckpointStore.of(run, config)
+    store.save(7, {"model.safetensors": lambda file: file.write(saved) and None}, {})
+
+    figure = gallery.draw_weights(run, config)
+    axes, beside = figure.axes[:2]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    (mesh,) = axes.collections
+    shares = np.asarray(mesh.get_array())
+    assert len(shares) == len(names)
+    assert np.allclose(np.sort(shares[names.index("fc.weight")])[-2:], 0.5)
+    assert np.allclose(shares[names.index("conv1.0.weight")].max(), 1)
+    assert axes.get_xlabel() == "weight, at step 7"
+    rates = dict(zip(names, beside.lines[0].get_xdata(), strict=True))
+    assert rates["fc.weight"] == pytest.approx(0.1)
+    depths = -np.log2([rates[name] / 0.1 for name in names])
+    assert np.allclose(depths, depths.round())
+    assert (np.diff(depths) <= 0).all()  # the deeper a layer, the slower, and the head is last
+    assert depths[0] >= 4
+    assert depths[-1] == 0
