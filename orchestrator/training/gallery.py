@@ -32,6 +32,7 @@ from orchestrator.training.checkpoint import CheckpointStore
 from orchestrator.training.datasets import open_eval_set
 from orchestrator.training.network import build_network
 from orchestrator.training.optimizer import make_optimizer
+from orchestrator.training.probe import freeze_all_but_the_head
 from orchestrator.training.retention import meant
 from orchestrator.training.safetensors_file import read_tensors
 from orchestrator.training.seen import draw
@@ -146,6 +147,8 @@ def learning_rates(config: Config) -> dict[str, float]:
     """
     classes = read_manifest(config.data.url, "val").classes
     network = build_network(config, len(classes))
+    if config.recipe.probe:
+        freeze_all_but_the_head(network, len(classes))
     groups = make_optimizer(network, config.recipe.optimizer).param_groups
     rates = {
         id(tensor): config.recipe.optimizer.lr * group.get("lr_scale", 1.0)

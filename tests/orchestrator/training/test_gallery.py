@@ -108,11 +108,9 @@ def test_a_run_whose_data_is_gone_is_sent_all_the_same(run: RunDir, tmp_path: Pa
 
 def test_weights_and_the_rate_of_each(run: RunDir) -> None:
     """Beside the histogram of a tensor stands the highest rate that its layer has."""
-    (composed,) = compose(
-        ["data=digits", f"data.url={run.path.parent}/set", "model=timm", "recipe=finetune",
-         "model.name=timm/test_resnet", "recipe.optimizer.layer_decay=0.5",
-         "recipe.optimizer.lr=0.1"]
-    )  # fmt: skip
+    asked = ("data=digits", f"data.url={run.path.parent}/set", "model=timm", "recipe=finetune",
+             "model.name=timm/test_resnet", "recipe.optimizer.lr=0.1")  # fmt: skip
+    (composed,) = compose([*asked, "recipe.optimizer.layer_decay=0.5"])
     config = composed.config
     network = build_network(config, 10)
     for tensor in network.parameters():
@@ -138,3 +136,6 @@ def test_weights_and_the_rate_of_each(run: RunDir) -> None:
     assert (np.diff(depths) <= 0).all()  # the deeper a layer, the slower, and the head is last
     assert depths[0] >= 4
     assert depths[-1] == 0
+
+    (probe,) = compose([*asked, "recipe.optimizer.layer_decay=null", "recipe.probe=true"])
+    assert gallery.learning_rates(probe.config) == {"fc.weight": 0.1, "fc.bias": 0.1}
