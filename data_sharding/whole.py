@@ -33,15 +33,12 @@ def load_whole(shards: ShardSet, dense: Dense, channels: int) -> Iterator[Batch]
     read = partial(_read, shards, dense, channels)
     coming = deque[Future[list[Batch]]]()
     with ThreadPoolExecutor(1, "whole-images") as reader:  # a store takes one thread at a time
-        try:
-            for sample in range(len(shards)):
-                coming.append(reader.submit(read, sample))
-                if len(coming) > _AHEAD:
-                    yield from coming.popleft().result()
-            while coming:
+        for sample in range(len(shards)):
+            coming.append(reader.submit(read, sample))
+            if len(coming) > _AHEAD:
                 yield from coming.popleft().result()
-        finally:
-            reader.shutdown(cancel_futures=True)
+        while coming:
+            yield from coming.popleft().result()
 
 
 def _read(shards: ShardSet, dense: Dense, channels: int, sample: int) -> list[Batch]:

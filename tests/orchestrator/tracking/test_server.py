@@ -1,5 +1,6 @@
 """A real MLflow server that dies while a run is shipped to it."""
 
+import json
 import math
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from running import Tahoe
 
 from orchestrator.tracking.ship import sync
+from orchestrator.tracking.store import MlflowClient
 
 DEADLINE_S = 100
 SERVE = (
@@ -132,3 +134,28 @@ def test_another_machine_can_sync(server, make_scene, tmp_path):
     scene.run.mlflow_file.write_bytes(mark)  # the cluster knows nothing of it
     sync(scene.run.path)
     assert scene.stored() == scene.logged()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_pictures_survive_a_dead_server(server, tmp_path, digits, eventually):
+    """It dies while they are drawn; the run is none the worse, and `tahoe sync` sends them."""
+    begin, kill, url = server
+    begin()
+    tahoe, run = Tahoe(tmp_path), tmp_path / "run"
+    options = (f"data.url='{digits}'", f"tracking.uri={url}", f"run_dir={run}", "recipe.epochs=1")
+    training = tahoe.start("train", *options)
+    eventually((run / "pictures").exists)
+    kill()
+    assert training.finish() == 0, training.output
+    drawn = {file.name: file.stat().st_mtime_ns for file in (run / "pictures").iterdir()}
+    assert {"confusion.png", "mistakes.png", "views.png"} <= set(drawn)
+    assert "pictures stay behind until `tahoe sync`" in (run / "logs" / "shipper.log").read_text()
+    begin()
+    tahoe("sync", str(run))
+    again = {file.name: file.stat().st_mtime_ns for file in (run / "pictures").iterdir()}
+    assert again == drawn  # once
+    marked = json.loads((run / "mlflow.json").read_text())
+    sent = MlflowClient(tracking_uri=url).list_artifacts(marked["run_id"], "pictures")
+    assert {Path(one.path).name for one in sent} == set(drawn)
+    assert all(one.file_size for one in sent)
