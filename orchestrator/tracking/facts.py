@@ -150,9 +150,12 @@ def _origin(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ensembles(run: RunDir) -> list[list[str]] | None:
-    """Return the runs of each ensemble that this one was judged in."""
+    """Return the runs of each ensemble that this one was judged in, as many as a tag can hold."""
     judged = (line.get("ensemble") or {} for line in read_json_lines(run.evaluations_file))
-    return [list(names) for names in dict.fromkeys(tuple(x["runs"]) for x in judged if x)] or None
+    found = [list(names) for names in dict.fromkeys(tuple(x["runs"]) for x in judged if x)]
+    while len(json.dumps(found)) > MAX_TAG_CHARACTERS:  # cut, it could not be read back
+        del found[0]
+    return found or None
 
 
 def _section(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from orchestrator.rundir import RunDir, RunError, append_json_line
 from orchestrator.tracking import ship
 from orchestrator.tracking.run import attach
 from orchestrator.tracking.ship import sync
+from orchestrator.tracking.stored import stored_records
 
 # MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -228,6 +229,21 @@ def test_whose_weights_it_began_with_is_a_tag(scene):
     sync(scene.run.path)
     tags = scene.shown().data.tags
     assert {key: tags[f"init_from.{key}"] for key in source} == {**source, "step": "12"}
+
+
+def test_of_very_many_ensembles_the_latest_are_kept(scene):
+    """A list that was cut in the middle could not be read back."""
+    for number in range(300):
+        names = [f"run-{number:03d}-{member}" for member in range(5)]
+        append_json_line(scene.run.evaluations_file, {"ensemble": {"runs": names}})
+    sync(scene.run.path)
+    (record,) = stored_records(scene.uri)
+    kept = [one["ensemble"]["runs"] for one in record.evaluations]
+    first = 300 - len(kept)
+    assert 100 < len(kept) < 300
+    assert kept == [
+        [f"run-{number:03d}-{member}" for member in range(5)] for number in range(first, 300)
+    ]
 
 
 def test_no_secret_leaves(scene):
