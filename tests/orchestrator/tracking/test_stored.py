@@ -119,13 +119,16 @@ def test_the_verbs_need_no_directories(runs, store, tmp_path):
     tahoe = Tahoe(tmp_path)
     sections = json.loads(tahoe("compare", "--from-mlflow", store, "--json").stdout)
     names = {run["id"]: run["status"] for s in sections for row in s["rows"] for run in row["runs"]}
-    assert names["resnet50.a1 at 288, by timm"] == "imported"
+    imported = "resnet50.a1 at 288, by timm"
+    assert names[imported] == "imported"
+    places = {(s["data"], s["protocol"]) for s in sections if imported in json.dumps(s)}
+    assert places == {("imagenet", "center-288-of-288")}
     told = tahoe("compare", "--from-mlflow", store, "data=digits", "--plot", "curves.png").stdout
     assert "9.50" in told
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     listed = json.loads(tahoe("list", "--from-mlflow", store, "--json").stdout)
     assert {one["run"]: one["step"] for one in listed} == {"b": 40, "a": None, "c": 40} | {
-        "resnet50.a1 at 288, by timm": 0
+        imported: 0
     }
     report = ("report", "--from-mlflow", store, "--json")
     points = json.loads(tahoe(*report, "--data", "digits").stdout)["points"]
