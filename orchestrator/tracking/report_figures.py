@@ -45,11 +45,20 @@ class Mark(NamedTuple):
 
 def figures(told: Report) -> Iterator[tuple[str, Figure]]:
     """Yield names and figures; one without two points to compare is left out."""
-    top = drawn_error(told)
     for axis, label in AXES.items():
-        marks = list(_marks(told.points, axis, top))
+        marks = marks_of(told, axis)
         if len(marks) > 1:
-            yield f"error-over-{axis.replace('_', '-')}", _draw(marks, axis, label, top)
+            name = f"error-over-{axis.replace('_', '-')}"
+            yield name, _draw(marks, axis, label, drawn_error(told))
+
+
+def marks_of(told: Report, axis: Axis) -> list[Mark]:
+    """Return the points that have a place over an axis."""
+    top = drawn_error(told)
+    placed = ((point.at(axis), point.error(top), point) for point in told.points)
+    return [  # no error at all has no place on a logarithmic axis
+        Mark(x, y, point.std(top) or 0.0, point) for x, y, point in placed if x is not None and y
+    ]
 
 
 def drawn_error(told: Report) -> int:
@@ -58,13 +67,6 @@ def drawn_error(told: Report) -> int:
     With ten classes, which have no such figures, a top-5 error says next to nothing.
     """
     return 5 if sum(point.top5 is not None for point in told.published) > 2 else 1
-
-
-def _marks(points: Sequence[Point], axis: Axis, top: int) -> Iterator[Mark]:
-    for point in points:
-        x, y = point.at(axis), point.error(top)
-        if x is not None and y:  # no error at all has no place on a logarithmic axis
-            yield Mark(x, y, point.std(top) or 0.0, point)
 
 
 def _draw(marks: Sequence[Mark], axis: Axis, label: str, top: int) -> Figure:

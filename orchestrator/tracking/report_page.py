@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from orchestrator.tracking.ancestry import Link, generations
 from orchestrator.tracking.report import Point, Report
-from orchestrator.tracking.report_figures import AXES, drawn_error, figures
+from orchestrator.tracking.report_figures import AXES, drawn_error, figures, marks_of
 from orchestrator.tracking.style import COLOURS, styled
 
 PAGE = "report.html"
@@ -64,15 +64,17 @@ def _subtitle(told: Report) -> str:
 
 
 def _caption(told: Report, name: str) -> str:
-    axis = next(label for axis, label in AXES.items() if name.endswith(axis.replace("_", "-")))
-    measured = " Squares: measured, mean and standard deviation." if told.measured else ""
-    is_there = any(point.is_ensemble for point in told.published)
-    ensembles = " Diamonds: ensembles, on the challenge's test images." if is_there else ""
-    return (
-        f"Top-{drawn_error(told)} error on {told.data} over {axis}, logarithmic.{measured} "
-        "Circles: published, by the sources in the table; hollow ones were not verified."
-        f"{ensembles} {datetime.now(UTC):%d %B %Y}."
-    )
+    axis = next(axis for axis in AXES if name.endswith(axis.replace("_", "-")))
+    drawn = [mark.point for mark in marks_of(told, axis)]
+    sentences = {
+        f"Top-{drawn_error(told)} error on {told.data} over {AXES[axis]}, logarithmic.": True,
+        "Squares: measured, mean and standard deviation.": any(p.is_measured for p in drawn),
+        "Circles: published, by the sources in the table.": any(not p.is_measured for p in drawn),
+        "Diamonds: ensembles, on the challenge's test images.": any(p.is_ensemble for p in drawn),
+        "Hollow ones were not verified.": any(not p.is_verified for p in drawn),
+        f"{datetime.now(UTC):%d %B %Y}.": True,
+    }
+    return " ".join(sentence for sentence, is_true in sentences.items() if is_true)
 
 
 def _error(point: Point, top: int) -> str:

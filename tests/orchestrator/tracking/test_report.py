@@ -105,6 +105,20 @@ def test_the_page_needs_no_network_and_its_figures_are_beside_it(runs, tmp_path)
                 assert image.width > 600
 
 
+def test_a_caption_tells_of_what_is_drawn(runs, tmp_path):
+    def captions(measured, wanted):
+        told = report(measured, wanted, "imagenet")
+        page, *_ = write_report(told, [], tmp_path)
+        return re.findall(r"<figcaption>(.*?)</figcaption>", page.read_text(), flags=re.DOTALL)
+
+    year, compute, parameters, *hours = captions(runs, shelf())
+    assert all("Squares" in caption for caption in (compute, parameters, *hours))
+    assert "Diamonds" in year
+    assert "Diamonds" not in compute + parameters  # the cost of an ensemble is not known
+    assert "Hollow" in year
+    assert not [caption for caption in captions([], shelf()) if "Squares" in caption]
+
+
 def test_a_point_without_a_place_is_not_drawn(runs, tmp_path):
     none = [replace(run, petaflop=None, device_s=None) for run in runs]
     told = report(none, [], "imagenet")
