@@ -187,6 +187,8 @@ def _asked(config: Config, request: Request) -> _Asked:
 def timm_protocol(model: str, crop: int) -> str:
     """Return the protocol that timm judges its weights of a network under: its share of the image.
 
+    The share alone: images are resized bilinearly, also for weights that timm judges by others.
+
     Raises:
         ConfigError: it is no network of timm's.
     """

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from ranks import run_on_ranks
+from timm.layers import DropPath
+from torch import nn
 
 import conf
 from data_sharding.manifest import Manifest, ShardInfo, write_manifest
@@ -21,6 +24,7 @@ from orchestrator.launch.preview import preview
 from orchestrator.rundir import RunDir, read_json_lines
 from orchestrator.schema import Config
 from orchestrator.training.metrics import MetricLog
+from orchestrator.training.network import build_network
 from orchestrator.training.train import train
 from orchestrator.training.verdict import StopRequest
 from orchestrator.training.world import World
@@ -39,6 +43,32 @@ def test_it_says_how_long_on_what_and_what_to_expect(name: str) -> None:
     assert f"tahoe submit experiment={name} " in head
     assert re.search(r"Expected: \d", head)
     assert re.search(r"arXiv \d{4}\.\d{4,5}|NIPS 2012|github\.com|weights [A-Z]", head)
+
+
+@pytest.mark.parametrize(
+    ("name", "of_paths", "of_units"),
+    [
+        ("deit_2020", 0.1, 0),  # table 9
+        ("rsb_a1_2021", 0.05, 0),  # table 2
+        ("rsb_a2_2021", 0.05, 0),
+        ("rsb_a3_2021", 0, 0),
+        ("efficientnet_b0_2019", 0.2, 0.2),  # section 5.2
+        ("convnext_tiny_2022", 0.1, 0),  # TRAINING.md
+        ("vgg16_2014", 0, 0.5),  # section 3.1
+    ],
+)
+def test_what_is_dropped_is_as_published(name: str, of_paths: float, of_units: float) -> None:
+    """It is an option of the model, and the recipe alone would leave it out."""
+    (composed,) = compose([f"experiment={name}", "data.url=anywhere"])
+    config = composed.config
+    with torch.device("meta"):
+        network = build_network(config, 1000)
+    paths = [layer.drop_prob for layer in network.modules() if isinstance(layer, DropPath)]
+    units = [layer.p for layer in network.modules() if isinstance(layer, nn.Dropout)]
+    units.append(getattr(network, "drop_rate", 0.0))
+    # EfficientNet's grow up to that of a block behind its last.
+    assert max(paths, default=0) == pytest.approx(of_paths, rel=0.1)
+    assert max(units) == of_units
 
 
 @pytest.mark.slow
