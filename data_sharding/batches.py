@@ -173,7 +173,7 @@ class EvalSet:
                 labels.append(self.shards.read(sample, self.protocol.views, out))
             except BadSample as error:
                 out[:] = 0
-                labels.append((0,))
+                labels.append((0,) if error.labels is None else error.labels)
                 readable[i] = False
                 bad.append(str(error))
         self.shards.store.forget_evicted()

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 from torchvision.transforms import v2
 
-# Krizhevsky et al. (2012), section 4.1: eigenvectors (columns) and eigenvalues of the RGB
-# covariance of ImageNet's training pixels in 0..1; the paper gives no numbers, these are those of
-# github.com/facebookarchive/fb.resnet.torch, datasets/imagenet.lua.
-_EIGENVALUES = torch.tensor([0.2175, 0.0188, 0.0045])
+# Krizhevsky et al. (2012), section 4.1: eigenvectors (columns) and the roots of the eigenvalues of
+# the RGB covariance of ImageNet's training pixels in 0..1. The paper says eigenvalues, its code
+# color_stdevs: of bytes, eigenvalues would be a thousand levels. The paper gives no numbers; these
+# are those of github.com/facebookarchive/fb.resnet.torch, datasets/imagenet.lua, which takes the
+# eigenvalues themselves and so less than half of the noise.
+_STANDARD_DEVIATIONS = torch.tensor([0.2175, 0.0188, 0.0045]).sqrt()
 _EIGENVECTORS = torch.tensor(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
 )
@@ -39,7 +41,7 @@ class ColourNoise(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return the changed image; uint8 (3, height, width) both."""
-        factors = self.std * torch.randn(3) * _EIGENVALUES
+        factors = self.std * torch.randn(3) * _STANDARD_DEVIATIONS
         colour = 255 * (_EIGENVECTORS @ factors)
         return (image + colour.view(3, 1, 1)).round_().clamp_(0, 255).to(torch.uint8)
 

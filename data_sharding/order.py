@@ -14,7 +14,7 @@ Global batch t takes the next B / num_lanes samples of every lane. Ranks own who
 reads its own few shards nearly sequentially, and every world size that divides the lanes sees the
 same batches. Micro-batch m of M is made of the lanes [m * L / M, (m + 1) * L / M).
 
-With `repeats` every sample comes several times in its micro-batch, side by side, each time to be
+With `repeats` every sample comes several times in its micro-batch, each time to be
 seen another way (Hoffer et al., Augment Your Batch, CVPR 2020): `repeats` times in a pass over the
 data, or not at all where it is left over. A step then takes fewer samples, so a pass takes more
 steps, while an epoch remains as many images as the data set has (as with DeiT's RASampler,
@@ -113,8 +113,9 @@ class Order:
         return self._draws(step, np.arange(micro * lanes_each, (micro + 1) * lanes_each))
 
     def global_batch(self, step: int) -> Draws:
-        """Return the samples of a step."""
-        return self._draws(step, np.arange(self.num_lanes))
+        """Return the samples of a step: its micro-batches, one after the other."""
+        drawn = [self.micro_batch(step, micro) for micro in range(self.num_micro_batches)]
+        return Draws(*map(np.concatenate, zip(*drawn, strict=True)))
 
     def _draws(self, step: int, lanes: Ints) -> Draws:
         number, step_of_pass = divmod(step, self.steps_per_pass)
@@ -126,8 +127,9 @@ class Order:
             place = self._shuffle(place, lanes, lane_length, number, shift=self.block_size // 2)
             place = self._shuffle(place, lanes, lane_length, number, shift=0)
         ids = _pass_sequence(self, number)[lanes * lane_length + place]
-        copies = np.tile(np.arange(self.repeats), len(ids))
-        return Draws(np.repeat(ids, self.repeats), number * self.repeats + copies)
+        # Not side by side: mixup and CutMix take a sample's neighbour, which is to be another one.
+        copies = np.repeat(np.arange(self.repeats), len(ids))
+        return Draws(np.tile(ids, self.repeats), number * self.repeats + copies)
 
     def _shuffle(self, place: Ints, lanes: Ints, length: int, number: int, *, shift: int) -> Ints:
         """Permute places inside blocks that start at a multiple of the block size, minus shift."""

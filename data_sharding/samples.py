@@ -69,13 +69,14 @@ class ShardSet:
         (place,) = self.places(np.array([sample]))
         shard = self.manifest.shards[place.shard]
         reader = self.store.open(shard)
+        labels: tuple[int, ...] | None = None
         try:
             label = reader.label_bytes(place.sample)
             labels = self.manifest.labels.parse(label, self._numbers)
             return labels, decoder(reader.image(place.sample))
         except (BadSample, BadLabelError) as error:
             key = reader.key(place.sample)
-            raise BadSample(f"{self.split}/{shard.name}: {key}: {error}") from error
+            raise BadSample(f"{self.split}/{shard.name}: {key}: {error}", labels) from error
 
     def encode_labels(self, labels: Sequence[tuple[int, ...]]) -> NDArray[np.generic]:
         """Return what an objective takes.

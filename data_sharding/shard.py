@@ -51,7 +51,15 @@ class ShardError(DataError):
 
 
 class BadSample(Exception):  # noqa: N818  a fact about the data, not about the program
-    """One sample cannot be used; the others can."""
+    """One sample cannot be used; the others can.
+
+    Args:
+        labels: its labels, if they at least are known.
+    """
+
+    def __init__(self, message: str, labels: tuple[int, ...] | None = None) -> None:
+        super().__init__(message)
+        self.labels = labels
 
 
 class ShardReader:

@@ -50,7 +50,7 @@ def _read(shards: ShardSet, dense: Dense, channels: int, sample: int) -> list[Ba
         labels, images = shards.decoded(sample, decoder)
     except BadSample as error:
         bad.append(str(error))
-        labels = (0,)
+        labels = (0,) if error.labels is None else error.labels
         images = [torch.zeros((channels, h, w), dtype=torch.uint8) for w, h in dense.sizes(1, 1)]
     shards.store.forget_evicted()
     return [

@@ -185,9 +185,10 @@ def _asked(config: Config, request: Request) -> _Asked:
 
 
 def timm_protocol(model: str, crop: int) -> str:
-    """Return the protocol that timm judges its weights of a network under: its share of the image.
+    """Return the crop that timm judges its weights of a network by.
 
-    The share alone: images are resized bilinearly, also for weights that timm judges by others.
+    A network that was trained on the images that timm trains it on is judged on those that timm
+    judges it on, which may be larger. Images are resized bilinearly, whatever timm does.
 
     Raises:
         ConfigError: it is no network of timm's.
@@ -195,7 +196,10 @@ def timm_protocol(model: str, crop: int) -> str:
     known = timm.get_pretrained_cfg(model.removeprefix("timm/"))
     if not model.startswith("timm/") or known is None:
         raise ConfigError(f"--protocol timm: {model} is no network of timm's. Name a protocol.")
-    return f"center-{crop}-of-{math.floor(crop / known.crop_pct)}"
+    share = known.crop_pct
+    if crop == known.input_size[-1] and known.test_input_size:
+        crop, share = known.test_input_size[-1], known.test_crop_pct or share
+    return f"center-{crop}-of-{math.floor(crop / share)}"
 
 
 def _same_data(config: Config, request: Request, before: Manifest | None) -> Manifest:

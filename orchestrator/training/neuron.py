@@ -82,8 +82,9 @@ def find(request: Request) -> Found:
     for batch in device.feed(load(dataset, range(len(dataset)), config.data.num_workers)):
         rows = network.features(batch.images).float().cpu()
         _check_room(rows, len(dataset.shards))
-        features.append(rows)
-        labels.append(batch.labels.cpu())
+        readable = batch.readable.cpu()
+        features.append(rows[readable])
+        labels.append(batch.labels.cpu()[readable])
     is_target = torch.cat(labels) == manifest.classes.index(request.target)
     accuracy, neuron = best_neuron(torch.cat(features), is_target)
     share = 100 * is_target.double().mean().item()

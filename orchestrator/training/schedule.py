@@ -38,7 +38,11 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, plan: Plan) 
         case "cosine":
             return CosineLRScheduler(optimizer, plan.num_steps, lr_min=final_lr, **warmup)
         case "linear":
-            return PolyLRScheduler(optimizer, plan.num_steps, power=1, lr_min=final_lr, **warmup)
+            # From the highest rate on, where timm's cosine is the whole run's, less its beginning.
+            left = max(1, plan.num_steps - warmup_steps)
+            return PolyLRScheduler(
+                optimizer, left, power=1, lr_min=final_lr, warmup_prefix=True, **warmup
+            )
         case "step":
             # timm drops at the step before the one it is given (timm 1.0, multistep_lr.py)
             epochs = schedule.drop_epochs or _each(schedule.drop_every_epochs, plan)

@@ -54,13 +54,14 @@ def test_erasing_fills_with_the_given_pixel():
 
 
 def test_colour_noise_has_the_covariance_of_natural_colours():
-    """An eigenvalue is a standard deviation here: the paper scales eigenvectors by l * N(0, s)."""
+    """Of the first component some 12 levels, as in AlexNet's code, which has color_stdevs."""
     torch.manual_seed(0)
     noise = ColourNoise(std=0.1)
     grey = torch.full((3, 1, 1), 128, dtype=torch.uint8)
     shifts = torch.stack([noise(grey).float().flatten() - 128 for _ in range(4000)]) / 255
     std = torch.linalg.eigvalsh(torch.cov(shifts.T)).clamp_min(0).sqrt()
-    assert torch.allclose(std.flip(0)[:1], torch.tensor([0.1 * 0.2175]), rtol=0.05)
+    assert torch.allclose(std.flip(0)[:1], torch.tensor([0.1 * 0.2175**0.5]), rtol=0.05)
+    assert 255 * std.max() == pytest.approx(11.9, rel=0.05)
     assert shifts.mean(dim=0).abs().max() < 0.002
 
 

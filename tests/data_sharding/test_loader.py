@@ -297,11 +297,11 @@ def test_distortions_depend_on_the_sample_and_not_on_the_worker(url):
 
 def test_repeated_samples_have_views_of_their_own(url):
     batch = one(train_set(url, repeats=2), (0, 0))
-    assert torch.equal(batch.ids[::2], batch.ids[1::2])
-    assert torch.equal(batch.labels[::2], batch.labels[1::2])
-    assert not any(
-        torch.equal(*pair) for pair in zip(batch.images[::2], batch.images[1::2], strict=True)
-    )
+    ids, labels = (values.view(2, -1) for values in (batch.ids, batch.labels))
+    assert torch.equal(ids[0], ids[1])
+    assert torch.equal(labels[0], labels[1])
+    first, second = batch.images.unflatten(0, (2, -1))
+    assert not any(torch.equal(*pair) for pair in zip(first, second, strict=True))
 
 
 def test_ten_crops_follow_each_other(url):

@@ -343,7 +343,8 @@ def test_repeats_share_a_micro_batch_and_differ_in_their_pass(repeats: int) -> N
         for micro in range(2):
             ids, passes = order.micro_batch(step, micro)
             assert len(ids) == 8
-            assert (ids.reshape(-1, repeats) == ids[::repeats, None]).all()
+            assert (ids.reshape(repeats, -1) == ids[: 8 // repeats]).all()
+            assert (ids != np.roll(ids, 1)).all()  # whom mixup takes
             for sample, number in zip(ids.tolist(), passes.tolist(), strict=True):
                 drawn.setdefault(sample, []).append(number)
     left_out = 2 * (188 - order.steps_per_pass * 16 // repeats)
@@ -361,9 +362,9 @@ def test_repeats_are_the_plain_order_more_slowly(order: Order, repeats: int, ste
     repeated = replace(order, global_batch_size=batch, repeats=repeats)
     for micro in range(order.num_micro_batches):
         once, often = order.micro_batch(step, micro), repeated.micro_batch(step, micro)
-        assert np.array_equal(often.ids.reshape(-1, repeats).T, [once.ids] * repeats)
+        assert np.array_equal(often.ids.reshape(repeats, -1), [once.ids] * repeats)
         first = once.passes * repeats
-        assert np.array_equal(often.passes.reshape(-1, repeats).T, [*first + np.c_[:repeats]])
+        assert np.array_equal(often.passes.reshape(repeats, -1), [*first + np.c_[:repeats]])
 
 
 # ---------------------------------------------------------------- impossible arithmetic

@@ -18,6 +18,7 @@ from data_sharding.stores import open_store
 from data_sharding.whole import load_whole
 from data_sharding.write import write_dataset
 
+BROKEN = 1
 SHAPES = [(20, 24), (24, 20), (16, 16), (40, 17), (33, 70), (1, 9), (16, 32), (19, 20)]
 
 
@@ -30,7 +31,7 @@ def url(tmp_path: Path) -> str:
             file = tmp_path / "images" / split / f"class{number % 3}" / f"{number}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(file)
-    broken = tmp_path / "images" / "val" / "class0" / "0.png"
+    broken = tmp_path / "images" / "val" / f"class{BROKEN % 3}" / f"{BROKEN}.png"
     broken.write_bytes(broken.read_bytes()[:60])
     url = str(tmp_path / "set")
     write_dataset(folder(tmp_path / "images"), url, seed=0, samples_per_shard=3)
@@ -60,13 +61,13 @@ def test_images_of_any_shape(url: str, tmp_path: Path, scales: tuple[int, ...], 
         sample, scale = number // len(scales), scales[number % len(scales)]
         name = read[sample]
         assert batch.ids.tolist() == [sample]
-        if name == 0:
+        assert batch.labels.tolist() == [name % 3]
+        if name == BROKEN:
             assert not batch.readable.any()
             assert not batch.images.any()
             assert "cannot be decoded" in batch.bad[0]
             continue
         assert batch.readable.all()
-        assert batch.labels.tolist() == [name % 3]
         with Image.open(tmp_path / "images" / "val" / f"class{name % 3}" / f"{name}.png") as file:
             image = functional.pil_to_tensor(file.convert("RGB" if channels == 3 else "L"))
         expected = functional.resize(image, [scale])

@@ -103,7 +103,8 @@ def test_the_best_run_of_each_system(make_scene, tmp_path):
     assert re.search(r"2012 +alexnet_2012 +60.97 +0.7244 +40.7 +18.2 +16.42 +24.50 +digits", table)
     chosen = json.loads(tahoe("lineage", "--json", "--until", "2013", "--verified").stdout)
     assert [one["name"] for one in chosen] == [
-        *("autoencoder_2006", "alexnet_2012", "alexnet_2012_trained", "cat_2012", "nin_2013")
+        *("autoencoder_2006", "alexnet_2012", "alexnet_2012_trained", "cat_2012", "nin_2013"),
+        "zfnet_2013",
     ]
     one = json.loads(tahoe("describe", "alexnet_2012", "--json", "--runs", "my runs").stdout)
     assert one["measured"]["top1_err"] == 24.5

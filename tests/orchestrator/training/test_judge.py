@@ -86,7 +86,9 @@ def test_reassessed_labels_are_found_by_name(tmp_path: Path) -> None:
 
 
 def test_timms_own_share_of_the_image() -> None:
-    assert timm_protocol("timm/resnet18.a1_in1k", 224) == "center-224-of-235"  # 0.95
+    assert timm_protocol("timm/resnet18.a1_in1k", 160) == "center-160-of-168"  # 0.95
+    assert timm_protocol("timm/resnet18.a1_in1k", 224) == "center-288-of-288"  # its test images
+    assert timm_protocol("timm/deit_base_patch16_224", 224) == "center-224-of-248"  # 0.9
     assert timm_protocol("timm/vgg16.tv_in1k", 224) == "center-224-of-256"  # 0.875
     with pytest.raises(ConfigError, match="lenet5_1998 is no network of timm's"):
         timm_protocol("lenet5_1998", 32)

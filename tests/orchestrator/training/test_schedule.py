@@ -46,6 +46,12 @@ def test_decay_ends_at_the_final_share(recipe: Recipe, name: str, middle: float)
     assert found == pytest.approx([1.0, middle, 0.1])
 
 
+def test_a_line_goes_up_to_the_highest_rate_and_down_from_there(recipe: Recipe) -> None:
+    """FFCV's np.interp(epoch, [0, 2, epochs], [about 0, lr, 0])."""
+    found = rates(recipe, [0, 10, 20, 60, 100], name="linear", warmup_epochs=2.0)
+    assert found == pytest.approx([0.05, 0.525, 1.0, 0.5, 0.0])
+
+
 def test_drops_come_with_their_epoch(recipe: Recipe) -> None:
     options = {"name": "step", "warmup_epochs": 0.0, "drop_epochs": (3.0, 6.0), "drop_factor": 0.1}
     found = rates(recipe, [0, 29, 30, 59, 60, 99], **options)
