@@ -34,7 +34,8 @@ class Published:
     The errors are a single network's on the validation images, in percent, under `protocol`; those
     of an ensemble are the challenge's own, on test images whose labels are not public. `gmacs` are
     multiply-adds of one image in 10**9, `petaflop` the operations of the whole training.
-    `verified` says whether somebody read the errors in the source that is named.
+    `verified` says whether somebody read the errors in the source that is named; `recipe` is the
+    config that trains as the paper did.
     """
 
     title: str = ""
@@ -54,6 +55,7 @@ class Published:
     petaflop: NonNegativeFloat | None = None
     source: str
     verified: bool
+    recipe: str | None = None
     traps: tuple[str, ...] = ()
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from orchestrator.config import ConfigError, valid_instead
 from orchestrator.tracking.record import Record
 
 MISSING = "-"
-_GROUP = Path(conf.__file__).parent / "model"
+_CONFIGS = Path(conf.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,12 @@ def shelf(runs: Iterable[Record] = ()) -> list[System]:
     """Return the systems, oldest first, with the best that runs have measured of each."""
     best = _best(runs)
     systems = []
-    for file in sorted(_GROUP.glob("*.yaml")):
+    for file in sorted((_CONFIGS / "model").glob("*.yaml")):
         text = file.read_text()
         model = yaml.safe_load(text)
         if model.get("published"):
-            lines = (line[1:].strip() for line in text.splitlines() if line.startswith("#"))
             title = model["published"]["title"]
-            systems.append(System(file.stem, " ".join(lines), model, best.get(title)))
+            systems.append(System(file.stem, _head(text), model, best.get(title)))
     return sorted(systems, key=lambda system: (system.published["year"], system.name))
 
 
@@ -123,13 +123,40 @@ def description(one: System) -> str:
     if one.measured:
         lines.append(f"{'measured':<22}{_told(one.measured)}, in {one.measured.run}")
     lines += [f"{'mind':<22}{trap}" for trap in said["traps"]]
-    options = "".join(f" model.options.{k}={v}" for k, v in one.model["options"].items())
-    lines += [
-        "",
-        f"It is {one.model['name']}{options}:",
-        f"  tahoe train model={one.name} data=...",
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_ways_to_train(one)])
+
+
+def _ways_to_train(one: System) -> list[str]:
+    """Return the recipe of a system's paper and the commands that begin with it."""
+    recipe = one.published.get("recipe")
+    experiments = _experiments(one.name)
+    if recipe is None:
+        return [
+            "There is no recipe of its paper here. With one that you choose (conf/recipe):",
+            f"  tahoe train model={one.name} recipe=... data.url=URL",
+        ]
+    lines = [f"recipe={recipe}: {_head((_CONFIGS / 'recipe' / f'{recipe}.yaml').read_text())}"]
+    for name in experiments:
+        lines += ["", f"  tahoe submit experiment={name} data.url=URL cluster=CLUSTER"]
+    if not experiments:
+        lines += ["", f"  tahoe train model={one.name} recipe={recipe} data.url=URL"]
+    return lines
+
+
+def _experiments(system: str) -> list[str]:
+    """Return the experiments that are of a system's network, those at its own size first."""
+    group, found = _CONFIGS / "experiment", []
+    for file in [*sorted(group.glob("*.yaml")), *sorted(group.glob("*/*.yaml"))]:
+        parts = yaml.safe_load(file.read_text()).get("defaults", [])
+        if {"override /model": system} in parts:
+            found.append(file.relative_to(group).with_suffix("").as_posix())
+    return found
+
+
+def _head(text: str) -> str:
+    """Return the comment that a config begins with, as one line."""
+    lines = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(line[1:].strip() for line in lines)
 
 
 def _best(runs: Iterable[Record]) -> dict[str, Measured]:

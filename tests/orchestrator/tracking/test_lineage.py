@@ -3,18 +3,21 @@
 import json
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 from running import Tahoe
 from torch.utils.flop_counter import FlopCounterMode
 
+import conf
 import models
 from orchestrator.config import ConfigError
 from orchestrator.schema import Published
 from orchestrator.tracking.index import records
 from orchestrator.tracking.lineage import description, shelf, system
 
+CONFIGS = Path(conf.__file__).parent
 SYSTEMS = shelf()
 NAMES = [one.name for one in SYSTEMS]
 # Of papers that name no crop.
@@ -38,6 +41,9 @@ def test_what_is_published_is_complete(one):
         one.name.endswith(f"_{one.published['year']}") or f"_{one.published['year']}_" in one.name
     )
     assert one.about
+    recipe = one.published["recipe"]
+    assert recipe is None or (CONFIGS / "recipe" / f"{recipe}.yaml").exists()
+    assert recipe or "no recipe of its paper" in description(one)
 
 
 def test_titles_tell_systems_apart():
@@ -96,7 +102,11 @@ def test_the_best_run_of_each_system(make_scene, tmp_path):
     assert (best.top1_err, best.data, best.run) == (24.5, "digits", str(runs[1].path))
     text = description(system("alexnet_2012", found))
     assert "24.50 on digits, center-28-of-32" in text
-    assert "tahoe train model=alexnet_2012" in text
+    assert "recipe=alexnet_2012: Krizhevsky et al. 2012, section 5" in text
+    assert "  tahoe submit experiment=alexnet_2012 data.url=URL" in text
+    unlike = description(system("autoencoder_2006", found))
+    assert "  tahoe train model=autoencoder_2006 recipe=autoencoder_2006 data.url=URL" in unlike
+    assert "no recipe of its paper" in description(system("swin_2021", found))
 
     tahoe = Tahoe(tmp_path)
     table = tahoe("lineage", "--runs", "my runs", "--measured").stdout
