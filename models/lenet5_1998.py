@@ -71,8 +71,8 @@ class LeNet5(nn.Module):
     `head="linear"` ends in a linear layer, for any number of classes. `head="rbf"` ends as the
     paper does, in ten Euclidean radial basis functions whose centres are fixed bitmaps of the
     digits. The logits are the negated squared distances, so cross-entropy over them is the paper's
-    MAP criterion (eq. 9) without the constant exp(-j) inside its logarithm. ValueError: an unknown
-    head, an rbf head with other than 10 classes, images of another size.
+    MAP criterion (eq. 9) but for its constant j, which is `recipe.map_constant`. ValueError: an
+    unknown head, an rbf head with other than 10 classes, images of another size.
 
     Weights and biases of C1, C3, C5 and F6 start uniform in +-2.4 / fan-in (appendix A; unverified,
     from memory).

@@ -34,8 +34,7 @@ class Published:
     The errors are a single network's on the validation images, in percent, under `protocol`; those
     of an ensemble are the challenge's own, on test images whose labels are not public. `gmacs` are
     multiply-adds of one image in 10**9, `petaflop` the operations of the whole training.
-    `verified` says whether somebody read the errors in the source that is named; `recipe` is the
-    config that trains as the paper did.
+    `verified`: somebody read the errors in that source; `recipe`: the config that trains so.
     """
 
     title: str = ""
@@ -218,6 +217,7 @@ class Recipe:
     objective: Literal["cross_entropy", "bce", "own"] = "cross_entropy"
     aux_weight: NonNegativeFloat = 0.3
     bce_threshold: Share | None = None
+    map_constant: NonNegativeFloat | None = None
     stages: tuple[Stage, ...] = ()
     probe: bool = False
 

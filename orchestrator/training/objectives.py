@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data_sharding.loader import Batch
+from orchestrator.config import ConfigError
 from orchestrator.schema import Recipe
 
 
@@ -47,7 +48,19 @@ class Objective(Protocol):
 
 
 def make_objective(recipe: Recipe) -> Objective:
-    """Return the objective of a recipe."""
+    """Return the objective of a recipe.
+
+    Raises:
+        ConfigError: its options do not go together.
+    """
+    is_plain = recipe.objective == "cross_entropy" and not recipe.label_smoothing
+    if recipe.map_constant is not None and not is_plain:
+        raise ConfigError(
+            f"recipe.map_constant={recipe.map_constant} goes into the cross-entropy of one class, "
+            f"and this recipe has objective={recipe.objective} and label_smoothing="
+            f"{recipe.label_smoothing}. Leave it out, or set objective=cross_entropy and "
+            "label_smoothing=0."
+        )
     if recipe.objective == "own":
         return OwnCost()
     if recipe.objective == "bce":
@@ -56,7 +69,24 @@ def make_objective(recipe: Recipe) -> Objective:
             recipe.aux_weight,
         )
     cross_entropy = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    if recipe.map_constant is not None:
+        return Classification(MaximumAPosteriori(recipe.map_constant), recipe.aux_weight)
     return Classification(cross_entropy, recipe.aux_weight)
+
+
+class MaximumAPosteriori:
+    """y_D + log(exp(-j) + sum of exp(-y_i)), where the penalties y are the negated logits.
+
+    LeCun et al. 1998, eq. 9: the j of a class that no image is of keeps classes whose penalty is
+    large already from being pushed further. The paper gives it no value.
+    """
+
+    def __init__(self, constant: float) -> None:
+        self._constant = constant
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        wider = F.pad(logits, (0, 1), value=-self._constant)
+        return F.cross_entropy(wider, F.pad(labels, (0, 1)) if labels.ndim > 1 else labels)
 
 
 class Classification:

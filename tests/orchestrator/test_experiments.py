@@ -33,6 +33,8 @@ FILES = sorted(Path(conf.__file__).parent.glob("experiment/*.yaml"))
 HISTORY = [
     file.stem for file in FILES if file.stem != "cifar10_resnet9" and "demo_" not in file.stem
 ]
+# Of FFCV's, which differ in their epochs alone, one is trained.
+TRAINED = [name for name in HISTORY if not re.fullmatch(r"ffcv_rn50_(24|32|40|56|88)", name)]
 LINEAGE = [f"lineage_cifar/{file.stem}" for file in sorted(FILES[0].parent.glob("*/*.yaml"))]
 
 
@@ -158,7 +160,7 @@ def train_all(world: World, config: Config, runs: list[str]) -> None:
 @pytest.mark.timeout(600)
 def test_two_steps_on_two_ranks(images: Path, tmp_path: Path) -> None:
     runs = []
-    for name in (*HISTORY, *LINEAGE):
+    for name in (*TRAINED, *LINEAGE):
         (composed,) = compose(small(name, images, tmp_path))
         run, plan = open_run(composed)
         run.begin_attempt(num_steps=plan.num_steps)

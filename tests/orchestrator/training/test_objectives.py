@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from data_sharding.loader import Batch
+from orchestrator.config import ConfigError
 from orchestrator.schema import Recipe
 from orchestrator.training.objectives import make_objective
 
@@ -38,6 +39,21 @@ def test_auxiliary_heads_count_their_share(recipe: Recipe, smoothing: float) -> 
     assert_close(
         objective.loss((LOGITS, None, others[0]), LABELS), ce(LOGITS) + 0.3 * ce(others[0])
     )
+
+
+def test_lenets_criterion(recipe: Recipe) -> None:
+    """Equation 9, from penalties; of mixed labels each counts by its share."""
+    objective = make_objective(changed(recipe, map_constant=1.5, label_smoothing=0.0))
+    penalties = -LOGITS
+    beside = torch.log(math.exp(-1.5) + torch.exp(-penalties).sum(dim=1))
+    right = penalties[torch.arange(4), LABELS]
+    assert_close(objective.loss(LOGITS, LABELS), (right + beside).mean())
+    mixed = 0.7 * F.one_hot(LABELS, 3) + 0.3 * F.one_hot(LABELS.flip(0), 3)
+    expected = ((mixed * penalties).sum(dim=1) + beside).mean()
+    assert_close(objective.loss(LOGITS, mixed), expected)
+    for unfit in ({"label_smoothing": 0.1}, {"objective": "bce"}):
+        with pytest.raises(ConfigError, match=r"map_constant=1.5 goes into the cross-entropy"):
+            make_objective(changed(recipe, map_constant=1.5, **unfit))
 
 
 def test_binary_cross_entropy(recipe: Recipe) -> None:
