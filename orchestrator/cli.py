@@ -151,9 +151,9 @@ def _sync(options: argparse.Namespace) -> int:
 
 
 def _ui(options: argparse.Namespace) -> int:
-    from orchestrator.tracking.ui import serve
+    from orchestrator.tracking.ui import serve, store_of
 
-    serve(options.uri, options.port, paths=options.runs)
+    serve(options.uri or store_of(options.runs), options.port, paths=options.runs)
     return 0
 
 
@@ -208,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     ui = add_verb(verbs, "ui", _ui, "open MLflow's pages on the store of the runs")
     page_help = "print the pages of these runs and sweeps, and of what they come from"
     ui.add_argument("runs", nargs="*", type=Path, metavar="RUN", help=page_help)
-    ui.add_argument("--uri", default="sqlite:///mlflow.db", help="default: %(default)s")
+    ui.add_argument("--uri", help="default: that of the runs, or else sqlite:///mlflow.db")
     ui.add_argument("--port", type=int, default=5000, help="default: %(default)s")
     return parser
 

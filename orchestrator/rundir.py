@@ -202,6 +202,7 @@ class RunDir:
         host = socket.gethostname()
         line = {"attempt": attempt, "started_s": time.time(), "host": host, **facts}
         append_json_line(self.attempts_file, line)
+        self.stop_file.parent.mkdir(exist_ok=True)  # so that `touch RUN/control/stop` is all
         return attempt
 
     def launched_s(self, attempt: int) -> float:

@@ -33,6 +33,7 @@ def add_compare_verb(verbs: "Verbs") -> None:
 
 def compare(options: argparse.Namespace) -> int:
     """Print and draw what runs came to."""
+    from orchestrator.rundir import RunError
     from orchestrator.tracking.choose import choose
     from orchestrator.tracking.compare import compare as compared
 
@@ -51,7 +52,10 @@ def compare(options: argparse.Namespace) -> int:
     if options.plot:
         from orchestrator.tracking.curves import draw_curves, logged
 
-        draw_curves(sections, options.plot, logged if store is None else _history(store))
+        try:
+            draw_curves(sections, options.plot, logged if store is None else _history(store))
+        except (OSError, ValueError) as error:
+            raise RunError(f"--plot {options.plot}: not drawn: {error}") from error
         print(f"curves: {options.plot}")
     return 0
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from orchestrator.launch.arguments import add_from_mlflow, add_runs_dir, add_verb
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
@@ -28,7 +30,8 @@ def add_report_verb(verbs: "Verbs") -> None:
     )
     send_help = "also keep it in MLflow, in the run 'report on NAME'"
     verb.add_argument("--send", action="store_true", help=send_help)
-    verb.add_argument("--uri", default="sqlite:///mlflow.db", help="default: %(default)s")
+    uri_help = "of that MLflow (default: --from-mlflow, or else sqlite:///mlflow.db)"
+    verb.add_argument("--uri", help=uri_help)
     verb.add_argument("--experiment", default="tahoe", metavar="NAME", help="default: %(default)s")
     verb.add_argument("--json", action="store_true", help="print the points, and draw nothing")
 
@@ -37,6 +40,7 @@ def report(options: argparse.Namespace) -> int:
     """Write the page."""
     from collections import Counter
 
+    from orchestrator.rundir import RunError
     from orchestrator.tracking.ancestry import links
     from orchestrator.tracking.choose import choose, everything
     from orchestrator.tracking.lineage import shelf
@@ -50,29 +54,40 @@ def report(options: argparse.Namespace) -> int:
     names = Counter(str(one.config.get("data.name")) for one in records)
     data = options.data or (names.most_common(1)[0][0] if names else "imagenet")
     told = told_of(records, shelf(), data, options.protocol)
+    if not told.points:
+        raise RunError(f"nothing is published of {data} and no run has its figures: an empty page.")
+    if options.protocol and not told.measured:
+        others = ", ".join(told.passed_over) or "none"
+        raise RunError(
+            f"no run was judged on {data} under {options.protocol}. Protocols of runs: {others}."
+        )
     if options.json:
         print(json.dumps(told.to_dict(), indent=2))
         return 0
     from orchestrator.tracking.report_page import write_report
 
     drawn = {one.id for section in told.sections for row in section.rows for one in row.records}
-    family = [link for link in links(records) if link.child in drawn]
-    page, *figures = write_report(told, family, options.output)
+    family = [link for link in links(records) if {link.child, link.parent} & drawn]
+    try:
+        page, *figures = write_report(told, family, options.output)
+    except OSError as error:
+        raise RunError(f"the report was not written: {error}. Name a directory: -o DIR.") from error
     print(f"{page}: {len(told.published)} published, {len(told.measured)} measured on {data}")
     print(f"its {len(figures) // 2} figures are beside it, as PNG and SVG")
     if options.send:
-        _send(options, data)
+        _send(options, data, [page, *figures])
     return 0
 
 
-def _send(options: argparse.Namespace, data: str) -> None:
+def _send(options: argparse.Namespace, data: str, files: "Sequence[Path]") -> None:
     from orchestrator.rundir import RunError
     from orchestrator.tracking.outgoing import summary
     from orchestrator.tracking.report_run import send_report
     from orchestrator.tracking.store import MlflowException
 
     try:
-        run_id = send_report(options.output, data, options.uri, options.experiment)
+        uri = options.uri or options.from_mlflow or "sqlite:///mlflow.db"
+        run_id = send_report(files, data, uri, options.experiment)
     except (MlflowException, OSError) as error:
         raise RunError(f"the report is not in MLflow: {summary(error)}") from error
     print(f"in MLflow: the run {run_id}, 'report on {data}'")

@@ -110,7 +110,15 @@ def _passes(record: Record, key: str, wanted: str) -> bool:
         said: list[Any] = [name, name.rpartition("/")[2], record.system]
     else:
         said = [value_of(record, key)]
-    return any(value is not None and fnmatchcase(value, w) for value in said for w in alternatives)
+    return any(value is not None and _is_like(value, w) for value in said for w in alternatives)
+
+
+def _is_like(value: str, wanted: str) -> bool:
+    """Whether a value fits a pattern, or is the same number in other words: 90.0 and 90."""
+    try:
+        return fnmatchcase(value, wanted) or float(value) == float(wanted)
+    except ValueError:
+        return False
 
 
 def _check_key(key: str, found: Sequence[Record]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.config import is_safe
 from orchestrator.tracking.outgoing import as_text
-from orchestrator.tracking.record import Record
+from orchestrator.tracking.record import IMPORTED, Record
 
 ABSENT = "-"
 _RANKED_BY = ("val/top1", "val/loss")  # the first that a row has; the higher, and the lower, first
@@ -110,9 +110,14 @@ def compare(records: Sequence[Record]) -> list[Section]:
 
 
 def _identity(record: Record, deciding: Sequence[str]) -> tuple[Any, ...]:
-    """Return what runs that differ in the seed alone have in common."""
+    """Return what runs that differ in the seed alone have in common, and that came as far.
+
+    What was imported has no config by which it could be told to differ in the seed alone.
+    """
     kept = repr([record.config.get(key, ABSENT) for key in deciding])
-    return (record.data_fingerprint, (record.init_from or {}).get("sha256"), kept)
+    reached = record.status == "finished" or record.step
+    alone = record.path if record.status == IMPORTED else None
+    return (record.data_fingerprint, (record.init_from or {}).get("sha256"), kept, reached, alone)
 
 
 def _keys(records: Sequence[Record]) -> dict[str, None]:

@@ -1,6 +1,7 @@
 """Curves of compared runs, as a picture."""
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,8 @@ def draw_curves(
 
     Of more rows than there are colours, the best of each section are drawn.
     """
-    rows = [row for section in sections for row in section.rows][:_MAX_ROWS]
+    in_turn = zip_longest(*(section.rows for section in sections))
+    rows = [row for best in in_turn for row in best if row is not None][:_MAX_ROWS]
     with styled():
         figure = Figure(figsize=(4.2 * len(_SHOWN), 4.2), layout="constrained")
         for axes, (name, label) in zip(figure.subplots(1, len(_SHOWN)), _SHOWN, strict=True):
@@ -57,8 +59,9 @@ def draw_curves(
 def label_of(row: Row) -> str:
     """Return how a row is called in a legend: by what it differs in, as long as that is short."""
     system = row.records[0].system
-    said = [f"{key.rpartition('.')[2]}={value}" for key, value in row.differs.items()]
-    short = ", ".join(x for x in said if not x.startswith(("name=", "options=")))
+    names = {key: "data" if key == "data.name" else key.rpartition(".")[2] for key in row.differs}
+    told = (key for key in row.differs if not key.startswith(("model.name", "model.options")))
+    short = ", ".join(f"{names[key]}={row.differs[key]}" for key in told)
     seeds = f" ({len(row.records)} runs)" if len(row.records) > 1 else ""
     return f"{system}{f', {short}' if short and len(short) <= 40 else ''}{seeds}"
 
@@ -77,7 +80,7 @@ def _draw(axes: Axes, row: Row, found: Sequence[Curve], number: int) -> None:
         label=label_of(row),
         color=COLOURS[number],
         marker=MARKERS[number],
-        markevery=0.15,
+        markevery=0.15 if len(images) > 1 else None,
     )
     if len(curves) > 1:
         low, high = values.min(axis=0), values.max(axis=0)

@@ -6,6 +6,7 @@ own runs log, `val/top1` and `val/top5`, so that one chart shows both. Importing
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -73,7 +74,7 @@ def timm_results(url: str) -> Iterator[Imported]:
     """
     try:
         text = files.read_bytes(url).decode()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # no text, or no such kind of URL
         raise RunError(f"{url} cannot be read: {error}. Nothing was imported.") from error
     rows = csv.DictReader(io.StringIO(text))
     missing = _TIMM_COLUMNS - {*(rows.fieldnames or ())}
@@ -82,26 +83,50 @@ def timm_results(url: str) -> Iterator[Imported]:
             f"{url} is no results file of timm: it has no {', '.join(sorted(missing))}. Nothing "
             "was imported. They are github.com/huggingface/pytorch-image-models, results/*.csv"
         )
-    for row in rows:
-        size, share = int(row["img_size"]), float(row["crop_pct"])
-        yield Imported(
-            f"timm:{row['model']}@{size}",
-            "timm",
-            f"{row['model']} at {size}, by timm",
-            None,
-            {
-                "model": f"timm/{row['model']}",
-                "data": "imagenet",
-                "protocol": f"center-{size}-of-{int(size / share)}",
-                "interpolation": row["interpolation"],
-                "published/source": url,
-            },
-            {
-                "val/top1": float(row["top1"]),
-                "val/top5": float(row["top5"]),
-                "model/num_params": 1e6 * float(row["param_count"].replace(",", "")),
-            },
+    data = _images_of(url)
+    for number, row in enumerate(rows, start=2):
+        try:
+            yield _timm_result(row, data, url)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{url}, line {number}: a cell is empty or no number ({error}). The lines before "
+                "it are imported. Correct it, and run the same command."
+            ) from error
+
+
+def _timm_result(row: Mapping[str, str], data: str, url: str) -> Imported:
+    size, share = int(row["img_size"]), float(row["crop_pct"])
+    on = "" if data == "imagenet" else f" on {data}"
+    return Imported(
+        f"timm:{row['model']}@{size}{on}",
+        "timm",
+        f"{row['model']} at {size}{on}, by timm",
+        None,
+        {
+            "model": f"timm/{row['model']}",
+            "data": data,
+            "protocol": f"center-{size}-of-{int(size / share)}",
+            "interpolation": row["interpolation"],
+            "published/source": url,
+        },
+        {
+            "val/top1": float(row["top1"]),
+            "val/top5": float(row["top5"]),
+            "model/num_params": 1e6 * float(row["param_count"].replace(",", "")),
+        },
+    )
+
+
+def _images_of(url: str) -> str:
+    """Return on which images a file of timm's is: results-imagenet-real.csv is on imagenet-real."""
+    match = re.search(r"(?:^|/)results-([^/]+)\.csv$", url)
+    if match is None:
+        raise RunError(
+            f"{url} does not say by its name on which images it is, and figures of other images "
+            "would be taken for ImageNet's. Nothing was imported. Call it as timm does: "
+            "results-imagenet.csv, results-imagenet-real.csv."
         )
+    return match[1]
 
 
 def import_runs(wanted: Iterable[Imported], tracking_uri: str, experiment: str) -> tuple[int, int]:

@@ -20,6 +20,8 @@ PAGE = "report.html"
 def write_report(told: Report, ancestry: Sequence[Link], directory: Path) -> list[Path]:
     """Write report.html, and each of its figures as PNG and SVG; return the files."""
     directory.mkdir(parents=True, exist_ok=True)
+    for old in directory.glob("error-over-*"):  # of other data, which would seem to belong to this
+        old.unlink()
     drawn, written = list[tuple[str, str]](), list[Path]()
     for name, figure in figures(told):
         text = _svg(figure)

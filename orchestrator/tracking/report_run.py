@@ -1,5 +1,6 @@
 """The MLflow run that holds the report on a data set: one, whose files are replaced."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.tracking.facts import user
@@ -8,7 +9,7 @@ from orchestrator.tracking.store import experiment_id, opened
 _TAG = "tahoe.report"
 
 
-def send_report(directory: Path, data: str, tracking_uri: str, experiment: str) -> str:
+def send_report(files: Sequence[Path], data: str, tracking_uri: str, experiment: str) -> str:
     """Send the files of a report, and return the id of the run that has them.
 
     Raises:
@@ -23,6 +24,7 @@ def send_report(directory: Path, data: str, tracking_uri: str, experiment: str) 
         tags = {"mlflow.runName": f"report on {data}", "mlflow.user": user(), _TAG: data}
         run = found[0] if found else client.create_run(place, tags=tags)
         run_id = str(run.info.run_id)
-        client.log_artifacts(run_id, str(directory), "report")
+        for file in files:
+            client.log_artifact(run_id, str(file), "report")
         client.set_terminated(run_id)
     return run_id

@@ -32,8 +32,8 @@ def stored_records(
         RunError: the store cannot be read, or has no run of an id.
     """
     check_is_there(tracking_uri)
-    client = MlflowClient(tracking_uri=tracking_uri)
     try:
+        client = MlflowClient(tracking_uri=tracking_uri)
         if ids:
             found = [client.get_run(name) for name in ids]
         else:

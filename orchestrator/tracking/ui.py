@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from orchestrator.rundir import RunError
+from orchestrator.rundir import RunDir, RunError
 from orchestrator.tracking.deep_links import LINEAGE, filtered, links_to
-from orchestrator.tracking.outgoing import without_secrets
+from orchestrator.tracking.outgoing import summary, without_secrets
 from orchestrator.tracking.store import (
     MlflowClient,
+    MlflowException,
     artifacts_dir,
     check_is_there,
     opened,
@@ -59,11 +60,29 @@ def serve(
     check_is_there(tracking_uri)
     _check_port(host, port)
     shown_host = socket.gethostname() if host == "0.0.0.0" else host  # noqa: S104 (compared only)
-    with opened(tracking_uri) as client:
-        address = f"http://{shown_host}:{port}"
-        for link in links_to(address, paths) or links(client, address):
-            print(link, flush=True)
+    address = f"http://{shown_host}:{port}"
+    try:
+        with opened(tracking_uri) as client:
+            for link in links_to(address, paths) or links(client, address):
+                print(link, flush=True)
+    except (MlflowException, OSError) as error:
+        shown = without_secrets(tracking_uri)
+        raise RunError(f"no pages of {shown}: {summary(error)}") from error
     _become(command(tracking_uri, host, port))
+
+
+def store_of(paths: Sequence[Path]) -> str:
+    """Return the store that runs were sent to; of none, the one of the working directory.
+
+    Raises:
+        RunError: they are in different ones.
+    """
+    marks = (RunDir(path).read_json(RunDir(path).mlflow_file) or {} for path in paths)
+    known = {str(mark["tracking_uri"]) for mark in marks if "tracking_uri" in mark}
+    if len(known) > 1:
+        shown = " and ".join(sorted(map(without_secrets, known)))
+        raise RunError(f"these runs are in different stores: {shown}. Name one with --uri.")
+    return known.pop() if known else "sqlite:///mlflow.db"
 
 
 def links(client: MlflowClient, server_url: str) -> list[str]:
@@ -91,6 +110,8 @@ def _become(argv: list[str]) -> NoReturn:
 
 
 def _check_port(host: str, port: int) -> None:
+    if not 0 < port < 2**16:
+        raise RunError(f"there is no port {port}: they go from 1 to 65535.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

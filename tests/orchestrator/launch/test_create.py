@@ -46,7 +46,8 @@ def finish(run: RunDir) -> None:
 
 
 def content(run: RunDir) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in run.path.iterdir() if file.name != "lock"}
+    files = (file for file in run.path.rglob("*") if file.is_file() and file.name != "lock")
+    return {file.name: file.read_bytes() for file in files}
 
 
 @pytest.mark.parametrize(

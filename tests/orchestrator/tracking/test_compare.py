@@ -4,6 +4,7 @@ import io
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,15 @@ def test_seeds_are_one_row_with_their_spread(made):
     assert "53.00 ± 2.65" in text
     assert "3 finished" in text
     assert "recipe" in text
+
+
+def test_a_run_that_came_less_far_is_no_seed_of_the_others(made):
+    runs = [made(f"s{seed}", 50.0 + seed, seed=seed) for seed in (1, 2)]
+    stopped = replace(made("s3", 1.0, seed=3), status="stopped", step=27)
+    imported = [replace(made(f"i{n}", 70.0 + n), status="imported") for n in (1, 2)]
+    (section,) = compare([*runs, stopped, *imported])
+    assert [row.name for row in section.rows] == ["i2", "i1", "2 runs", "s3"]
+    assert section.rows[2].figures["val/top1"].mean == 51.5
 
 
 def test_other_protocols_are_not_ranked_together(made):
@@ -130,6 +140,10 @@ def test_the_verb(made, tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     (section,) = json.loads(tahoe("compare", "--runs", place, "--json").stdout)
     assert [row["figures"]["val/top1"]["mean"] for row in section["rows"]] == [60.0, 50.0]
+    assert "60.00" in tahoe("compare", "--runs", place, "recipe.epochs=5.0").stdout
+    for name in ("curves.txt", "no/where.png"):
+        undrawn = tahoe("compare", "--runs", place, "--plot", name, check=False)
+        assert f"error: --plot {name}: not drawn" in undrawn.stderr
     wrong = tahoe("compare", "--runs", place, "model=vgg", check=False)
     assert wrong.returncode == 1
     assert "no run in" in wrong.stderr

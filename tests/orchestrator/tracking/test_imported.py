@@ -53,7 +53,7 @@ def test_what_was_cut_short_is_filled_and_not_doubled(store, monkeypatch):
 
 
 def test_results_of_timm(store, tmp_path):
-    file = tmp_path / "results.csv"
+    file = tmp_path / "results-imagenet.csv"
     file.write_text(RESULTS)
     assert import_runs(timm_results(str(file)), store, "tests") == (2, 0)
     found = stored(store)
@@ -69,8 +69,26 @@ def test_results_of_timm(store, tmp_path):
     ("text", "message"), [(None, "cannot be read"), ("a,b\n1,2\n", "no results file of timm")]
 )
 def test_what_is_no_results_file(tmp_path, text, message):
-    file = tmp_path / "results.csv"
+    file = tmp_path / "results-imagenet.csv"
     if text:
         file.write_text(text)
     with pytest.raises(RunError, match=message):
         list(timm_results(str(file)))
+
+
+def test_results_on_other_images_are_not_imagenets(store, tmp_path):
+    for name in ("results-imagenet-real.csv", "results-imagenet.csv"):
+        (tmp_path / name).write_text(RESULTS)
+        assert import_runs(timm_results(str(tmp_path / name)), store, "tests") == (2, 0)
+    found = stored(store)
+    assert found["vit_giant at 224, by timm"].data.tags["data"] == "imagenet"
+    real = found["vit_giant at 224 on imagenet-real, by timm"]
+    assert real.data.tags["data"] == "imagenet-real"
+    (tmp_path / "mine.csv").write_text(RESULTS)
+    with pytest.raises(RunError, match="does not say by its name on which images"):
+        list(timm_results(str(tmp_path / "mine.csv")))
+    (tmp_path / "results-imagenet.csv").write_text(RESULTS.replace("288", ""))
+    with pytest.raises(RunError, match=r"line \d+: a cell is empty or no number"):
+        list(timm_results(str(tmp_path / "results-imagenet.csv")))
+    with pytest.raises(RunError, match="cannot be read"):
+        list(timm_results("nosuchscheme://results-imagenet.csv"))

@@ -134,11 +134,23 @@ def test_the_verb(runs, tmp_path):
     told = tahoe("report", "--runs", place, "-o", "out").stdout
     assert "2 measured on imagenet" in told
     assert (tmp_path / "out" / "report.html").exists()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    (tmp_path / "out" / "error-over-something.png").write_text("of other data")
     for _ in range(2):
         sent = tahoe("report", "--runs", place, "-o", "out", "--send").stdout
     assert "'report on imagenet'" in sent
     (page,) = tmp_path.glob("mlartifacts/*/artifacts/report/report.html")
     assert page.read_text() == (tmp_path / "out" / "report.html").read_text()
+    assert {file.name for file in page.parent.iterdir()} == {
+        file.name for file in (tmp_path / "out").iterdir()
+    } - {"notes.txt"}
+    for wrong, said in (
+        (("--data", "nosuch"), "nothing is published of nosuch"),
+        (("--protocol", "nosuch"), "no run was judged on imagenet under nosuch"),
+        (("-o", page), "the report was not written"),
+    ):
+        refused = tahoe("report", "--runs", place, *map(str, wrong), check=False)
+        assert said in refused.stderr
     one = json.loads(tahoe("report", "model=mine", "--runs", place, "--json").stdout)
     assert [p["system"] for p in one["points"] if p["is_measured"]] == ["mine"]
 

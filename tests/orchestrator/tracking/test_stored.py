@@ -108,7 +108,7 @@ def test_what_is_meant(runs, store, tmp_path):
 
 @pytest.mark.slow
 def test_the_verbs_need_no_directories(runs, store, tmp_path):
-    file = tmp_path / "results.csv"
+    file = tmp_path / "results-imagenet.csv"
     file.write_text(
         "model,img_size,top1,top1_err,top5,top5_err,param_count,crop_pct,interpolation\n"
         "resnet50.a1,288,81.2,18.8,95.1,4.9,25.56,1.0,bicubic\n"

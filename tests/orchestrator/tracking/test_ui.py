@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from orchestrator.rundir import RunError
-from orchestrator.tracking.ui import command, serve
+from orchestrator.tracking.ship import sync
+from orchestrator.tracking.ui import command, serve, store_of
 
 # MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -47,3 +48,26 @@ def test_a_taken_port(store):
         port = taken.getsockname()[1]
         with pytest.raises(RunError, match=f"port {port}: .*`--port {port + 1}`"):
             serve(store, port)
+
+
+def test_no_such_port(store):
+    with pytest.raises(RunError, match="there is no port 99999"):
+        serve(store, 99999)
+
+
+def test_what_is_no_store():
+    with pytest.raises(RunError, match=r"no pages of foo://bar: .*unsupported URI"):
+        serve("foo://bar", 5977)
+
+
+def test_the_store_is_that_of_the_runs(make_scene, store, tmp_path):
+    here, also, elsewhere = (
+        make_scene(name, uri=uri)
+        for name, uri in (("a", store), ("b", store), ("c", f"sqlite:///{tmp_path}/other.db"))
+    )
+    assert store_of([]) == store_of([here.run.path]) == "sqlite:///mlflow.db"  # not sent yet
+    for scene in (here, also, elsewhere):
+        sync(scene.run.path)
+    assert store_of([here.run.path, also.run.path]) == store
+    with pytest.raises(RunError, match=r"in different stores: .*Name one with --uri"):
+        store_of([here.run.path, elsewhere.run.path])
