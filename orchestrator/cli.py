@@ -95,13 +95,20 @@ def _train(options: argparse.Namespace) -> int:
     from orchestrator.launch.compose import compose
     from orchestrator.launch.create import open_runs
     from orchestrator.launch.local import CRASHED, run_attempt
+    from orchestrator.sweepdir import SweepDir
     from orchestrator.training.verdict import Exit
 
     points = compose(options.overrides)
     if any(point.config.launcher.name != "local" for point in points):
         raise ConfigError("launcher=slurm: `tahoe train` runs on this machine; use `tahoe submit`.")
+    opened = open_runs(points)
+    if len(points) > 1:
+        runs = [run for run, _ in opened]
+        sweep = SweepDir.of(Path(points[0].config.runs_dir), runs)
+        sweep.add(zip(runs, (point.overrides for point in points), strict=True))
+        print(f"sweep: {sweep.path}", flush=True)
     worst = 0
-    for point, (run, plan) in zip(points, open_runs(points), strict=True):
+    for point, (run, plan) in zip(points, opened, strict=True):
         if run.is_finished:
             print(f"{run.path} is finished already; it is reused (if_finished=reuse)")
             continue

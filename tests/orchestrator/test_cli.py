@@ -13,6 +13,7 @@ from running import Tahoe
 import conf
 from orchestrator.cli import main
 from orchestrator.launch import local
+from orchestrator.sweepdir import SweepDir, sweep_of
 
 VERBS = (
     *("train", "submit", "resume", "status", "list", "logs", "cancel", "compare", "report"),
@@ -171,6 +172,10 @@ def test_a_stop_ends_the_sweep_and_a_failure_does_not(
     monkeypatch.setattr(local, "run_attempt", lambda *_: next(codes))
     assert main(["train", f"data.url='{shards}'", "-m", "seed=1,2"]) == exit_code
     assert len(list(codes)) == 2 - num_started
+    (place,) = (tmp_path / "runs" / "sweeps").iterdir()
+    points = SweepDir(place).points()  # who is a parent in MLflow, as of a sweep on Slurm
+    assert sorted(points.values()) == [[f"data.url='{shards}'", f"seed={n}"] for n in (1, 2)]
+    assert {sweep_of(run) for run in points} == {SweepDir(place)}
 
 
 @pytest.fixture(scope="module")
