@@ -218,6 +218,13 @@ class RunDir:
         """Record how an attempt ended."""
         append_json_line(self.attempts_file, {"attempt": attempt, "ended_s": time.time(), **facts})
 
+    def agreed_end(self, attempt: int) -> dict[str, Any]:
+        """Return why and when an attempt's ranks ended of their own accord; {} if they did not."""
+        verdict = self.read_json(self.verdict_file) or {}
+        if verdict.get("attempt") != attempt:
+            return {}
+        return {"why": verdict.get("reason"), "trained_until_s": verdict.get("time_s")}
+
     @property
     def is_finished(self) -> bool:
         """Whether the last attempt ended with the verdict that nothing is left to do."""

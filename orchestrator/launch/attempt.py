@@ -123,7 +123,7 @@ def end(run: RunDir, attempt: int, code: int, state: str) -> Next:
         step=verdict.get("step") if mine else None,
         checkpoint_step=last_step,
         crashed=is_crash,
-        why=verdict["reason"] if mine else decision.why,
+        **(run.agreed_end(attempt) or {"why": decision.why}),
         slurm_state=state,
         # Where Slurm itself ends a job it kills the ranks, which is no fault of their nodes.
         failed_node=(failed_node if is_crash else lost_node)(_said_by_srun(run, attempt)),

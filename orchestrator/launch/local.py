@@ -47,9 +47,12 @@ def run_attempt(
         with Watcher(run, plan, ranks.log_file(0)) as watcher:
             ranks.watch(watcher, interrupts)
         exit_code = _judge(run, attempt, ranks)
-        verdict = run.read_json(run.verdict_file) or {}
-        why = {"why": verdict["reason"]} if verdict.get("attempt") == attempt else {}
-        run.end_attempt(attempt, exit_code=exit_code, rank_exit_codes=ranks.exit_codes, **why)
+        run.end_attempt(
+            attempt,
+            exit_code=exit_code,
+            rank_exit_codes=ranks.exit_codes,
+            **run.agreed_end(attempt),
+        )
     return exit_code
 
 

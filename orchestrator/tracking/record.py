@@ -90,6 +90,8 @@ def read_record(run: RunDir) -> Record:
     batch, gmacs = known.get("recipe.global_batch_size"), metrics.get("model/gmacs")
     num_images = step * batch if step is not None and batch else None
     known_attempts, jobs, end = attempts(run), [*read_json_lines(run.jobs_file)], outcome(run)
+    if end.attempt in known_attempts:  # whose launcher may still wait for what is sent
+        known_attempts[end.attempt] |= run.agreed_end(end.attempt)
     tries = [*_tries(known_attempts, logged.last_time_ms)]
     sized = [line for line in (*jobs, *known_attempts.values()) if "num_steps" in line]
     return Record(
@@ -148,10 +150,14 @@ def _read_metrics(run: RunDir) -> _Logged:
 def _tries(
     known: Mapping[int, Mapping[str, Any]], last_time_ms: Mapping[int, int]
 ) -> Iterator[tuple[float, int]]:
-    """Yield the seconds and ranks of each attempt; a killed one ended when it last logged."""
+    """Yield the seconds and ranks of each attempt, less what was sent and drawn after it.
+
+    One that was killed ended when it last logged.
+    """
     for attempt, line in known.items():
         if "started_s" in line:
-            ended_s = line.get("ended_s", last_time_ms.get(attempt, 0) / 1000)
+            last_s = last_time_ms.get(attempt, 0) / 1000
+            ended_s = line.get("trained_until_s") or line.get("ended_s") or last_s
             yield max(0.0, ended_s - line["started_s"]), int(line.get("world_size", 1))
 
 

@@ -39,7 +39,7 @@ def test_a_stopped_run_tells_its_steps_figures_and_ends(run: RunDir) -> None:
     assert one.metrics["train/loss"] == pytest.approx(1 / 3)
     assert one.checkpoint_age_s is not None
     assert one.checkpoint_age_s < 60
-    assert one.ends == ("ended with exit code 75",)
+    assert one.ends == ("asked to stop",)
     assert one.eta_s is None  # nothing runs
     assert json.loads(status.as_json([one]))[0]["images_per_s"] == 100
 

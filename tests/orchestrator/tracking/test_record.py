@@ -45,6 +45,21 @@ def test_what_a_run_achieved(make_scene):
     assert "model.published" not in found.config
 
 
+def test_what_is_sent_after_the_end_is_no_training(make_scene):
+    run = make_scene().run
+    for number in (1, 2):
+        attempt = run.begin_attempt(world_size=2)
+        verdict = {"verdict": "stopped", "attempt": attempt, "reason": f"asked {number}"}
+        verdict["time_s"] = run.launched_s(attempt) + 100 * number
+        run.write_json(run.verdict_file, verdict)
+        if number == 1:  # the other's launcher still waits for what is sent
+            run.end_attempt(attempt, ended_s=verdict["time_s"] + 50, **run.agreed_end(attempt))
+    found = read_record(run)
+    assert found.training_s == pytest.approx(300)
+    assert found.device_s == pytest.approx(600)
+    assert found.ends == ["asked 1"]
+
+
 def test_what_is_not_known_is_none(make_scene):
     found = read_record(make_scene().run)
     assert found.status == "scheduled"
