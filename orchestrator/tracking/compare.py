@@ -115,7 +115,7 @@ def _identity(record: Record, deciding: Sequence[str]) -> tuple[Any, ...]:
     What was imported has no config by which it could be told to differ in the seed alone.
     """
     kept = repr([record.config.get(key, ABSENT) for key in deciding])
-    reached = record.status == "finished" or record.step
+    reached = "the end" if record.status == "finished" else record.step
     alone = record.path if record.status == IMPORTED else None
     return (record.data_fingerprint, (record.init_from or {}).get("sha256"), kept, reached, alone)
 

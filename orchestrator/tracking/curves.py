@@ -60,7 +60,7 @@ def label_of(row: Row) -> str:
     """Return how a row is called in a legend: by what it differs in, as long as that is short."""
     system = row.records[0].system
     names = {key: "data" if key == "data.name" else key.rpartition(".")[2] for key in row.differs}
-    told = (key for key in row.differs if not key.startswith(("model.name", "model.options")))
+    told = (key for key in row.differs if key not in ("model.name", "model.options"))
     short = ", ".join(f"{names[key]}={row.differs[key]}" for key in told)
     seeds = f" ({len(row.records)} runs)" if len(row.records) > 1 else ""
     return f"{system}{f', {short}' if short and len(short) <= 40 else ''}{seeds}"

@@ -14,9 +14,9 @@ from PIL import Image
 from rich.console import Console
 from running import Tahoe
 
-from orchestrator.tracking.compare import Spread, compare
+from orchestrator.tracking.compare import Row, Spread, compare
 from orchestrator.tracking.compare_show import tables
-from orchestrator.tracking.curves import draw_curves
+from orchestrator.tracking.curves import draw_curves, label_of
 from orchestrator.tracking.record import read_record
 
 
@@ -61,9 +61,15 @@ def test_seeds_are_one_row_with_their_spread(made):
     assert "recipe" in text
 
 
+def test_a_legend_tells_the_data_and_single_options(made):
+    record = made("a", 50.0)
+    differs = {"model.name": "x", "data.name": "digits", "model.options.width": "0.5"}
+    assert label_of(Row((record,), differs, {})) == f"{record.system}, data=digits, width=0.5"
+
+
 def test_a_run_that_came_less_far_is_no_seed_of_the_others(made):
     runs = [made(f"s{seed}", 50.0 + seed, seed=seed) for seed in (1, 2)]
-    stopped = replace(made("s3", 1.0, seed=3), status="stopped", step=27)
+    stopped = replace(made("s3", 1.0, seed=3), status="stopped", step=1)
     imported = [replace(made(f"i{n}", 70.0 + n), status="imported") for n in (1, 2)]
     (section,) = compare([*runs, stopped, *imported])
     assert [row.name for row in section.rows] == ["i2", "i1", "2 runs", "s3"]
