@@ -4,12 +4,14 @@ torchvision's transforms on bytes, each drawing from torch's generator, which is
 every sample: the same key gives the same image in any worker.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torchvision.transforms import v2
+
+from data_sharding.timm_randaugment import TimmRandAugment
 
 # Krizhevsky et al. (2012), section 4.1: eigenvectors (columns) and the roots of the eigenvalues of
 # the RGB covariance of ImageNet's training pixels in 0..1. The paper says eigenvalues, its code
@@ -21,11 +23,14 @@ _EIGENVECTORS = torch.tensor(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
 )
 
-_POLICIES = {
+_POLICIES: dict[str, Callable[..., nn.Module]] = {
+    "autoaugment": v2.AutoAugment,  # Cubuk et al., 2019; that of ImageNet
     "randaugment": v2.RandAugment,  # Cubuk et al., 2020
     "trivialaugment": v2.TrivialAugmentWide,  # Mueller and Hutter, 2021
     "augmix": v2.AugMix,  # Hendrycks et al., 2020
+    "timm_randaugment": TimmRandAugment,
 }
+_OF_COLOURS = ("augmix", "timm_randaugment")
 
 
 class ColourNoise(nn.Module):
@@ -76,7 +81,7 @@ def make_distortion(
     """Return the chain in torchvision's order: policy, colour jitter, colour noise, erasing.
 
     Args:
-        policy: one of POLICIES, or None; `policy_options` are those of torchvision's class.
+        policy: one of _POLICIES, or None; `policy_options` are those of torchvision's class.
         jitter: of brightness, contrast, saturation and hue; zeros for none.
         noise_std: of the principal components of colour; 0 for none.
         erase_prob: probability that a rectangle is erased (Zhong et al., 2020).
@@ -87,8 +92,10 @@ def make_distortion(
     """
     chain: list[nn.Module] = []
     pixel = [float(value) for value in fill]
-    if (any(jitter) or noise_std or policy == "augmix") and len(pixel) != 3:
-        raise ValueError("colour jitter, colour noise and augmix need data.channels=3")
+    if (any(jitter) or noise_std or policy in _OF_COLOURS) and len(pixel) != 3:
+        raise ValueError(
+            "colour jitter, colour noise, augmix and timm_randaugment need data.channels=3"
+        )
     if policy:
         try:
             chain.append(_POLICIES[policy](**{"fill": pixel, **policy_options}))

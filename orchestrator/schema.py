@@ -6,14 +6,7 @@ what it means where it is missing, so that runs from before it was there can go 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-)
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from data_sharding.protocol import parse_protocol
@@ -91,7 +84,9 @@ class Augment:
 class Distort:
     """What changes the pixels of a training image; see data_sharding.distort."""
 
-    policy: Literal["randaugment", "trivialaugment", "augmix"] | None
+    policy: (
+        Literal["autoaugment", "randaugment", "trivialaugment", "augmix", "timm_randaugment"] | None
+    )
     policy_options: dict[str, Any]
     jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
     noise_std: NonNegativeFloat

@@ -17,6 +17,7 @@ from orchestrator.schema import Config
 from orchestrator.training import startup, watchdog
 from orchestrator.training.answers import write_answers
 from orchestrator.training.checkpoint import CheckpointStore
+from orchestrator.training.curvature import Curvature
 from orchestrator.training.datasets import Datasets
 from orchestrator.training.device import Device
 from orchestrator.training.evaluate import evaluate
@@ -30,7 +31,7 @@ from orchestrator.training.report import tell_start
 from orchestrator.training.restore import restore
 from orchestrator.training.saver import Saver
 from orchestrator.training.schedule import make_schedule
-from orchestrator.training.stages import Stages
+from orchestrator.training.stages import Stages, have_several
 from orchestrator.training.state import TrainState
 from orchestrator.training.verdict import Wish
 from orchestrator.training.world import World
@@ -54,6 +55,7 @@ class Job:
     gradients: GradientStep
     schedule: Scheduler
     stages: Stages
+    curvature: Curvature
     store: CheckpointStore
     saver: Saver
 
@@ -87,7 +89,7 @@ class Job:
             state=state,
             objective=objective,
             gradients=GradientStep(
-                wrap(network, in_stages=bool(config.recipe.stages)),
+                wrap(network, in_stages=have_several(config.recipe.stages)),
                 objective,
                 state.scaler,
                 config,
@@ -96,6 +98,7 @@ class Job:
             ),
             schedule=make_schedule(state.optimizer, config.recipe, data.plan),
             stages=Stages(state, config.recipe.stages, data.plan),
+            curvature=Curvature(state, objective, data, device, world),
             store=store,
             saver=Saver(store, config.checkpoint),
         )
@@ -136,6 +139,7 @@ class Job:
         """Set what depends on the step alone; steps are counted from 0 here."""
         self.schedule.step_update(step)
         self.stages.begin(step)
+        self.curvature.begin(step)
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Judge the weights of a step on the validation split."""

@@ -1,6 +1,7 @@
-"""The optimizer of a recipe: timm's by name, or that of 2012; biases may have their own rate."""
+"""The optimizer of a recipe: timm's or our own, by name; biases may have their own rate."""
 
 import difflib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,14 @@ from torch import nn
 
 from orchestrator.config import ConfigError
 from orchestrator.schema import Optimizer
+from orchestrator.training.levenberg_marquardt import DiagonalLM
 from orchestrator.training.velocity import VelocitySGD
+
+# Not timm's.
+_OWN: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "velocity": VelocitySGD,
+    "levenberg_marquardt": DiagonalLM,
+}
 
 
 def make_optimizer(network: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
@@ -23,10 +31,10 @@ def make_optimizer(network: nn.Module, optimizer: Optimizer) -> torch.optim.Opti
             f"recipe.optimizer: bias_lr_share={optimizer.bias_lr_share} and layer_decay="
             f"{optimizer.layer_decay} both say what a bias's rate is. Leave one out."
         )
-    if optimizer.name == "velocity":
-        return _velocity(network, optimizer)
+    if optimizer.name in _OWN:
+        return _own(network, optimizer)
     if optimizer.name not in list_optimizers():
-        known = ["velocity", *(str(name) for name in list_optimizers())]
+        known = [*_OWN, *(str(name) for name in list_optimizers())]
         near = difflib.get_close_matches(optimizer.name, known) or ["sgd", "adamw"]
         raise ConfigError(
             f"recipe.optimizer.name={optimizer.name} is no optimizer of timm. Near names: "
@@ -47,9 +55,9 @@ def make_optimizer(network: nn.Module, optimizer: Optimizer) -> torch.optim.Opti
         raise _misfit(optimizer, error) from error
 
 
-def _velocity(network: nn.Module, optimizer: Optimizer) -> VelocitySGD:
+def _own(network: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
     try:
-        return VelocitySGD(
+        return _OWN[optimizer.name](
             _groups(network, optimizer),
             lr=optimizer.lr,
             momentum=optimizer.momentum,

@@ -1,8 +1,13 @@
 """Distortions change pixels, stay bytes, and are functions of their key."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from data_sharding.distort import ColourNoise, make_distortion
 
@@ -18,6 +23,9 @@ KINDS = [
     {"policy": "randaugment", "policy_options": {"num_ops": 2, "magnitude": 9}},
     {"policy": "trivialaugment"},
     {"policy": "augmix"},
+    {"policy": "autoaugment"},
+    {"policy": "timm_randaugment", "policy_options": {"config": "rand-m9-mstd0.5-inc1"}},
+    {"policy": "timm_randaugment", "policy_options": {"config": "rand-m15-n2-p1-mmax15"}},
     {"jitter": (0.4, 0.4, 0.4, 0.1)},
     {"noise_std": 0.1},
     {"erase_prob": 1.0},
@@ -34,12 +42,45 @@ def image(size=32):
 def test_the_same_key_gives_the_same_image(kind):
     distortion = make_distortion(**{**NONE, **kind})
     before, state = image(), torch.random.get_rng_state()
+    pythons, numpys = random.getstate(), np.random.get_state()[1].tolist()
     found = [distortion(before, key) for key in (*range(20), *range(20))]
     assert all(torch.equal(a, b) for a, b in zip(found[:20], found[20:], strict=True))
     assert len({bytes(one.contiguous().numpy()) for one in found[:20]}) > 10
     assert torch.equal(before, image())
     assert torch.equal(state, torch.random.get_rng_state())
+    assert random.getstate() == pythons
+    assert np.random.get_state()[1].tolist() == numpys
     assert {(one.dtype, one.shape) for one in found} == {(torch.uint8, (3, 32, 32))}
+
+
+def test_timms_policy_is_what_its_recipes_have():
+    """As timm's own transforms_factory builds it, with its generators seeded alike."""
+    options = {"config": "rand-m9-mstd0.5-inc1"}
+    ours = make_distortion(**{**NONE, "policy": "timm_randaugment", "policy_options": options})
+    theirs = rand_augment_transform(
+        options["config"],
+        {
+            "translate_const": int(64 * 0.45),
+            "img_mean": (124, 116, 104),
+            "interpolation": Image.Resampling.BILINEAR,
+        },
+    )
+    for key in range(50):
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(key)
+            seed = int(torch.randint(2**32, ()))
+        random.seed(seed)
+        np.random.seed(seed)
+        expected = pil_to_tensor(theirs(to_pil_image(image(64))))
+        assert torch.equal(ours(image(64), key), expected)
+
+
+def test_the_strongest_posterizing_leaves_one_bit():
+    """timm asks Pillow for none, which Pillow 13 refuses: one image in a thousand."""
+    options = {"config": "rand-m10-n1-p1-inc1"}
+    strong = make_distortion(**{**NONE, "policy": "timm_randaugment", "policy_options": options})
+    levels = [set(strong(image(), key).flatten().tolist()) for key in range(100)]
+    assert {0, 128} in levels
 
 
 def test_nothing_asked_for_is_nothing_done():
@@ -69,6 +110,12 @@ def test_colour_noise_has_the_covariance_of_natural_colours():
     ("kind", "message"),
     [
         ({"policy": "randaugment", "policy_options": {"strength": 3}}, "strength"),
+        (
+            {"policy": "timm_randaugment", "policy_options": {"config": "rand-x9"}},
+            "config=rand-x9 is none of timm's RandAugment",
+        ),
+        ({"policy": "timm_randaugment", "policy_options": {}}, "config"),
+        ({"policy": "timm_randaugment", "fill": (124,)}, "data.channels=3"),
         ({"jitter": (0.1, 0, 0, 0), "fill": (124,)}, "data.channels=3"),
         ({"noise_std": 0.1, "fill": (124,)}, "data.channels=3"),
     ],

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from ranks import run_on_ranks
+from safetensors.torch import save_file
 from timm.layers import DropPath
 from torch import nn
 
@@ -23,6 +25,7 @@ from orchestrator.launch.create import open_run
 from orchestrator.launch.preview import preview
 from orchestrator.rundir import RunDir, read_json_lines
 from orchestrator.schema import Config
+from orchestrator.training.initialise import initialise
 from orchestrator.training.metrics import MetricLog
 from orchestrator.training.network import build_network
 from orchestrator.training.train import train
@@ -33,8 +36,29 @@ FILES = sorted(Path(conf.__file__).parent.glob("experiment/*.yaml"))
 HISTORY = [
     file.stem for file in FILES if file.stem != "cifar10_resnet9" and "demo_" not in file.stem
 ]
-# Of FFCV's, which differ in their epochs alone, one is trained.
-TRAINED = [name for name in HISTORY if not re.fullmatch(r"ffcv_rn50_(24|32|40|56|88)", name)]
+# Of FFCV's, which differ in their epochs alone, one is trained; PNASNet's recipe is NASNet's.
+ALIKE = r"ffcv_rn50_(24|32|40|56|88)|pnasnet_2017"
+TRAINED = [name for name in HISTORY if not re.fullmatch(ALIKE, name)]
+# What makes networks of libraries small; those of ours have a width.
+ONE_EACH = "[1,1,1,1]"
+TINY = {
+    "beit_2021": ("depth=1",),
+    "coatnet_2021": (f"depths={ONE_EACH}", "embed_dim=[32,32,32,32]", "img_size=96"),
+    "convnext_tiny_2022": (f"depths={ONE_EACH}",),
+    "convnextv2_2023": (f"depths={ONE_EACH}", "dims=[32,32,32,32]"),
+    "deit_2020": ("depth=1",),
+    "efficientnetv2_2021": ("channel_multiplier=0.2", "depth_multiplier=0.1"),
+    "eva02_2023": ("depth=1",),
+    "inception_v3_2015": ("aux_logits=false",),  # whose map would be too small
+    "maxvit_2022": (f"depths={ONE_EACH}", "embed_dim=[32,32,32,32]", "img_size=96"),
+    "nasnet_2017": ("num_features=672",),
+    "resnext101_2016": (f"layers={ONE_EACH}",),
+    "senet154_2017": (f"layers={ONE_EACH}",),
+    "sovit_2023": ("depth=1",),
+    "swin_2021": (f"depths={ONE_EACH}",),
+    "vit_2020": ("depth=1",),
+}
+SIBLINGS = {"noisy_student_2019": "timm/tf_efficientnet_b0"}
 LINEAGE = [f"lineage_cifar/{file.stem}" for file in sorted(FILES[0].parent.glob("*/*.yaml"))]
 
 
@@ -44,7 +68,7 @@ def test_it_says_how_long_on_what_and_what_to_expect(name: str) -> None:
     head = " ".join(line for line in file.read_text().splitlines() if line.startswith("#"))
     assert f"tahoe submit experiment={name} " in head
     assert re.search(r"Expected: \d", head)
-    assert re.search(r"arXiv \d{4}\.\d{4,5}|NIPS 2012|github\.com|weights [A-Z]", head)
+    assert re.search(r"arXiv \d{4}\.\d{4,5}|NIPS 2012|Proc\. IEEE|github\.com|weights [A-Z]", head)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +95,30 @@ def test_what_is_dropped_is_as_published(name: str, of_paths: float, of_units: f
     # EfficientNet's grow up to that of a block behind its last.
     assert max(paths, default=0) == pytest.approx(of_paths, rel=0.1)
     assert max(units) == of_units
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "name", [file.stem for file in FILES if "\ninit_from: timm/" in file.read_text()]
+)
+def test_the_weights_that_it_begins_with_fit(name: str, tmp_path: Path) -> None:
+    """Their shapes, at full size: windows, positions and heads are not those of the network."""
+    (composed,) = compose([f"experiment={name}", "data.url=anywhere"])
+    config = composed.config
+    source = str(config.init_from).removeprefix("timm/")
+    assert timm.models.is_model_pretrained(source)
+    with torch.device("meta"):
+        theirs, ours = timm.create_model(source), build_network(config, 1000)
+    file = tmp_path / "weights.safetensors"
+    save_file({name: torch.ones(one.shape) for name, one in theirs.state_dict().items()}, file)
+    ours = ours.to_empty(device="cpu")
+    for parameter in ours.parameters():
+        parameter.data.fill_(2.0)
+    initialise(ours, file, 1000, 3)
+    file.unlink()
+    learned = [one for one in ours.parameters() if not (one == 2.0).all()]
+    assert sum(one.numel() for one in learned) > 0.95 * sum(p.numel() for p in ours.parameters())
 
 
 @pytest.mark.slow
@@ -128,6 +176,8 @@ def small(name: str, url: Path, place: Path) -> list[str]:
     )
     if name in LINEAGE:
         return [*where, *few]
+    if name == "lenet5_1998":  # whose images are 28 pixels, and whose bitmaps are of ten classes
+        return [*where, *few, "model.options.head=linear"]
     (composed,) = compose([f"experiment={name}", f"data.url={url}"])
     config = composed.config
     is_own = "/" not in config.model.name and config.model.name not in (
@@ -141,6 +191,9 @@ def small(name: str, url: Path, place: Path) -> list[str]:
         *("data.image_size=96", f"data.protocol={views}", "data.augment.sides=[96,120]"),
         "recipe.progressive=null",
         *(["+model.options.width=0.1"] if is_own else []),
+        *(f"++model.options.{option}" for option in TINY.get(name, ())),
+        *([f"model.name={SIBLINGS[name]}", "model.published=null"] if name in SIBLINGS else []),
+        "init_from=null",
     ]
 
 

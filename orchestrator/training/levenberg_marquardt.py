@@ -1,0 +1,65 @@
+"""Stochastic diagonal Levenberg-Marquardt, by which LeNet-5 was trained.
+
+w <- w - lr / (damping + h) * gradient, where h is the second derivative of the loss by that weight,
+measured at the beginning of each pass through the data: see training.curvature.
+
+LeCun, Bottou, Bengio, Haffner 1998, Gradient-Based Learning Applied to Document Recognition,
+appendix C; LeCun, Bottou, Orr, Mueller 1998, Efficient BackProp, section 9.1.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim.optimizer import Optimizer
+
+
+class DiagonalLM(Optimizer):
+    """Stochastic gradient descent with a rate for each weight, small where the loss curves much.
+
+    Args:
+        damping: what is added to the curvature, which may be nothing; the papers' mu.
+        num_samples: training images on which the curvature is measured, of each epoch the first.
+
+    Raises:
+        TypeError: there is a momentum.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        damping: float,
+        num_samples: int,
+    ) -> None:
+        if momentum:
+            raise TypeError(f"it has no momentum, and momentum={momentum} is given. Set it to 0")
+        self.num_samples = num_samples
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "damping": damping})
+
+    def set_curvature(self, curvature: dict[torch.Tensor, torch.Tensor]) -> None:
+        """Take second derivatives, by the parameter; of those left out, zero."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                found = curvature.get(parameter)
+                self.state[parameter]["curvature"] = (
+                    torch.zeros_like(parameter) if found is None else found
+                )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Move the parameters that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                change = parameter.grad.add(parameter, alpha=group["weight_decay"])
+                damped = self.state[parameter]["curvature"] + group["damping"]
+                parameter.addcdiv_(change, damped, value=-group["lr"])
+        return loss
