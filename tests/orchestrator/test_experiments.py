@@ -99,6 +99,10 @@ def test_what_is_dropped_is_as_published(name: str, of_paths: float, of_units: f
 
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.filterwarnings(
+    "ignore:torch.searchsorted|Using a non-tuple sequence:UserWarning"
+)  # timm
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "name", [file.stem for file in FILES if "\ninit_from: timm/" in file.read_text()]
 )
