@@ -8,7 +8,7 @@ seeded from torch's for one image, and are afterwards as they were.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,37 +32,26 @@ class TimmRandAugment(nn.Module):
 
     def __init__(self, config: str, fill: Sequence[float]) -> None:
         super().__init__()
-        self._config, self._fill = config, tuple(round(value) for value in fill)
-        self._of_size: dict[int, Callable[[Image.Image], Image.Image]] = {}
-        self._for(224)
+        from timm.data.auto_augment import rand_augment_transform  # takes seconds, in every worker
+
+        known = {"img_mean": tuple(map(round, fill)), "interpolation": Image.Resampling.BILINEAR}
+        try:
+            self._transform = rand_augment_transform(config, known)
+        except (AssertionError, KeyError, ValueError) as error:
+            raise TypeError(
+                f"config={config} is none of timm's RandAugment, such as rand-m9-mstd0.5-inc1: "
+                f"{error}"
+            ) from error
+        for op in self._transform.ops:
+            if op.name.startswith("Posterize"):
+                op.aug_fn = _posterize
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return the changed image; uint8 (3, height, width) both."""
-        change = self._for(min(image.shape[-2:]))
         with _seeded(int(torch.randint(2**32, ()))):
-            changed = change(functional.to_pil_image(image))
+            changed = self._transform(functional.to_pil_image(image))
         pixels: torch.Tensor = functional.pil_to_tensor(changed)
         return pixels
-
-    def _for(self, size: int) -> Callable[[Image.Image], Image.Image]:
-        """Return timm's transform for images of a size, as its transforms_factory sets it up."""
-        if size not in self._of_size:
-            from timm.data import auto_augment  # takes seconds, in every worker
-
-            known: dict[str, Any] = {"translate_const": int(size * 0.45), "img_mean": self._fill}
-            known["interpolation"] = Image.Resampling.BILINEAR
-            try:
-                transform = auto_augment.rand_augment_transform(self._config, known)
-            except (AssertionError, KeyError, ValueError) as error:
-                raise TypeError(
-                    f"config={self._config} is none of timm's RandAugment, such as "
-                    f"rand-m9-mstd0.5-inc1: {error}"
-                ) from error
-            for op in transform.ops:
-                if op.name.startswith("Posterize"):
-                    op.aug_fn = _posterize
-            self._of_size[size] = transform
-        return self._of_size[size]
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:

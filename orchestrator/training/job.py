@@ -31,7 +31,7 @@ from orchestrator.training.report import tell_start
 from orchestrator.training.restore import restore
 from orchestrator.training.saver import Saver
 from orchestrator.training.schedule import make_schedule
-from orchestrator.training.stages import Stages, have_several
+from orchestrator.training.stages import Stages, has_stages
 from orchestrator.training.state import TrainState
 from orchestrator.training.verdict import Wish
 from orchestrator.training.world import World
@@ -89,7 +89,7 @@ class Job:
             state=state,
             objective=objective,
             gradients=GradientStep(
-                wrap(network, in_stages=have_several(config.recipe.stages)),
+                wrap(network, in_stages=bool(config.recipe.stages) and has_stages(network)),
                 objective,
                 state.scaler,
                 config,

@@ -1,9 +1,9 @@
 """Stages of a training, as intervals of steps: a network that is pretrained layer by layer.
 
-Intervals of one and the same stage, whose rates alone differ, are for any network. One with several
-stages has an attribute `stage`, which its `forward` goes by, and may have a method
+A network with stages has an attribute `stage`, which its `forward` goes by, and may have a method
 `enter(stage)` for what is to be done once when a stage begins. That is done before the first step
-of the stage, so what a checkpoint holds and the step say all.
+of the stage, so what a checkpoint holds and the step say all. For other networks there are
+intervals of one and the same stage, whose rates alone differ.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ class Stages:
     def __init__(self, state: TrainState, stages: tuple[Stage, ...], plan: Plan) -> None:
         self._state, self._stages = state, stages
         self._ends = [round(stage.to_epoch * plan.steps_per_epoch) for stage in stages]
-        if have_several(stages) and not hasattr(state.network, "stage"):
+        if len({stage.stage for stage in stages}) > 1 and not has_stages(state.network):
             raise ConfigError(
                 "recipe.stages: this network has none, so that all would be one. Set them to [], "
                 "or take a network that is trained in stages, such as autoencoder_2006."
@@ -45,7 +45,7 @@ class Stages:
 
     def show(self, step: int) -> None:
         """Let the networks be what they are in a step."""
-        if have_several(self._stages):
+        if self._stages and has_stages(self._state.network):
             networks: list[Any] = [self._state.network, self._state.ema]
             for network in networks:
                 if isinstance(network, nn.Module):
@@ -59,6 +59,6 @@ class Stages:
         return self._stages[-1]
 
 
-def have_several(stages: tuple[Stage, ...]) -> bool:
-    """Whether a network is to be more than one thing while it is trained."""
-    return len({stage.stage for stage in stages}) > 1
+def has_stages(network: nn.Module) -> bool:
+    """Whether a network is one that is trained in stages."""
+    return hasattr(network, "stage")

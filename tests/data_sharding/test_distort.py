@@ -60,7 +60,6 @@ def test_timms_policy_is_what_its_recipes_have():
     theirs = rand_augment_transform(
         options["config"],
         {
-            "translate_const": int(64 * 0.45),
             "img_mean": (124, 116, 104),
             "interpolation": Image.Resampling.BILINEAR,
         },

@@ -75,6 +75,26 @@ def test_a_stage_is_entered_at_its_first_step_alone(
     assert network.entered == entered
 
 
+def test_a_network_without_stages_has_intervals_of_one() -> None:
+    state = state_of(nn.Linear(1, 1))
+    intervals = (Stage(to_epoch=1.0, stage=0), Stage(to_epoch=2.0, stage=0, lr_share=0.1))
+    stages, rates = Stages(state, intervals, PLAN), []
+    (group,) = state.optimizer.param_groups
+    for step in range(20):
+        group["lr"] = 1.0
+        stages.begin(step)
+        rates.append(group["lr"])
+    assert rates == [1.0] * 10 + [0.1] * 10
+    assert not hasattr(state.network, "stage")
+
+
+def test_one_stage_alone_is_the_one_that_is_said() -> None:
+    state = state_of(Staged())
+    Stages(state, (Stage(to_epoch=1.0, stage=4),), PLAN).begin(0)
+    network: Any = state.network
+    assert (network.stage, network.entered) == (4, [4])
+
+
 def test_a_network_without_stages() -> None:
     with pytest.raises(ConfigError, match="this network has none"):
         Stages(state_of(nn.Linear(1, 1)), STAGES, PLAN)
