@@ -23,6 +23,7 @@ from orchestrator.config import parse
 from orchestrator.launch.compose import compose
 from orchestrator.launch.create import open_run
 from orchestrator.launch.preview import preview
+from orchestrator.plan import training_petaflop
 from orchestrator.rundir import RunDir, read_json_lines
 from orchestrator.schema import Config
 from orchestrator.training.initialise import initialise
@@ -58,6 +59,13 @@ TINY = {
     "swin_2021": (f"depths={ONE_EACH}",),
     "vit_2020": ("depth=1",),
 }
+AT_ANOTHER_SIZE = ("convnextv2_2023", "mobilenet_v4_2024")  # than what is published is of
+PETAFLOP = {
+    file.stem: float(told[1].replace(",", ""))
+    for file in FILES
+    if (told := re.search(r"([\d,]+) petaFLOP", file.read_text()))
+    and file.stem not in AT_ANOTHER_SIZE
+}
 SIBLINGS = {"noisy_student_2019": "timm/tf_efficientnet_b0"}
 LINEAGE = [f"lineage_cifar/{file.stem}" for file in sorted(FILES[0].parent.glob("*/*.yaml"))]
 
@@ -69,6 +77,18 @@ def test_it_says_how_long_on_what_and_what_to_expect(name: str) -> None:
     assert f"tahoe submit experiment={name} " in head
     assert re.search(r"Expected: \d", head)
     assert re.search(r"arXiv \d{4}\.\d{4,5}|NIPS 2012|Proc\. IEEE|github\.com|weights [A-Z]", head)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "told"), PETAFLOP.items())
+def test_its_petaflop_are_those_of_its_epochs(name: str, told: float) -> None:
+    (composed,) = compose([f"experiment={name}", "data.url=anywhere"])
+    published, recipe = composed.config.model.published, composed.config.recipe
+    assert published is not None
+    assert published.gmacs is not None
+    epochs = recipe.epochs or (recipe.steps or 0) * recipe.global_batch_size / 1_281_167
+    petaflop = training_petaflop(published.gmacs, round(1_281_167 * epochs))
+    assert told == pytest.approx(petaflop, rel=0.03)
 
 
 @pytest.mark.parametrize(
