@@ -34,10 +34,11 @@ class TimmRandAugment(nn.Module):
         super().__init__()
         from timm.data.auto_augment import rand_augment_transform  # takes seconds, in every worker
 
-        known = {"img_mean": tuple(map(round, fill)), "interpolation": Image.Resampling.BILINEAR}
+        # What it turns or shears it interpolates as the recipes do that are written in its words.
+        known = {"img_mean": tuple(map(round, fill)), "interpolation": Image.Resampling.BICUBIC}
         try:
             self._transform = rand_augment_transform(config, known)
-        except (AssertionError, KeyError, ValueError) as error:
+        except (AssertionError, AttributeError, KeyError, ValueError) as error:
             raise TypeError(
                 f"config={config} is none of timm's RandAugment, such as rand-m9-mstd0.5-inc1: "
                 f"{error}"

@@ -77,8 +77,9 @@ class LeNet5(nn.Module):
 
     28x28 images get a border of the background, -0.1. Weights and biases of C1, C3, C5 and F6 start
     uniform in +-2.4 / sqrt(fan-in). Appendix A prints the fan-in without the root, and says that
-    weighted sums are thereby alike in all units, which is so with it. With it too, the rates of
-    MNIST's first pass end at 0.016 as in section III-B (at 0.025 without, and nothing is learned).
+    weighted sums are thereby alike in all units, which is so with it. With it, too, the rates of
+    MNIST's first pass end near 0.016, as in section III-B; without they end at 0.025, and nothing
+    is learned.
     """
 
     def __init__(

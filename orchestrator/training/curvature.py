@@ -15,6 +15,7 @@ from torch.func import grad, jacrev, vmap
 
 from data_sharding.loader import load
 from orchestrator.plan import MicroBatchNames
+from orchestrator.training import watchdog
 from orchestrator.training.datasets import Datasets
 from orchestrator.training.device import Device
 from orchestrator.training.levenberg_marquardt import DiagonalLM
@@ -52,6 +53,7 @@ class Curvature:
             found = second_derivatives(
                 self.state.network, self.objective, batch.images, batch.labels, weights
             )
+            watchdog.alive()
             sums = [total + of_batch for total, of_batch in zip(sums, found, strict=True)]
         num_samples = len(steps) * plan.global_batch_size
         means = [self.world.sum(total.cpu() / num_samples).to(total) for total in sums]
@@ -84,6 +86,7 @@ def second_derivatives(
 def _divide(network: nn.Module) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """Return what ends in (n, units), and what makes logits (n, num_classes) of that."""
     head = getattr(network, "head", None)
-    if isinstance(head, nn.Module) and not any(True for _ in head.parameters()):
-        return network.forward_features, head  # type: ignore[return-value]  # timm's name
+    body = getattr(network, "forward_features", None)  # as timm calls it
+    if body and isinstance(head, nn.Module) and not any(True for _ in head.parameters()):
+        return body, head
     return network, lambda logits: logits

@@ -199,7 +199,8 @@ def timm_protocol(model: str, crop: int) -> str:
     share = known.crop_pct
     if crop == known.input_size[-1] and known.test_input_size:
         crop, share = known.test_input_size[-1], known.test_crop_pct or share
-    return f"center-{crop}-of-{math.floor(crop / share)}"
+    kind = "warp" if known.crop_mode == "squash" else "center"
+    return f"{kind}-{crop}-of-{math.floor(crop / share)}"
 
 
 def _same_data(config: Config, request: Request, before: Manifest | None) -> Manifest:

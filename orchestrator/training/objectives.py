@@ -53,6 +53,12 @@ def make_objective(recipe: Recipe) -> Objective:
     Raises:
         ConfigError: its options do not go together.
     """
+    if recipe.optimizer.name == "levenberg_marquardt" and recipe.objective != "cross_entropy":
+        raise ConfigError(
+            "recipe.optimizer.name=levenberg_marquardt goes by the second derivatives of the "
+            f"cross-entropy, and this recipe has objective={recipe.objective}. Set "
+            "recipe.objective=cross_entropy, or take another optimizer."
+        )
     is_plain = recipe.objective == "cross_entropy" and not recipe.label_smoothing
     if recipe.map_constant is not None and not is_plain:
         raise ConfigError(

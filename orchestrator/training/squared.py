@@ -34,12 +34,13 @@ class SquaredDerivatives(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        options = kwargs or {}
+        options = dict(kwargs or {})
         result = func(*args, **options)
-        if not isinstance(result, Tensor) or not result.requires_grad:
+        made = result if isinstance(result, tuple | list) else (result,)
+        if not any(isinstance(one, Tensor) and one.requires_grad for one in made):
             return result
         if func in _WITH_BIAS:
-            x, weight, bias, *rest = args
+            x, weight, bias, *rest = (*args, options.get("bias"))[: max(3, len(args))]
             product = _Product.apply(lambda x, w: func(x, w, None, *rest), x, weight)
             return product if bias is None else product + _over_places(bias, product)
         if func is Tensor.mul:

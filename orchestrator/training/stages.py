@@ -29,6 +29,13 @@ class Stages:
                 "or take a network that is trained in stages, such as autoencoder_2006."
             )
 
+        has_momentum = all("momentum" in group for group in state.optimizer.param_groups)
+        if any(stage.momentum is not None for stage in stages) and not has_momentum:
+            raise ConfigError(
+                "recipe.stages: they have a momentum, and this optimizer has none. Leave it out of "
+                "them, or set recipe.optimizer.name=momentum."
+            )
+
     def begin(self, step: int) -> None:
         """Prepare the state for a step, counted from 0; the schedule has set the rates of it."""
         if not self._stages:

@@ -5,8 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from timm.data.auto_augment import rand_augment_transform
+from timm.data import create_transform
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from data_sharding.distort import ColourNoise, make_distortion
@@ -54,16 +53,13 @@ def test_the_same_key_gives_the_same_image(kind):
 
 
 def test_timms_policy_is_what_its_recipes_have():
-    """As timm's own transforms_factory builds it, with its generators seeded alike."""
+    """As timm's own training script builds it, with its generators seeded alike."""
     options = {"config": "rand-m9-mstd0.5-inc1"}
     ours = make_distortion(**{**NONE, "policy": "timm_randaugment", "policy_options": options})
-    theirs = rand_augment_transform(
-        options["config"],
-        {
-            "img_mean": (124, 116, 104),
-            "interpolation": Image.Resampling.BILINEAR,
-        },
+    chain = create_transform(
+        64, is_training=True, auto_augment=options["config"], interpolation="bicubic"
     )
+    (theirs,) = (one for one in chain.transforms if type(one).__name__ == "RandAugment")
     for key in range(50):
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(key)
@@ -114,6 +110,7 @@ def test_colour_noise_has_the_covariance_of_natural_colours():
             "config=rand-x9 is none of timm's RandAugment",
         ),
         ({"policy": "timm_randaugment", "policy_options": {}}, "config"),
+        ({"policy": "timm_randaugment", "policy_options": {"config": 9}}, "config=9 is none"),
         ({"policy": "timm_randaugment", "fill": (124,)}, "data.channels=3"),
         ({"jitter": (0.1, 0, 0, 0), "fill": (124,)}, "data.channels=3"),
         ({"noise_std": 0.1, "fill": (124,)}, "data.channels=3"),

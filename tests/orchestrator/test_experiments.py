@@ -79,6 +79,16 @@ def test_it_says_how_long_on_what_and_what_to_expect(name: str) -> None:
     assert re.search(r"arXiv \d{4}\.\d{4,5}|NIPS 2012|Proc\. IEEE|github\.com|weights [A-Z]", head)
 
 
+def test_inception_v3_has_its_auxiliary_classifier_in_training_alone() -> None:
+    (composed,) = compose(["experiment=inception_v3_2015", "data.url=anywhere"])
+    assert composed.config.recipe.aux_weight == 0.4
+    with torch.device("meta"):
+        network = build_network(composed.config, 1000)
+        images = torch.empty(2, 3, 299, 299)
+        assert [tuple(one.shape) for one in network.train()(images)] == [(2, 1000)] * 2
+        assert tuple(network.eval()(images).shape) == (2, 1000)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "told"), PETAFLOP.items())
 def test_its_petaflop_are_those_of_its_epochs(name: str, told: float) -> None:
@@ -101,6 +111,17 @@ def test_its_petaflop_are_those_of_its_epochs(name: str, told: float) -> None:
         ("efficientnet_b0_2019", 0.2, 0.2),  # section 5.2
         ("convnext_tiny_2022", 0.1, 0),  # TRAINING.md
         ("vgg16_2014", 0, 0.5),  # section 3.1
+        ("senet154_2017", 0, 0.2),  # appendix
+        ("inception_v4_2016", 0, 0.2),
+        ("nasnet_2017", 0, 0.5),
+        ("swin_2021", 0.5, 0),  # section A2.1
+        ("beit_2021", 0.4, 0),
+        ("coatnet_2021", 0.3, 0.125),  # table 10; in what tells positions, timm's
+        ("maxvit_2022", 0.9, 0),  # table 12
+        ("efficientnetv2_2021", 0.2, 0),
+        ("convnextv2_2023", 0.3, 0),  # table 11
+        ("eva02_2023", 0.15, 0),
+        ("mobilenet_v4_2024", 0.35, 0.2),
     ],
 )
 def test_what_is_dropped_is_as_published(name: str, of_paths: float, of_units: float) -> None:
@@ -181,7 +202,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     for number in range(64):
         split = "val" if number % 4 == 3 else "train"
-        file = root / split / f"n{number % 5:08d}" / f"{number}.png"
+        file = root / split / f"n{number % 10:08d}" / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         width, height = rng.integers(100, 160, 2)
         Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(file)
@@ -200,8 +221,8 @@ def small(name: str, url: Path, place: Path) -> list[str]:
     )
     if name in LINEAGE:
         return [*where, *few]
-    if name == "lenet5_1998":  # whose images are 28 pixels, and whose bitmaps are of ten classes
-        return [*where, *few, "model.options.head=linear"]
+    if name == "lenet5_1998":
+        return [*where, *few]
     (composed,) = compose([f"experiment={name}", f"data.url={url}"])
     config = composed.config
     is_own = "/" not in config.model.name and config.model.name not in (
@@ -250,7 +271,8 @@ def test_two_steps_on_two_ranks(images: Path, tmp_path: Path) -> None:
             if "train/loss" in line["metrics"]
         }
         assert set(steps) == {1, 2}, run.id
-        assert 0 < steps[1]["train/loss"] < 50, run.id
+        most = 300 if run.id == "lenet5_1998" else 50  # a squared distance in 84 dimensions
+        assert 0 < steps[1]["train/loss"] < most, run.id
         assert math.isfinite(steps[2]["train/loss"]), run.id  # at rates that are for larger batches
         figures = [line["metrics"] for line in read_json_lines(run.metrics_file)]
         assert any("val/top1" in line for line in figures), run.id

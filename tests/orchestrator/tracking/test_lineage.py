@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from running import Tahoe
 from torch.utils.flop_counter import FlopCounterMode
@@ -45,6 +46,23 @@ def test_what_is_published_is_complete(one):
     assert (CONFIGS / "recipe" / f"{one.published['recipe']}.yaml").exists()
 
 
+@pytest.mark.parametrize(
+    "one", [one for one in SYSTEMS if one.published["source"].startswith("timm ")], ids=str
+)
+def test_timms_figures_are_by_timms_protocol(one):
+    """By that of some of its weights, for images as it learned from or for larger ones."""
+    known = set()
+    for tag in timm.list_pretrained(f"{one.model['name'].removeprefix('timm/')}.*"):
+        cfg = timm.get_pretrained_cfg(tag)
+        kind = "warp" if cfg.crop_mode == "squash" else "center"
+        for size, share in (
+            (cfg.input_size, cfg.crop_pct),
+            (cfg.test_input_size or cfg.input_size, cfg.test_crop_pct or cfg.crop_pct),
+        ):
+            known.add(f"{kind}-{size[-1]}-of-{int(size[-1] / share)}")
+    assert one.published["protocol"] in known
+
+
 def test_titles_tell_systems_apart():
     titles = Counter(one.published["title"] for one in SYSTEMS)
     assert titles.most_common(1)[0][1] == 1
@@ -58,7 +76,7 @@ def test_titles_tell_systems_apart():
 )
 def test_parameters_and_multiply_adds_are_the_networks_own(one):
     said = one.published
-    crop = re.match(r"(?:center|ten-crop)-(\d+)-of-", said["protocol"] or "")
+    crop = re.match(r"(?:center|warp|ten-crop)-(\d+)-of-", said["protocol"] or "")
     size = int(crop[1]) if crop else SIZES.get(one.name, 224)
     options = {k: size if "image_size" in str(v) else v for k, v in one.model["options"].items()}
     is_lenet = one.name == "lenet5_1998"

@@ -20,7 +20,11 @@ from orchestrator.rundir import RunDir
 from orchestrator.schema import Recipe
 from orchestrator.training.curvature import second_derivatives
 from orchestrator.training.levenberg_marquardt import DiagonalLM
-from orchestrator.training.objectives import Classification, MaximumAPosteriori
+from orchestrator.training.objectives import (
+    Classification,
+    MaximumAPosteriori,
+    make_objective,
+)
 from orchestrator.training.optimizer import make_optimizer
 
 CROSS_ENTROPY = Classification(nn.CrossEntropyLoss(), 0.3)
@@ -122,6 +126,34 @@ def test_a_network_of_other_operations_is_refused() -> None:
     network = nn.Sequential(nn.Linear(5, 4), nn.Sigmoid())
     with pytest.raises(ConfigError, match="computes sigmoid, whose second derivatives"):
         found(network, torch.randn(2, 5), torch.tensor([0, 1]), CROSS_ENTROPY)
+
+
+def test_what_makes_several_things_is_refused() -> None:
+    class Halved(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).split(2, dim=1)[0]
+
+    with pytest.raises(ConfigError, match="computes split"):
+        found(Halved(5, 4), torch.randn(2, 5), torch.tensor([0, 1]), CROSS_ENTROPY)
+
+
+def test_a_layer_without_bias_and_a_head_without_features() -> None:
+    torch.manual_seed(4)
+    network = nn.Sequential(nn.Linear(5, 4, bias=False))
+    network.head = nn.Identity()  # type: ignore[assignment]
+    images, labels = torch.randn(3, 5), torch.tensor([0, 1, 2])
+    with torch.no_grad():
+        p = network(images).softmax(1)
+    expected = torch.einsum("nk,nj->kj", p * (1 - p), images**2)
+    assert_close(found(network, images, labels, CROSS_ENTROPY)["0.weight"], expected)
+
+
+def test_another_objective_is_refused(recipe: Recipe) -> None:
+    slots = dataclasses.replace(recipe.optimizer, name="levenberg_marquardt")
+    for objective in ("bce", "own"):
+        changed = dataclasses.replace(recipe, optimizer=slots, objective=objective)
+        with pytest.raises(ConfigError, match=f"this recipe has objective={objective}"):
+            make_objective(changed)
 
 
 def test_each_weight_moves_at_its_own_rate() -> None:

@@ -90,6 +90,7 @@ def test_timms_own_share_of_the_image() -> None:
     assert timm_protocol("timm/resnet18.a1_in1k", 224) == "center-288-of-288"  # its test images
     assert timm_protocol("timm/deit_base_patch16_224", 224) == "center-224-of-248"  # 0.9
     assert timm_protocol("timm/vgg16.tv_in1k", 224) == "center-224-of-256"  # 0.875
+    assert timm_protocol("timm/maxvit_xlarge_tf_512", 512) == "warp-512-of-512"  # squash
     with pytest.raises(ConfigError, match="lenet5_1998 is no network of timm's"):
         timm_protocol("lenet5_1998", 32)
 

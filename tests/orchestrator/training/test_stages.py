@@ -95,6 +95,13 @@ def test_one_stage_alone_is_the_one_that_is_said() -> None:
     assert (network.stage, network.entered) == (4, [4])
 
 
+def test_a_momentum_for_an_optimizer_without() -> None:
+    state = state_of(Staged())
+    state.optimizer = torch.optim.AdamW(state.network.parameters())
+    with pytest.raises(ConfigError, match="they have a momentum, and this optimizer has none"):
+        Stages(state, STAGES, PLAN)
+
+
 def test_a_network_without_stages() -> None:
     with pytest.raises(ConfigError, match="this network has none"):
         Stages(state_of(nn.Linear(1, 1)), STAGES, PLAN)
