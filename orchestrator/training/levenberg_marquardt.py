@@ -7,7 +7,6 @@ LeCun, Bottou, Bengio, Haffner 1998, Gradient-Based Learning Applied to Document
 appendix C; LeCun, Bottou, Orr, Mueller 1998, Efficient BackProp, section 9.1.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,12 +48,8 @@ class DiagonalLM(Optimizer):
                 )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]  # no closure: nothing here has one
         """Move the parameters that have a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -62,4 +57,3 @@ class DiagonalLM(Optimizer):
                 change = parameter.grad.add(parameter, alpha=group["weight_decay"])
                 damped = self.state[parameter]["curvature"] + group["damping"]
                 parameter.addcdiv_(change, damped, value=-group["lr"])
-        return loss

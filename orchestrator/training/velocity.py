@@ -7,7 +7,6 @@ velocity by the rate. While the rate stays they are one; when it drops, this vel
 at the old rate for a while.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,12 +22,8 @@ class VelocitySGD(Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]  # no closure: nothing here has one
         """Move the parameters that have a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -39,4 +34,3 @@ class VelocitySGD(Optimizer):
                 change = parameter.grad.add(parameter, alpha=group["weight_decay"])
                 velocity = slots["velocity"].mul_(group["momentum"]).sub_(change, alpha=group["lr"])
                 parameter.add_(velocity)
-        return loss
