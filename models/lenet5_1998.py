@@ -75,7 +75,10 @@ class LeNet5(nn.Module):
     MAP criterion (eq. 9) but for its constant j, which is `recipe.map_constant`. ValueError: an
     unknown head, an rbf head with other than 10 classes, images of another size.
 
-    28x28 images get a border of the background, -0.1. Weights and biases of C1, C3, C5 and F6 start
+    `border=2` is for the 28x28 images of MNIST: so many pixels of the background, -0.1, are added
+    on each side (section II-B).
+
+    Weights and biases of C1, C3, C5 and F6 start
     uniform in +-2.4 / sqrt(fan-in). Appendix A prints the fan-in without the root, and says that
     weighted sums are thereby alike in all units, which is so with it. With it, too, the rates of
     MNIST's first pass end near 0.016, as in section III-B; without they end at 0.025, and nothing
@@ -88,8 +91,10 @@ class LeNet5(nn.Module):
         num_classes: int,
         in_channels: int = 3,
         head: Literal["linear", "rbf"] = "linear",
+        border: int = 0,
     ) -> None:
         super().__init__()
+        self.border = border
         self.c1 = nn.Conv2d(in_channels, 6, 5)
         self.s2 = Subsampling(6)
         self.c3 = SparseConv2d()
@@ -106,13 +111,14 @@ class LeNet5(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return what the head judges, `[n, 84]`."""
-        if x.shape[-2:] == (28, 28):
-            x = F.pad(x, (2, 2, 2, 2), value=-0.1)
-        if x.shape[-2:] != (32, 32):
+        size = 32 - 2 * self.border
+        if x.shape[-2:] != (size, size):
             raise ValueError(
-                f"LeNet-5 takes 32x32 images, or 28x28, and got {x.shape[-2]}x{x.shape[-1]}; its "
-                "layers would not end in one 84-unit vector. Set data.image_size=32."
+                f"LeNet-5 takes {size}x{size} images and got {x.shape[-2]}x{x.shape[-1]}; its "
+                f"layers would not end in one 84-unit vector. Set data.image_size={size}, or "
+                "model.options.border=2 for 28x28."
             )
+        x = F.pad(x, (self.border,) * 4, value=-0.1)
         x = squash(self.c1(x))  # [n, 6, 28, 28]
         x = squash(self.s2(x))  # [n, 6, 14, 14]
         x = squash(self.c3(x))  # [n, 16, 10, 10]
