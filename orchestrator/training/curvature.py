@@ -47,7 +47,7 @@ class Curvature:
         num_steps = math.ceil(optimizer.num_samples / plan.global_batch_size)
         steps = range(step, min(step + num_steps, plan.num_steps))
         names = MicroBatchNames(steps, plan.micro_batches_of(self.world.rank))
-        weights = [one for one in self.state.network.parameters() if one.requires_grad]
+        weights = optimizer.weights
         sums = [torch.zeros_like(weight) for weight in weights]
         for batch in self.device.feed(load(self.data.train, names, 0, pin_memory=False)):
             found = second_derivatives(
@@ -56,8 +56,9 @@ class Curvature:
             watchdog.alive()
             sums = [total + of_batch for total, of_batch in zip(sums, found, strict=True)]
         num_samples = len(steps) * plan.global_batch_size
-        means = [self.world.sum(total.cpu() / num_samples).to(total) for total in sums]
-        optimizer.set_curvature(dict(zip(weights, means, strict=True)))
+        optimizer.set_curvature(
+            [self.world.sum(total.cpu() / num_samples).to(total) for total in sums]
+        )
 
 
 def second_derivatives(
@@ -65,7 +66,7 @@ def second_derivatives(
     objective: Objective,
     images: Tensor,
     labels: Tensor,
-    weights: Sequence[nn.Parameter],
+    weights: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """Return the second derivatives of the loss by weights, each summed over the images.
 

@@ -7,10 +7,13 @@ LeCun, Bottou, Bengio, Haffner 1998, Gradient-Based Learning Applied to Document
 appendix C; LeCun, Bottou, Orr, Mueller 1998, Efficient BackProp, section 9.1.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.optim.optimizer import Optimizer
+
+from orchestrator.training.velocity import changes
 
 
 class DiagonalLM(Optimizer):
@@ -38,22 +41,19 @@ class DiagonalLM(Optimizer):
         self.num_samples = num_samples
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "damping": damping})
 
-    def set_curvature(self, curvature: dict[torch.Tensor, torch.Tensor]) -> None:
-        """Take second derivatives, by the parameter; of those left out, zero."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                found = curvature.get(parameter)
-                self.state[parameter]["curvature"] = (
-                    torch.zeros_like(parameter) if found is None else found
-                )
+    @property
+    def weights(self) -> list[torch.Tensor]:
+        """What is optimized, in the order of `set_curvature`."""
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def set_curvature(self, curvature: Sequence[torch.Tensor]) -> None:
+        """Take the second derivative by each of the weights."""
+        for parameter, found in zip(self.weights, curvature, strict=True):
+            self.state[parameter]["curvature"] = found
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]  # no closure: nothing here has one
         """Move the parameters that have a gradient."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                change = parameter.grad.add(parameter, alpha=group["weight_decay"])
-                damped = self.state[parameter]["curvature"] + group["damping"]
-                parameter.addcdiv_(change, damped, value=-group["lr"])
+        for group, parameter, change in changes(self):
+            damped = self.state[parameter]["curvature"] + group["damping"]
+            parameter.addcdiv_(change, damped, value=-group["lr"])

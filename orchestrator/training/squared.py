@@ -40,8 +40,9 @@ class SquaredDerivatives(TorchFunctionMode):
         if not any(isinstance(one, Tensor) and one.requires_grad for one in made):
             return result
         if func in _WITH_BIAS:
-            x, weight, bias, *rest = (*args, options.get("bias"))[: max(3, len(args))]
-            product = _Product.apply(lambda x, w: func(x, w, None, *rest), x, weight)
+            x, weight, *rest = args
+            bias = rest.pop(0) if rest else options.pop("bias", None)
+            product = _Product.apply(lambda x, w: func(x, w, None, *rest, **options), x, weight)
             return product if bias is None else product + _over_places(bias, product)
         if func is Tensor.mul:
             x, factor = args

@@ -7,6 +7,7 @@ velocity by the rate. While the rate stays they are one; when it drops, this vel
 at the old rate for a while.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,13 +25,19 @@ class VelocitySGD(Optimizer):
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]  # no closure: nothing here has one
         """Move the parameters that have a gradient."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                slots = self.state[parameter]
-                if "velocity" not in slots:
-                    slots["velocity"] = torch.zeros_like(parameter)
-                change = parameter.grad.add(parameter, alpha=group["weight_decay"])
-                velocity = slots["velocity"].mul_(group["momentum"]).sub_(change, alpha=group["lr"])
-                parameter.add_(velocity)
+        for group, parameter, change in changes(self):
+            slots = self.state[parameter]
+            if "velocity" not in slots:
+                slots["velocity"] = torch.zeros_like(parameter)
+            velocity = slots["velocity"].mul_(group["momentum"]).sub_(change, alpha=group["lr"])
+            parameter.add_(velocity)
+
+
+def changes(
+    optimizer: Optimizer,
+) -> Iterator[tuple[dict[str, Any], torch.Tensor, torch.Tensor]]:
+    """Yield the group, parameter and gradient, weight decay in it, of all that have a gradient."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                yield group, parameter, parameter.grad.add(parameter, alpha=group["weight_decay"])

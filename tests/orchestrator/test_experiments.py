@@ -219,9 +219,7 @@ def small(name: str, url: Path, place: Path) -> list[str]:
         *("recipe.images=null", "recipe.steps=2", "recipe.global_batch_size=24"),
         *("recipe.num_micro_batches=2", "logging.every_steps=1", "checkpoint.keep_best=null"),
     )
-    if name in LINEAGE:
-        return [*where, *few]
-    if name == "lenet5_1998":
+    if name in (*LINEAGE, "lenet5_1998"):
         return [*where, *few]
     (composed,) = compose([f"experiment={name}", f"data.url={url}"])
     config = composed.config

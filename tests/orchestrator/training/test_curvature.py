@@ -97,6 +97,23 @@ def test_a_shared_weight_has_the_sum_over_its_places() -> None:
     assert_close(ours["0.bias"], h.sum((0, 2, 3)))
 
 
+def test_a_layer_called_by_names_is_the_same_layer() -> None:
+    class Named(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.weight, bias=self.bias, stride=self.stride)
+
+    torch.manual_seed(5)
+    plain, named = nn.Conv2d(2, 4, 2, stride=2), Named(2, 4, 2, stride=2)
+    named.load_state_dict(plain.state_dict())
+    images, labels = torch.randn(3, 2, 4, 4), torch.arange(3)
+    ours, theirs = (
+        found(nn.Sequential(one, nn.Flatten()), images, labels, CROSS_ENTROPY)
+        for one in (named, plain)
+    )
+    for name, value in theirs.items():
+        assert_close(ours[name], value)
+
+
 def test_radial_basis_functions_belong_to_the_loss() -> None:
     """Their second derivative is 2 for each pixel of a bitmap, whatever the distance is."""
     torch.manual_seed(3)
@@ -108,7 +125,7 @@ def test_radial_basis_functions_belong_to_the_loss() -> None:
         x = network.forward_features(images)
         bitmaps = network.head.bitmaps
         penalties = torch.cat(
-            [(x[:, None] - bitmaps).square().sum(-1), torch.full((3, 1), 80.0)], 1
+            [(x[:, None] - bitmaps).square().sum(-1), torch.full((3, 1), constant)], 1
         )
         p = (-penalties).softmax(1)[:, :10]
         d = x[:, None] - bitmaps  # and 0 of the class that there is not
@@ -162,7 +179,7 @@ def test_each_weight_moves_at_its_own_rate() -> None:
     optimizer = DiagonalLM(
         [weight, other], lr=0.1, momentum=0.0, weight_decay=0.5, damping=0.02, num_samples=1
     )
-    optimizer.set_curvature({weight: torch.tensor([0.0, 0.08, 0.98])})
+    optimizer.set_curvature([torch.tensor([0.0, 0.08, 0.98]), torch.tensor([0.0])])
     weight.grad, other.grad = torch.tensor([1.0, -1.0, 2.0]), torch.tensor([1.0])
     optimizer.step()
     expected = [1 - 0.1 / 0.02 * 1.5, 2 - 0.1 / 0.1 * 0.0, 3 - 0.1 / 1.0 * 3.5]
