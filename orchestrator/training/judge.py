@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import timm
 import torch
-from torch.nn import functional as F
 
 from data_sharding.batches import EvalSet
 from data_sharding.loader import Batch, load
@@ -35,6 +34,12 @@ from orchestrator.training.checkpoint import CheckpointStore
 from orchestrator.training.datasets import open_eval_set
 from orchestrator.training.device import Device
 from orchestrator.training.network import build_network
+from orchestrator.training.objectives import (
+    mean_log_probs,
+    predictions,
+    sample_log_probs,
+    score,
+)
 from orchestrator.training.retention import meant
 from orchestrator.training.safetensors_file import read_tensors
 from orchestrator.training.sliding import slide
@@ -94,27 +99,17 @@ class _Truth:
     readable: torch.Tensor
     real: list[list[int]] | None
 
-    def figures(self, probabilities: torch.Tensor) -> Figures:
-        """Return what probabilities (n, classes) come to; one that cannot be read is wrong."""
-        best = probabilities.topk(min(5, probabilities.shape[1]), dim=1).indices
-        hits = (best == self.labels[:, None]) & self.readable[:, None]
-        chance = 1 / probabilities.shape[1]
-        own = probabilities[torch.arange(len(self.labels)), self.labels]
-        losses = -torch.where(self.readable, own, chance).clamp(min=1e-38).log()
-        return Figures(
-            100 * hits[:, 0].double().mean().item(),
-            100 * hits.any(dim=1).double().mean().item(),
-            losses.double().mean().item(),
-            self._real_top1(best[:, 0]),
-        )
+    def figures(self, log_probs: torch.Tensor) -> Figures:
+        """Return what log-probabilities (n, classes) come to."""
+        sums = score(log_probs, self.labels, self.readable)
+        top1, top5, loss = (sums / len(self.labels)).tolist()
+        return Figures(top1, top5, loss, self._real_top1(predictions(log_probs, self.readable)))
 
     def _real_top1(self, best: torch.Tensor) -> float | None:
         if self.real is None:
             return None
         found = [
-            said in shown and bool(readable)
-            for said, shown, readable in zip(best.tolist(), self.real, self.readable, strict=True)
-            if shown
+            said in shown for said, shown in zip(best.tolist(), self.real, strict=True) if shown
         ]
         return 100 * sum(found) / len(found) if found else None
 
@@ -139,15 +134,15 @@ def judge(request: Request) -> Opinion:
         run = RunDir(Path(path))
         asked = _asked(parse(run.read_config()), request)
         manifest = _same_data(asked.config, request, manifest)
-        step, probabilities, truth = _member(run, asked, manifest, request)
-        figures = truth.figures(probabilities)
+        step, log_probs, truth = _member(run, asked, manifest, request)
+        figures = truth.figures(log_probs)
         told = {"step": step, "protocol": asked.protocol, "data": asked.config.data.url}
         found[path] = {**told, **asdict(figures)}
-        total = probabilities if total is None else total + probabilities
+        total = log_probs if total is None else torch.logaddexp(total, log_probs)
     assert total is not None
     assert truth is not None
     assert manifest is not None
-    mean = total / len(request.runs)
+    mean = total - math.log(len(request.runs))
     confusion = _confusion(mean, truth, len(manifest.classes))
     if request.confusion:
         _write_confusion(Path(request.confusion), confusion, manifest.classes)
@@ -219,7 +214,7 @@ def _same_data(config: Config, request: Request, before: Manifest | None) -> Man
 def _member(
     run: RunDir, asked: _Asked, manifest: Manifest, request: Request
 ) -> tuple[int, torch.Tensor, _Truth]:
-    """Return the step of the weights, probabilities (n, classes), and what is true."""
+    """Return the step of the weights, log-probabilities (n, classes), and what is true."""
     config, dense = asked.config, asked.dense
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = Device.create(config, place)
@@ -232,16 +227,15 @@ def _member(
             network = slide(network)
     network.eval().to(place).to(memory_format=device.memory_format)
     dataset = open_eval_set(config, request.split, manifest)
-    probabilities, labels, readable = [], [], []
+    log_probs, labels, readable = [], [], []
     for batch in device.feed(_load(dataset, asked, pin_memory=device.is_cuda)):
         with _refused(refusal), device.autocast():
             logits = network(batch.images)
-        views = F.softmax(logits.float(), dim=1).view(len(batch.labels), -1, logits.shape[1])
-        probabilities.append(views.mean(dim=1).cpu())
+        log_probs.append(sample_log_probs(logits, len(batch.labels)).cpu())
         labels.append(batch.labels.cpu())
         readable.append(batch.readable.cpu())
     num_scales = len(dense.resizes) if dense else 1  # each has a batch of its own
-    found = torch.cat(probabilities).unflatten(0, (-1, num_scales)).mean(dim=1)
+    found = mean_log_probs(torch.cat(log_probs).unflatten(0, (-1, num_scales)), dim=1)
     real = _real_labels(dataset.shards) if request.real else None
     truth = _Truth(torch.cat(labels)[::num_scales], torch.cat(readable)[::num_scales], real)
     return step, found, truth
@@ -308,12 +302,11 @@ def _real_labels(shards: ShardSet) -> list[list[int]]:
     return found
 
 
-def _confusion(probabilities: torch.Tensor, truth: _Truth, num_classes: int) -> torch.Tensor:
-    """Return how many of each class (row) were taken for each (column); the unreadable for none."""
-    said = probabilities.argmax(dim=1)
-    pairs = (
-        truth.labels * (num_classes + 1) + torch.where(truth.readable, said, num_classes)
-    ).long()
+def _confusion(log_probs: torch.Tensor, truth: _Truth, num_classes: int) -> torch.Tensor:
+    """Return how many of each class (row) were taken for each (column); the last is none."""
+    said = predictions(log_probs, truth.readable)
+    said = torch.where(said < 0, num_classes, said)
+    pairs = truth.labels * (num_classes + 1) + said
     counts = torch.bincount(pairs, minlength=num_classes * (num_classes + 1))
     return counts.view(num_classes, num_classes + 1)
 
@@ -323,7 +316,7 @@ def _write_confusion(file: Path, counts: torch.Tensor, classes: Sequence[str]) -
 
     with file.open("w", newline="") as table:
         writer = csv.writer(table)
-        writer.writerow(["", *classes, "unreadable"])
+        writer.writerow(["", *classes, "none"])
         writer.writerows([name, *row] for name, row in zip(classes, counts.tolist(), strict=True))
 
 

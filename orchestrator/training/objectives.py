@@ -42,7 +42,7 @@ class Objective(Protocol):
     def answers(self, output: Any, batch: Batch) -> Tensor | None:
         """Return label, answer and its probability, float64 (n, 3); None if there are no classes.
 
-        The answer to an image that cannot be read is -1.
+        The answer is -1 for an image that cannot be read, and for one answered by NaN.
         """
         ...
 
@@ -124,20 +124,15 @@ class Classification:
         return {"train/top1": hits[:, 0].mean(), "train/top5": hits.sum(dim=1).mean()}
 
     def judge(self, output: Any, batch: Batch) -> Tensor:
-        """Return percentages and nats; one that cannot be read is wrong, by a uniform guess."""
-        logits, labels, readable = _of_samples(output, batch), batch.labels, batch.readable
-        num_classes = logits.shape[1]
-        hits = (_best(logits) == labels[:, None]) & readable[:, None]
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        losses = torch.where(readable, losses, math.log(num_classes))
-        columns = (100 * hits[:, 0].double(), 100 * hits.any(dim=1).double(), losses.double())
-        return torch.stack([column.sum() for column in columns])
+        """Return the sums of percentages and nats; see `score`."""
+        return score(sample_log_probs(output, len(batch.labels)), batch.labels, batch.readable)
 
     def answers(self, output: Any, batch: Batch) -> Tensor | None:
         """Return label, answer and probability of each sample, float64 (n, 3)."""
-        sure, best = _of_samples(output, batch).softmax(dim=1).max(dim=1)
-        best = torch.where(batch.readable, best, -1)
-        return torch.stack((batch.labels.double(), best.double(), sure.double()), dim=1)
+        log_probs = sample_log_probs(output, len(batch.labels))
+        answers = predictions(log_probs, batch.readable)
+        sure = log_probs.max(dim=1).values.exp()
+        return torch.stack((batch.labels.double(), answers.double(), sure.double()), dim=1)
 
 
 def _best(logits: Tensor) -> Tensor:
@@ -145,13 +140,53 @@ def _best(logits: Tensor) -> Tensor:
     return logits.topk(min(5, logits.shape[1]), dim=1).indices
 
 
-def _of_samples(output: Tensor, batch: Batch) -> Tensor:
-    """Return logits (n, num_classes); of several views the logarithms of their mean probability."""
-    logits = output.float()
-    if len(logits) == len(batch.labels):
-        return logits
-    views = logits.view(len(batch.labels), -1, logits.shape[1])
-    return views.softmax(dim=2).mean(dim=1).log()
+def sample_log_probs(logits: Tensor, num_samples: int) -> Tensor:
+    """Compute the log-probabilities of samples from the logits of their views.
+
+    Logarithms throughout: a probability that is 0 in single precision would be an infinite loss.
+
+    Args:
+        logits: (num_samples * num_views, num_classes), the views of a sample together.
+
+    Returns:
+        float32 (num_samples, num_classes), the logarithms of the views' mean probabilities; NaN in
+        the whole row of a sample with a logit that is NaN or infinite.
+    """
+    views = logits.float().log_softmax(dim=1).view(num_samples, -1, logits.shape[1])
+    return mean_log_probs(views, dim=1)
+
+
+def mean_log_probs(log_probs: Tensor, dim: int) -> Tensor:
+    """Compute the logarithms of mean probabilities over a dimension."""
+    return log_probs.logsumexp(dim=dim) - math.log(log_probs.shape[dim])
+
+
+def predictions(log_probs: Tensor, readable: Tensor) -> Tensor:
+    """Return the likeliest class of each sample, int64 (n,); -1 for an unreadable image or NaN."""
+    return torch.where(_is_answer(log_probs, readable), log_probs.argmax(dim=1), -1)
+
+
+def score(log_probs: Tensor, labels: Tensor, readable: Tensor) -> Tensor:
+    """Sum the figures of samples: top-1 and top-5 in percent, loss in nats; float64 (3,).
+
+    An image that cannot be read is wrong, with the loss of a uniform guess. So is an answer of NaN,
+    which topk would take for the largest number; its loss stays NaN.
+
+    Args:
+        log_probs: (n, num_classes).
+        labels: int64 (n,).
+        readable: bool (n,).
+    """
+    first = predictions(log_probs, readable) == labels
+    among_five = (_best(log_probs) == labels[:, None]).any(dim=1) & _is_answer(log_probs, readable)
+    losses = F.nll_loss(log_probs, labels, reduction="none")
+    losses = torch.where(readable, losses, math.log(log_probs.shape[1]))
+    columns = (100 * first.double(), 100 * (first | among_five).double(), losses.double())
+    return torch.stack([column.sum() for column in columns])
+
+
+def _is_answer(log_probs: Tensor, readable: Tensor) -> Tensor:
+    return readable & ~log_probs.isnan().any(dim=1)
 
 
 class OwnCost:

@@ -28,9 +28,9 @@ from orchestrator.config import ConfigError
 from orchestrator.rundir import read_json_lines
 from orchestrator.training.judge import _confusion, _real_labels, _Truth, timm_protocol
 
-PROBABILITIES = torch.tensor(
+LOG_PROBS = torch.tensor(
     [[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4], [0.1, 0.8, 0.1]]
-)
+).log()
 LABELS = torch.tensor([0, 1, 1, 2, 1])
 READABLE = torch.tensor([True, True, True, True, False])
 
@@ -42,7 +42,7 @@ def eval_set(url: Path, protocol: str, channels: int = 1) -> EvalSet:
 
 
 def test_what_cannot_be_read_is_wrong() -> None:
-    figures = _Truth(LABELS, READABLE, None).figures(PROBABILITIES)
+    figures = _Truth(LABELS, READABLE, None).figures(LOG_PROBS)
     assert figures.top1 == pytest.approx(60)  # the first, third and fourth
     assert figures.top5 == pytest.approx(80)
     right = np.log([0.7, 0.3, 0.5, 0.4, 1 / 3])
@@ -53,12 +53,12 @@ def test_what_cannot_be_read_is_wrong() -> None:
 def test_reassessed_labels() -> None:
     """An image may show several classes, or none, and then it does not count."""
     real = [[1, 2], [1, 2], [], [2], [1]]
-    figures = _Truth(LABELS, READABLE, real).figures(PROBABILITIES)
+    figures = _Truth(LABELS, READABLE, real).figures(LOG_PROBS)
     assert figures.real_top1 == pytest.approx(100 * 2 / 4)  # the second and fourth, not the fifth
 
 
 def test_who_is_taken_for_whom() -> None:
-    counts = _confusion(PROBABILITIES, _Truth(LABELS, READABLE, None), 3)
+    counts = _confusion(LOG_PROBS, _Truth(LABELS, READABLE, None), 3)
     assert counts.tolist() == [[1, 0, 0, 0], [0, 1, 1, 1], [0, 0, 1, 0]]
 
 
@@ -140,7 +140,7 @@ def test_alone_and_together(tmp_path: Path, digits: Path) -> None:
     assert opinion["class_top1"][3] == pytest.approx(100 * (of_three == 3).float().mean().item())
     with (tmp_path / "table.csv").open() as table:
         header, *counted = csv.reader(table)
-    assert header == ["", *map(str, range(10)), "unreadable"]
+    assert header == ["", *map(str, range(10)), "none"]
     assert int(counted[3][1 + 5]) == (of_three == 5).sum()
 
     shown = tahoe("evaluate", "run1", "--classes").stdout

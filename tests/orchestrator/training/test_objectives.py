@@ -80,6 +80,38 @@ def test_what_cannot_be_read_is_wrong(recipe: Recipe) -> None:
     assert loss == pytest.approx(losses[1:].sum().item() + math.log(3))
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_network_that_answers_nan_is_wrong(recipe: Recipe, broken: float) -> None:
+    """topk and argmax take NaN for the largest number, so class 0 would have been right."""
+    objective, logits = make_objective(recipe), LOGITS.clone()
+    logits[0, 0] = broken
+    top1, top5, loss = objective.judge(logits, batch([True] * 4)).tolist()
+    assert (top1, top5) == (200, 300)
+    assert math.isnan(loss)
+    answers = objective.answers(logits, batch([True] * 4))
+    assert answers is not None
+    assert answers[:, 1].tolist() == [-1, 2, 1, 2]
+
+
+def test_a_confident_mistake_costs_all_of_its_loss(recipe: Recipe) -> None:
+    """A probability that is 0 in single precision is neither infinite nor cut off."""
+    logits = torch.tensor([[200.0, 0, 0], [200.0, 0, 0]])
+    views = logits.repeat_interleave(2, dim=0)
+    sample = Batch(
+        torch.empty(0), torch.tensor([1, 0]), torch.arange(2), torch.tensor([True] * 2), []
+    )
+    for output in (logits, views):
+        assert make_objective(recipe).judge(output, sample).tolist() == [100, 200, 200]
+
+
+def test_top1_is_that_of_the_answers_also_where_classes_tie(recipe: Recipe) -> None:
+    objective, logits = make_objective(recipe), torch.zeros(4, 3)
+    answers = objective.answers(logits, batch([True] * 4))
+    assert answers is not None
+    hits = (answers[:, 0] == answers[:, 1]).sum().item()
+    assert objective.judge(logits, batch([True] * 4))[0].item() == 100 * hits
+
+
 def test_a_network_with_a_cost_of_its_own(recipe: Recipe) -> None:
     objective = make_objective(changed(recipe, objective="own"))
     costs = torch.tensor([1.0, 2.0, 3.0, 6.0])
