@@ -61,7 +61,7 @@ def train(
             if logging or saving:
                 figures, num_bad, num_seen = _reduce(learned, meter, bad, world)
                 _check_loss(figures["train/loss"], first=checked + 1, last=step)
-                _check_data(num_bad, num_seen, config.data.max_bad_share)
+                _check_data(num_bad, max(num_seen, plan.num_train), config.data.max_bad_share)
                 checked = step
             if logging:
                 lr = job.state.lr
@@ -120,11 +120,16 @@ def _check_loss(loss: float, *, first: int, last: int) -> None:
         )
 
 
-def _check_data(num_bad: int, num_seen: int, max_bad_share: float) -> None:
-    """End a run whose data set is worse than the user allows."""
-    if num_bad > max_bad_share * num_seen:
+def _check_data(num_bad: int, num_allowing: int, max_bad_share: float) -> None:
+    """End a run whose data set is worse than the user allows.
+
+    Args:
+        num_allowing: samples that the share is of: those seen, and at least an epoch. Of the first
+            few steps of an attempt a single bad sample may be more than the share.
+    """
+    if num_bad > max_bad_share * num_allowing:
         raise NeverRestartError(
-            f"{num_bad} of {num_seen} samples could not be read, more than "
+            f"{num_bad} samples could not be read, more than {num_allowing} times "
             f"data.max_bad_share={max_bad_share}. The log names them. Repair the data set, or "
             "raise the share."
         )

@@ -2,7 +2,9 @@
 
 import os
 import select
+import shutil
 import signal
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +42,34 @@ def test_ctrl_c_while_starting_is_no_crash(tahoe: Tahoe, digits: Path) -> None:
     started.process.send_signal(signal.SIGINT)
     assert started.finish() == 75
     assert "stopped before training began" in started.output
+
+
+def damage(url: Path, num_samples: int) -> None:
+    """Overwrite images of the training split with zeros, where they lie."""
+    shard = min((url / "train").glob("*.tar"))
+    with tarfile.open(shard) as tar:
+        images = [member for member in tar if member.name.endswith(".png")]
+    with shard.open("r+b") as file:
+        for member in images[:num_samples]:
+            file.seek(member.offset_data)
+            file.write(bytes(member.size))
+
+
+@pytest.mark.parametrize(("num_bad", "code"), [(1, 0), (3, 93)])
+def test_bad_samples_are_allowed_as_a_share_of_an_epoch(
+    tahoe: Tahoe, digits: Path, num_bad: int, code: int
+) -> None:
+    """A single one is more than the share of the few samples that an attempt has seen at first."""
+    url = tahoe.cwd / "digits"
+    shutil.copytree(digits, url)
+    damage(url, num_bad)
+    which = ("recipe.epochs=1", "recipe.global_batch_size=32", "data.max_bad_share=0.001")
+    where = ("run_dir=run", f"data.url='{url}'", "tracking=none", "logging.every_steps=1")
+    done = tahoe("train", *where, *which, check=False)
+    assert done.returncode == code
+    log = (tahoe.cwd / "run" / "logs" / "attempt-0001" / "rank-00000.log").read_text()
+    assert "replaced by the next readable sample" in log
+    assert ("max_bad_share=0.001" in done.stderr) == bool(code)
 
 
 @pytest.mark.long
