@@ -3,12 +3,14 @@
 import argparse
 import os
 import re
+import select
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from orchestrator.launch.arguments import add_runs, add_verb
+from orchestrator.launch.arguments import Parser, add_runs, add_verb
 from orchestrator.launch.ckpt import add_ckpt_verbs
 from orchestrator.launch.cluster import (
     add_cluster_verbs,
@@ -50,8 +52,30 @@ VERBS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb and return the exit code."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
+    """Run a verb and return the exit code; end in silence if nobody reads any more (`| head`)."""
+    try:
+        try:
+            return _run(sys.argv[1:] if arguments is None else list(arguments))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_output_closed():
+            raise  # of another pipe: that is news
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):  # which Python flushes once more when it ends
+            os.dup2(nowhere, stream.fileno())
+        return 128 + signal.SIGPIPE  # as a shell says it of programs that the signal ends
+
+
+def _is_output_closed() -> bool:
+    """Whether stdout or stderr is a pipe that has lost its reader."""
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        poll.register(stream.fileno(), 0)  # errors are reported unasked
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _run(given: list[str]) -> int:
     if given[:1] in (["-sc"], ["--shell-completion"]):
         return _complete(given)
     parser = _parser()
@@ -124,7 +148,7 @@ def _with_overrides(
     verb: str, add_options: Callable[[argparse.ArgumentParser], None], given: list[str]
 ) -> argparse.Namespace:
     """Take a verb's own options out; Hydra reads the rest."""
-    parser = argparse.ArgumentParser(f"tahoe {verb}", allow_abbrev=False)
+    parser = Parser(f"tahoe {verb}", allow_abbrev=False)
     add_options(parser)
     options, overrides = parser.parse_known_args(given)
     options.overrides = overrides
@@ -165,7 +189,7 @@ def _ui(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("tahoe", description=DESCRIPTION)
+    parser: argparse.ArgumentParser = Parser("tahoe", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=version("tahoe-orchestrator"))
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 

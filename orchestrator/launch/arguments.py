@@ -2,14 +2,26 @@
 
 import argparse
 import os
+import re
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from data_sharding.labels import LabelRule
 
 URL_HELP = "a data set: a path or any fsspec URL"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that names the verb or choice that was probably meant; so do those of its verbs."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and exit with 2."""
+        wrong = re.search(r"invalid choice: '?([^\s']+)'? \(choose from (.+)\)", message)
+        near = get_close_matches(wrong[1], re.findall(r"[\w-]+", wrong[2]), n=1) if wrong else ()
+        super().error(message + "".join(f"; did you mean '{name}'?" for name in near))
 
 
 def add_verb(

@@ -11,6 +11,7 @@ from typing import Any
 
 from orchestrator.config import ConfigError
 from orchestrator.rundir import RunError
+from orchestrator.training.answer import MENDABLE
 from orchestrator.training.verdict import Exit
 
 
@@ -23,6 +24,7 @@ def ask(module: str, request: Mapping[str, Any], *, deadline_s: float | None = N
 
     Raises:
         ConfigError: the request cannot be fulfilled; the message says why, and what to do.
+        RunError: likewise, and the config is not at fault.
         UnansweredError: the module failed.
     """
     command = [sys.executable, "-m", f"orchestrator.training.{module}"]
@@ -36,6 +38,8 @@ def ask(module: str, request: Mapping[str, Any], *, deadline_s: float | None = N
     said = done.stderr.strip()
     if done.returncode == Exit.NEVER_RESTART:
         raise ConfigError(said)
+    if done.returncode == MENDABLE:
+        raise RunError(said)
     if done.returncode:
         raise UnansweredError((said.splitlines() or ["nothing was said"])[-1])
     return json.loads(done.stdout)

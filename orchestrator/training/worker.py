@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from orchestrator.config import ConfigError, parse
-from orchestrator.rundir import RunDir
+from orchestrator.rundir import RunDir, RunError
 from orchestrator.schema import Config
 from orchestrator.training import startup
 from orchestrator.training.verdict import NeverRestartError, StopRequest, Verdict
@@ -36,8 +36,15 @@ def main(arguments: Sequence[str]) -> int:
     )
     if os.environ.get("TAHOE_LAUNCHER_PIPE"):
         threading.Thread(target=_stop_without_launcher, daemon=True).start()
-    attempt, config = int(os.environ["TAHOE_ATTEMPT"]), parse(run.read_config())
+    attempt = int(os.environ["TAHOE_ATTEMPT"])
     startup.begin(run.launched_s(attempt))
+    try:
+        config = parse(run.read_config())
+    except (ConfigError, RunError) as error:  # somebody has edited it: starting again is no help
+        log.error("%s", error)
+        verdict = Verdict("never_restart", None, str(error))
+        verdict.write(run, attempt)
+        return verdict.exit_code
     with (
         _monitoring(run) if _monitors(config) else nullcontext(),
         _shipping(run, config) if is_first and _ships(config) else nullcontext(),

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -125,6 +126,69 @@ def test_an_error_is_one_message_and_an_exit_code(
     assert expected in printed.err
     assert "Traceback" not in printed.err
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["trian"], "train"),
+        (["ckpt", "verfy"], "verify"),
+        (["evaluate", "a", "--split=vla"], "val"),
+    ],
+)
+def test_the_word_that_was_meant_is_named(
+    arguments: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert capsys.readouterr().err.endswith(f"did you mean '{meant}'?\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["list"],
+        ["lineage"],  # printed by rich, which has an end of its own
+        ["lineage", "--json"],
+        ["train", "--cfg", "job"],
+        ["train", "sede=1"],
+        ["submit", "--dry-run"],
+        ["shard", "verify", "nowhere"],
+    ],
+)
+def test_a_reader_that_leaves_ends_a_verb_in_silence(
+    arguments: list[str], digits: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "datasets").symlink_to(digits.parent)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with (tmp_path / "stderr").open("w") as stderr:
+        both = ("train" in arguments and "--cfg" not in arguments) or "verify" in arguments
+        command = [str(TAHOE), *arguments]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            stdout=writing,
+            stderr=writing if both else stderr,
+            timeout=100,
+            check=False,
+        )
+    os.close(writing)
+    assert done.returncode in (0, 1, 128 + signal.SIGPIPE)
+    assert (tmp_path / "stderr").read_text() == ""
+
+
+@pytest.mark.usefixtures("capfd")
+def test_a_broken_pipe_that_is_not_the_output_is_no_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(options: object) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("orchestrator.cli._train", fail)
+    with pytest.raises(BrokenPipeError):
+        main(["train"])
 
 
 def test_a_misspelt_verb_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -152,11 +152,13 @@ def test_alone_and_together(tmp_path: Path, digits: Path) -> None:
         refused = tahoe("evaluate", "run1", "--protocol", protocol, check=False)
         assert refused.returncode == 93
         assert f"does not take the images of the protocol {protocol}" in refused.stderr
-    for option, said in (
-        ("--step=7", "no checkpoint of step 7"),
-        ("--protocol=a", "'a' is not an"),
+    for option, code, said in (
+        ("--step=7", 1, "no checkpoint of step 7"),
+        ("--data=gone", 1, "no data set at gone"),
+        ("--protocol=a", 93, "'a' is not an"),
     ):
-        assert said in tahoe("evaluate", "run1", option, check=False).stderr
+        refused = tahoe("evaluate", "run1", option, check=False)
+        assert (refused.returncode, said in refused.stderr) == (code, True)
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ import os
 import select
 import shutil
 import signal
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +136,25 @@ def test_a_misspelt_model_lists_near_ones(tahoe: Tahoe, digits: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_config_that_somebody_has_spoilt_is_never_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: x")
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "TAHOE_ATTEMPT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator.training.worker", str(tmp_path)],
+        env=os.environ | ranks,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 93
+    assert "Traceback" not in done.stdout + done.stderr
+    verdict = RunDir(tmp_path).read_json(RunDir(tmp_path).verdict_file)
+    assert verdict is not None
+    assert verdict["verdict"] == "never_restart"
+    assert "seed" in verdict["reason"]
+
+
 def test_a_finished_run_can_be_extended(train: Callable[..., RunDir], tahoe: Tahoe) -> None:
     run = train("run", "recipe.steps=5", "logging.every_steps=1")
     tahoe("resume", "run", "recipe.steps=8")
