@@ -6,7 +6,7 @@ No torch and no Hydra here, since the login node and every worker read configs.
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, cast
 
@@ -118,18 +118,52 @@ def identity(config: Config) -> str:
 
 
 def explain_unknown(parts: Sequence[str]) -> str:
-    """Say that a dotted key does not exist, and which keys do at its place."""
+    """Say that a dotted key does not exist, which one was probably meant, and which there are."""
     key, parent = ".".join(parts), ".".join(parts[:-1])
     schema: Any = Config
     for part in parts[:-1]:
         schema = {f.name: f.type for f in dataclasses.fields(schema)}[part]
         if getattr(schema, "__origin__", None) is dict:  # of keys that the user chooses
             return f"{key}: there is no such key yet; add it with a plus: +{key}=VALUE"
-        schema = next(iter(getattr(schema, "__args__", ())), schema)  # `Published | None`
-        if not dataclasses.is_dataclass(schema):
+        schema = _section(schema)
+        if schema is None:
             return f"{key}: there is no such key; {parent} is a single value"
     valid = [field.name for field in dataclasses.fields(schema)]
-    return f"{key}: there is no such key; {valid_instead(parts[-1], valid)}"
+    if parts[-1] in valid:
+        whole = ", ".join(f"{name}: VALUE" for name in valid)
+        return f"{key}: {parent} is null and has no keys. Give all of it: '{parent}={{{whole}}}'"
+    meant = " or ".join(f"'{name}'" for name in _meant(key))
+    hint = f"did you mean {meant}? " if meant else ""
+    return f"{key}: there is no such key; {hint}valid: {', '.join(valid)}"
+
+
+def _section(kind: Any) -> Any:
+    """Return the dataclass that a key's value is of, `Published | None` as well, or None."""
+    parts = (kind,) if dataclasses.is_dataclass(kind) else getattr(kind, "__args__", ())
+    is_list = getattr(kind, "__origin__", None) is tuple
+    return next((one for one in parts if dataclasses.is_dataclass(one) and not is_list), None)
+
+
+def _keys(schema: Any = Config, above: str = "") -> Iterator[str]:
+    """Yield all dotted keys."""
+    for field in dataclasses.fields(schema):
+        yield above + field.name
+        section = _section(field.type)
+        if section is not None:
+            yield from _keys(section, f"{above}{field.name}.")
+
+
+def _meant(key: str) -> list[str]:
+    """Return the one or two keys that are nearest, by their last part and as a whole."""
+
+    def nearness(known: str) -> float:
+        pairs = ((key, known), (key.rpartition(".")[2], known.rpartition(".")[2]))
+        whole, last = (difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+        return (last + max(whole, float(last == 1) / 2)) / 2
+
+    near = {known: nearness(known) for known in _keys()}
+    best = sorted(near, key=lambda known: -near[known])[:2]
+    return [known for known in best if near[known] > max(0.6, near[best[0]] - 0.1)]
 
 
 def valid_instead(wrong: str, valid: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ is frozen into the run directory, and workers read that.
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,12 +19,14 @@ from typing import Any, cast
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
+import conf
 from orchestrator.config import ConfigError, explain_unknown, flatten, parse, valid_instead
 from orchestrator.launch import slurm_launcher
 from orchestrator.schema import DURATIONS, Config
@@ -164,11 +167,27 @@ def _explain(error: Exception) -> str:
         group, wrong = names.groups() if names else ("config", error.missing_cfg_file)
         valid = (*error.options, *(_NAMED_MODELS if group == "model" else ()))
         return f"{group}={wrong}: there is no such choice; {valid_instead(wrong, valid)}"
+    if isinstance(error, OverrideParseException):
+        return _explain_unreadable(error)
     cause = error.__cause__ or error
     key = getattr(cause, "full_key", None)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key:
         return explain_unknown(key.split("."))
     return f"{key}: {str(error).splitlines()[0]}" if key else str(error)
+
+
+def _explain_unreadable(error: OverrideParseException) -> str:
+    """Say which argument Hydra cannot read, and how its value is quoted so that it can."""
+    key, equals, value = error.override.partition("=")
+    if not equals:
+        return f"'{error.override}' is no override. Write KEY=VALUE, or GROUP=NAME"
+    override = f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+    is_plain = not set('"$`!\\') & set(override)
+    shown = f'"{override}"' if is_plain else shlex.quote(override)
+    return (
+        f"{key}: Hydra cannot read the value {value}. Quote it for Hydra, and all of it for the "
+        f"shell: {shown}"
+    )
 
 
 def _register_named_models(arguments: Sequence[str]) -> None:
@@ -189,6 +208,22 @@ def _register_named_models(arguments: Sequence[str]) -> None:
             )
 
 
+def _own_configs(options: Sequence[str]) -> list[str]:
+    """Return the option by which Hydra finds the groups in conf/ of the working directory too."""
+    own, shipped = Path("conf"), Path(conf.__file__).resolve().parent
+    is_given = any(re.match("-cd|--config-dir", option) for option in options)
+    if is_given or not own.is_dir() or own.resolve() == shipped:
+        return []
+    for file in sorted(own.rglob("*.yaml")):
+        same = shipped / file.relative_to(own)
+        if same.is_file() and same.read_bytes() != file.read_bytes():
+            print(
+                f"warning: {file} is not used: Tahoe has one of that name. Rename yours.",
+                file=sys.stderr,
+            )
+    return ["--config-dir", str(own)]
+
+
 @contextmanager
 def _command_line(arguments: Sequence[str]) -> Iterator[None]:
     """Show Hydra a command line without Tahoe's verb, to its completer as well.
@@ -198,6 +233,7 @@ def _command_line(arguments: Sequence[str]) -> Iterator[None]:
     argv, environ = sys.argv, dict(os.environ)
     overrides = [argument for argument in arguments if _OVERRIDE.match(argument)]
     options = [argument for argument in arguments if not _OVERRIDE.match(argument)]
+    options += _own_configs(options)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing them
     if "COMP_LINE" in environ:
         line = re.sub(r"^(\s*\S+)\s+train\b", r"\1", environ["COMP_LINE"])

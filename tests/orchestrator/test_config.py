@@ -63,9 +63,13 @@ def test_every_choice_is_valid_and_survives_its_file(file: Path, tmp_path: Path)
             "sede: there is no such key; did you mean 'seed'? valid: seed, strategy, ",
         ),
         ("xyz", 1, "xyz: there is no such key; valid: seed, strategy, "),
-        ("recipe.epoch", 1, "did you mean 'epochs'? valid: epochs, images, steps, global_batch"),
+        ("recipe.epoch", 1, "did you mean 'recipe.epochs'? valid: epochs, images, steps, g"),
         ("recipe.optimizer.beta", 1, "recipe.optimizer.beta: there is no such key; valid: name, "),
-        ("model.published.yaer", 1, "did you mean 'year'? valid: title, year, venue, "),
+        (
+            "model.published.yaer",
+            1,
+            "did you mean 'model.published.year'? valid: title, year, venue, ",
+        ),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_valid_ones(

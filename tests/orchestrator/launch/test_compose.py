@@ -1,6 +1,7 @@
 """The command line becomes configs that hold anywhere, and leaves nothing else behind."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from orchestrator.config import ConfigError, parse, to_dict
 from orchestrator.launch.compose import absolute, compose, merge
-from orchestrator.schema import Config
+from orchestrator.schema import Config, Progressive
 
 
 @pytest.fixture(autouse=True)
@@ -164,10 +165,16 @@ def test_users_have_models_of_their_own(cwd: Path) -> None:
     ("argument", "expected"),
     [
         ("sede=3", "sede: there is no such key; did you mean 'seed'? valid: seed, strategy, "),
-        ("recipe.optimiser.lr=3", "recipe.optimiser: there is no such key; did you mean 'optimiz"),
+        ("recipe.optimiser.lr=3", "recipe.optimiser: there is no such key; did you mean 'recipe.o"),
         ("recipe.epochs.x=3", "recipe.epochs.x: there is no such key; recipe.epochs is a single"),
         ("cluster.additional_parameters.x=1", "with a plus: +cluster.additional_parameters.x=VALU"),
-        ("+recipe.lr=1", "recipe.lr: there is no such key; valid: epochs, images, steps, "),
+        ("+recipe.lr=1", "recipe.lr: there is no such key; did you mean 'recipe.optimizer.lr'? va"),
+        (
+            "recipe.batch_size=1",
+            "did you mean 'evaluate.batch_size' or 'recipe.global_batch_size'?",
+        ),
+        ("zzz=1", "zzz: there is no such key; valid: seed, strategy, "),
+        ("recipe.progressive.first_size=8", "'recipe.progressive={first_size: VALUE, from_epoch: "),
         ("recipe=adanw", "recipe=adanw: there is no such choice; did you mean 'adamw'? valid: "),
         ("model=lenet", "model=lenet: there is no such choice; did you mean 'lenet5_1998'? valid"),
         ("model=lenet", "timm/NAME, torchvision/NAME, PACKAGE.MODULE:FUNCTION"),
@@ -177,8 +184,7 @@ def test_users_have_models_of_their_own(cwd: Path) -> None:
         ("run_dir=3", "run_dir: 3 is not text; quote it twice"),
         ("run_dir=${nope}", "run_dir: Interpolation key 'nope' not found"),
         ("run_dir=${oc.env:NOPE}", "Environment variable 'NOPE' not found"),
-        ("seed", "missing EQUAL"),
-        ("data.url=[", "no viable alternative at input '['"),
+        ("seed", "'seed' is no override. Write KEY=VALUE"),
         ("data=null", "must be a string or a list"),
         ("~data", "data: is missing"),
         ("~recipe.epochs", "recipe.epochs: is missing"),
@@ -190,6 +196,40 @@ def test_what_cannot_be_composed_is_a_config_error(argument: str, expected: str)
     message = refusal(argument)
     assert expected in message
     assert "object_type" not in message
+
+
+@pytest.mark.parametrize("value", ["r/ü [1]", "a{b", "[", "it's [1]", 'a"$b{', "back\\slash'{"])
+def test_the_quoting_that_is_advised_can_be_read(value: str, cwd: Path) -> None:
+    message = refusal(f"run_dir={value}")
+    assert message.startswith("run_dir: ")
+    (argument,) = shlex.split(message.rpartition("shell: ")[2])
+    assert config_of(argument).run_dir == f"{cwd}/{value}"
+
+
+def test_a_section_that_is_null_is_given_whole() -> None:
+    message = refusal("recipe.progressive.first_size=8")
+    (argument,) = shlex.split(message.rpartition("all of it: ")[2])
+    filled = argument.replace("VALUE", "4")
+    whole = config_of(filled.replace("to_epoch: 4", "to_epoch: 5"))
+    assert whole.recipe.progressive == Progressive(
+        first_size=4, from_epoch=4, to_epoch=5, multiple_of=4
+    )
+
+
+def test_groups_in_conf_of_the_working_directory_are_found(
+    cwd: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (cwd / "conf" / "cluster").mkdir(parents=True)
+    (cwd / "conf" / "cluster" / "b100.yaml").write_text(
+        "defaults: [slurm, _self_]\ngpus_per_node: 7\n"
+    )
+    assert config_of("cluster=b100").cluster.gpus_per_node == 7
+    assert capsys.readouterr().err == ""
+    (cwd / "conf" / "cluster" / "local.yaml").write_text("gpus_per_node: 7\n")
+    assert config_of("cluster=local").cluster.gpus_per_node == 0
+    assert "conf/cluster/local.yaml is not used" in capsys.readouterr().err
+    (cwd / "other" / "cluster").mkdir(parents=True)
+    assert "cluster=b100" in refusal("--config-dir", "other", "cluster=b100")
 
 
 def test_all_missing_values_are_named_at_once() -> None:
