@@ -12,7 +12,9 @@ a function of (seed, epoch) alone, so that any step can be looked up without the
 
 Global batch t takes the next B / num_lanes samples of every lane. Ranks own whole lanes, so a rank
 reads its own few shards nearly sequentially, and every world size that divides the lanes sees the
-same batches. Micro-batch m of M is made of the lanes [m * L / M, (m + 1) * L / M).
+same batches. Micro-batch m of M is made of the lanes m, m + M, m + 2 * M, ...: lanes side by side
+are neighbouring pieces of the shards, and where those are sorted by class a micro-batch of
+neighbours would show one or two classes to batch norm.
 
 With `repeats` every sample comes several times in its micro-batch, each time to be
 seen another way (Hoffer et al., Augment Your Batch, CVPR 2020): `repeats` times in a pass over the
@@ -109,8 +111,7 @@ class Order:
 
     def micro_batch(self, step: int, micro: int) -> Draws:
         """Return the samples of micro-batch `micro` of a step."""
-        lanes_each = self.num_lanes // self.num_micro_batches
-        return self._draws(step, np.arange(micro * lanes_each, (micro + 1) * lanes_each))
+        return self._draws(step, np.arange(micro, self.num_lanes, self.num_micro_batches))
 
     def global_batch(self, step: int) -> Draws:
         """Return the samples of a step: its micro-batches, one after the other."""
