@@ -1,7 +1,6 @@
 """`tahoe ckpt ls|verify|prune|export`: the checkpoints of a run, looked at and taken out."""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from orchestrator.launch.arguments import add_verb, at_least_2
+from orchestrator.launch.json_output import strict_json
 
 if TYPE_CHECKING:
     from orchestrator.schema import Checkpoint
@@ -67,7 +67,7 @@ def _ls(options: argparse.Namespace) -> int:
     store, keep = _open(options.run)
     listed = _listed(store, keep)
     if options.json:
-        print(json.dumps([asdict(one) for one in listed], indent=2))
+        print(strict_json([asdict(one) for one in listed]))
         return 0
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("step", "MB", "saved", "kept as", "evaluated"):

@@ -1,11 +1,11 @@
 """`tahoe compare`: runs side by side."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.launch.arguments import add_from_mlflow, add_runs_dir, add_verb, positive
+from orchestrator.launch.json_output import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +40,7 @@ def compare(options: argparse.Namespace) -> int:
     store = options.from_mlflow
     sections = compared(choose(options.words, options.runs.absolute(), store))
     if options.json:
-        print(json.dumps([section.to_dict() for section in sections], indent=2))
+        print(strict_json([section.to_dict() for section in sections]))
     else:
         from rich.console import Console
 

@@ -1,6 +1,5 @@
 """`tahoe doctor`: what can go wrong with a run, found before its job has waited for days."""
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from orchestrator.launch.compose import compose
 from orchestrator.launch.cost import Cost, cost_of
 from orchestrator.launch.create import plan_of
 from orchestrator.launch.finding import Finding, found_by, is_well, show
+from orchestrator.launch.json_output import strict_json
 from orchestrator.plan import Plan
 from orchestrator.schema import Config
 
@@ -27,7 +27,7 @@ def examine(overrides: Sequence[str], *, nodes: bool, as_json: bool) -> int:
             yield one
 
     if as_json:
-        print(json.dumps([asdict(one) for one in kept()], indent=2))
+        print(strict_json([asdict(one) for one in kept()]))
     else:
         show(kept())
     return 0 if is_well(found) else 1

@@ -1,7 +1,6 @@
 """`tahoe drill`: a run is hurt on purpose, and compared with the same run left alone."""
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from orchestrator.launch.drill_schedule import (
     schedule,
 )
 from orchestrator.launch.drill_store import PROTOCOL
+from orchestrator.launch.json_output import strict_json
 from orchestrator.plan import Plan
 from orchestrator.rundir import RunDir, RunError
 from orchestrator.schema import Config
@@ -54,7 +54,7 @@ def drill(options: argparse.Namespace) -> int:
     else:
         report = _here(config, attempts, kinds, options)
     if options.json:
-        print(json.dumps({**asdict(report), "is_well": report.is_well}, indent=2))
+        print(strict_json({**asdict(report), "is_well": report.is_well}))
     else:
         show(report)
     return 0 if report.is_well else 1

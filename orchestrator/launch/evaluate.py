@@ -1,13 +1,13 @@
 """`tahoe evaluate`: runs judged again under any protocol, each alone and all as an ensemble."""
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.launch.arguments import add_runs, add_verb
+from orchestrator.launch.json_output import strict_json
 
 if TYPE_CHECKING:
     from orchestrator.rundir import RunDir
@@ -57,7 +57,7 @@ def evaluate(options: argparse.Namespace) -> int:
     for run in runs:
         append_json_line(run.evaluations_file, {**opinion["runs"][str(run.path)], **noted})
     if options.json:
-        print(json.dumps(opinion, indent=2))
+        print(strict_json(opinion))
     else:
         _show(opinion, is_worst_shown=options.classes)
     for run in runs:
@@ -95,7 +95,7 @@ def _find_neurons(options: argparse.Namespace, runs: list[str]) -> int:
     for run in runs:
         found[run] = _ask("neuron", options, {"run": run, "target": options.neuron})
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(strict_json(found))
         return 0
     for run, one in found.items():
         print(
@@ -148,6 +148,6 @@ def _cells(figures: dict[str, Any]) -> list[str]:
     return [
         f"{figures['top1']:.2f}",
         f"{figures['top5']:.2f}",
-        f"{figures['loss']:.4f}",
+        f"{figures['loss']:#.4g}",
         "-" if real is None else f"{real:.2f}",
     ]

@@ -1,10 +1,10 @@
 """`tahoe lineage` and `tahoe describe`: the systems that can be trained by name."""
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
 from orchestrator.launch.arguments import add_runs_dir, add_verb
+from orchestrator.launch.json_output import strict_json
 
 if TYPE_CHECKING:
     from orchestrator.tracking.lineage import System
@@ -40,7 +40,7 @@ def lineage(options: argparse.Namespace) -> int:
 
     chosen = [one for one in _shelf(options) if _is_wanted(one, options)]
     if options.json:
-        print(json.dumps([one.to_dict() for one in chosen], indent=2))
+        print(strict_json([one.to_dict() for one in chosen]))
         return 0
     Console(soft_wrap=True, highlight=False).print(table(chosen))
     print(_LEGEND)
@@ -52,7 +52,7 @@ def describe(options: argparse.Namespace) -> int:
     from orchestrator.tracking.lineage import description, system
 
     one = system(options.name, _shelf(options))
-    print(json.dumps(one.to_dict(), indent=2) if options.json else description(one))
+    print(strict_json(one.to_dict()) if options.json else description(one))
     return 0
 
 

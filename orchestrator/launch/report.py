@@ -1,11 +1,11 @@
 """`tahoe report`: published beside measured, as a page and as figures."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.launch.arguments import add_from_mlflow, add_runs_dir, add_verb
+from orchestrator.launch.json_output import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +62,7 @@ def report(options: argparse.Namespace) -> int:
             f"no run was judged on {data} under {options.protocol}. Protocols of runs: {others}."
         )
     if options.json:
-        print(json.dumps(told.to_dict(), indent=2))
+        print(strict_json(told.to_dict()))
         return 0
     from orchestrator.tracking.report_page import write_report
 

@@ -1,7 +1,6 @@
 """What the verbs on data sets print: progress, tables, JSON."""
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from rich.text import Text
 from data_sharding.manifest import DataError, Manifest
 from data_sharding.stats import PERCENTILES, Stats
 from data_sharding.verify import SPLITS, Problem, Verdict
+from orchestrator.launch.json_output import strict_json
 
 _MAX_ROWS = 50
 _MAX_NAMES = 10
@@ -233,4 +233,4 @@ def _console() -> Console:
 
 
 def _print_json(values: Any) -> None:
-    print(json.dumps(values, indent=2, ensure_ascii=False))
+    print(strict_json(values))

@@ -4,7 +4,7 @@ The directory tells what has happened, and is right for jobs that Slurm has forg
 what is going to happen. Neither asks MLflow.
 """
 
-import json
+import math
 import shutil
 import sys
 import time
@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from orchestrator.launch.json_output import strict_json
 from orchestrator.rundir import RunDir
 from orchestrator.tracking.index import records
 from orchestrator.tracking.record import Record
@@ -165,7 +166,7 @@ def show_whole(one: Standing) -> None:
 
 def as_json(found: Sequence[Standing]) -> str:
     """Return the standings for programs."""
-    return json.dumps([asdict(one) for one in found], indent=2)
+    return strict_json([asdict(one) for one in found])
 
 
 def _standing(one: Record, job: client.QueuedJob | None, gone: str) -> Standing:
@@ -176,8 +177,9 @@ def _standing(one: Record, job: client.QueuedJob | None, gone: str) -> Standing:
         gone: what Slurm says of the last job, if there is none any more.
     """
     state, why = _state(one, job, gone)
-    rate, eta_s = one.metrics.get("perf/images_per_s"), None
-    if state == "running" and rate and one.at_step is not None and one.num_steps:
+    rate, eta_s = one.metrics.get("perf/images_per_s", math.nan), None
+    is_known = rate > 0 and math.isfinite(rate)
+    if state == "running" and is_known and one.at_step is not None and one.num_steps:
         eta_s = (one.num_steps - one.at_step) * one.config["recipe.global_batch_size"] / rate
     return Standing(
         run=one.id,
@@ -191,7 +193,7 @@ def _standing(one: Record, job: client.QueuedJob | None, gone: str) -> Standing:
         ends=tuple(one.ends),
         step=one.at_step,
         num_steps=one.num_steps,
-        images_per_s=rate,
+        images_per_s=rate if is_known else None,
         eta_s=eta_s,
         checkpoint_age_s=_checkpoint_age_s(RunDir(Path(one.path))),
         metrics=one.metrics,

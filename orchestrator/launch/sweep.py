@@ -4,6 +4,7 @@ Hydra's sweeper calls for a batch of points at a time: all of them at once if it
 a few after the worth of those before if it searches.
 """
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -86,6 +87,6 @@ def _worth(run: RunDir, standing: Standing) -> float | Exception:
     figures = [
         line["metrics"][OBJECTIVE]
         for line in read_json_lines(run.metrics_file)
-        if OBJECTIVE in line["metrics"]
+        if math.isfinite(line["metrics"].get(OBJECTIVE, math.nan))
     ]
     return max(figures) if figures else RunError(f"{run.id} has never measured {OBJECTIVE}")

@@ -62,7 +62,7 @@ class Watcher:
                     completed=record["step"],
                     description=(
                         f"epoch {record['step'] / self._plan.steps_per_epoch:.2f}  "
-                        f"loss {figures['train/loss']:.4f}  "
+                        f"loss {figures['train/loss']:#.4g}  "
                         f"{figures['perf/images_per_s']:.0f} images/s  "
                         f"data wait {100 * figures['perf/data_wait']:.0f} %"
                     ),

@@ -20,7 +20,10 @@ _RANKED_BY = ("val/top1", "val/loss")  # the first that a row has; the higher, a
 
 @dataclass(frozen=True)
 class Spread:
-    """The values of one figure over the runs of a row; `std` is the sample's, None for one run."""
+    """The values of one figure over the runs of a row; `std` is the sample's, None for one run.
+
+    Where one run's is not finite, there is no mean: NaN.
+    """
 
     mean: float
     std: float | None
@@ -31,9 +34,11 @@ class Spread:
         known = [value for value in values if value is not None]
         if not known:
             return None
-        mean, std = math.fsum(known) / len(known), None
-        if len(known) > 1 and math.isfinite(mean):
-            std = math.sqrt(math.fsum((x - mean) ** 2 for x in known) / (len(known) - 1))
+        if not all(map(math.isfinite, known)):
+            return cls(math.nan, None, len(known))
+        mean, std = math.fsum(value / len(known) for value in known), None
+        if len(known) > 1:  # neither overflows where a loss is about to
+            std = math.hypot(*(value - mean for value in known)) / math.sqrt(len(known) - 1)
         return cls(mean, std, len(known))
 
 

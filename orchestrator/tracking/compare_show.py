@@ -17,7 +17,7 @@ _MAX_KEY_COLUMNS = 3  # beside the figures; more keys have a table of their own
 _FIGURES = (  # name, header, what one of its unit is, format
     ("val/top1", "val\ntop-1\n(%)", 1, ".2f"),
     ("val/top5", "val\ntop-5\n(%)", 1, ".2f"),
-    ("val/loss", "val\nloss\n", 1, ".3f"),
+    ("val/loss", "val\nloss\n", 1, "#.4g"),
     ("training_s", "training\n(h:mm:ss)", 1, "clock"),
     ("images_per_s", "speed\n(img/s)", 1, ",.0f"),
     ("model/num_params", "params\n(M)", 1e6, ".2f"),

@@ -14,9 +14,10 @@ from orchestrator.tracking.outgoing import as_text, legal_name, redacted, withou
 from orchestrator.tracking.points import Point
 from orchestrator.tracking.record import Record
 
-# The limits of MLflow 3 (mlflow/utils/validation.py); a longer value would be cut without a sign.
+# MLflow's limits, by which it cuts without a sign (mlflow/utils/validation.py). Tags may have 8000
+# characters since MLflow 3; a list that must be read back keeps to what servers before it take.
 MAX_PARAM_CHARACTERS = 6000
-MAX_TAG_CHARACTERS = 8000
+MAX_TAG_CHARACTERS = 5000
 MAX_DIGEST_CHARACTERS = 36
 
 

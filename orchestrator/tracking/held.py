@@ -1,9 +1,10 @@
 """What MLflow holds of a run, beside what the run's own file says."""
 
+import math
 from collections import Counter
 
 from orchestrator.rundir import RunDir
-from orchestrator.tracking.points import Tail
+from orchestrator.tracking.points import Tail, as_stored
 from orchestrator.tracking.store import opened
 
 
@@ -11,7 +12,7 @@ def lost_and_doubled(run: RunDir, tracking_uri: str) -> tuple[int, int]:
     """Return how many points of metrics.jsonl are not in the store, and how many twice or wrong."""
     tail = Tail(run.metrics_file)
     logged = {
-        (point.key, point.step): point.value
+        (point.key, point.step): as_stored(point.value)
         for batch, _ in tail.batches(0, 1000)
         for point in batch
     }
@@ -24,5 +25,9 @@ def lost_and_doubled(run: RunDir, tracking_uri: str) -> tuple[int, int]:
                 values[point.key, point.step] = point.value
     lost = sum(name not in held for name in logged)
     doubled = sum(count - 1 for count in held.values())
-    wrong = sum(values[name] != value for name, value in logged.items() if name in values)
+    wrong = sum(not _same(values[name], value) for name, value in logged.items() if name in values)
     return lost, doubled + wrong
+
+
+def _same(one: float, other: float) -> bool:
+    return one == other or (math.isnan(one) and math.isnan(other))

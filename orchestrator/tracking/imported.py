@@ -17,6 +17,7 @@ from orchestrator.rundir import RunError
 from orchestrator.tracking.facts import MAX_TAG_CHARACTERS, user
 from orchestrator.tracking.lineage import System
 from orchestrator.tracking.outgoing import as_text, legal_name
+from orchestrator.tracking.points import as_stored
 from orchestrator.tracking.store import (
     Metric,
     MlflowClient,
@@ -172,7 +173,7 @@ def _fill(client: MlflowClient, run: Run, one: Imported) -> None:
     time_ms = run.info.start_time  # so that MLflow knows a repetition
     client.log_batch(
         run.info.run_id,
-        metrics=[Metric(legal_name(k), v, time_ms, 0) for k, v in one.metrics.items()],
+        metrics=[Metric(legal_name(k), as_stored(v), time_ms, 0) for k, v in one.metrics.items()],
         tags=[
             RunTag(legal_name(k), as_text(v, MAX_TAG_CHARACTERS))
             for k, v in one.tags.items()

@@ -24,6 +24,7 @@ FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 LAST_PAUSES_S = 2.0  # once rank 0 has ended: somebody may be waiting for the drain
 log = logging.getLogger("tahoe.shipper")
+log.addHandler(logging.NullHandler())  # only the shipper itself keeps a log
 
 
 class GaveUpError(Exception):

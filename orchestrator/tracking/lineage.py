@@ -1,5 +1,6 @@
 """The shelf: every system that has a config with published figures, and what was measured of it."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import takewhile
@@ -163,8 +164,8 @@ def _best(runs: Iterable[Record]) -> dict[str, Measured]:
     """Return the best evaluation of each system, by its title."""
     best: dict[str, Measured] = {}
     for run in runs:
-        title, top1 = run.published.get("title"), run.metrics.get("val/top1")
-        if not title or top1 is None:
+        title, top1 = run.published.get("title"), run.metrics.get("val/top1", math.nan)
+        if not title or not math.isfinite(top1):
             continue
         data, protocol = run.config["data.name"], run.config["data.protocol"]
         found = Measured(100 - top1, data, protocol, run.path)

@@ -55,7 +55,11 @@ def redacted(value: Any, key: str = "") -> Any:
 
 def as_text(value: Any, max_characters: int) -> str:
     """Return a string as it is and anything else as JSON, cut visibly where it is too long."""
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return cut(value if isinstance(value, str) else json.dumps(value, default=str), max_characters)
+
+
+def cut(text: str, max_characters: int) -> str:
+    """Return a text, cut visibly if it is too long."""
     return text if len(text) <= max_characters else text[: max_characters - 1] + "…"
 
 

@@ -8,6 +8,7 @@ than any before it under the same name.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,14 @@ class Point:
     value: float
     step: int
     time_ms: int
+
+
+def as_stored(value: float) -> float:
+    """Return a value as it is sent to MLflow, whose SQL store takes NaN but no infinity.
+
+    It would keep the largest number instead, which its charts and we would take for a figure.
+    """
+    return float(value) if math.isfinite(value) else math.nan
 
 
 @dataclass

@@ -4,6 +4,7 @@ Two kinds of points: a system's error as its paper has it, and the error of one'
 point for each row of `compare` with the range of its seeds. Both lie at the system's year.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
@@ -163,4 +164,6 @@ def _measured(row: Row, section: Section) -> Point:
 
 
 def _error(accuracy: Spread | None) -> Spread | None:
-    return Spread(100 - accuracy.mean, accuracy.std, accuracy.num) if accuracy else None
+    if accuracy is None or not math.isfinite(accuracy.mean):  # a run that diverged has no error
+        return None
+    return Spread(100 - accuracy.mean, accuracy.std, accuracy.num)

@@ -18,8 +18,9 @@ from orchestrator.tracking import facts
 from orchestrator.tracking.outcome import Outcome
 from orchestrator.tracking.outgoing import as_text, legal_name, redacted, without_secrets
 from orchestrator.tracking.parent import CHILD_TAG, child_name, parent_of, show_parent
-from orchestrator.tracking.points import Point
+from orchestrator.tracking.points import Point, as_stored
 from orchestrator.tracking.record import read_record
+from orchestrator.tracking.refused import Refusals
 from orchestrator.tracking.store import (
     Dataset,
     DatasetInput,
@@ -62,17 +63,23 @@ class Tracked:
     sweep: SweepDir | None  # that the run was submitted in, and the id of its MLflow run
     parent_id: str | None
 
+    def __post_init__(self) -> None:
+        self.refusals = Refusals(lambda: _check_active(self.client.get_run(self.run_id)))
+
     def describe(self) -> None:
         """Send params, tags and published figures; a param that changed since becomes a tag."""
         known = self.client.get_run(self.run_id).data
         wanted = facts.params(self.config)
         new = [Param(key, value) for key, value in wanted.items() if key not in known.params]
         for params in _chunks(new, MAX_PARAMS_A_CALL):
-            self.client.log_batch(self.run_id, params=params, synchronous=True)
+            self.refusals.send_texts(params, self._send_params)
         changed = {}
         for key, value in wanted.items():
+            # A param that the server took in part only is there as a whole, as far as tags go.
             tag = legal_name(f"tahoe.changed.{key}")
-            if known.tags.get(tag, known.params.get(key, value)) != value:
+            if self.refusals.told.get(key) or (
+                known.tags.get(tag, known.params.get(key, value)) != value
+            ):
                 changed[tag] = value
         parent = {}
         if self.sweep and self.parent_id:
@@ -85,7 +92,11 @@ class Tracked:
         self._log(facts.evaluations(self.run))
         if data := facts.dataset(self.run, self.config):
             context = [InputTag("mlflow.data.context", "training")]
-            self.client.log_inputs(self.run_id, [DatasetInput(Dataset(**data), context)])
+            self.refusals.send_rest(
+                [DatasetInput(Dataset(**data), context)],
+                lambda inputs: self.client.log_inputs(self.run_id, inputs),
+                lambda one: f"the data set {one.dataset.name}",
+            )
 
     def upload(self) -> None:
         """Send config.yaml, environment.yaml and code.patch, without secrets."""
@@ -118,7 +129,7 @@ class Tracked:
             RunTag(key, as_text(value, facts.MAX_TAG_CHARACTERS)) for key, value in tags.items()
         ]
         for some in _chunks(ready, MAX_PARAMS_A_CALL):
-            self.client.log_batch(self.run_id, tags=some, synchronous=True)
+            self.refusals.send_texts(some, self._send_tags)
 
     def show(self, outcome: Outcome, ended_ms: int | None = None) -> None:
         """Set the status of the run, and when it ended, to how the run directory stands."""
@@ -144,9 +155,18 @@ class Tracked:
         self.run.write_json(self.run.mlflow_file, record)
 
     def _log(self, points: Sequence[Point]) -> None:
-        metrics = [Metric(p.key, float(p.value), p.time_ms, p.step) for p in points]
+        metrics = [Metric(p.key, as_stored(p.value), p.time_ms, p.step) for p in points]
         for some in _chunks(metrics, MAX_METRICS_A_CALL):
-            self.client.log_batch(self.run_id, metrics=some, synchronous=True)
+            self.refusals.send_rest(some, self._send_metrics, lambda one: str(one.key))
+
+    def _send_metrics(self, metrics: list[Metric]) -> None:
+        self.client.log_batch(self.run_id, metrics=metrics, synchronous=True)
+
+    def _send_params(self, params: list[Param]) -> None:
+        self.client.log_batch(self.run_id, params=params, synchronous=True)
+
+    def _send_tags(self, tags: list[RunTag]) -> None:
+        self.client.log_batch(self.run_id, tags=tags, synchronous=True)
 
     def _upload(self, name: str, content: bytes) -> None:
         with tempfile.TemporaryDirectory() as directory:
@@ -197,12 +217,17 @@ def _recorded(client: MlflowClient, mark: Mapping[str, Any]) -> Run | None:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # another store than before
             return None
         raise
-    if found.info.lifecycle_stage != "active":
-        raise RunError(
-            f"the MLflow run {mark['run_id']} has been deleted. Restore it with `mlflow runs "
-            f"restore --run-id {mark['run_id']}`, then run `tahoe sync` again."
-        )
+    _check_active(found)
     return found
+
+
+def _check_active(found: Run) -> None:
+    if found.info.lifecycle_stage != "active":
+        run_id = found.info.run_id
+        raise RunError(
+            f"the MLflow run {run_id} has been deleted. Restore it with `mlflow runs restore "
+            f"--run-id {run_id}`, then run `tahoe sync` again."
+        )
 
 
 def _tagged(client: MlflowClient, run: RunDir, experiment: str) -> Run | None:

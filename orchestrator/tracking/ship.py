@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with os.fdopen(os.dup(2), "w") as terminal:
         _log_to(_log_file(run))
         try:
-            _follow(run, config, lifeline)
+            refused = _follow(run, config, lifeline)
+            if refused:
+                print(f"tracking: {_not_taken(run, refused)}", file=terminal)
         except SupersededError as error:
             log.info("a later attempt ships the rest; here it failed: %s", summary(error))
         except (GaveUpError, RunError) as error:
@@ -82,6 +84,8 @@ def sync(path: Path, wait_s: float = 10.0) -> None:
             shipment.send_new()
             shipment.close(alive=run.is_alive)
             shipment.tracked.upload()
+            for name, how in shipment.tracked.refusals.told.items():
+                print(f"warning: MLflow's server refuses {name}, which is {how}", file=sys.stderr)
             send_pictures(shipment.tracked)
         except PicturesError as error:
             print(f"the pictures of {run.id} were not drawn: {error}", file=sys.stderr)
@@ -123,13 +127,13 @@ class Shipment:
         self._do(partial(self.tracked.show, end, ended_ms))
 
 
-def _follow(run: RunDir, config: Mapping[str, Any], lifeline: Lifeline) -> None:
-    """Ship from now until rank 0 has ended."""
+def _follow(run: RunDir, config: Mapping[str, Any], lifeline: Lifeline) -> Mapping[str, str]:
+    """Ship from now until rank 0 has ended; return what the server has refused."""
     attempt = run.num_attempts
     insist = Insist(lifeline, lambda: run.num_attempts > attempt)
     with insist(partial(_take_over, run, lifeline)):
         tracked = insist(partial(_attach, run, config))
-        insist(partial(_describe, tracked))
+        insist(tracked.describe)
         insist(partial(tracked.show, running(attempt)))
         log.info("attempt %d: shipping to the MLflow run %s", attempt, tracked.run_id)
         _upload(tracked)
@@ -144,24 +148,13 @@ def _follow(run: RunDir, config: Mapping[str, Any], lifeline: Lifeline) -> None:
             shipment.close()
             _send_pictures(tracked)
         log.info("attempt %d: all is shipped", attempt)
+        return tracked.refusals.told
 
 
 def _attach(run: RunDir, config: Mapping[str, Any]) -> "Tracked":
     from orchestrator.tracking.run import attach
 
     return attach(run, config)
-
-
-def _describe(tracked: "Tracked") -> None:
-    """Send params and tags; a server that will never take one of them still gets the metrics."""
-    from orchestrator.tracking.store import MlflowException
-
-    try:
-        tracked.describe()
-    except MlflowException as error:
-        if error.error_code != "INVALID_PARAMETER_VALUE":
-            raise
-        log.error("the server refuses a param or a tag: %s", summary(error))
 
 
 def _upload(tracked: "Tracked") -> None:
@@ -232,6 +225,12 @@ def _wait_for_lock(run: RunDir, wait_s: float) -> TextIO:
                     f"{error} and sends everything; see {_log_file(run)} for what it meets."
                 ) from None
         time.sleep(0.1)
+
+
+def _not_taken(run: RunDir, refused: Mapping[str, str]) -> str:
+    some = ", ".join([*refused][:5])
+    more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
+    return f"MLflow's server refuses {some}{more}; all else is there. {_log_file(run)} says why."
 
 
 def _left_behind(run: RunDir, error: Exception) -> str:

@@ -4,6 +4,8 @@ Importing this module imports MLflow, which takes about two seconds.
 """
 
 import json
+import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -51,7 +53,7 @@ def history(tracking_uri: str) -> Callable[[Record, str], dict[int, float]]:
 
     def curve(record: Record, name: str) -> dict[int, float]:
         points = client.get_metric_history(str(record.mlflow_id), name)
-        return {point.step: point.value for point in points}
+        return {point.step: _measured(point.value) for point in points}
 
     return curve
 
@@ -73,7 +75,7 @@ def _record(run: Run) -> Record:
         for metric in run.data._metric_objs  # the values alone are public
         if not metric.key.startswith(_NOT_LOGGED)
     }
-    metrics = {key: run.data.metrics[key] for key in steps}
+    metrics = {key: _measured(run.data.metrics[key]) for key in steps}
     step, batch = max(steps.values(), default=None), config.get("recipe.global_batch_size")
     num_images = step * batch if step is not None and batch else None
     gmacs = metrics.get("model/gmacs")
@@ -150,6 +152,11 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def _measured(value: float) -> float:
+    """Return a value, NaN for what MLflow keeps in place of an infinity."""
+    return math.nan if abs(value) >= sys.float_info.max else value
 
 
 def _number(text: str | None) -> float | None:

@@ -69,7 +69,8 @@ def test_sending_everything_again_doubles_nothing(scene):
     assert len(once) == 4 * 50 + 2
     assert {len(values) for values in again.values()} == {1}
     assert math.isnan(once["b", 7][0][0])
-    assert once["c", 7][0][0] > 1e308  # MLflow's SQL store has no infinity
+    assert math.isnan(once["c", 7][0][0])  # MLflow's SQL store has no infinity
+    assert math.isnan(once["d", 7][0][0])
     assert once["published/top1_err", 0] == [(40.7, 1_700_000_000_000)]
 
 
@@ -240,7 +241,7 @@ def test_of_very_many_ensembles_the_latest_are_kept(scene):
     (record,) = stored_records(scene.uri)
     kept = [one["ensemble"]["runs"] for one in record.evaluations]
     first = 300 - len(kept)
-    assert 100 < len(kept) < 300
+    assert 50 < len(kept) < 300
     assert kept == [
         [f"run-{number:03d}-{member}" for member in range(5)] for number in range(first, 300)
     ]

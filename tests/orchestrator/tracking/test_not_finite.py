@@ -1,0 +1,116 @@
+"""What is not finite is never a figure: not in MLflow, not in JSON, not in a picture."""
+
+import json
+import math
+
+import pytest
+
+from orchestrator.cli import main
+from orchestrator.tracking.compare import Spread
+from orchestrator.tracking.compare_show import _cell
+from orchestrator.tracking.held import lost_and_doubled
+from orchestrator.tracking.lineage import _best
+from orchestrator.tracking.record import read_record
+from orchestrator.tracking.report import report
+from orchestrator.tracking.ship import sync
+from orchestrator.tracking.store import Metric
+from orchestrator.tracking.stored import history, stored_records
+
+# MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+
+
+@pytest.fixture
+def diverged(scene):
+    """A run whose loss has left the numbers."""
+    data = {"name": "digits", "fingerprint": "f" * 36}
+    identity = scene.run.read_json(scene.run.identity_file)
+    scene.run.write_json(scene.run.identity_file, {**identity, "data": data})
+    scene.configure(recipe={"global_batch_size": 8})
+    scene.run.begin_attempt()
+    scene.log(1, {"val/loss": 2.0, "val/top1": 10.0, "perf/images_per_s": 5.0})
+    last = {"val/loss": math.inf, "val/top1": math.nan, "train/loss": -math.inf}
+    scene.log(2, {**last, "perf/images_per_s": math.nan})
+    return scene
+
+
+def printed(capsys, *arguments):
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    assert main(arguments) == 0
+    return json.loads(capsys.readouterr().out, parse_constant=refuse)
+
+
+def test_json_is_strict(diverged, capsys):
+    run, place = str(diverged.run.path), str(diverged.run.path.parent)
+    with diverged.run.lock():  # of a run that goes on, the time left is reckoned as well
+        (status,) = printed(capsys, "status", run, "--json")
+        (listed,) = printed(capsys, "list", "--runs", place, "--json")
+    assert status == listed
+    assert status["metrics"] == {
+        **dict.fromkeys(("val/loss", "val/top1", "train/loss", "perf/images_per_s")),
+    }
+    assert status["eta_s"] is None
+    (section,) = printed(capsys, "compare", "--runs", place, "--json")
+    assert section["rows"][0]["figures"]["val/loss"] == {"mean": None, "std": None, "num": 1}
+
+
+def test_infinity_is_no_figure_in_mlflow(diverged, store):
+    sync(diverged.run.path)
+    held = {key: value for (key, step), ((value, _),) in diverged.stored().items() if step == 2}
+    assert len(held) == 4
+    assert all(math.isnan(value) for value in held.values()), held
+    (record,) = stored_records(store)
+    assert math.isnan(record.metrics["val/loss"])
+    assert math.isnan(history(store)(record, "val/loss")[2])
+    assert lost_and_doubled(diverged.run, store) == (0, 0)
+
+
+def test_what_older_stores_hold_for_infinity_is_no_figure_either(diverged, store):
+    sync(diverged.run.path)
+    for step, value in ((3, math.inf), (4, -math.inf)):  # as it was sent before
+        metrics = [Metric("val/loss", value, diverged.clock_ms, step)]
+        diverged.client().log_batch(diverged.mark["run_id"], metrics=metrics)
+    (record,) = stored_records(store)
+    assert math.isnan(record.metrics["val/loss"])
+    curve = history(store)(record, "val/loss")
+    assert curve[1] == 2.0
+    assert all(math.isnan(curve[step]) for step in (2, 3, 4))
+
+
+ALEXNET = {"title": "AlexNet", "year": 2012, "dataset": "imagenet"}
+
+
+def test_a_run_that_diverged_is_no_best(make_scene):
+    records = []
+    for number, top1 in enumerate([math.nan, 60.0, math.inf, 70.0, math.nan]):
+        scene = make_scene(f"run-{number}")
+        scene.configure(model={"published": ALEXNET}, recipe={"lr": 0.1 * number})
+        scene.run.begin_attempt()
+        scene.log(1, {"val/top1": top1})
+        scene.judge("finished")
+        records.append(read_record(scene.run))
+    best = _best(records)["AlexNet"]
+    assert (best.top1_err, best.run) == (30.0, records[3].path)
+    found = report(records, [], "digits")
+    assert [point.top1 for point in found.measured] == [30.0, 40.0]
+    (section,) = found.sections
+    assert [row.name for row in section.rows[:2]] == ["run-3", "run-1"]  # the rest is below
+
+
+@pytest.mark.parametrize("values", [[1e200, 3e200], [1.7e308, 1.7e308], [math.inf, -math.inf]])
+def test_the_mean_of_huge_losses(values):
+    spread = Spread.of(values)
+    if all(map(math.isfinite, values)):
+        assert spread.mean == pytest.approx(sum(value / 2 for value in values))
+        assert spread.std == pytest.approx(abs(values[0] - values[1]) / math.sqrt(2))
+    else:
+        assert math.isnan(spread.mean)
+
+
+@pytest.mark.parametrize("loss", [1.7e29, -1.7e29, 0.00123456, 2.30258, 123456789.0])
+def test_a_loss_has_few_digits_however_large(loss):
+    shown = _cell(Spread(loss, loss / 3, 2), 1, "#.4g")
+    assert len(shown) < 25
+    assert float(shown.partition(" ")[0]) == pytest.approx(loss, rel=1e-3)
