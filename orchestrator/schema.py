@@ -162,10 +162,16 @@ class Optimizer:
 
 @_schema
 class Schedule:
-    """The learning rate as a function of the step."""
+    """The learning rate as a function of the step.
+
+    `warmup_prefix`: the decay begins where the warm-up ends, and takes the steps that are left.
+    Without it the decay is that of the whole run, and the warm-up takes the place of its beginning.
+    None is True for `linear` alone.
+    """
 
     name: Literal["constant", "cosine", "linear", "step"]
     warmup_epochs: NonNegativeFloat
+    warmup_prefix: bool | None = None
     final_share: Share
     drop_epochs: tuple[PositiveFloat, ...]
     drop_every_epochs: PositiveFloat | None = None

@@ -20,6 +20,7 @@ from orchestrator.schema import Recipe
 class _Warmup(TypedDict):
     warmup_t: int
     warmup_lr_init: float
+    warmup_prefix: bool
     t_in_epochs: bool
 
 
@@ -30,19 +31,21 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, plan: Plan) 
     """
     schedule, lr = recipe.schedule, recipe.optimizer.lr
     warmup_steps = round(schedule.warmup_epochs * plan.steps_per_epoch)
+    is_linear = schedule.name == "linear"
+    prefix = is_linear if schedule.warmup_prefix is None else schedule.warmup_prefix
     warmup = _Warmup(
-        warmup_t=warmup_steps, warmup_lr_init=lr / max(1, warmup_steps), t_in_epochs=False
+        warmup_t=warmup_steps,
+        warmup_lr_init=lr / max(1, warmup_steps),
+        warmup_prefix=prefix,
+        t_in_epochs=False,
     )
+    decay_steps = max(1, plan.num_steps - (warmup_steps if prefix else 0))
     final_lr = lr * schedule.final_share
     match schedule.name:
         case "cosine":
-            return CosineLRScheduler(optimizer, plan.num_steps, lr_min=final_lr, **warmup)
+            return CosineLRScheduler(optimizer, decay_steps, lr_min=final_lr, **warmup)
         case "linear":
-            # From the highest rate on, where timm's cosine is the whole run's, less its beginning.
-            left = max(1, plan.num_steps - warmup_steps)
-            return PolyLRScheduler(
-                optimizer, left, power=1, lr_min=final_lr, warmup_prefix=True, **warmup
-            )
+            return PolyLRScheduler(optimizer, decay_steps, power=1, lr_min=final_lr, **warmup)
         case "step":
             # timm drops at the step before the one it is given (timm 1.0, multistep_lr.py)
             epochs = schedule.drop_epochs or _each(schedule.drop_every_epochs, plan)

@@ -27,3 +27,20 @@ def test_a_magnitude_is_what_its_source_means_by_it(name: str) -> None:
         ours = values(policy.num_magnitude_bins, 224, 224)[policy.magnitude]
         (theirs,) = LEVEL_TO_ARG[op](RANDOM_POLICIES[name]["magnitude"], {})
         assert abs(theirs) == pytest.approx(float(ours), rel=1e-5)
+
+
+# Whose authors' code decays over the steps after the warm-up: BEiT's, ConvNeXt's and EVA-02's
+# utils.py, MAE's (and ConvNeXt V2's) lr_sched.py, Swin's config.py, torchvision's train.py, ViT's
+# vit_jax/utils.py, SoViT's big_vision/utils.py, NFNet's optim.py.
+DECAY_AFTER_WARMUP = {
+    *("beit_2021", "convnext", "convnextv2_2023", "eva02_2023", "finetune", "nfnet_2021"),
+    *("sovit_2023", "swin_2021", "torchvision_v2", "vit_2020"),
+}
+
+
+def test_the_decay_begins_where_its_source_lets_it_begin() -> None:
+    recipes = {file.stem: yaml.safe_load(file.read_text()) for file in FILES}
+    found = {
+        name for name, recipe in recipes.items() if recipe.get("schedule", {}).get("warmup_prefix")
+    }
+    assert found == DECAY_AFTER_WARMUP

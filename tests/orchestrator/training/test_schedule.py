@@ -1,12 +1,16 @@
 """The learning rate is a function of the step, with its corners where the config puts them."""
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
 import torch
 from plans import plan
+from timm.scheduler import CosineLRScheduler, StepLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
+from torch.optim import lr_scheduler
 
 from orchestrator.schema import Recipe
 from orchestrator.training.schedule import make_schedule
@@ -62,3 +66,73 @@ def test_drops_at_equal_intervals(recipe: Recipe) -> None:
     options = {"name": "step", "warmup_epochs": 0.0, "drop_every_epochs": 2.4, "drop_factor": 0.5}
     found = rates(recipe, [0, 23, 24, 47, 48, 71, 72, 99], **options)
     assert found == pytest.approx([1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.0625])
+
+
+STEPS, WARMUP = 100, 20  # of PLAN, and two epochs of it
+
+
+def theirs(make: Any, **options: Any) -> list[float]:
+    """Return the rates of timm's scheduler after a warm-up of two epochs."""
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
+    scheduler: Scheduler = make(optimizer, warmup_t=WARMUP, t_in_epochs=False, **options)
+    found = []
+    for step in range(WARMUP, STEPS):
+        scheduler.step_update(step)
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+def ours(recipe: Recipe, **schedule: Any) -> list[float]:
+    return rates(recipe, list(range(WARMUP, STEPS)), warmup_epochs=2.0, **schedule)
+
+
+def test_drops_do_not_wait_for_the_warm_up(recipe: Recipe) -> None:
+    """EfficientNet's: 0.97 times as much every 2.4 epochs, counted from the first step."""
+    expected = theirs(StepLRScheduler, decay_t=24, decay_rate=0.97, warmup_prefix=False)
+    found = ours(recipe, name="step", drop_every_epochs=2.4, drop_factor=0.97)
+    assert found == pytest.approx(expected)
+    found = ours(recipe, name="step", drop_epochs=(3.0, 6.0), drop_factor=0.1)
+    assert [found[step - WARMUP] for step in (29, 30, 59, 60)] == pytest.approx([1, 0.1, 0.1, 0.01])
+
+
+def test_drops_after_the_warm_up_where_it_is_asked_for(recipe: Recipe) -> None:
+    expected = theirs(StepLRScheduler, decay_t=24, decay_rate=0.97, warmup_prefix=True)
+    found = ours(recipe, name="step", drop_every_epochs=2.4, drop_factor=0.97, warmup_prefix=True)
+    assert found == pytest.approx(expected)
+
+
+def test_a_cosine_of_the_whole_run_as_deits(recipe: Recipe) -> None:
+    expected = theirs(CosineLRScheduler, t_initial=STEPS, lr_min=0.01)
+    assert ours(recipe, name="cosine", final_share=0.01) == pytest.approx(expected)
+
+
+def test_a_cosine_after_the_warm_up_as_swins(recipe: Recipe) -> None:
+    """Swin's lr_scheduler.py, with the WARMUP_PREFIX of its config.py."""
+    expected = theirs(CosineLRScheduler, t_initial=STEPS - WARMUP, lr_min=0.01, warmup_prefix=True)
+    found = ours(recipe, name="cosine", final_share=0.01, warmup_prefix=True)
+    assert found == pytest.approx(expected)
+
+
+def test_a_cosine_after_the_warm_up_as_beits(recipe: Recipe) -> None:
+    """The cosine of BEiT's utils.py, which ConvNeXt and EVA-02 took over; ViT's and MAE's too."""
+    count = STEPS - WARMUP
+    expected = [0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * i / count)) for i in range(count)]
+    found = ours(recipe, name="cosine", final_share=0.05, warmup_prefix=True)
+    assert found == pytest.approx(expected)
+
+
+def test_a_cosine_after_the_warm_up_as_torchvisions(recipe: Recipe) -> None:
+    """SequentialLR in torchvision's references/classification/train.py."""
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
+    parts = [
+        lr_scheduler.LinearLR(optimizer, start_factor=0.01, total_iters=WARMUP),
+        lr_scheduler.CosineAnnealingLR(optimizer, T_max=STEPS - WARMUP),
+    ]
+    scheduler = lr_scheduler.SequentialLR(optimizer, parts, milestones=[WARMUP])
+    expected = []
+    for _ in range(STEPS):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    found = ours(recipe, name="cosine", warmup_prefix=True)
+    assert found == pytest.approx(expected[WARMUP:])
