@@ -85,14 +85,26 @@ class TrainState:
     def average(self, step: int, decay: float) -> None:
         """Move the averaged weights towards the current ones; call after step `step`.
 
+        What batch norm knows of its inputs lags behind as the weights do: statistics of other
+        weights would not fit them. Counts, and what no checkpoint holds, are the current ones.
+        timm's ModelEmaV3 does the same.
+
         The decay rises as (1 + step) / (10 + step) so that a short run is not dominated by its
         initial weights (tf.train.ExponentialMovingAverage, num_updates).
         """
         assert self.ema is not None
-        average = get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))
-        average(list(self.ema.parameters()), list(self.network.parameters()), step)
-        for ours, theirs in zip(self.ema.buffers(), self.network.buffers(), strict=True):
-            ours.copy_(theirs)
+        averaged: list[torch.Tensor] = [*self.ema.parameters()]
+        current: list[torch.Tensor] = [*self.network.parameters()]
+        buffers = zip(self.ema.named_buffers(), self.network.buffers(), strict=True)
+        kept = self.network.state_dict().keys()
+        for (name, ours), theirs in buffers:
+            if name in kept and theirs.is_floating_point():
+                averaged.append(ours)
+                current.append(theirs)
+            else:
+                ours.copy_(theirs)
+        move = get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))
+        move(averaged, current, step)
 
     def slots(self) -> Iterator[tuple[int, Slots]]:
         """Yield what the optimizer keeps, by the number of the parameter.

@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from orchestrator.config import ConfigError
@@ -35,6 +36,14 @@ class Tied(nn.Module):
         self.conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
         self.norm = nn.BatchNorm2d(4)
         self.register_buffer("empty", torch.empty(0))
+
+
+class Masked(nn.Sequential):
+    """A network with a buffer that no checkpoint has, infinite in places."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3))
+        self.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1), persistent=False)
 
 
 def trained(world: World, config: Config, num_steps: int) -> TrainState:
@@ -123,7 +132,28 @@ def test_the_average_lags_behind_by_its_decay(world: World, config: Config) -> N
         expected, state.network.parameters(), state.ema.parameters(), strict=True
     ):
         assert torch.allclose(average, (before + now) / 2, atol=1e-7)
-    assert torch.equal(state.ema[1].running_mean, state.network[1].running_mean)  # type: ignore[index]
+
+
+def test_averages_are_timm_s_with_those_of_batch_norm_s_statistics(
+    world: World, config: Config
+) -> None:
+    """Weights and floating buffers move, counts are copied, and a constant mask stays one."""
+    config = changed(config, ema_decay=0.9)
+    torch.manual_seed(0)
+    network = Masked()
+    state, reference = TrainState.create(network, config, world), ModelEmaV3(network, decay=0.9)
+    for step in range(90, 95):  # when the average has its full weight
+        torch.manual_seed(step)
+        state.network(torch.randn(5, 1, 8, 8) + 3).square().mean().backward()
+        state.update()
+        state.average(step, 0.9)
+        reference.update(network)
+    assert state.ema is not None
+    ours, theirs, raw = (n.state_dict() for n in (state.ema, reference.module, network))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-7) for name in theirs)
+    assert ours["1.num_batches_tracked"] == 5
+    assert not torch.allclose(ours["1.running_mean"], raw["1.running_mean"], atol=1e-3)
+    assert torch.equal(state.ema.mask, network.mask)  # type: ignore[arg-type]
 
 
 def test_another_network_s_checkpoint_is_refused(
