@@ -23,10 +23,12 @@ from orchestrator.schema import Config, Recipe
 from orchestrator.training.device import Device
 from orchestrator.training.mixing import Mixing
 from orchestrator.training.objectives import Objective
+from orchestrator.training.running_statistics import RunningStatistics
+from orchestrator.training.world import World
 
 
 def wrap(network: nn.Module, *, in_stages: bool = False) -> DistributedDataParallel:
-    """Let DDP average the gradients, and leave the buffers alone: see World.share_buffers.
+    """Let DDP average the gradients, and leave the buffers alone: see running_statistics.
 
     Args:
         in_stages: not every step uses every parameter.
@@ -50,14 +52,22 @@ class GradientStep:
         config: Config,
         plan: Plan,
         device: Device,
+        world: World,
     ) -> None:
         self.ddp, self.objective, self.scaler = ddp, objective, scaler
         self.config, self.plan, self.device = config, plan, device
         self.mixing = Mixing(config.recipe.mix, plan.num_classes, config.seed)
         self.network = torch.compile(ddp) if config.recipe.compile else ddp
+        self.statistics = RunningStatistics(ddp.module, world)
 
     def run(self, step: int, micros: range, batches: Iterator[Batch]) -> dict[str, torch.Tensor]:
         """Accumulate this rank's micro-batches; return means of their figures, on the device."""
+        with self.statistics.of_all_ranks():
+            return self._accumulate(step, micros, batches)
+
+    def _accumulate(
+        self, step: int, micros: range, batches: Iterator[Batch]
+    ) -> dict[str, torch.Tensor]:
         found = []
         for micro, batch in zip(micros, batches, strict=False):
             # DDP decides in the forward pass whether the backward pass is to communicate.

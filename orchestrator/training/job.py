@@ -95,6 +95,7 @@ class Job:
                 config,
                 data.plan,
                 device,
+                world,
             ),
             schedule=make_schedule(state.optimizer, config.recipe, data.plan),
             stages=Stages(state, config.recipe.stages, data.plan),
@@ -143,7 +144,6 @@ class Job:
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Judge the weights of a step on the validation split."""
-        self.world.share_buffers(self.state.network)
         result, answers = evaluate(
             self.state.evaluated,
             self.objective,
@@ -167,7 +167,6 @@ class Job:
 
     def save(self, step: int, result: Mapping[str, float]) -> None:
         """Begin to write a checkpoint; `result` is an evaluation of this very step, or empty."""
-        self.world.share_buffers(self.state.network)
         if self.world.is_first:
             self.metrics.sync()
             self.saver.save(self.state, step, result)

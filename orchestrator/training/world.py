@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from orchestrator.config import ConfigError
 from orchestrator.schema import Cluster
@@ -70,11 +69,6 @@ class World:
             tensor.copy_(dense)
         else:
             dist.send(dense, 0)
-
-    def share_buffers(self, network: nn.Module) -> None:
-        """Give every rank rank 0's buffers: each rank's batch norm has seen other micro-batches."""
-        for buffer in network.buffers():
-            dist.broadcast(buffer, src=0)
 
     def wait_for_all(self) -> None:
         """Return when every rank has come here."""

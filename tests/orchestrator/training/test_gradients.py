@@ -19,6 +19,7 @@ from orchestrator.schema import Config, Recipe
 from orchestrator.training.device import Device
 from orchestrator.training.gradients import GradientStep, clip, wrap
 from orchestrator.training.objectives import make_objective
+from orchestrator.training.world import World
 
 NUM_MICROS, MICRO = 4, 8
 PLAN = plan(
@@ -47,20 +48,20 @@ def fed(config: Config) -> Iterator[Batch]:
     return Device.create(config, torch.device("cpu")).feed(iter(batches()))
 
 
-def gradient_step(config: Config, plain: nn.Module) -> GradientStep:
+def gradient_step(config: Config, plain: nn.Module, world: World) -> GradientStep:
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     device = Device.create(config, torch.device("cpu"))
-    return GradientStep(wrap(plain), make_objective(config.recipe), scaler, config, PLAN, device)
+    objective = make_objective(config.recipe)
+    return GradientStep(wrap(plain), objective, scaler, config, PLAN, device, world)
 
 
 def gradients_of(plain: nn.Module) -> list[torch.Tensor]:
     return [p.grad.clone() for p in plain.parameters() if p.grad is not None]
 
 
-@pytest.mark.usefixtures("world")
-def test_accumulated_gradients_are_those_of_the_whole_batch(config: Config) -> None:
+def test_accumulated_gradients_are_those_of_the_whole_batch(world: World, config: Config) -> None:
     plain, reference = network(), network()
-    step = gradient_step(config, plain)
+    step = gradient_step(config, plain, world)
     step.warm_up()
     learned = step.run(0, range(NUM_MICROS), fed(config))
 
@@ -78,9 +79,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(config: Config) -> N
         assert torch.allclose(ours, theirs, atol=1e-6)
 
 
-@pytest.mark.usefixtures("world")
-def test_a_step_communicates_once_however_many_micro_batches(config: Config) -> None:
-    step = gradient_step(config, network())
+def test_a_step_communicates_once_however_many_micro_batches(world: World, config: Config) -> None:
+    step = gradient_step(config, network(), world)
     num_buckets = 0
 
     def count(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -93,28 +93,26 @@ def test_a_step_communicates_once_however_many_micro_batches(config: Config) -> 
     assert num_buckets == 1
 
 
-@pytest.mark.usefixtures("world")
-def test_noise_is_named_by_step_and_micro_batch(config: Config) -> None:
+def test_noise_is_named_by_step_and_micro_batch(world: World, config: Config) -> None:
     """However the generator stood, and whatever was computed before, the same dropout comes."""
     found = []
     for disturbance in (1, 2):
         plain = network(dropout=0.5)
-        step = gradient_step(config, plain)
+        step = gradient_step(config, plain, world)
         torch.manual_seed(disturbance)
         step.run(5, range(NUM_MICROS), fed(config))
         found.append(gradients_of(plain))
     again = network(dropout=0.5)
-    gradient_step(config, again).run(6, range(NUM_MICROS), fed(config))
+    gradient_step(config, again, world).run(6, range(NUM_MICROS), fed(config))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(found[0], gradients_of(again), strict=True))
 
 
-@pytest.mark.usefixtures("world")
-def test_warming_up_leaves_no_trace(config: Config) -> None:
+def test_warming_up_leaves_no_trace(world: World, config: Config) -> None:
     plain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(3600, 10))
     plain = plain.to(memory_format=torch.channels_last)
     before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
-    gradient_step(config, plain).warm_up()
+    gradient_step(config, plain, world).warm_up()
     assert all(torch.equal(before[name], tensor) for name, tensor in plain.state_dict().items())
     assert not gradients_of(plain)
 
