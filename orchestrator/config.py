@@ -6,6 +6,7 @@ No torch and no Hydra here, since the login node and every worker read configs.
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, cast
@@ -182,6 +183,9 @@ def _explain(loc: Sequence[str | int], kind: str, message: str, value: Any) -> s
         return f"{key}: is missing; give it a value"
     if kind == "string_type" and isinstance(value, bool | int | float):
         return f"{key}: {value!r} is not text; quote it twice: {key}=\"'{value}'\""
+    if kind == "literal_error" and isinstance(value, str):
+        near = difflib.get_close_matches(value, re.findall(r"'([^']+)'", message), n=1)
+        message += "".join(f"; did you mean '{name}'?" for name in near)
     shown = f" (given: {value!r})" if not isinstance(value, dict) else ""
     return f"{key}: {message.removeprefix('Value error, ')}{shown}"
 

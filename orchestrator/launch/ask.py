@@ -4,6 +4,7 @@ The other side is orchestrator.training.answer.
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -31,7 +32,13 @@ def ask(module: str, request: Mapping[str, Any], *, deadline_s: float | None = N
     asked = json.dumps(request)
     try:
         done = subprocess.run(
-            command, input=asked, capture_output=True, text=True, timeout=deadline_s, check=False
+            command,
+            input=asked,
+            env=os.environ | {"PYTHONSAFEPATH": "1"},  # it finds the modules that ranks find
+            capture_output=True,
+            text=True,
+            timeout=deadline_s,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise UnansweredError(f"{module} did not end in {deadline_s} s") from None

@@ -1,9 +1,11 @@
 """A composed config -> a run directory with everything a worker needs, or a clear refusal."""
 
 import re
+import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ from uuid import uuid4
 from data_sharding.manifest import Manifest, read_manifest
 from orchestrator.config import ConfigError, identity, parse, to_dict, unsafe_changes
 from orchestrator.launch.compose import Composed
+from orchestrator.launch.cost import check_makeable
 from orchestrator.launch.git import git, tracks
-from orchestrator.launch.init_from import bring
+from orchestrator.launch.init_from import bring_fitting
 from orchestrator.plan import Plan, data_fingerprint, make_plan
 from orchestrator.rundir import RunDir, RunError, write_atomic
 from orchestrator.schema import Config
@@ -52,14 +55,16 @@ def open_run(composed: Composed) -> tuple[RunDir, Plan]:
     plan = make_plan(config, config.world_size, train, val)
     if is_finished and config.if_finished == "reuse":
         return run, plan
-    if is_finished or not run.config_file.exists():
+    is_new = is_finished or not run.config_file.exists()
+    if is_new:
         _check_no_checkpoints(config)
+        if config.init_from is None:
+            check_makeable(config, plan)
     if is_finished:
         _set_aside(run)
-    _make_directory(run.path)
-    with run.lock():  # the config of an attempt that is running is not touched
+    with _made_directory(run.path), run.lock():  # one that is running is not touched
         if not run.config_file.exists():
-            _describe(run, composed, train, val)
+            _describe(run, composed, plan, train, val)
         run.write_config(to_dict(config))
     return run, plan
 
@@ -139,20 +144,34 @@ def _set_aside(run: RunDir) -> None:
     print(f"the finished run is kept as {aside}")
 
 
-def _make_directory(path: Path) -> None:
+@contextmanager
+def _made_directory(path: Path) -> Iterator[None]:
+    """Make a run directory; where it is not filled after all, leave nothing."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir()
+            is_ours = True
+        except FileExistsError:
+            is_ours = False
+            if not path.is_dir():
+                raise
     except OSError as error:
         raise RunError(
             f"cannot make the run directory {path}: {error.strerror}. Nothing was started. Choose "
             "another place with runs_dir=DIR or run_dir=DIR."
         ) from None
+    try:
+        yield
+    except BaseException:
+        if is_ours:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
-def _describe(run: RunDir, composed: Composed, train: Manifest, val: Manifest) -> None:
+def _describe(run: RunDir, composed: Composed, plan: Plan, train: Manifest, val: Manifest) -> None:
     """Write everything but the config, whose presence says that the run directory is whole."""
-    source = composed.config.init_from
-    init_from = bring(source, run.init_file) if source else None
+    init_from = bring_fitting(run, composed.config, plan)
     git, patch = code_version(Path(__file__))
     if patch:
         write_atomic(run.patch_file, patch)

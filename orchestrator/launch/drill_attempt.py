@@ -126,7 +126,8 @@ def how_it_ended(run: RunDir, number: int, faults: Iterable[str], exit_code: int
     """Return what the logs tell of an attempt."""
     log = run.log_dir(number) / "rank-00000.log"
     text = log.read_text(errors="replace") if log.exists() else ""
-    resumed = re.search(r"continuing after step (\d+)|starting from scratch", text)
+    begun = "starting from scratch|beginning with the weights of"
+    resumed = re.search(rf"continuing after step (\d+)|{begun}", text)
     first = re.search(r"first step after ([\d.]+) s", text)
     records = read_json_lines(run.metrics_file)
     before = max((one["step"] for one in records if one["attempt"] < number), default=0)

@@ -19,11 +19,35 @@ from data_sharding import files
 from data_sharding.local_copy import download
 from orchestrator.config import ConfigError, parse
 from orchestrator.launch.ask import ask
+from orchestrator.launch.cost import check_makeable
+from orchestrator.plan import Plan
 from orchestrator.rundir import RunDir, RunError
+from orchestrator.schema import Config
 from orchestrator.training.checkpoint import CheckpointError, CheckpointStore
 from orchestrator.training.retention import best_of
 
 _DEADLINE_S = 1800
+
+
+def bring_fitting(run: RunDir, config: Config, plan: Plan) -> dict[str, Any] | None:
+    """Bring what `init_from` names, if it names any, and try it on the network of the run.
+
+    Raises:
+        ConfigError: there are no such weights, or they are of another network.
+    """
+    if config.init_from is None:
+        return None
+    facts = bring(config.init_from, run.init_file)
+    try:
+        check_makeable(config, plan, (run.init_file, facts["sha256"]))
+    except ConfigError as error:
+        theirs, ours = facts.get("model"), config.model.name
+        if theirs in (None, ours):
+            raise
+        raise ConfigError(
+            f"init_from={config.init_from} is {theirs}, and this run is {ours}: {error}"
+        ) from None
+    return facts
 
 
 def bring(source: str, target: Path) -> dict[str, Any]:
@@ -60,7 +84,7 @@ def _opened(source: str, target: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield the path of a file of weights, which may be the target, and what is known of it."""
     if source.startswith("timm/"):
         ask("pretrained", {"name": source, "file": str(target)}, deadline_s=_DEADLINE_S)
-        yield target, {}
+        yield target, {"model": source}
         return
     local = files.local_path(source)
     if local and (local / "config.yaml").exists():
@@ -93,7 +117,7 @@ def _of_run(run: RunDir) -> Iterator[tuple[Path, dict[str, Any]]]:
     step = (best_of(manifests, config.checkpoint) or manifests[-1]).step
     uid = (run.read_json(run.identity_file) or {}).get("uid")
     with _of_checkpoint(store, step) as path:
-        yield path, {"run": run.id, "uid": uid, "step": step}
+        yield path, {"run": run.id, "uid": uid, "step": step, "model": config.model.name}
 
 
 @contextmanager

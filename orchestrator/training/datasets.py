@@ -71,7 +71,7 @@ def open_train_set(config: Config, manifest: Manifest, plan: Plan) -> TrainSet:
         _open_split(config, "train", manifest),
         _order(config, manifest),
         _training_view(data),
-        _distortion(config),
+        distortion_of(config),
         _image_sizes(config, plan),
         data.channels,
         data.augment.shared_by,
@@ -145,7 +145,12 @@ def _order(config: Config, manifest: Manifest) -> TrainOrder:
     )
 
 
-def _distortion(config: Config) -> Distortion:
+def distortion_of(config: Config) -> Distortion:
+    """Return what changes the pixels of training images.
+
+    Raises:
+        ConfigError: the options are not those of its policy, or are of colours that are not there.
+    """
     distort = config.recipe.distort
     try:
         return make_distortion(

@@ -7,7 +7,7 @@ translated.
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from orchestrator.training.safetensors_file import read_tensors
 
 Tensors = Mapping[str, torch.Tensor]
 log = logging.getLogger(__name__)
+_SHOWN = 2  # names of tensors
 
 
 def initialise(network: nn.Module, path: Path, num_classes: int, in_channels: int) -> None:
@@ -40,10 +41,28 @@ def initialise(network: nn.Module, path: Path, num_classes: int, in_channels: in
             network.load_state_dict(wanted, strict=True)
     except (KeyError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"init_from: the weights do not fit the network: {error}. Take the model that they are "
-            "of, or other weights."
+            "the weights of init_from do not fit the network: "
+            f"{differences(kept, ours, fresh) or str(error).splitlines()[0]}. Take the model that "
+            "they are of, or other weights."
         ) from None
     log.info("begins with the weights of init_from; fresh: %s", ", ".join(fresh) or "nothing")
+
+
+def differences(theirs: Tensors, ours: Tensors, fresh: Collection[str] = ()) -> str:
+    """Return in what tensors differ from those of a network, by count and with a few names."""
+    lacking = [name for name in ours if name not in theirs and name not in fresh]
+    unknown = [name for name in theirs if name not in ours]
+    others = [
+        f"{name}: {tuple(theirs[name].shape)} and not {tuple(ours[name].shape)}"
+        for name in theirs
+        if name in ours and theirs[name].shape != ours[name].shape
+    ]
+    kinds = {"are missing": lacking, "are unknown to it": unknown, "have another shape": others}
+    return "; ".join(
+        f"{len(names):,} tensors {what}, e.g. {', '.join(names[:_SHOWN])}"
+        for what, names in kinds.items()
+        if names
+    )
 
 
 def _fresh_head(network: nn.Module, theirs: Tensors, ours: Tensors, num_classes: int) -> list[str]:

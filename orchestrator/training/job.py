@@ -129,7 +129,8 @@ class Job:
         self.saver.resumed_from = step
         if self.world.is_first:
             self.saver.clean_up()
-        tell_start(self.run.id, self.plan, self.cost, str(self.world.device), step)
+        device, begun_with = str(self.world.device), self.config.init_from
+        tell_start(self.run.id, self.plan, self.cost, device, step, begun_with)
         if step == 0:
             self.metrics.log(0, self.cost)
         elif self.world.from_first(self._owes_evaluation(step)):

@@ -33,6 +33,7 @@ from orchestrator.training.answer import answer
 from orchestrator.training.checkpoint import CheckpointStore
 from orchestrator.training.datasets import open_eval_set
 from orchestrator.training.device import Device
+from orchestrator.training.initialise import differences
 from orchestrator.training.network import build_network
 from orchestrator.training.objectives import (
     mean_log_probs,
@@ -273,10 +274,11 @@ def load_weights(network: torch.nn.Module, run: RunDir, config: Config, step: in
         tensors = read_tensors(parts[manifest.weights])
     try:
         network.load_state_dict(tensors)
-    except RuntimeError as error:
+    except RuntimeError:
         raise ConfigError(
-            f"{run.path}: the weights do not fit the network: {error}. Was it trained on data of "
-            "other classes?"
+            f"{run.path}: the weights do not fit the network: "
+            f"{differences(tensors, network.state_dict())}. "
+            "Was it trained on data of other classes?"
         ) from None
     return manifest.step
 

@@ -35,13 +35,22 @@ def count_cost(network: nn.Module, config: Config) -> dict[str, float]:
 
     Multiply-adds are those of convolutions and matrix products, as papers count them; of a network
     that is trained in stages, those of the last.
+
+    Raises:
+        ConfigError: the network does not take images of the configured size.
     """
     size, was_training = config.data.image_size, network.training
     image = torch.zeros(1, config.data.channels, size, size)
     network.eval()
     with _in_last_stage(network, config), FlopCounterMode(display=False) as counter:
         # Not under no_grad: the counter's hooks fail on parameters that a module is called with.
-        network(image)
+        try:
+            network(image)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"model={config.model.name} does not take images of data.image_size={size} and "
+                f"data.channels={config.data.channels}: {str(error).splitlines()[0]}"
+            ) from error
     network.train(was_training)
     num_params = sum(p.numel() for p in network.parameters() if p.requires_grad)
     return {"model/num_params": num_params, "model/gmacs": counter.get_total_flops() / 2e9}

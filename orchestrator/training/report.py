@@ -9,13 +9,23 @@ from orchestrator.plan import Plan
 log = logging.getLogger(__name__)
 
 
-def tell_start(title: str, plan: Plan, cost: Mapping[str, float], device: str, start: int) -> None:
+def tell_start(
+    title: str,
+    plan: Plan,
+    cost: Mapping[str, float],
+    device: str,
+    start: int,
+    init_from: str | None,
+) -> None:
     """Log the numbers multiplied out, so that a wrong one is seen in the first second."""
+    beginning = (
+        f"beginning with the weights of {init_from}" if init_from else "starting from scratch"
+    )
     params, gmacs = cost["model/num_params"], cost["model/gmacs"]
     lines = [
         *plan.lines(),
         f"{params:,.0f} parameters, {gmacs:.4g} GMACs an image, on {device}",
-        f"continuing after step {start}" if start else "starting from scratch",
+        f"continuing after step {start}" if start else beginning,
     ]
     log.info("%s\n%s", title, "\n".join(f"  {line}" for line in lines))
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from orchestrator.config import ConfigError, parse
-from orchestrator.launch.ask import UnansweredError
 from orchestrator.launch.cost import cost_of
 from orchestrator.launch.create import plan_of
 from orchestrator.schema import Config
@@ -41,6 +40,6 @@ def test_a_network_that_cannot_be_built_is_refused(config: Config) -> None:
 
 
 @pytest.mark.slow
-def test_a_network_that_cannot_be_counted_says_why(config: Config) -> None:
-    with pytest.raises(UnansweredError, match=r"Input height \(32\) doesn't match"):
+def test_a_network_that_does_not_take_the_images_is_refused(config: Config) -> None:
+    with pytest.raises(ConfigError, match=r"image_size=32.*Input height \(32\) doesn't match"):
         cost_of(with_model(config, "timm/vit_tiny_patch16_224"), plan_of(config))

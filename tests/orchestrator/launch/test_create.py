@@ -134,14 +134,12 @@ def test_a_finished_run_is_not_set_aside_for_one_that_cannot_start(
 def test_another_config_in_the_same_directory_is_refused_by_its_keys(
     config_of: ConfigOf, tmp_path: Path
 ) -> None:
-    where, options = str(tmp_path / "run"), {"rbf": True, "width": 1.5}
+    where, options = str(tmp_path / "run"), {"head": "rbf", "border": 0}
     model = {"name": "lenet5_1998", "published": None}
     run = opened(config_of(run_dir=where, model=model | {"options": options}))
     with pytest.raises(RunError, match="holds a run of another config") as refused:
-        opened(config_of(run_dir=where, model=model | {"options": {"rbf": True}}, seed=7))
-    assert "(seed: 0 there, 7 now; model.options.width: 1.5 there, absent now)" in str(
-        refused.value
-    )
+        opened(config_of(run_dir=where, model=model | {"options": {"head": "rbf"}}, seed=7))
+    assert "(seed: 0 there, 7 now; model.options.border: 0 there, absent now)" in str(refused.value)
     assert run.read_config()["seed"] == 0
 
 

@@ -99,6 +99,8 @@ def test_a_run_begins_with_the_best_of_another(
     assert identity["init_from"]["step"] == 40
     text = (second.log_dir(1) / "rank-00000.log").read_text()
     assert "begins with the weights of init_from; fresh: nothing" in text
+    assert f"beginning with the weights of {identity['init_from']['source']}" in text
+    assert "from scratch" not in text
     assert re.search(r"first step after .*imports .*rendezvous .*checkpoint .*first step", text)
     assert val_loss(second) == pytest.approx(val_loss(first), rel=1e-4)
     assert val_loss(train("fresh", *still)) > 1.1 * val_loss(first)
@@ -106,6 +108,7 @@ def test_a_run_begins_with_the_best_of_another(
     lost = tahoe(*("train", f"data.url='{digits}'", "init_from=gone", "run_dir=lost"), check=False)
     assert lost.returncode == 93
     assert "init_from=gone cannot be read" in lost.stderr
+    assert not (tahoe.cwd / "lost").exists()
     refused = tahoe("resume", "second", "init_from=null", "recipe.steps=3", check=False)
     assert "init_from cannot change within a run" in refused.stderr
 

@@ -1,0 +1,152 @@
+"""Names of a config are looked up before anything is made, and weights are not fetched by ranks."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+from timm.optim import list_optimizers
+
+from models import build, hub
+from orchestrator.config import ConfigError, parse
+from orchestrator.launch import names
+from orchestrator.launch.compose import Composed, compose
+from orchestrator.launch.create import open_run
+from orchestrator.launch.names import are_plain, refuse_fetching
+from orchestrator.rundir import RunDir
+from orchestrator.schema import Config
+from orchestrator.training.checkpoint import CheckpointStore
+
+
+def config_of(*arguments: str) -> Config:
+    (composed,) = compose(arguments)
+    return composed.config
+
+
+@pytest.fixture
+def open_it(values: dict[str, Any], shards: Path, tmp_path: Path) -> Callable[..., None]:
+    """Return a function that opens a run of a planned data set."""
+
+    def open_it(*arguments: str) -> None:
+        place = (f"data.url='{shards}'", f"runs_dir='{tmp_path / 'runs'}'")
+        (composed,) = compose([*place, *arguments])
+        open_run(composed)
+
+    return open_it
+
+
+def test_what_is_found_without_torch_is_what_there_is() -> None:
+    assert names._networks() == set(hub.names())
+    assert names._optimizers() <= set(list_optimizers())
+    assert {"sgd", "momentum", "adamw", "lamb"} <= names._optimizers()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "plain"),
+    [
+        ([], True),
+        (["model=timm/resnet50", "recipe=adamw"], True),
+        (["model=torchvision/resnet50"], True),
+        (["model=timm/resnet81"], False),
+        (["model=timm/resnet50.a1_in1k"], False),
+        (["model=my.networks:wide"], False),
+        (["recipe.optimizer.name=adamm"], False),
+        (["+model.options.width=2"], False),
+        (["recipe.distort.policy=augmix"], False),
+    ],
+)
+def test_what_is_asked_of_torch(arguments: list[str], plain: bool) -> None:
+    assert are_plain(config_of(*arguments)) == plain
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "remedy"),
+    [
+        (["model=resnet18", "+model.options.pretrained=true"], "pretrained", "timm/resnet18"),
+        (["model=timm/vit_b.x", "+model.options.pretrained_cfg=a"], "_cfg", "timm/vit_b.x"),
+        (["model=resnet18", "+model.options.pretrained_cfg_overlay={file: a}"], "_o", "init_from="),
+        (["model=resnet18", "+model.options.checkpoint_path=a.pth"], "checkpoint_", "init_from="),
+        (["model=torchvision/alexnet", "+model.options.weights=DEFAULT"], "weights", "init_from="),
+    ],
+)
+def test_weights_are_fetched_by_init_from_alone(
+    arguments: list[str], key: str, remedy: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        refuse_fetching(config_of(*arguments))
+    assert key in str(refused.value)
+    assert remedy in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["model=resnet18", "+model.options.pretrained=false"],
+        ["model=my.networks:wide", "+model.options.pretrained=true"],  # yours: yours to know
+        ["model=resnet18", "init_from=timm/resnet18"],
+    ],
+)
+def test_other_options_are_let_through(arguments: list[str]) -> None:
+    refuse_fetching(config_of(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["model=timm/resnet18", "+model.options.widht=2"], "widht"),
+        (["recipe.optimizer.name=adamm"], "adam"),
+        (["model=nowhere.networks:wide"], "nowhere"),
+        (["model=resnet18", "+model.options.pretrained=true"], "init_from=timm/resnet18"),
+    ],
+)
+def test_a_wrong_name_is_refused_before_anything_is_made(
+    arguments: list[str], named: str, open_it: Callable[..., None], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        open_it(*arguments)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_points_of_a_sweep_are_asked_about_once(
+    open_it: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("model=timm/resnet18", "+model.options.drop_rate=0.25")
+    open_it(*options)
+    monkeypatch.setattr("sys.executable", "/nowhere")  # asking again would fail
+    open_it(*options, "seed=2", "recipe.optimizer.lr=0.5")
+    assert len([*(tmp_path / "runs").iterdir()]) == 2
+
+
+def test_a_run_that_is_there_goes_on_with_what_it_has(
+    values: dict[str, Any], shards: Path, tmp_path: Path
+) -> None:
+    values["data"]["url"] = str(shards)
+    values["run_dir"] = str(tmp_path / "run")
+    run, _ = open_run(Composed(parse(values), ()))
+    values["model"]["options"] = {"unheard_of": 1}
+    run.write_config(values)  # by a Tahoe that did not look
+    open_run(Composed(parse(values), ()))
+
+
+def test_weights_of_another_network_are_told_by_both_names(
+    values: dict[str, Any], open_it: Callable[..., None], tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "r9")
+    run.path.mkdir()
+    values["model"]["name"] = "resnet9_2018"
+    run.write_config(values)
+    weights = safetensors.torch.save(
+        build("resnet9_2018", num_classes=10, in_channels=1).state_dict()
+    )
+    store = CheckpointStore.of(run, parse(values))
+    store.save(1, {"model.safetensors": lambda file: file.write(weights)}, {})
+    with pytest.raises(ConfigError) as refused:
+        open_it("model=timm/resnet18", f"init_from='{run.path}'")
+    message = str(refused.value)
+    assert message.startswith(
+        f"init_from={run.path} is resnet9_2018, and this run is timm/resnet18: "
+    )
+    assert len(message) < 500 + len(str(run.path))
+    assert not any((tmp_path / "runs").glob("*"))
+    open_it("model=resnet9_2018", f"init_from='{run.path}'")
