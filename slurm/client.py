@@ -8,9 +8,11 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from slurm.conflicts import input_variables
 
 _DEADLINE_S = 120
 # What sbatch would take from a job that `tahoe submit` is called in.
@@ -52,7 +54,17 @@ def submit(script: Path, *, after: str | None = None) -> str:
         SlurmError: Slurm does not take it.
     """
     options = [f"--dependency=afterok:{after}"] if after else []
-    return _call("sbatch", "--parsable", *options, str(script)).strip().partition(";")[0]
+    done = _run("sbatch", "--parsable", *options, str(script), without=unused_variables(script))
+    return done.stdout.strip().partition(";")[0]
+
+
+def unused_variables(script: Path) -> dict[str, str]:
+    """Return the `SBATCH_*` variables of this shell that say what a job script says by itself.
+
+    sbatch would follow them and not the script. They are kept from it: the script is the job.
+    """
+    names = re.findall(r"^#SBATCH --([a-z\-]+)", script.read_text(), re.MULTILINE)
+    return {name: os.environ[name] for name in input_variables(names) if name in os.environ}
 
 
 def would_start(script: Path) -> str:
@@ -61,7 +73,7 @@ def would_start(script: Path) -> str:
     Raises:
         SlurmError: it would not be taken.
     """
-    said = _run("sbatch", "--test-only", str(script)).stderr
+    said = _run("sbatch", "--test-only", str(script), without=unused_variables(script)).stderr
     return re.sub(r"^sbatch: ", "", said.strip(), flags=re.MULTILINE)
 
 
@@ -131,8 +143,8 @@ def _call(*command: str) -> str:
     return _run(*command).stdout
 
 
-def _run(*command: str) -> "subprocess.CompletedProcess[str]":
-    environ = {k: v for k, v in os.environ.items() if not _is_inherited(k)}
+def _run(*command: str, without: Collection[str] = ()) -> "subprocess.CompletedProcess[str]":
+    environ = {k: v for k, v in os.environ.items() if not _is_inherited(k) and k not in without}
     try:
         done = subprocess.run(
             command, env=environ, capture_output=True, text=True, timeout=_DEADLINE_S, check=False

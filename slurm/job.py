@@ -7,11 +7,14 @@ hand and it does the same as `tahoe submit`.
 
 import re
 import shlex
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from string import Template
 from types import MappingProxyType
 from typing import Literal
+
+from slurm.conflicts import asks_for_gpus, check_further, contradicted, input_variables
 
 SIGNAL = "USR2"  # sent to every process of the ranks some time before the limit
 
@@ -76,8 +79,14 @@ class Job:
             if not re.fullmatch(r"[A-Za-z_]\w*", key):
                 raise ValueError(f"{key!r} cannot be the name of an environment variable")
         for key in self.additional_parameters:
-            if not re.fullmatch(r"[a-z][a-z0-9\-_]*", key):
-                raise ValueError(f"{key!r} is no option of sbatch: write it as in its manual")
+            if not re.fullmatch(r"[a-z][a-z0-9\-_]+", key):
+                raise ValueError(f"{key!r} is no long option of sbatch, without its dashes")
+        check_further(self.further_options)
+
+    @property
+    def further_options(self) -> dict[str, str | int | float | bool]:
+        """The additional parameters as sbatch spells them; submitit has underscores there."""
+        return {key.replace("_", "-"): value for key, value in self.additional_parameters.items()}
 
 
 def render(job: Job) -> str:
@@ -106,9 +115,12 @@ def fill(script: str, job: Job, options: Iterable[str], *, purpose: str, module:
         purpose: said in its first lines.
         module: what each rank runs, with the run directory as its argument.
     """
+    lines = list(options)
+    names = [line.partition("=")[0] for line in lines]
     return Template(script).substitute(
-        directives="\n".join(f"#SBATCH --{option}" for option in options),
+        directives="\n".join(f"#SBATCH --{line}" for line in lines),
         purpose=purpose,
+        input_variables=" \\\n    ".join(textwrap.wrap(" ".join(input_variables(names)), 90)),
         run=shlex.quote(job.run_dir),
         python=shlex.quote(job.python),
         exports="\n".join(_exports(job)),
@@ -126,6 +138,10 @@ $directives
 # $purpose
 run=$run
 python=$python
+# Of --export=NONE: srun would keep from the ranks what is exported here.
+unset SLURM_EXPORT_ENV
+# Of the shell that submitted this: another attempt would be asked for with them instead.
+unset $input_variables
 $exports
 
 ${setup}"""
@@ -213,7 +229,31 @@ def sbatch_options(
     Raises:
         ValueError: one holds a line break, which no script can.
     """
-    options: dict[str, object] = {
+    own, further = _own_options(job), job.further_options
+    kept = {name: value for name, value in own.items() if not contradicted(name, further)}
+    options: dict[str, object] = {**kept, **further, **replaced}
+    for name, value in options.items():
+        if value is True:
+            yield name
+        elif value is not None and value is not False:
+            yield f"{name}={_quoted(name, str(value))}"
+
+
+def overruled(job: Job) -> Iterator[tuple[str, str]]:
+    """Yield each option of a job's own, and the additional parameter that stands in its place."""
+    further = job.further_options
+    for name, value in _own_options(job).items():
+        for rival in contradicted(name, further):
+            if value is not None and (rival, further[rival]) != (name, value):
+                yield _spelled(name, value), _spelled(rival, further[rival])
+
+
+def _spelled(name: str, value: object) -> str:
+    return name if value is True else f"{name}={value}"
+
+
+def _own_options(job: Job) -> dict[str, object]:
+    return {
         "job-name": job.name,
         "nodes": job.nodes,
         "ntasks-per-node": job.tasks_per_node,
@@ -230,20 +270,18 @@ def sbatch_options(
         "requeue": True,
         "open-mode": "append",
         "output": f"{job.run_dir.replace('%', '%%')}/slurm/%j.out",
-        **job.additional_parameters,
-        **replaced,
     }
-    for name, value in options.items():
-        if value is True:
-            yield name
-        elif value is not None and value is not False:
-            yield f"{name}={_quoted(name, str(value))}"
 
 
 def _quoted(name: str, value: str) -> str:
     """Return a value as sbatch reads it in a script: its quotes are like a shell's, but simpler."""
     if "\n" in value or "\r" in value:
         raise ValueError(f"{name}: {value!r} has a line break, which no option of sbatch can hold")
+    if name == "output" and "\\" in value:
+        raise ValueError(
+            f"{name}: {value!r} has a backslash, and so Slurm would take its %j for plain text: "
+            "jobs would write over each other. Choose a run directory without one"
+        )
     if re.fullmatch(r"[\w@%+=:,./\-]*", value, re.ASCII):
         return value
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
@@ -276,7 +314,7 @@ def _interpreter(job: Job) -> str:
         return '"$python"'
     if job.container_runtime == "pyxis":
         return shlex.quote(job.container_python)
-    gpus = ["--nv"] if job.gpus_per_node else []
+    gpus = ["--nv"] if job.gpus_per_node or asks_for_gpus(job.further_options) else []
     bind = f"--bind={','.join(_mounts(job))}"
     command = ["apptainer", "exec", *gpus, bind, job.container_image, job.container_python]
     return shlex.join(command)

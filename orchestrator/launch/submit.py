@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.config import ConfigError
 from orchestrator.launch.snapshot import in_place, snapshot
@@ -14,7 +15,7 @@ from orchestrator.schema import Config
 from orchestrator.sweepdir import SweepDir
 from slurm import client
 from slurm.array import Array, render_array, together
-from slurm.job import Job, render
+from slurm.job import Job, overruled, render
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ def submit(submission: Submission, *, after: RunDir | None = None) -> str:
         SlurmError: Slurm does not take the job.
     """
     dependency = None if after is None else _live_job(after)
-    write_script(submission.run, submission.config)
+    job = write_script(submission.run, submission.config)
+    _say_what_wins(job, submission.run.job_script)
     job_id = client.submit(submission.run.job_script, after=dependency)
     _note(submission, job_id)
     return job_id
@@ -66,10 +68,19 @@ def submit_arrays(
         array = Array(f"tahoe {sweep.id}", str(sweep.path), runs_file.name, job, len(some))
         with _refusing():
             write_atomic(file, render_array(array))
+        _say_what_wins(job, file)
         array_id = client.submit(file, after=dependency)
         for i, member in enumerate(some):
             _note(member, f"{array_id}_{i}")
         yield array_id, some
+
+
+def _say_what_wins(job: Job, script: Path) -> None:
+    """Say which of several words for the same thing Slurm is given."""
+    for ours, further in overruled(job):
+        print(f"note: {further} of additional_parameters replaces {ours}", file=sys.stderr)
+    for name, value in client.unused_variables(script).items():
+        print(f"note: {name}={value} of this shell is not used: {script} says it", file=sys.stderr)
 
 
 def _note(submission: Submission, job_id: str) -> None:

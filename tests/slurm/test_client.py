@@ -16,6 +16,7 @@ def program(directory: Path, name: str, body: str) -> None:
 @pytest.fixture
 def bin_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    (tmp_path / "job.sbatch").write_text("#!/bin/bash\n#SBATCH --time=60\n#SBATCH --requeue\n")
     return tmp_path
 
 
@@ -69,5 +70,21 @@ def test_accounting_is_asked_where_there_is_any(
 
 def test_slurm_says_when_a_job_would_start(bin_dir: Path) -> None:
     program(bin_dir, "sbatch", 'echo "$1 $2" > $0.asked; echo "sbatch: Job 3 to start at 9" >&2')
-    assert client.would_start(Path("/runs/job.sbatch")) == "Job 3 to start at 9"
-    assert (bin_dir / "sbatch.asked").read_text() == "--test-only /runs/job.sbatch\n"
+    script = bin_dir / "job.sbatch"
+    assert client.would_start(script) == "Job 3 to start at 9"
+    assert (bin_dir / "sbatch.asked").read_text() == f"--test-only {script}\n"
+
+
+def test_variables_of_the_shell_do_not_overrule_the_script(
+    bin_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch's input variables win over the options of a script."""
+    unused = {"SBATCH_TIMELIMIT": "1", "SBATCH_NO_REQUEUE": "1", "SBATCH_WAIT": "1"}
+    for name, value in (unused | {"SBATCH_ACCOUNT": "mine"}).items():
+        monkeypatch.setenv(name, value)
+    program(bin_dir, "sbatch", "env > $0.env; echo 7")
+    script = bin_dir / "job.sbatch"
+    assert client.unused_variables(script) == unused
+    client.submit(script)
+    seen = (bin_dir / "sbatch.env").read_text().splitlines()
+    assert [line for line in seen if line.startswith("SBATCH")] == ["SBATCH_ACCOUNT=mine"]

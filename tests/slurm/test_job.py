@@ -1,13 +1,14 @@
 """The job script: a pure value, read back by a real shell whatever its values hold."""
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from slurm.job import Job, render
+from slurm.job import Job, overruled, render, sbatch_options
 
 GOLDEN = Path(__file__).parent / "golden"
 HOSTILE = [
@@ -81,8 +82,8 @@ def test_a_shell_reads_back_what_was_meant(
     run_dir: str, python: str, python_path: list[str], value: str
 ) -> None:
     job = Job("n", f"/{run_dir}", python, tuple(python_path), environ={"MINE": value})
-    if "\n" in run_dir or "\r" in run_dir:
-        with pytest.raises(ValueError, match="line break"):
+    if {"\n", "\r", "\\"} & set(run_dir):
+        with pytest.raises(ValueError, match=r"line break|backslash"):
             render(job)
         return
     script = render(job).partition("\n\n# The ranks answer")[0]
@@ -103,10 +104,55 @@ def test_the_whole_script_is_bash(tmp_path: Path) -> None:
     ("wrong", "message"),
     [
         ({"environ": {"a b": "x"}}, "cannot be the name of an environment variable"),
-        ({"additional_parameters": {"x\n#SBATCH --uid": "root"}}, "is no option of sbatch"),
+        ({"additional_parameters": {"x\n#SBATCH --uid": "root"}}, "is no long option of sbatch"),
+        ({"additional_parameters": {"p": "gpu"}}, "is no long option of sbatch"),
+        ({"additional_parameters": {"ntasks": 3}}, "cluster.tasks_per_node"),
+        ({"additional_parameters": {"ntasks_per_node": 3}}, "cluster.tasks_per_node"),
         ({"partition": "a\n#SBATCH --uid=root"}, "has a line break"),
+        ({"run_dir": "/runs/a\\b"}, "backslash"),
     ],
 )
 def test_what_no_script_can_hold_is_refused(wrong: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        render(Job("n", "/r", "python", **wrong))
+        render(Job(**{"name": "n", "run_dir": "/r", "python": "python"} | wrong))
+
+
+@pytest.mark.parametrize(
+    ("asked", "further", "expected"),
+    [
+        ({"gpus_per_node": 4}, {"gres": "gpu:a100:4"}, ["gres=gpu:a100:4"]),
+        ({"gpus_per_node": 4}, {"gres": "lustre:1"}, ["gpus-per-node=4", "gres=lustre:1"]),
+        ({"mem_gb": 8}, {"mem_per_cpu": "4G"}, ["mem-per-cpu=4G"]),
+        ({"timeout_min": 60}, {"time": "2:00:00"}, ["time=2:00:00"]),
+        ({}, {"no-requeue": True}, ["no-requeue"]),
+    ],
+)
+def test_an_additional_parameter_stands_in_place_of_what_it_contradicts(
+    asked: dict, further: dict, expected: list[str]
+) -> None:
+    job = replace(PLAIN, **asked, additional_parameters=further)
+    names = ("gpus", "gres", "mem", "time", "no-requeue")
+    assert [line for line in sbatch_options(job) if line.startswith(names)] == expected
+    assert ("requeue" in sbatch_options(job)) == ("no-requeue" not in further)
+    replaced = [] if len(expected) > 1 else expected
+    assert [new for _, new in overruled(job)] == replaced
+
+
+def test_apptainer_sees_gpus_however_they_are_asked_for() -> None:
+    for further in ({"gres": "gpu:1"}, {"gpus": 2}, {"gpus_per_task": 1}):
+        job = replace(APPTAINER, gpus_per_node=0, additional_parameters=further)
+        assert " --nv " in render(job)
+    assert " --nv " not in render(replace(APPTAINER, gpus_per_node=0))
+
+
+def test_ranks_get_what_the_script_exports_where_sbatch_exports_nothing(tmp_path: Path) -> None:
+    """--export=NONE leaves SLURM_EXPORT_ENV=NONE to the script, and srun would go by it."""
+    environ = {"SLURM_EXPORT_ENV": "NONE", "SBATCH_TIMELIMIT": "1", "SBATCH_ACCOUNT": "mine"}
+    script = render(replace(PLAIN, timeout_min=60)).partition("\n\n# The ranks answer")[0]
+    done = subprocess.run(
+        ["bash", "-c", f"{script}\nenv"], env=environ, capture_output=True, text=True, check=True
+    )
+    left = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    assert "SLURM_EXPORT_ENV" not in left
+    assert "SBATCH_TIMELIMIT" not in left  # the next attempt is asked for by the script's own
+    assert left["SBATCH_ACCOUNT"] == "mine"  # which the script leaves to the site
