@@ -21,8 +21,9 @@ from data_sharding.sources import (
     Source,
     Tally,
     choose_val,
+    choose_val_of_all,
     listed_source,
-    permutation,
+    notes_on_val,
 )
 from data_sharding.texts import Texts
 
@@ -93,13 +94,14 @@ def csv_file(
     if val_path is not None:
         _check_known(Path(val_path), rows[num_train:], classes)
     images, facts = _list(home, rows, classes, columns.rule)
+    notes: tuple[str, ...] = ()
     if val_fraction is None:
         in_val = np.arange(len(rows)) >= num_train
     else:
-        in_val = _choose_val(images.labels, len(rows), classes, val_fraction, seed)
+        in_val, notes = _choose_val(images.labels, len(rows), classes, val_fraction, seed)
         facts |= {"val_fraction": val_fraction, "val_seed": seed}
     splits = {"train": images.where(~in_val), "val": images.where(in_val)}
-    return listed_source(classes, splits, facts, {}, columns.rule)
+    return listed_source(classes, splits, facts, {}, columns.rule, notes)
 
 
 def _check_val(path: str | Path, val_path: str | Path | None, fraction: float | None) -> None:
@@ -233,15 +235,9 @@ def _list(
 
 def _choose_val(
     labels: Labels, num: int, classes: tuple[str, ...], val_fraction: float, seed: int
-) -> NDArray[np.bool_]:
-    if isinstance(labels, np.ndarray):
-        return choose_val(labels, classes, val_fraction, seed)
-    num_val = round(num * val_fraction)
-    if not 0 < num_val < num:
-        raise DataError(
-            f"--val-fraction {val_fraction} takes {num_val} of {num} images for validation; either "
-            "split needs some, so nothing was written. Change the fraction, or add images."
-        )
-    in_val = np.zeros(num, dtype=bool)
-    in_val[permutation(seed, "val", num)[:num_val]] = True
-    return in_val
+) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+    """Return which samples are for validation, and what is to be said of that."""
+    if not isinstance(labels, np.ndarray):
+        return choose_val_of_all(num, val_fraction, seed), ()
+    in_val = choose_val(labels, classes, val_fraction, seed)
+    return in_val, notes_on_val(labels, classes, val_fraction)

@@ -143,13 +143,14 @@ def _source(
     val: ValChoice | None,
     facts: Mapping[str, Any],
 ) -> Source:
+    notes: tuple[str, ...] = ()
     if val is not None:
         pool = samples["train"]
-        in_val = split_off(pool, classes, val.fraction, val.seed)
+        in_val, notes = split_off(pool, classes, val.fraction, val.seed)
         samples = {"train": pool.where(~in_val), "val": pool.where(in_val)}
         facts = {**facts, "val_fraction": val.fraction, "val_seed": val.seed}
     sizes = {split: mine.num_bytes for split, mine in samples.items()}
-    return Source(classes, samples, facts, labels=rule, num_bytes=sizes)
+    return Source(classes, samples, facts, labels=rule, num_bytes=sizes, notes=notes)
 
 
 def _expand(url: str, split: str) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""Where samples come from: directories of images by class, or scikit-learn's handwritten digits.
+"""What a source of samples is, and one: scikit-learn's handwritten digits.
 
 A source only lists; the bytes of a sample are read when it is written, one at a time. Listings are
 sorted, and what is drawn at random depends on the seed alone, so a source is the same every time.
@@ -9,7 +9,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data_sharding.formats import IMAGE_EXTENSIONS
 from data_sharding.labels import LabelRule
 from data_sharding.manifest import DataError
 from data_sharding.texts import Texts
+from data_sharding.words import counted, shortened
 
 _STRANGE = re.compile(r"[^A-Za-z0-9_-]")
 
@@ -73,6 +73,7 @@ class Source:
             writer's choice.
         num_bytes: the sizes of the files of each split, in its order, where they are known.
         home: the directory below which origins lie, if they do; reports leave it out.
+        notes: sentences for the user: what was decided that nobody asked for.
     """
 
     classes: tuple[str, ...]
@@ -82,6 +83,7 @@ class Source:
     labels: LabelRule = field(default_factory=LabelRule)
     num_bytes: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     home: str = ""
+    notes: tuple[str, ...] = ()
 
     def name(self, sample: Sample) -> str:
         """Return what reports call a sample: its origin, the same wherever the source lies."""
@@ -121,78 +123,8 @@ def digits(val_fraction: float = 0.2, seed: int = 0) -> Source:
     facts = {"kind": "digits", "val_fraction": val_fraction, "val_seed": seed}
     file_bytes = len(samples[0].read())  # of each: they are stored, not compressed
     sizes = {"train": np.full(len(train), file_bytes), "val": np.full(len(val), file_bytes)}
-    return Source(classes, {"train": train, "val": val}, facts, num_bytes=sizes)
-
-
-def folder(directory: str | Path, val_fraction: float | None = None, seed: int = 0) -> Source:
-    """Images in one directory a class: DIR/{train,val}/CLASS/..., or DIR/CLASS/... and a fraction.
-
-    `test/` stands in for a missing `val/`. Images count at any depth below their class. Links to
-    files are followed, and class directories may be links; links to directories further down are
-    not followed. Those, hidden files and files that are not images are passed over and counted.
-
-    Args:
-        val_fraction: the share of every class that becomes the validation split, for a directory
-            without `train/`; the seed says which images.
-
-    Raises:
-        DataError: the directory is not laid out like this, or a class has no images.
-    """
-    root = Path(directory)
-    if not root.is_dir():
-        raise DataError(f"no directory at {root}: nothing was written. Check the path.")
-    has_train = (root / "train").is_dir()
-    if has_train and val_fraction is not None:
-        raise DataError(
-            f"{root} has a train/, and --val-fraction {val_fraction} asks to choose from all there "
-            "is: nothing was written. Leave out --val-fraction, or let Tahoe choose from train/ "
-            f"alone: give {root / 'train'} as the directory."
-        )
-    try:
-        if has_train:
-            return _split_as_found(root)
-        return _split_by_choice(root, val_fraction, seed)
-    except OSError as error:
-        raise DataError(
-            f"cannot list {error.filename}: {error.strerror}. Nothing was written: make it "
-            "readable, or remove it."
-        ) from error
-
-
-def _split_as_found(root: Path) -> Source:
-    val = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
-    if val is None:
-        raise DataError(
-            f"{root} has a train/ but neither val/ nor test/: nothing was written. Add one, or let "
-            f"Tahoe choose from train/: give {root / 'train'} as the directory, with "
-            "--val-fraction 0.1"
-        )
-    classes = _class_names(root / "train")
-    unknown = sorted(set(_class_names(val)) - set(classes))
-    if unknown:
-        raise DataError(
-            f"{val} has classes that train/ lacks: {', '.join(unknown[:5])}. No model can learn "
-            "them, so nothing was written. Add training images, or remove these directories."
-        )
-    tally = Tally()
-    train = _list_images(root, "train", classes, tally)
-    splits = {"train": train, "val": _list_images(root, val.name, classes, tally)}
-    return listed_source(classes, splits, {"kind": "folder", **tally.facts}, +tally.ignored)
-
-
-def _split_by_choice(root: Path, val_fraction: float | None, seed: int) -> Source:
-    if val_fraction is None:
-        raise DataError(
-            f"{root} has no train/, so nothing says which images are for validation: nothing was "
-            "written. Let Tahoe choose some of every class: --val-fraction 0.1"
-        )
-    tally, classes = Tally(), _class_names(root)
-    images = _list_images(root, "", classes, tally)
-    assert isinstance(images.labels, np.ndarray)
-    in_val = choose_val(images.labels, classes, val_fraction, seed)
-    splits = {"train": images.where(~in_val), "val": images.where(in_val)}
-    facts = {"kind": "folder", **tally.facts, "val_fraction": val_fraction, "val_seed": seed}
-    return listed_source(classes, splits, facts, +tally.ignored)
+    notes = notes_on_val(data.target, classes, val_fraction)
+    return Source(classes, {"train": train, "val": val}, facts, num_bytes=sizes, notes=notes)
 
 
 @dataclass
@@ -265,106 +197,88 @@ def listed_source(
     facts: Mapping[str, Any],
     ignored: Mapping[str, int],
     labels: LabelRule = LabelRule(),  # noqa: B008  a value, not a place
+    notes: tuple[str, ...] = (),
 ) -> Source:
     """Return the source of some listed images."""
     sizes = {split: images.num_bytes[images.numbers] for split, images in splits.items()}
     home = str(splits["train"].root)
-    return Source(classes, splits, facts, ignored, labels, num_bytes=sizes, home=home)
-
-
-def _class_names(root: Path) -> tuple[str, ...]:
-    """Return the directories of a split, sorted by code point."""
-    with os.scandir(root) as entries:
-        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-    if not names:
-        raise DataError(
-            f"{root} has no classes: it holds no directories, so nothing was written. Put the "
-            f"images of every class into a directory of their own: {root}/CLASS/image.jpg"
-        )
-    for name in names:
-        if any("\ud800" <= character <= "\udfff" for character in name):
-            raise DataError(
-                f"the name of the class {name!r} in {root} is not UTF-8, so no manifest can hold "
-                "it: nothing was written. Rename the directory."
-            )
-    return tuple(names)
-
-
-def _list_images(home: Path, split: str, classes: Iterable[str], tally: Tally) -> ListedImages:
-    """List the images of every class that has a directory in home/split, in sorted order."""
-    root = home / split
-    tally.ignored["outside of classes"] += sum(not path.is_dir() for path in root.iterdir())
-    paths: list[str] = []
-    labels: list[int] = []
-    sizes: list[int] = []
-    for label, name in enumerate(classes):
-        if not (root / name).is_dir():
-            continue
-        num_before = len(paths)
-        for entry in _image_files(root / name, tally):
-            paths.append(os.path.relpath(entry.path, home))
-            sizes.append(entry.stat().st_size)
-            tally.add(paths[-1], sizes[-1])
-        labels += [label] * (len(paths) - num_before)
-        if len(paths) == num_before:
-            raise DataError(
-                f"the class {name} has no images in {root / name}: nothing was written. Add some "
-                f"({', '.join(sorted(IMAGE_EXTENSIONS))}), or remove the directory."
-            )
-    return ListedImages(
-        home, Texts(paths), np.array(labels), np.array(sizes), np.arange(len(paths))
-    )
-
-
-def _image_files(directory: Path, tally: Tally) -> Iterator[os.DirEntry[str]]:
-    for entry in _walk(directory):
-        suffix = Path(entry.name).suffix.lower()
-        if entry.name.startswith("."):
-            tally.ignored["hidden"] += 1
-        elif entry.is_dir():
-            tally.ignored["linked directory"] += 1
-        elif suffix[1:] not in IMAGE_EXTENSIONS:
-            tally.ignored[suffix or "no extension"] += 1
-        else:
-            yield entry
-
-
-def _walk(directory: str | Path) -> Iterator[os.DirEntry[str]]:
-    """Yield what is below a directory, sorted at every level, with plain directories opened."""
-    with os.scandir(directory) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
-    for entry in ordered:
-        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
-            yield from _walk(entry.path)
-        else:
-            yield entry
+    return Source(classes, splits, facts, ignored, labels, sizes, home, notes)
 
 
 def choose_val(
-    labels: NDArray[np.int64], classes: tuple[str, ...], val_fraction: float, seed: int
+    labels: NDArray[np.int64], classes: Sequence[str], val_fraction: float, seed: int
 ) -> NDArray[np.bool_]:
     """Return which samples are for validation: the same share of every class, shape (n,).
 
+    A class of few samples has one at least in either split; one of a single sample trains it.
+
     Raises:
-        DataError: the fraction leaves a class without training or validation samples.
+        DataError: the fraction is none, or no class has two samples.
     """
+    _check_fraction(val_fraction)
+    in_val = np.zeros(len(labels), dtype=bool)
+    for label, name in enumerate(classes):
+        members = np.flatnonzero(labels == label)
+        num_val = num_for_val(len(members), val_fraction)
+        in_val[members[permutation(seed, f"val/{name}", len(members))[:num_val]]] = True
+    if not in_val.any():
+        raise DataError(
+            f"no class has two images, so --val-fraction {val_fraction} finds none for validation: "
+            "nothing was written. Add images, or name those for validation yourself."
+        )
+    return in_val
+
+
+def choose_val_of_all(num: int, val_fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Return which of samples without a class of their own are for validation: shape (n,).
+
+    Raises:
+        DataError: the fraction is none, or there is one sample.
+    """
+    _check_fraction(val_fraction)
+    if num < 2:
+        raise DataError(
+            f"there is {num} image, and train and val need one each: nothing was written. Add "
+            "images."
+        )
+    in_val = np.zeros(num, dtype=bool)
+    in_val[permutation(seed, "val", num)[: num_for_val(num, val_fraction)]] = True
+    return in_val
+
+
+def num_for_val(num: int, val_fraction: float) -> int:
+    """Return how many of a class's samples are for validation: one at least in either split."""
+    return min(max(round(num * val_fraction), 1), max(num - 1, 0))
+
+
+def notes_on_val(
+    labels: NDArray[np.int64], classes: Sequence[str], val_fraction: float
+) -> tuple[str, ...]:
+    """Say for which classes `choose_val` takes another share than was asked for."""
+    counts = np.bincount(labels, minlength=len(classes)).tolist()
+    found: dict[str, list[str]] = {}
+    for name, num in zip(classes, counts, strict=True):
+        if num and (share := round(num * val_fraction)) in (0, num):
+            found.setdefault(_why_another(num, share), []).append(name)
+    return tuple(
+        f"--val-fraction {val_fraction} of few images: {why}, in "
+        f"{counted(len(names), 'class', 'classes')} ({shortened(names)})"
+        for why, names in sorted(found.items())
+    )
+
+
+def _why_another(num: int, share: int) -> str:
+    if num == 1:
+        return "the only one is for train, and val has none"
+    return "val has one all the same" if not share else "train keeps one all the same"
+
+
+def _check_fraction(val_fraction: float) -> None:
     if not 0 < val_fraction < 1:
         raise DataError(
             f"the validation fraction is {val_fraction}, and must be between 0 and 1: nothing was "
             "written. Usual is --val-fraction 0.1"
         )
-    in_val = np.zeros(len(labels), dtype=bool)
-    for label, name in enumerate(classes):
-        members = np.flatnonzero(labels == label)
-        num_val = round(len(members) * val_fraction)
-        if not 0 < num_val < len(members):
-            raise DataError(
-                f"the class {name} has {len(members)} images, and --val-fraction {val_fraction} "
-                f"takes {num_val} for validation; every class needs some in either split, so "
-                "nothing was written. Change the fraction, or add images."
-            )
-        in_val[members[permutation(seed, f"val/{name}", len(members))[:num_val]]] = True
-    return in_val
 
 
 def _read(path: str) -> bytes:

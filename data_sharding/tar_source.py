@@ -19,7 +19,7 @@ from data_sharding.manifest import DataError
 from data_sharding.places import locate
 from data_sharding.scan import Scan
 from data_sharding.shard import BadSample, ShardReader
-from data_sharding.sources import Sample, choose_val, permutation
+from data_sharding.sources import Sample, choose_val, choose_val_of_all, notes_on_val
 
 _MAX_OPEN_SHARDS = 4096  # a walk over headers each time that one is opened again
 _OUR_PREFIX = re.compile(r"^[0-9]{8}-")
@@ -124,27 +124,19 @@ class TarSamples:
 
 def split_off(
     samples: TarSamples, classes: Sequence[str], val_fraction: float, seed: int
-) -> NDArray[np.bool_]:
-    """Return which samples are for validation: shape (samples,).
+) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+    """Return which samples are for validation, shape (samples,), and what is to be said of that.
 
     The same share of every class, where a sample has one; else a draw from all.
 
     Raises:
-        DataError: the fraction leaves a class, or a split, without samples.
+        DataError: the fraction leaves a split without samples.
     """
-    if samples.rule.kind == "single":
-        present, labels = np.unique(samples.only_labels, return_inverse=True)
-        names = tuple(classes[label] for label in present.tolist())
-        return choose_val(labels, names, val_fraction, seed)
-    in_val, num_val = np.zeros(len(samples), dtype=bool), round(len(samples) * val_fraction)
-    if not 0 < num_val < len(samples):
-        raise DataError(
-            f"--val-fraction {val_fraction} takes {num_val} of {len(samples)} images for "
-            "validation; either split needs some, so nothing was written. Usual is "
-            "--val-fraction 0.1"
-        )
-    in_val[permutation(seed, "val", len(samples))[:num_val]] = True
-    return in_val
+    if samples.rule.kind != "single":
+        return choose_val_of_all(len(samples), val_fraction, seed), ()
+    present, labels = np.unique(samples.only_labels, return_inverse=True)
+    names = tuple(classes[label] for label in present.tolist())
+    return choose_val(labels, names, val_fraction, seed), notes_on_val(labels, names, val_fraction)
 
 
 def _sane(key: str) -> str:

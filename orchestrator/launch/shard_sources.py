@@ -83,11 +83,12 @@ def files_source(options: argparse.Namespace) -> "Source":
     """
     from data_sharding import sources
     from data_sharding.csv_source import Columns, csv_file
+    from data_sharding.folder_source import folder
 
     if options.verb == "digits":
         return sources.digits(options.val_fraction, options.seed)
     if options.verb == "folder":
-        return sources.folder(options.directory, options.val_fraction, options.seed)
+        return folder(options.directory, options.val_fraction, options.seed)
     if options.verb == "cifar":
         from data_sharding.cifar_source import cifar
 

@@ -94,6 +94,8 @@ def written(url: str, source: Source, dataset: Dataset) -> None:
             f"  {split}: {manifest.num_samples:,} images of {len(manifest.classes)} classes in "
             f"{len(manifest.shards)} shards, {manifest.num_bytes / 1e6:.1f} MB"
         )
+    for note in source.notes:
+        console.print(Text(f"  {note}"))
     if source.ignored:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(source.ignored.items()))
         console.print(Text(f"  passed over, since they are not images: {kinds}"))

@@ -50,12 +50,12 @@ def images_of(folder: Path) -> list[Path]:
 
 def tahoe(folder: Path, out: Path, num_workers: int) -> None:
     """Everything that `tahoe shard folder` does."""
-    from data_sharding import sources
+    from data_sharding.folder_source import folder as class_folders
     from data_sharding.write import write_dataset
     from data_sharding.write_shard import Checks
 
     write_dataset(
-        sources.folder(folder),
+        class_folders(folder),
         str(out),
         seed=0,
         samples_per_shard=SAMPLES_PER_SHARD,

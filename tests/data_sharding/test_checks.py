@@ -9,10 +9,10 @@ import pytest
 from foreign import contents, encoded, jpeg, photo, png
 
 from data_sharding.findings import MAX_NAMES, Findings
+from data_sharding.folder_source import folder
 from data_sharding.manifest import DataError
 from data_sharding.reencode import Shrink
 from data_sharding.shard import ShardReader
-from data_sharding.sources import folder
 from data_sharding.write import Dataset, write_dataset
 from data_sharding.write_shard import Checks
 

@@ -122,7 +122,9 @@ def test_no_labels(tmp_path: Path) -> None:
     assert dataset.manifests["val"].labels == LabelRule(kind="none")
     with tarfile.open(tmp_path / "set/train/shard-000000.tar") as tar:
         assert [name.rpartition(".")[2] for name in tar.getnames()] == ["jpg"] * 3
-    assert "takes 0 of 4" in refusal(path, NO_LABELS, val_fraction=0.1)
+    assert len(csv_file(path, NO_LABELS, val_fraction=0.1).splits["val"]) == 1
+    table(path, "1.jpg", header="path")
+    assert "there is 1 image" in refusal(path, NO_LABELS, val_fraction=0.1)
 
 
 def test_bad_rows_are_named_by_line(tmp_path: Path) -> None:

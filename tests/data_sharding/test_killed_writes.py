@@ -17,7 +17,7 @@ EACH_OPERATION = """
 import os, sys
 from pathlib import Path
 from data_sharding import files, write
-from data_sharding.sources import folder
+from data_sharding.folder_source import folder
 from data_sharding.write_shard import Checks
 
 source, root = folder(sys.argv[1]), Path(sys.argv[2])

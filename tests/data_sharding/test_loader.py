@@ -23,13 +23,14 @@ from data_sharding.batches import EvalSet, TrainSet
 from data_sharding.counter import derive, uniform
 from data_sharding.curriculum import ImageSizes
 from data_sharding.distort import Distortion, make_distortion
+from data_sharding.folder_source import folder
 from data_sharding.loader import Batch, load
 from data_sharding.manifest import DataError, read_manifest
 from data_sharding.order import Order
 from data_sharding.protocol import parse_protocol
 from data_sharding.samples import ShardSet
 from data_sharding.shard import BadSample, ShardError, ShardReader
-from data_sharding.sources import Sample, Source, folder
+from data_sharding.sources import Sample, Source
 from data_sharding.stores import open_store
 from data_sharding.write import write_dataset
 

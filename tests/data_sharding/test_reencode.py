@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from data_sharding.folder_source import folder
 from data_sharding.manifest import DataError
 from data_sharding.reencode import Shrink, try_out
 from data_sharding.shard import BadSample
-from data_sharding.sources import folder
 
 SIDES = st.integers(1, 5000)
 

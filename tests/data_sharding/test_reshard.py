@@ -166,7 +166,9 @@ def test_a_split_is_stratified_and_chosen_from_all(tmp_path: Path, reading: Read
     out = write(split_anew(url, "train", reading, val=ValChoice(0.2, 7)), tmp_path / "out2")
     assert read(out, "train") + read(out, "val") == read(Path(url), "train")
     small = ValChoice(0.01, 7)
-    assert "takes 0 for validation" in refusal(split_anew, url, None, reading, val=small)
+    source = split_anew(url, None, reading, val=small)
+    assert [len(source.splits[split]) for split in ("train", "val")] == [38, 2]
+    assert "0, 1" in source.notes[0]
     assert "between 0 and 1" in refusal(split_anew, url, None, reading, val=ValChoice(1.5, 7))
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_sharding.folder_source import folder
 from data_sharding.manifest import DataError
-from data_sharding.sources import Source, digits, folder, permutation
+from data_sharding.sources import Source, digits, permutation
 
 
 def make(root: Path, *names: str) -> Path:
@@ -234,11 +235,21 @@ def test_fraction_out_of_range(tmp_path: Path, val_fraction: float) -> None:
     )
 
 
-@pytest.mark.parametrize(("val_fraction", "num_val"), [(0.1, 0), (0.9, 3)])
-def test_fraction_leaves_a_class_without(tmp_path: Path, val_fraction: float, num_val: int) -> None:
-    make(tmp_path, "a/1.jpg", "a/2.jpg", "a/3.jpg")
-    message = refusal(tmp_path, val_fraction)
-    assert f"class a has 3 images, and --val-fraction {val_fraction} takes {num_val}" in message
+@pytest.mark.parametrize(("val_fraction", "in_val"), [(0.1, 1), (0.4, 1), (0.9, 2)])
+def test_rare_classes_are_in_both_splits(tmp_path: Path, val_fraction: float, in_val: int) -> None:
+    make(tmp_path, "one/1.jpg", *(f"three/{n}.jpg" for n in range(3)))
+    make(tmp_path, *(f"many/{n}.jpg" for n in range(40)))
+    source = folder(tmp_path, val_fraction)
+    labels = Counter(label for _, _, label, _ in listed(source, "val"))
+    assert labels == {0: round(40 * val_fraction), 2: in_val}
+    assert len(source.splits["train"]) + len(source.splits["val"]) == 44
+    rare = {"one"} if val_fraction == 0.4 else {"one", "three"}
+    told = " ".join(source.notes)
+    assert {name for name in source.classes if name in told} == rare
+
+
+def test_no_class_can_be_split(tmp_path: Path) -> None:
+    assert "no class has two images" in refusal(make(tmp_path, "a/1.jpg", "b/1.jpg"), 0.5)
 
 
 def test_name_that_is_not_utf8(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from data_sharding import files
+from data_sharding.folder_source import folder
 from data_sharding.loader import Batch
 from data_sharding.manifest import DataError, read_manifest
 from data_sharding.protocol import Dense
 from data_sharding.samples import ShardSet
-from data_sharding.sources import folder
 from data_sharding.stores import open_store
 from data_sharding.whole import load_whole
 from data_sharding.write import write_dataset

@@ -19,10 +19,11 @@ import webdataset
 
 import data_sharding
 from data_sharding import files
+from data_sharding.folder_source import folder
 from data_sharding.journal import Journal
 from data_sharding.manifest import DataError, Manifest, read_manifest
 from data_sharding.shard import ShardReader
-from data_sharding.sources import Sample, Source, digits, folder
+from data_sharding.sources import Sample, Source, digits
 from data_sharding.write import Dataset, write_dataset
 
 SPLITS = ("train", "val")

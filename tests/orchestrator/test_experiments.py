@@ -16,8 +16,8 @@ from timm.layers import DropPath
 from torch import nn
 
 import conf
+from data_sharding.folder_source import folder
 from data_sharding.manifest import Manifest, ShardInfo, write_manifest
-from data_sharding.sources import folder
 from data_sharding.write import write_dataset
 from orchestrator.config import parse
 from orchestrator.launch.compose import compose

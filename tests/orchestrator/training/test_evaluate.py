@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from data_sharding import files
 from data_sharding.batches import EvalSet
+from data_sharding.folder_source import folder
 from data_sharding.loader import load
 from data_sharding.manifest import read_manifest
 from data_sharding.protocol import parse_protocol
 from data_sharding.samples import ShardSet
-from data_sharding.sources import folder
 from data_sharding.stores import open_store
 from data_sharding.write import write_dataset
 from orchestrator.schema import Config

@@ -17,11 +17,11 @@ from torchvision.transforms.v2 import functional
 import models
 from data_sharding import files
 from data_sharding.batches import EvalSet
+from data_sharding.folder_source import folder
 from data_sharding.loader import load
 from data_sharding.manifest import read_manifest
 from data_sharding.protocol import parse_protocol
 from data_sharding.samples import ShardSet
-from data_sharding.sources import folder
 from data_sharding.stores import open_store
 from data_sharding.write import write_dataset
 from orchestrator.config import ConfigError
