@@ -15,11 +15,12 @@ leaves nothing that could be believed. An open shard stays readable when it is e
 import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cached_property
 from pathlib import Path
+from tempfile import gettempdir
 from typing import IO, TypeVar
 
 from data_sharding.cache_plans import LivePlan, live_plan
@@ -51,6 +52,28 @@ class CacheSettings:
     @property
     def transfer(self) -> Transfer:
         return Transfer(self.num_connections, self.part_bytes, self.part_timeout_s, self.deadline_s)
+
+
+def cache_directory(configured: str | None) -> Path:
+    """Return where this node keeps shards, asked now and here: TMPDIR is a node's or a job's own.
+
+    Args:
+        configured: cluster.cache.dir, in which `$NAME` is a variable of this node; None is below
+            the directory for temporary files, by the number of the user: names may be unset.
+
+    Raises:
+        DataError: a variable is not set here.
+    """
+    if configured is None:
+        return Path(gettempdir(), f"tahoe-cache-{os.getuid()}")
+    directory = os.path.expandvars(configured)
+    if "$" in directory:
+        raise DataError(
+            f"cluster.cache.dir={configured} names a variable that {os.uname().nodename} does not "
+            "know: remote shards cannot be kept there. Set it, or choose another directory; null "
+            "is below TMPDIR."
+        )
+    return Path(directory)
 
 
 class Prefetched(Enum):
@@ -116,13 +139,16 @@ class Cache:
         except FileNotFoundError:
             return False
 
-    def plan(self) -> AbstractContextManager[LivePlan]:
+    @contextmanager
+    def plan(self) -> Iterator[LivePlan]:
         """Take part with a plan, for as long as the context lasts."""
-        return live_plan(self._room.plans, self._room.lock)
+        with self._explained(), live_plan(self._room.plans, self._room.lock) as plan:
+            yield plan
 
     def tidy(self) -> None:
         """Remove what processes that have ended left behind."""
-        self._room.tidy()
+        with self._explained():
+            self._room.tidy()
 
     @cached_property
     def _room(self) -> Room:
@@ -160,14 +186,16 @@ class Cache:
         return True
 
     @contextmanager
-    def _explained(self, shard: ShardInfo) -> Iterator[None]:
+    def _explained(self, shard: ShardInfo | None = None) -> Iterator[None]:
         """Say what a failure of the node's disk means and what to do about it."""
         try:
             yield
         except OSError as error:
             reason = f"{error.strerror or error}"
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                reason = f"there is no room for the {shard.num_bytes / 1e6:.1f} MB of {shard.name}"
+                reason = "there is no room"
+                if shard:
+                    reason += f" for the {shard.num_bytes / 1e6:.1f} MB of {shard.name}"
             raise DataError(
                 f"the cache {self._directory} cannot be used: {reason}. Remote shards cannot be "
                 "read without it. Choose a directory that can be written and has room "

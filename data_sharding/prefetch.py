@@ -77,7 +77,7 @@ def prefetching(
         if process.pid is not None:
             process.kill()
             process.join()
-            with suppress(DataError, OSError):  # a directory that cannot be used was named by then
+            with suppress(DataError):  # a directory that cannot be used was named by then
                 store.cache.tidy()
 
 
@@ -193,5 +193,7 @@ def _prefetch(
         window = Window(shards, batches, store.cache.max_bytes)
         with store.cache.plan() as plan:
             _Prefetcher(store, window, plan).run(delivered)
+    except DataError as error:
+        log.warning("shards are not fetched ahead: %s", error)
     except Exception:
         log.exception("shards are no longer fetched ahead: readers fetch what they miss")

@@ -285,7 +285,7 @@ class Launcher:
 class Cache:
     """Where a node keeps the shards of remote data sets; see data_sharding.cache."""
 
-    dir: str
+    dir: str | None  # resolved on the node, by data_sharding.cache.cache_directory
     max_gb: PositiveFloat
     num_connections: PositiveInt
     part_mb: PositiveFloat

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from data_sharding import files
+from data_sharding.cache import cache_directory
 from data_sharding.manifest import DataError, read_manifest
 from orchestrator.config import ConfigError
 from orchestrator.launch.checkup import cache_room
@@ -154,7 +155,12 @@ def cache(config: Config) -> Iterator[Finding]:
     """Yield whether this machine has room for what is kept of remote shards, if any are."""
     wanted = config.cluster.cache
     if wanted != "none" and files.local_path(config.data.url) is None:
-        free = shutil.disk_usage(files.existing(Path(wanted.dir))).free
+        try:
+            directory = cache_directory(wanted.dir)
+        except DataError as error:
+            yield Finding("fail", "cache", str(error))
+            return
+        free = shutil.disk_usage(files.existing(directory)).free
         yield cache_room(wanted.max_gb, {"this machine": free})
 
 

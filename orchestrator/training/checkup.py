@@ -23,6 +23,7 @@ import torch.distributed as dist
 from fsspec.core import url_to_fs
 
 from data_sharding import files
+from data_sharding.cache import cache_directory
 from data_sharding.manifest import read_manifest
 from data_sharding.shard_table import ShardTable
 from orchestrator.config import parse
@@ -172,7 +173,7 @@ def _cache_free_bytes(config: Config) -> int | None:
     """Return the room where remote shards are to be kept, None where none is."""
     if config.cluster.cache == "none":
         return None
-    return shutil.disk_usage(files.existing(Path(config.cluster.cache.dir))).free
+    return shutil.disk_usage(files.existing(cache_directory(config.cluster.cache.dir))).free
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -14,7 +13,7 @@ from data_sharding import files
 from data_sharding.augment import ChooseView, padded_crop, random_resized_crop, scaled_crop
 from data_sharding.balance import BalancedOrder, read_class_index
 from data_sharding.batches import EvalSet, TrainOrder, TrainSet
-from data_sharding.cache import CacheSettings, room_warning
+from data_sharding.cache import CacheSettings, cache_directory, room_warning
 from data_sharding.curriculum import ImageSizes
 from data_sharding.distort import Distortion, make_distortion
 from data_sharding.loader import Batch
@@ -98,7 +97,7 @@ def _cache_settings(config: Config) -> CacheSettings | None:
     if cache == "none":
         return None
     return CacheSettings(
-        directory=Path(cache.dir),
+        directory=cache_directory(cache.dir),
         max_bytes=int(cache.max_gb * 1e9),
         num_connections=cache.num_connections,
         part_bytes=int(cache.part_mb * 1e6),

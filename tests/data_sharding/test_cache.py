@@ -17,7 +17,7 @@ import pytest
 from s3 import make_shards
 
 import data_sharding
-from data_sharding.cache import Cache, CacheSettings, Prefetched, room_warning
+from data_sharding.cache import Cache, CacheSettings, Prefetched, cache_directory, room_warning
 from data_sharding.labels import LabelRule
 from data_sharding.manifest import DataError
 from data_sharding.shard import ShardError, ShardReader
@@ -324,6 +324,41 @@ def test_a_directory_that_cannot_be_made_is_an_error(s3, tmp_path, shards):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"file/cache cannot be used: Not a directory.*cache.dir"):
         open_store(s3, tmp_path / "file" / "cache").open(shards[0])
+    with pytest.raises(DataError, match="cannot be used: Not a directory"):
+        open_store(s3, tmp_path / "file" / "cache").cache.tidy()
+
+
+def test_a_directory_is_that_of_the_node_and_of_the_user(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mine = cache_directory(None)
+    assert mine.parent == tmp_path
+    assert str(os.getuid()) in mine.name
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert cache_directory(None) != mine
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
+    assert cache_directory("$SCRATCH/${SCRATCH}") == Path(f"{tmp_path}/scratch{tmp_path}/scratch")
+    monkeypatch.delenv("SCRATCH")
+    with pytest.raises(DataError, match=r"cluster.cache.dir=\$SCRATCH/x"):
+        cache_directory("$SCRATCH/x")
+
+
+def give_away(monkeypatch, directory):
+    """Let a directory belong to another user than this one."""
+    directory.mkdir()
+    if os.getuid() == 0:
+        os.chown(directory, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: 12345)
+
+
+def test_a_directory_of_somebody_else_is_an_error_to_all_who_use_it(
+    s3, directory, shards, monkeypatch
+):
+    give_away(monkeypatch, directory)
+    cache = open_store(s3, directory).cache
+    for use in cache.tidy, cache.plan().__enter__, lambda: cache.prefetch(shards[0], "s3://x", 0):
+        with pytest.raises(DataError, match="belongs to the user"):
+            use()
 
 
 def test_a_disk_that_is_full_is_an_error(s3, shards):

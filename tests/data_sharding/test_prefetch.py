@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fork_server import restart_fork_server
 from hypothesis import given
 from hypothesis import strategies as st
 from s3 import make_shards
@@ -259,3 +260,18 @@ def test_the_window_says_when_each_shard_is_needed_next(names, max_bytes, num_ad
         assert all(10 * len(seen) > max_bytes for _ in found[len(expected) :])
         assert window.position == position
         window.advance()
+
+
+def test_a_directory_that_cannot_be_used_is_told_in_a_line(directory, shards, open_cached, capfd):
+    directory.touch()
+    store = open_cached(3)
+    restart_fork_server()  # its children write to where it does
+    with prefetching(store, shards, [[0], [1]], np.asarray):
+        told = ""
+        deadline_s = time.monotonic() + DEADLINE_S
+        while "not fetched ahead" not in told:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+            told += capfd.readouterr().err
+    assert str(directory) in told
+    assert len(told.splitlines()) == 1

@@ -101,6 +101,9 @@ def test_a_cache_needs_room_where_data_is_remote(config: Config) -> None:
         cache = replace(away.cluster.cache, max_gb=max_gb)
         (found,) = checks.cache(replace(away, cluster=replace(away.cluster, cache=cache)))
         assert (found.what, found.level) == ("cache", level)
+    cache = replace(away.cluster.cache, dir="$NOT_SET_ANYWHERE/cache")
+    (found,) = checks.cache(replace(away, cluster=replace(away.cluster, cache=cache)))
+    assert (found.what, found.level) == ("cache", "fail")
 
 
 def test_versions_are_those_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
