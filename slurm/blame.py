@@ -1,9 +1,10 @@
 """Which node an attempt died of, as srun's own messages say it."""
 
 import re
+from typing import NamedTuple
 
 _NODE_FAILURE = re.compile(r"^srun: error: Node failure on (\S+?)\.?$", re.MULTILINE)
-_ENDED_TASK = re.compile(r"^srun: error: (\S+): tasks? [\d,\-]+: (.+)$")
+_ENDED_TASK = re.compile(r"^srun: error: (\S+): tasks? (\d+)[\d,\-]*: (.+)$", re.MULTILINE)
 # What the network or the code brings about alike on every node.
 _NOT_THE_NODE = re.compile(r"Exited with exit code|Out Of Memory|Terminated")
 
@@ -25,5 +26,19 @@ def failed_node(messages: str) -> str | None:
         if lost := _NODE_FAILURE.match(line):
             return lost[1]
         if ended := _ENDED_TASK.match(line):
-            return None if _NOT_THE_NODE.match(ended[2]) else ended[1]
+            return None if _NOT_THE_NODE.match(ended[3]) else ended[1]
     return None
+
+
+class EndedRank(NamedTuple):
+    """The rank that ended first, where, and how srun says it."""
+
+    rank: int
+    node: str
+    how: str
+
+
+def first_ended(messages: str) -> EndedRank | None:
+    """Return the rank that ended first; srun then ends the others. None if it names none."""
+    ended = _ENDED_TASK.search(messages)
+    return EndedRank(int(ended[2]), ended[1], ended[3]) if ended else None

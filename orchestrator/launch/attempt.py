@@ -10,19 +10,25 @@ Only the answer goes to stdout; everything for people goes to stderr, which is t
 import os
 import socket
 import sys
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from orchestrator.config import parse
+from orchestrator.launch.cause import cause_of, read_srun_log
 from orchestrator.rundir import RunDir, read_json_lines
 from orchestrator.tracking.outcome import attempts
 from orchestrator.training.checkpoint import CheckpointStore
 from orchestrator.training.verdict import Exit, Verdict
 from slurm import client
-from slurm.blame import failed_node, lost_node
+from slurm.blame import lost_node
 
+_ROOM_WAIT_S, _ROOM_POLL_S = 300.0, 10.0  # for room on the disk of the run directory
+T = TypeVar("T")
 Next = Literal["requeue", "resubmit"] | int
 
 
@@ -35,12 +41,13 @@ class Ended(NamedTuple):
         state: of the job as squeue says it, then a blank and the reason; nothing if it did not
             answer. Anything but RUNNING means that Slurm itself is ending the job.
         crashes: how often in a row, with this one, it crashed without a new checkpoint.
+        why: it crashed, where it did.
     """
 
     verdict: str | None
-    code: int
     state: str
     crashes: int
+    why: str = ""
 
 
 class Decision(NamedTuple):
@@ -67,12 +74,12 @@ def decide(ended: Ended, *, stop_requested: bool, max_crashes: int) -> Decision:
     elif ended.crashes > max_crashes:
         decision = Decision(
             Exit.NEVER_RESTART,
-            f"crashed {ended.crashes} times in a row without a new checkpoint (exit code "
-            f"{ended.code}), and cluster.max_crashes allows {max_crashes}. Read the logs, mend it, "
-            "then `tahoe resume` it",
+            f"crashed {ended.crashes} times in a row without a new checkpoint, and "
+            f"cluster.max_crashes allows {max_crashes}. The last time: {ended.why}. Read the logs, "
+            "mend it, then `tahoe resume` it",
         )
     else:
-        decision = Decision("requeue", f"crashed with exit code {ended.code}; tries again")
+        decision = Decision("requeue", f"{ended.why}; tries again")
     return decision
 
 
@@ -80,10 +87,10 @@ def begin(run: RunDir) -> str:
     """Note that an attempt begins; return its number, or nothing if there is nothing to do."""
     _close_lost(run)
     if run.is_finished:
-        print(f"{run.path} is finished", file=sys.stderr)
+        _say(f"{run.path} is finished")
         return ""
     if run.stop_file.exists():
-        print(f"{run.stop_file} is there: remove it, and submit again", file=sys.stderr)
+        _say(f"{run.stop_file} is there: remove it, and submit again")
         return ""
     config, environ = parse(run.read_config()), os.environ
     job = environ["SLURM_JOB_ID"]
@@ -108,28 +115,61 @@ def end(run: RunDir, attempt: int, code: int, state: str) -> Next:
     mine = verdict["verdict"] if verdict.get("attempt") == attempt else None
     saved = CheckpointStore(config.checkpoint.url or str(run.checkpoints_dir)).steps()
     last_step = saved[-1] if saved else 0
-    is_crash = mine is None and _goes_on(state)
+    cause = cause_of(run, attempt, code)
+    is_crash = mine is None and _goes_on(state) and not cause.is_passing
     crashes = 1 + _crashes_before(run, last_step) if is_crash else 0
     decision = decide(
-        Ended(mine, code, state, crashes),
+        Ended(mine, state, crashes, cause.why),
         stop_requested=run.stop_file.exists(),
         max_crashes=config.cluster.max_crashes,
     )
-    if mine is None and decision.next == Exit.NEVER_RESTART:
-        Verdict("never_restart", None, decision.why).write(run, attempt)
-    run.end_attempt(
-        attempt,
-        exit_code=code if mine is None else Exit[mine.upper()],
-        step=verdict.get("step") if mine else None,
-        checkpoint_step=last_step,
-        crashed=is_crash,
+    facts = {
+        "exit_code": code if mine is None else Exit[mine.upper()],
+        "step": verdict.get("step") if mine else None,
+        "checkpoint_step": last_step,
+        "crashed": is_crash,
+        "lost": mine is None and cause.is_passing,  # nothing was gained or proved by it
         **(run.agreed_end(attempt) or {"why": decision.why}),
-        slurm_state=state,
+        "slurm_state": state,
         # Where Slurm itself ends a job it kills the ranks, which is no fault of their nodes.
-        failed_node=(failed_node if is_crash else lost_node)(_said_by_srun(run, attempt)),
-    )
-    print(f"attempt {attempt}: {decision.why}; next: {decision.next}", file=sys.stderr)
+        "failed_node": cause.node if is_crash else lost_node(read_srun_log(run, attempt)),
+    }
+
+    def note() -> None:
+        if mine is None and decision.next == Exit.NEVER_RESTART:
+            Verdict("never_restart", None, decision.why).write(run, attempt)
+        run.end_attempt(attempt, **facts)
+
+    # What comes next must not depend on it: the job would end for good, although it could go on.
+    try:
+        _wait_for_room(note, _ROOM_WAIT_S if _goes_on(state) else 0)
+    except OSError as error:
+        _say(f"the end of attempt {attempt} cannot be noted: {error}")
+    _say(f"attempt {attempt}: {decision.why}; next: {decision.next}")
     return decision.next
+
+
+def _wait_for_room(write: Callable[[], T], wait_s: float) -> T:
+    """Write to the run directory; on a full disk try again, for some time.
+
+    Raises:
+        OSError: the last try failed too.
+    """
+    until_s = time.monotonic() + wait_s
+    while True:
+        try:
+            return write()
+        except OSError as error:
+            if time.monotonic() >= until_s:
+                raise
+            _say(f"the run directory cannot be written, so this waits for room: {error}")
+        time.sleep(_ROOM_POLL_S)
+
+
+def _say(text: str) -> None:
+    """Say something to people, unless the job's output cannot take it."""
+    with suppress(OSError):
+        os.write(2, f"{text}\n".encode())
 
 
 def excluded_nodes(run: RunDir) -> str:
@@ -141,13 +181,8 @@ def excluded_nodes(run: RunDir) -> str:
     bad = [node for node, count in sorted(deaths.items(), key=str) if node and count >= 2]
     if not bad:
         return ""
-    print(f"excluded from now on: {', '.join(bad)}; two attempts died of it", file=sys.stderr)
+    _say(f"excluded from now on: {', '.join(bad)}; two attempts died of it")
     return ",".join(filter(None, [parse(run.read_config()).cluster.exclude, *bad]))
-
-
-def _said_by_srun(run: RunDir, attempt: int) -> str:
-    file = run.log_dir(attempt) / "srun.log"
-    return file.read_text(errors="replace") if file.exists() else ""
 
 
 def _goes_on(state: str) -> bool:
@@ -172,13 +207,17 @@ def _crashes_before(run: RunDir, last_step: int) -> int:
 def _close_lost(run: RunDir) -> None:
     """Note the end of an attempt that could not do so: its node is gone, or was told to."""
     for number, known in sorted(attempts(run).items()):
-        if "ended_s" not in known:
-            run.end_attempt(
-                number,
-                lost=True,
-                why="a node was lost, or Slurm killed it",
-                failed_node=lost_node(_said_by_srun(run, number)) or _down_node(known.get("nodes")),
-            )
+        if "ended_s" in known:
+            continue
+        if agreed := run.agreed_end(number):  # killed while it waited for something else
+            run.end_attempt(number, **agreed)
+            continue
+        run.end_attempt(
+            number,
+            lost=True,
+            why="a node was lost, or Slurm killed it",
+            failed_node=lost_node(read_srun_log(run, number)) or _down_node(known.get("nodes")),
+        )
 
 
 def _down_node(nodes: str | None) -> str | None:
@@ -194,7 +233,7 @@ def _down_node(nodes: str | None) -> str | None:
 def main(arguments: Sequence[str]) -> int:
     verb, run = arguments[0], RunDir(Path(arguments[1]))
     if verb == "begin":
-        print(begin(run))
+        print(_wait_for_room(partial(begin, run), _ROOM_WAIT_S))
     else:
         attempt, code, state = arguments[2:]
         answer = end(run, int(attempt), int(code), state)

@@ -21,6 +21,7 @@ from orchestrator.schema import Config
 from orchestrator.training import startup
 from orchestrator.training.verdict import NeverRestartError, StopRequest, Verdict
 
+_STOPPING_DRAIN_S = 10.0
 log = logging.getLogger(__name__)
 
 
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         return verdict.exit_code
     with (
         _monitoring(run) if _monitors(config) else nullcontext(),
-        _shipping(run, config) if is_first and _ships(config) else nullcontext(),
+        _shipping(run, config, stop) if is_first and _ships(config) else nullcontext(),
     ):
         verdict = _attempt(run, config, attempt, stop, is_first=is_first)
         if is_first:
@@ -89,8 +90,12 @@ def _ships(config: Config) -> bool:
 
 
 @contextmanager
-def _shipping(run: RunDir, config: Config) -> Iterator[None]:
-    """Let another process send the metrics to MLflow; at the end give it some time to catch up."""
+def _shipping(run: RunDir, config: Config, stop: StopRequest) -> Iterator[None]:
+    """Let another process send the metrics to MLflow; at the end give it some time to catch up.
+
+    Little, where this rank was asked to stop: Slurm kills it half a minute later (KillWait), and an
+    attempt that has saved would look like one that was lost. The next one sends the rest.
+    """
     command = [sys.executable, "-m", "orchestrator.tracking.ship", str(run.path)]
     timeout_s = config.tracking.drain_timeout_s
     shipper = subprocess.Popen(
@@ -102,9 +107,10 @@ def _shipping(run: RunDir, config: Config) -> Iterator[None]:
         assert shipper.stdin is not None
         shipper.stdin.close()  # the end of this file tells it that the rank is done
         try:
-            shipper.wait(timeout_s + 30)
+            shipper.wait(_STOPPING_DRAIN_S if stop else timeout_s + 30)
         except subprocess.TimeoutExpired:
             shipper.kill()
+            log.warning("not all has reached MLflow; `tahoe sync %s` sends it", run.quoted)
 
 
 def _monitors(config: Config) -> bool:

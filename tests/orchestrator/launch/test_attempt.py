@@ -1,5 +1,7 @@
 """What comes after an attempt: the whole policy, case by case."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,12 +10,13 @@ from hypothesis import strategies as st
 
 from orchestrator.launch.attempt import Ended, begin, decide, end, excluded_nodes
 from orchestrator.rundir import RunDir, read_json_lines
+from orchestrator.training.verdict import Verdict
 
 
 def after(
     verdict: str | None, state: str = "RUNNING None", *, crashes: int = 0, stop: bool = False
 ) -> str | int:
-    ended = Ended(verdict, code=1, state=state, crashes=crashes)
+    ended = Ended(verdict, state=state, crashes=crashes)
     return decide(ended, stop_requested=stop, max_crashes=3).next
 
 
@@ -76,17 +79,17 @@ def test_an_attempt_whose_end_nobody_noted_is_closed(run: RunDir, in_a_job: Path
 
 
 def test_nothing_begins_where_a_stop_is_asked_for(
-    run: RunDir, capsys: pytest.CaptureFixture[str]
+    run: RunDir, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run.stop_file.parent.mkdir()
     run.stop_file.touch()
     assert begin(run) == ""
-    assert "remove it" in capsys.readouterr().err
+    assert "remove it" in capfd.readouterr().err
     assert run.num_attempts == 0
 
 
 def test_the_second_death_on_a_node_excludes_it(
-    run: RunDir, capsys: pytest.CaptureFixture[str]
+    run: RunDir, capfd: pytest.CaptureFixture[str]
 ) -> None:
     said = (
         "node3: task 7: Killed",
@@ -101,7 +104,7 @@ def test_the_second_death_on_a_node_excludes_it(
         assert end(run, attempt, 137, "RUNNING None") == "requeue"
         excluded.append(excluded_nodes(run))
     assert excluded == ["", "", "node3"]
-    assert "excluded from now on: node3" in capsys.readouterr().err
+    assert "excluded from now on: node3" in capfd.readouterr().err
     config = run.read_config()
     run.write_config(config | {"cluster": config["cluster"] | {"exclude": "node[7-9]"}})
     assert excluded_nodes(run) == "node[7-9],node3"
@@ -121,3 +124,69 @@ def test_where_slurm_ends_a_job_only_a_lost_node_is_blamed(run: RunDir) -> None:
     lines = sorted(read_json_lines(run.attempts_file), key=lambda line: line["attempt"])
     blamed = [line["failed_node"] for line in lines if "ended_s" in line]
     assert blamed == [None, None, "node4", "node4"]
+
+
+def ended_rank(run: RunDir, said: str, log: str) -> int:
+    """Begin an attempt whose rank 3 ended first; return its number."""
+    attempt = run.begin_attempt()
+    run.log_dir(attempt).mkdir(parents=True)
+    others = "srun: error: node1: tasks 0-2: Killed"
+    (run.log_dir(attempt) / "srun.log").write_text(f"srun: error: node2: {said}\n{others}\n")
+    (run.log_dir(attempt) / "rank-00003.log").write_text(log)
+    return attempt
+
+
+def test_the_rank_that_failed_by_itself_gives_the_reason(run: RunDir) -> None:
+    """srun's exit code is the highest, of the ranks that it killed."""
+    log = "step 3\nTraceback:\nRuntimeError: a bad layer\n[W] closing\n"
+    attempt = ended_rank(run, "task 3: Exited with exit code 1", log)
+    assert end(run, attempt, 137, "RUNNING None") == "requeue"
+    line = [*read_json_lines(run.attempts_file)][-1]
+    assert line["why"].startswith("rank 3 on node2: Exited with exit code 1 (RuntimeError: a bad")
+    assert (line["crashed"], line["failed_node"]) == (True, None)
+
+
+def test_a_taken_port_is_no_crash_of_the_run(run: RunDir) -> None:
+    for _ in range(9):  # cluster.max_crashes is fewer
+        attempt = ended_rank(run, "task 3: Exited with exit code 1", "... EADDRINUSE ...\n")
+        assert end(run, attempt, 137, "RUNNING None") == "requeue"
+    assert not any(line.get("crashed") for line in read_json_lines(run.attempts_file))
+
+
+def test_a_full_disk_is_no_fault_of_a_node(run: RunDir) -> None:
+    for _ in range(2):
+        attempt = ended_rank(run, "task 3: Killed", "OSError: No space left on device\n")
+        end(run, attempt, 137, "RUNNING None")
+    assert excluded_nodes(run) == ""
+
+
+@pytest.mark.usefixtures("in_a_job")
+def test_an_attempt_that_had_saved_was_not_lost(run: RunDir) -> None:
+    """Killed while it waited for what it sends to MLflow, say."""
+    attempt = run.begin_attempt()
+    Verdict("stopped", 7, "asked to stop; saved at step 7").write(run, attempt)
+    begin(run)
+    closed = [line for line in read_json_lines(run.attempts_file) if "ended_s" in line]
+    assert [line["why"] for line in closed] == ["asked to stop; saved at step 7"]
+    assert not closed[0].get("lost")
+
+
+END = """
+import resource, sys
+from orchestrator.launch import attempt
+attempt._ROOM_WAIT_S, attempt._ROOM_POLL_S = 0.2, 0.05
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # nothing can be written to any file
+sys.exit(attempt.main(sys.argv[1:]))
+"""
+
+
+def test_what_comes_next_needs_no_room_on_any_disk(run: RunDir) -> None:
+    attempt = run.begin_attempt()
+    before = run.attempts_file.read_bytes()
+    command = [sys.executable, "-c", END, "end", str(run.path), str(attempt), "143", "RUNNING None"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=full, text=True, timeout=60, check=False
+        )
+    assert (done.returncode, done.stdout.split()) == (0, ["requeue"])
+    assert run.attempts_file.read_bytes() == before
