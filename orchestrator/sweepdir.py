@@ -11,6 +11,8 @@ from pathlib import Path
 
 from orchestrator.rundir import RunDir, append_json_line, read_json_lines
 
+RESULTS = "optimization_results.yaml"  # as Hydra's sweepers that search call it
+
 
 @dataclass(frozen=True)
 class SweepDir:
@@ -43,6 +45,11 @@ class SweepDir:
     def mlflow_file(self) -> Path:
         """The MLflow run that shows the sweep, as it was last found; nothing depends on it."""
         return self.path / "mlflow.json"
+
+    @property
+    def results_file(self) -> Path:
+        """What a sweeper that searches has found, as it wrote it."""
+        return self.path / RESULTS
 
     def array_script(self, number: int) -> Path:
         """What was given to Slurm."""

@@ -105,7 +105,7 @@ def submit(options: argparse.Namespace) -> int:
         return 0
     after = RunDir(options.after.absolute()) if options.after else None
     sweep = Sweep(after)
-    for point in compose(overrides, sweep.launch):
+    for point in compose(overrides, sweep.launch, sweep.keep):
         check_not_queued([RunDir(run_path(point.config))])  # before what lies there is changed
         run, plan = open_run(point)
         if run.is_finished:

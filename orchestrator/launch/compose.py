@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -46,7 +46,9 @@ class Composed:
 
 
 def compose(
-    arguments: Sequence[str], launch: slurm_launcher.Launch | None = None
+    arguments: Sequence[str],
+    launch: slurm_launcher.Launch | None = None,
+    keep: Callable[[Path], None] | None = None,
 ) -> list[Composed]:
     """Return a config for each point that the arguments describe: one, or several with -m.
 
@@ -56,6 +58,7 @@ def compose(
     Args:
         launch: takes the points of a sweep as Hydra's sweeper comes up with them; none of those is
             returned. Without it, a sweeper must know all its points beforehand.
+        keep: is given the directory that a sweeper has written to, before it is removed.
 
     Raises:
         ConfigError: a composed config is invalid.
@@ -83,9 +86,11 @@ def compose(
     if launch:
         slurm_launcher.register(hand_over)
     _register_named_models([*arguments, *os.environ.get("COMP_LINE", "").split()])
-    with _command_line(arguments):
+    with _command_line(arguments) as directory:
         try:
             hydra.main(version_base="1.3", config_path="pkg://conf", config_name="train")(collect)()
+            if keep:
+                keep(directory)
         except (
             ConfigError,
             HydraException,
@@ -225,10 +230,13 @@ def _own_configs(options: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def _command_line(arguments: Sequence[str]) -> Iterator[None]:
+def _command_line(arguments: Sequence[str]) -> Iterator[Path]:
     """Show Hydra a command line without Tahoe's verb, to its completer as well.
 
     The overrides come first, since Hydra does not find those that stand behind an option.
+
+    Yields:
+        The directory that a sweeper writes to, for as long as this is entered.
     """
     argv, environ = sys.argv, dict(os.environ)
     overrides = [argument for argument in arguments if _OVERRIDE.match(argument)]
@@ -241,7 +249,7 @@ def _command_line(arguments: Sequence[str]) -> Iterator[None]:
     try:
         with TemporaryDirectory(prefix="tahoe-sweep-") as directory:  # for -m's multirun.yaml
             sys.argv = [argv[0], *overrides, f"hydra.sweep.dir='{directory}'", *options]
-            yield
+            yield Path(directory)
     finally:
         sys.argv = argv
         os.environ.clear()

@@ -8,15 +8,16 @@ https://hydra.cc/docs/1.3/advanced/plugins/develop/
 
 import sys
 from collections.abc import Callable, Sequence
+from enum import Enum
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from orchestrator.config import ConfigError
 
@@ -25,6 +26,13 @@ Launch = Callable[[Sequence[Any], bool], Sequence[float | Exception | None]]
 
 _MODULE = "hydra_plugins.tahoe"
 _BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+# How sweepers are told to maximise, which none does unless it is told: Optuna, Nevergrad, Ax.
+_MAXIMISES = {
+    "direction": "maximize",
+    "optim.maximize": True,
+    "ax_config.experiment.minimize": False,
+    "ax_config.early_stop.minimize": False,
+}
 
 
 def refuse_searching(hydra: DictConfig | HydraConf) -> None:
@@ -40,6 +48,23 @@ def refuse_searching(hydra: DictConfig | HydraConf) -> None:
             "known only when those have ended. Nothing was started. Use `tahoe submit -m` with "
             "hydra.launcher.wait=true."
         )
+
+
+def refuse_minimising(hydra: DictConfig | HydraConf) -> None:
+    """Refuse a sweeper that would look for the points that are worth least.
+
+    Raises:
+        ConfigError: it is such a one.
+    """
+    for key, wanted in _MAXIMISES.items():
+        found = OmegaConf.select(cast(DictConfig, hydra.sweeper), key, default=wanted)
+        found = found.name if isinstance(found, Enum) else found
+        if found != wanted:
+            raise ConfigError(
+                f"hydra.sweeper.{key}={found}: the search would end with the worst points, since a "
+                "point is worth its best val/top1, one figure. Nothing was submitted. Say "
+                f"hydra.sweeper.{key}={str(wanted).lower()}."
+            )
 
 
 def register(launch: Launch) -> None:
@@ -60,7 +85,9 @@ def register(launch: Launch) -> None:
             self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
         ) -> Sequence[JobReturn]:
             assert self.config is not None
-            if not self.wait:
+            if self.wait:
+                refuse_minimising(self.config.hydra)
+            else:
                 refuse_searching(self.config.hydra)
             returns = super().launch(job_overrides, initial_job_idx)
             points = [one.return_value for one in returns]

@@ -16,8 +16,8 @@ from orchestrator.launch.compose import Composed
 from orchestrator.launch.create import open_runs, run_path
 from orchestrator.launch.status import Standing, standings
 from orchestrator.launch.submit import Submission, check_not_queued, queued_jobs, submit_arrays
-from orchestrator.rundir import RunDir, RunError, read_json_lines
-from orchestrator.sweepdir import SweepDir
+from orchestrator.rundir import RunDir, RunError, read_json_lines, write_atomic
+from orchestrator.sweepdir import RESULTS, SweepDir
 from slurm.client import SlurmError
 
 OBJECTIVE = "val/top1"  # in percent; a sweeper is told to maximise it
@@ -59,6 +59,13 @@ class Sweep:
         announce_arrays(self.directory, members, arrays)
         return _wait_for(runs) if wait else [None] * len(runs)
 
+    def keep(self, directory: Path) -> None:
+        """Keep and print what a sweeper has found and written into a directory, if it has."""
+        found = directory / RESULTS
+        if self.directory is not None and found.exists():
+            write_atomic(self.directory.results_file, found.read_bytes())
+            print(f"the search has found ({self.directory.results_file}):\n{found.read_text()}")
+
 
 def _wait_for(runs: Sequence[RunDir]) -> list[float | Exception | None]:
     """Return what each run was worth when all have ended."""
@@ -81,12 +88,22 @@ def _going_on(runs: Sequence[RunDir]) -> set[RunDir]:
 
 
 def _worth(run: RunDir, standing: Standing) -> float | Exception:
-    """Return the best figure of a finished run, or why there is none."""
-    if standing.state != "finished":
-        return RunError(f"{run.id} is worth nothing: {standing.state}, {standing.why}")
-    figures = [
-        line["metrics"][OBJECTIVE]
-        for line in read_json_lines(run.metrics_file)
-        if math.isfinite(line["metrics"].get(OBJECTIVE, math.nan))
-    ]
-    return max(figures) if figures else RunError(f"{run.id} has never measured {OBJECTIVE}")
+    """Return the best figure of a run that has finished or was stopped, or why there is none.
+
+    Whoever stops a point has seen enough of it, and what it has measured stays true. Said is all
+    that a sweeper is told, but of those that have finished.
+    """
+    figures = (
+        line["metrics"].get(OBJECTIVE, math.nan) for line in read_json_lines(run.metrics_file)
+    )
+    best = max(filter(math.isfinite, figures), default=None)
+    if best is not None and standing.state == "finished":
+        return float(best)
+    known = f"never measured {OBJECTIVE}" if best is None else f"best {OBJECTIVE} {best:.6g}"
+    told = f"{run.path}: {standing.state} ({standing.why}), {known}"
+    if best is not None and standing.state == "stopped":
+        print(f"warning: {told}, which is what the sweeper is told", file=sys.stderr)
+        return float(best)
+    error = RunError(f"{told}: the sweeper is told that this point failed")
+    print(f"warning: {error}", file=sys.stderr)
+    return error

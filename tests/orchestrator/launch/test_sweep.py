@@ -1,12 +1,25 @@
 """`tahoe submit -m` up to Slurm's door: real commands, and an sbatch that only takes note."""
 
 import json
+import math
 import os
+from enum import Enum
 from pathlib import Path
 
 import pytest
+import yaml
+from omegaconf import OmegaConf
 from running import Tahoe
 from sweepers import install_sweeper
+
+from orchestrator.config import ConfigError
+from orchestrator.launch.slurm_launcher import refuse_minimising
+from orchestrator.launch.status import standings
+from orchestrator.launch.sweep import _worth
+from orchestrator.rundir import RunDir, RunError, append_json_line
+from orchestrator.training.verdict import Verdict
+
+Direction = Enum("Direction", "minimize maximize")  # as that of the Optuna sweeper
 
 SBATCH = """#!/bin/sh
 for script; do :; done
@@ -17,7 +30,15 @@ SWEEP = """
     def sweep(self, arguments):
         return self.launcher.launch([[*arguments, "seed=1"]], initial_job_idx=0)
 """
+FOUND = """
+    def sweep(self, arguments):
+        (done,) = self.launcher.launch([[*arguments, "seed=1"]], initial_job_idx=0)
+        directory = self.launcher.config.hydra.sweep.dir
+        with open(f"{directory}/optimization_results.yaml", "w") as file:
+            file.write(f"best_params: {{seed: 1}}\\nstate: {done.status.name}\\n")
+"""
 BLIND = "hydra/sweeper of this test"  # in a list of overrides, for the one that chooses it
+WAITING = ("hydra.launcher.wait=true",)
 
 
 @pytest.fixture
@@ -90,6 +111,7 @@ def test_a_batch_at_a_time_is_still_one_sweep(tahoe: Tahoe, sbatch: Path, digits
         (["seed=1,2", "+cluster.additional_parameters.X=1"], "is no long option of sbatch"),
         ([BLIND], "hydra.launcher.wait=true"),
         ([BLIND, "--dry-run"], "hydra.launcher.wait=true"),
+        ([BLIND, *WAITING, "+hydra.sweeper.direction=minimize"], "direction=maximize"),
     ],
 )
 def test_what_is_wrong_with_one_point_is_told_before_any_is_submitted(
@@ -102,6 +124,72 @@ def test_what_is_wrong_with_one_point_is_told_before_any_is_submitted(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert submitted(sbatch) == []
+
+
+def test_what_a_search_has_found_is_printed_and_kept(
+    tahoe: Tahoe, sbatch: Path, digits: Path
+) -> None:
+    sweeper = install_sweeper(tahoe.cwd, "Finder", FOUND)
+    done = tahoe("submit", *options(digits), sweeper, *WAITING)
+    (sweep,) = (tahoe.cwd / "runs" / "sweeps").iterdir()
+    kept = (sweep / "optimization_results.yaml").read_text()
+    assert yaml.safe_load(kept) == {"best_params": {"seed": 1}, "state": "FAILED"}  # it never ran
+    assert kept in done.stdout
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert "failed" in line
+    assert len(submitted(sbatch)) == 1
+
+
+@pytest.mark.parametrize(
+    ("sweeper", "key"),
+    [
+        ({"direction": "minimize"}, "direction=maximize"),
+        ({"direction": Direction.minimize}, "direction=maximize"),
+        ({"direction": ["maximize", "minimize"]}, "direction=maximize"),
+        ({"direction": Direction.maximize}, None),
+        ({"optim": {"maximize": False}}, "optim.maximize=true"),
+        ({"optim": {"maximize": True}}, None),
+        ({"ax_config": {"experiment": {"minimize": True}}}, "ax_config.experiment.minimize=false"),
+        ({"n_trials": 3}, None),
+    ],
+)
+def test_a_search_for_the_worst_points_is_refused(sweeper: dict, key: str | None) -> None:
+    hydra = OmegaConf.create({"sweeper": sweeper})
+    if key is None:
+        refuse_minimising(hydra)
+    else:
+        with pytest.raises(ConfigError, match=rf"Say hydra\.sweeper\.{key}"):
+            refuse_minimising(hydra)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "figures", "expected"),
+    [
+        ("finished", [50.0, 70.0, 60.0], 70.0),
+        ("finished", [math.nan, 60.0], 60.0),
+        ("finished", [math.nan], None),
+        ("stopped", [50.0, 40.0], 50.0),
+        ("stopped", [], None),
+        ("never_restart", [50.0], None),
+    ],
+)
+def test_a_sweeper_is_told_what_a_point_has_measured(
+    run: RunDir,
+    capsys: pytest.CaptureFixture[str],
+    verdict: str,
+    figures: list[float],
+    expected: float | None,
+) -> None:
+    attempt = run.begin_attempt()
+    for step, figure in enumerate(figures, start=1):
+        line = {"step": step, "time_ms": step, "attempt": 1, "metrics": {"val/top1": figure}}
+        append_json_line(run.metrics_file, line)
+    Verdict(verdict, 3, "asked to stop").write(run, attempt)
+    run.end_attempt(attempt, exit_code=0)
+    told = _worth(run, standings([run])[0])
+    assert isinstance(told, RunError) if expected is None else told == expected
+    is_usual = verdict == "finished" and expected is not None
+    assert (str(run.path) in capsys.readouterr().err) != is_usual
 
 
 @pytest.mark.long
