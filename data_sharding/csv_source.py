@@ -1,19 +1,23 @@
 """Images listed in a CSV file: a path and a label a row, or several labels, or none.
 
-Class names are sorted by code point, as those of class folders are; if all are whole numbers, by
-their value, so that classes 0, 1, 2, ... keep their numbers.
+No row is dropped and no image is taken twice: what cannot be used is named by its line. Labels are
+composed (Unicode's NFC), as the names of class folders are; paths are looked for in either form.
 """
 
 import csv
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import normpath
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_sharding.labels import LabelRule
+from data_sharding.csv_table import DELIMITERS, BadHeaderError, Table, read_table
+from data_sharding.labels import LabelRule, sorted_classes
 from data_sharding.manifest import DataError
 from data_sharding.sources import (
     Labels,
@@ -26,6 +30,7 @@ from data_sharding.sources import (
     notes_on_val,
 )
 from data_sharding.texts import Texts
+from data_sharding.words import counted, shortened
 
 _MAX_NAMED = 20
 
@@ -38,11 +43,13 @@ class Columns:
         path: the header of the column of paths.
         label: of the column of labels; None if images have none.
         separator: between the labels of an image that has several; None if each has one.
+        delimiter: between cells; None finds it.
     """
 
     path: str = "path"
     label: str | None = "label"
     separator: str | None = None
+    delimiter: str | None = None
 
     @property
     def rule(self) -> LabelRule:
@@ -56,6 +63,8 @@ class Columns:
 
 @dataclass(frozen=True)
 class _Row:
+    """An image: the line that lists it, and the path by which it was found."""
+
     line: int
     path: str
     labels: tuple[str, ...]
@@ -85,12 +94,12 @@ def csv_file(
     """
     _check_val(path, val_path, val_fraction)
     home = Path(root) if root is not None else Path(path).parent
-    seen: dict[str, str] = {}
+    seen: dict[Path, str] = {}
     rows = _read(Path(path), columns, home, seen)
     num_train = len(rows)
     if val_path is not None:
         rows += _read(Path(val_path), columns, home, seen)
-    classes = _class_names(rows[:num_train])
+    classes = sorted_classes({label for row in rows[:num_train] for label in row.labels})
     if val_path is not None:
         _check_known(Path(val_path), rows[num_train:], classes)
     images, facts = _list(home, rows, classes, columns.rule)
@@ -113,11 +122,11 @@ def _check_val(path: str | Path, val_path: str | Path | None, fraction: float | 
         )
 
 
-def _read(path: Path, columns: Columns, home: Path, seen: dict[str, str]) -> list[_Row]:
+def _read(path: Path, columns: Columns, home: Path, seen: dict[Path, str]) -> list[_Row]:
     """Return the rows of a file; `seen` says where each image was listed."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows, bad = _sort_out(csv.DictReader(file, strict=True), path, columns, home, seen)
+            rows, bad = _sort_out(_table(file, path, columns, home), path, columns, home, seen)
     except OSError as error:
         raise DataError(
             f"cannot read {path}: {error.strerror}. Nothing was written: check the path."
@@ -127,39 +136,60 @@ def _read(path: Path, columns: Columns, home: Path, seen: dict[str, str]) -> lis
             f"{path} is no CSV file in UTF-8: {error}. Nothing was written: save it as one."
         ) from error
     if bad:
-        more = f" and {len(bad) - _MAX_NAMED} more" if len(bad) > _MAX_NAMED else ""
         raise DataError(
-            f"{len(bad)} rows of {path} cannot be used: {'; '.join(bad[:_MAX_NAMED])}{more}. "
-            "Nothing was written: mend or remove these rows."
+            f"{counted(len(bad), 'row')} of {path} cannot be used: "
+            f"{shortened(bad, _MAX_NAMED, '; ')}. Nothing was written: mend or remove them."
         )
     if not rows:
         raise DataError(f"{path} lists no images: nothing was written. Add rows below its header.")
     return rows
 
 
+def _table(file: TextIO, path: Path, columns: Columns, home: Path) -> Table:
+    """Return the table in a file.
+
+    Raises:
+        DataError: its first row is no header, or lacks a column.
+    """
+    lines = iter(file)
+    first = next(lines, "")
+    names = [name for name in (columns.path, columns.label) if name is not None]
+    try:
+        return read_table(chain([first], lines), names, columns.delimiter)
+    except BadHeaderError as error:
+        what = str(error)
+        if _names_a_file(first, home):
+            what = (
+                f"has no header: its first row is {first.strip()!r}, an image already. Add a row "
+                f"{(columns.delimiter or ',').join(names)!r} above it; it {what}"
+            )
+        raise DataError(
+            f"{path} {what}: nothing was written. Name the right columns with --path-column and "
+            "--label-column (--no-labels if there are no labels), and what separates them with "
+            "--delimiter."
+        ) from None
+
+
+def _names_a_file(line: str, home: Path) -> bool:
+    cells = (cell for delimiter in DELIMITERS for cell in line.split(delimiter))
+    return any(_find(home, cell.strip(' "\r\n')) is not None for cell in cells)
+
+
 def _sort_out(
-    reader: "csv.DictReader[str]", path: Path, columns: Columns, home: Path, seen: dict[str, str]
+    table: Table, path: Path, columns: Columns, home: Path, seen: dict[Path, str]
 ) -> tuple[list[_Row], list[str]]:
     """Return the rows that can be used, and what is wrong with the others."""
-    there = list(reader.fieldnames or ())
-    for name in (columns.path, columns.label):
-        if name is not None and there.count(name) != 1:
-            raise DataError(
-                f"{path} has {there.count(name)} columns called {name!r} and needs one (it has "
-                f"{', '.join(map(repr, there))}): nothing was written. Name the right one with "
-                "--path-column or --label-column; --no-labels if there are no labels."
-            )
     rows, bad = [], []
-    for values in reader:
+    for line, cells in table.rows:
         try:
-            row = _row(values, reader.line_num, columns, home)
-            place = normpath(home / row.path)
-            if place in seen:
-                raise _BadRowError(f"{row.path} is listed already, in {seen[place]}")
-            seen[place] = f"{path.name} line {row.line}"
+            row = _row(cells, line, table, columns, home)
+            file = _without_links(home.absolute() / row.path)
+            if file in seen:
+                raise _BadRowError(f"{row.path} is listed already, in {seen[file]}")
+            seen[file] = f"{path.name} line {line}"
             rows.append(row)
         except _BadRowError as error:
-            bad.append(f"line {reader.line_num}: {error}")
+            bad.append(f"line {line}: {error}")
     return rows, bad
 
 
@@ -167,46 +197,62 @@ class _BadRowError(Exception):
     """A row cannot be used; the message says why."""
 
 
-def _row(values: Mapping[str, str | None], line: int, columns: Columns, home: Path) -> _Row:
-    path, labels = values[columns.path], _labels(values, columns)
+def _row(cells: Sequence[str], line: int, table: Table, columns: Columns, home: Path) -> _Row:
+    if len(cells) != len(table.header):
+        raise _BadRowError(
+            f"it has {counted(len(cells), 'cell')}, and the header {len(table.header)} (a cell "
+            f"with {table.delimiter!r} in it needs double quotes)"
+        )
+    path = cells[table.places[0]]
+    labels = () if columns.label is None else _labels(cells[table.places[1]], columns)
     if not path:
         raise _BadRowError("it has no path")
     try:
-        place = home / path
-        if not place.is_file():
-            raise _BadRowError(f"no file at {place}")
-        return _Row(line, path, labels, place.stat().st_size)
+        found = _find(home, path)
     except (OSError, ValueError) as error:  # a path of other characters than files have
         raise _BadRowError(f"cannot read {path!r}: {error}") from error
+    if found is None:
+        raise _BadRowError(f"no file at {home / path}")
+    return _Row(line, found, labels, (home / found).stat().st_size)
 
 
-def _labels(values: Mapping[str, str | None], columns: Columns) -> tuple[str, ...]:
-    if columns.label is None:
-        return ()
-    cell = values[columns.label] or ""
+def _find(home: Path, path: str) -> str | None:
+    """Return how a file is called that a path means: as it stands, without blanks, composed, not.
+
+    macOS has decomposed names on some disks, and editors compose what is typed.
+    """
+    plain = path.strip()
+    forms = (path, plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD")))
+    return next((form for form in dict.fromkeys(forms) if (home / form).is_file()), None)
+
+
+def _without_links(path: Path) -> Path:
+    """Return the one name of a file, however it is spelled and whatever links lead to it."""
+    place = _real_directory(path.parent) / path.name
+    return place.resolve() if place.is_symlink() else place
+
+
+@lru_cache(maxsize=1 << 16)
+def _real_directory(path: Path) -> Path:
+    return path.resolve()
+
+
+def _labels(cell: str, columns: Columns) -> tuple[str, ...]:
     labels = [cell] if columns.separator is None else cell.split(columns.separator)
-    labels = [label.strip() for label in labels]
+    labels = [unicodedata.normalize("NFC", label.strip()) for label in labels]
     if not all(labels):
         raise _BadRowError("it has an empty label")
     return tuple(dict.fromkeys(labels))
-
-
-def _class_names(rows: Sequence[_Row]) -> tuple[str, ...]:
-    names = {label for row in rows for label in row.labels}
-    if all(name.isascii() and name.isdigit() and str(int(name)) == name for name in names):
-        return tuple(sorted(names, key=int))
-    return tuple(sorted(names))
 
 
 def _check_known(path: Path, rows: Sequence[_Row], classes: Sequence[str]) -> None:
     known = set(classes)
     unknown = [f"line {row.line}: {x}" for row in rows for x in row.labels if x not in known]
     if unknown:
-        more = f" and {len(unknown) - _MAX_NAMED} more" if len(unknown) > _MAX_NAMED else ""
         raise DataError(
-            f"{path} has classes that no training image has: {'; '.join(unknown[:_MAX_NAMED])}"
-            f"{more}. No model can learn them, so nothing was written. Add training images, or "
-            "remove these rows."
+            f"{path} has classes that no training image has: "
+            f"{shortened(unknown, _MAX_NAMED, '; ')}. No model can learn them, so nothing was "
+            "written. Add training images, or remove these rows."
         )
 
 

@@ -1,7 +1,7 @@
 """How the labels of a sample are read from its member `KEY.<extension>`, as webdataset reads it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -91,6 +91,18 @@ class LabelRule:
         for key in self.field.split(".") if self.field else ():
             found = found[key]
         return found
+
+
+def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """Return class names in the order of their labels, one for all sources of images.
+
+    By code point, as torchvision's ImageFolder does; if all are whole numbers, by their value, so
+    that classes 0, 1, 2, ... keep their numbers.
+    """
+    every = set(names)
+    if all(name.isascii() and name.isdigit() and str(int(name)) == name for name in every):
+        return tuple(sorted(every, key=int))
+    return tuple(sorted(every))
 
 
 def _number(value: int | str, numbers: Mapping[str, int]) -> int:

@@ -31,6 +31,8 @@ def add_csv(verb: argparse.ArgumentParser) -> None:
     column_help = "its header (default %(default)s)"
     verb.add_argument("--path-column", default="path", metavar="NAME", help=column_help)
     verb.add_argument("--label-column", default="label", metavar="NAME", help=column_help)
+    delimiter_help = "between cells: a character, or tab (default: what makes a header of line 1)"
+    verb.add_argument("--delimiter", type=_delimiter, metavar="CHAR", help=delimiter_help)
     labels = verb.add_mutually_exclusive_group()
     multi_help = "images have several labels, with SEP between them"
     labels.add_argument("--multi-label", metavar="SEP", help=multi_help)
@@ -98,7 +100,7 @@ def files_source(options: argparse.Namespace) -> "Source":
     label = None if options.no_labels else options.label_column
     return csv_file(
         options.file,
-        Columns(options.path_column, label, options.multi_label),
+        Columns(options.path_column, label, options.multi_label, options.delimiter),
         root=options.root,
         val_path=options.val,
         val_fraction=options.val_fraction,
@@ -145,3 +147,10 @@ def shards_source(options: argparse.Namespace, reading: "Reading") -> "Source":
 def _add_val_fraction(verb: argparse.ArgumentParser, default: float | None) -> None:
     val_help = "share of each class that becomes val, where nothing else says (0.2 for digits)"
     verb.add_argument("--val-fraction", type=float, default=default, help=val_help)
+
+
+def _delimiter(text: str) -> str:
+    found = {"tab": "\t", "\\t": "\t"}.get(text, text)
+    if len(found) != 1 or found in '"\r\n':
+        raise argparse.ArgumentTypeError(f"{text!r} is not one character, nor tab")
+    return found

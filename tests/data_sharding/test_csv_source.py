@@ -1,11 +1,16 @@
 """A CSV file is read as documented, and rows that cannot be used are named by their lines."""
 
+import csv
 import json
+import re
 import tarfile
+import unicodedata
 from pathlib import Path
 
 import pytest
 from foreign import jpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_sharding.csv_source import Columns, csv_file
 from data_sharding.labels import LabelRule
@@ -36,6 +41,14 @@ def listed(source: Source, split: str) -> list[tuple[str, object]]:
     samples = source.splits[split]
     found = [samples[i] for i in range(len(samples))]
     return [(source.name(sample), sample.label) for sample in found]
+
+
+def everything(path: Path, columns: Columns = SINGLE) -> list[tuple[str, str]]:
+    """Return the images of both splits in the order of the file, and the names of their classes."""
+    source = csv_file(path, columns, val_fraction=0.5)
+    samples = [source.splits[s][i] for s in source.splits for i in range(len(source.splits[s]))]
+    in_order = sorted(samples, key=lambda sample: sample.key)
+    return [(source.name(sample), source.classes[sample.label]) for sample in in_order]  # type: ignore[index]
 
 
 def refusal(path: Path, columns: Columns = SINGLE, **settings: object) -> str:
@@ -132,10 +145,10 @@ def test_bad_rows_are_named_by_line(tmp_path: Path) -> None:
     path = table(
         tmp_path / "x.csv",
         "1.jpg,a", "gone.jpg,a", '"2.jpg","two\nlines"', "./1.jpg,a", "2.jpg,b", ",a",
-        "dir/3.jpg, ", "dir,a", "1.jpg", "x\0y,a",
+        "dir/3.jpg, ", "dir,a", "1.jpg", "x\0y,a", "1.jpg,crane, bird",
     )  # fmt: skip
     message = refusal(path)
-    assert f"8 rows of {path} cannot be used" in message
+    assert f"9 rows of {path} cannot be used" in message
     for reason in (
         f"line 3: no file at {tmp_path}/gone.jpg",
         "line 6: ./1.jpg is listed already, in x.csv line 2",
@@ -143,8 +156,9 @@ def test_bad_rows_are_named_by_line(tmp_path: Path) -> None:
         "line 8: it has no path",
         "line 9: it has an empty label",
         f"line 10: no file at {tmp_path}/dir",
-        "line 11: it has an empty label",
+        "line 11: it has 1 cell, and the header 2",
         "line 12: ",
+        "line 13: it has 3 cells, and the header 2",
     ):
         assert reason in message
     assert "line 2: it has an empty label" in refusal(table(path, "1.jpg,a||b"), MULTI)
@@ -190,3 +204,104 @@ def test_facts_know_the_labels_and_not_the_place(tmp_path: Path) -> None:
         rows = [f"{n}.jpg,{'x' if n > 2 else label}" for n in range(1, 5)]
         facts.append(csv_file(table(tmp_path / place / "x.csv", *rows), val_fraction=0.5).facts)
     assert facts[0] == facts[1] != facts[2]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_what_separates_cells_is_found(tmp_path: Path, delimiter: str) -> None:
+    names = [f"{start} {n}.jpg" for start in ("a,", "b;|") for n in (1, 2)]
+    make(tmp_path, *names)
+    rows = [
+        delimiter.join((f'"{name}"', label))
+        for name, label in zip(
+            names, ["cat", " cat", '"crane, bird"', ' "crane, bird"'], strict=True
+        )
+    ]
+    path = table(tmp_path / "x.csv", *rows, header=delimiter.join((" Path ", "LABEL")))
+    found = everything(path)
+    assert found == [(name, "cat" if name[0] == "a" else "crane, bird") for name in names]
+    assert everything(path, Columns(delimiter=delimiter)) == found
+    other = "#" if delimiter == "|" else "|"
+    assert "0 columns called 'path'" in refusal(path, Columns(delimiter=other))
+
+
+def test_a_separator_of_labels_is_not_taken_for_one_of_cells(tmp_path: Path) -> None:
+    make(tmp_path, "1.jpg", "2.jpg")
+    path = table(tmp_path / "x.csv", "1.jpg,a;b", "2.jpg,c;a", header="path,label")
+    source = csv_file(path, Columns(separator=";"), val_fraction=0.5)
+    assert source.classes == ("a", "b", "c")
+
+
+def test_exact_headers_come_before_near_ones(tmp_path: Path) -> None:
+    make(tmp_path, "1.jpg", "2.jpg")
+    path = table(tmp_path / "x.csv", "1.jpg,a,x", "2.jpg,a,y", header="path,label,Label")
+    assert everything(path) == [("1.jpg", "a"), ("2.jpg", "a")]
+    table(path, "1.jpg,a,x", "2.jpg,a,y", header="path,LABEL,Label")
+    assert "2 columns called 'label'" in refusal(path)
+
+
+def test_a_missing_header_is_named(tmp_path: Path) -> None:
+    make(tmp_path, "1.jpg", "2.jpg")
+    path = table(tmp_path / "x.csv", "2.jpg;b", header="1.jpg;a")
+    assert "has no header" in refusal(path)
+    assert "has no header" not in refusal(table(path, "2.jpg,b", header="file,kind"))
+
+
+@pytest.mark.parametrize(
+    "spelling", ["./1.jpg", "../{}/1.jpg", "{home}/1.jpg", "link.jpg", "l/1.jpg"]
+)
+def test_one_image_is_listed_once_however_it_is_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
+    make(tmp_path, "1.jpg", "2.jpg")
+    (tmp_path / "link.jpg").symlink_to("1.jpg")
+    (tmp_path / "l").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    again = spelling.format(tmp_path.name, home=tmp_path)
+    path = table(Path("x.csv"), "1.jpg,cat", "2.jpg,dog", f"{again},dog")
+    assert f"line 4: {again} is listed already, in x.csv line 2" in refusal(path)
+    val = table(Path("val.csv"), f"{again},dog")
+    table(path, "1.jpg,cat", "2.jpg,dog")
+    assert f"line 2: {again} is listed already" in refusal(path, val_path=val)
+
+
+@pytest.mark.parametrize(("on_disk", "in_file"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_both_forms_of_unicode_are_one(tmp_path: Path, on_disk: str, in_file: str) -> None:
+    names = [unicodedata.normalize(on_disk, f"Übung/{n}ö.jpg") for n in (1, 2)]
+    make(tmp_path, *names)
+    rows = [unicodedata.normalize(in_file, f"Übung/{n}ö.jpg,Größe") for n in (1, 2)]
+    path = table(tmp_path / "x.csv", *rows)
+    label = unicodedata.normalize("NFC", "Größe")
+    assert everything(path) == [(name, label) for name in names]
+
+
+@pytest.fixture(scope="module")
+def ten_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("ten"), *(f"{number}.jpg" for number in range(10)))
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 7), st.text('ab,; "é', max_size=6), st.booleans()), max_size=9
+    ),
+    delimiter=st.sampled_from((",", ";", "\t")),
+)
+@settings(max_examples=100, deadline=None)
+def test_each_row_is_a_sample_or_is_named(
+    ten_images: Path, rows: list[tuple[int, str, bool]], delimiter: str
+) -> None:
+    path = ten_images / "x.csv"
+    rows = [(8, "twin", False), (9, "twin", False), *rows]  # so that some can be for validation
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+        writer.writerow(("path", "label"))
+        writer.writerows((f"{n}.jpg", label, *["x"] * long) for n, label, long in rows)
+    bad, good = [], dict[str, str]()
+    for line, (number, label, is_long) in enumerate(rows, start=2):
+        if is_long or not label.strip() or f"{number}.jpg" in good:
+            bad.append(line)
+        else:
+            good[f"{number}.jpg"] = label.strip()
+    if bad:
+        assert [int(line) for line in re.findall(r"(?:: |; )line (\d+): ", refusal(path))] == bad
+    else:
+        assert everything(path) == [(f"{n}.jpg", good[f"{n}.jpg"]) for n, _, _ in rows]
