@@ -94,13 +94,17 @@ def _members(archive: Path) -> dict[str, bytes]:
             for member in tar:
                 name = member.name.rpartition("/")[2]  # a name, never a path
                 file = tar.extractfile(member) if member.isfile() and name in names else None
+                if file is not None and name in found:
+                    raise _unreadable(archive, f"{name} is in it twice")
                 if file is not None:
                     found[name] = file.read()
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(
-            f"cannot read {archive}: {error}. Nothing was written. Download it again."
-        ) from None
+        raise _unreadable(archive, str(error)) from None
     return found
+
+
+def _unreadable(archive: Path, reason: str) -> DataError:
+    return DataError(f"cannot read {archive}: {reason}. Nothing was written. Download it again.")
 
 
 def _images(archive: Path, data: bytes, form: _Format, split: str) -> TinyImages:

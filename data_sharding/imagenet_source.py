@@ -156,8 +156,9 @@ def _members(file: int, start: int, stop: int, where: object) -> list[tuple[str,
     """Return name, place in the file and size of the members of a tar at [start, stop), by name.
 
     Names are taken as names, never as paths. `tarfile` would take what is damaged for the end.
+    Nothing is dropped or taken twice: links, copies and tars behind the end are refused.
     """
-    found, place = list[tuple[str, int, int]](), start
+    found, place = dict[str, tuple[int, int]](), start
     while (block := os.pread(file, tarfile.BLOCKSIZE, place)) != _END:
         try:
             member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
@@ -167,9 +168,18 @@ def _members(file: int, start: int, stop: int, where: object) -> list[tuple[str,
         place = data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         if place > stop:
             raise _no_tar(where, f"{member.name} ends behind its end")
+        name = member.name.rpartition("/")[2]
+        if member.islnk() or member.issym():
+            raise _no_tar(where, f"{name} is a link and holds no image")
+        if name in found and member.isreg():
+            raise _no_tar(where, f"{name} is in it twice")
         if member.isreg():
-            found.append((member.name.rpartition("/")[2], data, member.size))
-    return sorted(found)
+            found[name] = data, member.size
+    while chunk := os.pread(file, min(_CHUNK, stop - place), place):
+        if chunk.strip(b"\0"):
+            raise _no_tar(where, "there is more behind its end")
+        place += len(chunk)
+    return sorted((name, data, size) for name, (data, size) in found.items())
 
 
 def _no_tar(where: object, reason: str) -> DataError:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from data_sharding import files
-from data_sharding.labels import LabelRule
+from data_sharding.labels import LabelRule, sorted_classes
 from data_sharding.manifest import (
     DataError,
     Manifest,
@@ -196,18 +196,24 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     """Return the names of classes in a file, one a line.
 
     Raises:
-        DataError: it cannot be read, or it names none or one twice.
+        DataError: it cannot be read, it names none or one twice, or a line between them is blank.
     """
     try:
-        names = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in path.read_text("utf-8-sig").rstrip().split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"cannot read the classes in {path}: {error}. Nothing was written: give a text file "
             "(UTF-8) with the name of a class on each line, class 0 first."
         ) from error
+    if not all(names):
+        blank = f"line {names.index('') + 1} blank" if any(names) else "no class in it"
+        raise DataError(
+            f"{path} has {blank}, so classes would be shifted: nothing was written. Give each "
+            "class a line of its own, class 0 first, and a name to those that have none."
+        )
     twice = [name for name, num in Counter(names).items() if num > 1]
-    if not names or twice:
-        what = f"names {twice[0]!r} twice" if twice else "names no class"
+    if twice:
+        what = f"names {twice[0]!r} twice"
         raise DataError(
             f"{path} {what}, so labels would be ambiguous: nothing was written. Give each class a "
             "line of its own, class 0 first."
@@ -251,7 +257,7 @@ def _check_names(found: Found) -> None:
 def _derive(values: set[int | str]) -> tuple[str, ...]:
     numbers = [value for value in values if isinstance(value, int)]
     if not numbers:
-        return tuple(sorted(str(value) for value in values))
+        return sorted_classes(str(value) for value in values)
     if len(numbers) != len(values):
         name = next(value for value in values if isinstance(value, str))
         raise DataError(

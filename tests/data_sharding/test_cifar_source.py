@@ -91,3 +91,12 @@ def test_no_archive_at_all(tmp_path: Path) -> None:
     for name in ("a", "b"):
         with pytest.raises(DataError, match="cannot read"):
             cifar(tmp_path / name)
+
+
+def test_a_batch_that_is_there_twice(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for place in ("old", "new"):
+            info = tarfile.TarInfo(f"{place}/test_batch.bin")
+            tar.addfile(info, io.BytesIO())
+    with pytest.raises(DataError, match=r"test_batch.bin is in it twice"):
+        cifar(tmp_path / "a.tar")

@@ -153,6 +153,24 @@ def without(name: str) -> bytes:
     return tar_of({n: data for n, data in VAL.items() if n != name})
 
 
+def linked(kind: bytes) -> bytes:
+    """One image is a link to the one before it, as GNU tar stores the second name of a file."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        info = tarfile.TarInfo("n01_3.JPEG")
+        info.type, info.linkname = kind, "n01_12.JPEG"
+        tar.addfile(info)
+    return file.getvalue()
+
+
+def of_n01(data: bytes) -> bytes:
+    others = {f"{wnid}.tar": tar_of(TRAIN[wnid]) for wnid in ("n02", "n03")}
+    return tar_of({"n01.tar": data, **others})
+
+
+TWICE = tar_of({"a/n01_3.JPEG": b"", "b/n01_3.JPEG": b""})
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -167,6 +185,11 @@ def without(name: str) -> bytes:
             {"val": tar_of({**VAL, "a.JPEG": b""}), "devkit": kit([*TRUTH, 1])},
             "where image 7 should",
         ),
+        ({"train": of_n01(linked(tarfile.LNKTYPE))}, "n01.tar .* n01_3.JPEG is a link"),
+        ({"train": of_n01(linked(tarfile.SYMTYPE))}, "n01.tar .* n01_3.JPEG is a link"),
+        ({"train": of_n01(TWICE)}, "n01.tar .* n01_3.JPEG is in it twice"),
+        ({"train": of_n01(2 * tar_of(TRAIN["n01"]))}, "n01.tar .* more behind its end"),
+        ({"train": whole() + whole()}, "more behind its end"),
         ({"devkit": b"nothing"}, "no development kit"),
         ({"devkit": tar_of({"a/meta.mat": b"no matlab"}, "w:gz")}, "no development kit"),
         ({"devkit": tar_of({"readme": b""}, "w:gz")}, "it has no ILSVRC2012_validation"),

@@ -202,14 +202,28 @@ def test_classes_that_only_val_has_are_refused(numbered: Path) -> None:
 
 def test_a_file_of_classes(tmp_path: Path) -> None:
     file = tmp_path / "classes.txt"
-    file.write_text("犬\ncat \n\n", "utf-8")
+    file.write_text("\ufeff犬\r\ncat \r\n\r\n", "utf-8", newline="")
     assert read_class_names(file) == ("犬", "cat")
-    for text, reason in (b"a\nb\na\n", "names 'a' twice"), (b"\n", "no class"), (b"\xff", "UTF-8"):
+    for text, reason in (
+        (b"a\nb\na\n", "names 'a' twice"),
+        (b"\n", "no class"),
+        (b"\xff", "UTF-8"),
+        (
+            b"a\n \nb\n",
+            "line 2 blank",
+        ),
+    ):
         file.write_bytes(text)
         with pytest.raises(DataError, match=reason):
             read_class_names(file)
     with pytest.raises(DataError, match="No such file"):
         read_class_names(tmp_path / "none")
+
+
+def test_names_that_are_numbers_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+    by_webdataset(tmp_path / "train/a.tar", labelled(["10", "2", "1"], "txt"))
+    by_webdataset(tmp_path / "val/a.tar", labelled(["2"], "txt"))
+    assert index(tmp_path, TXT)[0]["train"].classes == ("1", "2", "10")
 
 
 def test_images_of_no_known_kind(tmp_path: Path) -> None:
