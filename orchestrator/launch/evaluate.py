@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.figures import counted, shown
 from orchestrator.launch.arguments import add_runs, add_verb
 from orchestrator.launch.json_output import strict_json
 
@@ -134,7 +135,7 @@ def _show(opinion: dict[str, Any], *, is_worst_shown: bool) -> None:
     Console(soft_wrap=True, highlight=False).print(table)
     unreadable = opinion["num_unreadable"]
     wrong = f", of which {unreadable} could not be read and count as wrong" if unreadable else ""
-    print(f"{opinion['num_samples']:,} images{wrong}")
+    print(f"{counted(opinion['num_samples'], 'image')}{wrong}")
     if is_worst_shown:
         told = zip(opinion["classes"], opinion["class_top1"], strict=True)
         known = sorted((top1, name) for name, top1 in told if top1 is not None)
@@ -144,10 +145,4 @@ def _show(opinion: dict[str, Any], *, is_worst_shown: bool) -> None:
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:
-    real = figures["real_top1"]
-    return [
-        f"{figures['top1']:.2f}",
-        f"{figures['top5']:.2f}",
-        f"{figures['loss']:#.4g}",
-        "-" if real is None else f"{real:.2f}",
-    ]
+    return [shown(name, figures[name]) for name in ("top1", "top5", "loss", "real_top1")]

@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from orchestrator.figures import clock, shown
 from orchestrator.launch.json_output import strict_json
 from orchestrator.rundir import RunDir
 from orchestrator.tracking.index import records
@@ -22,9 +23,14 @@ from orchestrator.tracking.record import Record
 from slurm import client
 
 _UNBOUNDED = 10_000  # columns of text, where no terminal bounds them
-_GAP, _LEAST_REASON = 3, 20  # between two columns of a table; what is shown of the last one
-_TEXTS = ("run", "state", "job")  # which are aligned left
-_SHOWN = ("train/loss", "val/top1")
+_GAP, _LEAST_REASON = 2, 20  # between two columns of a table; what is shown of the last one
+_LEFT = range(3)  # columns of text: run, status, job
+_SHOWN = ("train/loss", "val/loss", "val/top1")
+_COLUMNS = (  # as those of tracking.compare_show
+    *("run\n\n", "status\n\n", "job\n\n", "attempts\n\n", "step\n\n"),
+    *("speed\n(img/s)\n", "time\nleft\n(h:mm:ss)"),
+    *("train\nloss\n", "val\nloss\n", "val\ntop-1\n(%)", "why\n\n"),
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,8 @@ class Standing:
     Args:
         state: of the run: scheduled, pending, running, finished, stopped, never_restart, crashed.
         why: it waits, or how the last attempt ended.
-        ends: for each attempt that has ended, why.
+        ends: of each attempt, why it ended, or that it runs.
+        images_per_s: the median over the run, as `compare` has it.
         eta_s, checkpoint_age_s: in seconds from now.
     """
 
@@ -104,8 +111,7 @@ def find_runs(directory: Path) -> list[RunDir]:
 
 
 def show_table(found: Iterable[Standing]) -> None:
-    """Print a line for each run."""
-    columns = ("run", "state", "job", "attempts", "step", "images/s", "ETA", *_SHOWN, "why")
+    """Print a line for each run, in the look and the forms of `tahoe compare`."""
     rows = [
         (
             one.run,
@@ -113,29 +119,37 @@ def show_table(found: Iterable[Standing]) -> None:
             one.job_id or "-",
             str(one.num_attempts),
             _progress(one),
-            _number(one.images_per_s, ",.0f"),
-            _duration(one.eta_s),
-            *(_number(one.metrics.get(name), ".4g") for name in _SHOWN),
+            shown("images_per_s", one.images_per_s),
+            clock(one.eta_s),
+            *(shown(name, one.metrics.get(name)) for name in _SHOWN),
             one.why,
         )
         for one in found
     ]
-    room = _room_for_reason(columns, rows)
-    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-    for *cells, why in (columns, tuple("-" * width for width in widths), *rows):
-        aligned = (
-            cell.ljust(width) if name in _TEXTS else cell.rjust(width)
-            for name, cell, width in zip(columns, cells, widths, strict=False)
-        )
-        reason = why if len(why) <= room else f"{why[: room - 1]}…"
-        print((" " * _GAP).join((*aligned, reason)).rstrip())
+    heads = [*zip(*(header.split("\n") for header in _COLUMNS), strict=True)]
+    room = _room_for_reason([*heads, *rows])
+    widths = [max(map(len, cells)) for cells in zip(*heads, *rows, strict=True)]
+    rule = "─" * min(sum(widths) + _GAP * len(widths[1:]), sum(widths[:-1]) + _GAP * 9 + room)
+    lines = [_aligned(cells, widths, room) for cells in (*heads, *rows)]
+    print("\n".join([*lines[: len(heads)], rule, *lines[len(heads) :]]))
 
 
-def _room_for_reason(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+def _aligned(cells: Sequence[str], widths: Sequence[int], room: int) -> str:
+    """Return a line of the table; only the last cell, a reason, is ever cut."""
+    *cells, why = cells
+    aligned = (
+        cell.ljust(width) if place in _LEFT else cell.rjust(width)
+        for place, (cell, width) in enumerate(zip(cells, widths, strict=False))
+    )
+    reason = why if len(why) <= room else f"{why[: room - 1]}…"
+    return (" " * _GAP).join((*aligned, reason)).rstrip()
+
+
+def _room_for_reason(rows: Sequence[Sequence[str]]) -> int:
     """Return how many characters a terminal has for the last column, beside all others."""
     if not sys.stdout.isatty():
         return _UNBOUNDED
-    widths = [max(map(len, cells)) for cells in list(zip(columns, *rows, strict=True))[:-1]]
+    widths = [max(map(len, cells)) for cells in list(zip(*rows, strict=True))[:-1]]
     taken = sum(width + _GAP for width in widths) + _GAP
     return max(_LEAST_REASON, shutil.get_terminal_size().columns - taken)
 
@@ -150,18 +164,18 @@ def show_whole(one: Standing) -> None:
         "nodes": one.nodes,
         "expected start": one.start if one.state == "pending" else None,
         "step": _progress(one),
-        "images/s": _number(one.images_per_s, ",.0f"),
-        "time left": _duration(one.eta_s),
+        "images/s": shown("images_per_s", one.images_per_s),
+        "time left": clock(one.eta_s),
         "last checkpoint": None
         if one.checkpoint_age_s is None
-        else f"{_duration(one.checkpoint_age_s)} ago",
-        **{name: f"{value:.6g}" for name, value in sorted(one.metrics.items())},
+        else f"{clock(one.checkpoint_age_s)} ago",
+        **{name: shown(name, value) for name, value in sorted(one.metrics.items())},
+        **{f"attempt {number}": why for number, why in enumerate(one.ends, start=1)},
     }
+    width = max(map(len, lines)) + _GAP
     for name, value in lines.items():
         if value is not None:
-            console.print(Text(f"{name:18}{value}"))
-    for number, why in enumerate(one.ends, start=1):
-        console.print(Text(f"attempt {number:<10}{why}"))
+            console.print(Text(f"{name:{width}}{value}"))
 
 
 def as_json(found: Sequence[Standing]) -> str:
@@ -177,7 +191,7 @@ def _standing(one: Record, job: client.QueuedJob | None, gone: str) -> Standing:
         gone: what Slurm says of the last job, if there is none any more.
     """
     state, why = _state(one, job, gone)
-    rate, eta_s = one.metrics.get("perf/images_per_s", math.nan), None
+    rate, eta_s = one.metrics.get("perf/images_per_s", math.nan), None  # now: it may have moved
     is_known = rate > 0 and math.isfinite(rate)
     if state == "running" and is_known and one.at_step is not None and one.num_steps:
         eta_s = (one.num_steps - one.at_step) * one.config["recipe.global_batch_size"] / rate
@@ -190,10 +204,10 @@ def _standing(one: Record, job: client.QueuedJob | None, gone: str) -> Standing:
         nodes=one.nodes,
         start=job.start if job else None,
         num_attempts=one.num_attempts,
-        ends=tuple(one.ends),
+        ends=(*one.ends[:-1], "running") if state == "running" and one.ends else tuple(one.ends),
         step=one.at_step,
         num_steps=one.num_steps,
-        images_per_s=rate if is_known else None,
+        images_per_s=one.images_per_s,
         eta_s=eta_s,
         checkpoint_age_s=_checkpoint_age_s(RunDir(Path(one.path))),
         metrics=one.metrics,
@@ -223,14 +237,3 @@ def _checkpoint_age_s(run: RunDir) -> float | None:
 def _progress(one: Standing) -> str:
     done = "-" if one.step is None else f"{one.step:,}"
     return f"{done}/{one.num_steps:,}" if one.num_steps else done
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours}:{rest // 60:02}:{rest % 60:02}"

@@ -3,25 +3,25 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import timedelta
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from orchestrator.figures import shown
 from orchestrator.tracking.compare import ABSENT, Row, Section, Spread
 from orchestrator.tracking.outgoing import as_text
 
 _MAX_CHARACTERS = 24  # of a value in the table of what differs
 _MAX_KEY_COLUMNS = 3  # beside the figures; more keys have a table of their own
-_FIGURES = (  # name, header, what one of its unit is, format
-    ("val/top1", "val\ntop-1\n(%)", 1, ".2f"),
-    ("val/top5", "val\ntop-5\n(%)", 1, ".2f"),
-    ("val/loss", "val\nloss\n", 1, "#.4g"),
-    ("training_s", "training\n(h:mm:ss)", 1, "clock"),
-    ("images_per_s", "speed\n(img/s)", 1, ",.0f"),
-    ("model/num_params", "params\n(M)", 1e6, ".2f"),
-    ("petaflop", "compute\n(petaFLOP)", 1, ".3g"),
+_FIGURES = (  # name, header, what one of its unit is
+    ("val/top1", "val\ntop-1\n(%)", 1),
+    ("val/top5", "val\ntop-5\n(%)", 1),
+    ("val/loss", "val\nloss\n", 1),
+    ("training_s", "training\n(h:mm:ss)", 1),
+    ("images_per_s", "speed\n(img/s)", 1),
+    ("model/num_params", "params\n(M)", 1e6),
+    ("petaflop", "compute\n(petaFLOP)", 1),
 )
 
 
@@ -60,7 +60,7 @@ def _figures_table(rows: Sequence[Row], keys: Sequence[str], first: int) -> Tabl
     for key in keys:
         shown.add_column(_headed(key), overflow="fold", min_width=5)
     present = [figure for figure in _FIGURES if any(figure[0] in row.figures for row in rows)]
-    for _, header, *_ in present:
+    for _, header, _ in present:
         shown.add_column(header, justify="right", no_wrap=True)
     shown.add_column("status", min_width=9)
     for number, row in enumerate(rows, start=first):
@@ -68,7 +68,7 @@ def _figures_table(rows: Sequence[Row], keys: Sequence[str], first: int) -> Tabl
             str(number),
             escape(row.name),
             *(escape(row.differs[key]) for key in keys),
-            *(_cell(row.figures.get(name), unit, form) for name, _, unit, form in present),
+            *(_cell(name, row.figures.get(name), unit) for name, _, unit in present),
             _status(row),
         )
     return shown
@@ -89,13 +89,13 @@ def _headed(key: str) -> str:
     return key.replace(".", ".\n")
 
 
-def _cell(spread: Spread | None, unit: float, form: str) -> str:
+def _cell(name: str, spread: Spread | None, unit: float) -> str:
     if spread is None:
         return ABSENT
-    if form == "clock":
-        return str(timedelta(seconds=round(spread.mean)))
-    mean = format(spread.mean / unit, form)
-    return f"{mean} ± {format(spread.std / unit, form)}" if spread.std else mean
+    if unit > 1:
+        return f"{spread.mean / unit:.2f}"
+    mean = shown(name, spread.mean)
+    return f"{mean} ± {shown(name, spread.std)}" if spread.std else mean
 
 
 def _status(row: Row) -> str:

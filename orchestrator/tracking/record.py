@@ -27,7 +27,7 @@ class Record:
         published: what the paper published; see orchestrator.schema.Published.
         data_fingerprint: of the bytes of both splits.
         status: one of outcome.STATES or IMPORTED, and `reason` why.
-        ends: why each attempt has ended that has.
+        ends: why each attempt ended, or that no end of it is known.
         job_ids, nodes: Slurm's, of all jobs, and of the last attempt.
         step: the highest that was logged; `num_images` were seen until then.
         at_step: the last that was logged: after a rollback, it may be lower.
@@ -106,7 +106,9 @@ def read_record(run: RunDir) -> Record:
         status=end.state,
         reason=end.reason,
         num_attempts=end.attempt,
-        ends=[_end(line) for _, line in sorted(known_attempts.items()) if "ended_s" in line],
+        ends=[
+            _end(known_attempts.get(n, {})) for n in range(1, max(known_attempts, default=0) + 1)
+        ],
         job_ids=[str(line["slurm_job_id"]) for line in jobs],
         nodes=known_attempts[max(known_attempts)].get("nodes") if known_attempts else None,
         num_steps=sized[-1]["num_steps"] if sized else None,
@@ -162,4 +164,8 @@ def _tries(
 
 
 def _end(attempt: Mapping[str, Any]) -> str:
-    return str(attempt.get("why") or f"ended with exit code {attempt.get('exit_code')}")
+    if why := attempt.get("why"):
+        return str(why)
+    if "exit_code" in attempt:
+        return f"ended with exit code {attempt['exit_code']}"
+    return "no end is known: it was killed, or its machine was lost"

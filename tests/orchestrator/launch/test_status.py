@@ -44,6 +44,37 @@ def test_a_stopped_run_tells_its_steps_figures_and_ends(run: RunDir) -> None:
     assert json.loads(status.as_json([one]))[0]["images_per_s"] == 100
 
 
+def test_an_attempt_that_was_killed_is_counted(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.end_attempt(run.begin_attempt(), exit_code=75)
+    run.begin_attempt()  # and was killed
+    run.end_attempt(run.begin_attempt(), exit_code=1)
+    (one,) = status.standings([run])
+    assert (one.num_attempts, len(one.ends)) == (3, 3)
+    assert "75" in one.ends[0]
+    assert "no end is known" in one.ends[1]
+    status.show_whole(one)
+    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("attempt")]
+    assert [line.split()[1] for line in lines] == ["1", "2", "3"]
+    assert "exit code 1" in lines[2]
+    run.begin_attempt()
+    with run.lock():
+        (one,) = status.standings([run])
+    assert one.ends[3] == "running"
+
+
+def test_a_long_name_does_not_touch_its_value(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = {"perf/host_memory_gb": 1.65503, "eval/ten-crop-224-of-256/real_top1": 70.0}
+    append_json_line(run.metrics_file, {"step": 1, "time_ms": 1, "attempt": 1, "metrics": figures})
+    status.show_whole(status.standings([run])[0])
+    shown = dict(line.split() for line in capsys.readouterr().out.splitlines() if "/" in line[:8])
+    assert shown["perf/host_memory_gb"] == "1.655"
+    assert shown["eval/ten-crop-224-of-256/real_top1"] == "70.00"
+
+
 def test_an_attempt_that_is_alive_has_an_eta(run: RunDir) -> None:
     run.begin_attempt(num_steps=14)
     log_step(run, 4)

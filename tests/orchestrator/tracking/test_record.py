@@ -57,7 +57,7 @@ def test_what_is_sent_after_the_end_is_no_training(make_scene):
     found = read_record(run)
     assert found.training_s == pytest.approx(300)
     assert found.device_s == pytest.approx(600)
-    assert found.ends == ["asked 1"]
+    assert found.ends == ["asked 1", "asked 2"]
 
 
 def test_what_is_not_known_is_none(make_scene):
