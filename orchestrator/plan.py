@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from data_sharding.manifest import Manifest
 from orchestrator.config import ConfigError
+from orchestrator.figures import counted
 from orchestrator.schema import Config
 
 
@@ -65,20 +66,22 @@ class Plan:
             return "classes are drawn equally often, so samples of a small class more often"
         if self.num_repeats > 1:
             return f"every sample is drawn {self.num_repeats} times in its micro-batch"
-        return f"{self.num_train % self.global_batch_size} images left for another epoch"
+        left = self.num_train % self.global_batch_size
+        return f"{counted(left, 'image')} left for another epoch"
 
     def lines(self) -> list[str]:
         """Return the start-up block: the numbers multiplied out, so that a wrong one is seen."""
         epochs = self.num_steps / self.steps_per_epoch
+        every = counted(self.evaluate_every_steps, "step")
         return [
-            f"ranks {self.world_size} x micro-batch {self.micro_batch_size} x accumulation "
-            f"{self.num_accumulated} = global batch {self.global_batch_size}, "
-            f"in {self.num_lanes} lanes",
-            f"{self.num_train:,} training images = {self.steps_per_epoch:,} steps an epoch "
-            f"({self.multiplicity})",
-            f"{self.num_steps:,} steps = {epochs:.4g} epochs = "
-            f"{self.num_steps * self.global_batch_size:,} images, "
-            f"evaluated on {self.num_val:,} every {self.evaluate_every_steps:,} steps",
+            f"{counted(self.num_steps, 'step')} of {self.global_batch_size:,} images = "
+            f"{epochs:.4g} epochs = {self.num_steps * self.global_batch_size:,} images, "
+            f"evaluated on {self.num_val:,} every {every}",
+            f"{counted(self.num_train, 'training image')} = "
+            f"{counted(self.steps_per_epoch, 'step')} an epoch ({self.multiplicity})",
+            f"global batch {self.global_batch_size:,} = {counted(self.world_size, 'rank')} x "
+            f"micro-batch {self.micro_batch_size} x accumulation {self.num_accumulated}, "
+            f"dealt from {counted(self.num_lanes, 'lane')} of the data set",
         ]
 
 

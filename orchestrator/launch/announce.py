@@ -4,10 +4,12 @@ import json
 import shlex
 from collections.abc import Iterable, Sequence
 
+from orchestrator.figures import counted
 from orchestrator.launch.submit import Submission
 from orchestrator.rundir import RunDir, RunError
 from orchestrator.sweepdir import SweepDir
 from orchestrator.tracking.ship import sync
+from orchestrator.tracking.views import run_page
 
 
 def announce_job(submission: Submission, job_id: str) -> None:
@@ -31,7 +33,7 @@ def announce_arrays(
         if member.run.is_finished:
             print(f"{member.run.path} is finished already; it is reused (if_finished=reuse)")
     for array_id, some in arrays:
-        print(f"submitted array {array_id} of {len(some)} runs")
+        print(f"submitted array {array_id} of {counted(len(some), 'run')}")
         for i, member in enumerate(some):
             print(f"  {array_id}_{i}  {member.run.path}", flush=True)
     print(f"sweep: {sweep.path}")
@@ -55,6 +57,6 @@ def _in_mlflow(runs: Sequence[RunDir]) -> bool:
 
 def _show_link(uri: str, mark: dict[str, str], quoted: str) -> None:
     if uri.startswith("http"):
-        print(f"  {uri}/#/experiments/{mark['experiment_id']}/runs/{mark['run_id']}")
+        print(f"  {run_page(uri, mark)}")
     else:
         print(f"  in MLflow: tahoe sync {quoted} && tahoe ui --uri {shlex.quote(uri)}")

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from orchestrator.figures import counted
 from orchestrator.launch.arguments import add_verb, at_least_2
 from orchestrator.launch.json_output import strict_json
 
@@ -110,7 +111,7 @@ def _verify(options: argparse.Namespace) -> int:
         try:
             with store.open(step) as parts:
                 megabytes = store.manifest(step).num_bytes / 1e6
-                told = f"{len(parts)} files, {megabytes:,.1f} MB, as they were saved"
+                told = f"{counted(len(parts), 'file')}, {megabytes:,.1f} MB, as they were saved"
         except CheckpointError as error:
             num_damaged += 1
             told = f"DAMAGED: {error}"

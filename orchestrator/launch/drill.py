@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from data_sharding import files
 from orchestrator.config import ConfigError, parse
+from orchestrator.figures import counted
 from orchestrator.launch.compose import Composed, compose
 from orchestrator.launch.create import open_run
 from orchestrator.launch.drill_attempt import Around, Ended, endure
@@ -43,7 +44,7 @@ def drill(options: argparse.Namespace) -> int:
     """Run the drill and print its report; return 0 if nothing was lost, else 1."""
     if options.on_nodes and options.kind:
         raise ConfigError("--on-nodes loses nodes and does nothing else: leave --kind out")
-    config = _config(options.overrides)
+    start_s, config = time.monotonic(), _config(options.overrides)
     kinds = (LOSE_A_NODE,) if options.on_nodes else options.kind or _that_apply(config)
     try:
         attempts = schedule(options.faults, kinds, options.seed)
@@ -53,6 +54,7 @@ def drill(options: argparse.Namespace) -> int:
         report = _on_nodes(config, attempts, options)
     else:
         report = _here(config, attempts, kinds, options)
+    report.seconds = time.monotonic() - start_s
     if options.json:
         print(strict_json({**asdict(report), "is_well": report.is_well}))
     else:
@@ -127,16 +129,15 @@ class _Drill:
 
 
 def _run(drill: _Drill, attempts: Sequence[Attempt], asked: int) -> Report:
-    start_s, report = time.monotonic(), Report(asked, directory=str(drill.place))
+    report = Report(asked, directory=str(drill.place))
     alone, alone_config, plan = drill.open("undisturbed")
-    _tell(f"undisturbed: {plan.num_steps} steps in {drill.place}")
+    _tell(f"undisturbed: {counted(plan.num_steps, 'step')} in {drill.place}")
     _check_finished(alone, drill.endure(alone, alone_config, plan, [Attempt((), None)]))
     hurt, hurt_config, _ = drill.open("hurt")
     ends = drill.endure(hurt, hurt_config, plan, attempts)
     _check_finished(hurt, ends)
     count(report, ends, plan)
     compare(report, (alone, hurt), (alone_config, hurt_config), plan.num_steps)
-    report.seconds = time.monotonic() - start_s
     return report
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_sharding import files
+from orchestrator.figures import counted
 from orchestrator.launch.drill_mlflow import Faults
 from orchestrator.launch.drill_schedule import Attempt, Fault
 from orchestrator.launch.drill_store import DIRECTORY
@@ -49,7 +50,7 @@ class Ended:
 
     def __str__(self) -> str:
         what = ", ".join(self.faults) or "left alone"
-        how = f"{what}: exit code {self.exit_code}, {self.lost_steps} steps done again"
+        how = f"{what}: exit code {self.exit_code}, {counted(self.lost_steps, 'step')} done again"
         first = self.first_step_s
         return how if first is None else f"{how}, first step after {first:.1f} s"
 

@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.figures import counted
 from orchestrator.launch.drill_attempt import Ended
 from orchestrator.plan import Plan
 from orchestrator.rundir import RunDir, read_json_lines
@@ -125,7 +126,7 @@ def show(report: Report) -> None:
         table.add_row(f"  {kind}", str(count))
     first = report.median_first_step_s
     for name, value in (
-        ("attempts", f"{report.num_attempts}, {report.num_steps} steps"),
+        ("attempts", f"{report.num_attempts}, {counted(report.num_steps, 'step')}"),
         ("steps done again", f"{report.lost_steps}, at most {report.most_lost_steps} at a time"),
         ("first step after", "-" if first is None else f"{first:.1f} s (median)"),
         ("samples never, twice", f"{report.samples_never}, {report.samples_twice}"),

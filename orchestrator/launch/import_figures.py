@@ -20,6 +20,7 @@ def add_import_verb(verbs: "Verbs") -> None:
 
 def import_figures(options: argparse.Namespace) -> int:
     """Make the runs that are not there yet."""
+    from orchestrator.figures import counted
     from orchestrator.rundir import RunError
     from orchestrator.tracking.imported import import_runs, published, timm_results
     from orchestrator.tracking.lineage import shelf
@@ -34,5 +35,6 @@ def import_figures(options: argparse.Namespace) -> int:
         raise RunError(
             f"not all was imported: {summary(error)}. The same command goes on where it stopped."
         ) from error
-    print(f"{num_made:,} runs were made in {options.experiment!r}; {num_there:,} were there")
+    made = counted(num_made, "run")
+    print(f"{made} made in {options.experiment!r}; {num_there:,} there already")
     return 0

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
+from orchestrator.launch.finished import told
 from orchestrator.launch.watch import Watcher
 from orchestrator.plan import Plan
 from orchestrator.rundir import RunDir
@@ -61,7 +62,7 @@ def _judge(run: RunDir, attempt: int, ranks: "_Ranks") -> int:
     verdict = run.read_json(run.verdict_file) or {}
     if verdict.get("attempt") == attempt:
         if verdict["verdict"] == "finished":
-            print(f"finished: {run.path}")
+            print(told(run))
             return Exit.FINISHED
         if verdict["verdict"] == "stopped":
             print(f"{verdict['reason']}. Continue with:\n  tahoe resume {run.quoted}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from orchestrator.figures import counted
 from orchestrator.launch.ask import UnansweredError
 from orchestrator.launch.compose import Composed, compose
 from orchestrator.launch.cost import cost_of
@@ -39,20 +40,21 @@ def _show_batch(points: Sequence[Composed], wait: bool) -> list[None]:
 
 
 def _show_jobs(points: Sequence[Composed]) -> None:
-    """Print the job script and the arithmetic of a run; of a sweep, those of each array's first."""
+    """Print the arithmetic and the job script of a run; of a sweep, those of each array's first."""
     runs = [RunDir(run_path(point.config)) for point in points]
     plans = [plan_of(point.config) for point in points]
     code = in_place()
     jobs = [job_of(run, point.config, code) for run, point in zip(runs, points, strict=True)]
     for indices in together(jobs):
         first = indices[0]
-        print(script(jobs[first]))
         lines = [*plans[first].lines(), _cost_line(points[first], plans[first])]
-        print("\n".join(f"# {line}" for line in lines))
         if len(points) > 1:
-            print(f"\n# {len(indices)} jobs like this one, as an array:")
+            lines.append(f"an array of {counted(len(indices), 'job')} like this:")
             for i in indices:
-                print(f"#   {plans[i].num_steps:,} steps  {' '.join(points[i].overrides)}")
+                steps = counted(plans[i].num_steps, "step")
+                lines.append(f"  {steps}  {' '.join(points[i].overrides)}")
+        print("\n".join(f"# {line}" for line in lines))
+        print(f"# The job script:\n\n{script(jobs[first])}")
 
 
 def _cost_line(point: Composed, plan: Plan) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from orchestrator.config import SAFE_KEYS, ConfigError, parse, to_dict, unsafe_changes
+from orchestrator.figures import counted
 from orchestrator.launch.compose import merge
 from orchestrator.launch.create import plan_of
 from orchestrator.plan import Plan
@@ -32,14 +33,15 @@ def reopen_run(run: RunDir, overrides: Sequence[str]) -> Plan:
     done = _num_steps_done(run, config)
     if plan.num_steps < done:
         raise ConfigError(
-            f"{run.id} has done {done} steps, more than the {plan.num_steps} asked for. A run can "
-            "be extended, not shortened: ask for more, or start a new run with `tahoe train`."
+            f"{run.id} has done {counted(done, 'step')}, more than the {plan.num_steps} asked "
+            "for. A run can be extended, not shortened: ask for more, or start a new run with "
+            "`tahoe train`."
         )
     if run.is_finished and plan.num_steps == done:
         twice = f"{2 * done / plan.steps_per_epoch:g}"
         raise RunError(
-            f"{run.id} is finished after {done} steps. There is nothing to continue. Extend it "
-            f"with e.g. `tahoe resume {run.quoted} recipe.epochs={twice}`."
+            f"{run.id} is finished after {counted(done, 'step')}. There is nothing to continue. "
+            f"Extend it with e.g. `tahoe resume {run.quoted} recipe.epochs={twice}`."
         )
     with run.lock():  # the config of an attempt that is running is not touched
         run.write_config(to_dict(config))

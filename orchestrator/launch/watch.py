@@ -14,10 +14,11 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from orchestrator.figures import shown
 from orchestrator.plan import Plan
 from orchestrator.rundir import RunDir
 
-_PROGRESS_LINE = re.compile(r"INFO +step \d+/\d+ ")
+_PROGRESS_LINE = re.compile(r"INFO +step \d+/\d+  epoch [\d.]+  loss ")  # not of "val"
 
 
 class Watcher:
@@ -62,8 +63,8 @@ class Watcher:
                     completed=record["step"],
                     description=(
                         f"epoch {record['step'] / self._plan.steps_per_epoch:.2f}  "
-                        f"loss {figures['train/loss']:#.4g}  "
-                        f"{figures['perf/images_per_s']:.0f} images/s  "
+                        f"loss {shown('train/loss', figures['train/loss'])}  "
+                        f"{shown('images_per_s', figures['perf/images_per_s'])} images/s  "
                         f"data wait {100 * figures['perf/data_wait']:.0f} %"
                     ),
                 )

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.figures import shown
+from orchestrator.figures import counted, shown
 from orchestrator.tracking.compare import ABSENT, Row, Section, Spread
 from orchestrator.tracking.outgoing import as_text
 
@@ -41,7 +41,7 @@ def tables(sections: Sequence[Section], most: int = 50) -> Iterator[Table | str]
         shown = [key for key in keys if key == "model.name"] if is_apart else keys
         yield _figures_table(section.rows, shown, first=rows.index(section.rows[0]) + 1)
         if left:
-            yield f"and {left:,} rows more, which are no better: --rows N, --json, or a filter"
+            yield f"{counted(left, 'row')} more, no better: --rows N, --json, or a filter"
     if is_apart:
         yield "what differs, by the number of the row"
         yield _keys_table(rows, keys)

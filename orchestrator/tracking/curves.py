@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from orchestrator.rundir import RunDir
 from orchestrator.tracking.compare import Row, Section
-from orchestrator.tracking.points import Sieve, read_records
+from orchestrator.tracking.points import curve
 from orchestrator.tracking.record import Record
 from orchestrator.tracking.style import COLOURS, MARKERS, styled
 
@@ -27,12 +27,7 @@ Curve = dict[int, float]  # values by their steps
 
 def logged(record: Record, name: str) -> Curve:
     """Return a figure of a run as its directory has it."""
-    curve, sieve = Curve(), Sieve()
-    for _, line in read_records(RunDir(Path(record.path)).metrics_file, start_bytes=0):
-        for point in sieve.fresh(line):
-            if point.key == name:
-                curve[point.step] = point.value
-    return curve
+    return curve(RunDir(Path(record.path)), name)
 
 
 def draw_curves(

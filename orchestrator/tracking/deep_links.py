@@ -2,24 +2,25 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 from orchestrator.rundir import RunDir, RunError
 from orchestrator.sweepdir import SweepDir, is_sweep
 from orchestrator.tracking.index import all_records
 from orchestrator.tracking.parent import CHILD_TAG
 from orchestrator.tracking.record import Record, read_record
+from orchestrator.tracking.store import MlflowClient
+from orchestrator.tracking.views import run_page, table_page
 
 LINEAGE = "tags.year LIKE '%'"  # whatever has a paper: runs of its system, and imported figures
 
 
-def filtered(server_url: str, experiment_id: str, wanted: str) -> str:
-    """Return where an experiment shows the runs that pass a filter of MLflow's."""
-    return f"{server_url}/#/experiments/{experiment_id}/runs?searchFilter={quote(wanted)}"
-
-
-def links_to(server_url: str, paths: Iterable[Path]) -> list[str]:
+def links_to(
+    server_url: str, paths: Iterable[Path], client: MlflowClient | None = None
+) -> list[str]:
     """Return a line for each run and sweep: where it is shown, with what it comes from.
+
+    Args:
+        client: that keeps the views of tables; see views.table_page.
 
     Raises:
         RunError: there is none, or MLflow does not know it yet.
@@ -28,33 +29,33 @@ def links_to(server_url: str, paths: Iterable[Path]) -> list[str]:
     for path in paths:
         absolute = path.absolute()
         if is_sweep(absolute):
-            lines.append(_of_sweep(server_url, SweepDir(absolute)))
+            lines.append(_of_sweep(server_url, SweepDir(absolute), client))
         else:
-            lines += _of_run(server_url, RunDir(absolute))
+            lines += _of_run(server_url, RunDir(absolute), client)
     return lines
 
 
-def _of_sweep(server_url: str, sweep: SweepDir) -> str:
+def _of_sweep(server_url: str, sweep: SweepDir, client: MlflowClient | None) -> str:
     mark = RunDir(sweep.path).read_json(sweep.mlflow_file)
     if mark is None:
         raise _unknown(sweep.path)
     wanted = f"tags.`{CHILD_TAG}` = '{mark['run_id']}'"
-    return f"{filtered(server_url, mark['experiment_id'], wanted)}  {sweep.id}"
+    return f"{table_page(client, server_url, mark['experiment_id'], wanted)}  {sweep.id}"
 
 
-def _of_run(server_url: str, run: RunDir) -> list[str]:
+def _of_run(server_url: str, run: RunDir, client: MlflowClient | None) -> list[str]:
     record = read_record(run)
     mark = run.read_json(run.mlflow_file)
     if mark is None:
         raise _unknown(run.path)
-    place = mark["experiment_id"]
-    lines = [f"{server_url}/#/experiments/{place}/runs/{mark['run_id']}  {run.id}"]
+    lines = [f"{run_page(server_url, mark)}  {run.id}"]
     family = [one.mlflow_id for one in _ancestors(record, all_records(run.path.parent))]
     known = [name for name in (mark["run_id"], *family) if name]
     if len(known) > 1:
         listed = ", ".join(f"'{name}'" for name in known)
         wanted = f"attributes.run_id IN ({listed})"
-        lines.append(f"{filtered(server_url, place, wanted)}  {run.id} and its ancestors")
+        page = table_page(client, server_url, mark["experiment_id"], wanted)
+        lines.append(f"{page}  {run.id} and its ancestors")
     return lines
 
 

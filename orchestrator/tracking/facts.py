@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from orchestrator.config import flatten
+from orchestrator.figures import clock, counted, shown
 from orchestrator.rundir import RunDir, read_json_lines
 from orchestrator.tracking.outcome import attempts, outcome
 from orchestrator.tracking.outgoing import as_text, legal_name, redacted, without_secrets
@@ -84,7 +85,8 @@ def attempt_tags(run: RunDir) -> dict[str, str]:
         if why is None and "exit_code" in line:
             why = f"exit code {line['exit_code']}"
         place = line.get("nodes") or line.get("host")
-        ranks = f"{line.get('world_size', '?')} ranks on {place}"
+        size = line.get("world_size")
+        ranks = f"{counted(size, 'rank') if size else 'ranks'} on {place}"
         began = datetime.fromtimestamp(line.get("started_s", 0), UTC).isoformat(" ", "seconds")
         text = without_secrets(f"{began}, {ranks}: {why or 'no end is known'}")
         found[f"tahoe.attempt.{number:04d}"] = as_text(text, MAX_TAG_CHARACTERS)
@@ -99,6 +101,24 @@ def time_tags(record: Record) -> dict[str, str]:
         "tahoe.images_per_s": record.images_per_s,
     }
     return {key: f"{value:.6g}" for key, value in taken.items() if value is not None}
+
+
+def description(record: Record) -> str:
+    """Return what a run is and what it came to, in one line."""
+    year = record.published.get("year")
+    config, figures = record.config, record.metrics
+    what = f"{record.system}{f' ({year})' if year else ''} on {config.get('data.name')}"
+    told = [
+        f"{name} {shown(key, figures[key])}{unit}"
+        for key, name, unit in (("val/top1", "top-1", " %"), ("val/loss", "loss", ""))
+        if key in figures
+    ]
+    if record.step:
+        told.append(f"{counted(record.step, 'step')} in {clock(record.training_s)}")
+    if record.images_per_s:
+        told.append(f"{shown('images_per_s', record.images_per_s)} images/s")
+    came_to = "; ".join(filter(None, [", ".join(told), f"seed {config.get('seed')}"]))
+    return without_secrets(f"{what}, {config.get('data.protocol')}: {came_to}")
 
 
 def dataset(run: RunDir, config: Mapping[str, Any]) -> dict[str, str] | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator.rundir import RunDir
 from orchestrator.tracking.outgoing import legal_name
 
 
@@ -95,6 +96,15 @@ class Tail:
                 batch = []
         if batch:
             yield batch, self.end_bytes
+
+
+def curve(run: RunDir, name: str) -> dict[int, float]:
+    """Return a figure of a run by its steps, where it is finite, as its directory has it."""
+    found, sieve = dict[int, float](), Sieve()
+    for _, line in read_records(run.metrics_file, start_bytes=0):
+        points = (point for point in sieve.fresh(line) if point.key == name)
+        found |= {point.step: point.value for point in points if math.isfinite(point.value)}
+    return found
 
 
 def read_records(file: Path, start_bytes: int) -> Iterator[tuple[int, Any]]:

@@ -39,6 +39,7 @@ T = TypeVar("T")
 
 MAX_METRICS_A_CALL = 1000  # MLflow's limits: mlflow/utils/validation.py
 MAX_PARAMS_A_CALL = 100
+_DESCRIPTION, _OWN_DESCRIPTION = "mlflow.note.content", "tahoe.description"
 STATUS = {
     "scheduled": "SCHEDULED",
     "running": "RUNNING",
@@ -139,10 +140,18 @@ class Tracked:
         else:
             self.client.set_terminated(self.run_id, status, ended_ms)
         verdict = without_secrets(f"{outcome.state}: {outcome.reason}")
-        taken = {} if status in ("RUNNING", "SCHEDULED") else facts.time_tags(read_record(self.run))
+        record = read_record(self.run)
+        taken = {} if status in ("RUNNING", "SCHEDULED") else facts.time_tags(record)
         self.tag({"tahoe.verdict": verdict, **facts.attempt_tags(self.run), **taken})
+        self._tell_in_words(facts.description(record))
         if self.sweep and self.parent_id:
             show_parent(self.client, self.experiment_id, self.parent_id, self.sweep)
+
+    def _tell_in_words(self, text: str) -> None:
+        """Set the description that MLflow's pages show, unless somebody has written another."""
+        known = self.client.get_run(self.run_id).data.tags
+        if known.get(_DESCRIPTION) == known.get(_OWN_DESCRIPTION):
+            self.tag({_DESCRIPTION: text, _OWN_DESCRIPTION: text})
 
     def remember(self) -> None:
         """Write mlflow.json. Deleting it is safe: the run is found by its tags and sent again."""

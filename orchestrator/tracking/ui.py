@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from orchestrator.rundir import RunDir, RunError
-from orchestrator.tracking.deep_links import LINEAGE, filtered, links_to
+from orchestrator.tracking.deep_links import LINEAGE, links_to
 from orchestrator.tracking.outgoing import summary, without_secrets
 from orchestrator.tracking.store import (
     MlflowClient,
@@ -18,6 +18,7 @@ from orchestrator.tracking.store import (
     opened,
     sqlite_file,
 )
+from orchestrator.tracking.views import TRAINING, table_page
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -55,7 +56,10 @@ def serve(
     """
     if tracking_uri.startswith(("http://", "https://")):
         address = without_secrets(tracking_uri).rstrip("/")
-        print("\n".join(links_to(address, paths) or [address]))
+        client = MlflowClient(tracking_uri=tracking_uri)
+        print(
+            "\n".join(links_to(address, paths, client) or [f"{address}/#/experiments?{TRAINING}"])
+        )
         return
     check_is_there(tracking_uri)
     _check_port(host, port)
@@ -63,7 +67,7 @@ def serve(
     address = f"http://{shown_host}:{port}"
     try:
         with opened(tracking_uri) as client:
-            for link in links_to(address, paths) or links(client, address):
+            for link in links_to(address, paths, client) or links(client, address):
                 print(link, flush=True)
     except (MlflowException, OSError) as error:
         shown = without_secrets(tracking_uri)
@@ -91,8 +95,8 @@ def links(client: MlflowClient, server_url: str) -> list[str]:
     used = [known for known in found if known.experiment_id != "0"] or found  # 0: MLflow's own
     lines = []
     for known in used:
-        lines.append(f"{server_url}/#/experiments/{known.experiment_id}/runs  {known.name}")
-        lineage = filtered(server_url, known.experiment_id, LINEAGE)
+        lines.append(f"{table_page(client, server_url, known.experiment_id)}  {known.name}")
+        lineage = table_page(client, server_url, known.experiment_id, LINEAGE)
         lines.append(f"{lineage}  {known.name}: the lineage")
     return lines
 

@@ -112,15 +112,21 @@ class CheckpointStore:
     """The checkpoints of one run, at a path or an fsspec URL."""
 
     url: str
+    run: RunDir | None = None  # which they are shown relative to, if they lie in it
 
     @classmethod
     def of(cls, run: RunDir, config: Config) -> Self:
         """Return those of a run, wherever its config has them."""
-        return cls(config.checkpoint.url or str(run.checkpoints_dir))
+        return cls(config.checkpoint.url or str(run.checkpoints_dir), run)
 
     def location(self, step: int) -> str:
         """Return the URL of a step's checkpoint."""
         return files.join(self.url, f"step-{step:09d}")
+
+    def shown(self, step: int) -> str:
+        """Return where a step's checkpoint is, as logs of the run have it."""
+        where = self.location(step)
+        return where.removeprefix(f"{self.run.path}/") if self.run else where
 
     def save(self, step: int, parts: Mapping[str, Part], metrics: Mapping[str, float]) -> None:
         """Publish a checkpoint; its files are written side by side, and hashed on the way.

@@ -27,7 +27,7 @@ from orchestrator.training.metrics import MetricLog
 from orchestrator.training.network import build_network, count_cost
 from orchestrator.training.objectives import Objective, make_objective
 from orchestrator.training.probe import freeze_all_but_the_head
-from orchestrator.training.report import tell_start
+from orchestrator.training.report import tell_evaluation, tell_start
 from orchestrator.training.restore import restore
 from orchestrator.training.saver import Saver
 from orchestrator.training.schedule import make_schedule
@@ -157,7 +157,7 @@ class Job:
         if self.world.is_first and answers is not None:
             write_answers(self.run, answers)
         self.metrics.log(step, result)
-        log.info("val " + "  ".join(f"{name[4:]} {value:.4g}" for name, value in result.items()))
+        tell_evaluation(self.plan, step, result)
         return result
 
     def compute_figures(self, step: int, images_per_s: float) -> dict[str, float]:

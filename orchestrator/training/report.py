@@ -1,9 +1,9 @@
 """What a run says of itself in its log: one block of numbers at the start, a line now and then."""
 
 import logging
-import time
 from collections.abc import Mapping
 
+from orchestrator.figures import clock, shown
 from orchestrator.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -34,20 +34,21 @@ def tell_progress(plan: Plan, step: int, figures: Mapping[str, float]) -> None:
     """Log where the run is, how fast, and when it will be done."""
     left_s = (plan.num_steps - step) * plan.global_batch_size / figures["perf/images_per_s"]
     log.info(
-        "step %d/%d  epoch %.2f  loss %.4f  lr %.3g  %.0f images/s  data wait %.0f %%  ETA %s",
-        step,
-        plan.num_steps,
-        step / plan.steps_per_epoch,
-        figures["train/loss"],
+        "%s  loss %s  lr %.3g  %s images/s  data wait %.0f %%  ETA %s",
+        _place(plan, step),
+        shown("train/loss", figures["train/loss"]),
         figures["train/lr"],
-        figures["perf/images_per_s"],
+        shown("perf/images_per_s", figures["perf/images_per_s"]),
         100 * figures["perf/data_wait"],
-        format_duration(left_s),
+        clock(left_s),
     )
 
 
-def format_duration(seconds: float) -> str:
-    """Return e.g. 0:00:42, or 3.5 d."""
-    if seconds >= 86400:
-        return f"{seconds / 86400:.1f} d"
-    return time.strftime("%-H:%M:%S", time.gmtime(seconds))
+def tell_evaluation(plan: Plan, step: int, figures: Mapping[str, float]) -> None:
+    """Log what the weights of a step are worth on the validation split."""
+    told = (f"{name.removeprefix('val/')} {shown(name, x)}" for name, x in figures.items())
+    log.info("%s  val %s", _place(plan, step), "  ".join(told))
+
+
+def _place(plan: Plan, step: int) -> str:
+    return f"step {step}/{plan.num_steps}  epoch {step / plan.steps_per_epoch:.2f}"

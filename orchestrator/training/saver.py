@@ -71,4 +71,4 @@ class Saver:
     def _write(self, step: int, parts: Mapping[str, Part], metrics: Mapping[str, float]) -> None:
         self._store.save(step, parts, metrics)
         self._store.prune(kept(self._store.manifests(), self._keep) | {self.resumed_from})
-        log.info("saved step %d to %s", step, self._store.location(step))
+        log.info("saved step %d to %s", step, self._store.shown(step))

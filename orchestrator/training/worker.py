@@ -59,6 +59,7 @@ def main(arguments: Sequence[str]) -> int:
 def _attempt(
     run: RunDir, config: Config, attempt: int, stop: StopRequest, *, is_first: bool
 ) -> Verdict:
+    log.info("attempt %d: importing torch", attempt)  # which is silent for seconds
     from data_sharding.manifest import DataError
     from orchestrator.training.checkpoint import CheckpointError
     from orchestrator.training.metrics import MetricLog
@@ -106,6 +107,8 @@ def _shipping(run: RunDir, config: Config, stop: StopRequest) -> Iterator[None]:
     finally:
         assert shipper.stdin is not None
         shipper.stdin.close()  # the end of this file tells it that the rank is done
+        if shipper.poll() is None:
+            log.info("sending the rest to MLflow, which may take up to %g s", timeout_s)
         try:
             shipper.wait(_STOPPING_DRAIN_S if stop else timeout_s + 30)
         except subprocess.TimeoutExpired:

@@ -40,8 +40,8 @@ def test_a_job_is_followed_and_not_reached_by_later_edits(jobs: Jobs, tmp_path: 
     options = ["experiment=mine", "model=network:build", "cluster=slurm", "logging.every_steps=1"]
     hold = "+cluster.additional_parameters.hold=true"
     shown = tahoe("submit", *place, *options, "--dry-run").stdout
-    assert shown.startswith("#!/bin/bash\n")
-    assert "\n# 6 steps = " in shown
+    assert shown.startswith("# 6 steps of ")
+    assert "\n#!/bin/bash\n" in shown
     assert not (home / "held").exists()
     printed = tahoe("submit", *place, *options, hold).stdout
     assert "submitted job" in printed

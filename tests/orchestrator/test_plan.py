@@ -129,9 +129,10 @@ def test_the_ranks_share_the_micro_batches_of_every_step(
 
 def test_the_numbers_are_told_multiplied_out(values: dict[str, Any]) -> None:
     assert plan_of(values, epochs=2).lines() == [
-        "ranks 2 x micro-batch 16 x accumulation 2 = global batch 64, in 32 lanes",
+        "30 steps of 64 images = 2 epochs = 1,920 images, evaluated on 100 every 15 steps",
         "1,000 training images = 15 steps an epoch (40 images left for another epoch)",
-        "30 steps = 2 epochs = 1,920 images, evaluated on 100 every 15 steps",
+        "global batch 64 = 2 ranks x micro-batch 16 x accumulation 2, "
+        "dealt from 32 lanes of the data set",
     ]
 
 

@@ -1,6 +1,7 @@
 """Addresses that show what they say: the filters are asked of a real store."""
 
-from urllib.parse import unquote
+import json
+from urllib.parse import parse_qsl
 
 import pytest
 
@@ -9,17 +10,33 @@ from orchestrator.sweepdir import SweepDir
 from orchestrator.tracking.deep_links import LINEAGE, links_to
 from orchestrator.tracking.ship import sync
 from orchestrator.tracking.store import MlflowClient
+from orchestrator.tracking.ui import links
+from orchestrator.tracking.views import table_page
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 URL = "https://mlflow.example.org"
 
 
+def table_of(link):
+    """Return the experiment of a link to a table, and the parameters of its address."""
+    address, _, _ = link.partition("  ")
+    place, parameters = address.removeprefix(f"{URL}/#/experiments/").split("/runs?")
+    return place, dict(parse_qsl(parameters))
+
+
 def shown_by(link, scene):
     """Return the names of the runs that a page with a filter lists."""
-    address, _, _ = link.partition("  ")
-    place, wanted = address.removeprefix(f"{URL}/#/experiments/").split("/runs?searchFilter=")
-    found = MlflowClient(tracking_uri=scene.uri).search_runs([place], unquote(wanted))
+    place, asked = table_of(link)
+    assert asked["workflowType"] == "machine_learning"
+    found = scene.client().search_runs([place], asked["searchFilter"])
     return {run.data.tags["tahoe.run_id"] for run in found}
+
+
+def view_of(link, scene):
+    """Return what the experiment has kept under the name that a link asks for."""
+    place, asked = table_of(link)
+    tags = scene.client().get_experiment(place).tags
+    return json.loads(tags["mlflow.sharedViewState." + asked["viewStateShareKey"]])
 
 
 def begin_with(scene, parent):
@@ -37,7 +54,7 @@ def test_a_run_and_its_ancestors(make_scene, store):
     own, family = links_to(URL, [scenes["young"].run.path])
     assert own == (
         f"{URL}/#/experiments/{scenes['young'].mark['experiment_id']}/runs/"
-        f"{scenes['young'].mark['run_id']}  young"
+        f"{scenes['young'].mark['run_id']}?workflowType=machine_learning  young"
     )
     assert shown_by(family, scenes["young"]) == {"young", "middle", "old"}
     assert len(links_to(URL, [scenes["other"].run.path])) == 1
@@ -57,6 +74,44 @@ def test_a_sweep(make_scene, store, tmp_path):
         sync(scene.run.path)
     (link,) = links_to(URL, [sweep.path])
     assert shown_by(link, scenes[0]) == {"a", "b"}
+
+
+def test_a_table_opens_with_the_columns_one_compares_by(make_scene, store):
+    plain, historic = make_scene("plain", uri=store), make_scene("historic", uri=store)
+    historic.configure(model={"published": {"year": 2012}})
+    for scene in (plain, historic):
+        scene.log(1, {"val/top1": 50.0, "val/loss": 1.0, "train/loss": 2.0})
+        sync(scene.run.path)
+    everything, lineage = links(plain.client(), URL)
+    view = view_of(everything, plain)
+    (known,) = plain.client().search_runs([historic.mark["experiment_id"]], "tags.year = '2012'")
+    data = known.data
+    there = {f"metrics.`{key}`" for key in data.metrics} | {f"tags.`{key}`" for key in data.tags}
+    assert set(view["selectedColumns"]) - there == {"attributes.`Description`"}
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`val/top1`", False)
+    assert [section["name"] for section in view["compareRunSections"]][:2] == ["val", "train"]
+    wanted = view_of(lineage, plain)["searchFilter"]
+    found = plain.client().search_runs([historic.mark["experiment_id"]], wanted)
+    assert [run.data.tags["tahoe.run_id"] for run in found] == ["historic"]
+    before = plain.client().get_experiment(plain.mark["experiment_id"]).tags
+    assert links(plain.client(), URL) == [everything, lineage]
+    assert plain.client().get_experiment(plain.mark["experiment_id"]).tags == before
+
+
+def test_a_filter_too_long_for_a_view_is_in_the_address(make_scene, store):
+    scene = make_scene(uri=store)
+    sync(scene.run.path)
+    wanted = f"tags.seed != '{'x' * 5000}'"
+    page = table_page(scene.client(), URL, scene.mark["experiment_id"], wanted)
+    assert shown_by(page, scene) == {scene.run.id}
+
+
+def test_a_view_that_cannot_be_kept_is_done_without(make_scene, store):
+    scene = make_scene(uri=store)
+    sync(scene.run.path)
+    nowhere = MlflowClient(tracking_uri="http://127.0.0.1:9")  # discard: nobody answers
+    page = table_page(nowhere, URL, scene.mark["experiment_id"], "tags.seed = '1'")
+    assert shown_by(page, scene) == {scene.run.id}
 
 
 def test_the_lineage(make_scene, store):

@@ -171,6 +171,28 @@ def test_tags(scene):
     assert scene.shown().info.run_name == "run-1"
 
 
+def test_the_description_is_one_line_with_the_figures(scene):
+    scene.configure(model={"name": "lenet5_1998", "published": {"title": "LeNet-5", "year": 1998}})
+    scene.log(9, {"val/top1": 98.607242, "val/loss": 0.0385159, "perf/images_per_s": 1162.4})
+    sync(scene.run.path)
+    told = scene.shown().data.tags["mlflow.note.content"]
+    for part in ("LeNet-5 (1998)", "digits", "center-28-of-28", "98.61 %", "0.03852", "1,162"):
+        assert part in told
+    assert "\n" not in told
+    scene.log(10, {"val/top1": 99.0})
+    sync(scene.run.path)
+    assert "99.00 %" in scene.shown().data.tags["mlflow.note.content"]
+
+
+def test_a_description_of_the_users_own_stays(scene):
+    sync(scene.run.path)
+    own = "the one with the broken augmentation"
+    scene.client().set_tag(scene.shown().info.run_id, "mlflow.note.content", own)
+    scene.log(10, {"val/top1": 99.0})
+    sync(scene.run.path)
+    assert scene.shown().data.tags["mlflow.note.content"] == own
+
+
 def test_each_attempt_says_why_it_ended(scene):
     for facts in ({"exit_code": 75}, {"why": "the node was lost"}, None):
         attempt = scene.run.begin_attempt(world_size=2, nodes="node[1-2]")

@@ -31,7 +31,9 @@ def test_on_all_interfaces_it_answers_to_its_names_only():
 
 def test_a_server_that_runs_elsewhere_is_only_named(capsys):
     serve("https://me:hunter2@mlflow.example.org")
-    assert capsys.readouterr().out == "https://mlflow.example.org\n"
+    assert capsys.readouterr().out == (
+        "https://mlflow.example.org/#/experiments?workflowType=machine_learning\n"
+    )
 
 
 def test_no_store_there(tmp_path, monkeypatch):
