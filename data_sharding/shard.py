@@ -2,13 +2,15 @@
 
 A shard is a plain tar that `webdataset` and `tar` read. Its members are found by walking their
 512-byte headers once, when it is opened; the file is memory-mapped, and an image is a slice of the
-map. Members are grouped to samples by WebDataset's rule: consecutive members whose names agree up
-to the first dot of the file name, and what follows the dot is the extension. A sample's members
-come in any order, and those that are neither image nor label are passed over. Nothing is
-extracted, so a member's name never becomes a path.
+map. Members are grouped to samples by WebDataset's rule. A sample's members come in any order, and
+those that are neither image nor label are passed over and counted. Nothing is extracted, so a
+member's name never becomes a path; a hard link means the member of that name which came before.
+
+A file may hold several tars one behind the other, as `cat a.tar b.tar` makes them. All are read, as
+`tar --ignore-zeros` does; plain `tar` and webdataset stop at the end of the first.
 
 Most shards hold nothing but ordinary files, whose headers are parsed here in about 5 us each.
-Anything else in a header (long names, extended attributes that matter) sends the whole shard to
+Anything else in a header (long names, hard links, extended attributes) sends the whole tar to
 the standard library's `tarfile`, which knows every dialect at five times the cost.
 """
 
@@ -18,16 +20,23 @@ import re
 import struct
 import tarfile
 import zlib
-from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, NamedTuple, Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import IO, Self
 
 from data_sharding.formats import IMAGE_EXTENSIONS
+from data_sharding.grouping import (
+    DIRECTORY,
+    FILE,
+    KEY_AND_EXTENSION,
+    SPECIAL,
+    SYMLINK,
+    UNKNOWN,
+    Member,
+    UnusableError,
+    group,
+)
 from data_sharding.labels import LabelRule
 from data_sharding.manifest import DataError, ShardInfo
 
@@ -36,14 +45,12 @@ _ZERO_BLOCK = bytes(_BLOCK_BYTES)
 # POSIX.1-1988, ustar: name, size, checksum, type, prefix of the name.
 _HEADER = struct.Struct("100s 24x 12s 12x 8s c 188x 155s 12x")
 
-# webdataset.tariterators, 1.0: base_plus_ext and tar_file_iterator's skip_meta
-_KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
-_METADATA = re.compile(r"__[^/]*__($|/)")
+_PLAIN_KINDS = {b"5": DIRECTORY, b"2": SYMLINK, b"3": SPECIAL, b"4": SPECIAL, b"6": SPECIAL}
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_CHUNK_BYTES = 1 << 20  # in which the zeros behind an end mark are looked through
 
 # Extended headers that say nothing but times: GNU tar and webdataset write one before every file.
 _ONLY_TIMES = re.compile(rb"(?:\d+ [acm]time=[0-9.]+\n)+")
-
-_ABSENT, _UNKNOWN = -1, -2  # instead of an offset: no image; only members of unknown kinds
 
 
 class ShardError(DataError):
@@ -86,14 +93,15 @@ class ShardReader:
         try:
             with self.path.open("rb") as file:
                 self._map = _map(file, expected)
-                self._index = _index(_members(self._map), labels)
+                found = group(_archives(self._map), labels)
+            self._index, self.passed_over, self.remarks = found
             self._check_num_samples(expected)
         except FileNotFoundError:
             raise ShardError(
                 f"no shard at {path}: the data set is incomplete. Copy the missing file from where "
                 "the set came from, or make the set again."
             ) from None
-        except (OSError, _UnreadableError) as error:
+        except (OSError, UnusableError) as error:
             raise ShardError(
                 f"cannot read the shard {path}: {error}. None of its samples is used. Copy it "
                 "again from where it came from, or make the data set again."
@@ -110,9 +118,12 @@ class ShardReader:
             BadSample: no member of the sample has a known image extension.
         """
         _, offset, num_bytes, _, _ = self._index[i].tolist()
-        if offset == _UNKNOWN:
-            known = ", ".join(sorted(IMAGE_EXTENSIONS))
-            raise BadSample(f"has no image of a known kind ({known})")
+        if offset == UNKNOWN:
+            known, mine = ", ".join(sorted(IMAGE_EXTENSIONS)), ", ".join(self._extensions(i))
+            raise BadSample(
+                f"has no image of a known kind: what follows the first dot of its names is {mine}, "
+                f"and that of an image is {known}"
+            )
         return self._view[offset : offset + num_bytes]
 
     def label_bytes(self, i: int) -> bytes:
@@ -122,11 +133,13 @@ class ShardReader:
 
     def key(self, i: int) -> str:
         """Return the name of the i-th sample, read from its header again: for messages."""
-        self._map.seek(int(self._index[i, 0]))
-        with tarfile.open(fileobj=self._map, mode="r:", encoding="utf-8") as tar:
-            member = tar.next()
-        match = member and _KEY_AND_EXTENSION.match(member.name)
-        return match[1] if match else ""
+        return next(self._names(i))[0]
+
+    @property
+    def has_links(self) -> bool:
+        """Whether the bytes of a sample lie before it, since it is made of hard links."""
+        starts, offsets = self._index[:, :1], self._index[:, [1, 3]]
+        return bool(((offsets >= 0) & (offsets < starts)).any())
 
     def close(self) -> None:
         """Give the shard up; image views that are still held stay valid."""
@@ -140,119 +153,97 @@ class ShardReader:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def _names(self, i: int) -> Iterator[tuple[str, str]]:
+        """Yield key and extension of the members from the i-th sample on, read from headers."""
+        self._map.seek(int(self._index[i, 0]))
+        with tarfile.open(fileobj=self._map, mode="r:", encoding="utf-8") as tar:
+            while (member := tar.next()) is not None:
+                match = KEY_AND_EXTENSION.match(member.name)
+                yield (match[1], match[2]) if match else ("", "")
+
+    def _extensions(self, i: int) -> list[str]:
+        key, mine = self.key(i), []
+        for name, extension in self._names(i):
+            if name != key:
+                break
+            mine.append(extension)
+        return mine
+
     def _check_num_samples(self, expected: ShardInfo | None) -> None:
         if expected is not None and expected.num_samples != len(self):
-            raise _UnreadableError(
+            raise UnusableError(
                 f"it holds {len(self)} samples and its manifest says {expected.num_samples}"
             )
-
-
-class _UnreadableError(Exception):
-    """Why a shard cannot be read."""
 
 
 class _UnusualError(Exception):
     """A shard has headers that are left to tarfile."""
 
 
-class _Member(NamedTuple):
-    """A regular file in a tar: where its header starts, and where its bytes lie."""
-
-    name: str
-    start: int
-    offset: int
-    num_bytes: int
-
-
 def _map(file: IO[bytes], expected: ShardInfo | None) -> mmap.mmap:
     num_bytes = file.seek(0, io.SEEK_END)
     if expected is not None and expected.num_bytes != num_bytes:
-        raise _UnreadableError(
-            f"it has {num_bytes} bytes and its manifest says {expected.num_bytes}"
-        )
+        raise UnusableError(f"it has {num_bytes} bytes and its manifest says {expected.num_bytes}")
     if num_bytes == 0:
-        raise _UnreadableError("it is empty")
-    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        raise UnusableError("it is empty")
+    data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    for magic, name in _COMPRESSED.items():
+        if data[: len(magic)] == magic:
+            raise UnusableError(f"it is compressed ({name}), and shards are plain tars: unpack it")
+    return data
 
 
-def _index(members: Iterable[_Member], labels: LabelRule) -> NDArray[np.int64]:
-    """Group members to samples.
+def _archives(data: mmap.mmap) -> Iterator[list[Member]]:
+    """Yield the members of each tar in a file; each ends with the mark that every whole one has."""
+    start: int | None = 0
+    while start is not None:
+        try:
+            members, end = _walk_plain(data, start)
+        except _UnusualError:
+            members, end = _walk_any(data, start)
+        yield members
+        start = _after_zeros(data, end)
+
+
+def _after_zeros(data: mmap.mmap, end: int) -> int | None:
+    """Return the first block from `end` on that is not of zeros; None if there is none."""
+    for start in range(end, len(data), _CHUNK_BYTES):
+        chunk = data[start : start + _CHUNK_BYTES]
+        rest = chunk.lstrip(b"\0")
+        if rest:
+            return start + (len(chunk) - len(rest)) // _BLOCK_BYTES * _BLOCK_BYTES
+    return None
+
+
+def _walk_plain(data: mmap.mmap, start: int) -> tuple[list[Member], int]:
+    """Walk a tar of plain v7, ustar or GNU headers; raises _UnusualError at any other.
 
     Returns:
-        Offsets and sizes in bytes, shape (samples, 5): start of the sample's first header, offset
-        and size of its image, offset and size of its label.
+        The members, and where the end mark begins.
     """
-    label_extension = None if labels.kind == "none" else labels.extension
-    rows, row, key, extensions = array("q"), [0, 0, 0, 0, 0], None, set[str]()
-    for member in members:
-        match = _KEY_AND_EXTENSION.match(member.name)
-        if match is None or _METADATA.match(member.name):
-            continue
-        if match[1] != key:
-            rows.extend(_checked(row, key, label_extension))
-            row, key, extensions = [member.start, _ABSENT, 0, _ABSENT, 0], match[1], set()
-        extension = match[2].lower()
-        if extension in extensions:  # webdataset's error too
-            raise _UnreadableError(f"the sample {key!r} has two members .{extension}")
-        extensions.add(extension)
-        if extension == label_extension:
-            row[3:] = member.offset, member.num_bytes
-        elif extension in IMAGE_EXTENSIONS:
-            if row[1] >= 0:
-                raise _UnreadableError(f"the sample {key!r} has two images")
-            row[1:3] = member.offset, member.num_bytes
-        elif row[1] == _ABSENT:
-            row[1] = _UNKNOWN
-    rows.extend(_checked(row, key, label_extension))
-    if not rows:
-        raise _UnreadableError("it holds no samples, that is, no members KEY.jpg and KEY.cls")
-    return np.frombuffer(rows, dtype=np.int64).reshape(-1, 5)
-
-
-def _checked(row: list[int], key: str | None, label_extension: str | None) -> list[int]:
-    """Return the row of a finished sample; none before the first."""
-    if key is None:
-        return []
-    if row[1] == _ABSENT:
-        raise _UnreadableError(f"the sample {key!r} has no image")
-    if row[3] == _ABSENT and label_extension is not None:
-        raise _UnreadableError(f"the sample {key!r} has no label ({key}.{label_extension})")
-    return row
-
-
-def _members(data: mmap.mmap) -> Iterable[_Member]:
-    """List the regular files of a tar; it must end with the mark that every whole archive has."""
-    try:
-        return list(_walk_plain(data))
-    except _UnusualError:
-        return _walk_any(data)
-
-
-def _walk_plain(data: mmap.mmap) -> Iterator[_Member]:
-    """Walk a tar of plain v7, ustar or GNU headers; raises _UnusualError at any other."""
-    start = 0
+    members = []
     while (header := data[start : start + _BLOCK_BYTES]) != _ZERO_BLOCK:
         if len(header) < _BLOCK_BYTES:
-            raise _UnreadableError(f"it is truncated: no end mark at byte {start}")
+            raise UnusableError(f"it is truncated: no end mark at byte {start}")
         short_name, size, checksum, kind, prefix = _HEADER.unpack(header)
         _check_sum(header, checksum, start)
         num_bytes = _number(size, start)
         name = _name(short_name, prefix)
         offset = start + _BLOCK_BYTES
         if num_bytes < 0:
-            raise _UnreadableError(f"the header at byte {start} has the size {num_bytes}")
+            raise UnusableError(f"the header at byte {start} has the size {num_bytes}")
         if kind in b"0\0" and not name.endswith("/"):
-            yield _Member(name, start, offset, num_bytes)
-        elif not _says_nothing(kind, data[offset : offset + num_bytes]):
+            members.append(Member(name, start, offset, num_bytes))
+        elif kind in _PLAIN_KINDS and not num_bytes:
+            members.append(Member(name, start, kind=_PLAIN_KINDS[kind]))
+        elif not _says_only_times(kind, data[offset : offset + num_bytes]):
             raise _UnusualError
         start = offset + -(-num_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
+    return members, start
 
 
-def _says_nothing(kind: bytes, body: bytes) -> bool:
-    """Return whether a header that is no file's can be passed over: a directory, or times."""
-    if kind in b"xg":
-        return _ONLY_TIMES.fullmatch(body) is not None
-    return kind == b"5" and not body
+def _says_only_times(kind: bytes, body: bytes) -> bool:
+    return kind in b"xg" and _ONLY_TIMES.fullmatch(body) is not None
 
 
 def _check_sum(header: bytes, field: bytes, start: int) -> None:
@@ -261,7 +252,7 @@ def _check_sum(header: bytes, field: bytes, start: int) -> None:
     total = (zlib.adler32(header) & 0xFFFF) - 1 - sum(field) + 8 * ord(" ")
     excess = _number(field, start) - total
     if excess % 65521 != 0 and (excess + 256 * sum(byte > 127 for byte in header)) % 65521 != 0:
-        raise _UnreadableError(f"there is no valid tar header at byte {start}")  # nor a signed sum
+        raise UnusableError(f"there is no valid tar header at byte {start}")  # nor a signed sum
 
 
 def _name(name: bytes, prefix: bytes) -> str:
@@ -278,26 +269,46 @@ def _number(field: bytes, start: int) -> int:
     try:
         return int(field.partition(b"\0")[0].strip() or b"0", 8)
     except ValueError:
-        raise _UnreadableError(f"there is no valid tar header at byte {start}") from None
+        raise UnusableError(f"there is no valid tar header at byte {start}") from None
 
 
-def _walk_any(data: mmap.mmap) -> Iterator[_Member]:
+def _walk_any(data: mmap.mmap, start: int) -> tuple[list[Member], int]:
     """Walk a tar of any dialect with tarfile, which must not end early without a word."""
-    data.seek(0)
+    data.seek(start)
+    members = []
+    by_name: dict[str, Member] = {}  # what a hard link may mean
     try:
         with tarfile.open(fileobj=data, mode="r:", encoding="utf-8") as tar:
-            while (member := tar.next()) is not None:
+            while (found := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep every one
-                if member.issparse():
-                    raise _UnreadableError(f"{member.name!r} is sparse: pack it without --sparse")
-                if member.size < 0:  # tarfile would walk backwards, for ever
-                    raise _UnreadableError(f"{member.name!r} has the size {member.size}")
-                if member.isreg():
-                    yield _Member(member.name, member.offset, member.offset_data, member.size)
+                member = _member(found, by_name)
+                members.append(member)
+                if member.kind == FILE:
+                    by_name[member.name] = member
             end = tar.offset
-    except _UnreadableError:
+    except UnusableError:
         raise
     except Exception as error:  # tarfile raises many kinds on damaged input
-        raise _UnreadableError(f"it is damaged: {type(error).__name__}: {error}") from error
+        raise UnusableError(f"it is damaged: {type(error).__name__}: {error}") from error
     if data[end : end + _BLOCK_BYTES] != _ZERO_BLOCK:
-        raise _UnreadableError(f"it is truncated or damaged: no end mark at byte {end}")
+        raise UnusableError(f"it is truncated or damaged: no end mark at byte {end}")
+    return members, end
+
+
+def _member(found: tarfile.TarInfo, by_name: Mapping[str, Member]) -> Member:
+    """Return a member that tarfile has found; a hard link is the file that it stands for."""
+    if found.issparse():
+        raise UnusableError(f"{found.name!r} is sparse: pack it without --sparse")
+    if found.size < 0:  # tarfile would walk backwards, for ever
+        raise UnusableError(f"{found.name!r} has the size {found.size}")
+    if found.isreg():
+        return Member(found.name, found.offset, found.offset_data, found.size)
+    if found.islnk():
+        if found.linkname not in by_name:
+            raise UnusableError(
+                f"{found.name!r} is a hard link to {found.linkname!r}, which does not come before "
+                "it: pack both into one tar, or the files again with `tar --hard-dereference`"
+            )
+        return by_name[found.linkname]._replace(name=found.name, start=found.offset)
+    kind = SYMLINK if found.issym() else DIRECTORY if found.isdir() else SPECIAL
+    return Member(found.name, found.offset, kind=kind)

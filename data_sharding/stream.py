@@ -180,9 +180,19 @@ def _find_bounds(shard: ShardInfo, url: str, labels: LabelRule, transfer: Transf
         download(url, shard, file, transfer)
         try:
             with ShardReader(path, shard, labels=labels) as reader:
+                if reader.has_links:
+                    raise _links(url)
                 return np.append(reader._index[:, 0], shard.num_bytes)
         except ShardError as error:
             raise ShardError(str(error).replace(path, url)) from error
+
+
+def _links(url: str) -> ShardError:
+    return ShardError(
+        f"{url} holds hard links, and the bytes they stand for lie elsewhere in it: single samples "
+        "cannot be fetched. Let the node's cache have room for it (cluster.cache.max_gb), or write "
+        "the set anew: `tahoe shard webdataset`."
+    )
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""A shard's samples are those of webdataset, whatever its members are called and in any order."""
+"""A shard's samples are those of webdataset, whatever its members are called and in any order.
+
+What webdataset gets wrong is left to test_grouping.py: hidden files, hard links, joined tars.
+"""
 
 import io
 import tarfile
@@ -31,7 +34,7 @@ class Member(NamedTuple):
 
 LONG = "d" * 90 + "/" + "e" * 60 + "/"  # beyond what a header of 1979 holds
 DIRECTORIES = ("", "", "", "./", "d/", "d.e/", "__d__/", LONG)
-BASES = ("a", "a", "b", "A", "é", "x y", "__m__", "")
+BASES = ("a", "a", "b", "A", "é", "x y", "__m__")
 EXTENSIONS = (
     "JPG",
     "png",
@@ -46,7 +49,7 @@ EXTENSIONS = (
     "jpg/cls",
 )
 OTHERS = (Member("README"), Member("a/"), Member("a.jpg", tarfile.SYMTYPE), Member("__m__"))
-OTHERS += (Member("a.cls", tarfile.LNKTYPE), Member("a", tarfile.DIRTYPE), Member("a.b.c"))
+OTHERS += (Member("a", tarfile.DIRTYPE), Member("a.b.c"))
 
 
 def key() -> st.SearchStrategy[str]:

@@ -180,3 +180,29 @@ def test_a_directory_that_cannot_be_used_is_an_error(store, shards, tmp_path, mo
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
     with pytest.raises(DataError, match="set TMPDIR"):
         store.open(shards[0])
+
+
+def put(s3, tmp_path, name, data, num_samples):
+    (tmp_path / "put").mkdir(exist_ok=True)
+    (tmp_path / "put" / name).write_bytes(data)
+    s3.put(s3.url("stream"), tmp_path / "put")
+    return ShardInfo(name, num_samples, len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_tars_one_behind_the_other(s3, store, source, shards, tmp_path):
+    data = b"".join((source / shard.name).read_bytes() for shard in shards[:2])
+    shard = put(s3, tmp_path, "two.tar", data, 24)
+    found = [sample(store, shard, i) for i in range(24)]
+    assert found == [sample(store, part, i) for part in shards[:2] for i in range(12)]
+
+
+def test_hard_links_cannot_be_streamed(s3, store, tmp_path):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, target in ("a.jpg", ""), ("a.cls", ""), ("b.jpg", "a.jpg"), ("b.cls", "a.cls"):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = (tarfile.LNKTYPE if target else b"0"), target
+            tar.addfile(member)
+    shard = put(s3, tmp_path, "linked.tar", file.getvalue(), 2)
+    with pytest.raises(ShardError, match=r"linked\.tar holds hard links.*cluster\.cache\.max_gb"):
+        store.open(shard)
