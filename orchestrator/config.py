@@ -40,6 +40,7 @@ SAFE_KEYS = (
     "model.published",  # a corrected quotation does not make another run
     "data.url",  # the data set may have moved; its fingerprint is checked
     "data.num_workers",
+    "data.expected",  # looked at when the run is made
 )
 
 

@@ -117,6 +117,19 @@ class Progressive:
 
 
 @_schema
+class Expected:
+    """What the images of a known set are; it holds while data.name is that of the set.
+
+    `size` is (width, height) in pixels, null where they differ.
+    """
+
+    name: str
+    num_classes: PositiveInt
+    coloured: bool
+    size: tuple[Size, Size] | None
+
+
+@_schema
 class Data:
     """A data set and how it is read."""
 
@@ -132,6 +145,7 @@ class Data:
     block_size: Annotated[int, Field(ge=2)]
     num_workers: NonNegativeInt
     max_bad_share: Share
+    expected: Expected | None = None
 
     def __post_init__(self) -> None:
         numbers = {"mean": len(self.mean), "std": len(self.std)}

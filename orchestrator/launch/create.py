@@ -17,6 +17,7 @@ from orchestrator.launch.compose import Composed
 from orchestrator.launch.cost import check_makeable
 from orchestrator.launch.git import git, tracks
 from orchestrator.launch.init_from import bring_fitting
+from orchestrator.launch.likeness import check_likeness
 from orchestrator.plan import Plan, data_fingerprint, make_plan
 from orchestrator.rundir import RunDir, RunError, write_atomic
 from orchestrator.schema import Config
@@ -58,6 +59,7 @@ def open_run(composed: Composed) -> tuple[RunDir, Plan]:
     is_new = is_finished or not run.config_file.exists()
     if is_new:
         _check_no_checkpoints(config)
+        check_likeness(config, composed.overrides)
         if config.init_from is None:
             check_makeable(config, plan)
     if is_finished:

@@ -13,6 +13,7 @@ from orchestrator.launch.cost import Cost, cost_of
 from orchestrator.launch.create import plan_of
 from orchestrator.launch.finding import Finding, found_by, is_well, show
 from orchestrator.launch.json_output import strict_json
+from orchestrator.launch.likeness import check_likeness
 from orchestrator.plan import Plan
 from orchestrator.schema import Config
 
@@ -50,6 +51,7 @@ def _findings(overrides: Sequence[str], *, nodes: bool) -> Iterator[Finding]:
     else:
         try:
             plan = plan_of(config)
+            check_likeness(config, overrides)
         except checks.CHECK_ERRORS as error:
             yield Finding("fail", "plan", str(error))
             yield _not_checked("network", "there is no plan")

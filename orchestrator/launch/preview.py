@@ -7,6 +7,7 @@ from orchestrator.launch.ask import UnansweredError
 from orchestrator.launch.compose import Composed, compose
 from orchestrator.launch.cost import cost_of
 from orchestrator.launch.create import plan_of, run_path
+from orchestrator.launch.likeness import check_likeness
 from orchestrator.launch.snapshot import in_place
 from orchestrator.launch.submit import job_of, script
 from orchestrator.plan import Plan
@@ -43,6 +44,8 @@ def _show_jobs(points: Sequence[Composed]) -> None:
     """Print the arithmetic and the job script of a run; of a sweep, those of each array's first."""
     runs = [RunDir(run_path(point.config)) for point in points]
     plans = [plan_of(point.config) for point in points]
+    for point in points:
+        check_likeness(point.config, point.overrides)
     code = in_place()
     jobs = [job_of(run, point.config, code) for run, point in zip(runs, points, strict=True)]
     for indices in together(jobs):

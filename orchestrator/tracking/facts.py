@@ -11,7 +11,13 @@ from orchestrator.config import flatten
 from orchestrator.figures import clock, counted, shown
 from orchestrator.rundir import RunDir, read_json_lines
 from orchestrator.tracking.outcome import attempts, outcome
-from orchestrator.tracking.outgoing import as_text, legal_name, redacted, without_secrets
+from orchestrator.tracking.outgoing import (
+    as_text,
+    legal_name,
+    of_the_run,
+    redacted,
+    without_secrets,
+)
 from orchestrator.tracking.points import Point
 from orchestrator.tracking.record import Record
 
@@ -23,9 +29,8 @@ MAX_DIGEST_CHARACTERS = 36
 
 
 def params(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the config flattened with dots, without secrets and the published figures."""
-    model = {key: value for key, value in _section(config, "model").items() if key != "published"}
-    flat = flatten(redacted({**config, "model": model}))
+    """Return the config flattened with dots, without secrets and what it says of others."""
+    flat = flatten(redacted(of_the_run(config)))
     return {legal_name(key): as_text(value, MAX_PARAM_CHARACTERS) for key, value in flat.items()}
 
 

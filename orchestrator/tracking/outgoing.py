@@ -72,3 +72,14 @@ def legal_name(name: str) -> str:
     parts = _FORBIDDEN.sub("_", name).split("/")
     legal = "/".join(part for part in parts if part.strip(".")).lstrip(".")
     return legal[:MAX_NAME_CHARACTERS].rstrip("/") or "_"
+
+
+def of_the_run(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config without what it says of the model's paper and of a known data set."""
+    of_others = {("model", "published"), ("data", "expected")}
+    return {
+        section: {key: value for key, value in values.items() if (section, key) not in of_others}
+        if isinstance(values, Mapping)
+        else values
+        for section, values in config.items()
+    }

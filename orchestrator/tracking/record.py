@@ -10,7 +10,7 @@ from orchestrator.config import flatten
 from orchestrator.plan import training_petaflop
 from orchestrator.rundir import RunDir, read_json_lines
 from orchestrator.tracking.outcome import attempts, outcome
-from orchestrator.tracking.outgoing import redacted
+from orchestrator.tracking.outgoing import of_the_run, redacted
 from orchestrator.tracking.points import Sieve, read_records
 
 UNENDED = "crashed"  # what a directory says of an attempt that left no verdict, and may be alive
@@ -83,8 +83,7 @@ def read_record(run: RunDir) -> Record:
     identity = run.read_json(run.identity_file) or {}
     model = config.get("model") or {}
     published = model.get("published") or {}
-    described = {key: value for key, value in model.items() if key != "published"}
-    known = flatten(redacted({**config, "model": described}))
+    known = flatten(redacted(of_the_run(config)))
     logged = _read_metrics(run)
     metrics, step = logged.metrics, max((step for step, _ in logged.metrics.values()), default=None)
     batch, gmacs = known.get("recipe.global_batch_size"), metrics.get("model/gmacs")

@@ -178,7 +178,7 @@ def test_a_config_cannot_be_changed(values: dict[str, Any]) -> None:
     assert all(schema.__dataclass_params__.frozen for schema in classes)  # type: ignore[union-attr]
 
 
-SAFE_SECTIONS = ("launcher", "cluster", "logging", "tracking", "model.published")
+SAFE_SECTIONS = ("launcher", "cluster", "logging", "tracking", "model.published", "data.expected")
 SAFE_KEYS = {
     *("run_dir", "runs_dir", "if_finished", "data.url", "data.num_workers", "strategy"),
     *("checkpoint.keep_last", "checkpoint.keep_best"),

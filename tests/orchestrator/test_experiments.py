@@ -213,7 +213,11 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def small(name: str, url: Path, place: Path) -> list[str]:
     """Return overrides that leave of an experiment what is not its size."""
-    where = (f"experiment={name}", f"data.url={url}", f"run_dir={place / name}", "tracking=none")
+    where = (
+        *(f"experiment={name}", f"data.url={url}", "data.name=noise"),
+        *(f"run_dir={place / name}", "tracking=none"),
+        *(["data.channels=1"] if name == "lenet5_1998" else []),  # of colours, and asked for
+    )
     few = (
         *("data.lanes=2", "data.num_workers=0", "launcher.num_procs=2", "recipe.epochs=null"),
         *("recipe.images=null", "recipe.steps=2", "recipe.global_batch_size=24"),

@@ -81,7 +81,7 @@ def test_published_figures_are_numbers_or_tags(tmp_path):
 def test_a_bare_run_directory_says_what_it_can(tmp_path):
     tags = facts.tags(RunDir(tmp_path), {"model": None, "data": "odd"})
     assert tags == {"tahoe.run_dir": str(tmp_path), "attempts": "0"}
-    assert facts.params({"model": None}) == {"model": "{}"}
+    assert facts.params({"model": None}) == {"model": "null"}
 
 
 def test_of_a_long_error_the_beginning_and_the_end_stay():

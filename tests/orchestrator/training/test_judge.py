@@ -174,7 +174,7 @@ def test_whole_images_of_any_shape(tmp_path: Path) -> None:
         shown.append((torch.from_numpy(pixels).permute(2, 0, 1), number % 2))
     tahoe("shard", "folder", "images", "set")
     whole = ("--protocol", "dense-32-48")
-    small = ("data=imagenette", "data.image_size=32", "data.protocol=center-32-of-32")
+    small = ("data=shards", "data.image_size=32", "data.protocol=center-32-of-32")
     few = ("data.lanes=8", "recipe.num_micro_batches=4", "recipe.global_batch_size=8")
     short = (*few, "recipe.steps=1", "data.url=set", "tracking=none")
     tahoe("train", *small, *short, "model=timm", "model.name=timm/test_resnet", "run_dir=run")
