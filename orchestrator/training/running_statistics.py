@@ -53,16 +53,18 @@ class RunningStatistics:
         done = self._counts() - before  # by this rank, as by every other
         tensors = _means_and_variances(self._layers)
         tensors += [getattr(module, name) for module, name in self._others]
-        share = self._share(before, done).repeat_interleave(self._sizes)
         flat = torch.cat([tensor.flatten() for tensor in tensors])
+        # With its size given, a GPU need not be waited for.
+        share = self._share(before, done).repeat_interleave(self._sizes, output_size=len(flat))
         flat = torch.where(share == 0, 0, flat * share).to(flat.dtype)
         dist.all_reduce(flat)
         pieces = flat.split([tensor.numel() for tensor in tensors])
         torch._foreach_copy_(
             tensors, [piece.view_as(t) for piece, t in zip(pieces, tensors, strict=True)]
         )
-        for layer, count in zip(self._layers, before + done * self._world.size, strict=True):
-            layer.num_batches_tracked.copy_(count)
+        if self._layers:
+            counts = [layer.num_batches_tracked for layer in self._layers]
+            torch._foreach_copy_(counts, (before + done * self._world.size).unbind())
 
     def _share(self, before: Tensor, done: Tensor) -> Tensor:
         """Return by what this rank's means, variances and other buffers go into the sum.
