@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 import yaml
 
@@ -278,7 +279,8 @@ def _take(file: IO[str], kind: int) -> bool:
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # Of a name that no other process has, on any node that sees this directory.
+    temporary = path.with_name(f"{path.name}.{uuid4().hex[:8]}.tmp")
     with temporary.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()

@@ -96,7 +96,8 @@ def _of_place(place: Path, runs: Sequence[RunDir], passing_over: bool) -> dict[R
                 print(f"warning: passed over: {error}", file=sys.stderr)
                 continue
             num_read += 1
-        found[run] = known[run.id][1]
+        # Where a run lies is not in its files: moved, they are as they were.
+        found[run] = replace(known[run.id][1], path=str(run.path))
     if is_worth_it and num_read > _TOLERATED_SHARE * len(found):
         _write(index, known)
     return found

@@ -49,6 +49,15 @@ def test_what_is_remembered_is_not_read_again(runs):
     assert told(runs) == [0.0, 10.0, 99.0]
 
 
+def test_runs_that_were_moved_are_where_they_lie_now(runs):
+    all_records(place_of(runs))
+    moved = place_of(runs).rename(place_of(runs).with_name("moved"))
+    assert (moved / INDEX).exists()
+    found = all_records(moved)
+    assert [one.path for one in found] == [str(moved / one.id) for one in found]
+    assert len(found) == 3
+
+
 def test_a_change_of_any_file_is_seen(runs):
     scene = runs[1]
     before = records([scene.run])[0]
