@@ -4,11 +4,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.figures import counted
 from orchestrator.launch.arguments import add_from_mlflow, add_runs_dir, add_verb
 from orchestrator.launch.json_output import strict_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from orchestrator.tracking.record import Record
 
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -69,14 +72,25 @@ def report(options: argparse.Namespace) -> int:
     drawn = {one.id for section in told.sections for row in section.rows for one in row.records}
     family = [link for link in links(records) if {link.child, link.parent} & drawn]
     try:
-        page, *figures = write_report(told, family, options.output)
+        page, *figures = write_report(told, family, options.output, _curves(store))
     except OSError as error:
         raise RunError(f"the report was not written: {error}. Name a directory: -o DIR.") from error
     print(f"{page}: {len(told.published)} published, {len(told.measured)} measured on {data}")
-    print(f"its {len(figures) // 2} figures are beside it, as PNG and SVG")
+    if figures:
+        print(f"{counted(len(figures) // 2, 'figure')} beside it, as PNG and SVG")
     if options.send:
         _send(options, data, [page, *figures])
     return 0
+
+
+def _curves(tracking_uri: str | None) -> "Callable[[Record, str], dict[int, float]]":
+    if tracking_uri is None:
+        from orchestrator.tracking.curves import logged
+
+        return logged
+    from orchestrator.tracking.stored import history
+
+    return history(tracking_uri)
 
 
 def _send(options: argparse.Namespace, data: str, files: "Sequence[Path]") -> None:

@@ -43,7 +43,7 @@ def draw_curves(
         figure = Figure(figsize=(4.2 * len(_SHOWN), 4.2), layout="constrained")
         for axes, (name, label) in zip(figure.subplots(1, len(_SHOWN)), _SHOWN, strict=True):
             for number, row in enumerate(rows):
-                _draw(axes, row, [curve_of(one, name) for one in row.records], number)
+                draw_row(axes, row, [curve_of(one, name) for one in row.records], number)
             axes.set_xlabel("images seen")
             axes.set_ylabel(label)
         handles, labels = figure.axes[-1].get_legend_handles_labels()
@@ -61,7 +61,10 @@ def label_of(row: Row) -> str:
     return f"{system}{f', {short}' if short and len(short) <= 40 else ''}{seeds}"
 
 
-def _draw(axes: Axes, row: Row, found: Sequence[Curve], number: int) -> None:
+def draw_row(
+    axes: Axes, row: Row, found: Sequence[Curve], number: int, label: str | None = None
+) -> None:
+    """Draw the mean of a row's curves over images seen, and the band that they are within."""
     curves = [curve for curve in found if curve]
     if not curves:
         return
@@ -72,7 +75,7 @@ def _draw(axes: Axes, row: Row, found: Sequence[Curve], number: int) -> None:
     axes.plot(
         images,
         values.mean(axis=0),
-        label=label_of(row),
+        label=label or label_of(row),
         color=COLOURS[number],
         marker=MARKERS[number],
         markevery=0.15 if len(images) > 1 else None,

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+from orchestrator.figures import counted
 from orchestrator.tracking.compare import Row, Section, Spread, compare
 from orchestrator.tracking.lineage import System
 from orchestrator.tracking.record import Record
@@ -50,6 +51,13 @@ class Point:
 
     def std(self, top: int) -> float | None:
         return self.top1_std if top == 1 else self.top5_std
+
+    @property
+    def label(self) -> str:
+        """What the point is called in a figure: a run of one's own by its name."""
+        if self.is_measured and self.num_runs == 1:
+            return self.source
+        return f"{self.system} ({counted(self.num_runs, 'run')})" if self.num_runs else self.system
 
     def at(self, axis: Axis) -> float | None:
         return getattr(self, axis)  # type: ignore[no-any-return]

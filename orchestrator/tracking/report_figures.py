@@ -25,7 +25,8 @@ _KINDS = {  # is it an ensemble, is it verified: what the legend says, marker, c
     (True, True): ("ensemble", "D", _PUBLISHED),
     (True, False): ("ensemble, unverified", "D", "white"),
 }
-_WIDTH, _HEIGHT = 4.6, 3.5  # inches: legible in a column of a paper, and on a phone
+_HANDFUL = 5  # points: fewer say no more in a plot than in a table
+WIDTH, HEIGHT = 4.6, 3.5  # inches: legible in a column of a paper, and on a phone
 _PLACES = (  # of a name beside its point, in points: the first that is free
     ((5, 0), "left", "center"),
     ((-5, 0), "right", "center"),
@@ -44,10 +45,10 @@ class Mark(NamedTuple):
 
 
 def figures(told: Report) -> Iterator[tuple[str, Figure]]:
-    """Yield names and figures; one without two points to compare is left out."""
+    """Yield names and figures; an axis with less than a handful of points along it is left out."""
     for axis, label in AXES.items():
         marks = marks_of(told, axis)
-        if len(marks) > 1:
+        if len(marks) >= _HANDFUL and len({mark.x for mark in marks}) > 1:
             name = f"error-over-{axis.replace('_', '-')}"
             yield name, _draw(marks, axis, label, drawn_error(told))
 
@@ -71,18 +72,18 @@ def drawn_error(told: Report) -> int:
 
 def _draw(marks: Sequence[Mark], axis: Axis, label: str, top: int) -> Figure:
     with styled():
-        figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         axes = figure.subplots()
         _draw_published(axes, [mark for mark in marks if not mark.point.is_measured])
         _draw_measured(axes, [mark for mark in marks if mark.point.is_measured])
         axes.set_yscale("log")
-        _mark_off(axes.yaxis)
+        mark_off(axes.yaxis)
         if axis == "year":
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
             axes.margins(x=0.1)
         else:
             axes.set_xscale("log")
-            _mark_off(axes.xaxis)
+            mark_off(axes.xaxis)
         axes.set_xlabel(label)
         axes.set_ylabel(f"{TOP[top]} error (%)")
         axes.legend(loc="best", fontsize=8)
@@ -112,9 +113,12 @@ def _draw_measured(axes: Axes, marks: Sequence[Mark]) -> None:
         axes.errorbar(x, y, std, fmt="s", color=_MEASURED, capsize=2, zorder=3, label="measured")
 
 
-def _mark_off(axis: XAxis | YAxis) -> None:
-    """Give a logarithmic axis few and plain numbers, however narrow its range is."""
-    axis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=6))
+def mark_off(axis: XAxis | YAxis) -> None:
+    """Give a logarithmic axis few and plain numbers, and more than one however narrow it is."""
+    low, high = sorted(axis.get_view_interval())
+    decades = LogLocator(10, subs=(1, 2, 5) if high < 1000 * low else (1,), numticks=6)
+    num_marks = sum(low <= mark <= high for mark in decades.tick_values(low, high))
+    axis.set_major_locator(decades if num_marks > 1 else MaxNLocator(3))
     large = EngFormatter(sep="")
     axis.set_major_formatter(lambda x, _: large(x) if x >= 1000 else f"{x:g}")
     axis.set_minor_formatter(NullFormatter())
@@ -130,7 +134,7 @@ def _name(axes: Axes, marks: Sequence[Mark]) -> None:
     for mark in sorted(marks, key=lambda mark: (not mark.point.is_measured, mark.y)):
         for offset, side, line in _PLACES:
             name = axes.annotate(
-                mark.point.system,
+                mark.point.label,
                 (mark.x, mark.y),
                 xytext=offset,
                 textcoords="offset points",

@@ -9,21 +9,31 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 
+from orchestrator.figures import counted
 from orchestrator.tracking.ancestry import Link, generations
+from orchestrator.tracking.curves import logged
 from orchestrator.tracking.report import Point, Report
+from orchestrator.tracking.report_curves import LEARNED, CurveOf, learning_curves
 from orchestrator.tracking.report_figures import AXES, drawn_error, figures, marks_of
 from orchestrator.tracking.style import COLOURS, styled
 
 PAGE = "report.html"
 
 
-def write_report(told: Report, ancestry: Sequence[Link], directory: Path) -> list[Path]:
-    """Write report.html, and each of its figures as PNG and SVG; return the files."""
+def write_report(
+    told: Report, ancestry: Sequence[Link], directory: Path, curve_of: CurveOf = logged
+) -> list[Path]:
+    """Write report.html, and each of its figures as PNG and SVG; return the files.
+
+    Args:
+        curve_of: tells a figure of a run by its steps, for the curves of few runs.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    for old in directory.glob("error-over-*"):  # of other data, which would seem to belong to this
-        old.unlink()
+    for kind in ("error", "loss"):
+        for old in directory.glob(f"{kind}-over-*"):  # of other data: it would seem to be of this
+            old.unlink()
     drawn, written = list[tuple[str, str]](), list[Path]()
-    for name, figure in figures(told):
+    for name, figure in [*figures(told)] or learning_curves(told, curve_of):
         text = _svg(figure)
         files = [directory / f"{name}.{ending}" for ending in ("png", "svg")]
         with styled():
@@ -43,7 +53,7 @@ def _page(told: Report, drawn: Sequence[tuple[str, str]], ancestry: Sequence[Lin
     single = (point for point in told.published if not point.is_ensemble)
     published = {point.protocol for point in single if point.protocol} - {*told.protocols}
     return place.get_template(PAGE).render(
-        title=f"Error on {told.data}: published and measured",
+        title=f"Error on {told.data}: {' and '.join(_kinds(told))}",
         subtitle=_subtitle(told),
         told=told,
         figures=shown,
@@ -55,17 +65,29 @@ def _page(told: Report, drawn: Sequence[tuple[str, str]], ancestry: Sequence[Lin
     )
 
 
+def _kinds(told: Report) -> list[str]:
+    known = {"published": told.published, "measured": told.measured}
+    return [kind for kind, points in known.items() if points]
+
+
 def _subtitle(told: Report) -> str:
     under = f", judged under {' and '.join(told.protocols)}" if told.measured else ""
-    num_runs = sum(point.num_runs for point in told.measured)
     systems = {point.system for point in told.published if not point.is_ensemble}
-    return (
-        f"{len(systems)} published systems, {len(told.measured)} measured in {num_runs} "
-        f"runs{under}. {datetime.now(UTC):%d %B %Y}."
-    )
+    runs = counted(sum(point.num_runs for point in told.measured), "run")
+    numbers = []
+    if systems:
+        numbers.append(counted(len(systems), "published system"))
+    if told.measured:
+        numbers.append(f"{counted(len(told.measured), 'system')} measured in {runs}")
+    return f"{', '.join(numbers)}{under}. {datetime.now(UTC):%d %B %Y}."
 
 
 def _caption(told: Report, name: str) -> str:
+    if name in LEARNED:
+        _, axis_label = LEARNED[name]
+        bands = any(point.num_runs > 1 for point in told.measured)
+        band = " Bands reach from the lowest to the highest of their seeds." if bands else ""
+        return f"On {told.data}: {axis_label}, logarithmic, over the images seen.{band}"
     axis = next(axis for axis in AXES if name.endswith(axis.replace("_", "-")))
     drawn = [mark.point for mark in marks_of(told, axis)]
     sentences = {

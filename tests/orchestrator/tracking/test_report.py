@@ -3,10 +3,12 @@
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from running import Tahoe
 
@@ -14,6 +16,8 @@ from orchestrator.tracking.ancestry import Link
 from orchestrator.tracking.lineage import shelf
 from orchestrator.tracking.record import read_record
 from orchestrator.tracking.report import report
+from orchestrator.tracking.report_curves import learning_curves
+from orchestrator.tracking.report_figures import figures, mark_off
 from orchestrator.tracking.report_page import write_report
 
 
@@ -88,7 +92,7 @@ def test_the_page_needs_no_network_and_its_figures_are_beside_it(runs, tmp_path)
                   "image-net.org"):  # fmt: skip
         assert words in text, words
     svgs = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
-    assert len(svgs) == 5
+    assert len(svgs) == 4
     for svg in svgs:
         ElementTree.fromstring(svg)
     ids = re.findall(r' id="([^"]+)"', text)
@@ -96,7 +100,7 @@ def test_the_page_needs_no_network_and_its_figures_are_beside_it(runs, tmp_path)
     names = {file.name for file in figures}
     assert names == {
         f"error-over-{axis}.{ending}"
-        for axis in ("year", "petaflop", "num-params", "device-hours")
+        for axis in ("year", "petaflop", "num-params")  # of devices' hours two points are known
         for ending in ("png", "svg")
     }
     for file in figures:
@@ -111,20 +115,100 @@ def test_a_caption_tells_of_what_is_drawn(runs, tmp_path):
         page, *_ = write_report(told, [], tmp_path)
         return re.findall(r"<figcaption>(.*?)</figcaption>", page.read_text(), flags=re.DOTALL)
 
-    year, compute, parameters, *hours = captions(runs, shelf())
-    assert all("Squares" in caption for caption in (compute, parameters, *hours))
+    year, compute, parameters = captions(runs, shelf())
+    assert all("Squares" in caption for caption in (compute, parameters))
     assert "Diamonds" in year
     assert "Diamonds" not in compute + parameters  # the cost of an ensemble is not known
     assert "Hollow" in year
     assert not [caption for caption in captions([], shelf()) if "Squares" in caption]
 
 
+def many(runs, number=5):
+    """Return so many systems of one's own."""
+    (mine,) = (run for run in runs if run.id == "mine")
+    for i in range(1, number + 1):
+        metrics = mine.metrics | {"val/top1": 30.0 + i, "model/num_params": 1e6 * i}
+        config = mine.config | {"model.name": f"mine{i}"}
+        yield replace(mine, id=f"run-{i}", path=f"/r/{i}", metrics=metrics, config=config)
+
+
 def test_a_point_without_a_place_is_not_drawn(runs, tmp_path):
-    none = [replace(run, petaflop=None, device_s=None) for run in runs]
+    none = [replace(run, petaflop=None, device_s=None) for run in many(runs)]
     told = report(none, [], "imagenet")
     written = write_report(told, [], tmp_path)
     assert [file.name for file in written] == ["report.html", "error-over-num-params.png",
                                                "error-over-num-params.svg"]  # fmt: skip
+
+
+def test_points_that_have_one_place_are_not_drawn_over_it(runs):
+    told = report(list(many(runs)), [], "imagenet")
+    assert [name for name, _ in figures(told)] == ["error-over-num-params"]
+    same_year = tuple(replace(point, year=1998) for point in told.points)
+    drawn = [name for name, _ in figures(replace(told, points=same_year))]
+    assert drawn == ["error-over-num-params"]  # the compute and the hours are all the same too
+
+
+def test_few_runs_are_shown_by_how_they_learned(runs, tmp_path):
+    few = [run for run in runs if run.id in ("a1", "mine")]
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "error-over-year.png").write_text("of other data")
+    page, *files = write_report(report(few, [], "imagenet"), [], out)
+    names = {f"error-over-images.{ending}" for ending in ("png", "svg")}
+    assert {file.name for file in files} == names  # no loss was logged
+    assert {file.name for file in out.iterdir()} == names | {"report.html"}
+    text = page.read_text()
+    svg = (out / "error-over-images.svg").read_text()
+    for run in few:
+        assert f">{run.id}</text>" in svg
+    assert "2 systems measured in 2 runs" in text
+    assert "published" not in text.split("<table>")[0]
+    assert re.search(r"svg text \{ font-family: inherit !important", text)
+
+
+def test_what_few_runs_have_learned_is_what_they_logged(runs):
+    few = [run for run in runs if run.id in ("a1", "mine")]
+    told = report(few, [], "imagenet")
+    curve = {100: 40.0, 200: 62.5, 300: 90.0}
+    logged = {"val/top1": curve, "val/loss": {step: 1 / step for step in curve}}
+    error, loss = (figure for _, figure in learning_curves(told, lambda _, name: logged[name]))
+    for figure, expected in ((error, [60.0, 37.5, 10.0]), (loss, [0.01, 0.005, 1 / 300])):
+        for line in figure.axes[0].get_lines():
+            assert list(line.get_xdata()) == [10_000, 20_000, 30_000]  # of 100 images a step
+            assert list(line.get_ydata()) == pytest.approx(expected)
+
+
+def test_published_levels_are_drawn_beside_few_runs(runs):
+    (mine,) = (run for run in runs if run.id == "mine")
+    config = mine.config | {"data.name": "mnist"}
+    told = report([replace(mine, config=config)], shelf(), "mnist")
+    assert 0 < len(told.published) < 5
+    _, figure = next(learning_curves(told, lambda *_: {1: 90.0, 2: 99.0}))
+    drawn = [line.get_label() for line in figure.axes[0].get_lines()]
+    assert drawn[0] == "mine"
+    assert [label for label in drawn if "published" in label]
+
+
+@pytest.mark.parametrize(
+    "span",
+    [(1.01, 1.02), (0.27, 1.39), (0.0225, 0.04), (3, 40), (1, 600), (0.5, 4000), (0.1, 1e6)],
+)
+def test_a_logarithmic_axis_has_marks_that_do_not_collide(span):
+    figure = Figure(figsize=(4.6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(span, [1, 2])
+    axes.set_xscale("log")
+    mark_off(axes.xaxis)
+    figure.draw_without_rendering()
+    low, high = axes.get_xlim()
+    labels = [
+        label
+        for label, place in zip(axes.get_xticklabels(), axes.get_xticks(), strict=True)
+        if low <= place <= high
+    ]
+    assert len({label.get_text() for label in labels}) >= 2
+    boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
 @pytest.mark.long
