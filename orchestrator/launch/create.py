@@ -2,36 +2,23 @@
 
 import re
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from data_sharding.manifest import Manifest, read_manifest
 from orchestrator.config import ConfigError, identity, parse, to_dict, unsafe_changes
 from orchestrator.launch.compose import Composed
 from orchestrator.launch.cost import check_makeable
-from orchestrator.launch.git import git, tracks
 from orchestrator.launch.init_from import bring_fitting
 from orchestrator.launch.likeness import check_likeness
+from orchestrator.launch.software import current_software, note_software
 from orchestrator.plan import Plan, data_fingerprint, make_plan
 from orchestrator.rundir import RunDir, RunError, write_atomic
 from orchestrator.schema import Config
 from orchestrator.training.checkpoint import CheckpointStore
-
-_PACKAGES = (
-    *("tahoe-orchestrator", "torch", "torchvision", "timm", "hydra-core", "mlflow"),
-    *("webdataset", "fsspec", "numpy", "pillow", "safetensors"),
-)
-# What `git apply` reads, whatever the user's git is configured to show.
-_PLAIN_DIFF = (
-    *("--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--no-relative"),
-    *("--src-prefix=a/", "--dst-prefix=b/"),
-)
 
 
 def open_run(composed: Composed) -> tuple[RunDir, Plan]:
@@ -65,7 +52,9 @@ def open_run(composed: Composed) -> tuple[RunDir, Plan]:
     if is_finished:
         _set_aside(run)
     with _made_directory(run.path), run.lock():  # one that is running is not touched
-        if not run.config_file.exists():
+        if run.config_file.exists():
+            note_software(run)
+        else:
             _describe(run, composed, plan, train, val)
         run.write_config(to_dict(config))
     return run, plan
@@ -174,7 +163,7 @@ def _made_directory(path: Path) -> Iterator[None]:
 def _describe(run: RunDir, composed: Composed, plan: Plan, train: Manifest, val: Manifest) -> None:
     """Write everything but the config, whose presence says that the run directory is whole."""
     init_from = bring_fitting(run, composed.config, plan)
-    git, patch = code_version(Path(__file__))
+    software, patch = current_software()
     if patch:
         write_atomic(run.patch_file, patch)
     run.write_json(
@@ -184,9 +173,7 @@ def _describe(run: RunDir, composed: Composed, plan: Plan, train: Manifest, val:
             "uid": uuid4().hex,  # tells it from a run that was set aside under the same name
             "created_s": time.time(),
             "overrides": list(composed.overrides),
-            "git": git,
-            "python": sys.version.split()[0],
-            "packages": _versions(_PACKAGES),
+            **software,
             "init_from": init_from,
             "data": {
                 "name": composed.config.data.name,
@@ -197,29 +184,3 @@ def _describe(run: RunDir, composed: Composed, plan: Plan, train: Manifest, val:
             },
         },
     )
-
-
-def code_version(file: Path) -> tuple[dict[str, Any] | None, bytes]:
-    """Return the commit of the checkout that tracks a file, and what lies there beyond it.
-
-    The second is a patch for `git apply`; it has no files that git does not know, which make the
-    checkout dirty as well. None and an empty patch where no checkout tracks the file.
-    """
-
-    place = file.parent
-    commit = git(place, "rev-parse", "HEAD")
-    if commit is None or not tracks(file):
-        return None, b""
-    patch = git(place, "diff", "HEAD", *_PLAIN_DIFF) or b""
-    is_dirty = bool(git(place, "status", "--porcelain"))
-    return {"commit": commit.decode().strip(), "dirty": is_dirty}, patch
-
-
-def _versions(packages: Sequence[str]) -> dict[str, str | None]:
-    versions: dict[str, str | None] = {}
-    for package in packages:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    return versions

@@ -6,6 +6,7 @@ from orchestrator.config import SAFE_KEYS, ConfigError, parse, to_dict, unsafe_c
 from orchestrator.figures import counted
 from orchestrator.launch.compose import merge
 from orchestrator.launch.create import plan_of
+from orchestrator.launch.software import note_software
 from orchestrator.plan import Plan
 from orchestrator.rundir import RunDir, RunError
 from orchestrator.schema import DURATIONS, Config
@@ -44,6 +45,7 @@ def reopen_run(run: RunDir, overrides: Sequence[str]) -> Plan:
             f"Extend it with e.g. `tahoe resume {run.quoted} recipe.epochs={twice}`."
         )
     with run.lock():  # the config of an attempt that is running is not touched
+        note_software(run)
         run.write_config(to_dict(config))
     return plan
 

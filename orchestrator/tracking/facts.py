@@ -142,9 +142,10 @@ def dataset(run: RunDir, config: Mapping[str, Any]) -> dict[str, str] | None:
 
 
 def environment(run: RunDir) -> dict[str, Any]:
-    """Return what the run was made with: Python and the packages that matter."""
+    """Return Python and the packages that matter: those of the run's making, and any later ones."""
     identity = run.read_json(run.identity_file) or {}
-    return {key: identity[key] for key in ("python", "packages") if key in identity}
+    kept = ("python", "packages", "continued_with")
+    return {key: identity[key] for key in kept if key in identity}
 
 
 def evaluations(run: RunDir) -> list[Point]:

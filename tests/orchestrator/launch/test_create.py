@@ -14,11 +14,12 @@ import pytest
 
 from data_sharding.manifest import DataError
 from orchestrator.config import ConfigError, parse, to_dict
-from orchestrator.launch import create
 from orchestrator.launch.compose import Composed
-from orchestrator.launch.create import code_version, open_run, open_runs, run_id
+from orchestrator.launch.create import open_run, open_runs, run_id
+from orchestrator.launch.software import code_version, current_software
 from orchestrator.rundir import RunDir, RunError
 from orchestrator.schema import Config
+from orchestrator.tracking import facts
 
 ConfigOf = Callable[..., Config]
 
@@ -201,10 +202,10 @@ def test_a_new_run_does_not_continue_the_checkpoints_of_another(
 def test_a_run_says_where_it_comes_from(config_of: ConfigOf) -> None:
     run = opened(config_of(), "seed=0", "data=digits")
     recorded = json.loads(run.identity_file.read_text())
-    git, patch = code_version(Path(create.__file__))
+    software, patch = current_software()
     assert recorded["id"] == run.path.name
     assert recorded["overrides"] == ["seed=0", "data=digits"]
-    assert recorded["git"] == git
+    assert recorded["git"] == software["git"]
     assert run.patch_file.exists() == bool(patch)
     assert recorded["python"] == sys.version.split()[0]
     assert recorded["packages"]["torch"] == version("torch")
@@ -216,6 +217,24 @@ def test_a_run_says_where_it_comes_from(config_of: ConfigOf) -> None:
         "num_classes": 10,
     }
     assert len(recorded["data"]["fingerprint"]) == 33
+
+
+def test_a_run_that_goes_on_with_other_software_says_so(
+    config_of: ConfigOf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = opened(config_of())
+    opened(config_of())
+    recorded = json.loads(run.identity_file.read_text())
+    assert "continued_with" not in recorded
+    recorded["packages"]["torch"] = "2.9.0"
+    run.write_json(run.identity_file, recorded)
+    capsys.readouterr()
+    for _ in range(2):  # it is news once
+        opened(config_of())
+    assert capsys.readouterr().err.count(f"torch 2.9.0 -> {version('torch')}") == 1
+    (later,) = json.loads(run.identity_file.read_text())["continued_with"]
+    assert later["packages"]["torch"] == version("torch")
+    assert "continued_with" in facts.environment(run)
 
 
 @pytest.fixture
