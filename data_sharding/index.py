@@ -7,7 +7,8 @@ are made in `train/` or `val/`, which is where a data set has its shards.
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,6 +24,7 @@ from data_sharding.manifest import (
     url_of,
     write_manifest,
 )
+from data_sharding.repeated import refuse_repeated
 from data_sharding.scan import Scan, Target, scan_shards
 from data_sharding.shard_table import ShardTable
 
@@ -30,6 +32,10 @@ SPLITS = ("val", "train")  # in the order of publishing
 _MAX_CLASSES = 1 << 20  # a number above is an id of something, not of a class
 _SHARD_NAME = re.compile(r"[A-Za-z0-9._-]+\.tar")
 _SHOWN = 5
+_SPLIT_WORDS = {
+    "train": frozenset(("train", "training")),
+    "val": frozenset(("val", "valid", "validation", "dev", "eval", "test", "testing")),
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ def find_shards(url: str, split: str | None, pattern: str = "*.tar") -> dict[str
     if not found and split is not None:
         names = list_shards(url, pattern)
         found = {split: Found(url, names, is_flat=True)} if names else {}
+        _check_flat(url, split, names, pattern)
     if not found:
         raise _no_shards(url, split, pattern)
     for split_found in found.values():
@@ -77,15 +84,28 @@ def list_shards(directory: str, pattern: str = "*.tar") -> tuple[str, ...]:
     Raises:
         DataError: the directory cannot be listed.
     """
-    try:
+    with reaching(directory):
         names = files.list_names(directory)
-    except Exception as error:  # every store raises its own kinds
-        raise DataError(
-            f"cannot list {directory}: {type(error).__name__}: {error}. Nothing was written: check "
-            "the URL, the credentials and the network."
-        ) from error
     tars = (name for name in names if name.endswith(".tar") and not name.startswith("."))
     return tuple(name for name in tars if fnmatchcase(name, pattern))
+
+
+@contextmanager
+def reaching(url: str) -> Iterator[None]:
+    """Say in one sentence that a URL cannot be reached; every store raises its own kinds.
+
+    Raises:
+        DataError: whatever was raised inside.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"cannot list {url}: {type(error).__name__}: {error}. Nothing was written: check the "
+            "URL, the credentials and the network."
+        ) from error
 
 
 def index_shards(
@@ -155,9 +175,15 @@ def publish(
         force: replace manifests that say something else.
 
     Raises:
-        DataError: a manifest says something else, or links to the shards cannot be made.
+        DataError: a manifest says something else, a shard is in the other split too, or twice in
+            its own, or links to the shards cannot be made.
     """
-    there = {s: read_manifest(url, s) for s in manifests if files.exists(url_of(url, s))}
+    with reaching(url):
+        there = {s: read_manifest(url, s) for s in SPLITS if files.exists(url_of(url, s))}
+    refuse_repeated(
+        {s: ((i.name, i.sha256) for i in m.shards) for s, m in {**there, **manifests}.items()}
+    )
+    there = {split: there[split] for split in manifests if split in there}
     differing = [split for split in there if not _agree(there[split], manifests[split])]
     if differing and not force:
         raise DataError(_other_manifest(url, there, manifests, differing[0]))
@@ -179,16 +205,17 @@ def _publish_split(url: str, split: str, found: Found, manifest: Manifest) -> No
     except Exception as error:  # every store raises its own kinds
         raise DataError(
             f"cannot write {url_of(url, split)}: {type(error).__name__}: {error}. The shards were "
-            "left as they are: a manifest lies beside its shards, so make that place writable, or "
-            "make a data set of its own: `tahoe shard webdataset`."
+            "left as they are: a manifest lies beside its shards. Where you may not write, make "
+            "links to local shards in a directory of your own (MINE/train/) and index that, or "
+            "copy them: `tahoe shard webdataset`."
         ) from error
 
 
 def classes_of_other_split(url: str, found: Mapping[str, Found]) -> tuple[str, ...] | None:
     """Return the classes of a split that has a manifest and is not among those found."""
     others = (split for split in SPLITS if split not in found)
-    there = (split for split in others if files.exists(url_of(url, split)))
-    other = next(there, None)
+    with reaching(url):
+        other = next((split for split in others if files.exists(url_of(url, split))), None)
     return None if other is None else read_manifest(url, other).classes
 
 
@@ -222,7 +249,8 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 
 def _no_shards(url: str, split: str | None, pattern: str) -> DataError:
-    names, flat = files.list_names(url), list_shards(url, pattern)
+    flat = list_shards(url, pattern)
+    names = files.list_names(url)
     wanted = f"{split or 'train'}/{pattern}"
     if flat and split is None and url.rstrip("/").rpartition("/")[2] in SPLITS:
         return DataError(
@@ -242,6 +270,24 @@ def _no_shards(url: str, split: str | None, pattern: str) -> DataError:
         f"no shards at {url}: there is no {wanted}; {there}. Nothing was written: check the URL. "
         "Shards are uncompressed .tar files in train/ and val/ (unpack .tar.gz first)."
     )
+
+
+def _check_flat(url: str, split: str, names: Sequence[str], pattern: str) -> None:
+    """Refuse flat shards before they are read: on a store without links, or some not of a split."""
+    if names and files.local_path(url) is None:
+        raise DataError(
+            f"the shards lie in {url} itself, a data set has them in {files.join(url, split)}, and "
+            "an object store knows no links: nothing was written. Copy them there, or make a data "
+            "set of its own: `tahoe shard webdataset`."
+        )
+    (other,) = (words for name, words in _SPLIT_WORDS.items() if name != split)
+    others = [name for name in names if other & {*re.split("[^a-z]+", name.lower())}]
+    if 0 < len(others) < len(names) and pattern == "*.tar":
+        raise DataError(
+            f"{len(others):,} of {len(names):,} shards in {url} are not of {split} by their names "
+            f"({others[0]}): nothing was written. Say which are: --tars '*{split}*', or another "
+            "pattern."
+        )
 
 
 def _check_names(found: Found) -> None:
@@ -315,12 +361,7 @@ def _other_manifest(
 def _link(found: Found, directory: str) -> None:
     """Make links in a directory to the shards above it."""
     path = files.local_path(directory)
-    if path is None:
-        raise DataError(
-            f"the shards lie in {found.url} itself, a data set has them in {directory}, and an "
-            "object store knows no links: nothing was written. Copy them there, or make a data "
-            "set of its own: `tahoe shard webdataset`."
-        )
+    assert path is not None  # _check_flat has seen to it
     path.mkdir(exist_ok=True)
     for name in found.names:
         (path / name).symlink_to(os.path.join(os.pardir, name))  # noqa: PTH118  a relative link

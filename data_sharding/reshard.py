@@ -16,9 +16,10 @@ from braceexpand import braceexpand
 from fsspec.core import url_to_fs
 
 from data_sharding import files
-from data_sharding.index import choose_classes, list_shards
+from data_sharding.index import choose_classes, list_shards, reaching
 from data_sharding.labels import LabelRule
 from data_sharding.manifest import DataError, Manifest, read_manifest
+from data_sharding.repeated import refuse_repeated, refuse_same_places
 from data_sharding.scan import Scan, Target, scan_shards
 from data_sharding.sources import Source
 from data_sharding.tar_source import TarSamples, split_off
@@ -76,8 +77,10 @@ def webdataset(
             found[split] += shards
     for url in val_urls:
         found["val"] += chain.from_iterable(_expand(url, "val").values())
+    refuse_same_places(chain.from_iterable(found.values()), "shard")
     _check_val(bool(found["val"]), val, f"--val-fraction {val.fraction}" if val else "")
     scans = _scan(found, rule, reading)
+    _refuse_repeated(scans)
     names = tuple(classes or ()) if rule.kind == "none" else choose_classes(scans, classes)
     samples = {split: _samples(mine, names, rule) for split, mine in scans.items()}
     facts = {"kind": "webdataset", "labels": str(rule), "classes_sha256": _digest(names)}
@@ -99,6 +102,7 @@ def split_anew(url: str, only: str | None, reading: Reading, *, val: ValChoice) 
     scans = _scan_known([(url, split, m) for split, m in manifests.items()], reading)
     samples = _samples(scans, first.classes, first.labels)
     facts = {"kind": "split", "of": sorted(manifests), **_digests({"shards": scans})}
+    _refuse_repeated({"the set": scans})
     return _source(first.classes, {"train": samples}, first.labels, val, facts)
 
 
@@ -110,9 +114,11 @@ def merge(urls: Sequence[str], reading: Reading, *, union_classes: bool = False)
             others adds. Labels follow the names.
 
     Raises:
-        DataError: the sets do not go together, or one is not what its manifests say.
+        DataError: the sets do not go together, one is given twice, or is not what its manifests
+            say.
     """
-    sets = {url: read_manifests(url) for url in dict.fromkeys(urls)}
+    refuse_same_places(urls, "data set")
+    sets = {url: read_manifests(url) for url in urls}
     manifests = {f"{url} {split}": m for url, mine in sets.items() for split, m in mine.items()}
     first = next(iter(manifests.values()))
     _check_alike(manifests, first, classes_too=not union_classes)
@@ -132,6 +138,7 @@ def merge(urls: Sequence[str], reading: Reading, *, union_classes: bool = False)
             for _ in range(len(manifest.shards))
         ]
         samples[split] = TarSamples.of(scans[split], numbers, first.labels)
+    _refuse_repeated(scans)
     facts = {"kind": "merge", "classes_sha256": _digest(classes), **_digests(scans)}
     return _source(classes, samples, first.labels, None, facts)
 
@@ -163,7 +170,8 @@ def _expand(url: str, split: str) -> dict[str, list[str]]:
         return by_split if split == "train" else {"val": by_split["val"] or by_split["train"]}
     flat = _list(url)
     if not flat:
-        there = ", ".join(files.list_names(url)[:5])
+        with reaching(url):
+            there = ", ".join(files.list_names(url)[:5])
         raise DataError(
             f"no shards at {url}: " + (f"it holds {there}" if there else "nothing is there") + ". "
             "Nothing was written: give .tar files, a directory of them, or one with train/ and "
@@ -175,8 +183,9 @@ def _expand(url: str, split: str) -> dict[str, list[str]]:
 def _glob(pattern: str) -> list[str]:
     if "*" not in pattern and "?" not in pattern:
         return [pattern]
-    fs, path = url_to_fs(pattern)
-    found = [fs.unstrip_protocol(name) for name in sorted(fs.glob(path))]
+    with reaching(pattern):
+        fs, path = url_to_fs(pattern)
+        found = [fs.unstrip_protocol(name) for name in sorted(fs.glob(path))]
     if not found:
         raise DataError(f"no shards match {pattern}: nothing was written. Check the pattern.")
     return [str(files.local_path(url) or url) for url in found]
@@ -271,6 +280,10 @@ def _check_alike(
                 f"{name} has other classes than {next(iter(manifests))} ({what}): nothing was "
                 "written. `tahoe shard merge --union-classes` maps labels by the names of classes."
             )
+
+
+def _refuse_repeated(scans: Mapping[str, Sequence[Scan]]) -> None:
+    refuse_repeated({s: ((i.target.url, i.sha256) for i in mine) for s, mine in scans.items()})
 
 
 def _digests(scans: Mapping[str, Sequence[Scan]]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from data_sharding.job_pool import Advance, work_off
 from data_sharding.labels import BadLabelError, LabelRule
 from data_sharding.local_copy import local_copy, reason_of
 from data_sharding.manifest import Manifest, ShardInfo, read_manifest, url_of
+from data_sharding.repeated import repeated
 from data_sharding.scan import sha256_of
 from data_sharding.shard import BadSample, ShardError, ShardReader
 
@@ -27,6 +28,10 @@ REPLACE_IMAGE = (
     "Replace or remove the image where it came from, and make the set again."
 )
 MEND_LABEL = "Mend the label where it came from, and make the set again."
+COUNTED_TWICE = (
+    "Its samples count twice, or are learned and judged by. Index the split again without it "
+    "(`tahoe shard index URL --split SPLIT --tars 'PATTERN' --force`), or make the set again."
+)
 SAME_CLASSES = "Index or write both splits together, so that they have the same classes."
 
 
@@ -94,7 +99,11 @@ def verify(
     items = [_Item(split, shard) for split, m in manifests.items() for shard in m.shards]
     job = _Job(url, rules, numbers, decode, scratch)
     found = work_off(_check, job, items, num_workers=num_workers, on_progress=on_progress)
-    problems = [*_compare_classes(manifests), *(p for problems in found for p in problems)]
+    problems = [
+        *_compare_classes(manifests),
+        *_repeated(manifests),
+        *(p for problems in found for p in problems),
+    ]
     return Verdict(url, manifests, tuple(problems))
 
 
@@ -126,6 +135,14 @@ def _compare_classes(manifests: Mapping[str, Manifest]) -> list[Problem]:
         Problem(split, "", "", f"its classes are not those of {first[0]}", SAME_CLASSES)
         for split, manifest in others
         if manifest.classes != first[1].classes
+    ]
+
+
+def _repeated(manifests: Mapping[str, Manifest]) -> list[Problem]:
+    shards = {s: ((i.name, i.sha256) for i in m.shards) for s, m in manifests.items()}
+    return [
+        Problem(split, name, "", f"has the same bytes as {first}", COUNTED_TWICE)
+        for split, name, first in repeated(shards)
     ]
 
 

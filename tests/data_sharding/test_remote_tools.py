@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 from foreign import by_webdataset, labelled
+from fsspec.config import conf
 from running import Tahoe
 from s3 import S3
 
 from data_sharding import files
-from data_sharding.index import find_shards, index_shards, publish
+from data_sharding.index import classes_of_other_split, find_shards, index_shards, publish
 from data_sharding.labels import LabelRule
 from data_sharding.manifest import DataError, read_manifest
 from data_sharding.preview import preview
@@ -131,3 +132,34 @@ def test_in_processes(s3: S3, remote: str, tahoe: Tahoe) -> None:
 def test_nothing_there(s3: S3) -> None:
     with pytest.raises(DataError, match="nothing is there"):
         find_shards(s3.url("none"), None)
+
+
+OUT_OF_REACH = {
+    "endpoint_url": "http://127.0.0.1:1",
+    "key": "none",
+    "secret": "none",
+    "config_kwargs": {"retries": {"max_attempts": 0}},
+}
+
+
+def test_a_store_out_of_reach_is_one_sentence(
+    scratch: Path, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(conf, "s3", OUT_OF_REACH)
+    monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
+    found = find_shards(str(local), None)
+    manifests, _ = index_shards(found, CLS, classes=None, num_workers=1)
+    reading = Reading(scratch)
+    half = ValChoice(0.5, seed=0)
+    for call in (
+        lambda: webdataset(["s3://bucket/none-*.tar"], CLS, reading, val=half),
+        lambda: webdataset(["s3://bucket/none"], CLS, reading, val=half),
+        lambda: webdataset(["s3://bucket/none.tar"], CLS, reading, val=half),
+        lambda: merge(["s3://bucket/none", "s3://bucket/another"], reading),
+        lambda: find_shards("s3://bucket/none", None),
+        lambda: publish("s3://bucket/none", found, manifests, force=False),
+        lambda: classes_of_other_split("s3://bucket/none", {"train": found["train"]}),
+        lambda: verify("s3://bucket/none"),
+    ):
+        with pytest.raises(DataError, match=r"s3://bucket/none\S*: \w+.*credentials"):
+            call()

@@ -1,0 +1,112 @@
+"""A shard that is there twice is refused, under whatever name, and found by verify."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from foreign import by_webdataset, contents, labelled
+
+from data_sharding.index import find_shards, index_shards, publish
+from data_sharding.labels import LabelRule
+from data_sharding.manifest import DataError, read_manifest
+from data_sharding.repeated import refuse_same_places
+from data_sharding.reshard import Reading, ValChoice, merge, split_anew, webdataset
+from data_sharding.verify import COUNTED_TWICE, verify
+
+CLS, HALF = LabelRule(), ValChoice(0.5, seed=0)
+
+
+@pytest.fixture
+def tar(tmp_path: Path) -> Path:
+    return by_webdataset(tmp_path / "in/a.tar", labelled([0, 1] * 3))
+
+
+@pytest.fixture
+def reading(tmp_path: Path) -> Reading:
+    return Reading(tmp_path)
+
+
+def index(root: Path, split: str | None = None, pattern: str = "*.tar") -> None:
+    found = find_shards(str(root), split, pattern)
+    manifests, _ = index_shards(found, CLS, classes=None, num_workers=1)
+    publish(str(root), found, manifests, force=True)
+
+
+@pytest.mark.parametrize("other", ["in/a.tar", "./in/../in/a.tar", "link.tar", "copy.tar"])
+@pytest.mark.parametrize("is_val", [False, True])
+def test_a_tar_given_twice(
+    tmp_path: Path, tar: Path, reading: Reading, other: str, is_val: bool
+) -> None:
+    (tmp_path / "link.tar").symlink_to(tar)
+    shutil.copy(tar, tmp_path / "copy.tar")
+    urls = [str(tar), f"{tmp_path}/{other}"]
+    train, val = (urls[:1], urls[1:]) if is_val else (urls, [])
+    with pytest.raises(DataError, match="twice") as caught:
+        webdataset(train, CLS, reading, val_urls=val, val=None if is_val else HALF)
+    assert all(url in str(caught.value) for url in urls)
+
+
+def test_stores_have_places_too() -> None:
+    refuse_same_places(["memory://a/b", "memory://a/c", "s3://bucket/x"], "shard")
+    with pytest.raises(DataError, match="given twice"):
+        refuse_same_places(["s3://bucket/x", "s3://bucket/y", "s3://bucket/x/"], "data set")
+    with pytest.raises(DataError, match="nope://x cannot be read"):
+        refuse_same_places(["nope://x"], "data set")
+
+
+def test_sets_that_are_one(
+    tmp_path: Path, reading: Reading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, first in ("A", 0), ("B", 50):
+        by_webdataset(tmp_path / name / "train/a.tar", labelled([0, 1], first=first))
+        by_webdataset(tmp_path / name / "val/a.tar", labelled([0, 1], first=first + 9))
+        index(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    for urls in ["A", "A"], ["A", "./A"], ["A", "B", f"{tmp_path}/A/"]:
+        with pytest.raises(DataError, match=r"data set \S*A/? is given twice"):
+            merge(urls, reading)
+    assert len(merge(["A", "B"], reading).splits["train"]) == 4
+    shutil.copy("A/val/a.tar", "B/train/b.tar")
+    index(tmp_path / "B")
+    with pytest.raises(DataError, match=r"of val has the same bytes as .* of train"):
+        merge(["A", "B"], reading)
+
+
+def test_a_shard_in_both_splits(tmp_path: Path, reading: Reading) -> None:
+    root = tmp_path / "set"
+    for name, first in ("train", 0), ("val", 50):
+        by_webdataset(root / f"{name}/{name}.tar", labelled([0, 1] * 2, first=first))
+    index(root)
+    (root / "train/again.tar").symlink_to(root / "val/val.tar")
+    before = contents(root)
+    for split in None, "train":
+        with pytest.raises(DataError, match=r"again\.tar of train .* val\.tar of val|val\.tar of"):
+            index(root, split)
+    assert contents(root) == before
+    manifest = root / "train/manifest.json"
+    values = json.loads(manifest.read_text())
+    of_val = json.loads((root / "val/manifest.json").read_text())["shards"][0]
+    values["shards"].append({**of_val, "name": "again.tar"})
+    manifest.write_text(json.dumps(values))
+    (problem,) = verify(str(root)).problems
+    assert {problem.shard, problem.remedy} <= {"again.tar", "val.tar", COUNTED_TWICE}
+    with pytest.raises(DataError, match="same bytes"):
+        split_anew(str(root), None, reading, val=HALF)
+    index(root, "train", "train*")  # as the message says
+    assert verify(str(root)).problems == ()
+
+
+def test_flat_shards_of_the_other_split_are_not_taken(tmp_path: Path) -> None:
+    by_webdataset(tmp_path / "in1k-train-00.tar", labelled([0, 1]))
+    by_webdataset(tmp_path / "in1k-validation-00.tar", labelled([1, 0], first=9))
+    by_webdataset(tmp_path / "latest-valley.tar", labelled([1, 0], first=19))
+    for split, named in ("train", "in1k-validation-00.tar"), ("val", "in1k-train-00.tar"):
+        with pytest.raises(DataError, match=f"--tars '\\*{split}\\*'") as caught:
+            find_shards(str(tmp_path), split)
+        assert f"1 of 3 shards in {tmp_path}" in str(caught.value)
+        assert named in str(caught.value)
+    (tmp_path / "in1k-train-00.tar").unlink()
+    (tmp_path / "latest-valley.tar").unlink()
+    index(tmp_path, "train")  # all there is: nothing is mixed
+    assert read_manifest(str(tmp_path), "train").num_samples == 2
