@@ -104,20 +104,13 @@ def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -
     """
     recipe = config.recipe
     batch, num_train = recipe.global_batch_size, train.num_samples
-    check_divisions(world_size, recipe.num_micro_batches, config.data.lanes, batch)
-    if batch // config.data.lanes % recipe.repeats:
-        raise ConfigError(
-            f"recipe.repeats={recipe.repeats} does not divide the {batch // config.data.lanes} "
-            f"samples that each of the {config.data.lanes} lanes gives to a step, so a sample and "
-            "its repeats would be parted. Nothing was started. Set data.lanes or "
-            f"recipe.global_batch_size so that it does, e.g. recipe.global_batch_size="
-            f"{batch * recipe.repeats}."
-        )
-    if num_train < batch:
-        raise ConfigError(
-            f"recipe.global_batch_size={batch} is more than the {num_train} training images: an "
-            f"epoch would have no step. Set it to {num_train} or less."
-        )
+    is_slurm = config.launcher.name == "slurm"
+    check_sizes(
+        *(world_size, recipe.num_micro_batches, config.data.lanes, batch),
+        num_train=num_train,
+        repeats=recipe.repeats,
+        ranks_per_node=config.cluster.ranks_per_node if is_slurm else None,
+    )
     if recipe.objective != "own" and train.labels.kind != "single":
         raise ConfigError(
             f"{config.data.url} has {train.labels.kind} labels ({train.labels}), and the "
@@ -175,12 +168,40 @@ def _num_steps(config: Config, steps_per_epoch: int) -> int:
     return max(1, round(recipe.epochs * steps_per_epoch))
 
 
-def check_divisions(ranks: int, micro_batches: int, lanes: int, batch: int) -> None:
-    """Refuse a chain of divisions that leaves a remainder.
+def check_sizes(
+    ranks: int,
+    micro_batches: int,
+    lanes: int,
+    batch: int,
+    *,
+    num_train: int,
+    repeats: int = 1,
+    ranks_per_node: int | None = None,
+) -> None:
+    """Refuse a chain of divisions that leaves a remainder, or a batch that is not there.
+
+    Args:
+        ranks_per_node: of a job of Slurm; None on this machine.
 
     Raises:
-        ConfigError: with the nearest chains that leave none.
+        ConfigError: with the nearest sizes that work.
     """
+    wrong = _wrong_with(ranks, micro_batches, lanes, batch, num_train, repeats)
+    if wrong is None:
+        return
+    sizes = (ranks, micro_batches, lanes, batch)
+    options = [
+        *nearest(*sizes, num_train=num_train, repeats=repeats, ranks_per_node=ranks_per_node)
+    ]
+    advice = "The nearest that works:\n  " + "\n  ".join(options)
+    few = f"{num_train} training images are too few for {ranks} ranks: take fewer, or more images."
+    raise ConfigError(f"{wrong}. Nothing was started. {advice if options else few}")
+
+
+def _wrong_with(
+    ranks: int, micro_batches: int, lanes: int, batch: int, num_train: int, repeats: int
+) -> str | None:
+    """Return the first thing that sizes do not fulfil."""
     chain = (
         ("ranks", ranks, "recipe.num_micro_batches", micro_batches),
         ("recipe.num_micro_batches", micro_batches, "data.lanes", lanes),
@@ -188,36 +209,72 @@ def check_divisions(ranks: int, micro_batches: int, lanes: int, batch: int) -> N
     )
     for part_name, part, whole_name, whole in chain:
         if whole % part:
-            options = "\n".join(f"  {line}" for line in nearest(ranks, micro_batches, lanes, batch))
-            raise ConfigError(
+            return (
                 f"{part_name}={part} does not divide {whole_name}={whole}. Ranks must divide "
-                "micro-batches, micro-batches lanes, and lanes the global batch; nothing was "
-                f"started. The nearest that works:\n{options}"
+                "micro-batches, micro-batches lanes, and lanes the global batch"
             )
-
-
-def nearest(ranks: int, micro_batches: int, lanes: int, batch: int) -> Iterator[str]:
-    """Yield overrides near the given numbers that divide each other."""
-    below, above = batch // ranks * ranks, -(-batch // ranks) * ranks
-    for size in sorted({below, above} - {0}):
-        num_lanes = _nearest_divisor(size, lanes, multiple_of=ranks)
-        num_micro = _nearest_divisor(num_lanes, micro_batches, multiple_of=ranks)
-        yield (
-            f"recipe.global_batch_size={size} data.lanes={num_lanes} "
-            f"recipe.num_micro_batches={num_micro}   "
-            f"({ranks} ranks, {num_micro} micro-batches of {size // num_micro})"
+    if batch // lanes % repeats:
+        return (
+            f"recipe.repeats={repeats} does not divide the {batch // lanes} samples that each of "
+            f"the {lanes} lanes gives to a step, so a sample and its repeats would be parted"
         )
+    if batch > num_train:
+        return (
+            f"recipe.global_batch_size={batch} is more than the {num_train} training images, so "
+            "an epoch would have no step"
+        )
+    return None
+
+
+def nearest(
+    ranks: int,
+    micro_batches: int,
+    lanes: int,
+    batch: int,
+    *,
+    num_train: int,
+    repeats: int = 1,
+    ranks_per_node: int | None = None,
+) -> Iterator[str]:
+    """Yield overrides near the given numbers that work, first those for as many ranks."""
+    per_node = ranks_per_node or 1
+    for size in _sizes_near(batch, ranks * repeats, num_train):
+        yield _all_sizes(ranks, micro_batches, lanes, size, repeats)
     if lanes % micro_batches == 0 and micro_batches % ranks == 0:
-        for size in sorted({batch // lanes * lanes, -(-batch // lanes) * lanes} - {0}):
+        for size in _sizes_near(batch, lanes * repeats, num_train):
             yield f"recipe.global_batch_size={size}   (lanes and micro-batches as they are)"
-    if batch % lanes == 0 and lanes % micro_batches == 0:
-        fewer = max(n for n in range(1, ranks + 1) if micro_batches % n == 0)
-        more = [n for n in range(ranks, micro_batches + 1) if micro_batches % n == 0]
-        for count in sorted({fewer, *more[:1]}):
-            yield (
-                f"launcher.num_procs={count}   (with Slurm as many ranks by cluster.nodes; batch, "
-                "lanes and micro-batches as they are)"
-            )
+    if _wrong_with(1, micro_batches, lanes, batch, num_train, repeats) is None:
+        others = [n for n in range(per_node, micro_batches + 1, per_node) if not micro_batches % n]
+        fewer, more = [n for n in others if n <= ranks], [n for n in others if n >= ranks]
+        for count in sorted({*fewer[-1:], *more[:1]}):
+            yield f"{_ranks(count, ranks_per_node)}   (all else as it is)"
+    if most := num_train // repeats // per_node * per_node if num_train < ranks * repeats else 0:
+        yield f"{_ranks(most, ranks_per_node)} " + _all_sizes(
+            most, micro_batches, lanes, most * repeats, repeats
+        )
+
+
+def _ranks(count: int, ranks_per_node: int | None) -> str:
+    if ranks_per_node is None:
+        return f"launcher.num_procs={count}"
+    return f"cluster.nodes={count // ranks_per_node}"
+
+
+def _sizes_near(batch: int, unit: int, most: int) -> list[int]:
+    """Return the multiples of a unit around a batch, of those that the images suffice for."""
+    below = min(batch, most) // unit * unit
+    return sorted({size for size in (below, -(-batch // unit) * unit) if 0 < size <= most})
+
+
+def _all_sizes(ranks: int, micro_batches: int, lanes: int, batch: int, repeats: int) -> str:
+    """Return overrides for a batch that ranks times repeats divide."""
+    num_lanes = _nearest_divisor(batch // repeats, lanes, multiple_of=ranks)
+    num_micro = _nearest_divisor(num_lanes, micro_batches, multiple_of=ranks)
+    return (
+        f"recipe.global_batch_size={batch} data.lanes={num_lanes} "
+        f"recipe.num_micro_batches={num_micro}   "
+        f"({ranks} ranks, {num_micro} micro-batches of {batch // num_micro})"
+    )
 
 
 def _nearest_divisor(whole: int, wanted: int, *, multiple_of: int) -> int:
