@@ -12,6 +12,7 @@ from data_sharding.manifest import Manifest, read_manifest
 from orchestrator.config import ConfigError, identity, parse, to_dict, unsafe_changes
 from orchestrator.launch.compose import Composed
 from orchestrator.launch.cost import check_makeable
+from orchestrator.launch.idle import tell_idle
 from orchestrator.launch.init_from import bring_fitting
 from orchestrator.launch.likeness import check_likeness
 from orchestrator.launch.software import current_software, note_software
@@ -46,6 +47,7 @@ def open_run(composed: Composed) -> tuple[RunDir, Plan]:
     is_new = is_finished or not run.config_file.exists()
     if is_new:
         _check_no_checkpoints(config)
+        tell_idle(config, composed.overrides)
         check_likeness(config, composed.overrides)
         if config.init_from is None:
             check_makeable(config, plan)

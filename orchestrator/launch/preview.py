@@ -7,6 +7,7 @@ from orchestrator.launch.ask import UnansweredError
 from orchestrator.launch.compose import Composed, compose
 from orchestrator.launch.cost import cost_of
 from orchestrator.launch.create import plan_of, run_path
+from orchestrator.launch.idle import tell_idle
 from orchestrator.launch.likeness import check_likeness
 from orchestrator.launch.snapshot import in_place
 from orchestrator.launch.submit import job_of, script
@@ -45,6 +46,7 @@ def _show_jobs(points: Sequence[Composed]) -> None:
     runs = [RunDir(run_path(point.config)) for point in points]
     plans = [plan_of(point.config) for point in points]
     for point in points:
+        tell_idle(point.config, point.overrides)
         check_likeness(point.config, point.overrides)
     code = in_place()
     jobs = [job_of(run, point.config, code) for run, point in zip(runs, points, strict=True)]
