@@ -33,8 +33,8 @@ def test_a_magnitude_is_what_its_source_means_by_it(name: str) -> None:
 # utils.py, MAE's (and ConvNeXt V2's) lr_sched.py, Swin's config.py, torchvision's train.py, ViT's
 # vit_jax/utils.py, SoViT's big_vision/utils.py, NFNet's optim.py.
 DECAY_AFTER_WARMUP = {
-    *("beit_2021", "convnext", "convnextv2_2023", "eva02_2023", "finetune", "nfnet_2021"),
-    *("sovit_2023", "swin_2021", "torchvision_v2", "vit_2020"),
+    *("beit_2021", "convnext", "convnextv2_2023", "eva02_2023", "nfnet_2021"),
+    *("mae_finetune", "sovit_2023", "swin_2021", "torchvision_v2", "vit_2020"),
 }
 
 

@@ -108,8 +108,9 @@ def test_a_run_whose_data_is_gone_is_sent_all_the_same(run: RunDir, tmp_path: Pa
 
 def test_weights_and_the_rate_of_each(run: RunDir) -> None:
     """Beside the histogram of a tensor stands the highest rate that its layer has."""
-    asked = ("data=digits", f"data.url={run.path.parent}/set", "model=timm", "recipe=finetune",
-             "model.name=timm/test_resnet", "recipe.optimizer.lr=0.1")  # fmt: skip
+    asked = ("data=digits", f"data.url={run.path.parent}/set", "model=timm",
+             "recipe=mae_finetune", "model.name=timm/test_resnet",
+             "recipe.optimizer.lr=0.1")  # fmt: skip
     (composed,) = compose([*asked, "recipe.optimizer.layer_decay=0.5"])
     config = composed.config
     network = build_network(config, 10)
