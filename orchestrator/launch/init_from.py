@@ -24,7 +24,7 @@ from orchestrator.plan import Plan
 from orchestrator.rundir import RunDir, RunError
 from orchestrator.schema import Config
 from orchestrator.training.checkpoint import CheckpointError, CheckpointStore
-from orchestrator.training.retention import best_of
+from orchestrator.training.retention import best_or_newest
 
 _DEADLINE_S = 1800
 
@@ -114,7 +114,7 @@ def _of_run(run: RunDir) -> Iterator[tuple[Path, dict[str, Any]]]:
             f"init_from={run.path}: this run has no checkpoint yet, so there is nothing to begin "
             "with. Wait for one, or take another run."
         )
-    step = (best_of(manifests, config.checkpoint) or manifests[-1]).step
+    step = best_or_newest(manifests, config.checkpoint).step
     uid = (run.read_json(run.identity_file) or {}).get("uid")
     with _of_checkpoint(store, step) as path:
         yield path, {"run": run.id, "uid": uid, "step": step, "model": config.model.name}

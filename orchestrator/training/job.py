@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Self
@@ -14,7 +14,7 @@ from data_sharding.counter import derive
 from orchestrator.plan import Plan
 from orchestrator.rundir import RunDir, read_json_lines
 from orchestrator.schema import Config
-from orchestrator.training import startup, watchdog
+from orchestrator.training import report, startup, watchdog
 from orchestrator.training.answers import write_answers
 from orchestrator.training.checkpoint import CheckpointStore
 from orchestrator.training.curvature import Curvature
@@ -27,7 +27,6 @@ from orchestrator.training.metrics import MetricLog
 from orchestrator.training.network import build_network, count_cost
 from orchestrator.training.objectives import Objective, make_objective
 from orchestrator.training.probe import freeze_all_but_the_head
-from orchestrator.training.report import tell_evaluation, tell_start
 from orchestrator.training.restore import restore
 from orchestrator.training.saver import Saver
 from orchestrator.training.schedule import make_schedule
@@ -130,7 +129,7 @@ class Job:
         if self.world.is_first:
             self.saver.clean_up()
         device, begun_with = str(self.world.device), self.config.init_from
-        tell_start(self.run.id, self.plan, self.cost, device, step, begun_with)
+        report.tell_start(self.run.id, self.plan, self.cost, device, step, begun_with)
         if step == 0:
             self.metrics.log(0, self.cost)
         elif self.world.from_first(self._owes_evaluation(step)):
@@ -157,7 +156,7 @@ class Job:
         if self.world.is_first and answers is not None:
             write_answers(self.run, answers)
         self.metrics.log(step, result)
-        tell_evaluation(self.plan, step, result)
+        report.tell_evaluation(self.plan, step, result)
         return result
 
     def compute_figures(self, step: int, images_per_s: float) -> dict[str, float]:
@@ -188,6 +187,12 @@ class Job:
             startup.tell()
         self.saver.check()
 
+    def tell_end(self) -> str:
+        """Return that all is done, and what is wrong with the last evaluation."""
+        done = f"all {self.plan.num_steps} steps are done"
+        *_, last = ({}, *self._evaluations(self.plan.num_steps))
+        return f"{done}, but {wrong}" if (wrong := report.not_finite(last)) else done
+
     def part(self) -> None:
         """Leave together: a rank that left while another still saves would look like a failure."""
         self.saver.finish()
@@ -195,7 +200,10 @@ class Job:
 
     def _owes_evaluation(self, step: int) -> bool:
         """Whether an attempt was asked to stop at a step before it could evaluate it."""
-        return self.plan.evaluates_at(step) and not any(
-            record["step"] == step and self.objective.figures[0] in record["metrics"]
-            for record in read_json_lines(self.run.metrics_file)
-        )
+        return self.plan.evaluates_at(step) and not any(self._evaluations(step))
+
+    def _evaluations(self, step: int) -> Iterator[dict[str, float]]:
+        """Yield the figures of a step's evaluations."""
+        for record in read_json_lines(self.run.metrics_file):
+            if record["step"] == step and self.objective.figures[0] in record["metrics"]:
+                yield {name: record["metrics"][name] for name in self.objective.figures}

@@ -1,6 +1,7 @@
 """What a run says of itself in its log: one block of numbers at the start, a line now and then."""
 
 import logging
+import math
 from collections.abc import Mapping
 
 from orchestrator.figures import clock, shown
@@ -48,6 +49,14 @@ def tell_evaluation(plan: Plan, step: int, figures: Mapping[str, float]) -> None
     """Log what the weights of a step are worth on the validation split."""
     told = (f"{name.removeprefix('val/')} {shown(name, x)}" for name, x in figures.items())
     log.info("%s  val %s", _place(plan, step), "  ".join(told))
+    if wrong := not_finite(figures):
+        log.warning("%s: step %d will not count as the best", wrong, step)
+
+
+def not_finite(figures: Mapping[str, float]) -> str:
+    """Return which of the figures are no numbers, e.g. "val/loss is nan"; empty if all are."""
+    wrong = [f"{key} is {value}" for key, value in figures.items() if not math.isfinite(value)]
+    return " and ".join(wrong)
 
 
 def _place(plan: Plan, step: int) -> str:

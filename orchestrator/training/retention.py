@@ -1,10 +1,14 @@
 """Which checkpoints of a run are kept."""
 
+import logging
+import math
 from collections.abc import Sequence
 
 from orchestrator.rundir import RunError
 from orchestrator.schema import Checkpoint
 from orchestrator.training.checkpoint import CheckpointStore, Manifest
+
+log = logging.getLogger(__name__)
 
 
 def kept(manifests: Sequence[Manifest], keep: Checkpoint) -> set[int]:
@@ -18,28 +22,48 @@ def kept(manifests: Sequence[Manifest], keep: Checkpoint) -> set[int]:
 
 
 def meant(store: CheckpointStore, keep: Checkpoint, step: int | None) -> Manifest:
-    """Return the checkpoint of a step; without one the best, or the newest if none was judged.
+    """Return the checkpoint of a step; without one the best, see `best_or_newest`.
 
     Raises:
         RunError: there is no such checkpoint.
     """
     manifests = {one.step: one for one in store.manifests()}
-    best = best_of(list(manifests.values()), keep)
-    wanted = step or (best.step if best else max(manifests, default=0))
-    if wanted not in manifests:
+    if step is None and manifests:
+        return best_or_newest(list(manifests.values()), keep)
+    if step not in manifests:
         there = ", ".join(map(str, manifests)) or "none"
-        raise RunError(f"no checkpoint of step {wanted} in {store.url}. There are: {there}")
-    return manifests[wanted]
+        raise RunError(f"no checkpoint of step {step or 0} in {store.url}. There are: {there}")
+    return manifests[step]
+
+
+def best_or_newest(manifests: Sequence[Manifest], keep: Checkpoint) -> Manifest:
+    """Return the best checkpoint of some; the newest if none was judged.
+
+    One whose figures are not finite is taken when there is no other.
+    """
+    if (best := best_of(manifests, keep)) is not None:
+        return best
+    sound = [one for one in manifests if all(map(math.isfinite, one.metrics.values()))]
+    newest = max(sound or manifests, key=lambda one: one.step)
+    if not sound:
+        log.warning(
+            "step %d is taken, and like every checkpoint there is it was evaluated as %s: its "
+            "weights are spoilt. Train again with a lower recipe.optimizer.lr.",
+            newest.step,
+            "  ".join(f"{name} {value:.4g}" for name, value in newest.metrics.items()),
+        )
+    return newest
 
 
 def best_of(manifests: Sequence[Manifest], keep: Checkpoint) -> Manifest | None:
     """Return the checkpoint with the best figure, of equal ones the newest; None without any.
 
-    A network that is trained without labels has no accuracy: there the loss decides.
+    NaN and infinity are no figures. A network that is trained without labels has no accuracy: there
+    the loss decides.
     """
     name = keep.keep_best
     if name is not None and not any(name in manifest.metrics for manifest in manifests):
         name = "val/loss"
     sign = -1 if name == "val/loss" else 1
-    judged = [manifest for manifest in manifests if name in manifest.metrics]
+    judged = [one for one in manifests if math.isfinite(one.metrics.get(str(name), math.nan))]
     return max(judged, key=lambda one: (sign * one.metrics[str(name)], one.step), default=None)

@@ -82,7 +82,7 @@ def train(
     job.part()
     if step < plan.num_steps:
         return Verdict("stopped", step, f"asked to stop; saved at step {step}")
-    return Verdict("finished", step, f"all {plan.num_steps} steps are done")
+    return Verdict("finished", step, job.tell_end())
 
 
 def _update(state: TrainState, config: Config, step: int) -> torch.Tensor:

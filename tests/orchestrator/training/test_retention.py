@@ -1,14 +1,18 @@
 """Which checkpoints stay."""
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from running import Tahoe
 
+from orchestrator.rundir import RunDir
 from orchestrator.schema import Checkpoint
 from orchestrator.training.checkpoint import Manifest
-from orchestrator.training.retention import best_of, kept
+from orchestrator.training.retention import best_of, best_or_newest, kept
 
 KEEP = Checkpoint(
     url=None,
@@ -65,3 +69,62 @@ def test_pruning_step_by_step_keeps_what_pruning_at_the_end_keeps(
         left = [one for one in left if one.step in stay]
     everything = [Manifest(step, {"val/top1": step % 7}, {}) for step in steps]
     assert {one.step for one in left} == kept(everything, keep)
+
+
+FIGURES = st.sampled_from([math.nan, math.inf, -math.inf, 1.0, 2.0, 3.0])
+
+
+@given(st.lists(FIGURES, min_size=1), st.sampled_from(["val/top1", "val/loss"]))
+def test_what_is_no_number_is_never_the_best(values: list[float], name: str) -> None:
+    keep = replace(KEEP, keep_best=name)  # type: ignore[arg-type]
+    judged = [Manifest(step, {name: value}, {}) for step, value in enumerate(values, start=1)]
+    finite = [value for value in values if math.isfinite(value)]
+    best = best_of(judged, keep)
+    if finite:
+        assert best is not None
+        assert best.metrics[name] == (max if name == "val/top1" else min)(finite)
+        assert best.step in kept(judged, keep)
+        assert best_or_newest(judged, keep) is best
+    else:
+        assert best is None
+        assert best_or_newest(judged, keep) is judged[-1]
+        unjudged = Manifest(0, {}, {})
+        assert best_or_newest([unjudged, *judged], keep) is unjudged
+
+
+NETWORK = """
+import torch
+from torch import nn
+
+class Breaking(nn.Linear):  # answers with NaN before and after step 12
+    def __init__(self, num_classes):
+        super().__init__(1024, num_classes)
+        self.register_buffer("seen", torch.tensor(0))
+
+    def forward(self, images):
+        self.seen += self.training
+        logits = super().forward(images.flatten(1))
+        is_sound = self.training or self.seen == 12 * 4
+        return logits if is_sound else logits * float("nan")
+
+def build(num_classes, in_channels):
+    return Breaking(num_classes)
+"""
+
+
+def test_a_run_that_ends_with_nan_says_so_and_its_best_is_another(
+    train: Callable[..., RunDir], tahoe: Tahoe
+) -> None:
+    (tahoe.cwd / "network.py").write_text(NETWORK)
+    run = train(
+        "run",
+        *("model=network:build", "recipe.steps=14", "recipe.global_batch_size=64"),
+        *("evaluate.every_epochs=0.25", "checkpoint.keep_best=val/loss"),
+    )
+    verdict = run.read_json(run.verdict_file)
+    assert verdict is not None
+    assert verdict["verdict"] == "finished"
+    assert "val/loss is nan" in verdict["reason"]
+    tahoe("ckpt", "export", "run", "net.safetensors")
+    best = run.checkpoints_dir / "step-000000012" / "model.safetensors"
+    assert (tahoe.cwd / "net.safetensors").read_bytes() == best.read_bytes()
