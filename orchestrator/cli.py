@@ -164,7 +164,7 @@ def _resume(options: argparse.Namespace) -> int:
 
     run = RunDir(options.run.absolute())
     check_not_queued([run])
-    plan = reopen_run(run, options.overrides)
+    plan = reopen_run(run, options.overrides, options.schedule)
     config = parse(run.read_config())
     if config.launcher.name == "slurm":
         submit_run(Submission(run, config, plan.num_steps))
@@ -204,6 +204,10 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("run", type=Path, metavar="RUN", help="a run directory")
     overrides_help = "recipe.epochs=N extends it; keys of cluster, launcher, logging are free"
     resume.add_argument("overrides", nargs="*", metavar="OVERRIDES", help=overrides_help)
+    schedule_help = (
+        "of a run that is extended, what its learning rate does if that was to fall to the end"
+    )
+    resume.add_argument("--schedule", choices=("stretch", "restart", "keep"), help=schedule_help)
 
     add_cluster_verbs(verbs)
 

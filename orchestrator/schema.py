@@ -181,6 +181,10 @@ class Schedule:
     `warmup_prefix`: the decay begins where the warm-up ends, and takes the steps that are left.
     Without it the decay is that of the whole run, and the warm-up takes the place of its beginning.
     None is True for `linear` alone.
+
+    `cycles` are the steps (from, to) over which cosine and linear fall, each time from the highest
+    rate; in between, and after the last, the rate stays. Empty: once, over the whole training. They
+    are there if a run was extended (`tahoe resume --schedule`), so that what it did stays true.
     """
 
     name: Literal["constant", "cosine", "linear", "step"]
@@ -190,6 +194,18 @@ class Schedule:
     drop_epochs: tuple[PositiveFloat, ...]
     drop_every_epochs: PositiveFloat | None = None
     drop_factor: PositiveFloat
+    cycles: tuple[tuple[NonNegativeInt, PositiveInt], ...] = ()
+
+    def __post_init__(self) -> None:
+        ends = [step for cycle in self.cycles for step in cycle]
+        lengths = [end - start for start, end in self.cycles]
+        if ends != sorted(ends) or ends[:1] not in ([], [0]) or min(lengths, default=1) < 1:
+            raise ValueError(f"cycles={self.cycles} must begin at step 0 and follow each other")
+
+    @property
+    def ends_with_training(self) -> bool:
+        """Whether a step's rate depends on how long the training is."""
+        return self.name in ("cosine", "linear") and self.final_share != 1
 
 
 @_schema

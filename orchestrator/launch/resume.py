@@ -6,6 +6,7 @@ from orchestrator.config import SAFE_KEYS, ConfigError, parse, to_dict, unsafe_c
 from orchestrator.figures import counted
 from orchestrator.launch.compose import merge
 from orchestrator.launch.create import plan_of
+from orchestrator.launch.extend import Choice, Extension
 from orchestrator.launch.software import note_software
 from orchestrator.plan import Plan
 from orchestrator.rundir import RunDir, RunError
@@ -13,11 +14,14 @@ from orchestrator.schema import DURATIONS, Config
 from orchestrator.training.checkpoint import CheckpointStore
 
 
-def reopen_run(run: RunDir, overrides: Sequence[str]) -> Plan:
+def reopen_run(run: RunDir, overrides: Sequence[str], schedule: Choice | None = None) -> Plan:
     """Freeze the run's config with the overrides on top, and return its arithmetic.
 
+    Args:
+        schedule: what the learning rate does, where another length leaves that open.
+
     Raises:
-        ConfigError: an override would change what the run is.
+        ConfigError: an override would change what the run is, or `schedule` is needed.
         RunError: there is no run here, or it is finished and nothing is added.
     """
     frozen = to_dict(parse(run.read_config()))
@@ -44,6 +48,8 @@ def reopen_run(run: RunDir, overrides: Sequence[str]) -> Plan:
             f"{run.id} is finished after {counted(done, 'step')}. There is nothing to continue. "
             f"Extend it with e.g. `tahoe resume {run.quoted} recipe.epochs={twice}`."
         )
+    planned = plan_of(parse(to_dict(config) | {"recipe": frozen["recipe"]}))
+    config = Extension(config, planned, plan, done).settled(schedule)
     with run.lock():  # the config of an attempt that is running is not touched
         note_software(run)
         run.write_config(to_dict(config))

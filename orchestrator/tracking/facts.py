@@ -19,7 +19,7 @@ from orchestrator.tracking.outgoing import (
     without_secrets,
 )
 from orchestrator.tracking.points import Point
-from orchestrator.tracking.record import Record
+from orchestrator.tracking.record import EXTENDED, Record
 
 # MLflow's limits, by which it cuts without a sign (mlflow/utils/validation.py). Tags may have 8000
 # characters since MLflow 3; a list that must be read back keeps to what servers before it take.
@@ -99,13 +99,15 @@ def attempt_tags(run: RunDir) -> dict[str, str]:
 
 
 def time_tags(record: Record) -> dict[str, str]:
-    """Return how long all attempts together took, in seconds and in seconds of a device."""
+    """Return how long all attempts together took, and whether one of them moved the end."""
     taken = {
         "tahoe.training_s": record.training_s,
         "tahoe.device_s": record.device_s,
         "tahoe.images_per_s": record.images_per_s,
     }
-    return {key: f"{value:.6g}" for key, value in taken.items() if value is not None}
+    known = {key: f"{value:.6g}" for key, value in taken.items() if value is not None}
+    told = record.config.get(EXTENDED)
+    return known | ({f"tahoe.{EXTENDED}": told} if told else {})
 
 
 def description(record: Record) -> str:

@@ -13,6 +13,7 @@ from orchestrator.tracking.outcome import attempts, outcome
 from orchestrator.tracking.outgoing import of_the_run, redacted
 from orchestrator.tracking.points import Sieve, read_records
 
+EXTENDED = "extended"  # the key of a record's config that says so of a run
 UNENDED = "crashed"  # what a directory says of an attempt that left no verdict, and may be alive
 
 IMPORTED = "imported"  # the status of what others have measured; see tracking.imported
@@ -23,7 +24,8 @@ class Record:
     """One run; None where a thing is not known.
 
     Args:
-        config: with dotted keys, without secrets and what the paper published.
+        config: with dotted keys, without secrets and what the paper published. `extended` is among
+            them where the rate of the run was to fall to an end that was moved after it had begun.
         published: what the paper published; see orchestrator.schema.Published.
         data_fingerprint: of the bytes of both splits.
         status: one of outcome.STATES or IMPORTED, and `reason` why.
@@ -84,7 +86,8 @@ def read_record(run: RunDir) -> Record:
     model = config.get("model") or {}
     published = model.get("published") or {}
     known = flatten(redacted(of_the_run(config)))
-    logged = _read_metrics(run)
+    logged, told = _read_metrics(run), extended(run, config)
+    known |= {EXTENDED: told} if told else {}
     metrics, step = logged.metrics, max((step for step, _ in logged.metrics.values()), default=None)
     batch, gmacs = known.get("recipe.global_batch_size"), metrics.get("model/gmacs")
     num_images = step * batch if step is not None and batch else None
@@ -123,6 +126,37 @@ def read_record(run: RunDir) -> Record:
         sweep=(run.read_json(run.sweep_file) or {}).get("sweep"),
         evaluations=[*read_json_lines(run.evaluations_file)],
     )
+
+
+def extended(run: RunDir, config: Mapping[str, Any]) -> str | None:
+    """Say from how many steps to how many a run was extended that had begun to train.
+
+    None if it was not, and where its learning rate did not depend on its end: such a run is the
+    same as one that was as long from the start. What the rate then did is in schedule.cycles.
+    """
+    schedule = (config.get("recipe") or {}).get("schedule")
+    if not isinstance(schedule, Mapping) or schedule.get("name") not in ("cosine", "linear"):
+        return None
+    if schedule.get("final_share") == 1:
+        return None
+    of_jobs = {
+        line.get("slurm_job_id"): line.get("num_steps") for line in read_json_lines(run.jobs_file)
+    }
+    lengths = {
+        number: line.get("num_steps") or of_jobs.get(line.get("slurm_job_id"))
+        for number, line in sorted(attempts(run).items())
+    }
+    if len({*lengths.values()}) < 2:
+        return None
+    trained = _trained(run)
+    known = dict.fromkeys(n for attempt, n in lengths.items() if n and attempt in trained)
+    return f"{' -> '.join(map(str, known))} steps" if len(known) > 1 else None
+
+
+def _trained(run: RunDir) -> set[int]:
+    """Return the attempts that have done a step."""
+    lines = (line for _, line in read_records(run.metrics_file, start_bytes=0))
+    return {line["attempt"] for line in lines if line.get("step", 0) > 0 and "attempt" in line}
 
 
 @dataclass

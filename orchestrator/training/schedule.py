@@ -3,6 +3,8 @@
 timm's `step_update(t)` sets the rate from t alone, so there is nothing to save or to replay.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypedDict
 
 import torch
@@ -27,10 +29,40 @@ class _Warmup(TypedDict):
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, plan: Plan) -> Scheduler:
     """Return a scheduler whose `step_update(step)` sets the learning rate of that step.
 
-    The highest rate is the optimizer's; `final_share` of it is reached at the last step.
+    The highest rate is the optimizer's; `final_share` of it is reached at the last step, or at the
+    last of each cycle where there are several.
     """
+    warmup_steps = round(recipe.schedule.warmup_epochs * plan.steps_per_epoch)
+    cycles = recipe.schedule.cycles
+    if not (cycles and recipe.schedule.ends_with_training):
+        return _cycle(optimizer, recipe, plan, warmup_steps)
+    made = []
+    for start, end in cycles:
+        part = replace(plan, num_steps=end - start)
+        made.append((start, _cycle(optimizer, recipe, part, 0 if start else warmup_steps)))
+    return _Cycles(optimizer, made)
+
+
+class _Cycles(Scheduler):
+    """One schedule after the other, each from its own step on."""
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, cycles: Sequence[tuple[int, Scheduler]]
+    ) -> None:
+        super().__init__(optimizer, "lr", t_in_epochs=False)
+        self._cycles = cycles
+
+    def _get_lr(self, t: int) -> list[float]:
+        start, cycle = [one for one in self._cycles if one[0] <= t][-1]
+        rates: list[float] = cycle._get_lr(t - start)
+        return rates
+
+
+def _cycle(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, plan: Plan, warmup_steps: int
+) -> Scheduler:
+    """Return a schedule that falls once, over as many steps as the plan has."""
     schedule, lr = recipe.schedule, recipe.optimizer.lr
-    warmup_steps = round(schedule.warmup_epochs * plan.steps_per_epoch)
     is_linear = schedule.name == "linear"
     prefix = is_linear if schedule.warmup_prefix is None else schedule.warmup_prefix
     warmup = _Warmup(

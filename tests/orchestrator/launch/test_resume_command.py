@@ -1,5 +1,6 @@
 """`tahoe resume` continues a run as it was begun, or says why it does not."""
 
+import math
 import os
 import signal
 import time
@@ -14,6 +15,7 @@ from data_sharding.manifest import DataError, read_manifest, write_manifest
 from orchestrator.config import ConfigError, parse
 from orchestrator.launch.compose import Composed
 from orchestrator.launch.create import open_run
+from orchestrator.launch.extend import Choice
 from orchestrator.launch.resume import reopen_run
 from orchestrator.rundir import RunDir, RunError
 
@@ -21,6 +23,12 @@ from orchestrator.rundir import RunDir, RunError
 def end(run: RunDir, verdict: str, step: int) -> None:
     attempt = run.begin_attempt()
     run.write_json(run.verdict_file, {"verdict": verdict, "step": step, "attempt": attempt})
+
+
+def set_schedule(run: RunDir, name: str, **options: Any) -> None:
+    config = run.read_config()
+    config["recipe"]["schedule"] |= {"name": name, **options}
+    run.write_config(config)
 
 
 def save_checkpoint(run: RunDir, step: int) -> None:
@@ -60,6 +68,7 @@ def test_a_run_from_before_a_key_was_there_is_continued(run: RunDir) -> None:
 
 @pytest.mark.parametrize("override", ["recipe.epochs=3", "recipe.steps=21", "recipe.images=2688"])
 def test_a_finished_run_can_be_extended(run: RunDir, override: str) -> None:
+    set_schedule(run, "constant")
     end(run, "finished", 14)
     assert reopen_run(run, [override]).num_steps == 21
     recipe = run.read_config()["recipe"]
@@ -67,13 +76,68 @@ def test_a_finished_run_can_be_extended(run: RunDir, override: str) -> None:
 
 
 def test_an_extension_that_was_killed_is_continued(run: RunDir) -> None:
+    set_schedule(run, "constant")
     end(run, "finished", 14)
     reopen_run(run, ["recipe.epochs=3"])
     run.begin_attempt()
     assert reopen_run(run, []).num_steps == 21
 
 
+@pytest.mark.parametrize(
+    ("name", "choice", "cycles", "steps"),
+    [
+        (
+            "cosine",
+            "restart",
+            [[0, 14], [14, 28]],
+            (0.1, 0.05 + 0.05 * math.cos(math.pi * 13 / 14)),
+        ),
+        ("linear", "stretch", [], (0.1 * 14 / 21, 0.1 / 21)),
+        ("cosine", "keep", [[0, 14]], (0.01, 0.01)),
+    ],
+)
+def test_what_the_rate_of_an_extended_run_does_is_chosen(
+    run: RunDir, name: str, choice: Choice, cycles: Any, steps: Any, capsys: Any
+) -> None:
+    set_schedule(run, name, warmup_epochs=1.0, final_share=0.1 if choice == "keep" else 0.0)
+    end(run, "finished", 14)
+    assert reopen_run(run, ["recipe.epochs=4"], choice).num_steps == 28
+    assert run.read_config()["recipe"]["schedule"]["cycles"] == cycles
+    first, last = steps
+    told = capsys.readouterr().out
+    assert f"{first:.4g} at step 15" in told
+    assert f"{last:.4g} at step 28" in told
+    run.begin_attempt()
+    assert reopen_run(run, []).num_steps == 28  # killed: there is nothing to choose any more
+
+
+def test_a_rate_that_would_jump_is_a_question(run: RunDir) -> None:
+    before = run.read_config()
+    end(run, "finished", 14)
+    with pytest.raises(ConfigError, match=r"--schedule stretch(.|\n)*--schedule restart") as asked:
+        reopen_run(run, ["recipe.epochs=4"])
+    assert "--schedule keep" not in str(asked.value)  # at a rate of 0 nothing would be learned
+    with pytest.raises(ConfigError, match="--schedule keep means nothing"):
+        reopen_run(run, ["recipe.epochs=4"], "keep")
+    assert run.read_config() == before
+
+
+def test_a_rate_of_a_run_that_is_to_be_shorter_is_a_question_too(run: RunDir) -> None:
+    end(run, "stopped", 5)
+    with pytest.raises(ConfigError, match=r"--schedule stretch(.|\n)*--schedule keep") as asked:
+        reopen_run(run, ["recipe.steps=7"])
+    assert "--schedule restart" not in str(asked.value)
+    assert reopen_run(run, ["recipe.steps=7"], "keep").num_steps == 7
+    assert run.read_config()["recipe"]["schedule"]["cycles"] == [[0, 14]]
+
+
+def test_before_the_first_step_a_run_may_have_any_length(run: RunDir) -> None:
+    assert reopen_run(run, ["recipe.epochs=4"]).num_steps == 28
+    assert run.read_config()["recipe"]["schedule"]["cycles"] == []
+
+
 def test_a_run_cannot_be_shortened(run: RunDir) -> None:
+    set_schedule(run, "constant")
     end(run, "stopped", 10)
     assert reopen_run(run, ["recipe.steps=10"]).num_steps == 10
     with pytest.raises(ConfigError, match="has done 10 steps, more than the 9 asked for"):

@@ -156,7 +156,7 @@ def test_a_config_that_somebody_has_spoilt_is_never_tried_again(tmp_path: Path) 
 
 def test_a_finished_run_can_be_extended(train: Callable[..., RunDir], tahoe: Tahoe) -> None:
     run = train("run", "recipe.steps=5", "logging.every_steps=1")
-    tahoe("resume", "run", "recipe.steps=8")
+    tahoe("resume", "run", "recipe.steps=8", "--schedule", "restart")
     steps = [r["step"] for r in read_json_lines(run.metrics_file) if "train/loss" in r["metrics"]]
     assert steps == list(range(1, 9))
     verdict = run.read_json(run.verdict_file)

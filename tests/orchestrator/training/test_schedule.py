@@ -18,12 +18,14 @@ from orchestrator.training.schedule import make_schedule
 PLAN = plan()
 
 
-def rates(recipe: Recipe, steps: list[int], **schedule: Any) -> list[float]:
+def rates(
+    recipe: Recipe, steps: list[int], num_steps: int = PLAN.num_steps, **schedule: Any
+) -> list[float]:
     changes = dataclasses.replace(recipe.schedule, **schedule)
     slots = dataclasses.replace(recipe.optimizer, lr=1.0)
     recipe = dataclasses.replace(recipe, schedule=changes, optimizer=slots)
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
-    scheduler = make_schedule(optimizer, recipe, PLAN)
+    scheduler = make_schedule(optimizer, recipe, dataclasses.replace(PLAN, num_steps=num_steps))
     found = []
     for step in steps:
         scheduler.step_update(step)
@@ -136,3 +138,21 @@ def test_a_cosine_after_the_warm_up_as_torchvisions(recipe: Recipe) -> None:
         scheduler.step()
     found = ours(recipe, name="cosine", warmup_prefix=True)
     assert found == pytest.approx(expected[WARMUP:])
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_cycles_each_fall_from_the_highest_rate_to_the_last(recipe: Recipe, name: str) -> None:
+    options = {"name": name, "warmup_epochs": 1.0, "final_share": 0.1}
+    cycles = ((0, 100), (100, 140), (160, 170))
+    found = rates(recipe, list(range(200)), num_steps=200, cycles=cycles, **options)
+    assert found[:100] == rates(recipe, list(range(100)), **options)
+    cold = options | {"warmup_epochs": 0.0}
+    assert found[100:140] == rates(recipe, list(range(40)), num_steps=40, **cold)
+    assert found[160:170] == rates(recipe, list(range(10)), num_steps=10, **cold)
+    assert found[140:160] == found[170:190] == pytest.approx([0.1] * 20)
+
+
+@pytest.mark.parametrize("name", ["constant", "step"])
+def test_rates_that_do_not_depend_on_the_end_have_no_cycles(recipe: Recipe, name: str) -> None:
+    steps, options = list(range(100)), {"name": name, "drop_epochs": (3.0,)}
+    assert rates(recipe, steps, cycles=((0, 50),), **options) == rates(recipe, steps, **options)

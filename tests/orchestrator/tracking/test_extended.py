@@ -1,0 +1,104 @@
+"""A run whose end was moved once it had begun is no seed of one that was so long from the start."""
+
+import json
+
+import pytest
+from running import Tahoe
+
+from orchestrator.rundir import append_json_line
+from orchestrator.tracking.compare import compare
+from orchestrator.tracking.curves import label_of
+from orchestrator.tracking.record import read_record
+from orchestrator.tracking.ship import sync
+from orchestrator.tracking.stored import stored_records
+
+# MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+
+
+@pytest.fixture
+def made(make_scene, store):
+    """Makes finished runs of attempts with some numbers of steps, which logged a step each."""
+
+    def make(name, *lengths, seed=1, schedule="cosine", slurm=False, **options):
+        scene = make_scene(name, uri=store)
+        schedule = {"name": schedule, "final_share": 0.0, **options}
+        scene.configure(recipe={"epochs": 4, "schedule": schedule})
+        scene.run.write_config({**scene.run.read_config(), "seed": seed})
+        for number, length in enumerate(lengths, start=1):
+            known = {"slurm_job_id": str(number)} if slurm else {"num_steps": length}
+            if slurm:
+                line = {"slurm_job_id": str(number), "num_steps": length}
+                append_json_line(scene.run.jobs_file, line)
+            attempt = scene.run.begin_attempt(world_size=1, **known)
+            scene.log(length, {"val/top1": 50.0 + length}, attempt=attempt)
+        scene.judge("finished", len(lengths))
+        return scene
+
+    return make
+
+
+def rows(scenes):
+    (section,) = compare([read_record(scene.run) for scene in scenes])
+    return {frozenset(one.id for one in row.records): row for row in section.rows}
+
+
+@pytest.mark.parametrize("slurm", [False, True])
+def test_an_extended_run_stands_alone(made, slurm):
+    clean = [made("a", 28, 28, seed=1, slurm=slurm), made("b", 28, seed=2, slurm=slurm)]
+    found = rows([*clean, made("extended", 14, 28, seed=3, slurm=slurm)])
+    assert set(found) == {frozenset({"a", "b"}), frozenset({"extended"})}
+    row = found[frozenset({"extended"})]
+    assert row.differs == {"extended": "14 -> 28 steps"}
+    assert "14 -> 28" in label_of(row)
+
+
+def test_runs_that_were_extended_alike_are_seeds(made):
+    found = rows([made(name, 14, 28, seed=i) for i, name in enumerate("ab")])
+    assert set(found) == {frozenset({"a", "b"})}
+
+
+@pytest.mark.parametrize("options", [{"schedule": "constant"}, {"final_share": 1.0}])
+def test_where_the_rate_has_no_end_an_extended_run_is_as_any_other(made, options):
+    found = rows([made("a", 28, **options), made("b", 14, 28, seed=2, **options)])
+    assert set(found) == {frozenset({"a", "b"})}
+
+
+def test_an_attempt_that_did_no_step_moved_no_end(made):
+    scene = made("a", 28)
+    lines = scene.run.attempts_file.read_text()
+    first = json.dumps({"attempt": 1, "started_s": 1.0, "num_steps": 14})
+    scene.run.attempts_file.write_text(first + "\n" + lines.replace('"attempt": 1', '"attempt": 2'))
+    text = scene.run.metrics_file.read_text().replace('"attempt": 1', '"attempt": 2')
+    scene.run.metrics_file.write_text(text)
+    assert "extended" not in read_record(scene.run).config
+
+
+def test_mlflow_knows_it_as_well(made, store):
+    for scene in (made("a", 28), made("extended", 14, 28, seed=3)):
+        sync(scene.run.path)
+    assert scene.shown().data.tags["tahoe.extended"] == "14 -> 28 steps"
+    (section,) = compare(stored_records(store))
+    assert {row.differs["extended"] for row in section.rows} == {"-", "14 -> 28 steps"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_is_extended_as_was_chosen(tahoe: Tahoe, train, digits):
+    short = (
+        "launcher.num_procs=1",
+        "recipe.schedule.name=cosine",
+        "recipe.schedule.warmup_epochs=0",
+    )
+    run = train("extended", "recipe.epochs=1", *short)
+    refused = tahoe("resume", str(run.path), "recipe.epochs=2", check=False)
+    assert refused.returncode == 93
+    assert "--schedule restart" in refused.stderr
+    tahoe("resume", str(run.path), "recipe.epochs=2", "--schedule", "restart")
+    lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    rates = {line["step"]: line["metrics"].get("train/lr") for line in lines}
+    known = {step: rate for step, rate in rates.items() if rate is not None}
+    half = max(known) // 2
+    before, after = [max(k for k in known if k <= half), min(k for k in known if k > half)]
+    assert known[after] > 10 * known[before]
+    assert read_record(run).config["extended"] == f"{half} -> {2 * half} steps"
