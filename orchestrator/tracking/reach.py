@@ -6,7 +6,13 @@ from pathlib import Path
 from data_sharding import files
 from orchestrator.rundir import RunError
 from orchestrator.tracking.outgoing import summary, without_secrets
-from orchestrator.tracking.store import MlflowClient, sqlite_file
+from orchestrator.tracking.store import MlflowClient, is_database, sqlite_file
+from orchestrator.tracking.tables import Tables, check, tables_of
+
+_MADE_LATER = {  # by the first run that is sent there
+    Tables.NONE: "will have its tables made",
+    Tables.OLDER: "is of an older MLflow: it will be upgraded, and a copy of it kept beside it",
+}
 
 
 def reach(tracking_uri: str, experiment: str) -> str:
@@ -22,7 +28,14 @@ def reach(tracking_uri: str, experiment: str) -> str:
             return f"{file} will be made"
     where = without_secrets(tracking_uri)
     try:
+        state = tables_of(tracking_uri)[0] if is_database(tracking_uri) else Tables.CURRENT
+        if file is not None and state in _MADE_LATER:
+            return f"{file} {_MADE_LATER[state]}"
+        if state is not Tables.CURRENT:
+            check(tracking_uri)
         found = MlflowClient(tracking_uri=tracking_uri).get_experiment_by_name(experiment)
+    except RunError:
+        raise
     except Exception as error:  # MLflow's own, its database's, or a driver's that is not there
         raise RunError(
             f"{where} does not answer: {summary(error)}. Runs would be trained and not shown until "

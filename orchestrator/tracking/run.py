@@ -5,7 +5,7 @@ Importing this module imports MLflow, which takes about two seconds.
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ from orchestrator.tracking.store import (
     RunTag,
     experiment_id,
     opened,
+    to_stderr,
 )
 
 T = TypeVar("T")
@@ -184,8 +185,13 @@ class Tracked:
             self.client.log_artifact(self.run_id, str(file))
 
 
-def attach(run: RunDir, config: Mapping[str, Any]) -> Tracked:
+def attach(
+    run: RunDir, config: Mapping[str, Any], say: Callable[[str], None] = to_stderr
+) -> Tracked:
     """Return the MLflow run of a run directory, which is made if there is none.
+
+    Args:
+        say: is told of what happens to the store itself.
 
     Raises:
         RunError: the run or its experiment has been deleted in MLflow.
@@ -193,7 +199,7 @@ def attach(run: RunDir, config: Mapping[str, Any]) -> Tracked:
     """
     uri, experiment = config["tracking"]["uri"], config["tracking"]["experiment"]
     mark = run.read_json(run.mlflow_file) or {}
-    with opened(uri) as client:
+    with opened(uri, say) as client:
         found = _recorded(client, mark)
         if found is None:
             place = experiment_id(client, uri, experiment)

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with os.fdopen(os.dup(2), "w") as terminal:
         _log_to(_log_file(run))
         try:
-            refused = _follow(run, config, lifeline)
+            refused = _follow(run, config, lifeline, partial(print, file=terminal))
             if refused:
                 print(f"tracking: {_not_taken(run, refused)}", file=terminal)
         except SupersededError as error:
@@ -127,12 +127,14 @@ class Shipment:
         self._do(partial(self.tracked.show, end, ended_ms))
 
 
-def _follow(run: RunDir, config: Mapping[str, Any], lifeline: Lifeline) -> Mapping[str, str]:
+def _follow(
+    run: RunDir, config: Mapping[str, Any], lifeline: Lifeline, say: Callable[[str], None] = print
+) -> Mapping[str, str]:
     """Ship from now until rank 0 has ended; return what the server has refused."""
     attempt = run.num_attempts
     insist = Insist(lifeline, lambda: run.num_attempts > attempt)
     with insist(partial(_take_over, run, lifeline)):
-        tracked = insist(partial(_attach, run, config))
+        tracked = insist(partial(_attach, run, config, say))
         insist(tracked.describe)
         insist(partial(tracked.show, running(attempt)))
         log.info("attempt %d: shipping to the MLflow run %s", attempt, tracked.run_id)
@@ -151,10 +153,10 @@ def _follow(run: RunDir, config: Mapping[str, Any], lifeline: Lifeline) -> Mappi
         return tracked.refusals.told
 
 
-def _attach(run: RunDir, config: Mapping[str, Any]) -> "Tracked":
+def _attach(run: RunDir, config: Mapping[str, Any], say: Callable[[str], None]) -> "Tracked":
     from orchestrator.tracking.run import attach
 
-    return attach(run, config)
+    return attach(run, config, say)
 
 
 def _upload(tracked: "Tracked") -> None:

@@ -7,7 +7,8 @@ Importing this module imports MLflow, which takes about two seconds.
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
@@ -34,6 +35,9 @@ from mlflow.entities import (
     RunTag,
 )
 from mlflow.exceptions import MlflowException
+from mlflow.store.db.db_types import DATABASE_ENGINES
+
+from orchestrator.tracking import tables
 
 __all__ = [
     "Dataset",
@@ -47,11 +51,13 @@ __all__ = [
     "Run",
     "RunTag",
     "artifacts_dir",
-    "check_is_there",
     "experiment_id",
+    "is_database",
     "opened",
+    "reading",
     "search",
     "sqlite_file",
+    "to_stderr",
 ]
 
 _PAGE = 1000  # runs that are asked for at a time
@@ -60,6 +66,16 @@ _KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 for _chatterer in ("mlflow", "alembic", "sqlalchemy"):
     logging.getLogger(_chatterer).setLevel(logging.CRITICAL)
+
+
+def to_stderr(message: str) -> None:
+    """Print a line that is no result."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def is_database(tracking_uri: str) -> bool:
+    """Whether a URI is that of a database; a server minds its own."""
+    return tracking_uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES
 
 
 def sqlite_file(tracking_uri: str) -> Path | None:
@@ -74,11 +90,12 @@ def artifacts_dir(file: Path) -> Path:
     return file.resolve().parent / "mlartifacts"
 
 
-def check_is_there(tracking_uri: str) -> None:
-    """Refuse an SQLite file that is not there, which MLflow would make.
+def reading(tracking_uri: str) -> MlflowClient:
+    """Open a store to look at it: nothing is made there and nothing upgraded.
 
     Raises:
-        RunError: it is not there.
+        RunError: it is not there, or of another MLflow.
+        MlflowException, OSError: it cannot be reached or read.
     """
     file = sqlite_file(tracking_uri)
     if file is not None and not file.exists():
@@ -86,22 +103,32 @@ def check_is_there(tracking_uri: str) -> None:
             f"no tracking store at {file.absolute()}: no run has been tracked there. Run `tahoe "
             "train` first, or name another store with `--uri` or `--from-mlflow`."
         )
+    if is_database(tracking_uri):
+        tables.check(tracking_uri)
+    return MlflowClient(tracking_uri=tracking_uri)
 
 
 @contextmanager
-def opened(tracking_uri: str) -> Iterator[MlflowClient]:
+def opened(tracking_uri: str, say: Callable[[str], None] = to_stderr) -> Iterator[MlflowClient]:
     """Open a store; one process at a time makes the tables, experiments and runs of an SQLite file.
 
+    Args:
+        say: is told if the tables had to be upgraded, of which a copy is kept.
+
     Raises:
+        RunError: it is of a newer MLflow, or for somebody else to upgrade.
         MlflowException, OSError: the store cannot be reached or written.
     """
     file = sqlite_file(tracking_uri)
     if file is None:
+        if is_database(tracking_uri):
+            tables.prepare(tracking_uri, None, say)
         yield MlflowClient(tracking_uri=tracking_uri)
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.with_name(f"{file.name}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        tables.prepare(tracking_uri, file, say)
         yield MlflowClient(tracking_uri=tracking_uri)
 
 

@@ -12,13 +12,18 @@ from typing import Any
 from orchestrator.plan import training_petaflop
 from orchestrator.rundir import RunError
 from orchestrator.tracking.outgoing import summary, without_secrets
-from orchestrator.tracking.record import IMPORTED, Record
-from orchestrator.tracking.store import MlflowClient, MlflowException, Run, check_is_there, search
+from orchestrator.tracking.record import EXTENDED, IMPORTED, Record
+from orchestrator.tracking.store import MlflowClient, MlflowException, Run, reading, search
 
 _STATES = {"SCHEDULED": "scheduled", "RUNNING": "running", "FINISHED": "finished"}
 _NOT_LOGGED = ("system/", "published/", "eval/")  # metrics that training did not log
 _ENSEMBLES = "tahoe.ensembles"
-_TAGGED = {"model": "model.name", "data": "data.name", "protocol": "data.protocol"}
+_TAGGED = {
+    "model": "model.name",  # what was imported has no params
+    "data": "data.name",
+    "protocol": "data.protocol",
+    f"tahoe.{EXTENDED}": EXTENDED,
+}
 
 
 def stored_records(
@@ -33,9 +38,8 @@ def stored_records(
     Raises:
         RunError: the store cannot be read, or has no run of an id.
     """
-    check_is_there(tracking_uri)
     try:
-        client = MlflowClient(tracking_uri=tracking_uri)
+        client = reading(tracking_uri)
         if ids:
             found = [client.get_run(name) for name in ids]
         else:
@@ -49,7 +53,7 @@ def stored_records(
 
 def history(tracking_uri: str) -> Callable[[Record, str], dict[int, float]]:
     """Return what tells a figure of a run of the store by its steps."""
-    client = MlflowClient(tracking_uri=tracking_uri)
+    client = reading(tracking_uri)
 
     def curve(record: Record, name: str) -> dict[int, float]:
         points = client.get_metric_history(str(record.mlflow_id), name)
@@ -117,7 +121,7 @@ def _config(run: Run) -> dict[str, Any]:
     tags = run.data.tags
     found = {key: _value(text) for key, text in run.data.params.items()}
     found |= {key: _value(text) for key, text in _section(tags, "tahoe.changed.").items()}
-    for tag, key in _TAGGED.items():  # what was imported has no params
+    for tag, key in _TAGGED.items():
         if tag in tags:
             found.setdefault(key, tags[tag])
     return found

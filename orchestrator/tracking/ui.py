@@ -14,8 +14,7 @@ from orchestrator.tracking.store import (
     MlflowClient,
     MlflowException,
     artifacts_dir,
-    check_is_there,
-    opened,
+    reading,
     sqlite_file,
 )
 from orchestrator.tracking.views import TRAINING, table_page
@@ -61,14 +60,13 @@ def serve(
             "\n".join(links_to(address, paths, client) or [f"{address}/#/experiments?{TRAINING}"])
         )
         return
-    check_is_there(tracking_uri)
-    _check_port(host, port)
     shown_host = socket.gethostname() if host == "0.0.0.0" else host  # noqa: S104 (compared only)
     address = f"http://{shown_host}:{port}"
     try:
-        with opened(tracking_uri) as client:
-            for link in links_to(address, paths, client) or links(client, address):
-                print(link, flush=True)
+        client = reading(tracking_uri)
+        _check_port(host, port)
+        for link in links_to(address, paths, client) or links(client, address):
+            print(link, flush=True)
     except (MlflowException, OSError) as error:
         shown = without_secrets(tracking_uri)
         raise RunError(f"no pages of {shown}: {summary(error)}") from error

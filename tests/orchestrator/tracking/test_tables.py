@@ -1,0 +1,165 @@
+"""Tables are made whole or not at all, and those of another MLflow are not touched by a look."""
+
+import signal
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from alembic import command
+from mlflow.store.db.utils import _get_alembic_config
+from mlflow.store.tracking.dbmodels.initial_models import Base
+from sqlalchemy import create_engine
+
+from orchestrator.cli import main
+from orchestrator.rundir import RunError
+from orchestrator.tracking.reach import reach
+from orchestrator.tracking.ship import sync
+from orchestrator.tracking.store import MlflowClient, opened
+from orchestrator.tracking.stored import stored_records
+from orchestrator.tracking.tables import Tables, _revisions, tables_of
+from orchestrator.tracking.ui import serve
+
+# MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+DEADLINE_S = 60
+OLD = "bd07f7e963c5"  # of MLflow 2.1
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A store as MLflow 2.1 has made it; making its tables takes seconds."""
+    file = tmp_path_factory.mktemp("old") / "mlflow.db"
+    engine = create_engine(f"sqlite:///{file}")
+    Base.metadata.create_all(engine)
+    with engine.begin() as connection:
+        config = _get_alembic_config(f"sqlite:///{file}")
+        config.attributes["connection"] = connection
+        command.upgrade(config, OLD)
+    engine.dispose()
+    return file
+
+
+@pytest.fixture
+def old(template, tmp_path):
+    file = tmp_path / "my store" / "mlflow.db"
+    file.parent.mkdir()
+    file.write_bytes(template.read_bytes())
+    return file
+
+
+def revision(file):
+    with closing(sqlite3.connect(file)) as database:
+        ((found,),) = database.execute("SELECT version_num FROM alembic_version")
+    return found
+
+
+def looks(uri, tmp_path):
+    yield lambda: stored_records(uri)
+    yield lambda: serve(uri, 5999)
+    yield lambda: main(["list", "--from-mlflow", uri])
+    yield lambda: main(["compare", "--from-mlflow", uri])
+
+
+def test_what_looks_leaves_an_older_store_as_it_is(old, tmp_path, capsys):
+    before, uri = old.read_bytes(), f"sqlite:///{old}"
+    assert tables_of(uri) == (Tables.OLDER, OLD)
+    assert "older MLflow" in reach(uri, "tests")
+    for look in looks(uri, tmp_path):
+        try:
+            assert look() == 1
+            said = capsys.readouterr().err
+        except RunError as error:
+            said = str(error)
+        assert "older MLflow" in said
+        assert "mlflow db upgrade" in said
+    assert old.read_bytes() == before
+    assert {file.name for file in old.parent.iterdir()} == {"mlflow.db"}
+
+
+def test_what_writes_upgrades_beside_a_copy_and_says_so(old, make_scene, capsys):
+    scene = make_scene(uri=f"sqlite:///{old}")
+    scene.log(1, {"a": 1.0})
+    before = old.read_bytes()
+    sync(scene.run.path)
+    assert scene.stored() == scene.logged()
+    copy = old.with_name(f"mlflow.db.before-upgrade-{OLD}")
+    said = capsys.readouterr().err.splitlines()
+    assert [str(copy) in line for line in said] == [True]
+    assert revision(copy) == OLD
+    assert revision(old) == _revisions()[0]
+    with closing(sqlite3.connect(copy)) as kept:
+        assert kept.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    sync(scene.run.path)  # once
+    assert capsys.readouterr().err == ""
+    assert len([*old.parent.glob("*before-upgrade*")]) == 1
+    old.write_bytes(before)  # a colleague went back: the older copy is not written over
+    sync(scene.run.path)
+    assert len([*old.parent.glob("*before-upgrade*")]) == 2
+
+
+def test_the_shipper_tells_the_terminal(old, make_scene, ship):
+    scene = make_scene(uri=f"sqlite:///{old}")
+    scene.run.begin_attempt()
+    scene.judge("finished")
+    process = ship(scene)
+    _, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0
+    assert [f"before-upgrade-{OLD}" in line for line in err.splitlines()] == [True]
+
+
+def test_a_newer_store_has_a_sentence_of_its_own(store, make_scene, tmp_path):
+    file = Path(store.removeprefix("sqlite:///"))
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
+        database.commit()
+    before = file.read_bytes()
+    scene = make_scene(uri=store)
+    for look in (
+        lambda: stored_records(store),
+        lambda: reach(store, "tests"),
+        lambda: sync(scene.run.path),
+        lambda: serve(store, 5999),
+    ):
+        with pytest.raises(RunError, match=r"of a newer MLflow than 3\."):
+            look()
+    assert file.read_bytes() == before
+
+
+def test_tables_of_something_else_are_left_alone(make_scene, tmp_path):
+    file = tmp_path / "notes.db"
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("CREATE TABLE notes (text)")
+        database.commit()
+    before = file.read_bytes()
+    scene = make_scene(uri=f"sqlite:///{file}")
+    with pytest.raises(RunError, match="does not say of which MLflow"):
+        sync(scene.run.path)
+    assert file.read_bytes() == before
+
+
+def test_an_empty_file_is_filled(make_scene, tmp_path):
+    (tmp_path / "mlflow.db").touch()
+    scene = make_scene(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    scene.log(1, {"a": 1.0})
+    sync(scene.run.path)
+    assert scene.stored() == scene.logged()
+
+
+@pytest.mark.parametrize("num_bytes", [1, 500_000])
+def test_a_kill_while_the_tables_are_made_leaves_none(start, tmp_path, eventually, num_bytes):
+    place, uri = tmp_path / "store", f"sqlite:///{tmp_path}/store/mlflow.db"
+    code = f"from orchestrator.tracking.store import opened\nwith opened({uri!r}): input()"
+    process = start("-c", code)
+
+    def is_begun():
+        sizes = [file.stat().st_size for file in place.glob("mlflow.db*") if file.exists()]
+        return sum(sizes) >= num_bytes
+
+    eventually(is_begun)
+    process.send_signal(signal.SIGKILL)
+    process.wait(DEADLINE_S)
+    with opened(uri) as client:
+        assert client.search_experiments()
+    assert MlflowClient(tracking_uri=uri).get_experiment_by_name("Default")
+    assert {file.name for file in place.iterdir()} == {"mlflow.db", "mlflow.db.lock"}
