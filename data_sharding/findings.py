@@ -16,6 +16,7 @@ RULES = {
     "leak": "training images that lie in val too: left out of train",
     "duplicate": "later copies of the same bytes in train: left out",
     "duplicate_in_val": "later copies of the same bytes in val: kept",
+    "linked_twice": "links to images that are listed too: kept, unless --dedupe finds them",
     "label_conflict": "copies of the same bytes with different labels",
     "wrong_extension": "stored under the extension of what they are",
     "exif_orientation": "left alone, as in the reference ImageNet pipelines",
@@ -58,13 +59,13 @@ class Findings:
 
 
 def report(
-    findings: Findings, numbers: Mapping[str, int], passed_over: Mapping[str, int]
+    findings: Findings, numbers: Mapping[str, int], passed_over: "Findings"
 ) -> dict[str, Any]:
     """Return what `report.json` says.
 
     Args:
         numbers: of files and bytes; "num_files" is what shares are of.
-        passed_over: files that are no images, by extension.
+        passed_over: files that are no samples, by kind.
     """
     num_files = numbers["num_files"]
     rules = {
@@ -77,4 +78,5 @@ def report(
         for rule, meaning in RULES.items()
         if findings.counts[rule]
     }
-    return {**numbers, "passed_over": dict(passed_over), "rules": rules}
+    over = {"passed_over": dict(passed_over.counts), "passed_over_names": passed_over.names}
+    return {**numbers, **over, "rules": rules}

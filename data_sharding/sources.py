@@ -8,7 +8,6 @@ import hashlib
 import io
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,6 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data_sharding.findings import Findings
+from data_sharding.formats import OTHER_EXTENSIONS
 from data_sharding.labels import LabelRule
 from data_sharding.manifest import DataError
 from data_sharding.texts import Texts
@@ -68,12 +69,13 @@ class Source:
         classes: label i is `classes[i]`.
         splits: "train" and "val".
         facts: identify the source, in JSON values: equal facts, equal samples.
-        ignored: files passed over, by extension.
+        ignored: how many files were passed over, by kind; `ignored_names` has the first of each.
         labels: whether a sample has one label, several or none; how they are stored is the
             writer's choice.
         num_bytes: the sizes of the files of each split, in its order, where they are known.
         home: the directory below which origins lie, if they do; reports leave it out.
         notes: sentences for the user: what was decided that nobody asked for.
+        found: what the listing alone shows of images, by rule; see findings.RULES.
     """
 
     classes: tuple[str, ...]
@@ -84,6 +86,8 @@ class Source:
     num_bytes: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     home: str = ""
     notes: tuple[str, ...] = ()
+    ignored_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    found: Findings = field(default_factory=Findings)
 
     def name(self, sample: Sample) -> str:
         """Return what reports call a sample: its origin, the same wherever the source lies."""
@@ -134,7 +138,6 @@ class Tally:
     num_files: int = 0
     num_bytes: int = 0
     listing_sha256: str = ""  # of the digest before, and one more path and size
-    ignored: Counter[str] = field(default_factory=Counter)
 
     def add(self, path: str, num_bytes: int) -> None:
         """Count one more file, by its path below the source."""
@@ -178,6 +181,7 @@ class ListedImages:
         stem, suffix = os.path.splitext(os.path.basename(path))  # noqa: PTH119, PTH122
         name = _STRANGE.sub("_", stem)[:60]
         extension, label = suffix[1:].lower(), self._label(number)
+        extension = OTHER_EXTENSIONS.get(extension, extension)
         return Sample(f"{number:08d}-{name}", extension, label, path, partial(_read, path))
 
     def where(self, mask: NDArray[np.bool_]) -> "ListedImages":

@@ -9,6 +9,7 @@ marks the set as unfinished is removed then.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -318,6 +319,7 @@ def _report(
     source: Source, shards: Sequence[Finished], duplicates: Duplicates
 ) -> Mapping[str, Any]:
     findings = Findings()
+    findings.merge(source.found)
     findings.merge(duplicates.findings)
     for shard in shards:
         findings.merge(shard.findings)
@@ -327,4 +329,5 @@ def _report(
         "num_bytes": sum(shard.num_bytes for shard in shards),
         "num_bytes_stored": sum(shard.num_bytes_stored for shard in shards),
     }
-    return report(findings, numbers, source.ignored)
+    over = Findings(Counter(source.ignored), {k: [*v] for k, v in source.ignored_names.items()})
+    return {**report(findings, numbers, over), "notes": [*source.notes]}

@@ -18,6 +18,12 @@ def add_digits(verb: argparse.ArgumentParser) -> None:
 def add_folder(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("directory", type=Path, metavar="DIR", help="where the class folders lie")
     _add_val_fraction(verb, None)
+    links_help = "open linked directories below the class folders, too"
+    verb.add_argument("--follow-links", action="store_true", help=links_help)
+    empty_help = "keep classes whose folders hold no images for training"
+    verb.add_argument("--allow-empty", action="store_true", help=empty_help)
+    over_help = "of files that may be passed over, if they may be images (default %(default)s)"
+    verb.add_argument("--max-passed-over", type=float, default=0.1, metavar="SHARE", help=over_help)
 
 
 def add_csv(verb: argparse.ArgumentParser) -> None:
@@ -85,12 +91,13 @@ def files_source(options: argparse.Namespace) -> "Source":
     """
     from data_sharding import sources
     from data_sharding.csv_source import Columns, csv_file
-    from data_sharding.folder_source import folder
+    from data_sharding.folder_source import Lenience, folder
 
     if options.verb == "digits":
         return sources.digits(options.val_fraction, options.seed)
     if options.verb == "folder":
-        return folder(options.directory, options.val_fraction, options.seed)
+        lenience = Lenience(options.follow_links, options.allow_empty, options.max_passed_over)
+        return folder(options.directory, options.val_fraction, options.seed, lenience)
     if options.verb == "cifar":
         from data_sharding.cifar_source import cifar
 

@@ -97,10 +97,18 @@ def written(url: str, source: Source, dataset: Dataset) -> None:
     for note in source.notes:
         console.print(Text(f"  {note}"))
     if source.ignored:
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(source.ignored.items()))
-        console.print(Text(f"  passed over, since they are not images: {kinds}"))
+        _print_passed_over(console, source)
     if dataset.report and dataset.report["rules"]:
         _print_findings(console, url, dataset.report)
+
+
+def _print_passed_over(console: Console, source: Source) -> None:
+    console.print(f"  passed over: {sum(source.ignored.values()):,}")
+    for kind, num in sorted(source.ignored.items()):
+        names = [*source.ignored_names.get(kind, ())][:_MAX_NAMES]
+        more = f" and {num - len(names):,} more" if names and num > len(names) else ""
+        shown = f" ({', '.join(names)}{more})" if names else ""
+        console.print(Text(f"    {kind}: {num:,}{shown}"))
 
 
 def _print_findings(console: Console, url: str, report: Mapping[str, Any]) -> None:

@@ -317,7 +317,8 @@ def test_processes_do_not_change_a_byte(source: Source, written: Path, tmp_path:
 def test_shards_of_a_size_in_bytes(tmp_path: Path, shard_bytes: int) -> None:
     root = tmp_path / "images"
     for number in range(40):
-        path = root / ("val" if number % 4 == 0 else "train") / "a" / f"{number}.png"
+        split = "val" if number % 4 == 0 else "train"
+        path = root / split / "ab"[number // 4 % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(100 * number + 1))
     source = folder(root)

@@ -42,7 +42,7 @@ def test_folder_and_all_that_is_found(tahoe: Tahoe, pets: Path) -> None:
     done = tahoe("shard", "folder", str(pets), "set", *options)
     for text in (
         "kB an image", "images/s decoded, 1 thread", "set is written",
-        "train: 29 images of 2 classes", "1 .txt",
+        "train: 29 images of 2 classes", ".txt: 1 (train/a/notes.txt)",
         "corrupt: 1 (2.44%) cannot be decoded: left out", "train/a/1.jpg: is truncated",
         "wrong_extension: 1", "train/a/2.jpg", "leak: 1", "train/a/copy.jpg is val/a/0.jpg",
         "shrunk: 38",

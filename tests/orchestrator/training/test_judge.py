@@ -66,7 +66,9 @@ def test_reassessed_labels_are_found_by_name(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for number, name in enumerate((1, 2, 3, 49_999)):
         for split in ("train", "val"):
-            file = tmp_path / "images" / split / "any" / f"ILSVRC2012_val_{name:08d}.JPEG"
+            file = (
+                tmp_path / "images" / split / "ab"[number > 1] / f"ILSVRC2012_val_{name:08d}.JPEG"
+            )
             file.parent.mkdir(parents=True, exist_ok=True)
             pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8) + np.uint8(number)
             Image.fromarray(pixels).save(file)

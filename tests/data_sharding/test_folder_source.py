@@ -1,0 +1,406 @@
+"""Every layout is listed as documented, and what cannot be used is refused with a reason."""
+
+import os
+import re
+import subprocess
+import sys
+import unicodedata
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_sharding.folder_source import Lenience, folder
+from data_sharding.manifest import DataError
+from data_sharding.sources import Sample, Samples, Source
+
+ANY = Lenience(max_passed_over=1)
+
+
+def make(root: Path, *names: str) -> Path:
+    """Write files that hold their own name; a source does not look into them."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    return root
+
+
+def listed(source: Source, split: str) -> list[tuple[str, str, int, str]]:
+    samples = source.splits[split]
+    found = [samples[i] for i in range(len(samples))]
+    return [(s.key, s.extension, s.label, s.read().decode()) for s in found]
+
+
+def each(samples: Samples) -> list[Sample]:
+    return [samples[i] for i in range(len(samples))]
+
+
+def refusal(directory: Path, val_fraction: float | None = None) -> str:
+    with pytest.raises(DataError) as caught:
+        folder(directory, val_fraction)
+    assert "othing was written" in str(caught.value)
+    return str(caught.value)
+
+
+def test_train_and_val_directories(tmp_path: Path) -> None:
+    root = make(
+        tmp_path / "my pets ü",
+        "train/dog/b.JPEG", "train/dog/a.png", "train/dog/deep/er/c.WebP",
+        "train/Cat/1.jpg", "train/çat/犬.2.gif", "val/dog/z.jpg", "val/Cat/y.tiff",
+    )  # fmt: skip
+    source = folder(root)
+    assert source.classes == ("Cat", "dog", "çat")
+    assert listed(source, "train") == [
+        ("00000000-1", "jpg", 0, "train/Cat/1.jpg"),
+        ("00000001-a", "png", 1, "train/dog/a.png"),
+        ("00000002-b", "jpeg", 1, "train/dog/b.JPEG"),
+        ("00000003-c", "webp", 1, "train/dog/deep/er/c.WebP"),
+        ("00000004-__2", "gif", 2, "train/çat/犬.2.gif"),
+    ]
+    assert listed(source, "val") == [
+        ("00000000-y", "tiff", 0, "val/Cat/y.tiff"),
+        ("00000001-z", "jpg", 1, "val/dog/z.jpg"),
+    ]
+    assert source.splits["train"][0].origin == str(root / "train/Cat/1.jpg")
+
+
+def test_test_stands_in_for_val(tmp_path: Path) -> None:
+    make(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/2.png")
+    assert listed(folder(tmp_path), "val") == [("00000000-2", "png", 0, "test/a/2.png")]
+    make(tmp_path, "val/a/3.png")
+    source = folder(tmp_path)
+    assert listed(source, "val") == [("00000000-3", "png", 0, "val/a/3.png")]
+    assert source.ignored == {"beside the splits": 1}
+
+
+@pytest.mark.parametrize("train", ["train", "Train", "TRAINING"])
+@pytest.mark.parametrize("val", ["val", "valid", "Validation", "test", "Testing"])
+def test_names_of_splits(tmp_path: Path, train: str, val: str) -> None:
+    make(tmp_path, f"{train}/a/1.jpg", f"{train}/b/2.jpg", f"{val}/b/3.jpg")
+    source = folder(tmp_path)
+    assert source.classes == ("a", "b")
+    assert [text for *_, text in listed(source, "val")] == [f"{val}/b/3.jpg"]
+    assert f"has a {train}/" in refusal(tmp_path, 0.1)
+
+
+def test_two_directories_for_one_split(tmp_path: Path) -> None:
+    make(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "val/a/3.jpg", "Validation/a/3.jpg")
+    assert "Validation and val" in refusal(tmp_path)
+
+
+def test_a_class_of_trains(tmp_path: Path) -> None:
+    names = [f"{name}/{n}.jpg" for name in ("bus", "car", "train") for n in range(4)]
+    source = folder(make(tmp_path, *names), 0.25)
+    assert source.classes == ("bus", "car", "train")
+    assert len(source.splits["val"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["train/1.jpg", "val/2.jpg"], "splits are called"),
+        (["Testing/a/1.jpg", "Testing/b/2.jpg", "valid/a/3.jpg"], "splits are called"),
+        (["a/1.jpg", "b/2.jpg", "test/a/1.jpg"], "splits are called"),
+        (["set/a/1.jpg", "set/b/1.jpg"], "give {root}/set"),
+        (["set/train/a/1.jpg", "set/val/a/1.jpg"], "holds no images but train, val"),
+        (["a/1.jpg", "a/2.jpg"], "has one class, a"),
+        (["a/Train/1.jpg", "a/Test/2.jpg", "b/Train/1.jpg", "b/Test/1.jpg"], "but Test, Train"),
+        (["web/cat/1.jpg", "web/dog/2.jpg", "art/cat/3.jpg", "art/dog/4.jpg"], "cat, dog"),
+    ],
+)
+def test_what_is_no_class(tmp_path: Path, names: list[str], reason: str) -> None:
+    make(tmp_path, *names)
+    for val_fraction in (None, 0.5):
+        assert reason.format(root=tmp_path) in refusal(tmp_path, val_fraction)
+    make(tmp_path / "home/val", "a/1.jpg")
+    (tmp_path / "home/train").mkdir()
+    if not any(name.startswith(("train", "set/train")) for name in names):
+        for name in names:
+            make(tmp_path / "home/train", name)
+        wrong = refusal(tmp_path / "home")
+        assert reason.format(root=tmp_path / "home/train") in wrong
+
+
+def test_classes_may_hold_the_same_directory(tmp_path: Path) -> None:
+    make(tmp_path, *(f"train/{name}/images/{n}.jpg" for name in "ab" for n in range(2)))
+    make(tmp_path, "train/a/boxes.txt", "val/a/1.jpg")  # as Tiny ImageNet does
+    assert folder(tmp_path).classes == ("a", "b")
+
+
+def test_classes_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{n}/{i}.jpg" for n in (10, 2, 1, 0) for i in range(2)))
+    assert folder(tmp_path, 0.5).classes == ("0", "1", "2", "10")
+
+
+def test_both_forms_of_unicode_are_one_class(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "Übung") for form in ("NFC", "NFD"))
+    make(tmp_path, f"train/{composed}/1.jpg", f"train/{decomposed}/2.jpg", "train/a/3.jpg")
+    make(tmp_path, f"val/{decomposed}/4.jpg")
+    source = folder(tmp_path)
+    assert source.classes == ("a", composed)
+    assert Counter(label for _, _, label, _ in listed(source, "train")) == {0: 1, 1: 2}
+    assert [label for _, _, label, _ in listed(source, "val")] == [1]
+
+
+def test_other_names_of_formats(tmp_path: Path) -> None:
+    make(tmp_path, "a/1.jfif", "a/2.JPE", "a/3.mpo", "b/4.dib", "b/5.pbm", "b/6.jpeg")
+    source = folder(tmp_path, 0.5)
+    found = sorted(listed(source, "train") + listed(source, "val"))
+    assert [extension for _, extension, _, _ in found] == ["jpg"] * 3 + ["bmp", "ppm", "jpeg"]
+
+
+def test_chosen_fraction(tmp_path: Path) -> None:
+    names = [f"{name}/{i:02d}.png" for name, num in (("a", 10), ("b", 25)) for i in range(num)]
+    source = folder(make(tmp_path, *names), 0.2, seed=1)
+    train, val = listed(source, "train"), listed(source, "val")
+    assert Counter(label for _, _, label, _ in val) == {0: 2, 1: 5}
+    everything = sorted(train + val)
+    assert [name for _, _, _, name in everything] == names
+    assert [int(key[:8]) for key, _, _, _ in everything] == list(range(35))
+    assert train == sorted(train)
+    assert listed(folder(tmp_path, 0.2, seed=1), "val") == val
+    assert listed(folder(tmp_path, 0.2, seed=2), "val") != val
+
+
+def test_keys_are_plain(tmp_path: Path) -> None:
+    stems = ["x" * 200, "a.b.c", "sp ace", "naïve", "-", "..x", "%2e%2e", "new\nline"]
+    make(tmp_path, *(f"train/a/{stem}.jpg" for stem in stems), "train/b/1.jpg", "val/a/1.jpg")
+    keys = [key for key, *_ in listed(folder(tmp_path), "train")]
+    assert len(set(keys)) == len(stems)  # "..x.jpg" is hidden, and there is b
+    assert all(re.fullmatch(r"\d{8}-[A-Za-z0-9_-]{1,60}", key) for key in keys)
+
+
+def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
+    make(
+        tmp_path,
+        "train/a/1.jpg", "train/a/notes.TXT", "train/a/more/x.txt", "train/a/README",
+        "train/b/1.jpg",
+        "train/a/._1.jpg", "train/a/.cache/2.jpg", "train/.ipynb_checkpoints/3.jpg",
+        "train/a/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "train/@eaDir/x.jpg",
+        "__MACOSX/train/a/1.jpg",
+        "train/a/deep/$RECYCLE.BIN/1.jpg", "train/labels.csv", "val/a/1.jpg", "val/4.jpg",
+        "extra/a/5.jpg", "6.jpg", "train/a/Thumbs.db",
+    )  # fmt: skip
+    os.mkfifo(tmp_path / "train/a/pipe.jpg")
+    source = folder(tmp_path, lenience=ANY)
+    assert source.classes == ("a", "b")
+    assert [len(source.splits[split]) for split in ("train", "val")] == [2, 1]
+    assert source.ignored == {
+        ".txt": 2, "no extension": 1, "hidden": 3, "outside of classes": 1, ".csv": 1, ".db": 1,
+        "left by other programs": 4, "beside the splits": 2, "neither file nor directory": 1,
+    }  # fmt: skip
+    assert source.ignored_names[".txt"] == ["train/a/more/x.txt", "train/a/notes.TXT"]
+    assert source.ignored_names["beside the splits"] == ["6.jpg", "extra"]
+
+
+def test_a_large_share_that_is_passed_over_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{name}/{n}.jpg" for name in "ab" for n in range(9)))
+    make(tmp_path, "a/1.heic", "b/2.HEIC", *(f"a/{n}.txt" for n in range(99)))
+    source = folder(tmp_path, 0.5)
+    assert source.ignored == {".heic": 2, ".txt": 99}
+    assert "heif-convert" in " ".join(source.notes)
+    make(tmp_path, "a/3.heic")
+    message = refusal(tmp_path, 0.5)
+    assert "14%" in message
+    assert "3 .heic" in message
+    assert "heif-convert" in message
+    assert folder(tmp_path, 0.5, lenience=ANY).ignored == {".heic": 3, ".txt": 99}
+
+
+def test_links(tmp_path: Path) -> None:
+    root = make(tmp_path / "set", "train/a/1.jpg", "val/a/1.jpg")
+    store = make(tmp_path / "store", "b/2.jpg", "3.jpg", "more/4.jpg")
+    (root / "train" / "b").symlink_to(store / "b")  # a class
+    (root / "train" / "a" / "3.jpg").symlink_to(store / "3.jpg")  # an image
+    (root / "train" / "a" / "loop").symlink_to(root / "train")
+    (root / "train" / "a" / "more").symlink_to(store / "more")
+    (root / "train" / "a" / "gone.jpg").symlink_to("nowhere")
+    (root / "train" / "a" / "self.jpg").symlink_to("self.jpg")
+    (root / "train" / "c").symlink_to("nowhere")
+    (root / "train" / "up").symlink_to(root)
+    source = folder(root, lenience=ANY)
+    assert [text for *_, text in listed(source, "train")] == ["train/a/1.jpg", "3.jpg", "b/2.jpg"]
+    loops = {"link to what it lies in": 2, "dead link": 3}
+    assert source.ignored == {"linked directory": 1, **loops}
+    assert source.ignored_names["dead link"] == [
+        "train/c", "train/a/gone.jpg", "train/a/self.jpg",
+    ]  # fmt: skip
+    assert source.ignored_names["linked directory"] == ["train/a/more"]
+    source = folder(root, lenience=replace(ANY, follow_links=True))
+    assert [text for *_, text in listed(source, "train")] == [
+        "train/a/1.jpg", "3.jpg", "more/4.jpg", "b/2.jpg",
+    ]  # fmt: skip
+    assert source.ignored == loops
+    assert not source.found.counts
+
+
+def test_an_image_that_a_link_lists_again_is_told(tmp_path: Path) -> None:
+    root = make(tmp_path / "set", "train/a/1.jpg", "train/b/2.jpg", "val/b/3.jpg")
+    (root / "train/b/again.jpg").symlink_to("../a/1.jpg")
+    (root / "train/b/more").symlink_to("../a")
+    (root / "val/a").symlink_to("../train/a")
+    found = folder(root, lenience=replace(ANY, follow_links=True)).found
+    assert found.names["linked_twice"] == [
+        "train/b/again.jpg is train/a/1.jpg",
+        "train/b/more/1.jpg is train/a/1.jpg",
+        "val/a/1.jpg is train/a/1.jpg",
+    ]
+
+
+def test_facts_identify_the_files_and_not_their_place(tmp_path: Path) -> None:
+    names = ["train/a/1.jpg", "train/b/2.jpg", "val/a/3.jpg"]
+    facts = folder(make(tmp_path / "here", *names)).facts
+    assert facts == folder(make(tmp_path / "there", *names)).facts
+    assert (facts["num_files"], facts["num_bytes"]) == (3, 13 + 13 + 11)
+    renamed = ["train/a/1.jpg", "train/b/4.jpg", "val/a/3.jpg"]
+    assert facts != folder(make(tmp_path / "renamed", *renamed)).facts
+    moved = make(tmp_path / "moved", "train/b/1.jpg", "train/a/2.jpg", "val/a/3.jpg")
+    assert facts != folder(moved).facts
+    (tmp_path / "there/val/a/3.jpg").write_text("longer than before")
+    assert facts != folder(tmp_path / "there").facts
+
+
+def test_no_directory(tmp_path: Path) -> None:
+    assert f"no directory at {tmp_path / 'x y'}" in refusal(tmp_path / "x y")
+    make(tmp_path, "file")
+    assert "no directory at" in refusal(tmp_path / "file")
+
+
+def test_no_split_said(tmp_path: Path) -> None:
+    message = refusal(make(tmp_path, "a/1.jpg", "b/1.jpg"))
+    assert "no train/" in message
+    assert "--val-fraction 0.1" in message
+
+
+def test_split_said_twice(tmp_path: Path) -> None:
+    message = refusal(make(tmp_path, "train/a/1.jpg", "val/a/1.jpg"), 0.3)
+    assert "has a train/, and --val-fraction 0.3" in message
+    assert f"give {tmp_path / 'train'} as the directory" in message
+
+
+def test_train_without_val(tmp_path: Path) -> None:
+    message = refusal(make(tmp_path, "train/a/1.jpg"))
+    assert "neither val/ nor test/" in message
+    assert "--val-fraction 0.1" in message
+
+
+def test_no_classes(tmp_path: Path) -> None:
+    assert "no classes" in refusal(make(tmp_path, "1.jpg"), 0.1)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "val").mkdir()
+    assert f"{tmp_path / 'train'} has no classes" in refusal(tmp_path)
+
+
+def test_empty_class(tmp_path: Path) -> None:
+    make(tmp_path, "train/a/1.jpg", "train/b/x.txt", "train/c/2.jpg", "val/a/2.jpg")
+    assert str(tmp_path / "train" / "b") in refusal(tmp_path)
+    source = folder(tmp_path, lenience=Lenience(allow_empty=True))
+    assert source.classes == ("a", "b", "c")
+    assert [label for _, _, label, _ in listed(source, "train")] == [0, 2]
+    assert "train/b" in source.notes[0]
+    make(tmp_path, "val/b/1.jpg")
+    with pytest.raises(DataError, match="that train has none of: b"):
+        folder(tmp_path, lenience=Lenience(allow_empty=True))
+
+
+def test_val_need_not_have_every_class(tmp_path: Path) -> None:
+    make(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/a/2.jpg", "val/b/x.txt")
+    source = folder(tmp_path)
+    assert len(source.splits["val"]) == 1
+    assert "val/b" in source.notes[0]
+    (tmp_path / "val/a/2.jpg").unlink()
+    assert "no images for val" in refusal(tmp_path)
+
+
+def test_class_that_cannot_be_learned(tmp_path: Path) -> None:
+    make(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/dog/1.jpg")
+    assert f"{tmp_path / 'val'} has classes that train/ lacks: dog" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("val_fraction", [0.0, 1.0, -0.1, 1.5, float("nan"), float("inf")])
+def test_fraction_out_of_range(tmp_path: Path, val_fraction: float) -> None:
+    make(tmp_path, "a/1.jpg", "b/2.jpg")
+    assert f"fraction is {val_fraction}, and must be between 0 and 1" in refusal(
+        tmp_path, val_fraction
+    )
+
+
+@pytest.mark.parametrize(("val_fraction", "in_val"), [(0.1, 1), (0.4, 1), (0.9, 2)])
+def test_rare_classes_are_in_both_splits(tmp_path: Path, val_fraction: float, in_val: int) -> None:
+    make(tmp_path, "one/1.jpg", *(f"three/{n}.jpg" for n in range(3)))
+    make(tmp_path, *(f"many/{n}.jpg" for n in range(40)))
+    source = folder(tmp_path, val_fraction)
+    labels = Counter(label for _, _, label, _ in listed(source, "val"))
+    assert labels == {0: round(40 * val_fraction), 2: in_val}
+    assert len(source.splits["train"]) + len(source.splits["val"]) == 44
+    rare = {"one"} if val_fraction == 0.4 else {"one", "three"}
+    told = " ".join(source.notes)
+    assert {name for name in source.classes if name in told} == rare
+
+
+def test_no_class_can_be_split(tmp_path: Path) -> None:
+    assert "no class has two images" in refusal(make(tmp_path, "a/1.jpg", "b/1.jpg"), 0.5)
+
+
+def test_name_that_is_not_utf8(tmp_path: Path) -> None:
+    os.makedirs(os.fsencode(tmp_path) + b"/caf\xe9")  # noqa: PTH103  Path takes no bytes
+    assert "is not UTF-8" in refusal(tmp_path, 0.1)
+
+
+def test_directory_that_may_not_be_listed(tmp_path: Path) -> None:
+    make(tmp_path, "set/a/1.jpg", "set/b/1.jpg")
+    (tmp_path / "set/a/deep").mkdir(mode=0)
+    (tmp_path / "closed").mkdir(mode=0)
+    program = "import sys; from data_sharding.folder_source import folder; folder(sys.argv[1], 0.5)"
+    for directory, closed in ("set", "set/a/deep"), ("closed/set", "closed/set"):
+        command = [sys.executable, "-c", program, str(tmp_path / directory)]
+        if os.geteuid() == 0:  # whom nothing is closed to, unless this is taken away
+            rights = "-dac_override,-dac_read_search"
+            command = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}", *command]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert f"DataError: cannot list {tmp_path / closed}: Permission denied" in done.stderr
+
+
+PLACES = st.sampled_from(
+    ["train/a", "train/b", "train/b/deep", "train/@eaDir", "train/.x", "val/a", "val/b/@eaDir/c",
+     "train", "val", ".", "extra/c", "lost+found", "train/a/.git/y"]
+)  # fmt: skip
+NAMES = st.sampled_from(
+    ["1.jpg", "2.JPE", "3.heic", "x.txt", "README", ".hidden.jpg", "._1.jpg", "dead.jpg",
+     "link.png", "Thumbs.db", "dir"]
+)  # fmt: skip
+
+
+@given(places=st.sets(st.tuples(PLACES, NAMES), max_size=30), follows=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_each_file_is_a_sample_or_in_a_count(
+    tmp_path_factory: pytest.TempPathFactory, places: set[tuple[str, str]], follows: bool
+) -> None:
+    root = make(tmp_path_factory.mktemp("any"), "train/a/0.jpg", "train/b/0.jpg", "val/a/0.jpg")
+    store = make(tmp_path_factory.mktemp("store"), "9.png", "dir/8.jpg", "dir/8.txt")
+    for place, name in sorted(places):
+        if name not in ("dead.jpg", "link.png", "dir"):
+            make(root, f"{place}/{name}")
+            continue
+        (root / place).mkdir(parents=True, exist_ok=True)
+        target = {"dead.jpg": store / "none", "link.png": store / "9.png", "dir": store / "dir"}
+        (root / place / name).symlink_to(target[name])
+    lenience = Lenience(follows, allow_empty=True, max_passed_over=1)
+    try:
+        source = folder(root, lenience=lenience)
+    except DataError as error:
+        assert "has classes that train/ lacks: dir" in str(error)  # noqa: PT017
+        return
+    samples = {source.name(sample) for split in source.splits.values() for sample in each(split)}
+    assert sum(map(len, source.splits.values())) == len(samples)
+    over = [name for names in source.ignored_names.values() for name in names]
+    assert sum(source.ignored.values()) == len(over)
+    assert len(set(over)) == len(over)
+    for directory, _, files in os.walk(root, followlinks=True):
+        for file in files:
+            path = (Path(directory) / file).relative_to(root)
+            counted = [str(place) for place in (path, *path.parents) if str(place) in over]
+            assert len(counted) == (str(path) not in samples), path
