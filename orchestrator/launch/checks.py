@@ -17,6 +17,7 @@ from data_sharding import files
 from data_sharding.cache import cache_directory
 from data_sharding.manifest import DataError, read_manifest
 from orchestrator.config import ConfigError
+from orchestrator.figures import counted
 from orchestrator.launch.checkup import cache_room
 from orchestrator.launch.cost import Cost
 from orchestrator.launch.create import run_path
@@ -82,7 +83,8 @@ def readable(config: Config) -> str:
             ) from None
         milliseconds = 1000 * (time.monotonic() - start_s)
         told.append(
-            f"{split}: {manifest.num_samples:,} images in {len(manifest.shards):,} shards, the "
+            f"{split}: {counted(manifest.num_samples, 'image')} in "
+            f"{counted(len(manifest.shards), 'shard')}, the "
             f"first {num_bytes / 1e3:,.0f} kB in {milliseconds:.0f} ms"
         )
     return f"{config.data.url}; {'; '.join(told)}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from data_sharding import files
 from orchestrator.config import to_dict
+from orchestrator.figures import counted
 from orchestrator.launch.cost import Cost
 from orchestrator.launch.finding import Finding
 from orchestrator.launch.snapshot import in_place
@@ -152,7 +153,9 @@ def _gpus(config: Config, report: Report) -> Finding:
 def _versions(report: Report) -> Finding:
     by_host = {host: one["versions"] for host, one in _by_host(report).items()}
     if len(set(by_host.values())) == 1:
-        return Finding("ok", "software", f"{report[0]['versions']} on {len(by_host)} nodes")
+        return Finding(
+            "ok", "software", f"{report[0]['versions']} on {counted(len(by_host), 'node')}"
+        )
     told = ", ".join(f"{host}: {found}" for host, found in by_host.items())
     return Finding(
         "fail",
@@ -183,7 +186,8 @@ def _clock(report: Report) -> Finding:
 def _all_reduce(report: Report, cost: Cost | None) -> Finding:
     speed = min(one["all_reduce"]["bytes_per_s"] for one in report)
     latency_s = max(one["all_reduce"]["latency_s"] for one in report)
-    told = f"{speed / 1e9:.3g} GB/s between {len(report)} ranks, {1000 * latency_s:.2f} ms at least"
+    ranks = counted(len(report), "rank")
+    told = f"{speed / 1e9:.3g} GB/s between {ranks}, {1000 * latency_s:.2f} ms at least"
     if cost:
         carried = 2 * (len(report) - 1) / len(report) * 4 * cost.num_params
         told += f"; this network's gradients take {1000 * carried / speed:.3g} ms a step"

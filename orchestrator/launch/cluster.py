@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.figures import counted
 from orchestrator.launch.arguments import add_from_mlflow, add_runs, add_verb
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ SUBMIT_EPILOG = """\
 OVERRIDES are those of `tahoe train`, -m too. What is asked of Slurm are keys of `cluster`:
 
   tahoe submit model=timm/resnet50 data=shards data.url=/data/set cluster.nodes=4
-  tahoe submit --dry-run cluster=slurm             print script and arithmetic, submit nothing
+  tahoe submit --dry-run cluster=slurm             print arithmetic and script, submit nothing
   tahoe submit --after runs/first ...              start when that run has finished
   tahoe submit -m model=lenet5_1998,resnet18 seed=1,2   the points of a sweep, as a job array
   tahoe submit -m hydra/sweeper=NAME hydra.launcher.wait=true ...    points that a search chooses
@@ -64,7 +65,7 @@ def add_doctor_options(verb: argparse.ArgumentParser) -> None:
 def add_submit_options(verb: argparse.ArgumentParser) -> None:
     """Add what `submit` takes besides overrides, which are Hydra's to read."""
     verb.add_argument(
-        "--dry-run", action="store_true", help="print the script and the arithmetic, submit nothing"
+        "--dry-run", action="store_true", help="print the arithmetic and the script, submit nothing"
     )
     verb.add_argument("--after", type=Path, metavar="RUN", help="start when that run has finished")
 
@@ -193,7 +194,9 @@ def rehearse_up(options: argparse.Namespace) -> int:
     from slurm.rehearsal import Rehearsal
 
     cluster = Rehearsal.up(options.nodes)
-    print(f"# {len(cluster.names)} nodes are idle: {', '.join(cluster.names)}. In this shell:")
+    print(
+        f"# Idle: {counted(len(cluster.names), 'node')}, {', '.join(cluster.names)}. In this shell:"
+    )
     for name, value in cluster.environ.items():
         print(f"export {name}={shlex.quote(value)}")
     print(f"# and at the end: tahoe rehearse down {shlex.quote(str(cluster.directory))}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from orchestrator.figures import clock, shown
+from orchestrator.figures import clock, counted, shown
 from orchestrator.launch.json_output import strict_json
 from orchestrator.rundir import RunDir
 from orchestrator.tracking.index import records
@@ -216,7 +216,10 @@ def _standing(one: Record, job: client.QueuedJob | None, gone: str) -> Standing:
 
 def _state(one: Record, job: client.QueuedJob | None, gone: str) -> tuple[str, str]:
     if job and job.state != "PENDING":
-        return "running", f"{job.state.lower()} on {job.num_nodes} nodes, {job.time_left} left"
+        return (
+            "running",
+            f"{job.state.lower()} on {counted(job.num_nodes, 'node')}, {job.time_left} left",
+        )
     if job:
         return "pending", job.reason
     if one.status == "running":

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.figures import counted
 from orchestrator.launch.announce import announce_arrays
 from orchestrator.launch.compose import Composed
 from orchestrator.launch.create import open_runs, run_path
@@ -72,7 +73,7 @@ def _wait_for(runs: Sequence[RunDir]) -> list[float | Exception | None]:
     num_told = None
     while num_going_on := len(_going_on(runs)):
         if num_going_on != num_told:
-            print(f"{len(runs) - num_going_on} of {len(runs)} runs have ended", flush=True)
+            print(f"{len(runs) - num_going_on} of {counted(len(runs), 'run')} ended", flush=True)
             num_told = num_going_on
         time.sleep(_ASK_EVERY_S)
     return [_worth(run, one) for run, one in zip(runs, standings(runs), strict=True)]

@@ -22,6 +22,7 @@ from data_sharding.journal import REPORT
 from data_sharding.reencode import Shrink, Trial, try_out
 from data_sharding.sources import Source
 from data_sharding.write import Dataset
+from orchestrator.figures import counted
 
 _MAX_NAMES = 5
 
@@ -91,8 +92,9 @@ def written(url: str, source: Source, dataset: Dataset) -> None:
     console.print(Text(f"{url} {how}"))
     for split, manifest in sorted(dataset.manifests.items()):
         console.print(
-            f"  {split}: {manifest.num_samples:,} images of {len(manifest.classes)} classes in "
-            f"{len(manifest.shards)} shards, {manifest.num_bytes / 1e6:.1f} MB"
+            f"  {split}: {counted(manifest.num_samples, 'image')} of "
+            f"{counted(len(manifest.classes), 'class')} in "
+            f"{counted(len(manifest.shards), 'shard')}, {manifest.num_bytes / 1e6:.1f} MB"
         )
     for note in source.notes:
         console.print(Text(f"  {note}"))

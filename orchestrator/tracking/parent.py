@@ -11,14 +11,17 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from orchestrator.figures import counted, shown
 from orchestrator.rundir import RunDir, write_atomic
 from orchestrator.sweepdir import SweepDir
 from orchestrator.tracking.facts import MAX_TAG_CHARACTERS, user
 from orchestrator.tracking.outgoing import as_text, without_secrets
-from orchestrator.tracking.store import MlflowClient
+from orchestrator.tracking.store import MlflowClient, RunTag
 
 TAG = "tahoe.sweep"
 CHILD_TAG = "mlflow.parentRunId"
+_DESCRIPTION, _OWN_DESCRIPTION = "mlflow.note.content", "tahoe.description"
+_MAX_DESCRIPTION = 500  # characters: one line, and what any server takes
 
 
 def parent_of(client: MlflowClient, experiment_id: str, sweep: SweepDir) -> str:
@@ -64,6 +67,15 @@ def show_parent(client: MlflowClient, experiment_id: str, parent_id: str, sweep:
         _show_summary(client, parent_id, sweep)
 
 
+def tell_in_words(client: MlflowClient, run_id: str, text: str) -> None:
+    """Set the description that MLflow's pages show, unless somebody has written another."""
+    known = client.get_run(run_id).data.tags
+    if known.get(_DESCRIPTION) == known.get(_OWN_DESCRIPTION):
+        told = as_text(without_secrets(text), _MAX_DESCRIPTION)
+        tags = [RunTag(key, told) for key in (_DESCRIPTION, _OWN_DESCRIPTION)]
+        client.log_batch(run_id, tags=tags, synchronous=True)  # both, or it seems the user's
+
+
 def _show_summary(client: MlflowClient, parent_id: str, sweep: SweepDir) -> None:
     from orchestrator.tracking.index import records
     from orchestrator.tracking.sweep_summary import draw_summary, summarise
@@ -78,6 +90,13 @@ def _show_summary(client: MlflowClient, parent_id: str, sweep: SweepDir) -> None
     said = ", ".join(f"{key}={value}" for key, value in best.values.items())
     told = f"{best.run}: {summary.figure} {best.worth:.6g}, {said}"
     client.set_tag(parent_id, "tahoe.best", as_text(without_secrets(told), MAX_TAG_CHARACTERS))
+    num_points = counted(len(summary.points), "run")
+    best_worth = shown(summary.figure, best.worth)
+    tell_in_words(
+        client,
+        parent_id,
+        f"sweep of {num_points}: {summary.figure} {best_worth} at best, by {said}",
+    )
     name = f"best/{summary.figure}"
     if client.get_run(parent_id).data.metrics.get(name) != best.worth:
         client.log_metric(parent_id, name, best.worth, step=len(summary.points))

@@ -17,7 +17,13 @@ from orchestrator.sweepdir import SweepDir, sweep_of
 from orchestrator.tracking import facts
 from orchestrator.tracking.outcome import Outcome
 from orchestrator.tracking.outgoing import as_text, legal_name, redacted, without_secrets
-from orchestrator.tracking.parent import CHILD_TAG, child_name, parent_of, show_parent
+from orchestrator.tracking.parent import (
+    CHILD_TAG,
+    child_name,
+    parent_of,
+    show_parent,
+    tell_in_words,
+)
 from orchestrator.tracking.points import Point, as_stored
 from orchestrator.tracking.record import read_record
 from orchestrator.tracking.refused import Refusals
@@ -40,7 +46,6 @@ T = TypeVar("T")
 
 MAX_METRICS_A_CALL = 1000  # MLflow's limits: mlflow/utils/validation.py
 MAX_PARAMS_A_CALL = 100
-_DESCRIPTION, _OWN_DESCRIPTION = "mlflow.note.content", "tahoe.description"
 STATUS = {
     "scheduled": "SCHEDULED",
     "running": "RUNNING",
@@ -144,15 +149,9 @@ class Tracked:
         record = read_record(self.run)
         taken = {} if status in ("RUNNING", "SCHEDULED") else facts.time_tags(record)
         self.tag({"tahoe.verdict": verdict, **facts.attempt_tags(self.run), **taken})
-        self._tell_in_words(facts.description(record))
+        tell_in_words(self.client, self.run_id, facts.description(record))
         if self.sweep and self.parent_id:
             show_parent(self.client, self.experiment_id, self.parent_id, self.sweep)
-
-    def _tell_in_words(self, text: str) -> None:
-        """Set the description that MLflow's pages show, unless somebody has written another."""
-        known = self.client.get_run(self.run_id).data.tags
-        if known.get(_DESCRIPTION) == known.get(_OWN_DESCRIPTION):
-            self.tag({_DESCRIPTION: text, _OWN_DESCRIPTION: text})
 
     def remember(self) -> None:
         """Write mlflow.json. Deleting it is safe: the run is found by its tags and sent again."""

@@ -109,7 +109,7 @@ def test_a_search_is_told_what_its_points_were_worth(jobs: Jobs, tahoe: Tahoe) -
     short = [option for option in options(jobs) if not option.startswith("recipe.steps")]
     more = ["tracking=none", "hydra.launcher.wait=true", "recipe.epochs=1"]
     printed = tahoe("submit", *short, *more, sweeper).stdout
-    assert "0 of 2 runs have ended" in printed
+    assert "0 of 2 runs ended" in printed
     (line,) = [line for line in printed.splitlines() if line.startswith("worth: ")]
     worth = json.loads(line.removeprefix("worth: "))
     (sweep,) = (tahoe.cwd / "runs" / "sweeps").iterdir()

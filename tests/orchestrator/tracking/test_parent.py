@@ -92,6 +92,8 @@ def test_a_sweep_that_has_ended_has_a_summary(scenes, sweep, tmp_path):
     (parent,) = parents(scenes[0])
     assert parent.data.metrics["best/val/top1"] == 52.0
     assert parent.data.tags["tahoe.best"] == "run-2: val/top1 52, seed=2"
+    told = parent.data.tags["mlflow.note.content"]
+    assert all(part in told for part in ("3 runs", "val/top1 52.00", "seed=2"))
     pictures = list(tmp_path.glob("my store/mlartifacts/*/artifacts/sweep/*.png"))
     assert {file.name for file in pictures} == {"importance.png", "parallel-coordinates.png"}
     for scene in scenes:
