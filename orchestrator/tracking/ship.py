@@ -122,7 +122,9 @@ class Shipment:
         """Set the status of the MLflow run to how the run directory stands."""
         run = self.tracked.run
         end = running(run.num_attempts) if alive else outcome(run)
-        ended_s = attempts(run).get(end.attempt, {}).get("ended_s")
+        last = attempts(run).get(end.attempt, {}) | run.agreed_end(end.attempt)
+        # Not when the launcher ended, which waited for this: a later sync must say the same.
+        ended_s = last.get("trained_until_s") or last.get("ended_s")
         ended_ms = self._tail.sieve.last_time_ms if ended_s is None else int(ended_s * 1000)
         self._do(partial(self.tracked.show, end, ended_ms))
 

@@ -303,6 +303,20 @@ def test_status_by_verdict(scene, verdict, status):
     assert ("because" if verdict else "no verdict") in shown.data.tags["tahoe.verdict"]
 
 
+def test_a_run_lasted_as_long_as_its_training_whenever_it_is_sent(scene):
+    attempt = scene.run.begin_attempt(world_size=1)
+    trained_until_s = scene.run.launched_s(attempt) + 41
+    verdict = {"verdict": "finished", "attempt": attempt, "reason": "", "time_s": trained_until_s}
+    scene.run.write_json(scene.run.verdict_file, verdict)
+    sync(scene.run.path)  # as the shipper does, for which the launcher waits
+    assert scene.shown().info.end_time == int(1000 * trained_until_s)
+    end = {"ended_s": trained_until_s + 25, **scene.run.agreed_end(attempt)}
+    scene.run.end_attempt(attempt, **end)
+    sync(scene.run.path)
+    assert scene.shown().info.end_time == int(1000 * trained_until_s)
+    assert scene.shown().data.tags["tahoe.training_s"] == "41"
+
+
 def test_status_over_attempts(scene):
     sync(scene.run.path)
     assert scene.shown().info.status == "SCHEDULED"
