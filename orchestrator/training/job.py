@@ -189,8 +189,9 @@ class Job:
 
     def tell_end(self) -> str:
         """Return that all is done, and what is wrong with the last evaluation."""
-        done = f"all {self.plan.num_steps} steps are done"
-        *_, last = ({}, *self._evaluations(self.plan.num_steps))
+        num_steps = self.plan.num_steps
+        done = f"all {num_steps} steps are done" if num_steps > 1 else "its one step is done"
+        *_, last = ({}, *self._evaluations(num_steps))
         return f"{done}, but {wrong}" if (wrong := report.not_finite(last)) else done
 
     def part(self) -> None:
