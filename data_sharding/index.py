@@ -14,8 +14,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_sharding import files
+from data_sharding.label_checks import describe_gaps, describe_runs
 from data_sharding.labels import LabelRule, sorted_classes
 from data_sharding.manifest import (
     DataError,
@@ -24,9 +26,11 @@ from data_sharding.manifest import (
     url_of,
     write_manifest,
 )
+from data_sharding.remarks import describe, describe_left, warn
 from data_sharding.repeated import refuse_repeated
 from data_sharding.scan import Scan, Target, scan_shards
 from data_sharding.shard_table import ShardTable
+from data_sharding.tally import Tally
 
 SPLITS = ("val", "train")  # in the order of publishing
 _MAX_CLASSES = 1 << 20  # a number above is an id of something, not of a class
@@ -86,7 +90,9 @@ def list_shards(directory: str, pattern: str = "*.tar") -> tuple[str, ...]:
     """
     with reaching(directory):
         names = files.list_names(directory)
-    tars = (name for name in names if name.endswith(".tar") and not name.startswith("."))
+    tars = [name for name in names if name.endswith(".tar") and not name.startswith(".")]
+    if tars:
+        warn(directory, [describe_left(names, tars)])
     return tuple(name for name in tars if fnmatchcase(name, pattern))
 
 
@@ -135,6 +141,10 @@ def index_shards(
     rest = iter(scans)
     by_split = {split: [next(rest) for _ in shards.names] for split, shards in found.items()}
     names = choose_classes(by_split, classes) if rule.kind != "none" else tuple(classes or ())
+    for split, mine in by_split.items():
+        warn(split, describe_scans(mine))
+    if rule.kind == "single":
+        warn("train", [describe_runs(_labels(by_split.get("train", ()), names))])
     manifests = {
         split: Manifest(
             classes=names,
@@ -145,6 +155,18 @@ def index_shards(
         for split, mine in by_split.items()
     }
     return manifests, {split: _count(mine, names) for split, mine in by_split.items()}
+
+
+def describe_scans(scans: Sequence[Scan]) -> list[str]:
+    """Return sentences about what was passed over in shards, and what is odd in them."""
+    passed_over = Tally.sum_of(scan.passed_over for scan in scans)
+    return describe(passed_over, Tally.sum_of(scan.remarks for scan in scans))
+
+
+def _labels(scans: Sequence[Scan], classes: Sequence[str]) -> list[NDArray[np.int64]]:
+    """Return the class of each sample, for each shard."""
+    numbers: dict[int | str, int] = {name: n for n, name in enumerate(classes)}
+    return [np.array([numbers.get(v, v) for v in scan.values])[scan.codes] for scan in scans]
 
 
 def choose_classes(
@@ -158,6 +180,8 @@ def choose_classes(
     used = {split: {v for scan in mine for v in scan.values} for split, mine in scans.items()}
     basis = used.get("train") or set().union(*used.values())
     classes = tuple(given) if given is not None else _derive(basis)
+    if given is None:
+        warn("labels", [describe_gaps(set().union(*used.values()))])
     known = {*classes, *range(len(classes))}
     for split, values in used.items():
         unknown = sorted(values - known, key=str)

@@ -16,9 +16,10 @@ from braceexpand import braceexpand
 from fsspec.core import url_to_fs
 
 from data_sharding import files
-from data_sharding.index import choose_classes, list_shards, reaching
+from data_sharding.index import choose_classes, describe_scans, list_shards, reaching
 from data_sharding.labels import LabelRule
 from data_sharding.manifest import DataError, Manifest, read_manifest
+from data_sharding.remarks import warn
 from data_sharding.repeated import refuse_repeated, refuse_same_places
 from data_sharding.scan import Scan, Target, scan_shards
 from data_sharding.sources import Source
@@ -58,6 +59,7 @@ def webdataset(
     val_urls: Sequence[str] = (),
     val: ValChoice | None = None,
     classes: Sequence[str] | None = None,
+    relabel: bool = False,
 ) -> Source:
     """Shards that others have made.
 
@@ -66,6 +68,8 @@ def webdataset(
             directories with train/ and val/.
         val_urls: likewise, of shards for validation.
         classes: their names; see index_shards.
+        relabel: number the labels that occur in train from 0 on, in their order; `classes` are
+            their names then.
 
     Raises:
         DataError: there are no shards, something in them cannot be used, or nothing says which
@@ -81,9 +85,17 @@ def webdataset(
     _check_val(bool(found["val"]), val, f"--val-fraction {val.fraction}" if val else "")
     scans = _scan(found, rule, reading)
     _refuse_repeated(scans)
-    names = tuple(classes or ()) if rule.kind == "none" else choose_classes(scans, classes)
-    samples = {split: _samples(mine, names, rule) for split, mine in scans.items()}
-    facts = {"kind": "webdataset", "labels": str(rule), "classes_sha256": _digest(names)}
+    facts: dict[str, Any] = {"kind": "webdataset", "labels": str(rule)}
+    if relabel:
+        names, numbers = _renumber(scans, classes)
+        facts["relabel"] = True
+    else:
+        names = tuple(classes or ()) if rule.kind == "none" else choose_classes(scans, classes)
+        numbers = _numbers_in(names, names)
+    samples = {
+        split: TarSamples.of(mine, [numbers] * len(mine), rule) for split, mine in scans.items()
+    }
+    facts["classes_sha256"] = _digest(names)
     return _source(names, samples, rule, val, {**facts, **_digests(scans)})
 
 
@@ -100,7 +112,8 @@ def split_anew(url: str, only: str | None, reading: Reading, *, val: ValChoice) 
     first = next(iter(manifests.values()))
     _check_alike(manifests, first)
     scans = _scan_known([(url, split, m) for split, m in manifests.items()], reading)
-    samples = _samples(scans, first.classes, first.labels)
+    numbers = _numbers_in(first.classes, first.classes)
+    samples = TarSamples.of(scans, [numbers] * len(scans), first.labels)
     facts = {"kind": "split", "of": sorted(manifests), **_digests({"shards": scans})}
     _refuse_repeated({"the set": scans})
     return _source(first.classes, {"train": samples}, first.labels, val, facts)
@@ -210,7 +223,10 @@ def _scan(
             on_progress=reading.on_progress,
         )
     )
-    return {split: [next(scans) for _ in mine] for split, mine in targets.items()}
+    by_split = {split: [next(scans) for _ in mine] for split, mine in targets.items()}
+    for split, mine in by_split.items():
+        warn(split, describe_scans(mine))
+    return by_split
 
 
 def _scan_known(parts: Sequence[tuple[str, str, Manifest]], reading: Reading) -> list[Scan]:
@@ -238,8 +254,26 @@ def _target(url: str, reading: Reading) -> Target:
     return Target(url, reading.scratch / f"{_digest([url])}.tar")
 
 
-def _samples(scans: Sequence[Scan], classes: Sequence[str], rule: LabelRule) -> TarSamples:
-    return TarSamples.of(scans, [_numbers_in(classes, classes)] * len(scans), rule)
+def _renumber(
+    scans: Mapping[str, Sequence[Scan]], given: Sequence[str] | None
+) -> tuple[tuple[str, ...], dict[int | str, int]]:
+    """Return the names of the labels that train has, and which class each of them is."""
+    by_split = {split: {v for scan in mine for v in scan.values} for split, mine in scans.items()}
+    used = sorted(value for value in by_split["train"] if isinstance(value, int))
+    lacking = sorted(set().union(*by_split.values()) - {*used}, key=str)
+    if lacking or not used:
+        raise DataError(
+            f"--relabel numbers the labels of train, which are numbers then, and these are none: "
+            f"{', '.join(map(repr, lacking[:5])) or 'there are no labels'}. Nothing was written: "
+            "leave --relabel out, or mend the shards."
+        )
+    if given is not None and len(given) != len(used):
+        raise DataError(
+            f"--classes names {len(given):,} classes, and {len(used):,} labels occur: nothing was "
+            "written. With --relabel, name the labels that occur, in their order."
+        )
+    names = tuple(given) if given is not None else tuple(map(str, used))
+    return names, {value: number for number, value in enumerate(used)}
 
 
 def _numbers_in(classes: Sequence[str], mine: Sequence[str]) -> dict[int | str, int]:

@@ -8,7 +8,7 @@ import tarfile
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from data_sharding.labels import BadLabelError, LabelRule
 from data_sharding.local_copy import download, local_copy, reason_of
 from data_sharding.manifest import DataError, ShardInfo
 from data_sharding.shard import BadSample, ShardError, ShardReader
+from data_sharding.tally import Tally
 
 _SHOWN = 5  # of a list of what is wrong
 _NONE, _NO_SIZES = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
@@ -46,6 +47,7 @@ class Scan:
     num_labels: how many labels each sample has; shape (samples,).
     image_bytes: the size of the image file of each sample; shape (samples,).
     wrong: what cannot be used, a line each.
+    passed_over, remarks: as the reader counts them; names begin with that of the shard.
     """
 
     target: Target
@@ -56,6 +58,8 @@ class Scan:
     num_labels: NDArray[np.int32]
     image_bytes: NDArray[np.int64]
     wrong: tuple[str, ...]
+    passed_over: Tally = field(default_factory=Tally)
+    remarks: Tally = field(default_factory=Tally)
 
     @property
     def num_samples(self) -> int:
@@ -161,6 +165,8 @@ def _scan_samples(
         np.array(num_labels, dtype=np.int32),
         np.array(image_bytes, dtype=np.int64),
         tuple(wrong),
+        reader.passed_over.within(target.name),
+        reader.remarks.within(target.name),
     )
 
 
@@ -173,7 +179,10 @@ def labels_of(reader: ShardReader, i: int, rule: LabelRule) -> list[int | str]:
     values = rule.values(reader.label_bytes(i))
     negative = next((value for value in values if isinstance(value, int) and value < 0), None)
     if negative is not None:
-        raise BadLabelError(f"has the label {negative}, and classes are numbered from 0")
+        raise BadLabelError(
+            f"has the label {negative}, and classes are numbered from 0; images that have none are "
+            "read with --label none"
+        )
     return values
 
 

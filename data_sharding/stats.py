@@ -14,9 +14,11 @@ from data_sharding import files
 from data_sharding.counter import derive, permute
 from data_sharding.images import convert, load_image, open_image
 from data_sharding.job_pool import Advance, work_off
+from data_sharding.label_checks import describe_runs
 from data_sharding.labels import BadLabelError, LabelRule
 from data_sharding.local_copy import open_shard
 from data_sharding.manifest import Manifest, ShardInfo
+from data_sharding.remarks import warn
 from data_sharding.shard import BadSample, ShardReader
 
 PERCENTILES = (1, 50, 99)
@@ -93,6 +95,8 @@ def measure(
     numbers = {name: number for number, name in enumerate(manifest.classes)}
     job = _Job(files.join(url, split), manifest.labels, numbers, scratch)
     parts = work_off(_measure_shard, job, items, num_workers=num_workers, on_progress=on_progress)
+    if split == "train" and manifest.labels.kind == "single":
+        warn(split, [describe_runs([part.first_labels for part in parts])])
     return _sum_up(manifest, parts)
 
 

@@ -1,6 +1,7 @@
 """Things counted by kind, with the name of the first of each: for one line of a report."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 
@@ -16,10 +17,23 @@ class Tally:
         self.counts[kind] += num
         self.firsts.setdefault(kind, name)
 
-    def merge(self, other: "Tally", where: str = "") -> None:
-        """Add what was counted after these; `where` goes before its names."""
+    def merge(self, other: "Tally") -> None:
+        """Add what was counted after these."""
         for kind, num in other.counts.items():
-            self.add(kind, where + other.firsts[kind], num)
+            self.add(kind, other.firsts[kind], num)
+
+    def within(self, place: str) -> "Tally":
+        """Return the same with names that begin with a place."""
+        names = {kind: f"{place}: {name}" for kind, name in self.firsts.items()}
+        return Tally(self.counts, names)
+
+    @classmethod
+    def sum_of(cls, tallies: "Iterable[Tally]") -> "Tally":
+        """Return what several tallies have counted, in their order."""
+        total = cls()
+        for tally in tallies:
+            total.merge(tally)
+        return total
 
     def __str__(self) -> str:
         kinds = self.counts.most_common()

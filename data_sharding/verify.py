@@ -4,7 +4,8 @@ Images are decoded in full by Pillow, which is stricter than training: there a J
 as far down as its crop reaches.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,9 +16,11 @@ from data_sharding.job_pool import Advance, work_off
 from data_sharding.labels import BadLabelError, LabelRule
 from data_sharding.local_copy import local_copy, reason_of
 from data_sharding.manifest import Manifest, ShardInfo, read_manifest, url_of
+from data_sharding.remarks import describe, describe_left
 from data_sharding.repeated import repeated
 from data_sharding.scan import sha256_of
 from data_sharding.shard import BadSample, ShardError, ShardReader
+from data_sharding.tally import Tally
 
 SPLITS = ("train", "val")
 
@@ -51,11 +54,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was checked, and all that is wrong with it."""
+    """What was checked, all that is wrong with it, and what is odd: (split, sentence)."""
 
     url: str
     manifests: Mapping[str, Manifest]
     problems: tuple[Problem, ...]
+    remarks: tuple[tuple[str, str], ...] = ()
 
 
 def read_manifests(url: str) -> dict[str, Manifest]:
@@ -102,9 +106,9 @@ def verify(
     problems = [
         *_compare_classes(manifests),
         *_repeated(manifests),
-        *(p for problems in found for p in problems),
+        *(p for part in found for p in part.problems),
     ]
-    return Verdict(url, manifests, tuple(problems))
+    return Verdict(url, manifests, tuple(problems), tuple(_remarks(url, manifests, found)))
 
 
 class _Job(NamedTuple):
@@ -123,6 +127,29 @@ class _Item(NamedTuple):
 
     def problem(self, key: str, what: str, remedy: str) -> Problem:
         return Problem(self.split, self.shard.name, key, what, remedy)
+
+
+class _Found(NamedTuple):
+    """What was found in one shard."""
+
+    split: str
+    problems: list[Problem]
+    passed_over: Tally
+    remarks: Tally
+
+
+def _remarks(
+    url: str, manifests: Mapping[str, Manifest], found: Sequence[_Found]
+) -> Iterator[tuple[str, str]]:
+    for split, manifest in manifests.items():
+        with suppress(Exception):  # every store raises its own kinds; its shards were read
+            names = files.list_names(files.join(url, split))
+            left = describe_left(names, (shard.name for shard in manifest.shards))
+            yield from ((split, sentence) for sentence in [left] if sentence)
+        mine = [part for part in found if part.split == split]
+        passed_over = Tally.sum_of(part.passed_over for part in mine)
+        remarks = Tally.sum_of(part.remarks for part in mine)
+        yield from ((split, sentence) for sentence in describe(passed_over, remarks))
 
 
 def _numbers(manifest: Manifest) -> dict[str, int]:
@@ -146,11 +173,17 @@ def _repeated(manifests: Mapping[str, Manifest]) -> list[Problem]:
     ]
 
 
-def _check(job: _Job, item: _Item, advance: Advance) -> list[Problem]:
+def _check(job: _Job, item: _Item, advance: Advance) -> _Found:
+    found = _Found(item.split, [], Tally(), Tally())
+    found.problems.extend(_problems(job, item, advance, found))
+    return found
+
+
+def _problems(job: _Job, item: _Item, advance: Advance, found: _Found) -> list[Problem]:
     try:
         with local_copy(files.join(job.url, item.split, item.shard.name), job.scratch) as path:
             of_file = _check_file(item, path)
-            of_samples = _check_samples(job, item, path, advance)
+            of_samples = _check_samples(job, item, path, advance, found)
             if of_file:  # then the shard is to blame for its samples
                 of_samples = [replace(problem, remedy=COPY_AGAIN) for problem in of_samples]
             return [*of_file, *of_samples]
@@ -171,9 +204,13 @@ def _check_file(item: _Item, path: Path) -> list[Problem]:
     return []
 
 
-def _check_samples(job: _Job, item: _Item, path: Path, advance: Advance) -> list[Problem]:
+def _check_samples(
+    job: _Job, item: _Item, path: Path, advance: Advance, found: _Found
+) -> list[Problem]:
     try:
         with ShardReader(path, labels=job.rules[item.split]) as reader:
+            found.passed_over.merge(reader.passed_over.within(item.shard.name))
+            found.remarks.merge(reader.remarks.within(item.shard.name))
             problems = _check_count(item, len(reader))
             for i in range(len(reader)):
                 problems += _check_sample(job, item, reader, i)

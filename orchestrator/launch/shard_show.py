@@ -52,8 +52,9 @@ def index(
     counts: Mapping[str, Counter[str]],
     *,
     is_written: bool,
+    has_other: bool,
 ) -> None:
-    """Say what was found, and whether manifests were written."""
+    """Say what was found, whether manifests were written, and whether a split is lacking."""
     how = "has its manifests now" if is_written else "had these manifests already; they fit"
     console = _console()
     console.print(Text(f"{url} {how}"))
@@ -65,7 +66,7 @@ def index(
     for split in _ordered(counts):
         _tell_empty(console, split, [name for name, num in counts[split].items() if not num])
     missing = [split for split in SPLITS if split not in manifests]
-    if missing:
+    if missing and not has_other:
         console.print(
             Text(
                 f"Only {', '.join(manifests)} was indexed, and a run needs train and val: index "
@@ -84,6 +85,8 @@ def verdict(found: Verdict) -> None:
         table.add_row(split, *_size(manifest), _num(wrong))
     console.print(Text(found.url))
     console.print(table)
+    for split, remark in found.remarks:
+        console.print(Text(f"{split}: {remark}"))
     if not found.problems:
         console.print("All of it is as its manifests say.")
         return
@@ -107,6 +110,7 @@ def verdict_json(found: Verdict) -> None:
             "ok": not found.problems,
             "splits": {split: _facts(manifest) for split, manifest in found.manifests.items()},
             "problems": [dataclasses.asdict(problem) for problem in found.problems],
+            "remarks": [{"split": split, "what": what} for split, what in found.remarks],
         }
     )
 

@@ -65,6 +65,8 @@ def add_webdataset(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--val", action="append", default=[], metavar="URL", help=val_help)
     _add_val_fraction(verb, None)
     add_label_options(verb)
+    relabel_help = "number the labels that occur from 0 on, where they begin at 1 or have gaps"
+    verb.add_argument("--relabel", action="store_true", help=relabel_help)
     add_scratch(verb)
 
 
@@ -148,6 +150,7 @@ def shards_source(options: argparse.Namespace, reading: "Reading") -> "Source":
         val_urls=options.val,
         val=val,
         classes=read_class_names(options.classes) if options.classes else None,
+        relabel=options.relabel,
     )
 
 

@@ -97,17 +97,20 @@ def index(options: argparse.Namespace) -> int:
     rule = label_rule(options)
     found = find_shards(options.url, options.split, options.tars)
     given = read_class_names(options.classes) if options.classes else None
+    of_other = classes_of_other_split(options.url, found)
     with shard_show.progress("reading", total=None) as on_progress:
         manifests, counts = index_shards(
             found,
             rule,
-            classes=given or classes_of_other_split(options.url, found),
+            classes=given or of_other,
             num_workers=options.num_workers,
             scratch=options.scratch,
             on_progress=on_progress,
         )
     is_written = publish(options.url, found, manifests, force=options.force)
-    shard_show.index(options.url, manifests, counts, is_written=is_written)
+    shard_show.index(
+        options.url, manifests, counts, is_written=is_written, has_other=of_other is not None
+    )
     return 0
 
 

@@ -140,3 +140,18 @@ def test_options_that_make_no_sense(tahoe: Run, pets: Path) -> None:
         tahoe("shard", "verify", pets, "--num-workers", "0")
     wrong = tahoe("shard", "split", pets, "out", "--val-fraction", "0.1", code=1)
     assert "no data set at" in wrong.err
+
+
+def test_a_split_that_is_lacking_is_named_and_no_other(tahoe: Run, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for split, first in ("train", 0), ("val", 50):
+        by_webdataset(root / split / "a.tar", labelled([1, 2], first=first))
+    assert "index val too" in tahoe("shard", "index", root, "--split", "train").out
+    assert "too" not in tahoe("shard", "index", root, "--split", "val").out
+    out = tmp_path / "out"
+    tahoe("shard", "webdataset", root, out, "--relabel")
+    assert read_manifest(str(out), "train").classes == ("1", "2")
+    (root / "val/a.tar.gz").touch()
+    (remark,) = json.loads(tahoe("shard", "verify", root, "--json").out)["remarks"]
+    assert (remark["split"], "a.tar.gz" in remark["what"]) == ("val", True)
+    assert "a.tar.gz" in tahoe("shard", "verify", root).out
