@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.config import ConfigError
 from orchestrator.rundir import RunError
-from orchestrator.training.answer import MENDABLE
+from orchestrator.training.answer import MENDABLE, TELL_FD
 from orchestrator.training.verdict import Exit
 
 
@@ -30,11 +30,14 @@ def ask(module: str, request: Mapping[str, Any], *, deadline_s: float | None = N
     """
     command = [sys.executable, "-m", f"orchestrator.training.{module}"]
     asked = json.dumps(request)
+    tell = os.dup(2)
     try:
         done = subprocess.run(
             command,
             input=asked,
-            env=os.environ | {"PYTHONSAFEPATH": "1"},  # it finds the modules that ranks find
+            # It finds the modules that ranks find.
+            env=os.environ | {"PYTHONSAFEPATH": "1", TELL_FD: str(tell)},
+            pass_fds=[tell],
             capture_output=True,
             text=True,
             timeout=deadline_s,
@@ -42,6 +45,10 @@ def ask(module: str, request: Mapping[str, Any], *, deadline_s: float | None = N
         )
     except subprocess.TimeoutExpired:
         raise UnansweredError(f"{module} did not end in {deadline_s} s") from None
+    finally:
+        if os.isatty(tell):
+            os.write(tell, b"\r\033[K")  # what it told of its progress
+        os.close(tell)
     said = done.stderr.strip()
     if done.returncode == Exit.NEVER_RESTART:
         raise ConfigError(said)

@@ -15,11 +15,16 @@ your best run. `?` is not verified. Figures under other protocols, or on other d
 `tahoe describe NAME` says which they are."""
 
 
+_WIDEST = 1000
+
+
 def add_lineage_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `lineage` and `describe`."""
     text = "list the systems that have a config, with what was published and measured"
     lineage_verb = add_verb(verbs, "lineage", lineage, text)
-    lineage_verb.add_argument("text", nargs="*", metavar="TEXT", help="only those that it is in")
+    lineage_verb.add_argument(
+        "text", nargs="*", metavar="TEXT", help="only those that all of it is in"
+    )
     lineage_verb.add_argument("--since", type=int, metavar="YEAR")
     lineage_verb.add_argument("--until", type=int, metavar="YEAR")
     verified_help = "only figures that were read in their source"
@@ -35,14 +40,26 @@ def add_lineage_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser
 def lineage(options: argparse.Namespace) -> int:
     """Print the shelf."""
     from rich.console import Console
+    from rich.measure import Measurement
 
+    from orchestrator.rundir import RunError
     from orchestrator.tracking.lineage import table
 
     chosen = [one for one in _shelf(options) if _is_wanted(one, options)]
     if options.json:
         print(strict_json([one.to_dict() for one in chosen]))
         return 0
-    Console(soft_wrap=True, highlight=False).print(table(chosen))
+    if not chosen:
+        raise RunError(
+            f"none of the {len(_shelf(options))} systems is meant: each listed one has all of the "
+            f"words ({', '.join(options.text) or 'none'}) in its name or description, and passes "
+            "all of the options. Give fewer of them."
+        )
+    console, shown = Console(soft_wrap=True, highlight=False), table(chosen)
+    # No column may be lost where the terminal is narrow: its lines are wrapped instead.
+    whole = Measurement.get(console, console.options.update(max_width=_WIDEST), shown).maximum
+    console.width = max(console.width, whole)
+    console.print(shown)
     print(_LEGEND)
     return 0
 

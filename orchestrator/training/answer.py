@@ -1,9 +1,12 @@
 """How a process that has torch answers `launch.ask`: a request on stdin, JSON on stdout."""
 
 import json
+import os
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from data_sharding.manifest import DataError
 from orchestrator.config import ConfigError
@@ -11,6 +14,8 @@ from orchestrator.rundir import RunError
 from orchestrator.training.checkpoint import CheckpointError
 from orchestrator.training.verdict import Exit
 
+T = TypeVar("T")
+TELL_FD = "TAHOE_TELL_FD"  # names the stderr of who asked; ours is for what goes wrong
 MENDABLE = 64  # not the config's fault: data, a run, a checkpoint, a file
 
 
@@ -27,3 +32,16 @@ def answer(work: Callable[..., Mapping[str, Any]]) -> int:
         return Exit.NEVER_RESTART if isinstance(error, ConfigError) else MENDABLE
     print(json.dumps(found))
     return 0
+
+
+def counted(work: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """Pass work on, and say now and then to who asked how much of it is done."""
+    fd = int(os.environ.get(TELL_FD, "-1"))
+    is_terminal = fd >= 0 and os.isatty(fd)
+    told_s, every_s = time.monotonic(), 0.5 if is_terminal else 10.0
+    for done, piece in enumerate(work, 1):
+        yield piece
+        if fd >= 0 and time.monotonic() - told_s >= every_s:
+            told_s, text = time.monotonic(), f"{what}: {100 * done // total} % judged"
+            with suppress(OSError):  # nobody reads any more
+                os.write(fd, (f"\r{text}\033[K" if is_terminal else f"{text}\n").encode())

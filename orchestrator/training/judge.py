@@ -29,7 +29,7 @@ from data_sharding.whole import load_whole
 from orchestrator.config import ConfigError, parse
 from orchestrator.rundir import RunDir
 from orchestrator.schema import Config
-from orchestrator.training.answer import answer
+from orchestrator.training.answer import answer, counted
 from orchestrator.training.checkpoint import CheckpointStore
 from orchestrator.training.datasets import open_eval_set
 from orchestrator.training.device import Device
@@ -229,13 +229,15 @@ def _member(
     network.eval().to(place).to(memory_format=device.memory_format)
     dataset = open_eval_set(config, request.split, manifest)
     log_probs, labels, readable = [], [], []
-    for batch in device.feed(_load(dataset, asked, pin_memory=device.is_cuda)):
+    num_scales = len(dense.resizes) if dense else 1  # each has a batch of its own
+    num_batches = num_scales * len(dataset.shards) if dense else len(dataset)
+    batches = device.feed(_load(dataset, asked, pin_memory=device.is_cuda))
+    for batch in counted(batches, num_batches, run.path.name):
         with _refused(refusal), device.autocast():
             logits = network(batch.images)
         log_probs.append(sample_log_probs(logits, len(batch.labels)).cpu())
         labels.append(batch.labels.cpu())
         readable.append(batch.readable.cpu())
-    num_scales = len(dense.resizes) if dense else 1  # each has a batch of its own
     found = mean_log_probs(torch.cat(log_probs).unflatten(0, (-1, num_scales)), dim=1)
     real = _real_labels(dataset.shards) if request.real else None
     truth = _Truth(torch.cat(labels)[::num_scales], torch.cat(readable)[::num_scales], real)

@@ -19,7 +19,7 @@ from models.cat_2012 import best_neuron
 from orchestrator.config import ConfigError, parse
 from orchestrator.rundir import RunDir
 from orchestrator.schema import Config
-from orchestrator.training.answer import answer
+from orchestrator.training.answer import answer, counted
 from orchestrator.training.datasets import open_eval_set
 from orchestrator.training.device import Device
 from orchestrator.training.judge import load_weights
@@ -79,7 +79,8 @@ def find(request: Request) -> Found:
     network.eval().to(place)
     dataset = open_eval_set(config, request.split, manifest)
     features, labels = list[torch.Tensor](), list[torch.Tensor]()
-    for batch in device.feed(load(dataset, range(len(dataset)), config.data.num_workers)):
+    batches = device.feed(load(dataset, range(len(dataset)), config.data.num_workers))
+    for batch in counted(batches, len(dataset), run.path.name):
         rows = network.features(batch.images).float().cpu()
         _check_room(rows, len(dataset.shards))
         readable = batch.readable.cpu()

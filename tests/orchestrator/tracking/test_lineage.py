@@ -105,7 +105,7 @@ def measure(make_scene, name, *, top1, title, data="cifar10"):
     return scene.run
 
 
-def test_the_best_run_of_each_system(make_scene, tmp_path):
+def test_the_best_run_of_each_system(make_scene, tmp_path, monkeypatch):
     runs = [
         measure(make_scene, "first", top1=60.0, title="AlexNet"),
         measure(make_scene, "second", top1=75.5, title="AlexNet", data="digits"),
@@ -130,6 +130,13 @@ def test_the_best_run_of_each_system(make_scene, tmp_path):
     tahoe = Tahoe(tmp_path)
     table = tahoe("lineage", "--runs", "my runs", "--measured").stdout
     assert re.search(r"2012 +alexnet_2012 +60.97 +0.7244 +40.7 +18.2 +16.42 +24.50 +digits", table)
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = tahoe("lineage", "--runs", "my runs", "--measured").stdout
+    assert re.search(r"alexnet_2012 .* 24.50 +digits", narrow)
+    nothing = tahoe("lineage", "alexnet", "resnet9", check=False)
+    assert (nothing.returncode, nothing.stdout) == (1, "")
+    assert "alexnet, resnet9" in nothing.stderr
+    assert json.loads(tahoe("lineage", "alexnet", "resnet9", "--json").stdout) == []
     chosen = json.loads(tahoe("lineage", "--json", "--until", "2013", "--verified").stdout)
     assert [one["name"] for one in chosen] == [
         *("lenet5_1998", "autoencoder_2006", "alexnet_2012", "alexnet_2012_trained", "cat_2012"),
