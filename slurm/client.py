@@ -15,6 +15,8 @@ from pathlib import Path
 from slurm.conflicts import input_variables
 
 _DEADLINE_S = 120
+_NOTHING = {"None", "N/A", "NOT_SET", "INVALID"}  # as squeue says that there is none
+_NO_LIMIT = {"UNLIMITED", "365-00:00:00"}  # a year is what Slurm gives a job that has no limit
 # What sbatch would take from a job that `tahoe submit` is called in.
 _INHERITED = re.compile(r"(SLURM|SLURMD|SRUN|PMI|PMIX)_\w+")
 
@@ -31,9 +33,9 @@ class SlurmError(Exception):
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job that Slurm knows: `state` as squeue spells it, `nodes` a count, times as it shows them.
+    """A job that Slurm knows: `state` as squeue spells it, times as it shows them.
 
-    `reason` is why it waits, or on which nodes it runs.
+    `reason` is why it waits. It, `start` and `time_left` are empty where there is none.
     """
 
     job_id: str
@@ -77,6 +79,15 @@ def would_start(script: Path) -> str:
     return re.sub(r"^sbatch: ", "", said.strip(), flags=re.MULTILINE)
 
 
+def silence() -> str | None:
+    """Return why Slurm does not answer on this machine, None if it does."""
+    try:
+        _call("sinfo", "--noheader")
+    except SlurmError as error:
+        return str(error)
+    return None
+
+
 def jobs(job_ids: Iterable[str]) -> dict[str, QueuedJob]:
     """Return those of the jobs that Slurm still knows, by id.
 
@@ -87,11 +98,13 @@ def jobs(job_ids: Iterable[str]) -> dict[str, QueuedJob]:
     if not wanted:
         return {}
     # Not asked for by id: one that Slurm has forgotten would make an error of the whole answer.
-    fields = "%i|%T|%r|%D|%S|%L"
+    fields = "%i|%T|%r|%D|%S|%L|%l"
     out = _call("squeue", "--noheader", "--array", "--states=all", "--me", f"--format={fields}")
     found = {}
     for line in out.splitlines():
-        job_id, state, reason, num_nodes, start, left = line.split("|")
+        job_id, state, reason, num_nodes, start, left, limit = line.split("|")
+        reason, start = ("" if text in _NOTHING else text for text in (reason, start))
+        left = "" if limit in _NO_LIMIT or left in _NOTHING else left
         found[job_id] = QueuedJob(job_id, state, reason, int(num_nodes), start, left)
     return {job_id: found[job_id] for job_id in wanted if job_id in found}
 
@@ -157,10 +170,11 @@ def _run(*command: str, without: Collection[str] = ()) -> "subprocess.CompletedP
     except subprocess.TimeoutExpired:
         raise SlurmError(
             f"`{command[0]}` has not answered for {_DEADLINE_S} s: Slurm's controller is busy or "
-            "down. Nothing is known of the job; try again."
+            "down. What was asked for may have been done: look at `squeue --me` before you try "
+            "again."
         ) from None
     if done.returncode:
-        raise SlurmError(_explain(command, done.stderr))
+        raise SlurmError(_explain(command, done.stderr or f"exit code {done.returncode}"))
     return done
 
 
@@ -171,6 +185,6 @@ def _is_inherited(name: str) -> bool:
 def _explain(command: Sequence[str], stderr: str) -> str:
     said = re.sub(rf"^{command[0]}: (error: )?", "", stderr.strip(), flags=re.MULTILINE)
     return (
-        f"`{command[0]}` failed: {said}. Nothing was done. Mend what it names (partition, account "
+        f"`{command[0]}` failed: {said}. Mend what it names (partition, account "
         "and limits are keys of `cluster`), or ask those who run the cluster."
     )

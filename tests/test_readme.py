@@ -2,11 +2,15 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from running import Tahoe
+
+from data_sharding.manifest import Manifest, ShardInfo, write_manifest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -77,3 +81,22 @@ def test_the_commands_run(tmp_path: Path) -> None:
 def test_make_targets_that_it_names_exist() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert set(re.findall(r"\bmake ([\w-]+)", README)) <= targets
+
+
+def test_its_example_of_a_cluster_is_a_job(tmp_path: Path) -> None:
+    (shown,) = re.findall(r"```yaml\n(defaults: \[slurm.*?)```", README, flags=re.DOTALL)
+    (tmp_path / "conf" / "cluster").mkdir(parents=True)
+    (tmp_path / "conf" / "cluster" / "a100.yaml").write_text(shown)
+    for split, num_samples in (("train", 100_000), ("val", 1000)):
+        shard = ShardInfo("shard-000000.tar", num_samples, 10240, "0" * 64)
+        write_manifest(str(tmp_path / "set"), split, Manifest(tuple("abcdefghij"), (shard,), {}))
+    commands = re.findall(
+        r"^ {4}tahoe (submit .*)$", README.replace("\\\n", " "), flags=re.MULTILINE
+    )
+    (command,) = [one for one in commands if "cluster=a100" in one]
+    arguments = shlex.split(command.replace("s3://set", "set"), comments=True)
+    printed = Tahoe(tmp_path)(*arguments, "--dry-run").stdout
+    options = {line for line in printed.splitlines() if line.startswith("#SBATCH ")}
+    assert {f"#SBATCH --{option}" for option in ("nodes=4", "gpus-per-node=8")} <= options
+    assert "#SBATCH --reservation=night" in options
+    assert "global batch 1,024 = 32 ranks x " in printed

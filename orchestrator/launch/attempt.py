@@ -68,7 +68,9 @@ def decide(ended: Ended, *, stop_requested: bool, max_crashes: int) -> Decision:
     elif ended.state.endswith("TimeLimit"):
         decision = Decision("resubmit", "the time limit came before the ranks had saved")
     elif not _goes_on(ended.state):
-        decision = Decision(Exit.STOPPED, f"Slurm ends this job itself ({ended.state})")
+        decision = Decision(
+            Exit.STOPPED, f"Slurm ends this job itself ({ended.state.removesuffix(' None')})"
+        )
     elif ended.verdict == "stopped":
         decision = Decision("requeue", "saved before the time limit or a preemption; goes on")
     elif ended.crashes > max_crashes:

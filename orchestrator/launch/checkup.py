@@ -92,7 +92,7 @@ def _wait_for(job_id: str) -> str:
                 return "has ended"
             if job.state in client.ENDED:
                 return f"has ended as {job.state}"
-            now = f"job {job_id}: {job.state.lower()} {job.reason}"
+            now = f"job {job_id}: {job.state.lower()} {job.reason}".rstrip()
         if now != told:
             print(now, file=sys.stderr, flush=True)
             told = now

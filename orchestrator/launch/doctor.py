@@ -16,6 +16,7 @@ from orchestrator.launch.json_output import strict_json
 from orchestrator.launch.likeness import check_likeness
 from orchestrator.plan import Plan
 from orchestrator.schema import Config
+from slurm import client
 
 
 def examine(overrides: Sequence[str], *, nodes: bool, as_json: bool) -> int:
@@ -63,7 +64,7 @@ def _findings(overrides: Sequence[str], *, nodes: bool) -> Iterator[Finding]:
     yield checks.disk(config, cost)
     yield _mlflow(config)
     if config.launcher.name == "local":
-        yield Finding("ok", "Slurm", "there is none here: `tahoe train` runs on this machine")
+        yield _without_slurm()
         if data.level == "ok":
             yield from checks.cache(config)
         if nodes:
@@ -77,9 +78,9 @@ def _not_checked(what: str, why: str) -> Finding:
 
 
 def _config(overrides: Sequence[str]) -> Config:
-    """Return the config as `tahoe submit` would have it, or on a machine without Slurm `train`."""
+    """Return the config as `tahoe submit` would have it, or where no Slurm answers `train`."""
     names_cluster = any(one.startswith("cluster=") and one != "cluster=local" for one in overrides)
-    for_slurm = names_cluster or shutil.which("sbatch") is not None
+    for_slurm = names_cluster or (shutil.which("sbatch") and client.silence() is None)
     points = compose([*(["launcher=slurm"] if for_slurm else []), *overrides])
     if len(points) != 1:
         raise ConfigError("`tahoe doctor` looks at one config: leave -m and its like out")
@@ -103,6 +104,14 @@ def _mlflow(config: Config) -> Finding:
 
     uri, experiment = config.tracking.uri, config.tracking.experiment
     return found_by("MLflow", lambda: reach(uri, experiment), checks.CHECK_ERRORS)
+
+
+def _without_slurm() -> Finding:
+    """Return that this machine is enough, and why Slurm is not asked where it is installed."""
+    told = "not asked: `tahoe train` runs on this machine"
+    if shutil.which("sbatch") and (why := client.silence()):
+        return Finding("warn", "Slurm", f"{told}. {why}")
+    return Finding("ok", "Slurm", told)
 
 
 def _slurm(config: Config, cost: Cost | None, *, nodes: bool) -> Iterator[Finding]:

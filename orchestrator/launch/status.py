@@ -202,7 +202,7 @@ def _standing(one: Record, job: client.QueuedJob | None, gone: str) -> Standing:
         why=why,
         job_id=job.job_id if job else None,
         nodes=one.nodes,
-        start=job.start if job else None,
+        start=job.start or None if job else None,
         num_attempts=one.num_attempts,
         ends=(*one.ends[:-1], "running") if state == "running" and one.ends else tuple(one.ends),
         step=one.at_step,
@@ -216,12 +216,10 @@ def _standing(one: Record, job: client.QueuedJob | None, gone: str) -> Standing:
 
 def _state(one: Record, job: client.QueuedJob | None, gone: str) -> tuple[str, str]:
     if job and job.state != "PENDING":
-        return (
-            "running",
-            f"{job.state.lower()} on {counted(job.num_nodes, 'node')}, {job.time_left} left",
-        )
+        left = f"{job.time_left} left" if job.time_left else "no time limit"
+        return "running", f"{job.state.lower()} on {counted(job.num_nodes, 'node')}, {left}"
     if job:
-        return "pending", job.reason
+        return "pending", job.reason or "in the queue"
     if one.status == "running":
         return "running", "on this machine, or on one that shares its locks"
     if one.status == "scheduled" and gone:

@@ -1,6 +1,7 @@
 """A run directory -> a job of Slurm: the script, what was submitted, and what becomes of it."""
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.config import ConfigError
+from orchestrator.figures import counted
 from orchestrator.launch.snapshot import in_place, snapshot
 from orchestrator.rundir import RunDir, RunError, append_json_line, read_json_lines, write_atomic
 from orchestrator.schema import Config
@@ -59,6 +61,7 @@ def submit_arrays(
     """
     dependency = None if after is None else _live_job(after)
     jobs = [write_script(member.run, member.config) for member in members]
+    submitted: list[str] = []
     for indices in together(jobs):
         some = [members[i] for i in indices]
         number = sweep.new_array()
@@ -69,10 +72,27 @@ def submit_arrays(
         with _refusing():
             write_atomic(file, render_array(array))
         _say_what_wins(job, file)
-        array_id = client.submit(file, after=dependency)
+        try:
+            array_id = client.submit(file, after=dependency)
+        except client.SlurmError as error:
+            raise client.SlurmError(f"{error} {_so_far(sweep, submitted)}") from None
+        submitted.append(array_id)
         for i, member in enumerate(some):
             _note(member, f"{array_id}_{i}")
         yield array_id, some
+
+
+def _so_far(sweep: SweepDir, submitted: Sequence[str]) -> str:
+    """Say what has become of a sweep of which Slurm does not take another array."""
+    place = shlex.quote(str(sweep.path))
+    if not submitted:
+        return f"No run of {place} was submitted."
+    arrays = f"{counted(len(submitted), 'array')} ({', '.join(submitted)})"
+    return (
+        f"Submitted before that: {arrays} of the sweep {place}. The other runs are "
+        f"scheduled in `tahoe status {place}`: submit each with `tahoe resume RUN`, or end those "
+        f"that were submitted with `tahoe cancel {place}`."
+    )
 
 
 def _say_what_wins(job: Job, script: Path) -> None:

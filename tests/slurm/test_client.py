@@ -47,11 +47,30 @@ def test_a_submit_from_inside_a_job_takes_nothing_from_it(
 
 
 def test_only_jobs_that_were_asked_for_are_told(bin_dir: Path) -> None:
-    line = "%s|PENDING|Resources|2|2026-01-01T00:00:00|1:00"
+    line = "%s|PENDING|Resources|2|2026-01-01T00:00:00|1:00|1:00"
     program(bin_dir, "squeue", f"printf '{line}\\n' 3 4_1 5")
     found = client.jobs(["4_1", "9"])
     assert list(found) == ["4_1"]
     assert (found["4_1"].state, found["4_1"].num_nodes) == ("PENDING", 2)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "start", "time_left"),
+    [
+        ("RUNNING|None|1|2026-01-01T00:00:00|59:54|1:00:00", "", "2026-01-01T00:00:00", "59:54"),
+        ("RUNNING|None|1|2026-01-01T00:00:00|364-23:59:54|365-00:00:00", "", None, ""),
+        ("RUNNING|None|1|2026-01-01T00:00:00|UNLIMITED|UNLIMITED", "", None, ""),
+        ("PENDING|Priority|1|N/A|1:00|1:00", "Priority", "", "1:00"),
+        ("PENDING|None|1|N/A|NOT_SET|NOT_SET", "", "", ""),
+    ],
+)
+def test_what_slurm_does_not_know_is_nothing(
+    bin_dir: Path, line: str, reason: str, start: str | None, time_left: str
+) -> None:
+    program(bin_dir, "squeue", f"echo '5|{line}'")
+    job = client.jobs(["5"])["5"]
+    assert (job.reason, job.time_left) == (reason, time_left)
+    assert start is None or job.start == start
 
 
 def test_accounting_is_asked_where_there_is_any(

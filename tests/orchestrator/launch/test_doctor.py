@@ -153,12 +153,25 @@ def test_without_slurm_it_is_about_this_machine(tahoe: Tahoe, digits: Path) -> N
     assert "no `sbatch` on this machine" in found["Slurm"][1]
 
 
+def test_a_slurm_that_does_not_answer_is_not_needed(tahoe: Tahoe, no_slurm: Path) -> None:
+    for name in ("sbatch", "sinfo"):
+        (no_slurm / name).write_text("#!/bin/sh\necho 'no controller' >&2; exit 1\n")
+        (no_slurm / name).chmod(0o755)
+    _, found = doctor(tahoe, "data.url=odd://set", "tracking=none")
+    assert found["Slurm"][0] == "warn"
+    assert "no controller" in found["Slurm"][1]
+    _, found = doctor(tahoe, "data.url=odd://set", "tracking=none", "cluster=slurm")
+    assert found["Slurm"][0] == "fail"
+
+
 @pytest.mark.slow
 def test_one_failure_hides_no_other(tahoe: Tahoe, no_slurm: Path) -> None:
     (no_slurm / "sbatch").write_text(
         "#!/bin/sh\necho 'sbatch: error: no such account' >&2; exit 1\n"
     )
     (no_slurm / "sbatch").chmod(0o755)
+    (no_slurm / "sinfo").write_text("#!/bin/sh\n")
+    (no_slurm / "sinfo").chmod(0o755)
     uri = "tracking.uri=http://127.0.0.1:9"
     code, found = doctor(tahoe, "data.url=odd://set", "runs_dir=/proc/1/runs", uri, "--on-nodes")
     assert code == 1

@@ -97,7 +97,7 @@ def test_without_slurm_the_directory_is_enough(
 @pytest.mark.parametrize(
     ("squeue", "sacct", "said"),
     [
-        ("5|CANCELLED|None|1|N/A|1:00", None, "CANCELLED"),
+        ("5|CANCELLED|None|1|N/A|1:00|1:00", None, "CANCELLED"),
         ("", None, "forgotten"),
         ("", "5|CANCELLED by 7", "CANCELLED by 7"),
     ],
@@ -145,3 +145,30 @@ def test_logs_go_across_attempts(run: RunDir, monkeypatch: pytest.MonkeyPatch) -
     assert list(lines(run, 0, goes_on=lambda: next(asked))) == [
         *("== attempt-0001", "one", "== attempt-0002", "two")
     ]
+
+
+@pytest.mark.parametrize(
+    ("squeue", "state", "why", "start"),
+    [
+        ("RUNNING|None|2|N/A|364-23:59:54|365-00:00:00", "running", "2 nodes, no time limit", None),
+        ("RUNNING|None|1|N/A|59:54|1:00:00", "running", "1 node, 59:54 left", None),
+        ("PENDING|None|1|N/A|1:00|1:00", "pending", "in the queue", None),
+        ("PENDING|Priority|1|2026-01-01T00:00:00|1:00|1:00", "pending", "Priority", "2026"),
+    ],
+)
+def test_a_job_says_no_more_than_slurm_knows(
+    run: RunDir,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    squeue: str,
+    state: str,
+    why: str,
+    start: str | None,
+) -> None:
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\necho '5|{squeue}'\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    append_json_line(run.jobs_file, {"slurm_job_id": "5", "num_steps": 14})
+    (one,) = status.standings([run])
+    assert (one.state, one.why.endswith(why)) == (state, True)
+    assert (one.start or "")[:4] == (start or "")

@@ -95,6 +95,24 @@ def test_what_asks_for_other_nodes_is_another_array(
     assert names == ["1 on 2", "2 on 2", "3 on 2"]
 
 
+def test_what_was_submitted_before_a_refusal_is_said(
+    tahoe: Tahoe, sbatch: Path, digits: Path
+) -> None:
+    refusal = 'grep -q nodes=2 "$script" && exit 1'
+    sbatch.write_text(SBATCH.replace("done\n", f"done\n{refusal}\n", 1))
+    size = ["seed=1,2", "cluster.nodes=1,2", "run_dir='${seed} on ${cluster.nodes}'"]
+    done = tahoe("submit", *options(digits), *size, check=False)
+    (sweep,) = (tahoe.cwd / "runs" / "sweeps").iterdir()
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("submitted array")]
+    array = line.split()[2]
+    assert done.returncode == 1
+    assert "Nothing" not in done.stderr
+    assert f"1 array ({array})" in done.stderr
+    assert f"tahoe cancel {sweep}" in done.stderr
+    states = [one["state"] for one in json.loads(tahoe("status", "--json", str(sweep)).stdout)]
+    assert states == ["stopped", "scheduled", "stopped", "scheduled"]  # the queue is empty by now
+
+
 def test_a_batch_at_a_time_is_still_one_sweep(tahoe: Tahoe, sbatch: Path, digits: Path) -> None:
     tahoe("submit", *options(digits), "seed=1,2,3", "hydra.sweeper.max_batch_size=2")
     assert len(submitted(sbatch)) == 2
