@@ -7,7 +7,7 @@ from pathlib import Path
 from orchestrator.figures import clock, shown
 from orchestrator.rundir import RunDir
 from orchestrator.tracking.points import curve
-from orchestrator.tracking.record import read_record
+from orchestrator.tracking.record import Record, read_record
 from orchestrator.tracking.views import run_page
 
 _BEST = (("val/top1", "top-1 {} %", max), ("val/loss", "loss {}", min))
@@ -16,7 +16,9 @@ _BEST = (("val/top1", "top-1 {} %", max), ("val/loss", "loss {}", min))
 def told(run: RunDir) -> str:
     """Return the lines that `tahoe train` ends with."""
     record, path = read_record(run), _near(run.path)
-    came_to = ", ".join(filter(None, [_best(run), f"{clock(record.training_s)} of training"]))
+    came_to = ", ".join(
+        filter(None, [_best(run, record), f"{clock(record.training_s)} of training"])
+    )
     above = _near(run.path.parent)
     elsewhere = "" if above == "runs" else f" --runs {shlex.quote(above)}"
     lines = [f"finished: {path}: {came_to}"]
@@ -26,13 +28,13 @@ def told(run: RunDir) -> str:
     return "\n".join(lines)
 
 
-def _best(run: RunDir) -> str:
+def _best(run: RunDir, record: Record) -> str:
     """Return the last value of what runs are ranked by, and the best where that is another."""
     for name, form, best_of in _BEST:
-        if values := curve(run, name):
-            last = next(reversed(values.values()))
-            step, best = best_of(values.items(), key=lambda point: point[1])
-            better = f" (best {shown(name, best)} at step {step})" if best != last else ""
+        if name in record.metrics:
+            last, finite = record.metrics[name], curve(run, name)
+            step, best = best_of(finite.items(), key=lambda point: point[1], default=(0, last))
+            better = f" (best {shown(name, best)} at step {step})" if step and best != last else ""
             return f"val {form.format(shown(name, last))}{better}"
     return ""
 
