@@ -129,7 +129,7 @@ def show_table(found: Iterable[Standing]) -> None:
     heads = [*zip(*(header.split("\n") for header in _COLUMNS), strict=True)]
     room = _room_for_reason([*heads, *rows])
     widths = [max(map(len, cells)) for cells in zip(*heads, *rows, strict=True)]
-    rule = "─" * min(sum(widths) + _GAP * len(widths[1:]), sum(widths[:-1]) + _GAP * 9 + room)
+    rule = "─" * (sum(widths[:-1]) + _GAP * len(widths[1:]) + min(widths[-1], room))
     lines = [_aligned(cells, widths, room) for cells in (*heads, *rows)]
     print("\n".join([*lines[: len(heads)], rule, *lines[len(heads) :]]))
 
