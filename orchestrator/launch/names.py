@@ -18,12 +18,18 @@ _FETCHING = re.compile("pretrained|pretrained_cfg.*|checkpoint_path|weights|weig
 
 
 def are_plain(config: Config) -> bool:
-    """Whether all that a config names is surely there, and takes no options that could be wrong."""
+    """Whether all that a config names is surely there, and fits, without options to be wrong.
+
+    Not every network returns a cost of its own, or can learn from one image at a time.
+    """
     optimizer, distort = config.recipe.optimizer, config.recipe.distort
     has_options = bool(config.model.options or optimizer.options or distort.policy_options)
     changes_colours = bool(distort.policy or any(distort.jitter) or distort.noise_std)
+    recipe = config.recipe
+    is_usual = recipe.objective != "own" and recipe.global_batch_size > recipe.num_micro_batches
     return (
-        not (has_options or changes_colours)
+        is_usual
+        and not (has_options or changes_colours)
         and config.model.name in {*models.OWN, *_networks()}
         and optimizer.name in _optimizers()
     )

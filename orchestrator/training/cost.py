@@ -16,7 +16,7 @@ from orchestrator.schema import Config
 from orchestrator.training.answer import answer
 from orchestrator.training.datasets import distortion_of
 from orchestrator.training.initialise import initialise
-from orchestrator.training.network import build_network, count_cost
+from orchestrator.training.network import build_network, check_step, count_cost
 from orchestrator.training.objectives import make_objective
 from orchestrator.training.optimizer import make_optimizer
 
@@ -47,7 +47,9 @@ def _cost_of(config: Config, num_classes: int, init_file: str | None) -> Mapping
     make_optimizer(network, config.recipe.optimizer)
     if init_file is not None:
         initialise(network, Path(init_file), num_classes, config.data.channels)
-    return count_cost(network, config)
+    cost = count_cost(network, config)
+    check_step(network, config)
+    return cost
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from orchestrator.training.evaluate import evaluate
 from orchestrator.training.gradients import GradientStep, wrap
 from orchestrator.training.meter import compute_figures
 from orchestrator.training.metrics import MetricLog
-from orchestrator.training.network import build_network, count_cost
+from orchestrator.training.network import build_network, check_step, count_cost
 from orchestrator.training.objectives import Objective, make_objective
 from orchestrator.training.probe import freeze_all_but_the_head
 from orchestrator.training.restore import restore
@@ -71,6 +71,7 @@ class Job:
         torch.manual_seed(int(derive(config.seed, "init")[0]))
         network = build_network(config, data.plan.num_classes)
         cost = count_cost(network, config)
+        check_step(network, config)
         if config.recipe.probe:
             freeze_all_but_the_head(network, data.plan.num_classes)
         network = network.to(world.device).to(memory_format=device.memory_format)

@@ -1,5 +1,6 @@
 """The network of a run, and what it costs."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,7 +41,7 @@ def count_cost(network: nn.Module, config: Config) -> dict[str, float]:
         ConfigError: the network does not take images of the configured size.
     """
     size, was_training = config.data.image_size, network.training
-    image = torch.zeros(1, config.data.channels, size, size)
+    image = _image(config, size)
     network.eval()
     with _in_last_stage(network, config), FlopCounterMode(display=False) as counter:
         # Not under no_grad: the counter's hooks fail on parameters that a module is called with.
@@ -54,6 +55,55 @@ def count_cost(network: nn.Module, config: Config) -> dict[str, float]:
     network.train(was_training)
     num_params = sum(p.numel() for p in network.parameters() if p.requires_grad)
     return {"model/num_params": num_params, "model/gmacs": counter.get_total_flops() / 2e9}
+
+
+def check_step(network: nn.Module, config: Config) -> None:
+    """Refuse what could not be trained by the config, whatever the images; network stays as it is.
+
+    Raises:
+        ConfigError: the objective is the network's own cost, and it has none; or micro-batches of
+            one image leave batch norm a single value, which torch refuses.
+    """
+    recipe = config.recipe
+    if recipe.objective == "own":
+        _check_own_cost(network, config)
+    if recipe.global_batch_size == recipe.num_micro_batches and not recipe.probe:
+        _check_single_image(network, config)
+
+
+def _check_own_cost(network: nn.Module, config: Config) -> None:
+    was_training = network.training
+    with torch.no_grad():
+        output = network.eval()(_image(config, config.data.image_size))
+    network.train(was_training)
+    if isinstance(output, torch.Tensor) and output.shape == (1,):
+        return
+    shape = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    raise ConfigError(
+        f"recipe.objective=own: the output of model={config.model.name} would be minimised as the "
+        f"cost of each image, (n,), and for one image it is {shape}: these are no costs, so that "
+        "nothing would be learned. Set recipe.objective=cross_entropy, or bce, or take a network "
+        "that returns its cost, such as autoencoder_2006."
+    )
+
+
+def _check_single_image(network: nn.Module, config: Config) -> None:
+    progressive = config.recipe.progressive
+    size = progressive.first_size if progressive else config.data.image_size
+    try:
+        copy.deepcopy(network).train()(_image(config, size))  # whose statistics are thrown away
+    except ValueError as error:
+        batch = config.recipe.global_batch_size
+        raise ConfigError(
+            f"recipe.global_batch_size={batch} in recipe.num_micro_batches={batch} are micro-"
+            f"batches of one image, and model={config.model.name} cannot learn from one at "
+            f"{size} pixels: {error}. Batch norm needs more values than one. Lower "
+            "recipe.num_micro_batches, or raise the global batch."
+        ) from error
+
+
+def _image(config: Config, size: int) -> torch.Tensor:
+    return torch.zeros(1, config.data.channels, size, size)
 
 
 @contextmanager

@@ -54,6 +54,8 @@ def test_what_is_found_without_torch_is_what_there_is() -> None:
         (["recipe.optimizer.name=adamm"], False),
         (["+model.options.width=2"], False),
         (["recipe.distort.policy=augmix"], False),
+        (["recipe.objective=own"], False),
+        (["recipe.num_micro_batches=128"], False),
     ],
 )
 def test_what_is_asked_of_torch(arguments: list[str], plain: bool) -> None:
@@ -98,6 +100,7 @@ def test_other_options_are_let_through(arguments: list[str]) -> None:
         (["recipe.optimizer.name=adamm"], "adam"),
         (["model=nowhere.networks:wide"], "nowhere"),
         (["model=resnet18", "+model.options.pretrained=true"], "init_from=timm/resnet18"),
+        (["model=resnet18", "recipe.objective=own"], "recipe.objective"),
     ],
 )
 def test_a_wrong_name_is_refused_before_anything_is_made(

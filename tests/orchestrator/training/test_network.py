@@ -1,0 +1,49 @@
+"""What torch, or the objective, would refuse of the first step is refused before it."""
+
+import pytest
+import torch
+
+from orchestrator.config import ConfigError
+from orchestrator.launch.compose import compose
+from orchestrator.training.network import build_network, check_step
+
+ONE_IMAGE = ("recipe.global_batch_size=4", "recipe.num_micro_batches=4", "data.lanes=4")
+SMALL = ("+model.options.stages=1", "+model.options.field=5")
+GROWING = "recipe.progressive={first_size: 32, from_epoch: 0, to_epoch: 9, multiple_of: 32}"
+
+
+def check(*arguments: str) -> None:
+    """Check a network, and that it is as it was before."""
+    (composed,) = compose(arguments)
+    network = build_network(composed.config, 10)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    check_step(network, composed.config)
+    assert network.training
+    assert all(torch.equal(before[name], v) for name, v in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["model=resnet18", "recipe.objective=own"], "recipe.objective=own"),
+        (["model=resnet18", *ONE_IMAGE], "recipe.num_micro_batches"),
+        (["model=resnet18", *ONE_IMAGE, "data.image_size=64", GROWING], "at 32 pixels"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(arguments: list[str], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        check(*arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["model=autoencoder_2006", "recipe=autoencoder_2006"],
+        ["model=cat_2012", "recipe=cat_2012", *SMALL],
+        ["model=lenet5_1998", *ONE_IMAGE],  # which has no batch norm
+        ["model=resnet18", *ONE_IMAGE, "data.image_size=64"],  # whose last maps are of 2x2
+        ["model=resnet18", *ONE_IMAGE, "recipe.probe=true"],  # whose batch norm does not learn
+    ],
+)
+def test_a_cost_of_its_own_and_one_image_at_a_time_may_do(arguments: list[str]) -> None:
+    check(*arguments)
