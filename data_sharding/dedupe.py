@@ -115,10 +115,14 @@ def _compare(
         else:
             findings.add("leak" if originals[i] < len(val) else "duplicate", what)
             left_out.append(int(train[i - len(val)]))
-        if copy.label != original.label:
+        if _as_set(copy.label) != _as_set(original.label):
             labels = f"{_words(source, original)} and {_words(source, copy)}"
             findings.add("label_conflict", f"{what}: {labels}")
     return Duplicates(tuple(left_out), findings)
+
+
+def _as_set(label: int | tuple[int, ...] | None) -> frozenset[int | None]:
+    return frozenset(label if isinstance(label, tuple) else (label,))
 
 
 def _words(source: Source, sample: Sample) -> str:

@@ -26,11 +26,10 @@ from data_sharding.manifest import (
     url_of,
     write_manifest,
 )
-from data_sharding.remarks import describe, describe_left, warn
+from data_sharding.remarks import describe_left, describe_scans, warn
 from data_sharding.repeated import refuse_repeated
 from data_sharding.scan import Scan, Target, scan_shards
 from data_sharding.shard_table import ShardTable
-from data_sharding.tally import Tally
 
 SPLITS = ("val", "train")  # in the order of publishing
 _MAX_CLASSES = 1 << 20  # a number above is an id of something, not of a class
@@ -79,7 +78,17 @@ def find_shards(url: str, split: str | None, pattern: str = "*.tar") -> dict[str
         raise _no_shards(url, split, pattern)
     for split_found in found.values():
         _check_names(split_found)
+    if not any(split_found.is_flat for split_found in found.values()):
+        warn_of_flat(url, [name for split_found in found.values() for name in split_found.names])
     return found
+
+
+def warn_of_flat(url: str, taken: Sequence[str]) -> None:
+    """Log which tars lie beside train/ and val/, other than those that are linked there."""
+    left = sorted({*list_shards(url)} - {*taken})
+    if left:
+        what = f"tars beside train/ and val/ that are not used: {len(left):,} (first {left[0]})"
+        warn(url, [f"{what}. Move or link them there if they belong to the set."])
 
 
 def list_shards(directory: str, pattern: str = "*.tar") -> tuple[str, ...]:
@@ -155,12 +164,6 @@ def index_shards(
         for split, mine in by_split.items()
     }
     return manifests, {split: _count(mine, names) for split, mine in by_split.items()}
-
-
-def describe_scans(scans: Sequence[Scan]) -> list[str]:
-    """Return sentences about what was passed over in shards, and what is odd in them."""
-    passed_over = Tally.sum_of(scan.passed_over for scan in scans)
-    return describe(passed_over, Tally.sum_of(scan.remarks for scan in scans))
 
 
 def _labels(scans: Sequence[Scan], classes: Sequence[str]) -> list[NDArray[np.int64]]:

@@ -12,6 +12,7 @@ from data_sharding.grouping import (
     REPEATED_KEY,
     SYMLINK,
 )
+from data_sharding.scan import Scan
 from data_sharding.tally import Tally
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,12 @@ def describe(passed_over: Tally, remarks: Tally) -> list[str]:
             told.add(kind, odd.firsts[kind], num)
     hints = [hint for kind, hint in _HINTS.items() if kind in told.counts]
     return [f"passed over or odd: {told}", *hints] if told.counts else []
+
+
+def describe_scans(scans: Sequence[Scan]) -> list[str]:
+    """Return sentences about what was passed over in shards, and what is odd in them."""
+    passed_over = Tally.sum_of(scan.passed_over for scan in scans)
+    return describe(passed_over, Tally.sum_of(scan.remarks for scan in scans))
 
 
 def warn(split: str, sentences: Iterable[str]) -> None:

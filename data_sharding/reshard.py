@@ -16,10 +16,15 @@ from braceexpand import braceexpand
 from fsspec.core import url_to_fs
 
 from data_sharding import files
-from data_sharding.index import choose_classes, describe_scans, list_shards, reaching
+from data_sharding.index import (
+    choose_classes,
+    list_shards,
+    reaching,
+    warn_of_flat,
+)
 from data_sharding.labels import LabelRule
 from data_sharding.manifest import DataError, Manifest, read_manifest
-from data_sharding.remarks import warn
+from data_sharding.remarks import describe_scans, warn
 from data_sharding.repeated import refuse_repeated, refuse_same_places
 from data_sharding.scan import Scan, Target, scan_shards
 from data_sharding.sources import Source
@@ -180,6 +185,7 @@ def _expand(url: str, split: str) -> dict[str, list[str]]:
         return {split: shards}
     by_split = {name: _list(files.join(url, name)) for name in SPLITS}
     if by_split["train"]:
+        warn_of_flat(url, [name.rpartition("/")[2] for mine in by_split.values() for name in mine])
         return by_split if split == "train" else {"val": by_split["val"] or by_split["train"]}
     flat = _list(url)
     if not flat:

@@ -156,7 +156,8 @@ def sample_bounds(shard: ShardInfo, url: str, labels: LabelRule, transfer: Trans
         DataError: it cannot be read, or what was found cannot be kept.
     """
     directory = Path(tempfile.gettempdir(), f"tahoe-{os.getuid()}", "samples")
-    path = directory / f"{shard.sha256}.npy"
+    # an older version may have found other samples in the same bytes
+    path = directory / f"{shard.sha256}-{shard.num_samples}.npy"
     try:
         if not path.exists():
             make_private(directory.parent)

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 from foreign import contents, encoded, jpeg, photo, png
 
+from data_sharding.dedupe import find_duplicates
 from data_sharding.findings import MAX_NAMES, Findings
 from data_sharding.folder_source import folder
+from data_sharding.labels import LabelRule
 from data_sharding.manifest import DataError
 from data_sharding.reencode import Shrink
 from data_sharding.shard import ShardReader
+from data_sharding.sources import Sample, Source
 from data_sharding.write import Dataset, write_dataset
 from data_sharding.write_shard import Checks
 
@@ -220,3 +223,14 @@ def test_large_images_are_made_smaller(tmp_path: Path) -> None:
     assert dataset.manifests["train"].source["shrink"] == {"max_side": 100, "quality": 90}
     with pytest.raises(DataError, match=r"quality': 90.*quality': 80"):
         write(root, tmp_path / "set", Checks(shrink=Shrink(max_side=100, quality=80)))
+
+
+def test_labels_in_another_order_are_no_conflict() -> None:
+    def sample(key: str, *label: int) -> Sample:
+        return Sample(key, "jpg", label, key, lambda: b"the same")
+
+    train = [sample("a", 0, 1), sample("b", 1, 0), sample("c", 0)]
+    source = Source(("x", "y"), {"train": train, "val": []}, {}, labels=LabelRule("multi"))
+    found = find_duplicates(source, num_workers=1, on_progress=lambda done, total: None)
+    assert found.left_out == (1, 2)
+    assert found.findings.names["label_conflict"] == ["c is a: x|y and x"]

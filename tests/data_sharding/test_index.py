@@ -184,6 +184,7 @@ def test_labels_that_are_none_are_named_with_their_key(tmp_path: Path) -> None:
     assert "problems: 2" in message
     assert "a.tar: 0001: has the label b'cat', which is not single cls" in message
     assert "a.tar: 0002: has the label -1" in message
+    assert "--label none" in message
 
 
 def test_labels_that_are_ids_are_no_classes(tmp_path: Path) -> None:
