@@ -5,6 +5,7 @@ run can find the parent of all of them in MLflow.
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +69,7 @@ class SweepDir:
 
     def runs(self) -> list[RunDir]:
         """Return the runs of the sweep, in the order in which they were added."""
-        paths = (str(line["run"]) for line in read_json_lines(self.runs_file))
-        return [RunDir(Path(path)) for path in dict.fromkeys(paths)]
+        return [*self.points()]
 
     def overrides(self) -> list[list[str]]:
         """Return the overrides of the runs."""
@@ -78,23 +78,46 @@ class SweepDir:
     def points(self) -> dict[RunDir, list[str]]:
         """Return the runs with their overrides."""
         lines = read_json_lines(self.runs_file)
-        return {RunDir(Path(line["run"])): line["overrides"] for line in lines}
+        beside = self.path.parent.parent
+        return {
+            RunDir(_followed(self.path, line["run"], beside)): line["overrides"] for line in lines
+        }
 
     def add(self, points: Iterable[tuple[RunDir, Sequence[str]]]) -> None:
         """Make runs, with the overrides that led to them, part of the sweep."""
         self.path.mkdir(parents=True, exist_ok=True)
         known = set(self.runs())
         for run, overrides in points:
-            run.write_json(run.sweep_file, {"sweep": str(self.path)})
+            run.write_json(run.sweep_file, {"sweep": os.path.relpath(self.path, run.path)})
             if run not in known:
-                line = {"run": str(run.path), "overrides": list(overrides)}
+                path = os.path.relpath(run.path, self.path)  # both may be moved together
+                line = {"run": path, "overrides": list(overrides)}
                 append_json_line(self.runs_file, line)
 
 
 def sweep_of(run: RunDir) -> SweepDir | None:
     """Return the sweep that a run was last submitted in."""
     said = run.read_json(run.sweep_file)
-    return SweepDir(Path(said["sweep"])) if said else None
+    if not said:
+        return None
+    return SweepDir(_followed(run.path, said["sweep"], run.path.parent / "sweeps"))
+
+
+def _followed(place: Path, noted: str, beside: Path) -> Path:
+    """Return where a path leads that was noted at a place.
+
+    Args:
+        beside: where it is looked for by its name, if it is an absolute one that is gone: such
+            were noted before, and the runs have been moved since.
+    """
+    path = Path(os.path.normpath(place / noted))
+    if path.exists():
+        return path
+    if Path(noted).is_absolute():
+        moved = beside / path.name
+    else:  # the place may be a link
+        moved = Path(os.path.normpath(place.resolve() / noted))
+    return moved if moved.exists() else path
 
 
 def is_sweep(path: Path) -> bool:

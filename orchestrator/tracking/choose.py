@@ -1,6 +1,7 @@
 """Which runs are meant: by directories, sweeps, MLflow ids, and by what their configs say."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -11,7 +12,7 @@ from orchestrator.rundir import RunError
 from orchestrator.sweepdir import expand
 from orchestrator.tracking.index import all_records, records
 from orchestrator.tracking.outgoing import as_text, without_secrets
-from orchestrator.tracking.record import Record
+from orchestrator.tracking.record import IMPORTED, Record
 
 _SHORT = {"data": "data.name", "protocol": "data.protocol"}
 _MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
@@ -38,6 +39,7 @@ def choose(words: Sequence[str], runs_dir: Path, tracking_uri: str | None = None
         found = _stored(named, filters, tracking_uri)
     else:
         found = _named(named, runs_dir) if named else all_records(runs_dir)
+    found = _distinct(found)
     kept = [one for one in found if all(_passes(one, key, value) for key, value in filters)]
     if not kept:
         for key, _ in filters:
@@ -52,7 +54,18 @@ def choose(words: Sequence[str], runs_dir: Path, tracking_uri: str | None = None
 
 def everything(runs_dir: Path, tracking_uri: str | None = None) -> list[Record]:
     """Return all runs of a directory, or of an MLflow store."""
-    return all_records(runs_dir) if tracking_uri is None else _stored([], [], tracking_uri)
+    found = all_records(runs_dir) if tracking_uri is None else _stored([], [], tracking_uri)
+    return _distinct(found)
+
+
+def _distinct(found: Sequence[Record]) -> list[Record]:
+    """Return runs once each: a link to a run is that run, and so is a copy that went no further."""
+    places, runs = dict[str, Record](), dict[tuple[Any, ...], Record]()
+    for one in found:
+        places.setdefault(os.path.realpath(one.path) if one.status != IMPORTED else one.path, one)
+    for one in places.values():
+        runs.setdefault((one.uid or one.path, one.num_attempts, one.step), one)
+    return list(runs.values())
 
 
 def value_of(record: Record, key: str) -> str | None:

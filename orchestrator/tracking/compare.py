@@ -69,7 +69,10 @@ class Row:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        runs = [{"id": one.id, "path": one.path, "status": one.status} for one in self.records]
+        runs = [
+            {"id": one.id, "path": one.path, "status": one.status, "weights": one.weights}
+            for one in self.records
+        ]
         figures = {name: asdict(spread) for name, spread in self.figures.items()}
         return {"runs": runs, "differs": self.differs, "figures": figures}
 

@@ -39,7 +39,9 @@ def tables(sections: Sequence[Section], most: int = 50) -> Iterator[Table | str]
     for section, left in zip(sections, num_left, strict=True):
         yield escape(section.title)
         shown = [key for key in keys if key == "model.name"] if is_apart else keys
-        yield _figures_table(section.rows, shown, first=rows.index(section.rows[0]) + 1)
+        first = rows.index(section.rows[0]) + 1
+        yield _figures_table(section.rows, shown, first)
+        yield from _weights_told(section.rows, first)
         if left:
             yield f"{counted(left, 'row')} more, no better: --rows N, --json, or a filter"
     if is_apart:
@@ -51,6 +53,15 @@ def tables(sections: Sequence[Section], most: int = 50) -> Iterator[Table | str]
             "under another protocol, do not compare. `tahoe evaluate RUN... --protocol NAME` "
             "judges runs alike."
         )
+
+
+def _weights_told(rows: Sequence[Row], first: int) -> Iterator[str]:
+    """Say whose figures those of averaged weights are."""
+    averaged = [n for n, row in enumerate(rows, first) if row.records[0].weights == "averaged"]
+    if len(averaged) == len(rows):
+        yield "val: of the averaged weights (EMA)"
+    elif averaged:
+        yield f"val: of the averaged weights (EMA) in {', '.join(map(str, averaged))}"
 
 
 def _figures_table(rows: Sequence[Row], keys: Sequence[str], first: int) -> Table:

@@ -1,6 +1,6 @@
 """Curves of compared runs, as a picture."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -35,20 +35,39 @@ def draw_curves(
 ) -> None:
     """Write a PNG or SVG, by the file's ending: each row is a line, with a band over its seeds.
 
-    Of more rows than there are colours, the best of each section are drawn.
+    Of more rows than there are colours, the best of each section are drawn. A run that began with
+    the weights of another that is drawn goes on where that one was.
     """
     in_turn = zip_longest(*(section.rows for section in sections))
     rows = [row for best in in_turn for row in best if row is not None][:_MAX_ROWS]
+    by_uid = {one.uid: one for row in rows for one in row.records if one.uid}
     with styled():
         figure = Figure(figsize=(4.2 * len(_SHOWN), 4.2), layout="constrained")
         for axes, (name, label) in zip(figure.subplots(1, len(_SHOWN)), _SHOWN, strict=True):
             for number, row in enumerate(rows):
-                draw_row(axes, row, [curve_of(one, name) for one in row.records], number)
+                found = [curve_of(one, name) for one in row.records]
+                draw_row(axes, row, found, number, seen=_seen_before(row.records[0], by_uid))
             axes.set_xlabel("images seen")
             axes.set_ylabel(label)
-        handles, labels = figure.axes[-1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(rows)))
+        legends = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
+        handles = {label: handle for legend in legends for handle, label in legend}
+        figure.legend(
+            [*handles.values()], [*handles], loc="outside lower center", ncols=min(3, len(rows))
+        )
         figure.savefig(file)
+
+
+def _seen_before(record: Record, by_uid: Mapping[str, Record]) -> int:
+    """Return how many images a run's weights had seen in the drawn runs that they come from."""
+    num_images, known = 0, {record.uid}
+    while (said := record.init_from) and "step" in said:
+        parent = by_uid.get(str(said.get("uid")))
+        if parent is None or parent.uid in known:
+            break
+        known.add(parent.uid)
+        num_images += said["step"] * parent.config.get("recipe.global_batch_size", 1)
+        record = parent
+    return num_images
 
 
 def label_of(row: Row) -> str:
@@ -62,16 +81,27 @@ def label_of(row: Row) -> str:
 
 
 def draw_row(
-    axes: Axes, row: Row, found: Sequence[Curve], number: int, label: str | None = None
+    axes: Axes,
+    row: Row,
+    found: Sequence[Curve],
+    number: int,
+    label: str | None = None,
+    seen: int = 0,
 ) -> None:
-    """Draw the mean of a row's curves over images seen, and the band that they are within."""
+    """Draw the mean of a row's curves over images seen, and the band that they are within.
+
+    Args:
+        seen: images that its weights had seen before, which are added.
+    """
     curves = [curve for curve in found if curve]
     if not curves:
         return
     batch = row.records[0].config.get("recipe.global_batch_size", 1)
     shared = sorted(set.intersection(*(set(curve) for curve in curves)))
+    if not shared:  # each of the curves is finite where no other is
+        return
     values = np.array([[curve[step] for step in shared] for curve in curves])
-    images = np.array(shared) * batch
+    images = np.array(shared) * batch + seen
     axes.plot(
         images,
         values.mean(axis=0),

@@ -19,7 +19,7 @@ from orchestrator.tracking.outgoing import (
     without_secrets,
 )
 from orchestrator.tracking.points import Point
-from orchestrator.tracking.record import EXTENDED, Record
+from orchestrator.tracking.record import EXTENDED, Record, weights_of
 
 # MLflow's limits, by which it cuts without a sign (mlflow/utils/validation.py). Tags may have 8000
 # characters since MLflow 3; a list that must be read back keeps to what servers before it take.
@@ -68,6 +68,7 @@ def tags(run: RunDir, config: Mapping[str, Any]) -> dict[str, str]:
         "data": data.get("name"),
         "protocol": data.get("protocol"),
         "seed": config.get("seed"),
+        "weights": weights_of(_section(config, "recipe").get("ema_decay", "?")),
         "git_commit": git.get("commit"),
         "git_dirty": git.get("dirty"),
         "mlflow.source.git.commit": git.get("commit"),

@@ -34,11 +34,16 @@ def without_secrets(text: str) -> str:
 
 
 def summary(error: Exception) -> str:
-    """Return an error as one line of a log, without secrets.
+    """Return an error as one line of a log, without secrets."""
+    return one_line(without_secrets(str(error))) or repr(error)
 
-    MLflow's fill a page: what failed is said at the beginning, and why at the end.
+
+def one_line(text: str) -> str:
+    """Return a text as a line of a bounded length.
+
+    Some errors fill a page: what failed is said at the beginning, and why at the end.
     """
-    text = without_secrets(" ".join(str(error).split())) or repr(error)
+    text = " ".join(text.split())
     return text if len(text) <= 400 else f"{text[:150]} … {text[-250:]}"
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from orchestrator.config import flatten
 from orchestrator.plan import training_petaflop
 from orchestrator.rundir import RunDir, read_json_lines
+from orchestrator.sweepdir import sweep_of
 from orchestrator.tracking.outcome import attempts, outcome
-from orchestrator.tracking.outgoing import of_the_run, redacted
+from orchestrator.tracking.outgoing import of_the_run, one_line, redacted
 from orchestrator.tracking.points import Sieve, read_records
 
 EXTENDED = "extended"  # the key of a record's config that says so of a run
@@ -74,6 +75,11 @@ class Record:
         """What was trained: the title of its paper, or the network's name."""
         return str(self.published.get("title") or self.config.get("model.name"))
 
+    @property
+    def weights(self) -> str | None:
+        """Whose figures `val/...` are: of the averaged weights, or of those that are trained."""
+        return weights_of(self.config.get("recipe.ema_decay", "?"))
+
 
 def read_record(run: RunDir) -> Record:
     """Return the record of a run.
@@ -106,7 +112,7 @@ def read_record(run: RunDir) -> Record:
         published=published,
         data_fingerprint=(identity.get("data") or {}).get("fingerprint"),
         status=end.state,
-        reason=end.reason,
+        reason=one_line(end.reason),
         num_attempts=end.attempt,
         ends=[
             _end(known_attempts.get(n, {})) for n in range(1, max(known_attempts, default=0) + 1)
@@ -123,9 +129,14 @@ def read_record(run: RunDir) -> Record:
         images_per_s=statistics.median(logged.speeds) if logged.speeds else None,
         petaflop=training_petaflop(gmacs[1], num_images) if gmacs and num_images else None,
         init_from=identity.get("init_from"),
-        sweep=(run.read_json(run.sweep_file) or {}).get("sweep"),
+        sweep=str(sweep.path) if (sweep := sweep_of(run)) else None,
         evaluations=[*read_json_lines(run.evaluations_file)],
     )
+
+
+def weights_of(ema_decay: Any) -> str | None:
+    """Return which weights a run is evaluated with; None where it is not known."""
+    return None if ema_decay == "?" else "raw" if ema_decay is None else "averaged"
 
 
 def extended(run: RunDir, config: Mapping[str, Any]) -> str | None:
@@ -198,7 +209,7 @@ def _tries(
 
 def _end(attempt: Mapping[str, Any]) -> str:
     if why := attempt.get("why"):
-        return str(why)
+        return one_line(str(why))
     if "exit_code" in attempt:
         return f"ended with exit code {attempt['exit_code']}"
     return "no end is known: it was killed, or its machine was lost"

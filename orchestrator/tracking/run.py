@@ -15,6 +15,7 @@ import yaml
 from orchestrator.rundir import RunDir, RunError
 from orchestrator.sweepdir import SweepDir, sweep_of
 from orchestrator.tracking import facts
+from orchestrator.tracking.copies import make_own, original_of
 from orchestrator.tracking.outcome import Outcome
 from orchestrator.tracking.outgoing import as_text, legal_name, redacted, without_secrets
 from orchestrator.tracking.parent import (
@@ -200,9 +201,13 @@ def attach(
     mark = run.read_json(run.mlflow_file) or {}
     with opened(uri, say) as client:
         found = _recorded(client, mark)
-        if found is None:
-            place = experiment_id(client, uri, experiment)
-            found = _tagged(client, run, place) or _created(client, run, place)
+        place = found.info.experiment_id if found else experiment_id(client, uri, experiment)
+        found = found or _tagged(client, run, place)
+        if found and (original := original_of(run, found.data.tags.get("tahoe.run_dir"))):
+            make_own(run, original)
+            say(f"{run.path} is a copy of {original}: it is a run of its own in MLflow from now on")
+            found = None
+        found = found or _created(client, run, place)
         sweep = sweep_of(run)
         parent_id = parent_of(client, found.info.experiment_id, sweep) if sweep else None
     known = mark.get("shipped_bytes") if found.info.run_id == mark.get("run_id") else None

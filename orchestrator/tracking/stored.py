@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.plan import training_petaflop
 from orchestrator.rundir import RunError
-from orchestrator.tracking.outgoing import summary, without_secrets
+from orchestrator.tracking.outgoing import one_line, summary, without_secrets
 from orchestrator.tracking.record import EXTENDED, IMPORTED, Record
 from orchestrator.tracking.store import MlflowClient, MlflowException, Run, reading, search
 
@@ -52,12 +52,13 @@ def stored_records(
 
 
 def history(tracking_uri: str) -> Callable[[Record, str], dict[int, float]]:
-    """Return what tells a figure of a run of the store by its steps."""
+    """Return what tells a figure of a run of the store by its steps, where it is finite."""
     client = reading(tracking_uri)
 
     def curve(record: Record, name: str) -> dict[int, float]:
         points = client.get_metric_history(str(record.mlflow_id), name)
-        return {point.step: _measured(point.value) for point in points}
+        values = {point.step: _measured(point.value) for point in points}
+        return {step: value for step, value in values.items() if math.isfinite(value)}
 
     return curve
 
@@ -96,7 +97,7 @@ def _record(run: Run) -> Record:
         published=_published(run),
         data_fingerprint=_digest(run),
         status=state or _STATES.get(run.info.status, "crashed"),
-        reason=reason,
+        reason=one_line(reason),
         num_attempts=int(tags.get("attempts", 0)),
         ends=[tags[key] for key in sorted(tags) if key.startswith("tahoe.attempt.")],
         job_ids=[tags["slurm_job_id"]] if "slurm_job_id" in tags else [],

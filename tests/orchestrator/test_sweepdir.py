@@ -1,5 +1,6 @@
 """Which runs belong to a sweep, and what stands for them on a command line."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,29 @@ def test_a_sweep_stands_for_its_runs(
     assert is_sweep(relative)
     assert not is_sweep(Path("c"))
     assert expand([Path("c"), relative]) == [runs[2], *runs[:2]]
+
+
+@pytest.mark.parametrize("is_absolute", [False, True])
+def test_a_sweep_may_be_moved_with_its_runs(tmp_path: Path, is_absolute: bool) -> None:
+    before, after = tmp_path / "before", tmp_path / "some" / "after"
+    runs = [RunDir(before / name) for name in "ba"]
+    for run in runs:
+        run.path.mkdir(parents=True)
+    sweep = SweepDir.of(before, runs)
+    sweep.add((run, [f"seed={i}"]) for i, run in enumerate(runs))
+    if is_absolute:  # as they were noted once
+        lines = [{"run": str(run.path), "overrides": [f"seed={i}"]} for i, run in enumerate(runs)]
+        sweep.runs_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        for run in runs:
+            run.write_json(run.sweep_file, {"sweep": str(sweep.path)})
+    after.parent.mkdir()
+    before.rename(after)
+    moved, there = SweepDir(after / "sweeps" / sweep.id), [RunDir(after / name) for name in "ba"]
+    assert moved.runs() == there
+    assert list(moved.points().values()) == [["seed=0"], ["seed=1"]]
+    assert [sweep_of(run) for run in there] == [moved, moved]
+    moved.add([(there[0], ["seed=0"])])  # known
+    assert moved.runs() == there
 
 
 def test_arrays_are_numbered(tmp_path: Path, runs: list[RunDir]) -> None:

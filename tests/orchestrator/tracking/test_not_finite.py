@@ -6,8 +6,9 @@ import math
 import pytest
 
 from orchestrator.cli import main
-from orchestrator.tracking.compare import Spread
+from orchestrator.tracking.compare import Spread, compare
 from orchestrator.tracking.compare_show import _cell
+from orchestrator.tracking.curves import draw_curves
 from orchestrator.tracking.held import lost_and_doubled
 from orchestrator.tracking.lineage import _best
 from orchestrator.tracking.record import read_record
@@ -63,7 +64,7 @@ def test_infinity_is_no_figure_in_mlflow(diverged, store):
     assert all(math.isnan(value) for value in held.values()), held
     (record,) = stored_records(store)
     assert math.isnan(record.metrics["val/loss"])
-    assert math.isnan(history(store)(record, "val/loss")[2])
+    assert history(store)(record, "val/loss") == {1: 2.0}
     assert lost_and_doubled(diverged.run, store) == (0, 0)
 
 
@@ -74,9 +75,21 @@ def test_what_older_stores_hold_for_infinity_is_no_figure_either(diverged, store
         diverged.client().log_batch(diverged.mark["run_id"], metrics=metrics)
     (record,) = stored_records(store)
     assert math.isnan(record.metrics["val/loss"])
-    curve = history(store)(record, "val/loss")
-    assert curve[1] == 2.0
-    assert all(math.isnan(curve[step]) for step in (2, 3, 4))
+    assert history(store)(record, "val/loss") == {1: 2.0}
+
+
+def test_a_figure_that_is_never_finite_is_not_drawn(make_scene, tmp_path):
+    scenes = [make_scene(name) for name in "ab"]
+    for number, scene in enumerate(scenes):
+        for step in range(1, 9):
+            is_known = step > 4 if number else step <= 4  # finite where the other is not
+            scene.log(step, {"val/top1": math.nan, "val/loss": 1.0 if is_known else math.inf})
+        scene.judge("finished", scene.run.begin_attempt())
+    for some in (scenes[:1], scenes):
+        file = tmp_path / "curves.png"
+        draw_curves(compare([read_record(scene.run) for scene in some]), file)
+        assert file.stat().st_size > 5_000
+        file.unlink()
 
 
 ALEXNET = {"title": "AlexNet", "year": 2012, "dataset": "imagenet"}
@@ -111,6 +124,6 @@ def test_the_mean_of_huge_losses(values):
 
 @pytest.mark.parametrize("loss", [1.7e29, -1.7e29, 0.00123456, 2.30258, 123456789.0])
 def test_a_loss_has_few_digits_however_large(loss):
-    shown = _cell(Spread(loss, loss / 3, 2), 1, "#.4g")
+    shown = _cell("val/loss", Spread(loss, loss / 3, 2), 1)
     assert len(shown) < 25
     assert float(shown.partition(" ")[0]) == pytest.approx(loss, rel=1e-3)

@@ -86,3 +86,16 @@ def test_a_diverged_run(make_scene):
 def test_no_run_there(tmp_path):
     with pytest.raises(RunError, match="no run at"):
         read_record(RunDir(tmp_path))
+
+
+def test_why_is_a_line(make_scene):
+    scene = make_scene()
+    attempt = scene.run.begin_attempt()
+    scene.run.end_attempt(attempt, why="a tensor\n" * 1000)
+    scene.judge("never_restart", attempt, "what failed\n" + "a tensor\n" * 1000 + "and why")
+    found = read_record(scene.run)
+    for text in (found.reason, *found.ends):
+        assert len(text) < 500
+        assert "\n" not in text
+    assert found.reason.startswith("what failed")
+    assert found.reason.endswith("and why")
