@@ -7,7 +7,7 @@ composed (Unicode's NFC), as the names of class folders are; paths are looked fo
 import csv
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -69,6 +69,7 @@ class _Row:
     path: str
     labels: tuple[str, ...]
     num_bytes: int
+    mtime_ns: int
 
 
 def csv_file(
@@ -102,7 +103,7 @@ def csv_file(
     classes = sorted_classes({label for row in rows[:num_train] for label in row.labels})
     if val_path is not None:
         _check_known(Path(val_path), rows[num_train:], classes)
-    images, facts = _list(home, rows, classes, columns.rule)
+    images, facts, times = _list(home, rows, classes, columns.rule)
     notes: tuple[str, ...] = ()
     if val_fraction is None:
         in_val = np.arange(len(rows)) >= num_train
@@ -110,7 +111,8 @@ def csv_file(
         in_val, notes = _choose_val(images.labels, len(rows), classes, val_fraction, seed)
         facts |= {"val_fraction": val_fraction, "val_seed": seed}
     splits = {"train": images.where(~in_val), "val": images.where(in_val)}
-    return listed_source(classes, splits, facts, {}, columns.rule, notes)
+    source = listed_source(classes, splits, facts, {}, columns.rule, notes)
+    return replace(source, times_sha256=times)
 
 
 def _check_val(path: str | Path, val_path: str | Path | None, fraction: float | None) -> None:
@@ -213,7 +215,8 @@ def _row(cells: Sequence[str], line: int, table: Table, columns: Columns, home: 
         raise _BadRowError(f"cannot read {path!r}: {error}") from error
     if found is None:
         raise _BadRowError(f"no file at {home / path}")
-    return _Row(line, found, labels, (home / found).stat().st_size)
+    stat = (home / found).stat()
+    return _Row(line, found, labels, stat.st_size, stat.st_mtime_ns)
 
 
 def _find(home: Path, path: str) -> str | None:
@@ -258,11 +261,11 @@ def _check_known(path: Path, rows: Sequence[_Row], classes: Sequence[str]) -> No
 
 def _list(
     home: Path, rows: Sequence[_Row], classes: Sequence[str], rule: LabelRule
-) -> tuple[ListedImages, dict[str, object]]:
-    """Return all images, and what identifies them and their labels."""
+) -> tuple[ListedImages, dict[str, object], str]:
+    """Return all images, what identifies them and their labels, and a digest of their times."""
     tally, numbers = Tally(), {name: number for number, name in enumerate(classes)}
     for row in rows:
-        tally.add(f"{row.path} {row.labels}", row.num_bytes)
+        tally.add(f"{row.path} {row.labels}", row.num_bytes, row.mtime_ns)
     found = [tuple(sorted(numbers[label] for label in row.labels)) for row in rows]
     labels: Labels = None
     if rule.kind == "multi":
@@ -276,7 +279,8 @@ def _list(
         np.array([row.num_bytes for row in rows]),
         np.arange(len(rows)),
     )
-    return images, {"kind": "csv", "labels": str(rule), **tally.facts}
+    facts = {"kind": "csv", "labels": str(rule), **tally.facts}
+    return images, facts, tally.times_sha256
 
 
 def _choose_val(

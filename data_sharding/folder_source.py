@@ -183,7 +183,7 @@ class _Listing:
                 for image in self.walk.images(directory):
                     paths.append(os.path.relpath(image.path, self.root))
                     sizes.append(image.stat.st_size)
-                    self.tally.add(paths[-1], sizes[-1])
+                    self.tally.add(paths[-1], sizes[-1], image.stat.st_mtime_ns)
                     if image.is_linked:
                         self.linked[paths[-1]] = os.path.realpath(image.path)
                 labels += [label] * (len(paths) - num_before)
@@ -252,7 +252,8 @@ class _Listing:
             notes=(*notes, *empty, *self._unread()),
         )
         names = self.walk.passed_over.names
-        return replace(source, ignored_names=names, found=self._linked_twice(splits))
+        found, times = self._linked_twice(splits), self.tally.times_sha256
+        return replace(source, ignored_names=names, found=found, times_sha256=times)
 
     def _check_passed_over(self) -> None:
         counts = self.walk.passed_over.counts

@@ -93,7 +93,14 @@ def imagenet(archives: Archives, *, is_subset: bool, on_checked: Callable[[int],
         _check_counts(len(wnids), len(train), len(val))
     facts = {"kind": "imagenet", **tally.facts}
     sizes = {"train": train.sizes, "val": val.sizes}
-    return Source(tuple(wnids), {"train": train, "val": val}, facts, num_bytes=sizes)
+    times = "" if not is_subset else _times(archives)  # ImageNet's own have digests
+    splits = {"train": train, "val": val}
+    return Source(tuple(wnids), splits, facts, num_bytes=sizes, times_sha256=times)
+
+
+def _times(archives: Archives) -> str:
+    times = [path.stat().st_mtime_ns for path in archives.named().values()]
+    return hashlib.sha256(str(times).encode()).hexdigest()
 
 
 def _train_images(archive: Path, wnids: list[str], tally: Tally) -> ArchivedImages:

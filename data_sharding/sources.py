@@ -76,6 +76,8 @@ class Source:
         home: the directory below which origins lie, if they do; reports leave it out.
         notes: sentences for the user: what was decided that nobody asked for.
         found: what the listing alone shows of images, by rule; see findings.RULES.
+        times_sha256: a digest of when each file was last changed. Unlike facts it differs for a
+            copy of the files, so the bytes of a data set do not depend on it.
     """
 
     classes: tuple[str, ...]
@@ -88,6 +90,7 @@ class Source:
     notes: tuple[str, ...] = ()
     ignored_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     found: Findings = field(default_factory=Findings)
+    times_sha256: str = ""
 
     def name(self, sample: Sample) -> str:
         """Return what reports call a sample: its origin, the same wherever the source lies."""
@@ -138,11 +141,14 @@ class Tally:
     num_files: int = 0
     num_bytes: int = 0
     listing_sha256: str = ""  # of the digest before, and one more path and size
+    times_sha256: str = ""  # likewise, of times of change
 
-    def add(self, path: str, num_bytes: int) -> None:
+    def add(self, path: str, num_bytes: int, mtime_ns: int = 0) -> None:
         """Count one more file, by its path below the source."""
         line = f"{self.listing_sha256} {path} {num_bytes}"
         self.listing_sha256 = hashlib.sha256(os.fsencode(line)).hexdigest()
+        times = f"{self.times_sha256} {mtime_ns}"
+        self.times_sha256 = hashlib.sha256(times.encode()).hexdigest()
         self.num_files += 1
         self.num_bytes += num_bytes
 

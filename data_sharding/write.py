@@ -95,13 +95,14 @@ def write_dataset(
     facts = _facts(source, seed, samples_per_shard, shard_bytes, checks)
     try:
         if is_published(url):
-            return _reuse(url, facts)
+            return _reuse(source, url, facts)
         if isinstance(url_to_fs(url)[0], MemoryFileSystem):
             num_workers = 1  # no other process sees that memory
         with locked(url) as lock:
             if is_published(url):  # by whoever had the lock
-                return _reuse(url, facts, is_locked=True)
-            job = Job(source, url, open_journal(url, facts, lock), checks)
+                return _reuse(source, url, facts, is_locked=True)
+            known_by = {**facts, "times_sha256": source.times_sha256}
+            job = Job(source, url, open_journal(url, known_by, lock), checks)
             written = _Writing(job, facts, num_workers, on_progress, on_hashing).run()
             clear(url)
             return written
@@ -145,19 +146,33 @@ def _facts(
     return {**source.facts, "seed": seed, **size, **(checks.facts if checks else {})}
 
 
-def _reuse(url: str, facts: Mapping[str, Any], *, is_locked: bool = False) -> Dataset:
+def _reuse(
+    source: Source, url: str, facts: Mapping[str, Any], *, is_locked: bool = False
+) -> Dataset:
     """Return the set at a URL if it was made like this; a split is only there when it is whole."""
     manifests = {split: read_manifest(url, split) for split in SPLITS}
     there = manifests["train"].source
     if there == facts:
+        found = _read_report(url)
+        _check_times(source, url, found or {})
         _clear_leftovers(url, is_locked)
-        return Dataset(manifests, reused=True, report=_read_report(url))
+        return Dataset(manifests, reused=True, report=found)
     differing = sorted(name for name in {**there, **facts} if there.get(name) != facts.get(name))
     comparison = "; ".join(f"{name}: {there.get(name)} / {facts.get(name)}" for name in differing)
     raise DataError(
         f"{url} holds another data set (there / asked for: {comparison}). It was left as it is. "
         "Write to another URL, or remove that set first."
     )
+
+
+def _check_times(source: Source, url: str, report: Mapping[str, Any]) -> None:
+    """Refuse files that may have changed; reports from before this was noted are believed."""
+    if report.get("times_sha256", source.times_sha256) != source.times_sha256:
+        raise DataError(
+            f"{url} was written from files of the same names and sizes whose time stamps were "
+            "others, so some may have changed since, or all are copies. The set was left as it is. "
+            "Write to another URL, or remove that set first."
+        )
 
 
 def _clear_leftovers(url: str, is_locked: bool) -> None:
@@ -330,4 +345,5 @@ def _report(
         "num_bytes_stored": sum(shard.num_bytes_stored for shard in shards),
     }
     over = Findings(Counter(source.ignored), {k: [*v] for k, v in source.ignored_names.items()})
-    return {**report(findings, numbers, over), "notes": [*source.notes]}
+    more = {"notes": [*source.notes], "times_sha256": source.times_sha256}
+    return {**report(findings, numbers, over), **more}

@@ -1,6 +1,7 @@
 """Nothing is changed or left out in silence: what the checks find, and what becomes of it."""
 
 import json
+import shutil
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,6 +79,30 @@ def test_sound_images_are_stored_as_they_are(tmp_path: Path) -> None:
     assert again.report == dataset.report
 
 
+def test_an_image_that_changed_and_kept_its_size_is_noticed(tmp_path: Path) -> None:
+    root = make(tmp_path / "pets", pets())
+    write(root, tmp_path / "set")
+    (root / "train/a/1.jpg").write_bytes((root / "train/a/1.jpg").read_bytes()[::-1])
+    with pytest.raises(DataError, match="some may have changed"):
+        write(root, tmp_path / "set")
+    assert sorted(d for s in stored(tmp_path / "set").values() for _, d in s.values()) == sorted(
+        pets().values()
+    )
+
+
+def test_an_image_that_changes_while_writing_is_stopped_is_read_again(tmp_path: Path) -> None:
+    images = {**pets(), "val/a/1.bmp": encoded(photo(1), "bmp"), "train/a/1.jpg": b"broken"}
+    root = make(tmp_path / "pets", images)
+    with pytest.raises(DataError, match="are corrupt"):
+        write(root, tmp_path / "set", Checks(max_bad_share=0))
+    changed = {"val/a/1.bmp": encoded(photo(2), "bmp")}
+    make(root, changed)
+    write(root, tmp_path / "set", Checks(max_bad_share=0.5))
+    found = [data for shard in stored(tmp_path / "set").values() for _, data in shard.values()]
+    assert changed["val/a/1.bmp"] in found
+    assert images["val/a/1.bmp"] not in found
+
+
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_corrupt_image_is_left_out_and_moves_no_other(tmp_path: Path, num_workers: int) -> None:
     images = pets()
@@ -153,9 +178,10 @@ def _members(url: Path) -> list[str]:
 
 
 def test_names_in_the_report_do_not_know_the_place(tmp_path: Path) -> None:
+    make(tmp_path / "here", pets() | {"train/a/1.jpg": b"x", "train/犬/ä 1.jpg": b"y"})
+    shutil.copytree(tmp_path / "here", tmp_path / "there")  # with the times of the files
     for place in "here", "there":
-        root = make(tmp_path / place, pets() | {"train/a/1.jpg": b"x", "train/犬/ä 1.jpg": b"y"})
-        write(root, tmp_path / f"set {place}")
+        write(tmp_path / place, tmp_path / f"set {place}")
     assert contents(tmp_path / "set here") == contents(tmp_path / "set there")
     assert "train/犬/ä 1.jpg" in (tmp_path / "set here/report.json").read_text("utf-8")
 

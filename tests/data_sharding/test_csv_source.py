@@ -206,6 +206,17 @@ def test_facts_know_the_labels_and_not_the_place(tmp_path: Path) -> None:
     assert facts[0] == facts[1] != facts[2]
 
 
+def test_an_image_that_changed_and_kept_its_size_is_noticed(tmp_path: Path) -> None:
+    make(tmp_path, "1.jpg", "2.jpg")
+    path = table(tmp_path / "x.csv", "1.jpg,a", "2.jpg,a")
+    before = csv_file(path, val_fraction=0.5)
+    assert csv_file(path, val_fraction=0.5).times_sha256 == before.times_sha256
+    (tmp_path / "1.jpg").write_bytes(jpeg(0)[::-1])
+    after = csv_file(path, val_fraction=0.5)
+    assert after.facts == before.facts
+    assert after.times_sha256 != before.times_sha256
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 def test_what_separates_cells_is_found(tmp_path: Path, delimiter: str) -> None:
     names = [f"{start} {n}.jpg" for start in ("a,", "b;|") for n in (1, 2)]
