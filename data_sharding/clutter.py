@@ -4,6 +4,8 @@ macOS writes `._x` and `.DS_Store`, and `__MACOSX/` into its archives; Windows `
 Synology `@eaDir/`; Jupyter `.ipynb_checkpoints/`.
 """
 
+from functools import lru_cache
+
 _FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini"))
 _DIRECTORIES = frozenset(
     (
@@ -27,4 +29,9 @@ def is_clutter(name: str) -> bool:
     directory, _, file = name.rpartition("/")
     if file[:1] == "." or file.lower() in _FILES:
         return True
-    return directory != "" and not _DIRECTORIES.isdisjoint(directory.split("/"))
+    return directory != "" and _has_clutter(directory)
+
+
+@lru_cache(maxsize=256)  # files of a directory come together
+def _has_clutter(directory: str) -> bool:
+    return not _DIRECTORIES.isdisjoint(directory.split("/"))

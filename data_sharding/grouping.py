@@ -127,7 +127,8 @@ class _Archive:
         """Check the sample that ends here, and add its row."""
         if self._key is None:
             return
-        self._refuse_swallowed()
+        if len(self._extensions) > 2:
+            self._refuse_swallowed()
         if self._row[1] == ABSENT:
             self._refuse("no image", lambda ext: ext.rpartition(".")[2] in IMAGE_EXTENSIONS)
         if self._row[3] == ABSENT and self._label is not None:
@@ -137,7 +138,8 @@ class _Archive:
 
     def _refuse_swallowed(self) -> None:
         """Refuse two samples in one: an image and a label that share more than the key."""
-        stems = {ext.rpartition(".")[0] for ext in self._extensions if _is_image_behind_dots(ext)}
+        dotted = (ext.rpartition(".") for ext in self._extensions if "." in ext)
+        stems = {stem for stem, _, last in dotted if last in IMAGE_EXTENSIONS}
         swallowed = sorted(stem for stem in stems if f"{stem}.{self._label}" in self._extensions)
         if swallowed and self._row[1] >= 0:
             raise UnusableError(
@@ -197,8 +199,3 @@ def _key_of(member: Member) -> str | None:
 def _kind_of_more(extension: str) -> str:
     last = extension.rpartition(".")[2]
     return MORE_IMAGES if last in IMAGE_EXTENSIONS else f".{last}"
-
-
-def _is_image_behind_dots(extension: str) -> bool:
-    stem, _, last = extension.rpartition(".")
-    return stem != "" and last in IMAGE_EXTENSIONS
