@@ -5,7 +5,7 @@ number for evaluation. There is no iterator state to save: to resume at a step i
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -21,7 +21,7 @@ from data_sharding.manifest import DataError
 from data_sharding.order import Draws
 from data_sharding.places import Ints
 from data_sharding.protocol import Protocol as EvaluationProtocol
-from data_sharding.samples import ShardSet
+from data_sharding.samples import Reading, ShardSet
 from data_sharding.shard import BadSample
 
 _MAX_REPLACEMENTS = 64  # that many unreadable samples in a row are no accident
@@ -35,6 +35,7 @@ class Filled(NamedTuple):
     ids: int64 (n,), the samples asked for, whether or not they could be read.
     readable: bool (n,); False in evaluation where an image could not be decoded.
     bad: a line for each sample that could not be read, with shard, key and reason.
+    damaged: such a line for each that was read although a decoder has put up with damage.
     """
 
     shape: tuple[int, ...]
@@ -42,6 +43,7 @@ class Filled(NamedTuple):
     ids: Ints
     readable: NDArray[np.bool_]
     bad: list[str]
+    damaged: Sequence[str] = ()
 
 
 class BatchSet(Protocol):
@@ -107,16 +109,18 @@ class TrainSet:
         draws = uniform(self._key("augment", drawn), NUM_DRAWS)
         draws = draws[np.arange(len(draws)) // self.views_shared_by * self.views_shared_by]
         self.shards.preload(drawn.ids)
-        labels, bad = [], list[str]()
-        for i, sample in enumerate(drawn.ids.tolist()):
-            view = partial(_one, self.choose_view, draws[i])
-            labels.append(self._read(sample, view, images[i : i + 1], bad))
+        bad = list[str]()
+        readings = [
+            self._read(sample, partial(_one, self.choose_view, draws[i]), images[i : i + 1], bad)
+            for i, sample in enumerate(drawn.ids.tolist())
+        ]
         if self.distortion:
             keys = self._key("distort", drawn).astype(np.int64).tolist()
             _distort(images, self.distortion, keys)
         self.shards.store.forget_evicted()
-        readable = np.ones(len(labels), dtype=bool)
-        return Filled(shape, self.shards.encode_labels(labels), drawn.ids, readable, bad)
+        labels = self.shards.encode_labels([reading.labels for reading in readings])
+        readable = np.ones(len(readings), dtype=bool)
+        return Filled(shape, labels, drawn.ids, readable, bad, _damaged(readings))
 
     def shards_of(self, name: tuple[int, int]) -> Ints:
         return self.shards.shards_of(self.order.micro_batch(*name).ids)
@@ -126,7 +130,7 @@ class TrainSet:
 
     def _read(
         self, sample: int, view: Any, out: NDArray[np.uint8], bad: list[str]
-    ) -> tuple[int, ...]:
+    ) -> Reading[NDArray[np.uint8]]:
         """Read a sample, or in its place the next readable one: the same one in every attempt."""
         for candidate in range(sample, sample + _MAX_REPLACEMENTS):
             try:
@@ -166,18 +170,21 @@ class EvalSet:
         shape = (len(ids) * num_views, size, size, self.channels)
         images = memory[: math.prod(shape)].reshape(shape)
         labels, readable, bad = [], np.ones(len(ids), dtype=bool), list[str]()
+        damaged = list[str]()
         self.shards.preload(ids)
         for i, sample in enumerate(ids.tolist()):
             out = images[i * num_views : (i + 1) * num_views]
             try:
-                labels.append(self.shards.read(sample, self.protocol.views, out))
+                reading = self.shards.read(sample, self.protocol.views, out)
+                labels.append(reading.labels)
+                damaged += _damaged([reading])
             except BadSample as error:
                 out[:] = 0
                 labels.append((0,) if error.labels is None else error.labels)
                 readable[i] = False
                 bad.append(str(error))
         self.shards.store.forget_evicted()
-        return Filled(shape, self.shards.encode_labels(labels), ids, readable, bad)
+        return Filled(shape, self.shards.encode_labels(labels), ids, readable, bad, damaged)
 
     def shards_of(self, name: int) -> Ints:
         return self.shards.shards_of(self._ids(name))
@@ -186,6 +193,10 @@ class EvalSet:
         return np.arange(
             number * self.batch_size, min((number + 1) * self.batch_size, len(self.shards))
         )
+
+
+def _damaged(readings: Iterable[Reading[Any]]) -> list[str]:
+    return [reading.damaged for reading in readings if reading.damaged]
 
 
 def _one(choose_view: ChooseView, draws: Any, width: int, height: int) -> Sequence[View]:

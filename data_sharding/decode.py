@@ -1,6 +1,7 @@
 """Bytes and views -> pixels. The one seam behind which faster decoders go."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from data_sharding import jpeg
 from data_sharding.augment import View
-from data_sharding.images import MAX_PIXELS, convert, open_image
+from data_sharding.images import MAX_PIXELS, convert, load_image, undecodable
 from data_sharding.shard import BadSample
 
 Pixels = NDArray[np.uint8]
@@ -19,71 +20,104 @@ ChooseViews = Callable[[int, int], Sequence[View]]  # from (width, height) in pi
 ChooseSizes = Callable[[int, int], Sequence[tuple[int, int]]]  # from such a pair, pairs like it
 
 _MODES = {1: "L", 3: "RGB"}
+_BELOW_THE_CUT = "extraneous bytes before marker"  # what a decoder says of rows that are left out
 
 
-def decode(data: memoryview, choose_views: ChooseViews, out: Pixels) -> None:
+class Decoded(NamedTuple):
+    """An image's pixels, perhaps cut off below its views, and what was wrong with its bytes.
+
+    pixels: (height, width, channels).
+    damage: what the decoder has put up with, or None.
+    """
+
+    pixels: Pixels
+    damage: str | None
+
+
+def decode(data: memoryview, choose_views: ChooseViews, out: Pixels) -> str | None:
     """Decode an image once, cut its views out, and write them to `out`.
 
     Resizing is bilinear and antialiased, as Pillow and torchvision do it. The kind of file is
-    recognised by its content, never by its name. EXIF orientation is left alone, as in the
-    reference ImageNet pipelines. An ordinary JPEG is not decoded below the lowest view.
+    recognised by its content, never by its name. Pixels are taken as they are stored, by the rules
+    of data_sharding.images. An ordinary JPEG is not decoded below the lowest view.
 
     Args:
         choose_views: called with the image's (width, height) in pixels; as many as `out` holds.
         out: (views, size, size, channels) with 1 (grey) or 3 (RGB) channels.
 
+    Returns:
+        The damage that a decoder was seen to put up with: parts of the image may be grey or wrong.
+
     Raises:
         BadSample: the bytes cannot be decoded.
     """
-    pixels, views = _pixels(data, choose_views, out.shape[-1])
+    decoded, views = _decode(data, choose_views, out.shape[-1])
     for view, place in zip(views, out, strict=True):
-        _cut(pixels, view, place)
+        _cut(decoded.pixels, view, place)
+    return decoded.damage
 
 
-def decode_whole(data: memoryview, choose_sizes: ChooseSizes, channels: int) -> list[torch.Tensor]:
+def decode_whole(
+    data: memoryview, choose_sizes: ChooseSizes, channels: int
+) -> tuple[list[torch.Tensor], str | None]:
     """Decode an image once, and resize the whole of it to several sizes, as `decode` does.
 
     Args:
         choose_sizes: called with the image's (width, height) in pixels; returns such pairs.
 
     Returns:
-        uint8 (channels, height, width) of each size.
+        uint8 (channels, height, width) of each size; and the damage, as `decode` does.
 
     Raises:
         BadSample: the bytes cannot be decoded.
     """
-    pixels, views = _pixels(data, lambda *size: (View((0, 0, *size)),), channels)
-    (whole,) = views
+    decoded, (whole,) = _decode(data, lambda *size: (View((0, 0, *size)),), channels)
+    pixels = decoded.pixels
     height, width = pixels.shape[:2]
-    return [_resize(pixels, whole.box, size) for size in choose_sizes(width, height)]
+    images = [_resize(pixels, whole.box, size) for size in choose_sizes(width, height)]
+    return images, decoded.damage
 
 
-def _pixels(
+def _decode(
     data: memoryview, choose_views: ChooseViews, channels: int
-) -> tuple[Pixels, Sequence[View]]:
-    """Return (height, width, channels), perhaps cut off below the views, and the views."""
+) -> tuple[Decoded, Sequence[View]]:
     try:
         header = jpeg.read_header(data) if channels == 3 else None  # Pillow weighs RGB to grey
         if header and header.width * header.height <= MAX_PIXELS:
             views = choose_views(header.width, header.height)
-            pixels = _decode_jpeg(data, header, views)
+            decoded = _decode_jpeg(data, header, views)
         else:
-            with open_image(data) as image:
-                views = choose_views(*image.size)
-                pixels = np.array(convert(image, _MODES[channels]))
+            decoded = _decode_by_pillow(data, _MODES[channels])
+            views = choose_views(*decoded.pixels.shape[1::-1])
     except (BadSample, MemoryError):
         raise
     except Exception as error:  # decoders raise anything on hostile bytes
-        raise BadSample(f"cannot be decoded: {type(error).__name__}: {error}") from error
-    return pixels.reshape(*pixels.shape[:2], channels), views
+        raise undecodable(error) from error
+    return decoded, views
 
 
-def _decode_jpeg(data: memoryview, header: jpeg.JpegHeader, views: Sequence[View]) -> Pixels:
+def _decode_by_pillow(data: memoryview, mode: str) -> Decoded:
+    pixels = np.array(convert(load_image(data), mode))
+    return Decoded(pixels.reshape(*pixels.shape[:2], -1), None)
+
+
+def _decode_jpeg(data: memoryview, header: jpeg.JpegHeader, views: Sequence[View]) -> Decoded:
     bottom = int(np.ceil(max(view.box[3] for view in views)))
-    cut = jpeg.cut_below(data, header, bottom)
-    # Not strict: what is left below the cut is an error to a strict decoder.
-    pixels: Pixels = simplejpeg.decode_jpeg(cut, "RGB", strict=False)
-    return pixels
+    cut, height = jpeg.cut_below(data, header, bottom)
+    pixels = np.empty((height, header.width, 3), dtype=np.uint8)
+    try:
+        # A strict decoder goes on to the end, and then raises the first warning that it had.
+        simplejpeg.decode_jpeg(cut, "RGB", buffer=pixels)
+    except ValueError as error:
+        if height < header.height and _BELOW_THE_CUT in str(error):
+            return Decoded(pixels, None)
+        damage = str(error)
+    else:
+        return Decoded(pixels, None)
+    try:
+        return Decoded(simplejpeg.decode_jpeg(cut, "RGB", strict=False), damage)
+    except ValueError:  # it was no warning; TurboJPEG knows fewer sampling factors than libjpeg
+        return _decode_by_pillow(data, "RGB")
 
 
 def _cut(pixels: Pixels, view: View, out: Pixels) -> None:

@@ -13,6 +13,8 @@ MAX_NAMES = 300
 # What is done with an image to which a rule applies.
 RULES = {
     "corrupt": "cannot be decoded: left out",
+    "damaged": "decode with damage, so that parts are grey or wrong: kept",
+    "damaged_left_out": "decode with damage, so that parts are grey or wrong: left out",
     "leak": "training images that lie in val too: left out of train",
     "duplicate": "later copies of the same bytes in train: left out",
     "duplicate_in_val": "later copies of the same bytes in val: kept",
@@ -25,6 +27,7 @@ RULES = {
     "palette": "stored as they are; converted when read",
     "alpha": "stored as they are; transparency is dropped when read",
     "16_bit": "stored as they are; converted to 8 bits when read",
+    "few_levels": "16 bits and all of it dark: black is 0 and white 65,535, whatever is used",
     "animated": "stored as they are; the first frame is read",
     "shrunk": "larger than asked for: resized and encoded anew",
 }

@@ -1,15 +1,30 @@
-"""Image files opened by Pillow, safely: known formats only, and no decompression bombs."""
+"""Image files opened by Pillow, safely: known formats only, and no decompression bombs.
+
+What holds for every format, wherever an image is decoded: its pixels are taken as they are stored.
+Orientation tags are left alone and colour profiles ignored, as in the reference ImageNet pipelines,
+torchvision's and timm's. Transparency is dropped; of several frames the first counts.
+"""
 
 import warnings
 from io import BytesIO
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from data_sharding.deep_greys import is_deep, to_8_bits
 from data_sharding.formats import EXTENSIONS
 from data_sharding.shard import BadSample
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb: 256 MiB of RGB
+
+_TURNED_BACK = {  # what undoes each orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 
 
 def open_image(data: bytes | memoryview) -> Image.Image:
@@ -27,7 +42,7 @@ def open_image(data: bytes | memoryview) -> Image.Image:
     except Image.DecompressionBombError as error:  # twice the limit below
         raise BadSample(f"is too large: {error}") from error
     except Exception as error:  # decoders raise anything on hostile bytes
-        raise _undecodable(error) from error
+        raise undecodable(error) from error
     if image.width * image.height > MAX_PIXELS:
         raise BadSample(
             f"is too large: {image.width} x {image.height} pixels, more than {MAX_PIXELS}"
@@ -36,29 +51,63 @@ def open_image(data: bytes | memoryview) -> Image.Image:
 
 
 def load_image(data: bytes | memoryview) -> Image.Image:
-    """Open an image and decode all of its pixels.
+    """Open an image and decode all of its pixels, as they are stored.
 
     Raises:
         BadSample: it cannot be decoded.
     """
-    image = open_image(data)
+    with open_image(data) as image:
+        load_pixels(image)
+    return image
+
+
+def load_pixels(image: Image.Image) -> None:
+    """Decode all pixels of an opened image, as they are stored.
+
+    Raises:
+        BadSample: it cannot be decoded.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            turned = orientation(image) if image.format == "TIFF" else 1  # which Pillow follows
             image.load()
     except MemoryError:
         raise
     except Exception as error:
-        raise _undecodable(error) from error
-    return image
+        raise undecodable(error) from error
+    if turned in _TURNED_BACK:  # in place, as Pillow has turned it
+        image.im = image.im.transpose(_TURNED_BACK[turned])
+        image._size = image.im.size
+
+
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """Return width and height of an image that is opened and not decoded yet, as it is stored."""
+    lies = image.format == "TIFF" and orientation(image) >= 5  # Pillow will turn it
+    return (image.height, image.width) if lies else image.size
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the orientation that an opened image asks for, by EXIF's number; 1 is as it is."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a tag can hold anything
+        return 1
 
 
 def convert(image: Image.Image, mode: str) -> Image.Image:
-    """Convert to 8 bits a channel ("L" or "RGB"); transparency is dropped, not blended."""
-    if image.mode.startswith("I"):  # 16-bit greys, which Pillow would clip to white
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    """Convert to 8 bits a channel ("L" or "RGB"); transparency is dropped, not blended.
+
+    Raises:
+        BadSample: its values are on no known scale, or Pillow cannot convert its kind.
+    """
+    if is_deep(image):
+        image = to_8_bits(image)
     image.info.pop("transparency", None)  # of a palette: Pillow would warn that it is dropped
-    return image.convert(mode)
+    try:
+        return image.convert(mode)
+    except (ValueError, OSError) as error:
+        raise undecodable(error) from error
 
 
 def format_of(image: Image.Image) -> str:
@@ -75,5 +124,6 @@ def extension_of(data: bytes | memoryview) -> str:
         return "jpg"
 
 
-def _undecodable(error: Exception) -> BadSample:
+def undecodable(error: Exception) -> BadSample:
+    """Return what to raise where a decoder failed."""
     return BadSample(f"cannot be decoded: {type(error).__name__}: {error}")

@@ -1,23 +1,35 @@
-"""What kind of file an image is, found by its content and without decoding it where that suffices.
+"""What kind of file an image is, found by its content, and whether all of it can be decoded.
 
-A JPEG's header is walked here, in some ten microseconds; PNG and WebP are opened by Pillow, which
-reads only the header. The rest is rare and decoded: nothing cheaper tells whether it is whole.
+A JPEG's header is walked here, in some ten microseconds; the rest is opened by Pillow. Where images
+are not to be decoded, PNG and WebP are asked for their end, and the rest, which is rare, is decoded
+all the same: nothing cheaper tells whether it is whole.
 
 EXIF: CIPA DC-008, section 4.6.
 """
 
 import struct
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from PIL import Image
 
 from data_sharding import jpeg
+from data_sharding.damage import find_damage
 from data_sharding.formats import EXTENSIONS
-from data_sharding.images import MAX_PIXELS, format_of, load_image, open_image
+from data_sharding.images import (
+    MAX_PIXELS,
+    convert,
+    format_of,
+    load_image,
+    open_image,
+    orientation,
+    stored_size,
+)
 from data_sharding.shard import BadSample
 
 _EXIF = b"Exif\0\0"
 _ORIENTATION = 0x0112
+_TELLING_THEIR_END = ("jpg", "png", "webp")
+_DIM = 64  # of 255
 
 
 class Look(NamedTuple):
@@ -27,16 +39,19 @@ class Look(NamedTuple):
     width: int  # pixels, as it is stored
     height: int
     rules: tuple[str, ...]  # that apply to it; see findings.RULES
+    damage: str | None = None  # that decoders put up with
 
 
-def inspect(data: bytes, extension: str) -> Look:
+def inspect(data: bytes, extension: str, *, decode: bool = True) -> Look:
     """Look at an image file.
 
     Args:
         extension: what its name says, in lower case.
+        decode: decode all of it, which finds whatever training could not read, and damage.
 
     Raises:
-        BadSample: it is empty, of no known kind, truncated, or has more than MAX_PIXELS pixels.
+        BadSample: it is empty, of no known kind, cannot be decoded, or has more than MAX_PIXELS
+            pixels.
     """
     if not data:
         raise BadSample("is empty")
@@ -45,6 +60,8 @@ def inspect(data: bytes, extension: str) -> Look:
         raise BadSample(
             f"is too large: {look.width} x {look.height} pixels, more than {MAX_PIXELS}"
         )
+    if decode or look.extension not in _TELLING_THEIR_END:
+        look = look._replace(damage=find_damage(data))
     accepted = next(names for names in EXTENSIONS.values() if look.extension in names)
     if extension in accepted:
         return look._replace(extension=extension)
@@ -107,26 +124,29 @@ def _look_with_pillow(data: bytes) -> Look:
         raise BadSample("is truncated: it is a PNG without its end")
     if image_format == "WEBP" and 8 + int.from_bytes(data[4:8], "little") > len(data) + 1:
         raise BadSample("is truncated: it is a WebP shorter than it says")
-    rules = _rules_of(image, image_format)
     if image_format == "JPEG":  # of a kind that few decoders know
         _check_end_of_jpeg(data, 0)
-    if image_format not in ("PNG", "WEBP"):
-        load_image(data)
-    return Look(EXTENSIONS[image_format][0], image.width, image.height, rules)
+    return Look(EXTENSIONS[image_format][0], *stored_size(image), _rules_of(image, data))
 
 
-def _rules_of(image: Image.Image, image_format: str) -> tuple[str, ...]:
-    exif = image.info.get("exif", b"").removeprefix(_EXIF)
+def _rules_of(image: Image.Image, data: bytes) -> tuple[str, ...]:
+    is_deep = image.mode[0] in "IF" or ";16" in repr(getattr(image, "tile", ""))
     rules = {
-        # Pillow turns TIFF and AVIF itself when it decodes them.
-        "exif_orientation": image_format not in ("TIFF", "AVIF") and _is_oriented(exif),
+        "exif_orientation": 2 <= orientation(image) <= 8,
         "cmyk": image.mode == "CMYK",
         "palette": image.mode in ("P", "PA"),
         "alpha": image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info,
-        "16_bit": image.mode[0] in "IF" or ";16" in repr(getattr(image, "tile", "")),
+        "16_bit": is_deep,
+        "few_levels": is_deep and _is_dim(data),
         "animated": _is_animated(image),
     }
     return tuple(rule for rule, applies in rules.items() if applies)
+
+
+def _is_dim(data: bytes) -> bool:
+    """Return whether nothing is brighter than a quarter of white: 16 bits that hold 14 or fewer."""
+    _, brightest = convert(load_image(data), "L").getextrema()
+    return cast("int", brightest) < _DIM
 
 
 def _is_animated(image: Image.Image) -> bool:

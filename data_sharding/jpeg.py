@@ -94,7 +94,9 @@ def read_header(data: memoryview) -> JpegHeader | None:
     return None
 
 
-def cut_below(data: memoryview, header: JpegHeader, bottom: int) -> bytearray | memoryview:
+def cut_below(
+    data: memoryview, header: JpegHeader, bottom: int
+) -> tuple[bytearray | memoryview, int]:
     """Return the image with its height lowered, so that no decoder works on rows below `bottom`.
 
     Two bytes are changed. One row of units is kept below, since chroma is interpolated from there,
@@ -102,14 +104,17 @@ def cut_below(data: memoryview, header: JpegHeader, bottom: int) -> bytearray | 
 
     Args:
         bottom: in pixels, counted from the top.
+
+    Returns:
+        The image, and its height.
     """
     rows = -(-bottom // header.mcu_height) + 1
     height = rows * header.mcu_height
     if height >= header.height:
-        return data
+        return data, header.height
     cut = bytearray(data)
     cut[header.height_offset : header.height_offset + 2] = height.to_bytes(2, "big")
-    return cut
+    return cut, height
 
 
 def _header(frame: Frame, body: memoryview, offset: int) -> JpegHeader | None:

@@ -6,7 +6,7 @@ travelled a quarter of the way that a float would.
 """
 
 import atexit
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from itertools import count
 from typing import Any, NamedTuple
@@ -32,6 +32,7 @@ class Batch(NamedTuple):
     ids: int64 (n,), the samples asked for, whether or not they could be read.
     readable: bool (n,); False in evaluation where an image could not be decoded.
     bad: a line for each sample that could not be read, with shard, key and reason.
+    damaged: such a line for each that was read although a decoder has put up with damage.
     """
 
     images: torch.Tensor
@@ -39,6 +40,7 @@ class Batch(NamedTuple):
     ids: torch.Tensor
     readable: torch.Tensor
     bad: list[str]
+    damaged: Sequence[str] = ()
 
 
 def load(
@@ -86,6 +88,7 @@ def _batches(
                 torch.from_numpy(filled.ids),
                 torch.from_numpy(filled.readable),
                 filled.bad,
+                filled.damaged,
             )
 
 

@@ -14,6 +14,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
+from data_sharding.deep_greys import is_deep
 from data_sharding.images import convert, load_image
 from data_sharding.inspect_image import inspect
 from data_sharding.manifest import DataError
@@ -21,7 +22,6 @@ from data_sharding.shard import BadSample
 from data_sharding.sources import Source, permutation
 
 _REDUCING_GAP = 3.0
-_GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L")
 
 
 @dataclass(frozen=True)
@@ -146,10 +146,8 @@ def _some(source: Source, shrink: Shrink, seed: int, num: int) -> Iterator[tuple
 def _decode(data: bytes) -> Image.Image:
     """Decode an image as it is read for training: 8 bits, grey or RGB."""
     image = load_image(data)
-    try:
-        return convert(image, "L" if image.mode in _GREY_MODES else "RGB")
-    except (ValueError, OSError) as error:
-        raise BadSample(f"cannot be decoded: {type(error).__name__}: {error}") from error
+    is_grey = image.mode in ("1", "L", "LA") or is_deep(image)
+    return convert(image, "L" if is_grey else "RGB")
 
 
 def _decode_rate(images: list[bytes]) -> float:

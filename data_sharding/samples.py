@@ -1,8 +1,7 @@
 """The samples of one split, by id: bytes from the shards, pixels and labels out of them."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,19 @@ class Place(NamedTuple):
 
     shard: int
     sample: int  # counted from 0 in its shard
+
+
+class Reading(NamedTuple, Generic[Decoded]):
+    """A sample that could be read.
+
+    labels: its classes, by number.
+    image: what was made of its image's bytes.
+    damaged: a line with shard, key and reason, if a decoder has put up with damage.
+    """
+
+    labels: tuple[int, ...]
+    image: Decoded
+    damaged: str | None
 
 
 class ShardSet:
@@ -49,19 +61,21 @@ class ShardSet:
         shards = self.manifest.shards
         self.store.preload([(shards[place.shard], place.sample) for place in self.places(samples)])
 
-    def read(self, sample: int, choose_views: ChooseViews, out: Pixels) -> tuple[int, ...]:
-        """Write a sample's pixels to `out`, (views, size, size, channels), and return its labels.
+    def read(self, sample: int, choose_views: ChooseViews, out: Pixels) -> Reading[Pixels]:
+        """Write a sample's pixels to `out`, (views, size, size, channels).
 
         Raises:
             BadSample: as `decoded` does.
         """
-        labels, _ = self.decoded(sample, partial(decode, choose_views=choose_views, out=out))
-        return labels
+        return self.decoded(sample, lambda data: (out, decode(data, choose_views, out)))
 
     def decoded(
-        self, sample: int, decoder: Callable[[memoryview], Decoded]
-    ) -> tuple[tuple[int, ...], Decoded]:
+        self, sample: int, decoder: Callable[[memoryview], tuple[Decoded, str | None]]
+    ) -> Reading[Decoded]:
         """Return a sample's labels, and what is made of its image's bytes.
+
+        Args:
+            decoder: from those bytes to that, and to the damage that it has put up with.
 
         Raises:
             BadSample: it cannot be decoded or has no valid label; the message names shard and key.
@@ -73,10 +87,12 @@ class ShardSet:
         try:
             label = reader.label_bytes(place.sample)
             labels = self.manifest.labels.parse(label, self._numbers)
-            return labels, decoder(reader.image(place.sample))
+            image, damage = decoder(reader.image(place.sample))
         except (BadSample, BadLabelError) as error:
             key = reader.key(place.sample)
             raise BadSample(f"{self.split}/{shard.name}: {key}: {error}", labels) from error
+        damaged = damage and f"{self.split}/{shard.name}: {reader.key(place.sample)}: {damage}"
+        return Reading(labels, image, damaged)
 
     def encode_labels(self, labels: Sequence[tuple[int, ...]]) -> NDArray[np.generic]:
         """Return what an objective takes.

@@ -12,7 +12,8 @@ from PIL import Image
 
 from data_sharding import files
 from data_sharding.counter import derive, permute
-from data_sharding.images import convert, load_image, open_image
+from data_sharding.deep_greys import is_deep
+from data_sharding.images import convert, load_image, open_image, stored_size
 from data_sharding.job_pool import Advance, work_off
 from data_sharding.label_checks import describe_runs
 from data_sharding.labels import BadLabelError, LabelRule
@@ -151,7 +152,7 @@ def _measure_samples(
             mine = job.labels.parse(reader.label_bytes(i), job.numbers)
             data = reader.image(i)
             image = open_image(data)
-            sizes.append((*image.size, len(data)))
+            sizes.append((*stored_size(image), len(data)))
             kinds[image.format or "", image.mode] += 1
             if i in chosen:
                 moments.append(_moments(load_image(data)))
@@ -170,7 +171,7 @@ def _measure_samples(
 
 def _moments(image: Image.Image) -> Sequence[float]:
     """Return whether the image is grey, and the means of its pixels and of their squares."""
-    is_grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
+    is_grey = image.mode in ("1", "L", "LA") or is_deep(image)
     pixels = np.asarray(convert(image, "RGB")).reshape(-1, 3) / 255
     return (float(is_grey), *pixels.mean(axis=0), *np.square(pixels).mean(axis=0))
 

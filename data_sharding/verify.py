@@ -1,7 +1,7 @@
 """A data set checked whole: every shard, every label, every image. Never stops at the first error.
 
-Images are decoded in full by Pillow, which is stricter than training: there a JPEG is decoded only
-as far down as its crop reaches.
+Images are decoded whole by the decoders of training, and strictly: training decodes a JPEG only as
+far down as its crop reaches, and puts up with damage that the decoder can get over.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_sharding import files
-from data_sharding.images import load_image
+from data_sharding.damage import find_damage
 from data_sharding.job_pool import Advance, work_off
 from data_sharding.labels import BadLabelError, LabelRule
 from data_sharding.local_copy import local_copy, reason_of
@@ -29,6 +29,11 @@ REACH = "Check the credentials and the network, and verify again."
 REPLACE_IMAGE = (
     "Training puts the next readable image in its place, and evaluation counts it as wrong. "
     "Replace or remove the image where it came from, and make the set again."
+)
+DAMAGED = (
+    "Training and evaluation use it as it is, though parts may be grey or wrong. Replace it where "
+    "it came from, or leave it out with --drop-damaged, and make the set again; --keep-damaged "
+    "lets it pass here."
 )
 MEND_LABEL = "Mend the label where it came from, and make the set again."
 COUNTED_TWICE = (
@@ -235,8 +240,8 @@ def _check_sample(job: _Job, item: _Item, reader: ShardReader, i: int) -> list[P
         found.append((str(error), MEND_LABEL))
     try:
         image = reader.image(i)
-        if job.decode:
-            load_image(image)
+        if job.decode and (damage := find_damage(image)):
+            found.append((f"decodes with damage: {damage}", DAMAGED))
     except BadSample as error:
         found.append((str(error), REPLACE_IMAGE))
     return [item.problem(reader.key(i), *problem) for problem in found]

@@ -47,7 +47,7 @@ def _read(shards: ShardSet, dense: Dense, channels: int, sample: int) -> list[Ba
     decoder = partial(decode_whole, choose_sizes=dense.sizes, channels=channels)
     bad = list[str]()
     try:
-        labels, images = shards.decoded(sample, decoder)
+        labels, images, _ = shards.decoded(sample, decoder)
     except BadSample as error:
         bad.append(str(error))
         labels = (0,) if error.labels is None else error.labels

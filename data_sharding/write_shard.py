@@ -42,17 +42,23 @@ class Checks:
         max_bad_share: of the files that may be corrupt; these are left out.
         shrink: how images are made smaller; None stores all as they are.
         dedupe: leave out of train what lies there before or in val.
+        drop_damaged: leave out what decodes with damage; else it is kept. It is named either way.
+        decode: decode every image whole; else its header and its end are looked at.
     """
 
     max_bad_share: float = 0.01
     shrink: Shrink | None = None
     dedupe: bool = False
+    drop_damaged: bool = False
+    decode: bool = True
 
     @property
     def facts(self) -> dict[str, Any]:
         """What tells the result from that of other checks, in JSON values."""
         shrink = {"shrink": self.shrink.facts} if self.shrink else {}
-        return {"inspected": True, **shrink, **({"dedupe": True} if self.dedupe else {})}
+        switches = {"dedupe": self.dedupe, "drop_damaged": self.drop_damaged}
+        switches["trusted"] = not self.decode
+        return {"inspected": True, **shrink, **{name: True for name, on in switches.items() if on}}
 
 
 @dataclass(frozen=True)
@@ -155,10 +161,13 @@ class _Shard:
         self._num_bytes += len(data)
         if self._job.checks:
             try:
-                data, extension = self._inspected(sample, data, self._job.checks.shrink)
+                inspected = self._inspected(sample, data, self._job.checks)
             except BadSample as error:
                 self._findings.add("corrupt", f"{self._job.source.name(sample)}: {error}")
                 return
+            if inspected is None:
+                return
+            data, extension = inspected
         self.tar.add(f"{sample.key}.{extension}", data)
         if self._rule.kind != "none":
             label = json.dumps(sample.label).encode("ascii")
@@ -180,10 +189,16 @@ class _Shard:
             self._num_bytes_stored,
         )
 
-    def _inspected(self, sample: Sample, data: bytes, shrink: Shrink | None) -> tuple[bytes, str]:
-        """Return the bytes to be stored, and the extension that suits them."""
-        look, name = inspect(data, sample.extension), self._job.source.name(sample)
-        extension = look.extension
+    def _inspected(self, sample: Sample, data: bytes, checks: Checks) -> tuple[bytes, str] | None:
+        """Return the bytes to be stored and the extension that suits them; None to leave it out."""
+        look = inspect(data, sample.extension, decode=checks.decode)
+        name = self._job.source.name(sample)
+        extension, shrink = look.extension, checks.shrink
+        if look.damage:
+            rule = "damaged_left_out" if checks.drop_damaged else "damaged"
+            self._findings.add(rule, f"{name}: {look.damage}")
+            if checks.drop_damaged:
+                return None
         if shrink and shrink.size(look.width, look.height):
             data, extension = shrink.apply(data), "jpg"
             self._findings.add("shrunk", name)

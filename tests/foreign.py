@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import webdataset
@@ -24,9 +25,9 @@ def photo(number: int, size: tuple[int, int] = (24, 16), mode: str = "RGB") -> I
     return Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8)).convert(mode)
 
 
-def encoded(image: Image.Image, kind: str = "jpeg") -> bytes:
+def encoded(image: Image.Image, kind: str = "jpeg", **options: Any) -> bytes:
     file = BytesIO()
-    image.save(file, kind)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 

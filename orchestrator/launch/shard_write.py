@@ -11,8 +11,8 @@ from orchestrator.launch import shard_sources as named
 from orchestrator.launch.arguments import add_num_workers, num_bytes
 
 if TYPE_CHECKING:
-    from data_sharding.reencode import Shrink
     from data_sharding.sources import Source
+    from data_sharding.write_shard import Checks
 
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -54,17 +54,16 @@ def write(options: argparse.Namespace) -> int:
         DataError: the source cannot be read, or the URL holds something else.
     """
     from data_sharding.write import is_published, write_dataset
-    from data_sharding.write_shard import Checks
     from orchestrator.launch import write_show
 
-    shrink = _shrink(options)
+    checks = _checks(options)
     per_shard = options.samples_per_shard
     if per_shard is None and options.shard_bytes is None:
         per_shard = options.default_samples_per_shard
     try:
         with _source(options) as source:
-            if shrink and not is_published(options.url):
-                write_show.trial(shrink, source, options.seed)
+            if checks.shrink and not is_published(options.url):
+                write_show.trial(checks.shrink, source, options.seed)
             with write_show.progress(source) as bars:
                 dataset = write_dataset(
                     source,
@@ -72,7 +71,7 @@ def write(options: argparse.Namespace) -> int:
                     seed=options.seed,
                     samples_per_shard=per_shard,
                     shard_bytes=options.shard_bytes,
-                    checks=Checks(options.max_bad_share, shrink, options.dedupe),
+                    checks=checks,
                     num_workers=options.num_workers,
                     on_progress=bars.on_writing,
                     on_hashing=bars.on_hashing,
@@ -100,12 +99,16 @@ def _source(options: argparse.Namespace) -> "Iterator[Source]":
         yield source
 
 
-def _shrink(options: argparse.Namespace) -> "Shrink | None":
+def _checks(options: argparse.Namespace) -> "Checks":
     from data_sharding.reencode import Shrink
+    from data_sharding.write_shard import Checks
 
-    if options.max_side is None and options.short_side is None:
-        return None
-    return Shrink(options.max_side, options.short_side, options.quality)
+    shrink = None
+    if options.max_side is not None or options.short_side is not None:
+        shrink = Shrink(options.max_side, options.short_side, options.quality)
+    return Checks(
+        options.max_bad_share, shrink, options.dedupe, options.drop_damaged, options.decode
+    )
 
 
 def _add_shard_options(verb: argparse.ArgumentParser, per_shard: int) -> None:
@@ -124,6 +127,11 @@ def _add_check_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--max-bad-share", type=float, default=0.01, metavar="SHARE", help=bad_help)
     dedupe_help = "leave out of train what is there twice, or in val: the same bytes"
     verb.add_argument("--dedupe", action="store_true", help=dedupe_help)
+    drop_help = "leave out what decodes with damage, which is kept and named otherwise"
+    damaged = verb.add_mutually_exclusive_group()
+    damaged.add_argument("--drop-damaged", action="store_true", help=drop_help)
+    trust_help = "trust the images: look at the header and the end of each, which is much faster"
+    damaged.add_argument("--no-decode", dest="decode", action="store_false", help=trust_help)
     side = verb.add_mutually_exclusive_group()
     max_help = "make images smaller whose longer side has more pixels"
     side.add_argument("--max-side", type=int, metavar="N", help=max_help)

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -28,6 +28,8 @@ from orchestrator.rundir import RunDir
 from orchestrator.schema import Config, Data
 
 log = logging.getLogger(__name__)
+
+_MAX_NAMED = 100
 
 
 @dataclass(frozen=True)
@@ -194,12 +196,35 @@ def check_fingerprint(run: RunDir, url: str, train: Manifest, val: Manifest) -> 
         )
 
 
+class DamagedSamples:
+    """Names samples that decode with damage in the log, and counts them."""
+
+    def __init__(self, what: str) -> None:
+        self.num = 0
+        self._what = what
+
+    def tell(self, lines: Sequence[str]) -> None:
+        """Name some; after _MAX_NAMED they are counted in silence."""
+        for line in lines:
+            self.num += 1
+            if self.num <= _MAX_NAMED:
+                log.warning("decodes with damage, and is %s: %s", self._what, line)
+            if self.num == _MAX_NAMED:
+                log.warning("more that decode with damage are counted and not named")
+
+    def tell_number(self) -> None:
+        """Say how many there were."""
+        if self.num:
+            log.warning("%d samples were %s although they decode with damage", self.num, self._what)
+
+
 class BadSamples:
     """Names samples that cannot be read in the log, and counts them."""
 
     def __init__(self) -> None:
         self.num_bad = 0
         self.num_seen = 0
+        self.damaged = DamagedSamples("trained on")
 
     def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Pass batches on."""
@@ -208,6 +233,7 @@ class BadSamples:
             self.num_seen += len(batch.labels)
             for line in batch.bad:
                 log.warning("replaced by the next readable sample: %s", line)
+            self.damaged.tell(batch.damaged)
             yield batch
 
 

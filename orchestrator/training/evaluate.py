@@ -15,6 +15,7 @@ from data_sharding.batches import EvalSet
 from data_sharding.loader import load
 from orchestrator.schema import Config
 from orchestrator.training import watchdog
+from orchestrator.training.datasets import DamagedSamples
 from orchestrator.training.device import Device
 from orchestrator.training.objectives import Objective
 from orchestrator.training.world import World
@@ -50,10 +51,12 @@ def evaluate(
     table = torch.zeros(len(dataset), num_figures + 1, dtype=torch.float64)
     mine = range(world.rank, len(dataset), world.size)
     batches = load(dataset, mine, config.data.num_workers, pin_memory=device.is_cuda)
+    damaged = DamagedSamples("judged")
     model.eval()
     for number, batch in zip(mine, device.feed(batches), strict=True):
         for line in batch.bad:
             log.warning("counted as wrong: %s", line)
+        damaged.tell(batch.damaged)
         with device.autocast():
             output = model(batch.images)
         table[number, :num_figures] = objective.judge(output, batch).cpu()
@@ -62,6 +65,7 @@ def evaluate(
             answers[batch.ids] = given.cpu()
         watchdog.alive()
     model.train()
+    damaged.tell_number()
     *sums, count = world.sum(table).sum(dim=0).tolist()
     assert count == num_samples, f"evaluated {count} of {num_samples} samples"
     figures = {name: total / count for name, total in zip(objective.figures, sums, strict=True)}

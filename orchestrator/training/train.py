@@ -78,6 +78,7 @@ def train(
             if stopping:
                 break
 
+    bad.damaged.tell_number()
     agreement.close()
     job.part()
     if step < plan.num_steps:

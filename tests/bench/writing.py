@@ -2,8 +2,7 @@
 
     python tests/bench/writing.py [FOLDER] [--rounds 5] [--workers 2] [--dir DIR] [--images 16000]
 
-FOLDER has train/CLASS/* and val/CLASS/*; without one, files of about 110 kB of noise are made that
-look like JPEGs to whoever only reads their headers. Every round runs every method, in a rotated
+FOLDER has train/CLASS/* and val/CLASS/*; without one, JPEGs of about 110 kB are made. Every round runs every method, in a rotated
 order, in a process of its own; what is printed is the median of each, and the median (least to
 most) of Tahoe's rate over theirs in the same round. All end durable: every file is fsynced. Files
 are read from the page cache if they fit there. The disk's row writes as many bytes of noise, in
@@ -26,21 +25,29 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-IMAGE_BYTES, NUM_CLASSES, SAMPLES_PER_SHARD = 110_000, 10, 1000
+NUM_CLASSES, SAMPLES_PER_SHARD = 10, 1000
+_NUM_DISTINCT = 200  # images, each written under many names
 PIECE_BYTES = 128 << 10  # larger ones take longer in the page cache
 
 
 def make_folder(root: Path, num_images: int) -> None:
-    """Write the header of a real JPEG, noise without markers, and the mark of the end."""
-    file, rng = BytesIO(), np.random.default_rng(0)
-    Image.new("RGB", (500, 375)).save(file, "JPEG")
-    header = file.getvalue()[:-2]
+    """Write JPEGs of noise of many scales: since they are decoded once, they have to be real."""
+    images = [_photograph(number) for number in range(_NUM_DISTINCT)]
     for number in range(num_images):
         split = "val" if number % 20 == 0 else "train"
         path = root / split / f"class{number // 20 % NUM_CLASSES}" / f"{number:06d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        noise = rng.bytes(int(rng.uniform(0.5, 1.5) * IMAGE_BYTES)).replace(b"\xff", b"\xfe")
-        path.write_bytes(header + noise + b"\xff\xd9")
+        path.write_bytes(images[number % _NUM_DISTINCT])
+
+
+def _photograph(number: int) -> bytes:
+    rng, size = np.random.default_rng(number), (500, 375)
+    layers = [rng.normal(128, 60, (n, n, 3)).clip(0, 255).astype(np.uint8) for n in (3, 20, 200)]
+    grown = [np.asarray(Image.fromarray(layer).resize(size), dtype=float) for layer in layers]
+    file = BytesIO()
+    pixels = np.mean(grown, axis=0).astype(np.uint8)
+    Image.fromarray(pixels).save(file, "JPEG", quality=int(rng.integers(90, 97)))
+    return file.getvalue()
 
 
 def images_of(folder: Path) -> list[Path]:
@@ -48,8 +55,8 @@ def images_of(folder: Path) -> list[Path]:
     return [paths[i] for i in np.random.default_rng(0).permutation(len(paths))]
 
 
-def tahoe(folder: Path, out: Path, num_workers: int) -> None:
-    """Everything that `tahoe shard folder` does."""
+def tahoe(folder: Path, out: Path, num_workers: int, *, decode: bool = False) -> None:
+    """Everything that `tahoe shard folder --no-decode` does: none of the others decodes."""
     from data_sharding.folder_source import folder as class_folders
     from data_sharding.write import write_dataset
     from data_sharding.write_shard import Checks
@@ -59,7 +66,7 @@ def tahoe(folder: Path, out: Path, num_workers: int) -> None:
         str(out),
         seed=0,
         samples_per_shard=SAMPLES_PER_SHARD,
-        checks=Checks(),
+        checks=Checks(decode=decode),
         num_workers=num_workers,
     )
 
@@ -67,6 +74,11 @@ def tahoe(folder: Path, out: Path, num_workers: int) -> None:
 def tahoe_one_process(folder: Path, out: Path, num_workers: int) -> None:
     """The same in a single process, as webdataset's is."""
     tahoe(folder, out, 1)
+
+
+def tahoe_decoding(folder: Path, out: Path, num_workers: int) -> None:
+    """Everything that `tahoe shard folder` does."""
+    tahoe(folder, out, num_workers, decode=True)
 
 
 def shard_writer(folder: Path, out: Path, num_workers: int) -> None:
@@ -109,6 +121,7 @@ def make_durable(path: str) -> None:
 METHODS: dict[str, Callable[[Path, Path, int], None]] = {
     "tahoe": tahoe,
     "tahoe_one_process": tahoe_one_process,
+    "tahoe_decoding": tahoe_decoding,
     "shard_writer": shard_writer,
     "plain_tar": plain_tar,
     "disk": disk,

@@ -124,6 +124,26 @@ def test_a_corrupt_image_is_left_out_and_moves_no_other(tmp_path: Path, num_work
     assert sum(m.num_samples for m in dataset.manifests.values()) == 37
 
 
+def cut_and_closed(number: int) -> bytes:
+    whole = encoded(photo(number, (160, 120)))
+    return whole[: len(whole) // 2] + b"\xff\xd9"
+
+
+def test_what_decodes_with_damage_is_named_and_kept_or_left_out(tmp_path: Path) -> None:
+    odd = {"train/a/1.jpg": cut_and_closed(1), "val/b/4.jpg": cut_and_closed(4)}
+    root = make(tmp_path / "pets", pets() | odd)
+    for drop, rule, num_stored in ((False, "damaged", 40), (True, "damaged_left_out", 38)):
+        url = tmp_path / rule
+        dataset = write(root, url, Checks(drop_damaged=drop))  # they are no corrupt ones
+        ((found, (num, names)),) = rules(dataset).items()
+        assert (found, num) == (rule, 2)
+        assert sorted(name.partition(":")[0] for name in names) == sorted(odd)
+        assert sum(manifest.num_samples for manifest in dataset.manifests.values()) == num_stored
+        images = {data for shard in stored(url).values() for _, data in shard.values()}
+        assert (images >= set(odd.values())) is not drop
+    assert rules(write(root, tmp_path / "trusted", Checks(decode=False))) == {}
+
+
 def test_an_empty_shard_is_dropped(tmp_path: Path) -> None:
     root = make(tmp_path / "pets", pets())
     write(root, tmp_path / "sound")

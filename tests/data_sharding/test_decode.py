@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from torchvision.transforms.functional import center_crop, resize
 from torchvision.transforms.v2 import functional
 
 from data_sharding.augment import View
-from data_sharding.decode import decode
+from data_sharding.decode import decode, decode_whole
+from data_sharding.images import load_image, open_image, stored_size
 from data_sharding.protocol import parse_protocol
 from data_sharding.shard import BadSample
 
@@ -171,6 +172,139 @@ def test_sixteen_bits_keep_their_range(kind, channels):
     found = decoded(encoded(Image.fromarray(ramp), kind), channels=channels)
     wanted = expected(Image.fromarray((ramp >> 8).astype(np.uint8)))
     assert all(np.array_equal(channel, wanted) for channel in np.moveaxis(found, 2, 0))
+
+
+def turned(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
+def test_orientation_is_left_alone_in_every_format(kind, orientation):
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 100}
+    plain = encoded(picture(), kind, **options)
+    marked = encoded(picture(), kind, exif=turned(orientation), **options)
+    assert orientation == 1 or (Image.open(io.BytesIO(marked)).getexif()[0x0112] == orientation)
+    sizes = []
+
+    def read(data):
+        out = np.empty((1, SIZE, SIZE, 3), dtype=np.uint8)
+        decode(memoryview(data), lambda *size: sizes.append(size) or [View((0, 0, *size))], out)
+        return out
+
+    assert np.array_equal(read(marked), read(plain))
+    assert sizes == [(WIDTH, HEIGHT)] * 2
+    for channels in 1, 3:
+        ours, theirs = (
+            decode_whole(memoryview(data), lambda *size: [size], channels)[0][0]
+            for data in (marked, plain)
+        )
+        assert np.array_equal(ours, theirs)
+    loaded = load_image(marked)
+    assert loaded.size == (WIDTH, HEIGHT)
+    assert np.array_equal(np.asarray(loaded), np.asarray(load_image(plain)))
+    assert stored_size(open_image(marked)) == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
+def test_colour_profiles_are_ignored_in_every_format(kind):
+    """As torchvision and timm ignore them. This one has red and blue change places."""
+    profile = swapped_profile()
+    plain, marked = encoded(picture(), kind), encoded(picture(), kind, icc_profile=profile)
+    image = Image.open(io.BytesIO(marked))
+    assert image.info["icc_profile"] == profile
+    assert np.array_equal(decoded(marked), decoded(plain))
+
+
+def swapped_profile():
+    """Return sRGB's profile with the primaries of red and blue exchanged."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile.replace(b"rXYZ", b"TEMP").replace(b"bXYZ", b"rXYZ").replace(b"TEMP", b"bXYZ")
+
+
+RAMP = np.linspace(0, 1, WIDTH * HEIGHT).reshape(HEIGHT, WIDTH)
+
+
+def tiff(values, bits, *, white=1, kind=1):
+    """Return a grey TIFF of one strip: photometric interpretation, sample format (TIFF 6.0)."""
+    data, (height, width) = values if isinstance(values, bytes) else values.tobytes(), RAMP.shape
+    tags = [
+        (256, width), (257, height), (258, bits), (259, 1), (262, white), (273, 8), (277, 1),
+        (278, height), (279, len(data)), (339, kind),
+    ]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory
+
+
+def packed_12(values):
+    a, b = values.reshape(-1, 2).T
+    return np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], axis=1).astype(np.uint8).tobytes()
+
+
+def grey(data, channels):
+    """Return all of an image's pixels; every channel is the same."""
+    out = decode_whole(memoryview(data), lambda *size: [size], channels)[0][0].numpy()
+    assert (out == out[:1]).all()
+    return out[0].astype(int)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("data", "bits", "kind", "white"),
+    [
+        ((RAMP * 255).astype("u1"), 8, 1, 1),
+        ((RAMP * 255).astype("u1"), 8, 1, 0),
+        (packed_12((RAMP * 4095).astype(int)), 12, 1, 1),
+        ((RAMP * 65535).astype("<u2"), 16, 1, 1),
+        ((RAMP * 65535).astype("<u2"), 16, 1, 0),
+        (RAMP.astype("<f4"), 32, 3, 1),
+        (RAMP.astype("<f4"), 32, 3, 0),
+        ((RAMP * 255).astype("<f4"), 32, 3, 1),
+        ((RAMP * 1.04 - 0.02).astype("<f4"), 32, 3, 1),  # a filter has overshot
+    ],
+)
+def test_greys_of_any_depth_go_from_black_to_white(data, bits, kind, white, channels):
+    """`white` is 0 where 0 is white."""
+    found = grey(tiff(data, bits, white=white, kind=kind), channels)
+    wanted = RAMP * 255 if white else 255 - RAMP * 255
+    assert np.abs(found - wanted).max() <= 6
+    assert len(np.unique(found)) > 240
+
+
+@pytest.mark.parametrize(
+    ("values", "bits", "kind"),
+    [
+        (RAMP.astype("<f4") * 2 - 1, 32, 3),
+        (RAMP.astype("<f4") * 5, 32, 3),  # 0 to 1, or 0 to 255?
+        (RAMP.astype("<f4") * 4095, 32, 3),
+        (RAMP.astype("<f4") * np.nan, 32, 3),
+        (RAMP.astype("<f4") + np.inf, 32, 3),
+        ((RAMP * 100).astype("<i2") - 50, 16, 2),
+        ((RAMP * 100_000).astype("<i4"), 32, 2),
+    ],
+)
+def test_values_on_no_known_scale_are_refused(values, bits, kind):
+    with pytest.raises(BadSample, match="has values from"):
+        grey(tiff(values, bits, kind=kind), 3)
+
+
+@pytest.mark.parametrize("color", [4, 6])  # grey and RGB, each with alpha
+def test_sixteen_bits_with_alpha(color):
+    """The alpha is dropped, and of each value the high byte is kept."""
+    values = (RAMP * 65535).astype(">u2")
+    planes = [values] * (color == 6) * 2 + [values, 65535 - values]
+    rows = np.stack(planes, axis=2).astype(">u2")
+    raw = b"".join(b"\0" + row.tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, color, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(raw)), (b"IEND", b""))
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    )
+    assert np.abs(grey(data, 3) - RAMP * 255).max() <= 1
 
 
 def test_a_palette_with_transparency_gives_no_warning():

@@ -69,7 +69,10 @@ FRAMES = [photo(number, (24, 16)) for number in range(3)]
         (saved(IMAGE, "BMP"), "bmp", ()),
         (saved(IMAGE, "TIFF"), "tif", ()),
         (saved(IMAGE, "PPM"), "ppm", ()),
+        (saved(IMAGE, "TIFF", exif=turned(6)), "tif", ("exif_orientation",)),
         (saved(IMAGE, "AVIF"), "avif", ()),
+        (saved(IMAGE, "AVIF", exif=turned(6)), "avif", ("exif_orientation",)),
+        (saved(Image.fromarray(np.asarray(DEEP) // 16), "PNG"), "png", ("16_bit", "few_levels")),
     ],
 )  # fmt: skip
 def test_what_an_image_is(data: bytes, extension: str, rules: tuple[str, ...]) -> None:

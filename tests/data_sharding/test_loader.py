@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from foreign import encoded, photo
 from PIL import Image
 
 import data_sharding
@@ -193,11 +194,30 @@ def test_an_unreadable_sample_is_replaced_by_the_next_and_named(damaged_url):
         for i, sample in enumerate(batch.ids.tolist()):
             while sample in bad:
                 sample = (sample + 1) % NUM_TRAIN  # noqa: PLW2901
-            assert (batch.labels[i],) == shards.read(sample, seen(draws[i]), found)
+            assert (batch.labels[i],) == shards.read(sample, seen(draws[i]), found).labels
             assert np.array_equal(batch.images[i].permute(1, 2, 0), found[0])
         expected = [bad[sample] for sample in batch.ids.tolist() if sample in bad]
         assert [line for line in batch.bad if line in expected] == expected
         assert batch.readable.all()
+
+
+def test_a_sample_that_decodes_with_damage_is_used_and_named(tmp_path):
+    def sample(number, data):
+        return Sample(f"{number:03d}", "jpg", 0, "a test", lambda: data)
+
+    sound = encoded(photo(1, (160, 120)))
+    images = [sound, sound[: len(sound) // 2] + b"\xff\xd9", sound]
+    train = [sample(number, images[number % 3]) for number in range(NUM_TRAIN)]
+    source = Source(("a",), {"train": train, "val": train[:3]}, {"kind": "test"})
+    write_dataset(source, str(tmp_path), seed=0, samples_per_shard=20)
+    batch = one(eval_set(str(tmp_path)), 0)
+    assert not batch.bad
+    assert batch.readable.all()
+    (line,) = batch.damaged
+    assert line.startswith("val/shard-000000.tar: 001: ")
+    damaged = [line for b in collect(train_set(str(tmp_path)), names(0, 3)) for line in b.damaged]
+    assert 0 < len(damaged) <= NUM_TRAIN // 3 + 1  # those whose crop reaches down to it
+    assert all(line.startswith("train/") for line in damaged)
 
 
 def seen(draws):

@@ -11,6 +11,7 @@ from data_sharding.labels import LabelRule
 from data_sharding.manifest import DataError, url_of
 from data_sharding.verify import (
     COPY_AGAIN,
+    DAMAGED,
     MEND_LABEL,
     REPLACE_IMAGE,
     SAME_CLASSES,
@@ -94,6 +95,18 @@ def test_every_image_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     assert found["text"].what.startswith("is none of JPEG, PNG")
     assert {p.remedy for p in found.values()} == {REPLACE_IMAGE}
     assert {(p.split, p.shard) for p in found.values()} == {("train", "a.tar")}
+    assert problems(tmp_path, decode=False) == []
+
+
+def test_damage_that_decoders_get_over_is_named(tmp_path: Path) -> None:
+    whole = encoded(photo(3, (400, 300)))
+    closed = whole[: len(whole) // 2] + b"\xff\xd9"
+    samples = {"sound": {"jpg": whole, "cls": b"0"}, "closed": {"jpg": closed, "cls": b"0"}}
+    by_webdataset(tmp_path / "train/a.tar", samples)
+    index(tmp_path)
+    (found,) = problems(tmp_path)
+    assert (found.shard, found.key, found.remedy) == ("a.tar", "closed", DAMAGED)
+    assert "damage" in found.what
     assert problems(tmp_path, decode=False) == []
 
 
