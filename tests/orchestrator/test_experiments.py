@@ -257,7 +257,7 @@ def train_all(world: World, config: Config, runs: list[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_two_steps_on_two_ranks(images: Path, tmp_path: Path) -> None:
     runs = []
     for name in (*TRAINED, *LINEAGE):
