@@ -189,7 +189,7 @@ def test_all_can_be_submitted_at_their_own_size(
     given = [f"data.url={tmp_path}", "launcher=slurm", "cluster=slurm"]
     preview(["-m", f"experiment={','.join(names)}", *given])
     shown = capsys.readouterr().out
-    assert f"# {len(names)} jobs like this one" in shown
+    assert f"# an array of {len(names)} jobs like this:" in shown
     for name in names:
         (line,) = (line for line in shown.splitlines() if f" experiment={name} " in f"{line} ")
         assert int(line.split()[1].replace(",", "")) > 0  # steps
