@@ -141,17 +141,12 @@ def _prune(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from data_sharding import files
     from orchestrator.rundir import RunError
-    from orchestrator.training.checkpoint import WEIGHTS
     from orchestrator.training.retention import meant
 
     store, keep = _open(options.run)
     manifest = meant(store, keep, options.step)
     step = manifest.step
-    name = WEIGHTS[options.weights] if options.weights else manifest.weights
-    if name not in manifest.files:
-        raise RunError(
-            f"step {step} has no {name}: the recipe averages no weights. Leave --weights out."
-        )
+    name = manifest.chosen(options.weights)
     if files.exists(options.output):
         raise RunError(f"{options.output} is there already. Remove it, or give another name.")
     with store.open(step, [name]) as parts:

@@ -30,6 +30,8 @@ def add_evaluate_verb(verbs: "Verbs") -> None:
     verb.add_argument("--data", metavar="URL", help="another data set of the same classes")
     verb.add_argument("--split", choices=("train", "val"), default="val")
     verb.add_argument("--step", type=int, help="of the checkpoint (default: the best, or newest)")
+    weights_help = "averaged or as trained (default: averaged, where there are any)"
+    verb.add_argument("--weights", choices=("ema", "raw"), help=weights_help)
     verb.add_argument("--batch-size", type=int, metavar="N", help="default: each run's own")
     real_help = "also against the reassessed labels of ImageNet (ReaL)"
     verb.add_argument("--real", action="store_true", help=real_help)
@@ -86,6 +88,7 @@ def _judge(options: argparse.Namespace, runs: list[str]) -> dict[str, Any]:
         "batch_size": options.batch_size,
         "real": options.real,
         "confusion": None if confusion is None else str(confusion.absolute()),
+        "weights": options.weights,
     }
     return _ask("judge", options, request)
 
@@ -126,12 +129,13 @@ def _show(opinion: dict[str, Any], *, is_worst_shown: bool) -> None:
     table.add_column("run", overflow="fold")
     for header in ("step", "top-1 (%)", "top-5 (%)", "loss", "ReaL (%)"):
         table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("weights")
     table.add_column("protocol", no_wrap=True)
     for path, one in opinion["runs"].items():
         name = escape(Path(path).name)
-        table.add_row(name, str(one["step"]), *_cells(one), one["protocol"])
+        table.add_row(name, str(one["step"]), *_cells(one), one["weights"], one["protocol"])
     if opinion["ensemble"]:
-        table.add_row("all together", "", *_cells(opinion["ensemble"]), "")
+        table.add_row("all together", "", *_cells(opinion["ensemble"]), "", "")
     Console(soft_wrap=True, highlight=False).print(table)
     unreadable = opinion["num_unreadable"]
     wrong = f", of which {unreadable} could not be read and count as wrong" if unreadable else ""

@@ -154,18 +154,23 @@ def environment(run: RunDir) -> dict[str, Any]:
 def evaluations(run: RunDir) -> list[Point]:
     """Return what `tahoe evaluate` has found, as points `eval/PROTOCOL/FIGURE`.
 
+    Of the weights that the run was judged with; those of its raw ones are `eval/raw/...`.
+
     The same evaluation made again is the same point, however often it was made.
     """
-    own_url = (run.read_config().get("data") or {}).get("url")
+    config = run.read_config()
+    own_url = _section(config, "data").get("url")
+    is_averaged = _section(config, "recipe").get("ema_decay") is not None
     found: dict[tuple[str, int], Point] = {}
     for line in read_json_lines(run.evaluations_file):
         if "time_ms" not in line:  # from before it was noted
             continue
+        raw = "raw/" if is_averaged and line.get("weights") == "raw" else ""
         on = "" if line["data"] == own_url else f"{line['data'].rstrip('/').rpartition('/')[2]}/"
         split = "" if line["split"] == "val" else f"{line['split']}/"
         for name in ("top1", "top5", "loss", "real_top1"):
             if line.get(name) is not None:
-                key = legal_name(f"eval/{on}{split}{line['protocol']}/{name}")
+                key = legal_name(f"eval/{raw}{on}{split}{line['protocol']}/{name}")
                 point = Point(key, line[name], line["step"], line["time_ms"])
                 found.setdefault((key, point.step), point)
     return list(found.values())

@@ -65,6 +65,20 @@ class Manifest:
             raise CheckpointError(f"step {self.step} has neither of {', '.join(WEIGHTS.values())}")
         return found[0]
 
+    def chosen(self, kind: str | None) -> str:
+        """Return the file of the weights of a kind, a key of WEIGHTS; None: as `weights`.
+
+        Raises:
+            CheckpointError: the checkpoint has none of them.
+        """
+        name = WEIGHTS[kind] if kind else self.weights
+        if name not in self.files:
+            raise CheckpointError(
+                f"step {self.step} has no {name}: the recipe averages no weights. Leave --weights "
+                "out."
+            )
+        return name
+
     @property
     def num_bytes(self) -> int:
         return sum(num_bytes for num_bytes, _ in self.files.values())

@@ -30,7 +30,7 @@ from orchestrator.config import ConfigError, parse
 from orchestrator.rundir import RunDir
 from orchestrator.schema import Config
 from orchestrator.training.answer import answer, counted
-from orchestrator.training.checkpoint import CheckpointStore
+from orchestrator.training.checkpoint import WEIGHTS, CheckpointStore
 from orchestrator.training.datasets import open_eval_set
 from orchestrator.training.device import Device
 from orchestrator.training.initialise import differences
@@ -55,6 +55,7 @@ class Request:
     Args:
         real: also against the reassessed labels of ImageNet.
         confusion: where to write who is taken for whom.
+        weights: "ema" or "raw"; None: the averaged ones where there are any.
     """
 
     runs: Sequence[str]
@@ -65,6 +66,7 @@ class Request:
     batch_size: int | None
     real: bool
     confusion: str | None
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,13 @@ class _Truth:
         return 100 * sum(found) / len(found) if found else None
 
 
+class Loaded(NamedTuple):
+    """Of which step weights are, and whether they are averaged or raw."""
+
+    step: int
+    weights: str
+
+
 class _Asked(NamedTuple):
     """`dense`: whole images are judged, and the config's protocol is not looked at."""
 
@@ -135,9 +144,9 @@ def judge(request: Request) -> Opinion:
         run = RunDir(Path(path))
         asked = _asked(parse(run.read_config()), request)
         manifest = _same_data(asked.config, request, manifest)
-        step, log_probs, truth = _member(run, asked, manifest, request)
+        loaded, log_probs, truth = _member(run, asked, manifest, request)
         figures = truth.figures(log_probs)
-        told = {"step": step, "protocol": asked.protocol, "data": asked.config.data.url}
+        told = {**loaded._asdict(), "protocol": asked.protocol, "data": asked.config.data.url}
         found[path] = {**told, **asdict(figures)}
         total = log_probs if total is None else torch.logaddexp(total, log_probs)
     assert total is not None
@@ -214,13 +223,13 @@ def _same_data(config: Config, request: Request, before: Manifest | None) -> Man
 @torch.no_grad()
 def _member(
     run: RunDir, asked: _Asked, manifest: Manifest, request: Request
-) -> tuple[int, torch.Tensor, _Truth]:
-    """Return the step of the weights, log-probabilities (n, classes), and what is true."""
+) -> tuple[Loaded, torch.Tensor, _Truth]:
+    """Return which weights they are, log-probabilities (n, classes), and what is true."""
     config, dense = asked.config, asked.dense
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = Device.create(config, place)
     network = build_network(config, len(manifest.classes))
-    step = load_weights(network, run, config, request.step)
+    loaded = load_weights(network, run, config, request.step, request.weights)
     refusal = f"{run.path}: {config.model.name} does not take the images of the protocol "
     refusal += asked.protocol
     if dense:
@@ -241,7 +250,7 @@ def _member(
     found = mean_log_probs(torch.cat(log_probs).unflatten(0, (-1, num_scales)), dim=1)
     real = _real_labels(dataset.shards) if request.real else None
     truth = _Truth(torch.cat(labels)[::num_scales], torch.cat(readable)[::num_scales], real)
-    return step, found, truth
+    return loaded, found, truth
 
 
 def _load(dataset: EvalSet, asked: _Asked, *, pin_memory: bool) -> Iterator[Batch]:
@@ -260,20 +269,28 @@ def _refused(message: str) -> Iterator[None]:
         raise ConfigError(f"{message}: {error}") from error
 
 
-def load_weights(network: torch.nn.Module, run: RunDir, config: Config, step: int | None) -> int:
-    """Give a network the weights of a run's checkpoint, the averaged ones where there are any.
+def load_weights(
+    network: torch.nn.Module,
+    run: RunDir,
+    config: Config,
+    step: int | None,
+    kind: str | None = None,
+) -> Loaded:
+    """Give a network the weights of a run's checkpoint.
 
-    Returns:
-        The step that they are of: the one asked for, the best, or the newest.
+    Args:
+        step: None: that of the best checkpoint, or of the newest.
+        kind: "ema" or "raw"; None: the averaged ones where there are any.
 
     Raises:
-        RunError: there is no such checkpoint.
+        RunError, CheckpointError: there is no such checkpoint, or it has no such weights.
         ConfigError: it is of another network.
     """
     store = CheckpointStore.of(run, config)
     manifest = meant(store, config.checkpoint, step)
-    with store.open(manifest.step, [manifest.weights]) as parts:
-        tensors = read_tensors(parts[manifest.weights])
+    name = manifest.chosen(kind)
+    with store.open(manifest.step, [name]) as parts:
+        tensors = read_tensors(parts[name])
     try:
         network.load_state_dict(tensors)
     except RuntimeError:
@@ -282,7 +299,7 @@ def load_weights(network: torch.nn.Module, run: RunDir, config: Config, step: in
             f"{differences(tensors, network.state_dict())}. "
             "Was it trained on data of other classes?"
         ) from None
-    return manifest.step
+    return Loaded(manifest.step, "averaged" if name == WEIGHTS["ema"] else "raw")
 
 
 def _real_labels(shards: ShardSet) -> list[list[int]]:

@@ -75,7 +75,7 @@ def find(request: Request) -> Found:
         )
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = Device.create(config, place)
-    step = load_weights(network, run, config, request.step)
+    step, _ = load_weights(network, run, config, request.step)
     network.eval().to(place)
     dataset = open_eval_set(config, request.split, manifest)
     features, labels = list[torch.Tensor](), list[torch.Tensor]()

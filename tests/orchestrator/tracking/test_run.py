@@ -245,6 +245,17 @@ def test_later_evaluations_are_points_once(scene):
     }
 
 
+def test_an_evaluation_of_raw_weights_is_another_than_that_of_averaged_ones(scene):
+    scene.configure(recipe={"ema_decay": 0.9})
+    line = {"data": "/data/digits", "split": "val", "step": 7, "protocol": "center-28-of-28"}
+    for number, (weights, top1) in enumerate([("averaged", 90.0), ("raw", 80.0)]):
+        figures = {"time_ms": 1000 + number, "top1": top1, "weights": weights}
+        append_json_line(scene.run.evaluations_file, {**line, **figures})
+    sync(scene.run.path)
+    found = {key: value for (key, _), ((value, _),) in scene.stored().items()}
+    assert found == {"eval/center-28-of-28/top1": 90.0, "eval/raw/center-28-of-28/top1": 80.0}
+
+
 def test_whose_weights_it_began_with_is_a_tag(scene):
     identity = scene.run.read_json(scene.run.identity_file)
     source = {"source": "runs/old", "run": "old", "uid": "uid-old", "step": 12}

@@ -3,6 +3,7 @@
 import csv
 import json
 import pkgutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from data_sharding.samples import ShardSet
 from data_sharding.stores import open_store
 from data_sharding.write import write_dataset
 from orchestrator.config import ConfigError
-from orchestrator.rundir import read_json_lines
+from orchestrator.rundir import RunDir, read_json_lines
 from orchestrator.training.judge import _confusion, _real_labels, _Truth, timm_protocol
 
 LOG_PROBS = torch.tensor(
@@ -100,6 +101,33 @@ def test_timms_own_share_of_the_image() -> None:
 def test_other_names_have_no_reassessed_labels(digits: Path) -> None:
     with pytest.raises(ConfigError, match="none of ImageNet's validation images"):
         _real_labels(eval_set(digits, "center-32-of-32").shards)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_the_weights_that_are_asked_for_are_judged(
+    train: Callable[..., RunDir], tahoe: Tahoe, digits: Path
+) -> None:
+    run = train("run", "recipe.epochs=1", "recipe.ema_decay=0.9", "launcher.num_procs=1")
+    losses = {}
+    for kind, told, file in (
+        ((), "averaged", "ema.safetensors"),
+        (("--weights", "ema"), "averaged", "ema.safetensors"),
+        (("--weights", "raw"), "raw", "model.safetensors"),
+    ):
+        (one,) = json.loads(tahoe("evaluate", "run", *kind, "--json").stdout)["runs"].values()
+        network = models.build("lenet5_1998", num_classes=10, in_channels=1).eval()
+        network.load_state_dict(load_file(next(run.checkpoints_dir.glob(f"*/{file}"))))
+        total, num = 0.0, 0
+        for batch in load(eval_set(digits, "center-32-of-32"), range(6), 0):
+            with torch.no_grad():
+                logits = network((batch.images.float() / 255 - 0.306) / 0.324)
+            total += F.cross_entropy(logits, batch.labels, reduction="sum").item()
+            num += len(batch.labels)
+        assert one["weights"] == told
+        assert one["loss"] == pytest.approx(total / num, rel=1e-4)
+        losses[told] = one["loss"]
+    assert losses["raw"] != pytest.approx(losses["averaged"], rel=1e-3)
 
 
 @pytest.mark.slow

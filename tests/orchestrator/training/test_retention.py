@@ -11,7 +11,7 @@ from running import Tahoe
 
 from orchestrator.rundir import RunDir
 from orchestrator.schema import Checkpoint
-from orchestrator.training.checkpoint import Manifest
+from orchestrator.training.checkpoint import CheckpointError, Manifest
 from orchestrator.training.retention import best_of, best_or_newest, kept
 
 KEEP = Checkpoint(
@@ -128,3 +128,13 @@ def test_a_run_that_ends_with_nan_says_so_and_its_best_is_another(
     tahoe("ckpt", "export", "run", "net.safetensors")
     best = run.checkpoints_dir / "step-000000012" / "model.safetensors"
     assert (tahoe.cwd / "net.safetensors").read_bytes() == best.read_bytes()
+
+
+def test_weights_are_chosen_by_their_kind() -> None:
+    raw = Manifest(1, {}, {"model.safetensors": (1, "")})
+    both = Manifest(1, {}, {"model.safetensors": (1, ""), "ema.safetensors": (1, "")})
+    assert [one.chosen(None) for one in (raw, both)] == ["model.safetensors", "ema.safetensors"]
+    assert [one.chosen("raw") for one in (raw, both)] == ["model.safetensors"] * 2
+    assert both.chosen("ema") == "ema.safetensors"
+    with pytest.raises(CheckpointError, match=r"no ema\.safetensors"):
+        raw.chosen("ema")
