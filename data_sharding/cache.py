@@ -14,13 +14,14 @@ leaves nothing that could be believed. An open shard stays readable when it is e
 
 import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cached_property
 from pathlib import Path
-from tempfile import gettempdir
+from tempfile import TemporaryFile, gettempdir
 from typing import IO, TypeVar
 
 from data_sharding.cache_plans import LivePlan, live_plan
@@ -74,6 +75,30 @@ def cache_directory(configured: str | None) -> Path:
             "is below TMPDIR."
         )
     return Path(directory)
+
+
+def free_bytes(directory: Path) -> int:
+    """Return the room of a cache's directory, once a file could be written there.
+
+    Raises:
+        DataError: it could not.
+    """
+    try:
+        make_private(directory)
+        with TemporaryFile(dir=directory) as file:
+            file.write(b"x" * 4096)
+            file.flush()
+        return shutil.disk_usage(directory).free
+    except OSError as error:
+        raise DataError(_unusable(directory, error.strerror or str(error))) from error
+
+
+def _unusable(directory: Path, reason: str) -> str:
+    return (
+        f"the cache {directory} cannot be used: {reason}. Remote shards cannot be read without it. "
+        "Choose a directory that can be written and has room (cluster.cache.dir), lower "
+        "cluster.cache.max_gb, or set cluster.cache=none to stream without a cache."
+    )
 
 
 class Prefetched(Enum):
@@ -196,12 +221,7 @@ class Cache:
                 reason = "there is no room"
                 if shard:
                     reason += f" for the {shard.num_bytes / 1e6:.1f} MB of {shard.name}"
-            raise DataError(
-                f"the cache {self._directory} cannot be used: {reason}. Remote shards cannot be "
-                "read without it. Choose a directory that can be written and has room "
-                "(cluster.cache.dir), lower cluster.cache.max_gb, or set cluster.cache=none to "
-                "stream without a cache."
-            ) from error
+            raise DataError(_unusable(self._directory, reason)) from error
 
 
 def room_warning(

@@ -4,6 +4,7 @@ The numbers live in `conf/`; here are their names and types. A key that came aft
 what it means where it is missing, so that runs from before it was there can go on.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -11,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from data_sharding.protocol import parse_protocol
 
+_INTERFACES = re.compile(r"[\w.:@\-]+(,[\w.:@\-]+)*")
 Share = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[int, Field(gt=0, le=16384)]
 _schema = dataclass(
@@ -366,6 +368,12 @@ class Cluster:
     additional_parameters: dict[str, str | int | float | bool]
 
     def __post_init__(self) -> None:
+        if self.network_interface is not None and not _INTERFACES.fullmatch(self.network_interface):
+            raise ValueError(
+                f"network_interface={self.network_interface!r}: gloo, which carries the decisions, "
+                "takes names alone, not NCCL's ^ and =. Give the name of an interface, e.g. ib0, "
+                "or several with commas"
+            )
         limit_s = None if self.timeout_min is None else 60 * self.timeout_min
         if limit_s is not None and limit_s <= self.signal_lead_s:
             raise ValueError(

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from data_sharding import files
-from data_sharding.cache import cache_directory
+from data_sharding.cache import cache_directory, free_bytes
 from data_sharding.manifest import DataError, read_manifest
 from orchestrator.config import ConfigError
 from orchestrator.figures import counted
@@ -154,15 +154,14 @@ def disk(config: Config, cost: Cost | None) -> Finding:
 
 
 def cache(config: Config) -> Iterator[Finding]:
-    """Yield whether this machine has room for what is kept of remote shards, if any are."""
+    """Yield whether this machine can keep remote shards, and has room, if there are any."""
     wanted = config.cluster.cache
     if wanted != "none" and files.local_path(config.data.url) is None:
         try:
-            directory = cache_directory(wanted.dir)
+            free = free_bytes(cache_directory(wanted.dir))
         except DataError as error:
             yield Finding("fail", "cache", str(error))
             return
-        free = shutil.disk_usage(files.existing(directory)).free
         yield cache_room(wanted.max_gb, {"this machine": free})
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_sharding import files
 from orchestrator.config import to_dict
 from orchestrator.figures import counted
 from orchestrator.launch.cost import Cost
@@ -119,9 +118,8 @@ def judge(config: Config, cost: Cost | None, report: Report) -> Iterator[Finding
     if len(report) > 1:
         yield _all_reduce(report, cost)
     yield from _read(report)
-    if config.cluster.cache != "none" and files.local_path(config.data.url) is None:
-        free = {host: one["cache_free_bytes"] for host, one in _by_host(report).items()}
-        yield cache_room(config.cluster.cache.max_gb, free)
+    if config.cluster.cache != "none":
+        yield from _cache(config.cluster.cache.max_gb, report)
 
 
 def _by_host(report: Report) -> dict[str, dict[str, Any]]:
@@ -214,6 +212,19 @@ def _read(report: Report) -> Iterator[Finding]:
         slow, fast = min(rates.values()), max(rates.values())
         told = f"{slow[0] / 1e6:,.0f} to {fast[0] / 1e6:,.0f} MB/s a node read at the same time"
         yield Finding("ok", "shards", f"{told}, {slow[1]:,.0f} to {fast[1]:,.0f} images/s")
+
+
+def _cache(max_gb: float, report: Report) -> Iterator[Finding]:
+    """Yield whether the nodes can keep remote shards, if there are any."""
+    caches = {host: one["cache"] for host, one in _by_host(report).items() if one["cache"]}
+    errors = {host: cache["error"] for host, cache in caches.items() if "error" in cache}
+    if errors:
+        host, error = next(iter(errors.items()))
+        told = f"{len(errors)} of {counted(len(caches), 'node')} have none, as {host}: {error}"
+        yield Finding("fail", "cache", told)
+    free = {host: cache["free_bytes"] for host, cache in caches.items() if host not in errors}
+    if free:
+        yield cache_room(max_gb, free)
 
 
 def cache_room(max_gb: float, free_bytes: Mapping[str, int]) -> Finding:

@@ -32,6 +32,10 @@ from orchestrator.launch import slurm_launcher
 from orchestrator.schema import DURATIONS, Config
 
 _PATHS = ("runs_dir", "run_dir", "data.url", "checkpoint.url", "tracking.uri")
+# Variables that each machine, or each job, has a value of its own for.
+_OF_A_NODE = re.compile(
+    r"\$\{oc\.env:\s*(TMPDIR|TMP|TEMP|HOSTNAME|SLURM_JOB_ID|SLURM_TMPDIR|SLURMD_NODENAME)\b"
+)
 _OVERRIDE = re.compile(r"~|\+{0,2}\w[\w./@:\-]*=")
 _NAMED_MODEL = re.compile(r"\b(?:(timm|torchvision)/[\w.\-]+|[\w.]+:\w+)")
 _NAMED_MODELS = ("timm/NAME", "torchvision/NAME", "PACKAGE.MODULE:FUNCTION")
@@ -131,6 +135,7 @@ def _resolve(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     assert isinstance(values, dict)
     plain = {str(key): value for key, value in values.items()}
     _refuse_missing(plain)
+    _refuse_of_this_machine(config)
     _keep_named_duration(plain, overrides)
     for key in _PATHS:
         section, _, name = key.rpartition(".")
@@ -147,6 +152,22 @@ def _refuse_missing(values: dict[str, Any]) -> None:
             f"no value for {', '.join(missing)}, which must be given. Add "
             f"{' '.join(f'{key}=VALUE' for key in missing)} to the command."
         )
+
+
+def _refuse_of_this_machine(config: DictConfig) -> None:
+    """Refuse to give nodes what a variable is on the machine that submits: each has its own."""
+    if OmegaConf.select(config, "launcher.name") != "slurm":
+        return
+    written = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
+    for key, value in flatten(written).items():
+        if found := _OF_A_NODE.search(str(value)):
+            remedy = "a path that all nodes see"
+            if key == "cluster.cache.dir":
+                remedy = f"${found[1]}, which each node reads for itself, or null"
+            raise ConfigError(
+                f"{key}={value}: {found[1]} would be this machine's on every node, where it may "
+                f"not be there. Nothing was submitted. Write {remedy}."
+            )
 
 
 def _keep_named_duration(values: dict[str, Any], overrides: Sequence[str]) -> None:

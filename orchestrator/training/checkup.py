@@ -9,7 +9,6 @@ rank 0 writes report.json there, a list with what each rank has found, in their 
 import json
 import os
 import platform
-import shutil
 import socket
 import statistics
 import sys
@@ -23,10 +22,10 @@ import torch.distributed as dist
 from fsspec.core import url_to_fs
 
 from data_sharding import files
-from data_sharding.cache import cache_directory
-from data_sharding.manifest import read_manifest
+from data_sharding.cache import cache_directory, free_bytes
+from data_sharding.manifest import DataError, read_manifest
 from data_sharding.shard_table import ShardTable
-from orchestrator.config import parse
+from orchestrator.config import ConfigError, parse
 from orchestrator.rundir import RunDir, write_atomic
 from orchestrator.schema import Config
 from orchestrator.training.world import World, join_world
@@ -42,6 +41,15 @@ _SHARED_WITHIN_S = 30.0  # NFS may remember for so long that a file was not ther
 def main(arguments: Sequence[str]) -> int:
     run = RunDir(Path(arguments[0]))
     config = parse(run.read_config())
+    try:
+        _look_around(run, config)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)  # which doctor shows, without a traceback
+        return 1
+    return 0
+
+
+def _look_around(run: RunDir, config: Config) -> None:
     with join_world(config.cluster) as world:
         found = {
             "host": socket.gethostname(),
@@ -52,12 +60,11 @@ def main(arguments: Sequence[str]) -> int:
             "clock": _clock(world),
             "all_reduce": _all_reduce(world),
             "read": _read(config, world) if world.local_rank == 0 else None,
-            "cache_free_bytes": _cache_free_bytes(config),
+            "cache": _cache(config),
         }
         gathered = world.gather_objects(found)
         if world.is_first:
             write_atomic(run.path / "report.json", json.dumps(gathered, indent=2))
-    return 0
 
 
 def _unseen(run: RunDir, world: World) -> list[int]:
@@ -169,11 +176,14 @@ def _blocks(url: str, shards: ShardTable, world: World) -> Iterator[bytes]:
                 yield block
 
 
-def _cache_free_bytes(config: Config) -> int | None:
-    """Return the room where remote shards are to be kept, None where none is."""
-    if config.cluster.cache == "none":
+def _cache(config: Config) -> dict[str, Any] | None:
+    """Return the room where remote shards are to be kept, or why none can; None if none are."""
+    if config.cluster.cache == "none" or files.local_path(config.data.url) is not None:
         return None
-    return shutil.disk_usage(files.existing(cache_directory(config.cluster.cache.dir))).free
+    try:
+        return {"free_bytes": free_bytes(cache_directory(config.cluster.cache.dir))}
+    except DataError as error:
+        return {"error": str(error)}
 
 
 if __name__ == "__main__":

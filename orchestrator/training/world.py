@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from orchestrator.config import ConfigError
 from orchestrator.schema import Cluster
+from orchestrator.training.interface import use_interface
 
 _POLL_S = 0.02
 
@@ -130,9 +131,11 @@ def join_world(cluster: Cluster) -> Iterator[World]:
     local_rank = int(os.environ["LOCAL_RANK"])
     device = choose_device(cluster.device, local_rank)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    if cluster.network_interface:
-        os.environ["GLOO_SOCKET_IFNAME"] = cluster.network_interface
-        os.environ["NCCL_SOCKET_IFNAME"] = cluster.network_interface
+    spans_nodes = (
+        os.environ["WORLD_SIZE"] != os.environ["LOCAL_WORLD_SIZE"]
+        and os.environ["MASTER_ADDR"] != "127.0.0.1"  # by which only ranks on one machine meet
+    )
+    use_interface(cluster.network_interface, spans_nodes=spans_nodes)
     timeout = timedelta(seconds=cluster.collective_timeout_s)
     if device.type == "cuda":
         _choose_repeatable_kernels()

@@ -48,7 +48,8 @@ def test_ranks_that_cannot_meet_are_told(jobs: Jobs, tmp_path: Path) -> None:
     missing = "cluster.network_interface=ib0"
     code, found = doctor(Tahoe(tmp_path), jobs, "--on-nodes", missing)
     assert (code, found[-1]["level"]) == (1, "fail")
-    assert "Unable to find address for: ib0" in found[-1]["said"]
+    assert f"{missing}: node1 has no ib0" in found[-1]["said"]
+    assert "Traceback" not in found[-1]["said"]
     assert len(list((tmp_path / "runs" / "doctor").iterdir())) == 1  # to be read
 
 

@@ -241,3 +241,13 @@ def test_a_limit_leaves_time_before_the_ranks_are_told_to_stop(values: dict[str,
     assert "save and stop: at once" in complaint(values, cluster__timeout_min=2, **lead)
     put(values, "cluster.timeout_min", 3)
     assert parse(values).cluster.timeout_min == 3
+
+
+def test_an_interface_is_a_name_that_gloo_takes(values: dict[str, Any]) -> None:
+    for well in (None, "ib0", "eth0,eth1", "bond0.100"):
+        values["cluster"]["network_interface"] = well
+        assert parse(values).cluster.network_interface == well
+    for wrong in ("^lo", "=eth0", "", "eth0,^lo"):
+        values["cluster"]["network_interface"] = wrong
+        with pytest.raises(ConfigError, match=r"cluster: network_interface=.*ib0"):
+            parse(values)

@@ -19,7 +19,7 @@ RANK: dict[str, Any] = {
     "clock": {"ahead_s": 0.0, "within_s": 0.0},
     "all_reduce": {"bytes_per_s": 10e9, "latency_s": 1e-4},
     "read": {"num_bytes": 200e6, "num_images": 2000.0, "seconds": 2.0},
-    "cache_free_bytes": 500 * 10**9,
+    "cache": None,
 }
 
 
@@ -73,19 +73,25 @@ def test_each_line(
     assert said in found[0].said
 
 
-@pytest.mark.parametrize(("free_gb", "level"), [(99, "warn"), (101, "ok")])
-def test_room_for_the_cache_matters_where_data_is_remote(
-    values: dict[str, Any], free_gb: int, level: str
+@pytest.mark.parametrize(
+    ("second", "levels"),
+    [
+        (None, []),  # the data is not remote
+        ({"free_bytes": 99 * 10**9}, ["warn"]),
+        ({"free_bytes": 101 * 10**9}, ["ok"]),
+        ({"error": "the cache /scratch cannot be used: Read-only file system"}, ["fail", "ok"]),
+    ],
+)
+def test_each_node_keeps_remote_shards(
+    values: dict[str, Any], second: dict[str, Any] | None, levels: list[str]
 ) -> None:
-    second = {"cache_free_bytes": free_gb * 10**9}
-
-    def cache() -> list[str]:
-        findings = judge(parse(values), COST, report(second=second))
-        return [one.level for one in findings if one.what == "cache"]
-
-    assert cache() == []
-    values["data"]["url"] = "memory://set"
-    assert cache() == [level]
+    ranks = report(second={"cache": second})
+    if second:
+        ranks[0]["cache"] = {"free_bytes": 500 * 10**9}
+    found = [one for one in judge(parse(values), COST, ranks) if one.what == "cache"]
+    assert [one.level for one in found] == levels
+    if levels == ["fail", "ok"]:
+        assert "node2: the cache /scratch" in found[0].said
 
 
 def test_one_rank_alone_reduces_nothing(values: dict[str, Any]) -> None:

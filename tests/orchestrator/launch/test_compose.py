@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.config import ConfigError, parse, to_dict
 from orchestrator.launch.compose import absolute, compose, merge
-from orchestrator.schema import Config, Progressive
+from orchestrator.schema import Cache, Config, Progressive
 
 
 @pytest.fixture(autouse=True)
@@ -230,6 +230,31 @@ def test_groups_in_conf_of_the_working_directory_are_found(
     assert "conf/cluster/local.yaml is not used" in capsys.readouterr().err
     (cwd / "other" / "cluster").mkdir(parents=True)
     assert "cluster=b100" in refusal("--config-dir", "other", "cluster=b100")
+
+
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("cluster.cache.dir='${oc.env:TMPDIR,/tmp}/shards'", "$TMPDIR"),
+        ("data.url='${oc.env:TMPDIR}/set'", "a path that all nodes see"),
+        ("cluster.setup=['cd ${oc.env:SLURM_TMPDIR}']", "a path that all nodes see"),
+    ],
+)
+def test_what_each_node_has_of_its_own_is_not_frozen(
+    override: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", "/tmp/of-the-login-node")
+    monkeypatch.setenv("SLURM_TMPDIR", "/tmp/of-the-login-node")
+    key = override.partition("=")[0]
+    with pytest.raises(ConfigError) as error:
+        compose(["launcher=slurm", override])
+    assert str(error.value).startswith(f"{key}=")
+    assert remedy in str(error.value)
+    (composed,) = compose([override])  # for this machine it is right
+    assert "of-the-login-node" in str(to_dict(composed.config))
+    (composed,) = compose(["launcher=slurm", "cluster.cache.dir=$TMPDIR/shards"])
+    assert isinstance(composed.config.cluster.cache, Cache)
+    assert composed.config.cluster.cache.dir == "$TMPDIR/shards"
 
 
 def test_all_missing_values_are_named_at_once() -> None:

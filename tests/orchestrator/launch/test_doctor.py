@@ -93,12 +93,19 @@ def test_checkpoints_need_room(config: Config) -> None:
     assert "Protocol not known: odd" in saved_at("odd://bucket/run").said
 
 
-def test_a_cache_needs_room_where_data_is_remote(config: Config) -> None:
+def test_a_cache_needs_room_where_data_is_remote(config: Config, tmp_path: Path) -> None:
     assert list(checks.cache(config)) == []
     away = with_url(config, "memory://set")
     assert isinstance(away.cluster.cache, Cache)
-    for max_gb, level in ((1e-3, "ok"), (1e9, "warn")):
-        cache = replace(away.cluster.cache, max_gb=max_gb)
+    there, file = str(tmp_path / "cache"), str(tmp_path / "file")
+    Path(file).touch()
+    for place, max_gb, level in (
+        (there, 1e-3, "ok"),
+        (there, 1e9, "warn"),
+        (f"{file}/cache", 1e-3, "fail"),
+        ("/proc/1/cache", 1e-3, "fail"),
+    ):
+        cache = replace(away.cluster.cache, dir=place, max_gb=max_gb)
         (found,) = checks.cache(replace(away, cluster=replace(away.cluster, cache=cache)))
         assert (found.what, found.level) == ("cache", level)
     cache = replace(away.cluster.cache, dir="$NOT_SET_ANYWHERE/cache")
