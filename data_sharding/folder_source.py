@@ -219,8 +219,8 @@ class _Listing:
         if empty and not self.lenience.allow_empty:
             where = shortened([str(classes[name][0]) for name in empty])
             raise DataError(
-                f"{counted(len(empty), 'class has', 'classes have')} no images ({where}): nothing "
-                f"was written. Add some ({', '.join(sorted(IMAGE_EXTENSIONS))}), remove the "
+                f"{counted(len(empty), 'class')} without images ({where}): nothing was "
+                f"written. Add some ({', '.join(sorted(IMAGE_EXTENSIONS))}), remove the "
                 "directories, or keep such classes with --allow-empty."
             )
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from data_sharding.manifest import DataError
 from data_sharding.sources import Sample, Source, Tally
 from data_sharding.texts import Texts
+from data_sharding.words import counted
 
 NUM_CLASSES, NUM_TRAIN, NUM_VAL = 1000, 1_281_167, 50_000
 MD5 = {
@@ -125,8 +126,8 @@ def _train_images(archive: Path, wnids: list[str], tally: Tally) -> ArchivedImag
             tally.add(f"train/{name}", size)
     if missing := sorted(set(wnids) - seen):
         raise DataError(
-            f"{archive} lacks {len(missing)} classes, {missing[0]} for one: nothing was written. "
-            "Download it again."
+            f"{archive} lacks {counted(len(missing), 'class')}, {missing[0]} for one: nothing was "
+            "written. Download it again."
         )
     return _archived(archive, names, starts, sizes, labels)
 

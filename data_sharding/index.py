@@ -30,6 +30,7 @@ from data_sharding.remarks import describe_left, describe_scans, warn
 from data_sharding.repeated import refuse_repeated
 from data_sharding.scan import Scan, Target, scan_shards
 from data_sharding.shard_table import ShardTable
+from data_sharding.words import counted
 
 SPLITS = ("val", "train")  # in the order of publishing
 _MAX_CLASSES = 1 << 20  # a number above is an id of something, not of a class
@@ -286,10 +287,10 @@ def _no_shards(url: str, split: str | None, pattern: str) -> DataError:
         )
     if flat:
         return DataError(
-            f"{len(flat):,} shards lie in {url} itself ({flat[0]}, ...), and nothing says whether "
-            "they are for training or validation: nothing was written. Say it with --split train "
-            "(and --tars 'PATTERN' for some of them), or let Tahoe choose a validation split: "
-            "`tahoe shard webdataset URL OUT --val-fraction 0.1`."
+            f"{counted(len(flat), 'shard')} in {url} itself ({flat[0]}, ...), and nothing says "
+            "whether they are for training or validation: nothing was written. Say it with "
+            "--split train (and --tars 'PATTERN' for some of them), or let Tahoe choose a "
+            "validation split: `tahoe shard webdataset URL OUT --val-fraction 0.1`."
         )
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     there = f"it holds {', '.join(names[:_SHOWN])}{more}" if names else "nothing is there"
@@ -374,7 +375,8 @@ def _other_manifest(
     url: str, there: Mapping[str, Manifest], new: Mapping[str, Manifest], split: str
 ) -> str:
     sides = (
-        f"{len(m.shards):,} shards, {m.num_samples:,} samples, {len(m.classes):,} classes "
+        f"{counted(len(m.shards), 'shard')}, {counted(m.num_samples, 'sample')}, "
+        f"{counted(len(m.classes), 'class')} "
         f"({', '.join(m.classes[:3])}, ...), labels {m.labels}"
         for m in (there[split], new[split])
     )

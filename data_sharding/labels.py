@@ -108,7 +108,7 @@ def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
 def _number(value: int | str, numbers: Mapping[str, int]) -> int:
     number = numbers.get(value) if isinstance(value, str) else value
     if number is None or not 0 <= number < len(numbers):
-        raise BadLabelError(f"has the label {value!r}, and there are {len(numbers)} classes")
+        raise BadLabelError(f"has the label {value!r}, and there are {len(numbers):,} classes")
     return number
 
 

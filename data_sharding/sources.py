@@ -272,7 +272,7 @@ def notes_on_val(
             found.setdefault(_why_another(num, share), []).append(name)
     return tuple(
         f"--val-fraction {val_fraction} of few images: {why}, in "
-        f"{counted(len(names), 'class', 'classes')} ({shortened(names)})"
+        f"{counted(len(names), 'class')} ({shortened(names)})"
         for why, names in sorted(found.items())
     )
 

@@ -21,6 +21,7 @@ from data_sharding.repeated import repeated
 from data_sharding.scan import sha256_of
 from data_sharding.shard import BadSample, ShardError, ShardReader
 from data_sharding.tally import Tally
+from data_sharding.words import counted
 
 SPLITS = ("train", "val")
 
@@ -228,7 +229,8 @@ def _check_samples(
 def _check_count(item: _Item, num_samples: int) -> list[Problem]:
     if num_samples == item.shard.num_samples:
         return []
-    what = f"holds {num_samples:,} samples, and the manifest says {item.shard.num_samples:,}"
+    there = counted(num_samples, "sample")
+    what = f"holds {there}, and the manifest says {item.shard.num_samples:,}"
     return [item.problem("", what, COPY_AGAIN)]
 
 

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 
-def counted(num: int, one: str, many: str = "") -> str:
-    """Return a number with its noun, in the plural where that is due.
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun.
 
-    Args:
-        many: the plural, where it is not `one` with an s.
+    >>> counted(1, "run"), counted(1438, "image"), counted(2, "class")
+    ('1 run', '1,438 images', '2 classes')
     """
-    return f"{num:,} {one if num == 1 else many or one + 's'}"
+    plural = "" if number == 1 else "es" if noun.endswith(("s", "x", "ch")) else "s"
+    return f"{number:,} {noun}{plural}"
 
 
 def shortened(names: Sequence[str], most: int = 5, separator: str = ", ") -> str:

@@ -2,6 +2,8 @@
 
 import math
 
+from data_sharding.words import counted as counted  # noqa: PLC0414  with the figures
+
 _FORMS = {  # by how a name ends
     "top1": ".2f",
     "top5": ".2f",
@@ -32,13 +34,3 @@ def clock(seconds: float | None) -> str:
         return "-"
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}"
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun.
-
-    >>> counted(1, "run"), counted(1438, "image"), counted(2, "class")
-    ('1 run', '1,438 images', '2 classes')
-    """
-    plural = "" if number == 1 else "es" if noun.endswith(("s", "x", "ch")) else "s"
-    return f"{number:,} {noun}{plural}"

@@ -38,7 +38,7 @@ def add_evaluate_verb(verbs: "Verbs") -> None:
     verb.add_argument("--classes", action="store_true", help="show the classes that fare worst")
     neuron_help = "of a network without labels: its best neuron as a detector of this class"
     verb.add_argument("--neuron", metavar="CLASS", help=neuron_help)
-    confusion_help = "write what was taken for what, as a table"
+    confusion_help = "write what was taken for what: a table, or pairs if classes are over 1,000"
     verb.add_argument("--confusion", type=Path, metavar="CSV", help=confusion_help)
     verb.add_argument("--json", action="store_true", help="for programs")
 

@@ -27,7 +27,14 @@ from data_sharding.stores import open_store
 from data_sharding.write import write_dataset
 from orchestrator.config import ConfigError
 from orchestrator.rundir import RunDir, read_json_lines
-from orchestrator.training.judge import _confusion, _real_labels, _Truth, timm_protocol
+from orchestrator.training.judge import (
+    _class_top1,
+    _confusion,
+    _real_labels,
+    _Truth,
+    _write_confusion,
+    timm_protocol,
+)
 
 LOG_PROBS = torch.tensor(
     [[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4], [0.1, 0.8, 0.1]]
@@ -60,7 +67,26 @@ def test_reassessed_labels() -> None:
 
 def test_who_is_taken_for_whom() -> None:
     counts = _confusion(LOG_PROBS, _Truth(LABELS, READABLE, None), 3)
-    assert counts.tolist() == [[1, 0, 0, 0], [0, 1, 1, 1], [0, 0, 1, 0]]
+    assert counts.tolist() == [[0, 0, 1], [1, 1, 1], [1, 2, 1], [1, 3, 1], [2, 2, 1]]
+    assert _class_top1(counts, 4) == (100, pytest.approx(100 / 3), 100, None)
+
+
+def test_the_confusion_of_many_classes_is_what_occurred(tmp_path: Path) -> None:
+    classes = [f"class {n}" for n in range(20_000)]
+    pairs = torch.tensor([[3, 3, 2], [3, 7, 5], [19_999, 20_000, 1]])
+    _write_confusion(tmp_path / "many.csv", pairs, classes)
+    with (tmp_path / "many.csv").open() as table:
+        header, *rows = csv.reader(table)
+    assert header == ["class", "taken for", "images"]
+    assert rows == [
+        ["class 3", "class 7", "5"], ["class 3", "class 3", "2"], ["class 19999", "none", "1"],
+    ]  # fmt: skip
+    _write_confusion(tmp_path / "few.csv", pairs[:2], classes[:10])
+    with (tmp_path / "few.csv").open() as table:
+        header, *rows = csv.reader(table)
+    assert header == ["", *classes[:10], "none"]
+    assert rows[3] == ["class 3", *map(str, [0, 0, 0, 2, 0, 0, 0, 5, 0, 0, 0])]
+    assert len(rows) == 10
 
 
 def test_reassessed_labels_are_found_by_name(tmp_path: Path) -> None:
