@@ -2,11 +2,11 @@
 
     python tests/bench/writing.py [FOLDER] [--rounds 5] [--workers 2] [--dir DIR] [--images 16000]
 
-FOLDER has train/CLASS/* and val/CLASS/*; without one, JPEGs of about 110 kB are made. Every round runs every method, in a rotated
-order, in a process of its own; what is printed is the median of each, and the median (least to
-most) of Tahoe's rate over theirs in the same round. All end durable: every file is fsynced. Files
-are read from the page cache if they fit there. The disk's row writes as many bytes of noise, in
-pieces of 128 kB, and reads nothing.
+FOLDER has train/CLASS/* and val/CLASS/*; without one, JPEGs of about 110 kB are made. Every round
+runs every method, in a rotated order, in a process of its own; what is printed is the median of
+each, and the median (least to most) of Tahoe's rate over theirs in the same round. All end durable:
+every file is fsynced. Files are read from the page cache if they fit there. The disk's row writes
+as many bytes of noise, in pieces of 128 kB, and reads nothing.
 """
 
 import argparse

@@ -186,7 +186,8 @@ def test_all_can_be_submitted_at_their_own_size(
         )
         classes = tuple(f"n{i:08}" for i in range(num_classes))
         write_manifest(str(tmp_path), split, Manifest(classes, shards, {}))
-    given = [f"data.url={tmp_path}", "launcher=slurm", "cluster=slurm"]
+    # One set stands for all of them, so that it cannot be what each is named.
+    given = [f"data.url={tmp_path}", "launcher=slurm", "cluster=slurm", "data.expected=null"]
     preview(["-m", f"experiment={','.join(names)}", *given])
     shown = capsys.readouterr().out
     assert f"# an array of {len(names)} jobs like this:" in shown
