@@ -173,11 +173,16 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _sync(options: argparse.Namespace) -> int:
+    from orchestrator.launch.status import never_begun
     from orchestrator.sweepdir import expand
     from orchestrator.tracking.ship import sync
 
-    for run in expand(options.runs):
-        sync(run.path)
+    runs = expand(options.runs)
+    never = never_begun(runs)
+    for run in runs:
+        sync(run.path, never=never.get(run))
+        if run in never:
+            print(f"{run.id} is shown as KILLED: {never[run]}")
     return 0
 
 

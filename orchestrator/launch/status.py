@@ -91,6 +91,13 @@ def standings(runs: Sequence[RunDir], *, passing_over: bool = False) -> list[Sta
     return found
 
 
+def never_begun(runs: Sequence[RunDir]) -> dict[RunDir, str]:
+    """Return the runs whose jobs are gone before an attempt began, and what became of those."""
+    submitted = [run for run in runs if run.jobs_file.exists() and not run.num_attempts]
+    found = zip(submitted, standings(submitted) if submitted else (), strict=True)
+    return {run: one.why for run, one in found if one.state == "stopped"}
+
+
 def stored(tracking_uri: str) -> list[Standing]:
     """Return how the runs of an MLflow store stood when it last heard of them.
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from orchestrator.rundir import RunDir, RunError
 from orchestrator.tracking.lifeline import GaveUpError, Insist, Lifeline, SupersededError, log
-from orchestrator.tracking.outcome import attempts, outcome, running
+from orchestrator.tracking.outcome import Outcome, attempts, outcome, running
 from orchestrator.tracking.outgoing import summary
 from orchestrator.tracking.points import Tail
 
@@ -61,12 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def sync(path: Path, wait_s: float = 10.0) -> None:
+def sync(path: Path, wait_s: float = 10.0, never: str | None = None) -> None:
     """Send now what MLflow lacks of a run, and set its status; one that is alive is RUNNING.
 
     Args:
         path: the run directory.
         wait_s: how long to wait for a shipper that is about to end.
+        never: why no attempt will begin of a run that has had none, if that is so.
 
     Raises:
         RunError: there is no run, MLflow cannot be reached, or a shipper is at work.
@@ -82,7 +83,7 @@ def sync(path: Path, wait_s: float = 10.0) -> None:
             shipment = Shipment(attach(run, config))
             shipment.tracked.describe()
             shipment.send_new()
-            shipment.close(alive=run.is_alive)
+            shipment.close(alive=run.is_alive, never=never)
             shipment.tracked.upload()
             for name, how in shipment.tracked.refusals.told.items():
                 print(f"warning: MLflow's server refuses {name}, which is {how}", file=sys.stderr)
@@ -118,10 +119,12 @@ class Shipment:
         for points, end_bytes in tail.batches(shipped_bytes, BATCH_POINTS):
             self._do(partial(self.tracked.send, points, tail.file, end_bytes))
 
-    def close(self, *, alive: bool = False) -> None:
+    def close(self, *, alive: bool = False, never: str | None = None) -> None:
         """Set the status of the MLflow run to how the run directory stands."""
         run = self.tracked.run
         end = running(run.num_attempts) if alive else outcome(run)
+        if never and end.state == "scheduled":
+            end = Outcome("stopped", 0, never)
         last = attempts(run).get(end.attempt, {}) | run.agreed_end(end.attempt)
         # Not when the launcher ended, which waited for this: a later sync must say the same.
         ended_s = last.get("trained_until_s") or last.get("ended_s")

@@ -118,14 +118,16 @@ def test_a_job_that_is_gone_is_not_waited_for(
     append_json_line(run.jobs_file, {"slurm_job_id": "5", "num_steps": 14})
     (one,) = status.standings([run])
     assert (one.state, one.why) == ("stopped", f"ended before an attempt began (job 5: {said})")
+    assert status.never_begun([run]) == {run: one.why}
     run.begin_attempt()
+    assert status.never_begun([run]) == {}
     (one,) = status.standings([run])
     assert (one.state, one.why) == ("crashed", f"attempt 1 left no verdict (job 5: {said})")
 
 
 def test_a_long_reason_hides_no_number(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     attempt = run.begin_attempt()
-    reason = "diverged: " + "the loss became nan between steps 1 and 10. " * 12
+    reason = "diverged: " + "the loss became nan between steps 1 and 10. " * 8
     verdict = {"verdict": "never_restart", "step": 3, "attempt": attempt, "reason": reason}
     run.write_json(run.verdict_file, verdict)
     status.show_table(status.standings([run]))

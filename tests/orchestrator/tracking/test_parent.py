@@ -76,6 +76,22 @@ def test_a_sweep_ends_with_its_last_run(scenes, sweep, last, status):
         assert parent_status(scenes[0]) == "RUNNING"
 
 
+def test_a_point_that_will_never_begin_does_not_keep_a_sweep_running(scenes, sweep):
+    for scene in scenes:
+        sync(scene.run.path)
+    for scene in scenes[:2]:
+        end(scene, "finished")
+    assert parent_status(scenes[0]) == "RUNNING"
+    sync(scenes[2].run.path, never="ended before an attempt began (job 7: CANCELLED)")
+    assert parent_status(scenes[0]) == "KILLED"
+    assert scenes[2].shown().info.status == "KILLED"
+    assert "job 7: CANCELLED" in scenes[2].shown().data.tags["tahoe.verdict"]
+    with scenes[2].run.lock():  # submitted again
+        scenes[2].run.begin_attempt()
+        sync(scenes[2].run.path, never="not true any more")
+    assert parent_status(scenes[0]) == "RUNNING"
+
+
 @pytest.mark.slow
 def test_children_are_named_by_what_differs(scenes, sweep):
     sync(scenes[1].run.path)
