@@ -38,6 +38,19 @@ def test_a_job_on_two_nodes_is_the_local_run(jobs: Jobs, undisturbed: RunDir) ->
     assert end["exit_code"] == 0
 
 
+@pytest.mark.parametrize("is_script", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_ranks_know_their_names_where_jobs_get_no_environment(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, *, is_script: bool
+) -> None:
+    export = ["+cluster.additional_parameters.export=NONE"] if is_script else []
+    if not is_script:
+        monkeypatch.setenv("SBATCH_EXPORT", "NONE")  # as some sites have it
+    run = jobs.submit(f"export {is_script}", "recipe.steps=4", *export)
+    jobs.wait_for_end(run)
+    assert run.is_finished, everything_said(run)
+    assert run.num_attempts == 1
+
+
 @pytest.mark.slow
 def test_a_time_limit_only_makes_more_attempts(jobs: Jobs, undisturbed: RunDir) -> None:
     # Slurm looks at limits every 30 s, so it warns after 25 to 55 s; the work takes 60.
