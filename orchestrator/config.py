@@ -37,6 +37,7 @@ SAFE_KEYS = (
     "checkpoint.keep_last",
     "checkpoint.keep_best",
     "checkpoint.keep_every_steps",
+    "checkpoint.max_failed_saves",
     "model.published",  # a corrected quotation does not make another run
     "data.url",  # the data set may have moved; its fingerprint is checked
     "data.num_workers",

@@ -281,11 +281,15 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
     # Of a name that no other process has, on any node that sees this directory.
     temporary = path.with_name(f"{path.name}.{uuid4().hex[:8]}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:  # a full disk: what is left of it would only take up room
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def append_json_line(path: Path, value: Mapping[str, Any]) -> None:

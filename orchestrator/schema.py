@@ -295,6 +295,7 @@ class Checkpoint:
     keep_last: Annotated[int, Field(ge=2)]  # the newest may be the one found damaged
     keep_best: Literal["val/top1", "val/top5", "val/loss"] | None = "val/top1"
     keep_every_steps: PositiveInt | None
+    max_failed_saves: PositiveInt = 3
 
     def __post_init__(self) -> None:
         if self.every_steps is None and self.every_minutes is None:

@@ -19,7 +19,7 @@ import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import file_digest, sha256
 from io import BufferedRandom
@@ -233,6 +233,12 @@ class CheckpointStore:
             files.remove_directory(self.location(step))
         return sorted(set(gone) & set(published))
 
+    def discard(self, step: int) -> None:
+        """Remove what a failed save has left, as far as the store lets us: it takes up room."""
+        with suppress(OSError):
+            if not self._is_published(step):
+                files.remove_directory(self.location(step))
+
     def abandon_uploads(self) -> None:
         """End uploads that kills have left unfinished, where the store lets us."""
         try:
@@ -289,7 +295,12 @@ def _write(url: str, part: Part) -> tuple[int, str]:
     """Write a file, and return its size and digest."""
     with files.create(url) as file:
         hashed = HashedFile(file)
-        part(hashed)  # type: ignore[arg-type]  # as much of a file as torch.save asks for
+        try:
+            part(hashed)  # type: ignore[arg-type]  # as much of a file as torch.save asks for
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch.save then misses bytes of its own
+                raise error.__context__ from None
+            raise
     return hashed.num_bytes, hashed.sha256.hexdigest()
 
 

@@ -1,7 +1,7 @@
 """A rank that is hurt in a save: `tahoe drill` starts it in place of orchestrator.training.worker.
 
 TAHOE_HURT says how: `{"how": "die", "call": 3}` ends the process at the fourth call that writes,
-counted over all saves of this attempt; `"full"` lets the call fail as a full disk does.
+counted over all saves of this attempt; `"full"` lets it and all later ones fail for want of room.
 """
 
 import errno
@@ -22,12 +22,12 @@ def main(arguments: Sequence[str]) -> int:
     """Run this rank, hurt if it is the one that saves."""
     wanted = json.loads(os.environ["TAHOE_HURT"])
     if wanted and os.environ["RANK"] == "0":
-        watch(_At(wanted["call"], _die if wanted["how"] == "die" else _run_out))
+        watch(_From(wanted["call"], _die if wanted["how"] == "die" else _run_out))
     return worker.main(arguments)
 
 
-class _At:
-    """Calls something at the n-th call, whichever thread makes it."""
+class _From:
+    """Calls something at the n-th call and all later ones, whichever thread makes them."""
 
     def __init__(self, number: int, action: Callable[[], None]) -> None:
         self._count, self._number, self._action = itertools.count(), number, action
@@ -35,8 +35,8 @@ class _At:
 
     def __call__(self) -> None:
         with self._lock:
-            is_now = next(self._count) == self._number
-        if is_now:
+            is_due = next(self._count) >= self._number
+        if is_due:
             self._action()
 
 

@@ -18,6 +18,10 @@ from orchestrator.training.state import TrainState
 log = logging.getLogger(__name__)
 
 
+class SaveError(Exception):
+    """What was to be saved is not, and training is not to go on without."""
+
+
 class Saver:
     """Writes the checkpoints of a run, on the rank that does."""
 
@@ -29,14 +33,15 @@ class Saver:
         self._snapshot = Snapshot()
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
+        self._failed: list[str] = []  # why, of the saves since the last that succeeded
 
     def save(self, state: TrainState, step: int, metrics: Mapping[str, float]) -> None:
         """Copy the state, and begin to write it.
 
         Raises:
-            Exception: what the write before has failed with.
+            SaveError: the write before has failed, and too many before it.
         """
-        self.finish()
+        self._settle()
         self._saved_s = time.monotonic()
         parts = self._snapshot.take(state, step)
         self._writing = self._pool.submit(self._write, step, parts, metrics)
@@ -50,25 +55,58 @@ class Saver:
         return True
 
     def check(self) -> None:
-        """Raise what a write has failed with since the last call; it must not go unnoticed."""
+        """Tell of a write that has failed since the last call; it must not go unnoticed.
+
+        Raises:
+            SaveError: too many have failed in a row.
+        """
         if self._writing is not None and self._writing.done():
-            self.finish()
+            self._settle()
 
     def finish(self) -> None:
         """Return when nothing is being written any more.
 
         Raises:
-            Exception: what the write has failed with.
+            SaveError: the last write has failed, and none will follow it.
         """
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
+        self._settle()
+        if self._failed:
+            raise SaveError(f"{self._failed[-1]}. Make room, and resume: it will be done again")
+
+    def _settle(self) -> None:
+        """Wait for the write, and count it if it has failed."""
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        try:
             writing.result()
+        except OSError as error:
+            self._failed.append(str(error))
+        else:
+            self._failed.clear()
+            return
+        num, allowed = len(self._failed), self._keep.max_failed_saves
+        if num >= allowed:
+            raise SaveError(
+                f"{num} saves in a row have failed (checkpoint.max_failed_saves={allowed}). The "
+                f"last: {self._failed[-1]}. Make room, and resume: the checkpoint before is whole"
+            )
+        log.error(
+            "%s. Training goes on, and saves again at the next occasion; it ends after %d failures "
+            "in a row, and this is number %d",
+            *(self._failed[-1], allowed, num),
+        )
 
     def clean_up(self) -> None:
         """Begin to remove what an attempt that was killed in the middle of an upload has left."""
         self._writing = self._pool.submit(self._store.abandon_uploads)
 
     def _write(self, step: int, parts: Mapping[str, Part], metrics: Mapping[str, float]) -> None:
-        self._store.save(step, parts, metrics)
+        try:
+            self._store.save(step, parts, metrics)
+        except OSError as error:
+            self._store.discard(step)
+            where = self._store.location(step)
+            raise OSError(f"step {step} could not be saved to {where}: {error}") from error
         self._store.prune(kept(self._store.manifests(), self._keep) | {self.resumed_from})
         log.info("saved step %d to %s", step, self._store.shown(step))

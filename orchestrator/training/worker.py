@@ -22,6 +22,7 @@ from orchestrator.training import startup
 from orchestrator.training.verdict import NeverRestartError, StopRequest, Verdict
 
 _STOPPING_DRAIN_S = 10.0
+_CRASHED = 1  # as an exception would end it
 log = logging.getLogger(__name__)
 
 
@@ -63,6 +64,7 @@ def _attempt(
     from data_sharding.manifest import DataError
     from orchestrator.training.checkpoint import CheckpointError
     from orchestrator.training.metrics import MetricLog
+    from orchestrator.training.saver import SaveError
     from orchestrator.training.train import train
     from orchestrator.training.watchdog import watching
     from orchestrator.training.world import join_world
@@ -82,6 +84,9 @@ def _attempt(
     except hopeless as error:
         log.error("%s", error)  # without a traceback, which would hide what it says
         return Verdict("never_restart", None, str(error))
+    except SaveError as error:
+        log.error("%s", error)
+        sys.exit(_CRASHED)  # without a verdict: there may be room at another time
 
 
 def _ships(config: Config) -> bool:

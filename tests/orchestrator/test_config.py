@@ -181,7 +181,7 @@ def test_a_config_cannot_be_changed(values: dict[str, Any]) -> None:
 SAFE_SECTIONS = ("launcher", "cluster", "logging", "tracking", "model.published", "data.expected")
 SAFE_KEYS = {
     *("run_dir", "runs_dir", "if_finished", "data.url", "data.num_workers", "strategy"),
-    *("checkpoint.keep_last", "checkpoint.keep_best"),
+    *("checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.max_failed_saves"),
     *("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep_every_steps"),
 }
 

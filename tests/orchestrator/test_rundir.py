@@ -77,6 +77,27 @@ def whole_number(run: RunDir) -> int:
     return number
 
 
+NO_ROOM = """
+import pathlib, resource, sys
+from orchestrator.rundir import write_atomic
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    write_atomic(pathlib.Path(sys.argv[1]), "x" * 2000)
+except OSError:
+    sys.exit(75)
+"""
+
+
+def test_a_writer_that_finds_no_room_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.json"
+    file.write_text("old")
+    done = subprocess.run([sys.executable, "-c", NO_ROOM, str(file)], timeout=60, check=False)
+    assert done.returncode == 75
+    assert [*tmp_path.iterdir()] == [file]
+    assert file.read_text() == "old"
+
+
 def test_text_and_bytes_are_written_as_they_are(tmp_path: Path) -> None:
     write_atomic(tmp_path / "text", "ä\r\n")
     write_atomic(tmp_path / "bytes", b"\xff\r\n")

@@ -1,19 +1,27 @@
 """Checkpoints that are written while training goes on."""
 
+import errno
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from running import Tahoe
 from torch import nn
 
+from orchestrator.rundir import RunDir
 from orchestrator.schema import Checkpoint, Config
 from orchestrator.training.checkpoint import CheckpointStore, Part
 from orchestrator.training.restore import restore
-from orchestrator.training.saver import Saver
+from orchestrator.training.saver import SaveError, Saver
 from orchestrator.training.state import TrainState
 from orchestrator.training.world import World
 
@@ -86,21 +94,83 @@ def test_a_save_waits_for_the_one_before(tmp_path: Path, state: TrainState) -> N
     assert store.steps() == [1, 2]
 
 
-@pytest.mark.parametrize("notice", [Saver.check, Saver.finish, lambda s: s.save(None, 2, {})])
-def test_a_failure_is_noticed(
-    tmp_path: Path, state: TrainState, notice: Callable[[Saver], None]
+@dataclass(frozen=True)
+class Full(CheckpointStore):
+    """A store without room for the saves of some steps."""
+
+    too_much: tuple[int, ...] = ()
+
+    def save(self, step: int, parts: Mapping[str, Part], metrics: Mapping[str, float]) -> None:
+        def run_out(file: Any) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        more = {"rest": run_out} if step in self.too_much else {}
+        super().save(step, {**parts, **more}, metrics)
+
+
+def test_training_goes_on_while_saves_fail_until_too_many_do(
+    tmp_path: Path, state: TrainState, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = Slow(str(tmp_path), error=OSError("No space left on device"))
+    store = Full(str(tmp_path), too_much=(2, 3, 5, 6, 7))
+    saver = Saver(store, replace(KEEP, max_failed_saves=3))
+    for step in (1, 2, 3, 4, 5, 6, 7):
+        saver.save(state, step, {})
+    with pytest.raises(SaveError, match="No space left"):
+        saver.finish()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000001", "step-000000004"]
+    told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert [step for step in range(1, 8) if any(f"step {step} " in line for line in told)] == [
+        *(2, 3, 5, 6)
+    ]
+    saver.check()  # told once
+
+
+def test_the_last_save_must_not_fail(tmp_path: Path, state: TrainState) -> None:
+    saver = Saver(Full(str(tmp_path), too_much=(2,)), KEEP)
+    saver.save(state, 1, {})
+    saver.save(state, 2, {})
+    with pytest.raises(SaveError, match="step 2"):
+        saver.finish()
+
+
+def test_what_is_no_want_of_room_is_a_failure(tmp_path: Path, state: TrainState) -> None:
+    store = Slow(str(tmp_path), error=TypeError("a mistake of ours"))
+    store.go.set()
     saver = Saver(store, KEEP)
     saver.save(state, 1, {})
-    saver.check()  # it goes on
-    store.go.set()
-    assert saver._writing is not None
-    saver._writing.exception(DEADLINE_S)
-    with pytest.raises(OSError, match="No space left"):
-        notice(saver)
-    saver.check()  # told once
-    saver.finish()
+    with pytest.raises(TypeError, match="ours"):
+        saver.save(state, 2, {})
+
+
+HURT = """
+import sys
+from orchestrator.launch.compose import compose
+from orchestrator.launch.create import open_run
+from orchestrator.launch.local import run_attempt
+
+(composed,) = compose(sys.argv[1:])
+run, plan = open_run(composed)
+sys.exit(run_attempt(run, composed.config, plan, "orchestrator.training.hurt"))
+"""
+
+
+@pytest.mark.slow
+def test_an_attempt_on_a_full_disk_can_be_started_again(tahoe: Tahoe, digits: Path) -> None:
+    often = ("recipe.steps=12", "checkpoint.every_steps=2", "checkpoint.keep_best=null")
+    where = (f"data.url='{digits}'", f"run_dir='{tahoe.cwd / 'run'}'", "tracking=none")
+    environ = os.environ | {"TAHOE_HURT": json.dumps({"how": "full", "call": 200})}
+    command = [sys.executable, "-c", HURT, *often, *where, "checkpoint.max_failed_saves=2"]
+    assert subprocess.run(command, env=environ, timeout=60, check=False).returncode == 1
+
+    run = RunDir(tahoe.cwd / "run")
+    text = (run.log_dir(1) / "rank-00000.log").read_text()
+    assert "Traceback" not in text
+    assert "No space left" in text.splitlines()[-1]
+    assert run.read_json(run.verdict_file) is None  # so that it may be started again
+    steps = CheckpointStore(str(run.checkpoints_dir)).steps()
+    assert 0 < steps[-1] < 12
+    assert len([*run.checkpoints_dir.iterdir()]) == len(steps)
+    tahoe("resume", "run")
 
 
 def test_what_an_attempt_began_with_stays(tmp_path: Path, state: TrainState) -> None:
