@@ -13,6 +13,7 @@ MAX_NAMES = 300
 # What is done with an image to which a rule applies.
 RULES = {
     "corrupt": "cannot be decoded: left out",
+    "too_large": "more pixels than are decoded (a bomb would fill the memory): left out",
     "damaged": "decode with damage, so that parts are grey or wrong: kept",
     "damaged_left_out": "decode with damage, so that parts are grey or wrong: left out",
     "leak": "training images that lie in val too: left out of train",

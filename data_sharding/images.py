@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from data_sharding.deep_greys import is_deep, to_8_bits
 from data_sharding.formats import EXTENSIONS
-from data_sharding.shard import BadSample
+from data_sharding.shard import BadSample, TooLarge
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb: 256 MiB of RGB
 
@@ -40,11 +40,11 @@ def open_image(data: bytes | memoryview) -> Image.Image:
     except UnidentifiedImageError as error:  # whose message is a memory address
         raise BadSample(f"is none of {', '.join(EXTENSIONS)}") from error
     except Image.DecompressionBombError as error:  # twice the limit below
-        raise BadSample(f"is too large: {error}") from error
+        raise TooLarge(f"is too large: {error}") from error
     except Exception as error:  # decoders raise anything on hostile bytes
         raise undecodable(error) from error
     if image.width * image.height > MAX_PIXELS:
-        raise BadSample(
+        raise TooLarge(
             f"is too large: {image.width} x {image.height} pixels, more than {MAX_PIXELS}"
         )
     return image

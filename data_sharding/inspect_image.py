@@ -24,7 +24,7 @@ from data_sharding.images import (
     orientation,
     stored_size,
 )
-from data_sharding.shard import BadSample
+from data_sharding.shard import BadSample, TooLarge
 
 _EXIF = b"Exif\0\0"
 _ORIENTATION = 0x0112
@@ -57,9 +57,7 @@ def inspect(data: bytes, extension: str, *, decode: bool = True) -> Look:
         raise BadSample("is empty")
     look = _look_at_jpeg(data) or _look_with_pillow(data)
     if look.width * look.height > MAX_PIXELS:
-        raise BadSample(
-            f"is too large: {look.width} x {look.height} pixels, more than {MAX_PIXELS}"
-        )
+        raise TooLarge(f"is too large: {look.width} x {look.height} pixels, more than {MAX_PIXELS}")
     if decode or look.extension not in _TELLING_THEIR_END:
         look = look._replace(damage=find_damage(data))
     accepted = next(names for names in EXTENSIONS.values() if look.extension in names)

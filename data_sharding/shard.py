@@ -69,6 +69,10 @@ class BadSample(Exception):  # noqa: N818  a fact about the data, not about the 
         self.labels = labels
 
 
+class TooLarge(BadSample):
+    """An image may be sound, and has more pixels than are decoded."""
+
+
 class ShardReader:
     """The samples of a local shard; usable as a context manager.
 

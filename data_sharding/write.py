@@ -50,6 +50,7 @@ Progress = Callable[[int, int], None]  # images dealt with, of all
 
 _DUPLICATES = "duplicates"
 _MAX_NAMED = 10
+_LEFT_OUT = {"corrupt": "corrupt", "too_large": "too large"}  # rules, and words for them
 
 
 @dataclass(frozen=True)
@@ -285,7 +286,7 @@ class _Writing:
 
 
 class _Judge:
-    """Counts corrupt images, and stops the writing when there are too many."""
+    """Counts images that are left out, and stops the writing when there are too many."""
 
     def __init__(self, num_files: int, checks: Checks | None) -> None:
         self._num_files, self._found = num_files, Findings()
@@ -293,12 +294,13 @@ class _Judge:
 
     def __call__(self, shard: Finished) -> None:
         self._found.merge(shard.findings)
-        num_bad = self._found.counts["corrupt"]
+        num_bad = sum(self._found.counts[rule] for rule in _LEFT_OUT)
         if num_bad > self._max_bad_share * self._num_files:
-            named = self._found.names["corrupt"]
+            named = [name for rule in _LEFT_OUT for name in self._found.names.get(rule, ())]
+            kinds = " or ".join(_LEFT_OUT[rule] for rule in _LEFT_OUT if self._found.counts[rule])
             more = f" and {num_bad - _MAX_NAMED} more" if num_bad > _MAX_NAMED else ""
             raise DataError(
-                f"{num_bad} of {self._num_files} images or more are corrupt, and --max-bad-share "
+                f"{num_bad} of {self._num_files} images or more are {kinds}, and --max-bad-share "
                 f"allows {self._max_bad_share:g} of them: {'; '.join(named[:_MAX_NAMED])}{more}. "
                 f"{GO_ON} Mend or remove them, or allow for more (--max-bad-share)."
             )

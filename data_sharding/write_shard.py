@@ -20,7 +20,7 @@ from data_sharding.journal import Journal
 from data_sharding.labels import LabelRule
 from data_sharding.manifest import DataError, ShardInfo
 from data_sharding.reencode import Shrink
-from data_sharding.shard import BadSample
+from data_sharding.shard import BadSample, TooLarge
 from data_sharding.sources import Sample, Source
 from data_sharding.tar_stream import TarStream
 
@@ -39,7 +39,7 @@ class Checks:
     """What is done to the images on their way; whatever is found goes into `report.json`.
 
     Args:
-        max_bad_share: of the files that may be corrupt; these are left out.
+        max_bad_share: of the files that may be corrupt or too large; these are left out.
         shrink: how images are made smaller; None stores all as they are.
         dedupe: leave out of train what lies there before or in val.
         drop_damaged: leave out what decodes with damage; else it is kept. It is named either way.
@@ -163,7 +163,8 @@ class _Shard:
             try:
                 inspected = self._inspected(sample, data, self._job.checks)
             except BadSample as error:
-                self._findings.add("corrupt", f"{self._job.source.name(sample)}: {error}")
+                rule = "too_large" if isinstance(error, TooLarge) else "corrupt"
+                self._findings.add(rule, f"{self._job.source.name(sample)}: {error}")
                 return
             if inspected is None:
                 return

@@ -123,7 +123,7 @@ def _add_shard_options(verb: argparse.ArgumentParser, per_shard: int) -> None:
 
 
 def _add_check_options(verb: argparse.ArgumentParser) -> None:
-    bad_help = "of all images that may be corrupt and left out (default %(default)s)"
+    bad_help = "of images that may be left out, corrupt or too large (default %(default)s)"
     verb.add_argument("--max-bad-share", type=float, default=0.01, metavar="SHARE", help=bad_help)
     dedupe_help = "leave out of train what is there twice, or in val: the same bytes"
     verb.add_argument("--dedupe", action="store_true", help=dedupe_help)

@@ -72,6 +72,13 @@ def trial(shrink: Shrink, source: Source, seed: int) -> None:
     """Make some images smaller and print what that does to them."""
     found = try_out(shrink, source, seed)
     console = _console()
+    if not found.num_images:
+        console.print("None of the training images drawn by the seed can be decoded.")
+        return
+    if not found.num_shrunk:
+        drawn = counted(found.num_images, "training image")
+        console.print(f"Of {drawn}, drawn by the seed, none is larger than asked for.")
+        return
     console.print(
         f"{found.num_shrunk} of {found.num_images} training images, drawn by the seed, are too "
         "large. What making them smaller does to all of these:"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from foreign import contents, encoded, jpeg, photo, png
+from foreign import bomb, contents, encoded, jpeg, photo, png
 
 from data_sharding.dedupe import find_duplicates
 from data_sharding.findings import MAX_NAMES, Findings
@@ -170,6 +170,16 @@ def test_too_many_corrupt_images_stop_it(tmp_path: Path, num_workers: int) -> No
     kept = {path: path.stat().st_mtime_ns for path in url.glob("val/*.tar")}
     assert write(root, url, Checks(max_bad_share=2 / 40), num_workers).report
     assert {path: path.stat().st_mtime_ns for path in url.glob("val/*.tar")} == kept
+
+
+def test_a_large_image_is_not_called_corrupt(tmp_path: Path) -> None:
+    root = make(tmp_path / "pets", {**pets(), "train/a/bomb.png": bomb(), "val/b/8.jpg": b"x"})
+    found = rules(write(root, tmp_path / "set"))
+    assert found["corrupt"][0] == 1
+    num, (name,) = found["too_large"]
+    assert (num, name.partition(": is too large")[0]) == (1, "train/a/bomb.png")
+    with pytest.raises(DataError, match="2 of 42 images or more are corrupt or too large"):
+        write(root, tmp_path / "other", Checks(max_bad_share=0.03))
 
 
 def test_all_of_a_split_is_corrupt(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from foreign import contents, encoded, jpeg, photo, png
+from foreign import bomb, contents, encoded, jpeg, photo, png
 from running import Tahoe
 from s3 import S3
 
@@ -75,6 +75,20 @@ def test_csv_with_several_labels(tahoe: Tahoe, pets: Path) -> None:
     assert "1 of 40 images or more are corrupt" in stopped.stderr
     tahoe("shard", "csv", str(pets / "list.csv"), "other", *settings, "--max-bad-share", "0.1")
     assert read_manifest(str(tahoe.cwd / "other"), "train").labels.kind == "none"
+
+
+def test_no_table_without_an_image_in_it(tahoe: Tahoe, tmp_path: Path) -> None:
+    for number in range(4):
+        path = (
+            tmp_path / "huge" / ("train", "val")[number % 2] / "ab"[number // 2] / f"{number}.png"
+        )
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bomb())
+    done = tahoe("shard", "folder", str(tmp_path / "huge"), "set", "--max-side", "9", check=False)
+    assert done.returncode == 1
+    assert "can be decoded" in done.stdout
+    assert "before" not in done.stdout
+    assert "4 images or more are too large" in done.stderr
 
 
 def test_options_that_make_no_sense(tahoe: Tahoe, pets: Path) -> None:
