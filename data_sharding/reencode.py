@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
+from data_sharding import jpeg
 from data_sharding.deep_greys import is_deep
-from data_sharding.images import convert, load_image
+from data_sharding.images import MAX_PIXELS, convert, load_image
 from data_sharding.inspect_image import inspect
 from data_sharding.manifest import DataError
 from data_sharding.shard import BadSample
@@ -75,6 +77,34 @@ class Shrink:
         """
         file = BytesIO()
         self.resized(data).save(file, "JPEG", quality=self.quality, subsampling="4:2:0")
+        return file.getvalue()
+
+    def apply_scaled(self, data: bytes) -> bytes | None:
+        """Return a JPEG of one that has more pixels than are decoded whole; None where that fails.
+
+        An ordinary JPEG is decoded at a fraction of its size, row by row, which takes the memory
+        of the result; a progressive one would be held whole.
+
+        Raises:
+            BadSample: it is damaged.
+        """
+        header = jpeg.read_header(memoryview(data))
+        size = self.size(header.width, header.height) if header else None
+        if header is None or size is None:
+            return None
+        width, height = (round(_REDUCING_GAP * side) for side in size)
+        eighths = (width + header.width // 8 + 1) * (height + header.height // 8 + 1)
+        if width > header.width or height > header.height or eighths > MAX_PIXELS:
+            return None
+        try:
+            pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
+        except ValueError as error:
+            raise BadSample(f"cannot be decoded: {error}") from error
+        file = BytesIO()
+        small = Image.fromarray(pixels).resize(
+            size, Image.Resampling.LANCZOS, reducing_gap=_REDUCING_GAP
+        )
+        small.save(file, "JPEG", quality=self.quality, subsampling="4:2:0")
         return file.getvalue()
 
     def resized(self, data: bytes) -> Image.Image:

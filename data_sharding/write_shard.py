@@ -192,9 +192,16 @@ class _Shard:
 
     def _inspected(self, sample: Sample, data: bytes, checks: Checks) -> tuple[bytes, str] | None:
         """Return the bytes to be stored and the extension that suits them; None to leave it out."""
-        look = inspect(data, sample.extension, decode=checks.decode)
-        name = self._job.source.name(sample)
-        extension, shrink = look.extension, checks.shrink
+        name, shrink = self._job.source.name(sample), checks.shrink
+        try:
+            look = inspect(data, sample.extension, decode=checks.decode)
+        except TooLarge:
+            scaled = shrink.apply_scaled(data) if shrink else None
+            if scaled is None:
+                raise
+            self._findings.add("shrunk", name)
+            return scaled, "jpg"
+        extension = look.extension
         if look.damage:
             rule = "damaged_left_out" if checks.drop_damaged else "damaged"
             self._findings.add(rule, f"{name}: {look.damage}")

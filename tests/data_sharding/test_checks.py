@@ -4,10 +4,12 @@ import json
 import shutil
 import tarfile
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 from foreign import bomb, contents, encoded, jpeg, photo, png
+from PIL import Image
 
 from data_sharding.dedupe import find_duplicates
 from data_sharding.findings import MAX_NAMES, Findings
@@ -180,6 +182,24 @@ def test_a_large_image_is_not_called_corrupt(tmp_path: Path) -> None:
     assert (num, name.partition(": is too large")[0]) == (1, "train/a/bomb.png")
     with pytest.raises(DataError, match="2 of 42 images or more are corrupt or too large"):
         write(root, tmp_path / "other", Checks(max_bad_share=0.03))
+
+
+def test_a_huge_jpeg_is_made_smaller(tmp_path: Path) -> None:
+    huge = Image.new("RGB", (18_000, 5_000), (200, 40, 20))
+    huge.paste((20, 60, 180), (9_000, 0, 18_000, 5_000))
+    data = encoded(huge)
+    images = {**pets(), "train/a/huge.jpg": data, "train/b/cut.jpg": data[: len(data) // 2]}
+    root = make(tmp_path / "pets", images)
+    found = rules(write(root, tmp_path / "set", Checks(0.5, shrink=Shrink(max_side=360))))
+    assert found["shrunk"][0] == 1
+    assert sum(num for rule, (num, _) in found.items() if rule in ("corrupt", "too_large")) == 1
+    members = {k: d for shard in stored(tmp_path / "set").values() for k, (_, d) in shard.items()}
+    (small,) = (data for key, data in members.items() if key.endswith("-huge"))
+    image = Image.open(BytesIO(small))
+    assert image.size == (360, 100)
+    for x, colour in ((90, (200, 40, 20)), (270, (20, 60, 180))):
+        assert image.getpixel((x, 50)) == pytest.approx(colour, abs=6)
+    assert rules(write(root, tmp_path / "whole"))["too_large"][0] == 1
 
 
 def test_all_of_a_split_is_corrupt(tmp_path: Path) -> None:
