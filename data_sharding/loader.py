@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from data_sharding.batches import BatchSet, Filled
 from data_sharding.manifest import DataError
 from data_sharding.prefetch import Progress, prefetching
-from data_sharding.ring import Ring
+from data_sharding.ring import SHARED_MEMORY, Ring
 from data_sharding.workers import end_with_the_rank, end_workers, fork_server, signals_blocked
 
 _AHEAD = 2  # batches that every worker makes before they are asked for
@@ -50,34 +50,59 @@ def load(
 
     0 workers reads in this process. With `pin_memory` the device copies from where they lie.
     """
-    ahead = ExitStack()
-    progress = ahead.enter_context(
-        prefetching(dataset.shards.store, dataset.shards.manifest.shards, names, dataset.shards_of)
-    )
-    num_slots = _AHEAD * num_workers + _HELD
-    ring = Ring(num_slots, dataset.max_bytes, shared=num_workers > 0, pinned=pin_memory)
-    loader: DataLoader[tuple[int, Filled | DataError]] = DataLoader(
-        _InRing(dataset, ring),
-        batch_size=None,
-        sampler=_Numbered(names, num_slots),
-        num_workers=num_workers,
-        prefetch_factor=_AHEAD if num_workers else None,
-        collate_fn=_as_it_is,
-        worker_init_fn=_begin_worker,
-        multiprocessing_context=fork_server(__name__) if num_workers else None,
-        generator=torch.Generator(),  # a seed is drawn here, though nobody uses it
-    )
-    with signals_blocked() if num_workers else nullcontext():
-        made = iter(loader)
-    atexit.unregister(end_workers)
-    atexit.register(end_workers)  # anew, to come before what torch has registered just now
-    return _batches(made, ring, progress, ahead)
+    num_slots = _num_slots(num_workers)
+    with ExitStack() as begun:  # which is ended if the rest fails
+        shards = dataset.shards
+        progress = begun.enter_context(
+            prefetching(shards.store, shards.manifest.shards, names, dataset.shards_of)
+        )
+        ring = begun.enter_context(
+            Ring(num_slots, dataset.max_bytes, shared=num_workers > 0, pinned=pin_memory)
+        )
+        loader: DataLoader[tuple[int, Filled | DataError]] = DataLoader(
+            _InRing(dataset, ring),
+            batch_size=None,
+            sampler=_Numbered(names, num_slots),
+            num_workers=num_workers,
+            prefetch_factor=_AHEAD if num_workers else None,
+            collate_fn=_as_it_is,
+            worker_init_fn=_begin_worker,
+            multiprocessing_context=fork_server(__name__) if num_workers else None,
+            generator=torch.Generator(),  # a seed is drawn here, though nobody uses it
+        )
+        made = _started(loader)
+        return _batches(made, ring, progress, begun.pop_all())
+
+
+def _started(loader: "DataLoader[Any]") -> Iterator[tuple[int, Filled | DataError]]:
+    """Start the workers; whatever comes of it, this process ends them when it ends."""
+    try:
+        with signals_blocked() if loader.num_workers else nullcontext():
+            return iter(loader)
+    except OSError as error:
+        raise DataError(
+            f"the {loader.num_workers} workers that read data cannot be started: {error}. Nothing "
+            f"can be loaded. Look at what is left of {SHARED_MEMORY} (docker: --shm-size), of open "
+            "files and of processes (ulimit -n, -u), or set data.num_workers lower."
+        ) from error
+    finally:
+        atexit.unregister(end_workers)
+        atexit.register(end_workers)  # anew, to come before what torch has registered just now
+
+
+def ring_bytes(dataset: BatchSet, num_workers: int) -> int:
+    """Return the shared memory that `load` takes for a data set."""
+    return _num_slots(num_workers) * dataset.max_bytes if num_workers else 0
+
+
+def _num_slots(num_workers: int) -> int:
+    return _AHEAD * num_workers + _HELD
 
 
 def _batches(
-    made: Iterator[tuple[int, Filled | DataError]], ring: Ring, progress: Progress, ahead: ExitStack
+    made: Iterator[tuple[int, Filled | DataError]], ring: Ring, progress: Progress, begun: ExitStack
 ) -> Generator[Batch, None, None]:
-    with ahead, ring:
+    with begun:
         for slot, filled in made:
             if isinstance(filled, DataError):
                 raise filled

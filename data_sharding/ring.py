@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data_sharding.manifest import DataError
 
-_SHARED_MEMORY = "/dev/shm"  # noqa: S108  where torch puts what processes share
+SHARED_MEMORY = "/dev/shm"  # noqa: S108  where torch puts what processes share
 
 
 class Ring:
@@ -29,7 +29,7 @@ class Ring:
 
     def __init__(self, num_slots: int, num_bytes: int, *, shared: bool, pinned: bool) -> None:
         if shared:
-            _check_space(num_slots * num_bytes)
+            check_space(num_slots * num_bytes)
         self._slots = torch.zeros(num_slots, num_bytes, dtype=torch.uint8)
         self._is_pinned = False
         if shared:
@@ -70,12 +70,18 @@ class Ring:
         self._is_pinned = int(error) == 0
 
 
-def _check_space(num_bytes: int) -> None:
-    stat = os.statvfs(_SHARED_MEMORY)
+def check_space(num_bytes: int) -> None:
+    """Check that there is so much shared memory.
+
+    Raises:
+        DataError: there is not.
+    """
+    stat = os.statvfs(SHARED_MEMORY)
     free = stat.f_bavail * stat.f_frsize
     if num_bytes > free:
         raise DataError(
             f"the batches on their way from the workers need {num_bytes / 1e6:.0f} MB of shared "
-            f"memory, and {_SHARED_MEMORY} has {free / 1e6:.0f} MB: nothing can be loaded. Give it "
-            "more (docker: --shm-size), or set data.num_workers or the micro-batch lower."
+            f"memory, and {SHARED_MEMORY} has {free / 1e6:.0f} MB: nothing can be loaded. Give it "
+            "more (docker: --shm-size), or set data.num_workers, evaluate.batch_size or the "
+            "micro-batch lower."
         )

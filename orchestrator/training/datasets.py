@@ -12,14 +12,15 @@ import numpy as np
 from data_sharding import files
 from data_sharding.augment import ChooseView, padded_crop, random_resized_crop, scaled_crop
 from data_sharding.balance import BalancedOrder, read_class_index
-from data_sharding.batches import EvalSet, TrainOrder, TrainSet
+from data_sharding.batches import BatchSet, EvalSet, TrainOrder, TrainSet
 from data_sharding.cache import CacheSettings, cache_directory, room_warning
 from data_sharding.curriculum import ImageSizes
 from data_sharding.distort import Distortion, make_distortion
-from data_sharding.loader import Batch
+from data_sharding.loader import Batch, ring_bytes
 from data_sharding.manifest import DataError, Manifest, read_manifest
 from data_sharding.order import Order
 from data_sharding.protocol import parse_protocol
+from data_sharding.ring import check_space
 from data_sharding.samples import ShardSet
 from data_sharding.stores import open_store
 from orchestrator.config import ConfigError
@@ -54,11 +55,9 @@ class Datasets:
         plan = make_plan(config, world_size, train, val)
         train_set = open_train_set(config, train, plan)
         _warn_of_small_cache(config, train_set, plan)
-        return cls(
-            train=train_set,
-            val=open_eval_set(config, "val", val),
-            plan=plan,
-        )
+        eval_set = open_eval_set(config, "val", val)
+        _check_shared_memory(config, train_set, eval_set)
+        return cls(train=train_set, val=eval_set, plan=plan)
 
 
 def open_train_set(config: Config, manifest: Manifest, plan: Plan) -> TrainSet:
@@ -106,6 +105,12 @@ def _cache_settings(config: Config) -> CacheSettings | None:
         part_timeout_s=cache.part_timeout_s,
         deadline_s=cache.deadline_s,
     )
+
+
+def _check_shared_memory(config: Config, *sets: BatchSet) -> None:
+    """Refuse now what would end at the first evaluation: all ranks here load two sets at a time."""
+    num_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    check_space(num_local * sum(ring_bytes(one, config.data.num_workers) for one in sets))
 
 
 def _warn_of_small_cache(config: Config, train_set: TrainSet, plan: Plan) -> None:

@@ -25,10 +25,11 @@ from data_sharding.counter import derive, uniform
 from data_sharding.curriculum import ImageSizes
 from data_sharding.distort import Distortion, make_distortion
 from data_sharding.folder_source import folder
-from data_sharding.loader import Batch, load
+from data_sharding.loader import Batch, load, ring_bytes
 from data_sharding.manifest import DataError, read_manifest
 from data_sharding.order import Order
 from data_sharding.protocol import parse_protocol
+from data_sharding.ring import check_space
 from data_sharding.samples import ShardSet
 from data_sharding.shard import BadSample, ShardError, ShardReader
 from data_sharding.sources import Sample, Source
@@ -334,7 +335,42 @@ def test_ten_crops_follow_each_other(url):
     assert len(found.labels) == 1
 
 
+def test_what_is_needed_of_shared_memory_is_known_before(url):
+    dataset = eval_set(url)
+    assert ring_bytes(dataset, 0) == 0
+    assert ring_bytes(dataset, 3) == (2 * 3 + 2) * dataset.max_bytes
+    check_space(ring_bytes(dataset, 3))
+    with pytest.raises(DataError, match=r"evaluate\.batch_size"):
+        check_space(10**16)
+
+
 # ---------------------------------------------------------------- processes
+
+CRAMPED = """
+import os, resource, sys
+sys.path += sys.argv[2:]
+from data_sharding.loader import load
+from data_sharding.manifest import DataError
+from fork_server import restart_fork_server
+from test_loader import names, train_set
+
+restart_fork_server()
+num_open, most = len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 30, most))
+try:
+    load(train_set(sys.argv[1]), names(0, 1), 16)
+except DataError as error:
+    print("refused:", error, flush=True)
+"""
+
+
+def test_workers_that_cannot_be_started_are_a_sentence_and_the_rank_ends(url):
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", CRAMPED, url, str(here), str(here.parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
+    assert done.stdout.startswith("refused: "), done.stderr
+    assert "data.num_workers" in done.stdout
+
 
 LOADING = """
 import signal, sys, time, torch
