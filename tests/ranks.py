@@ -30,6 +30,7 @@ def _on_rank(
     args: tuple[Any, ...],
 ) -> None:
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks}
+    names["LOCAL_WORLD_SIZE"] = num_ranks
     for name, value in {**names, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
         os.environ[name] = str(value)
     with join_world(config.cluster) as world:
