@@ -7,22 +7,15 @@ what it means where it is missing, so that runs from before it was there can go 
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic.dataclasses import dataclass
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from data_sharding.protocol import parse_protocol
+from orchestrator.schema_recipe import Recipe, Share, Size, schema_dataclass
 
 _INTERFACES = re.compile(r"[\w.:@\-]+(,[\w.:@\-]+)*")
-Share = Annotated[float, Field(ge=0, le=1)]
-Size = Annotated[int, Field(gt=0, le=16384)]
-_schema = dataclass(
-    frozen=True,
-    kw_only=True,
-    config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False),
-)
 
 
-@_schema
+@schema_dataclass
 class Published:
     """What a paper reports of a system.
 
@@ -53,7 +46,7 @@ class Published:
     traps: tuple[str, ...] = ()
 
 
-@_schema
+@schema_dataclass
 class Model:
     """A network: one of ours, `timm/NAME`, `torchvision/NAME` or `package.module:function`."""
 
@@ -62,7 +55,7 @@ class Model:
     published: Published | None
 
 
-@_schema
+@schema_dataclass
 class Augment:
     """The training view; see data_sharding.augment for the meaning of the numbers."""
 
@@ -82,43 +75,7 @@ class Augment:
                 raise ValueError(f"{name}={low, high} must be given as (from, to)")
 
 
-@_schema
-class Distort:
-    """What changes the pixels of a training image; see data_sharding.distort."""
-
-    policy: (
-        Literal["autoaugment", "randaugment", "trivialaugment", "augmix", "timm_randaugment"] | None
-    )
-    policy_options: dict[str, Any]
-    jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
-    noise_std: NonNegativeFloat
-    erase_prob: Share
-
-
-@_schema
-class Mix:
-    """Mixing of images and labels inside a micro-batch; alphas of 0 switch it off."""
-
-    mixup_alpha: NonNegativeFloat
-    cutmix_alpha: NonNegativeFloat
-    prob: Share
-
-
-@_schema
-class Progressive:
-    """Progressive resizing: the first size grows to data.image_size between two epochs."""
-
-    first_size: Size
-    from_epoch: NonNegativeFloat
-    to_epoch: PositiveFloat
-    multiple_of: PositiveInt
-
-    def __post_init__(self) -> None:
-        if self.from_epoch >= self.to_epoch:
-            raise ValueError(f"from_epoch={self.from_epoch} must be below to_epoch={self.to_epoch}")
-
-
-@_schema
+@schema_dataclass
 class Expected:
     """What the images of a known set are; it holds while data.name is that of the set.
 
@@ -131,7 +88,7 @@ class Expected:
     size: tuple[Size, Size] | None
 
 
-@_schema
+@schema_dataclass
 class Data:
     """A data set and how it is read."""
 
@@ -162,119 +119,7 @@ class Data:
             )
 
 
-@_schema
-class Optimizer:
-    """An optimizer by timm's name (`timm.optim.list_optimizers()`); "sgd" there is Nesterov's."""
-
-    name: str
-    lr: PositiveFloat
-    weight_decay: NonNegativeFloat
-    momentum: Share
-    decay_norm_and_bias: bool
-    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
-    bias_lr_share: PositiveFloat = 1.0
-    options: dict[str, Any]
-
-
-@_schema
-class Schedule:
-    """The learning rate as a function of the step.
-
-    `warmup_prefix`: the decay begins where the warm-up ends, and takes the steps that are left.
-    Without it the decay is that of the whole run, and the warm-up takes the place of its beginning.
-    None is True for `linear` alone.
-
-    `cycles` are the steps (from, to) over which cosine and linear fall, each time from the highest
-    rate; in between, and after the last, the rate stays. Empty: once, over the whole training. They
-    are there if a run was extended (`tahoe resume --schedule`), so that what it did stays true.
-    """
-
-    name: Literal["constant", "cosine", "linear", "step"]
-    warmup_epochs: NonNegativeFloat
-    warmup_prefix: bool | None = None
-    final_share: Share
-    drop_epochs: tuple[PositiveFloat, ...]
-    drop_every_epochs: PositiveFloat | None = None
-    drop_factor: PositiveFloat
-    cycles: tuple[tuple[NonNegativeInt, PositiveInt], ...] = ()
-
-    def __post_init__(self) -> None:
-        ends = [step for cycle in self.cycles for step in cycle]
-        lengths = [end - start for start, end in self.cycles]
-        if ends != sorted(ends) or ends[:1] not in ([], [0]) or min(lengths, default=1) < 1:
-            raise ValueError(f"cycles={self.cycles} must begin at step 0 and follow each other")
-
-    @property
-    def ends_with_training(self) -> bool:
-        """Whether a step's rate depends on how long the training is."""
-        return self.name in ("cosine", "linear") and self.final_share != 1
-
-
-@_schema
-class Stage:
-    """One of several intervals of a training, until an epoch; see training.stages.
-
-    `lr_share` is of the schedule's rate. `stage` is what the network knows it by: several intervals
-    may be of one stage.
-    """
-
-    to_epoch: PositiveFloat
-    stage: NonNegativeInt
-    lr_share: NonNegativeFloat = 1.0
-    momentum: Share | None = None
-
-
-@_schema
-class Recipe:
-    """How a network is trained. Exactly one of epochs, images and steps says how long."""
-
-    epochs: PositiveFloat | None
-    images: PositiveInt | None
-    steps: PositiveInt | None
-    global_batch_size: PositiveInt
-    num_micro_batches: PositiveInt
-    optimizer: Optimizer
-    schedule: Schedule
-    distort: Distort
-    mix: Mix
-    progressive: Progressive | None
-    repeats: PositiveInt
-    balanced: bool
-    label_smoothing: Share
-    clip_grad_norm: PositiveFloat | None
-    clip_adaptive: PositiveFloat | None = None
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
-    precision: Literal["fp32", "bf16", "fp16"]
-    channels_last: bool
-    compile: bool
-    objective: Literal["cross_entropy", "bce", "own"] = "cross_entropy"
-    aux_weight: NonNegativeFloat = 0.3
-    bce_threshold: Share | None = None
-    map_constant: NonNegativeFloat | None = None
-    stages: tuple[Stage, ...] = ()
-    probe: bool = False
-
-    def __post_init__(self) -> None:
-        ends = [stage.to_epoch for stage in self.stages]
-        if ends != sorted(set(ends)):
-            raise ValueError(f"stages: each must end after the one before, not at {ends}")
-        given = {k: getattr(self, k) for k in DURATIONS if getattr(self, k) is not None}
-        if len(given) != 1:
-            raise ValueError(
-                f"the duration must be given once, as one of {', '.join(DURATIONS)}; "
-                f"given: {given or 'none'}. Set the others to null"
-            )
-        if self.balanced and self.repeats > 1:
-            raise ValueError(
-                f"balanced=true draws samples as often as it needs, so repeats={self.repeats} "
-                "means nothing with it. Set repeats to 1"
-            )
-
-
-DURATIONS = ("epochs", "images", "steps")
-
-
-@_schema
+@schema_dataclass
 class Evaluate:
     """When the validation split is run, and in batches of how many."""
 
@@ -282,7 +127,7 @@ class Evaluate:
     batch_size: PositiveInt
 
 
-@_schema
+@schema_dataclass
 class Checkpoint:
     """Where and how often the state is saved, and what is kept of it.
 
@@ -305,7 +150,7 @@ class Checkpoint:
             )
 
 
-@_schema
+@schema_dataclass
 class Launcher:
     """How the ranks are started; `num_procs` and `stop_grace_s` are those of this machine."""
 
@@ -314,7 +159,7 @@ class Launcher:
     stop_grace_s: PositiveFloat
 
 
-@_schema
+@schema_dataclass
 class Cache:
     """Where a node keeps the shards of remote data sets; see data_sharding.cache."""
 
@@ -326,7 +171,7 @@ class Cache:
     deadline_s: PositiveFloat
 
 
-@_schema
+@schema_dataclass
 class Container:
     """What the ranks of a job run in; see slurm.job."""
 
@@ -336,7 +181,7 @@ class Container:
     mounts: tuple[str, ...]
 
 
-@_schema
+@schema_dataclass
 class Cluster:
     """What the ranks run on. What Slurm is asked for is in submitit's words."""
 
@@ -389,7 +234,7 @@ class Cluster:
         return self.tasks_per_node or self.gpus_per_node or 1
 
 
-@_schema
+@schema_dataclass
 class Tracking:
     """The MLflow store that shows the run."""
 
@@ -401,7 +246,7 @@ class Tracking:
     drain_timeout_s: NonNegativeFloat
 
 
-@_schema
+@schema_dataclass
 class Logging:
     """How often a step is logged; whether the ids of its samples are; what is drawn at the end."""
 
@@ -411,7 +256,7 @@ class Logging:
     weight_histograms: bool = False
 
 
-@_schema
+@schema_dataclass
 class Config:
     """Everything that a run is told."""
 

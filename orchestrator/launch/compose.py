@@ -29,7 +29,8 @@ from yaml import YAMLError
 import conf
 from orchestrator.config import ConfigError, explain_unknown, flatten, parse, valid_instead
 from orchestrator.launch import slurm_launcher
-from orchestrator.schema import DURATIONS, Config
+from orchestrator.schema import Config
+from orchestrator.schema_recipe import DURATIONS
 
 _PATHS = ("runs_dir", "run_dir", "data.url", "checkpoint.url", "tracking.uri")
 # Variables that each machine, or each job, has a value of its own for.

@@ -10,7 +10,8 @@ from orchestrator.launch.extend import Choice, Extension
 from orchestrator.launch.software import note_software
 from orchestrator.plan import Plan
 from orchestrator.rundir import RunDir, RunError
-from orchestrator.schema import DURATIONS, Config
+from orchestrator.schema import Config
+from orchestrator.schema_recipe import DURATIONS
 from orchestrator.training.checkpoint import CheckpointStore
 
 

@@ -19,7 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from data_sharding.counter import derive
 from data_sharding.loader import Batch
 from orchestrator.plan import Plan
-from orchestrator.schema import Config, Recipe
+from orchestrator.schema import Config
+from orchestrator.schema_recipe import Recipe
 from orchestrator.training.device import Device
 from orchestrator.training.mixing import Mixing
 from orchestrator.training.objectives import Objective

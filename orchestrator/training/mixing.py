@@ -9,7 +9,7 @@ import torch
 from torchvision.transforms import v2
 
 from data_sharding.counter import derive
-from orchestrator.schema import Mix
+from orchestrator.schema_recipe import Mix
 
 
 class Mixing:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from data_sharding.loader import Batch
 from orchestrator.config import ConfigError
-from orchestrator.schema import Recipe
+from orchestrator.schema_recipe import Recipe
 
 
 class Objective(Protocol):

@@ -9,7 +9,7 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 
 from orchestrator.config import ConfigError
-from orchestrator.schema import Optimizer
+from orchestrator.schema_recipe import Optimizer
 from orchestrator.training.levenberg_marquardt import DiagonalLM
 from orchestrator.training.velocity import VelocitySGD
 

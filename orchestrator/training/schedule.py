@@ -16,7 +16,7 @@ from timm.scheduler import (
 from timm.scheduler.scheduler import Scheduler
 
 from orchestrator.plan import Plan
-from orchestrator.schema import Recipe
+from orchestrator.schema_recipe import Recipe
 
 
 class _Warmup(TypedDict):

@@ -13,7 +13,7 @@ from torch import nn
 
 from orchestrator.config import ConfigError
 from orchestrator.plan import Plan
-from orchestrator.schema import Stage
+from orchestrator.schema_recipe import Stage
 from orchestrator.training.state import TrainState
 
 

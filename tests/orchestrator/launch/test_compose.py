@@ -10,7 +10,8 @@ import pytest
 
 from orchestrator.config import ConfigError, parse, to_dict
 from orchestrator.launch.compose import absolute, compose, merge
-from orchestrator.schema import Cache, Config, Progressive
+from orchestrator.schema import Cache, Config
+from orchestrator.schema_recipe import Progressive
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from orchestrator.launch.compose import compose
-from orchestrator.schema import Config, Recipe
+from orchestrator.schema import Config
+from orchestrator.schema_recipe import Recipe
 from orchestrator.training.world import World, join_world
 
 

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 import models
 from orchestrator.config import ConfigError
 from orchestrator.rundir import RunDir
-from orchestrator.schema import Recipe
+from orchestrator.schema_recipe import Recipe
 from orchestrator.training.curvature import second_derivatives
 from orchestrator.training.levenberg_marquardt import DiagonalLM
 from orchestrator.training.objectives import (

@@ -15,7 +15,7 @@ from data_sharding.write import write_dataset
 from orchestrator.launch.compose import compose
 from orchestrator.launch.create import open_run
 from orchestrator.rundir import RunDir
-from orchestrator.schema import Recipe
+from orchestrator.schema_recipe import Recipe
 from orchestrator.training import gallery
 from orchestrator.training.answers import Answers, read_answers, write_answers
 from orchestrator.training.checkpoint import CheckpointStore

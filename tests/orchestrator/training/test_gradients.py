@@ -15,7 +15,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn import functional as F
 
 from data_sharding.loader import Batch
-from orchestrator.schema import Config, Recipe
+from orchestrator.schema import Config
+from orchestrator.schema_recipe import Recipe
 from orchestrator.training.device import Device
 from orchestrator.training.gradients import GradientStep, clip, wrap
 from orchestrator.training.objectives import make_objective

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from orchestrator.schema import Mix
+from orchestrator.schema_recipe import Mix
 from orchestrator.training.mixing import Mixing
 
 NUM_CLASSES = 6

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from data_sharding.loader import Batch
 from orchestrator.config import ConfigError
-from orchestrator.schema import Recipe
+from orchestrator.schema_recipe import Recipe
 from orchestrator.training.objectives import make_objective
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.0, 1.0, 3.0], [1.0, 1.5, 0.0], [0.0, 0.0, 1.0]])

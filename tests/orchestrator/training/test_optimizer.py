@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from orchestrator.config import ConfigError
-from orchestrator.schema import Recipe
+from orchestrator.schema_recipe import Recipe
 from orchestrator.training.optimizer import make_optimizer
 from orchestrator.training.schedule import make_schedule
 

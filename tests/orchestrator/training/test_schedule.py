@@ -12,7 +12,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import lr_scheduler
 
-from orchestrator.schema import Recipe
+from orchestrator.schema_recipe import Recipe
 from orchestrator.training.schedule import make_schedule
 
 PLAN = plan()

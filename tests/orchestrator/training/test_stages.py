@@ -13,7 +13,7 @@ from torch import nn
 
 from orchestrator.config import ConfigError
 from orchestrator.rundir import RunDir, read_json_lines
-from orchestrator.schema import Stage
+from orchestrator.schema_recipe import Stage
 from orchestrator.training.stages import Stages
 from orchestrator.training.state import TrainState
 
