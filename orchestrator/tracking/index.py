@@ -87,7 +87,9 @@ def _of_place(place: Path, runs: Sequence[RunDir], passing_over: bool) -> dict[R
     known = _read(index) if is_worth_it else {}
     for run in runs:
         stamp = _stamp(run)
-        if run.id not in known or known[run.id][0] != stamp:
+        # Where a run lies is not in its files: moved, they are as they were.
+        known_stamp, record = known.get(run.id, (None, None))
+        if record is None or known_stamp != stamp or record.path != str(run.path):
             try:
                 known[run.id] = (stamp, read_record(run))
             except RunError as error:
@@ -96,8 +98,7 @@ def _of_place(place: Path, runs: Sequence[RunDir], passing_over: bool) -> dict[R
                 print(f"warning: passed over: {error}", file=sys.stderr)
                 continue
             num_read += 1
-        # Where a run lies is not in its files: moved, they are as they were.
-        found[run] = replace(known[run.id][1], path=str(run.path))
+        found[run] = known[run.id][1]
     if is_worth_it and num_read > _TOLERATED_SHARE * len(found):
         _write(index, known)
     return found
