@@ -115,3 +115,32 @@ def test_equal_batches_are_worth_the_same_on_any_number_of_ranks(
         run = train(f"on-{num_ranks}", *RESNET, "recipe.steps=5", f"launcher.num_procs={num_ranks}")
         found.append(figures(run, "val/loss")[5, "val/loss"].pop())
     assert found == pytest.approx([found[0]] * 3, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("seed", [1, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 3))])
+def test_averaged_weights_are_at_least_as_good_as_raw_ones(
+    tahoe: Tahoe, train: Callable[..., RunDir], seed: int
+) -> None:
+    """While the rate is still high, which is what averages are for."""
+    network = ("model=resnet9_2018", "+model.options.width=0.125", "recipe=resnet9_2018")
+    batches = ("recipe.global_batch_size=32", "recipe.num_micro_batches=2", "recipe.epochs=2")
+    rate = ("recipe.schedule.name=constant", "recipe.schedule.warmup_epochs=0.5")
+    train(
+        "run",
+        *network,
+        *batches,
+        *rate,
+        "recipe.optimizer.lr=0.1",
+        "recipe.ema_decay=0.95",
+        f"seed={seed}",
+    )
+    top1 = {
+        weights: json.loads(tahoe("evaluate", "run", "--weights", weights, "--json").stdout)
+        for weights in ("ema", "raw")
+    }
+    averaged, raw = (
+        next(iter(top1[weights]["runs"].values()))["top1"] for weights in ("ema", "raw")
+    )
+    assert averaged >= raw
