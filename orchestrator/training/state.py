@@ -8,6 +8,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -96,15 +97,19 @@ class TrainState:
         averaged: list[torch.Tensor] = [*self.ema.parameters()]
         current: list[torch.Tensor] = [*self.network.parameters()]
         buffers = zip(self.ema.named_buffers(), self.network.buffers(), strict=True)
-        kept = self.network.state_dict().keys()
         for (name, ours), theirs in buffers:
-            if name in kept and theirs.is_floating_point():
+            if name in self._kept and theirs.is_floating_point():
                 averaged.append(ours)
                 current.append(theirs)
             else:
                 ours.copy_(theirs)
         move = get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))
         move(averaged, current, step)
+
+    @cached_property
+    def _kept(self) -> frozenset[str]:
+        """The names of what a checkpoint holds of the network."""
+        return frozenset(self.network.state_dict())
 
     def slots(self) -> Iterator[tuple[int, Slots]]:
         """Yield what the optimizer keeps, by the number of the parameter.
