@@ -23,10 +23,11 @@ def coloured(number: int) -> Image.Image:
 
 
 def written(place: Path, images: dict[str, Image.Image], url: str, num: int = 1000) -> str:
-    for name, image in images.items():
+    for number, (name, image) in enumerate(images.items()):
         for split in ("train", "val"):
-            (place / split / "a").mkdir(parents=True, exist_ok=True)
-            image.save(place / split / "a" / name)
+            directory = place / split / "ab"[number % 2]
+            directory.mkdir(parents=True, exist_ok=True)
+            image.save(directory / name)
     write_dataset(folder(place), url, seed=0, samples_per_shard=num)
     return url
 
@@ -57,7 +58,9 @@ def test_a_share_of_the_shards_is_enough(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["removed", "cut", "no tar", "no images"])
 def test_what_cannot_be_read_is_not_judged(tmp_path: Path, damage: str) -> None:
-    url = written(tmp_path / "images", {"a.png": coloured(0)}, str(tmp_path / "set"))
+    url = written(
+        tmp_path / "images", {"a.png": coloured(0), "b.png": coloured(1)}, str(tmp_path / "set")
+    )
     manifest = read_manifest(url, "train")
     shard = tmp_path / "set" / "train" / manifest.shards[0].name
     content = shard.read_bytes()
@@ -74,7 +77,7 @@ def test_what_cannot_be_read_is_not_judged(tmp_path: Path, damage: str) -> None:
 def test_a_large_jpeg_is_not_decoded_whole(tmp_path: Path) -> None:
     large = Image.fromarray(np.zeros((3000, 4000, 3), dtype=np.uint8))
     large.putpixel((0, 0), (255, 0, 0))
-    url = written(tmp_path / "images", {"a.jpg": large}, str(tmp_path / "set"))
+    url = written(tmp_path / "images", {"a.jpg": large, "b.jpg": large}, str(tmp_path / "set"))
     seen = look(url, "train", read_manifest(url, "train"))
     assert seen is not None
     assert seen.sizes == {(4000, 3000)}

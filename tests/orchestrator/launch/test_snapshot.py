@@ -41,9 +41,9 @@ def test_what_git_does_not_ignore_is_copied_and_comes_first(project: Path, tmp_p
 
 
 def test_a_checkout_that_is_too_large_is_named(project: Path, tmp_path: Path) -> None:
-    (project / "weights.pt").write_bytes(bytes(3_000_000))
+    (project / "weights.pt").write_bytes(bytes(9_000_000))
     with pytest.raises(RunError, match=r"weights\.pt.*cluster\.snapshot_mb"):
-        snapshot(RunDir(tmp_path / "run"), max_mb=2.5)
+        snapshot(RunDir(tmp_path / "run"), max_mb=8.5)
 
 
 def test_a_removed_file_is_not_missed(project: Path, tmp_path: Path) -> None:
