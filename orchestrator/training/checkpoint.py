@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import file_digest, sha256
 from io import BufferedRandom
 from pathlib import Path
@@ -219,6 +219,11 @@ class CheckpointStore:
         if manifest.step != step:
             raise CheckpointError(f"{where} is of step {manifest.step}")
         return manifest
+
+    def note_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Give a checkpoint the figures of an evaluation that was made after it was saved."""
+        manifest = replace(self.manifest(step), metrics=dict(metrics))
+        files.write_bytes(files.join(self.location(step), MANIFEST), manifest.to_bytes())
 
     def prune(self, kept: Collection[int]) -> list[int]:
         """Remove what lies before the newest checkpoint and is not kept, and what kills left there.

@@ -133,8 +133,8 @@ class Job:
         report.tell_start(self.run.id, self.plan, self.cost, device, step, begun_with)
         if step == 0:
             self.metrics.log(0, self.cost)
-        elif self.world.from_first(self._owes_evaluation(step)):
-            self.evaluate(step)
+        elif self.plan.evaluates_at(step):
+            self._judge_saved(step)
         return step
 
     def begin_step(self, step: int) -> None:
@@ -200,9 +200,15 @@ class Job:
         self.saver.finish()
         self.world.wait_for_all()
 
-    def _owes_evaluation(self, step: int) -> bool:
-        """Whether an attempt was asked to stop at a step before it could evaluate it."""
-        return self.plan.evaluates_at(step) and not any(self._evaluations(step))
+    def _judge_saved(self, step: int) -> None:
+        """Evaluate a step that an attempt was asked to stop at before it could.
+
+        Its checkpoint is told, which would never be the best otherwise.
+        """
+        *_, known = (None, *self._evaluations(step))
+        result = self.world.object_from_first(known) or self.evaluate(step)
+        if self.world.is_first and not self.store.manifest(step).metrics:
+            self.store.note_metrics(step, result)
 
     def _evaluations(self, step: int) -> Iterator[dict[str, float]]:
         """Yield the figures of a step's evaluations."""

@@ -14,6 +14,7 @@ import pytest
 from running import Tahoe
 
 from orchestrator.rundir import RunDir, read_json_lines
+from orchestrator.training.checkpoint import CheckpointStore
 
 LONG = ("recipe.steps=100000", "logging.every_steps=1")
 
@@ -34,6 +35,23 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tahoe: Tahoe, digits: Path) -> None:
     assert f"saved at step {verdict['step']}" in started.output
     assert f"tahoe resume '{run.path}'" in started.output
     assert "Traceback" not in started.output
+
+
+def test_a_step_that_was_stopped_at_can_be_the_best(tahoe: Tahoe, digits: Path) -> None:
+    evaluated = ("evaluate.every_epochs=0.01", "recipe.schedule.name=constant")  # every step
+    started = tahoe.start(*long_run(digits, "run", *evaluated))
+    started.wait_for("step 3/")
+    started.process.send_signal(signal.SIGINT)
+    assert started.finish() == 75
+    run = RunDir(tahoe.cwd / "run")
+    step = (run.read_json(run.verdict_file) or {})["step"]
+    tahoe("resume", "run", f"recipe.steps={step + 1}")
+    lines = [line for line in read_json_lines(run.metrics_file) if line["step"] == step]
+    (logged,) = [line["metrics"] for line in lines if "val/top1" in line["metrics"]]
+    store = CheckpointStore(str(run.checkpoints_dir))
+    assert store.manifest(step).metrics == logged
+    with store.open(step):
+        pass  # and is as it was saved
 
 
 def test_ctrl_c_while_starting_is_no_crash(tahoe: Tahoe, digits: Path) -> None:
