@@ -8,7 +8,7 @@ which compute nodes often do not have.
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def bring(source: str, target: Path) -> dict[str, Any]:
     try:
         with _opened(source, target) as (path, facts):
             if path != target:
-                _link(path, target)
+                _place(path, target, is_checkpoint="step" in facts)
         with safe_open(target, "np") as file:
             num_tensors = len(file.keys())
         with target.open("rb") as data:
@@ -132,10 +132,15 @@ def _of_checkpoint(store: CheckpointStore, step: int) -> Iterator[Path]:
         ) from None
 
 
-def _link(path: Path, target: Path) -> None:
-    """Give a file a second name, or copy it to another file system; checkpoints never change."""
+def _place(path: Path, target: Path, *, is_checkpoint: bool) -> None:
+    """Give a file of a checkpoint a second name, since those never change; copy any other.
+
+    A file of the user's own may be written over where it lies (`cp`), and would change under its
+    second name too. A checkpoint on another file system is copied as well.
+    """
     target.unlink(missing_ok=True)
-    try:
-        os.link(path, target)
-    except OSError:
-        shutil.copyfile(path, target)
+    if is_checkpoint:
+        with suppress(OSError):
+            os.link(path, target)
+            return
+    shutil.copyfile(path, target)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -25,10 +26,24 @@ def weights(tmp_path: Path) -> Path:
     return file
 
 
-def test_a_file_is_linked_or_fetched(weights: Path, tmp_path: Path) -> None:
+def test_a_file_of_ones_own_may_be_written_over_afterwards(weights: Path, tmp_path: Path) -> None:
+    target, other = tmp_path / "init.safetensors", tmp_path / "other.safetensors"
+    safetensors.torch.save_file({"a": torch.zeros(3)}, str(other))
+    facts = bring(str(weights), target)
+    shutil.copyfile(other, weights)  # where it lies, as `cp` does
+    assert sha256(target.read_bytes()).hexdigest() == facts["sha256"]
+
+
+def test_a_checkpoint_is_linked(weights: Path, tmp_path: Path) -> None:
+    target, store = tmp_path / "init.safetensors", CheckpointStore(str(tmp_path / "checkpoints"))
+    store.save(1, {"model.safetensors": lambda file: file.write(weights.read_bytes())}, {})
+    bring(store.location(1), target)
+    assert target.samefile(Path(store.location(1)) / "model.safetensors")
+
+
+def test_a_file_is_copied_or_fetched(weights: Path, tmp_path: Path) -> None:
     target = tmp_path / "init.safetensors"
     facts = bring(str(weights), target)
-    assert target.samefile(weights)
     assert facts["sha256"] == sha256(weights.read_bytes()).hexdigest()
     assert facts["num_tensors"] == 1
     memory = fsspec.filesystem("memory")
