@@ -9,7 +9,7 @@ from orchestrator.launch.create import plan_of
 from orchestrator.launch.extend import Choice, Extension
 from orchestrator.launch.software import note_software
 from orchestrator.plan import Plan
-from orchestrator.rundir import RunDir, RunError
+from orchestrator.rundir import RunDir, RunError, read_json_lines
 from orchestrator.schema import Config
 from orchestrator.schema_recipe import DURATIONS
 from orchestrator.training.checkpoint import CheckpointStore
@@ -37,9 +37,9 @@ def reopen_run(run: RunDir, overrides: Sequence[str], schedule: Choice | None = 
         )
     plan = plan_of(config)
     done = _num_steps_done(run, config)
-    if plan.num_steps < done:
+    if plan.num_steps < (logged := max(done, _num_steps_logged(run))):
         raise ConfigError(
-            f"{run.id} has done {counted(done, 'step')}, more than the {plan.num_steps} asked "
+            f"{run.id} has done {counted(logged, 'step')}, more than the {plan.num_steps} asked "
             "for. A run can be extended, not shortened: ask for more, or start a new run with "
             "`tahoe train`."
         )
@@ -62,3 +62,11 @@ def _num_steps_done(run: RunDir, config: Config) -> int:
     verdict = run.read_json(run.verdict_file) or {}
     saved = CheckpointStore.of(run, config).steps()
     return max(verdict.get("step") or 0, *saved[-1:], 0)
+
+
+def _num_steps_logged(run: RunDir) -> int:
+    """Return the last step with figures, which may be more than was saved before a kill.
+
+    They stay, and would pass for those of a run that ends before them.
+    """
+    return max((line.get("step", 0) for line in read_json_lines(run.metrics_file)), default=0)

@@ -17,7 +17,7 @@ from orchestrator.launch.compose import Composed
 from orchestrator.launch.create import open_run
 from orchestrator.launch.extend import Choice
 from orchestrator.launch.resume import reopen_run
-from orchestrator.rundir import RunDir, RunError
+from orchestrator.rundir import RunDir, RunError, append_json_line
 
 
 def end(run: RunDir, verdict: str, step: int) -> None:
@@ -146,6 +146,9 @@ def test_a_run_cannot_be_shortened(run: RunDir) -> None:
     save_checkpoint(run, 12)
     with pytest.raises(ConfigError, match="has done 12 steps, more than the 11"):
         reopen_run(run, ["recipe.steps=11"])
+    append_json_line(run.metrics_file, {"step": 13, "metrics": {"val/top1": 50.0}})  # not saved
+    with pytest.raises(ConfigError, match="has done 13 steps, more than the 12"):
+        reopen_run(run, ["recipe.steps=12"])
     assert run.read_config()["recipe"]["steps"] == 10
 
 
