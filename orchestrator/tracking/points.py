@@ -98,6 +98,15 @@ class Tail:
             yield batch, self.end_bytes
 
 
+def is_end_of_line(file: Path, end_bytes: int) -> bool:
+    """Whether a line of a file ends there; not so in one that was cut or put back from a copy."""
+    if end_bytes == 0 or not file.exists():
+        return end_bytes == 0
+    with file.open("rb") as lines:
+        lines.seek(end_bytes - 1)
+        return lines.read(1) == b"\n"
+
+
 def curve(run: RunDir, name: str) -> dict[int, float]:
     """Return a figure of a run by its steps, where it is finite, as its directory has it."""
     found, sieve = dict[int, float](), Sieve()

@@ -24,7 +24,7 @@ from orchestrator.rundir import RunDir, RunError
 from orchestrator.tracking.lifeline import GaveUpError, Insist, Lifeline, SupersededError, log
 from orchestrator.tracking.outcome import Outcome, attempts, outcome, running
 from orchestrator.tracking.outgoing import summary
-from orchestrator.tracking.points import Tail
+from orchestrator.tracking.points import Tail, is_end_of_line
 
 if TYPE_CHECKING:  # MLflow takes two seconds to import; signals must be handled before that
     from orchestrator.tracking.run import Tracked
@@ -116,6 +116,8 @@ class Shipment:
 
     def _send_new_of(self, tail: Tail) -> None:
         shipped_bytes = self.tracked.shipped(tail.file)
+        if not is_end_of_line(tail.file, shipped_bytes):  # what is there now was never shipped
+            shipped_bytes = 0  # all is sent again, and MLflow knows what it has
         for points, end_bytes in tail.batches(shipped_bytes, BATCH_POINTS):
             self._do(partial(self.tracked.send, points, tail.file, end_bytes))
 

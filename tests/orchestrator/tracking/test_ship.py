@@ -205,3 +205,17 @@ def test_a_clock_that_jumps_loses_and_doubles_nothing(scene):
     sync(scene.run.path)
     assert scene.stored() == scene.logged()
     assert len(scene.logged()) == 5
+
+
+def test_a_file_that_was_cut_is_sent_anew(scene):
+    scene.run.begin_attempt()
+    for step in range(1, 9):
+        scene.log(step, {"train/loss": step / 7})
+    sync(scene.run.path)
+    lines = scene.run.metrics_file.read_text().splitlines(keepends=True)
+    scene.run.metrics_file.write_text("".join(lines[:2]))  # put back from an older copy
+    scene.log(9, {"train/loss": 0.5, "val/top1": 50.0}, attempt=2)
+    assert not scene.is_shipped
+    sync(scene.run.path)
+    assert scene.logged().items() <= scene.stored().items()
+    assert scene.is_shipped
