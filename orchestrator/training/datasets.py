@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -24,7 +24,7 @@ from data_sharding.ring import check_space
 from data_sharding.samples import ShardSet
 from data_sharding.stores import open_store
 from orchestrator.config import ConfigError
-from orchestrator.plan import Plan, data_fingerprint, make_plan
+from orchestrator.plan import Plan, make_plan
 from orchestrator.rundir import RunDir
 from orchestrator.schema import Config, Data
 
@@ -51,7 +51,7 @@ class Datasets:
         """
         url = config.data.url
         train, val = (read_manifest(url, split) for split in ("train", "val"))
-        check_fingerprint(run, url, train, val)
+        check_fingerprint(run, url, {"train": train, "val": val})
         plan = make_plan(config, world_size, train, val)
         train_set = open_train_set(config, train, plan)
         _warn_of_small_cache(config, train_set, plan)
@@ -184,21 +184,27 @@ def _image_sizes(config: Config, plan: Plan) -> ImageSizes:
     )
 
 
-def check_fingerprint(run: RunDir, url: str, train: Manifest, val: Manifest) -> None:
-    """Refuse to go on with other data than the run began with.
+def check_fingerprint(run: RunDir, url: str, splits: Mapping[str, Manifest]) -> None:
+    """Refuse other data than a run began with.
+
+    Args:
+        splits: the manifests at `url`, train's or val's or both.
 
     Raises:
-        DataError: the manifests at `url` have other digests than those recorded in run.json.
+        DataError: one has another digest than that recorded in run.json.
     """
     identity = run.read_json(run.identity_file) or {}
-    recorded = identity.get("data", {}).get("fingerprint")
-    found = data_fingerprint(train, val)
-    if recorded is not None and recorded != found:
-        raise DataError(
-            f"the data set at {url} is not the one that {run.id} began with: its fingerprint is "
-            f"{found[:12]}, run.json has {recorded[:12]}. Continuing would mix two data sets in "
-            "one run. Set data.url to the original, or start a new run."
-        )
+    fingerprint = str(identity.get("data", {}).get("fingerprint", ""))
+    recorded = dict(zip(("train", "val"), filter(None, fingerprint.split("-")), strict=False))
+    for split, manifest in splits.items():
+        found = manifest.fingerprint[:16]
+        if recorded.get(split, found) != found:
+            raise DataError(
+                f"the data set at {url} is not the one that {run.id} began with: {split} has the "
+                f"fingerprint {found}, and run.json {recorded[split]}. One run would have the "
+                "figures of two data sets. Set data.url to the original, or start a new run; "
+                "`tahoe evaluate --data URL` judges a run on other data."
+            )
 
 
 class DamagedSamples:

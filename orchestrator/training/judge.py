@@ -31,7 +31,7 @@ from orchestrator.rundir import RunDir
 from orchestrator.schema import Config
 from orchestrator.training.answer import answer, counted
 from orchestrator.training.checkpoint import WEIGHTS, CheckpointStore
-from orchestrator.training.datasets import open_eval_set
+from orchestrator.training.datasets import check_fingerprint, open_eval_set
 from orchestrator.training.device import Device
 from orchestrator.training.initialise import differences
 from orchestrator.training.network import build_network
@@ -144,7 +144,7 @@ def judge(request: Request) -> Opinion:
     for path in request.runs:
         run = RunDir(Path(path))
         asked = _asked(parse(run.read_config()), request)
-        manifest = _same_data(asked.config, request, manifest)
+        manifest = _same_data(run, asked.config, request, manifest)
         loaded, log_probs, truth = _member(run, asked, manifest, request)
         figures = truth.figures(log_probs)
         told = {**loaded._asdict(), "protocol": asked.protocol, "data": asked.config.data.url}
@@ -206,8 +206,11 @@ def timm_protocol(model: str, crop: int) -> str:
     return f"{kind}-{crop}-of-{math.floor(crop / share)}"
 
 
-def _same_data(config: Config, request: Request, before: Manifest | None) -> Manifest:
+def _same_data(run: RunDir, config: Config, request: Request, before: Manifest | None) -> Manifest:
+    """Return the manifest of the split; unless other data is named, it is the run's own."""
     manifest = read_manifest(config.data.url, request.split)
+    if request.data is None:
+        check_fingerprint(run, config.data.url, {request.split: manifest})
     if before is not None and manifest.fingerprint != before.fingerprint:
         raise ConfigError(
             f"these runs have different data: {config.data.url} is not what the ones before have. "

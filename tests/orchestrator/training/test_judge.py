@@ -3,6 +3,7 @@
 import csv
 import json
 import pkgutil
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -154,6 +155,25 @@ def test_the_weights_that_are_asked_for_are_judged(
         assert one["loss"] == pytest.approx(total / num, rel=1e-4)
         losses[told] = one["loss"]
     assert losses["raw"] != pytest.approx(losses["averaged"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_run_is_judged_on_its_own_data_unless_other_is_named(
+    tahoe: Tahoe, train: Callable[..., RunDir], digits: Path
+) -> None:
+    """Made anew with its classes in another order, the set at data.url is another one."""
+    url = tahoe.cwd / "set"
+    shutil.copytree(digits, url)
+    train("run", "recipe.steps=1", f"data.url='{url}'")
+    (url / "train" / "manifest.json").unlink()  # which is not looked at
+    tahoe("evaluate", "run")
+    manifest = url / "val" / "manifest.json"
+    values = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(values | {"classes": values["classes"][::-1]}))
+    refused = tahoe("evaluate", "run", check=False)
+    assert refused.returncode == 1
+    assert "run.json" in refused.stderr
+    tahoe("evaluate", "run", "--data", str(url))
 
 
 @pytest.mark.slow
