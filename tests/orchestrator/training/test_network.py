@@ -5,7 +5,7 @@ import torch
 
 from orchestrator.config import ConfigError
 from orchestrator.launch.compose import compose
-from orchestrator.training.network import build_network, check_step
+from orchestrator.training.network import build_network, check_step, count_cost
 
 ONE_IMAGE = ("recipe.global_batch_size=4", "recipe.num_micro_batches=4", "data.lanes=4")
 SMALL = ("+model.options.stages=1", "+model.options.field=5")
@@ -47,3 +47,23 @@ def test_what_cannot_be_trained_is_refused(arguments: list[str], named: str) -> 
 )
 def test_a_cost_of_its_own_and_one_image_at_a_time_may_do(arguments: list[str]) -> None:
     check(*arguments)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_attention_counts_wherever_it_is_counted(device: str) -> None:
+    """A ViT by hand; the ranks count on the CPU, and `doctor` without memory."""
+    options = (
+        "+model.options.depth=2",
+        "+model.options.embed_dim=64",
+        "+model.options.num_heads=2",
+    )
+    size = ("data.image_size=64", "data.channels=3", "data.mean=[0,0,0]", "data.std=[1,1,1]")
+    (composed,) = compose(
+        ["model=timm/vit_tiny_patch16_224", "+model.options.img_size=64", *options, *size]
+    )
+    with torch.device(device):
+        found = count_cost(build_network(composed.config, 10), composed.config)
+    tokens, width = 17, 64
+    block = 12 * tokens * width**2 + 2 * tokens**2 * width  # products with weights, and attention
+    patches = 16 * (3 * 16 * 16) * width
+    assert found["model/gmacs"] == pytest.approx((2 * block + patches + width * 10) / 1e9, rel=1e-6)
