@@ -27,11 +27,15 @@ class Meter:
             self._wait_s += time.perf_counter() - start_s
             if batch is None:
                 return
-            self._num_images += len(batch.labels)
             yield batch
 
-    def step_done(self) -> None:
-        """Note that a step has ended."""
+    def step_done(self, num_images: int) -> None:
+        """Note that a step has ended, of so many images of this rank.
+
+        They are not those that were read meanwhile: on CUDA a batch is read ahead, so that the last
+        step of a run may read none.
+        """
+        self._num_images += num_images
         now_s = time.perf_counter()
         self._steps_s.append(now_s - self._step_since_s)
         self._step_since_s = now_s

@@ -38,6 +38,7 @@ def train(
     # The micro-batches that this rank computes, in the order of the steps.
     micros = plan.micro_batches_of(world.rank)
     names = plan.micro_batches(world.rank, start)
+    num_images = len(micros) * plan.micro_batch_size  # of this rank, a step
     workers, meter, bad = config.data.num_workers, Meter(), BadSamples()
     loaded = load(job.data.train, names, workers, pin_memory=job.device.is_cuda)
     # The loop counts finished steps. Step t is made with the rate, order, views and noise of t - 1.
@@ -51,7 +52,7 @@ def train(
             learned = job.gradients.run(step - 1, micros, batches)
             grad_norm = _update(job.state, config, step)
             job.live()
-            meter.step_done()
+            meter.step_done(num_images)
 
             asked = agreement.exchange(Wish.STOP if stop else job.wish())
             stopping, last = asked == Wish.STOP, step == plan.num_steps

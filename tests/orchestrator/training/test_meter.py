@@ -21,7 +21,7 @@ def test_a_reading() -> None:
     meter = Meter()
     for step, _ in enumerate(meter.watch(batches(10, 0.002))):
         time.sleep(0.05 if step == 5 else 0.004)
-        meter.step_done()
+        meter.step_done(8)
     meter.skip(0.03)  # as if that had been an evaluation
     found = meter.read(num_ranks=1)
     elapsed_s = 80 / found["perf/images_per_s"]
@@ -31,6 +31,19 @@ def test_a_reading() -> None:
     assert found["perf/step_s_p95"] >= 0.05
     assert 0.05 < found["perf/host_memory_gb"] < 50
     assert meter.read(num_ranks=1)["perf/images_per_s"] == 0
+
+
+def test_what_is_read_ahead_counts_in_its_own_step() -> None:
+    """As on CUDA, where the last step of a run reads nothing; its speed must not be 0 for that."""
+    meter = Meter()
+    read = meter.watch(batches(3, 0.0))
+    next(read)
+    for _ in range(3):
+        next(read, None)  # a batch ahead
+        time.sleep(0.02)
+        meter.step_done(8)
+        speed = meter.read(1)["perf/images_per_s"]
+        assert 8 / 1.0 < speed <= 8 / 0.02
 
 
 def test_the_parts_of_ranks_add_up() -> None:
@@ -54,5 +67,5 @@ def test_what_is_left_out_is_in_no_step() -> None:
     start_s = time.perf_counter()
     time.sleep(0.05)
     meter.skip(time.perf_counter() - start_s)
-    meter.step_done()
+    meter.step_done(8)
     assert meter.read(1)["perf/step_s_p50"] < 0.03
