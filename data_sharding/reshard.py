@@ -158,6 +158,9 @@ def merge(urls: Sequence[str], reading: Reading, *, union_classes: bool = False)
         samples[split] = TarSamples.of(scans[split], numbers, first.labels)
     _refuse_repeated(scans)
     facts = {"kind": "merge", "classes_sha256": _digest(classes), **_digests(scans)}
+    if any(manifest.classes != classes for manifest in manifests.values()):
+        named = [name for m in manifests.values() for name in (*m.classes, "")]
+        facts["classes_of_sets_sha256"] = _digest(named)  # equal labels mean others elsewhere
     return _source(classes, samples, first.labels, None, facts)
 
 

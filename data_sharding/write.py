@@ -8,6 +8,7 @@ A set is published whole or not at all: `train/manifest.json` is the last file w
 marks the set as unfinished is removed then.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -102,7 +103,7 @@ def write_dataset(
         with locked(url) as lock:
             if is_published(url):  # by whoever had the lock
                 return _reuse(source, url, facts, is_locked=True)
-            known_by = {**facts, "times_sha256": source.times_sha256}
+            known_by = {**facts, **_noted(source)}
             job = Job(source, url, open_journal(url, known_by, lock), checks)
             written = _Writing(job, facts, num_workers, on_progress, on_hashing).run()
             clear(url)
@@ -147,6 +148,13 @@ def _facts(
     return {**source.facts, "seed": seed, **size, **(checks.facts if checks else {})}
 
 
+def _noted(source: Source) -> dict[str, str]:
+    """Return digests that tell a source from one of equal facts; the bytes of a set lack them."""
+    sizes = {split: len(source.splits[split]) for split in SPLITS}
+    layout = hashlib.sha256(json.dumps([source.classes, sizes]).encode()).hexdigest()
+    return {"times_sha256": source.times_sha256, "layout_sha256": layout}
+
+
 def _reuse(
     source: Source, url: str, facts: Mapping[str, Any], *, is_locked: bool = False
 ) -> Dataset:
@@ -155,7 +163,7 @@ def _reuse(
     there = manifests["train"].source
     if there == facts:
         found = _read_report(url)
-        _check_times(source, url, found or {})
+        _check_noted(source, url, manifests["train"], found or {})
         _clear_leftovers(url, is_locked)
         return Dataset(manifests, reused=True, report=found)
     differing = sorted(name for name in {**there, **facts} if there.get(name) != facts.get(name))
@@ -166,9 +174,20 @@ def _reuse(
     )
 
 
-def _check_times(source: Source, url: str, report: Mapping[str, Any]) -> None:
-    """Refuse files that may have changed; reports from before this was noted are believed."""
-    if report.get("times_sha256", source.times_sha256) != source.times_sha256:
+def _check_noted(source: Source, url: str, there: Manifest, report: Mapping[str, Any]) -> None:
+    """Refuse other classes or splits of the same files, and files that may have changed.
+
+    Reports from before a digest was noted are believed.
+    """
+    noted = _noted(source)
+    differs = {name for name, digest in noted.items() if report.get(name, digest) != digest}
+    if there.classes != source.classes or "layout_sha256" in differs:
+        raise DataError(
+            f"{url} was written from the same files with other classes, or with other ones of them "
+            "for validation, so its labels or splits are not those asked for. The set was left as "
+            "it is. Write to another URL, or remove that set first."
+        )
+    if "times_sha256" in differs:
         raise DataError(
             f"{url} was written from files of the same names and sizes whose time stamps were "
             "others, so some may have changed since, or all are copies. The set was left as it is. "
@@ -347,5 +366,5 @@ def _report(
         "num_bytes_stored": sum(shard.num_bytes_stored for shard in shards),
     }
     over = Findings(Counter(source.ignored), {k: [*v] for k, v in source.ignored_names.items()})
-    more = {"notes": [*source.notes], "times_sha256": source.times_sha256}
+    more = {"notes": [*source.notes], **_noted(source)}
     return {**report(findings, numbers, over), **more}

@@ -257,6 +257,24 @@ def test_equal_bytes_from_any_number_of_processes(tmp_path: Path, reading: Readi
     assert outs[0] == outs[1]
 
 
+def test_shards_whose_labels_mean_others_now_are_another_set(
+    tmp_path: Path, reading: Reading
+) -> None:
+    for name in "one", "two":
+        for split in "train", "val":
+            samples = labelled([0, 1] * 3, first=len(name + split) + 100 * (name == "two"))
+            by_webdataset(tmp_path / name / split / "a.tar", samples)
+    one = str(index(tmp_path / "one", classes=["cat", "dog"]))
+    two = str(index(tmp_path / "two", classes=["dog", "cat"]))
+    write(merge([one, two], reading, union_classes=True), tmp_path / "merged")
+    write(split_anew(two, "train", reading, val=HALF), tmp_path / "split")
+    index(tmp_path / "two", classes=["cat", "dog"])
+    again = merge([one, two], reading, union_classes=True)
+    assert "classes_of_sets_sha256" in refusal(write, again, tmp_path / "merged")
+    anew = split_anew(two, "train", reading, val=HALF)
+    assert "with other classes" in refusal(write, anew, tmp_path / "split")
+
+
 def test_what_does_not_go_together_is_not_merged(tmp_path: Path, reading: Reading) -> None:
     by_webdataset(tmp_path / "a/train/a.tar", labelled([0, 1]))
     by_webdataset(tmp_path / "b/train/a.tar", labelled(["0", "1"], "txt"))

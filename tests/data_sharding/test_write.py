@@ -16,15 +16,18 @@ from typing import Any
 import fsspec
 import pytest
 import webdataset
+from foreign import png
 
 import data_sharding
 from data_sharding import files
-from data_sharding.folder_source import folder
+from data_sharding.csv_source import csv_file
+from data_sharding.folder_source import Lenience, folder
 from data_sharding.journal import Journal
 from data_sharding.manifest import DataError, Manifest, read_manifest
 from data_sharding.shard import ShardReader
 from data_sharding.sources import Sample, Source, digits
 from data_sharding.write import Dataset, write_dataset
+from data_sharding.write_shard import Checks
 
 SPLITS = ("train", "val")
 
@@ -281,6 +284,57 @@ def test_other_facts_start_anew(source: Source, written: Path, tmp_path: Path) -
         write(break_sample(source, "train", 5, KeyboardInterrupt()), tmp_path, samples_per_shard=50)
     write(source, tmp_path)
     assert contents(tmp_path) == contents(written)
+
+
+def other_border(root: Path) -> tuple[Source, Source]:
+    """Return two sources that list the same rows, of which one more is for training in the second.
+
+    Their classes are the same, and so are the files, their order and their labels.
+    """
+    rows = [f"{number}.png,{'ab'[number % 2]}" for number in range(8)]
+    for number in range(8):
+        (root / f"{number}.png").write_bytes(png(number))
+    sources = []
+    for num_train in 4, 6:
+        for name, mine in ("train", rows[:num_train]), ("val", rows[num_train:]):
+            (root / f"{name}.csv").write_text("\n".join(["path,label", *mine]))
+        sources.append(csv_file(root / "train.csv", val_path=root / "val.csv"))
+    return sources[0], sources[1]
+
+
+def one_more_class(root: Path) -> tuple[Source, Source]:
+    """Return two sources of the same files, whose labels an empty class shifts in the second."""
+    for number in range(8):
+        path = root / SPLITS[number % 2] / "bc"[number % 4 // 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(number))
+    before = folder(root)
+    (root / "train" / "a").mkdir()
+    return before, folder(root, lenience=Lenience(allow_empty=True))
+
+
+@pytest.mark.parametrize("make_sources", [other_border, one_more_class])
+def test_other_labels_or_splits_of_the_same_files_are_another_set(
+    make_sources: Callable[[Path], tuple[Source, Source]], tmp_path: Path
+) -> None:
+    (tmp_path / "images").mkdir()
+    before, after = make_sources(tmp_path / "images")
+    assert before.facts == after.facts
+
+    def write_checked(source: Source, name: str) -> Dataset:
+        url = str(tmp_path / name)
+        return write_dataset(source, url, seed=0, samples_per_shard=2, checks=Checks())
+
+    write_checked(before, "whole")
+    assert write_checked(before, "whole").reused
+    with pytest.raises(DataError, match="its labels or splits are not those asked for"):
+        write_checked(after, "whole")
+    with pytest.raises(KeyboardInterrupt):
+        write_checked(break_sample(before, "train", 1, KeyboardInterrupt()), "killed")
+    assert list((tmp_path / "killed/unfinished").glob("*.json"))
+    write_checked(after, "killed")
+    write_checked(after, "undisturbed")
+    assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
 
 
 def test_records_of_another_set_do_not_count(tmp_path: Path) -> None:
