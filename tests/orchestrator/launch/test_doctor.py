@@ -149,7 +149,7 @@ def test_without_slurm_it_is_about_this_machine(tahoe: Tahoe, digits: Path) -> N
     place = f"data.url='{digits}'"
     code, found = doctor(tahoe, place, "launcher.num_procs=2")
     assert (code, {level for level, _ in found.values()}) == (0, {"ok"})
-    assert "ranks 2 x" in found["plan"][1]
+    assert "2 ranks x" in found["plan"][1]
     assert "60,850 parameters" in found["network"][1]
     assert "`tahoe train` runs on this machine" in found["Slurm"][1]
     assert sorted(path.name for path in tahoe.cwd.iterdir()) == ["programs"]  # nothing is left

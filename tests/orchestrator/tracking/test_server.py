@@ -133,7 +133,8 @@ def test_another_machine_can_sync(server, make_scene, tmp_path):
     assert scene.stored() == scene.logged()
     assert scene.shown().info.status == "FINISHED"
 
-    scene.run.mlflow_file.write_bytes(mark)  # the cluster knows nothing of it
+    there.rename(there.with_name("out of reach"))  # from the cluster
+    scene.run.mlflow_file.write_bytes(mark)  # which knows nothing of it
     sync(scene.run.path)
     assert scene.stored() == scene.logged()
 
