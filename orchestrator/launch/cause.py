@@ -7,7 +7,7 @@ cause's.
 from dataclasses import dataclass
 
 from orchestrator.rundir import RunDir
-from orchestrator.tracking.outgoing import summary
+from orchestrator.tracking.outgoing import one_line, without_secrets
 from slurm.blame import failed_node, first_ended
 
 _TAIL_BYTES = 4096
@@ -72,4 +72,4 @@ def _last_line(text: str) -> str:
     """Return the last line that names an error, or else the last."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     named = [line for line in lines if "Error" in line]
-    return summary(RuntimeError((named or lines)[-1])) if lines else ""
+    return one_line(without_secrets((named or lines)[-1])) if lines else ""

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import yaml
@@ -10,9 +9,11 @@ from pydantic import TypeAdapter
 
 import conf
 from data_sharding.glimpse import Glimpse, look
-from data_sharding.manifest import read_manifest
+from data_sharding.manifest import Manifest, read_manifest
 from orchestrator.config import ConfigError
 from orchestrator.schema import Config, Expected
+
+_glimpses: dict[tuple[str, str], Glimpse | None] = {}  # by URL and fingerprint
 
 
 def check_likeness(config: Config, overrides: Sequence[str]) -> None:
@@ -25,7 +26,7 @@ def check_likeness(config: Config, overrides: Sequence[str]) -> None:
         ConfigError: the images are not those of the named set, or are colours to be seen in grey.
     """
     data, train = config.data, read_manifest(config.data.url, "train")
-    num_classes, glimpse = len(train.classes), _look(data.url, train.fingerprint)
+    num_classes, glimpse = len(train.classes), _look(data.url, train)
     if data.expected and data.expected.name == data.name:
         wrong = _differences(data.expected, num_classes, glimpse)
         if wrong:
@@ -45,10 +46,12 @@ def check_likeness(config: Config, overrides: Sequence[str]) -> None:
         )
 
 
-@cache
-def _look(url: str, fingerprint: str) -> Glimpse | None:
+def _look(url: str, train: Manifest) -> Glimpse | None:
     """Look once at a set that is all points of a sweep's."""
-    return look(url, "train", read_manifest(url, "train"))
+    key = (url, train.fingerprint)
+    if key not in _glimpses:
+        _glimpses[key] = look(url, "train", train)
+    return _glimpses[key]
 
 
 def _differences(expected: Expected, num_classes: int, glimpse: Glimpse | None) -> list[str]:

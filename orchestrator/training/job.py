@@ -211,7 +211,9 @@ class Job:
             self.store.note_metrics(step, result)
 
     def _evaluations(self, step: int) -> Iterator[dict[str, float]]:
-        """Yield the figures of a step's evaluations."""
+        """Yield the figures of a step's evaluations, on rank 0: the file may be long."""
+        if not self.world.is_first:
+            return
         for record in read_json_lines(self.run.metrics_file):
             if record["step"] == step and self.objective.figures[0] in record["metrics"]:
                 yield {name: record["metrics"][name] for name in self.objective.figures}
