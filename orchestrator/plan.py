@@ -158,6 +158,11 @@ def data_fingerprint(train: Manifest, val: Manifest) -> str:
     return f"{train.fingerprint[:16]}-{val.fingerprint[:16]}"
 
 
+def split_fingerprints(fingerprint: str) -> dict[str, str]:
+    """Return what begins the fingerprint of each split, of what `data_fingerprint` returned."""
+    return dict(zip(("train", "val"), filter(None, fingerprint.split("-")), strict=False))
+
+
 def _num_steps(config: Config, steps_per_epoch: int) -> int:
     recipe = config.recipe
     if recipe.steps is not None:

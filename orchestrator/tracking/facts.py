@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.config import flatten
 from orchestrator.figures import clock, counted, shown
+from orchestrator.plan import split_fingerprints
 from orchestrator.rundir import RunDir, read_json_lines
 from orchestrator.tracking.outcome import attempts, outcome
 from orchestrator.tracking.outgoing import (
@@ -154,11 +155,14 @@ def environment(run: RunDir) -> dict[str, Any]:
 def evaluations(run: RunDir) -> list[Point]:
     """Return what `tahoe evaluate` has found, as points `eval/PROTOCOL/FIGURE`.
 
-    Of the weights that the run was judged with; those of its raw ones are `eval/raw/...`.
+    Of the weights that the run was judged with; those of its raw ones are `eval/raw/...`. On other
+    data they are `eval/DATA-FINGERPRINT/...`.
 
-    The same evaluation made again is the same point, however often it was made.
+    Of an evaluation that was made again the latest figures count. Where they are the same it is
+    the same point, however often it was made.
     """
-    config = run.read_config()
+    config, data = run.read_config(), _section(run.read_json(run.identity_file) or {}, "data")
+    own = split_fingerprints(str(data.get("fingerprint", "")))
     own_url = _section(config, "data").get("url")
     is_averaged = _section(config, "recipe").get("ema_decay") is not None
     found: dict[tuple[str, int], Point] = {}
@@ -166,14 +170,24 @@ def evaluations(run: RunDir) -> list[Point]:
         if "time_ms" not in line:  # from before it was noted
             continue
         raw = "raw/" if is_averaged and line.get("weights") == "raw" else ""
-        on = "" if line["data"] == own_url else f"{line['data'].rstrip('/').rpartition('/')[2]}/"
+        is_own = line["data"] == own_url
+        if "fingerprint" in line and line["split"] in own:
+            is_own = line["fingerprint"].startswith(own[line["split"]])
+        on = "" if is_own else f"{_data_name(line)}/"
         split = "" if line["split"] == "val" else f"{line['split']}/"
         for name in ("top1", "top5", "loss", "real_top1"):
             if line.get(name) is not None:
                 key = legal_name(f"eval/{raw}{on}{split}{line['protocol']}/{name}")
                 point = Point(key, line[name], line["step"], line["time_ms"])
-                found.setdefault((key, point.step), point)
+                if (known := found.get((key, point.step))) is None or known.value != point.value:
+                    found[key, point.step] = point
     return list(found.values())
+
+
+def _data_name(line: Mapping[str, Any]) -> str:
+    """Return what data is called that a run was judged on: sets of one name differ in the bytes."""
+    name = without_secrets(line["data"]).partition("?")[0].rstrip("/").rpartition("/")[2]
+    return f"{name}-{line['fingerprint'][:8]}" if "fingerprint" in line else str(name)
 
 
 def _origin(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from data_sharding.ring import check_space
 from data_sharding.samples import ShardSet
 from data_sharding.stores import open_store
 from orchestrator.config import ConfigError
-from orchestrator.plan import Plan, make_plan
+from orchestrator.plan import Plan, make_plan, split_fingerprints
 from orchestrator.rundir import RunDir
 from orchestrator.schema import Config, Data
 
@@ -194,8 +194,7 @@ def check_fingerprint(run: RunDir, url: str, splits: Mapping[str, Manifest]) -> 
         DataError: one has another digest than that recorded in run.json.
     """
     identity = run.read_json(run.identity_file) or {}
-    fingerprint = str(identity.get("data", {}).get("fingerprint", ""))
-    recorded = dict(zip(("train", "val"), filter(None, fingerprint.split("-")), strict=False))
+    recorded = split_fingerprints(str(identity.get("data", {}).get("fingerprint", "")))
     for split, manifest in splits.items():
         found = manifest.fingerprint[:16]
         if recorded.get(split, found) != found:

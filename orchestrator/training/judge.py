@@ -147,7 +147,8 @@ def judge(request: Request) -> Opinion:
         manifest = _same_data(run, asked.config, request, manifest)
         loaded, log_probs, truth = _member(run, asked, manifest, request)
         figures = truth.figures(log_probs)
-        told = {**loaded._asdict(), "protocol": asked.protocol, "data": asked.config.data.url}
+        told = {"data": asked.config.data.url, "fingerprint": manifest.fingerprint}
+        told |= {**loaded._asdict(), "protocol": asked.protocol}
         found[path] = {**told, **asdict(figures)}
         total = log_probs if total is None else torch.logaddexp(total, log_probs)
     assert total is not None

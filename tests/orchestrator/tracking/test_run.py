@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from orchestrator.rundir import RunDir, RunError, append_json_line
-from orchestrator.tracking import ship
+from orchestrator.tracking import facts, ship
 from orchestrator.tracking.run import attach
 from orchestrator.tracking.ship import sync
 from orchestrator.tracking.stored import stored_records
@@ -194,10 +194,10 @@ def test_a_description_of_the_users_own_stays(scene):
 
 
 def test_each_attempt_says_why_it_ended(scene):
-    for facts in ({"exit_code": 75}, {"why": "the node was lost"}, None):
+    for said in ({"exit_code": 75}, {"why": "the node was lost"}, None):
         attempt = scene.run.begin_attempt(world_size=2, nodes="node[1-2]")
-        if facts:
-            scene.run.end_attempt(attempt, **facts)
+        if said:
+            scene.run.end_attempt(attempt, **said)
     scene.judge("finished", attempt, reason="all 90 steps are done")
     sync(scene.run.path)
     tags = scene.shown().data.tags
@@ -242,6 +242,32 @@ def test_later_evaluations_are_points_once(scene):
         "eval/ten-crop-28-of-32/loss": [(0.5, 3000)],
         "eval/other/train/flip-28-of-28/top1": [(50.0, 4000)],
         "eval/other/train/flip-28-of-28/loss": [(0.5, 4000)],
+    }
+
+
+def test_evaluations_of_other_data_are_told_apart_by_their_bytes(make_scene):
+    scene = make_scene()
+    identity = scene.run.read_json(scene.run.identity_file)
+    own = {"fingerprint": f"{'1' * 16}-{'2' * 16}"}
+    scene.run.write_json(scene.run.identity_file, {**identity, "data": own})
+    for number, (data, fingerprint, top1) in enumerate(
+        [
+            ("s3://b/a/val10", "a" * 64, 10.0),
+            ("s3://b/b/val10?token=hidden/key", "b" * 64, 20.0),
+            ("s3://b/moved/digits", "2" * 64, 30.0),  # the run's own, elsewhere
+            ("/data/digits", "c" * 64, 40.0),  # what lies there now is not what the run has
+            ("/mnt/a/val10", "a" * 64, 50.0),  # the first again: the latest counts
+        ]
+    ):
+        line = {"data": data, "fingerprint": fingerprint, "split": "val", "step": 7, "top1": top1}
+        line |= {"protocol": "center-28-of-28", "weights": "raw", "time_ms": 1000 + number}
+        append_json_line(scene.run.evaluations_file, line)
+    found = {point.key: point.value for point in facts.evaluations(scene.run)}
+    assert found == {
+        "eval/val10-aaaaaaaa/center-28-of-28/top1": 50.0,
+        "eval/val10-bbbbbbbb/center-28-of-28/top1": 20.0,
+        "eval/center-28-of-28/top1": 30.0,
+        "eval/digits-cccccccc/center-28-of-28/top1": 40.0,
     }
 
 

@@ -28,6 +28,7 @@ from data_sharding.stores import open_store
 from data_sharding.write import write_dataset
 from orchestrator.config import ConfigError
 from orchestrator.rundir import RunDir, read_json_lines
+from orchestrator.tracking import facts
 from orchestrator.training.judge import (
     _class_top1,
     _confusion,
@@ -164,7 +165,7 @@ def test_a_run_is_judged_on_its_own_data_unless_other_is_named(
     """Made anew with its classes in another order, the set at data.url is another one."""
     url = tahoe.cwd / "set"
     shutil.copytree(digits, url)
-    train("run", "recipe.steps=1", f"data.url='{url}'")
+    run = train("run", "recipe.steps=1", f"data.url='{url}'")
     (url / "train" / "manifest.json").unlink()  # which is not looked at
     tahoe("evaluate", "run")
     manifest = url / "val" / "manifest.json"
@@ -174,6 +175,9 @@ def test_a_run_is_judged_on_its_own_data_unless_other_is_named(
     assert refused.returncode == 1
     assert "run.json" in refused.stderr
     tahoe("evaluate", "run", "--data", str(url))
+    other = f"set-{read_manifest(str(url), 'val').fingerprint[:8]}"
+    points = [point.key for point in facts.evaluations(run) if point.key.endswith("top1")]
+    assert points == ["eval/center-32-of-32/top1", f"eval/{other}/center-32-of-32/top1"]
 
 
 @pytest.mark.slow
