@@ -115,16 +115,11 @@ def _compare(
         else:
             findings.add("leak" if originals[i] < len(val) else "duplicate", what)
             left_out.append(int(train[i - len(val)]))
-        if _as_set(copy.label) != _as_set(original.label):
+        if {*copy.labels} != {*original.labels}:
             labels = f"{_words(source, original)} and {_words(source, copy)}"
             findings.add("label_conflict", f"{what}: {labels}")
     return Duplicates(tuple(left_out), findings)
 
 
-def _as_set(label: int | tuple[int, ...] | None) -> frozenset[int | None]:
-    return frozenset(label if isinstance(label, tuple) else (label,))
-
-
 def _words(source: Source, sample: Sample) -> str:
-    label = sample.label if isinstance(sample.label, tuple) else (sample.label,)
-    return "|".join(source.classes[number] for number in label if number is not None)
+    return "|".join(source.classes[number] for number in sample.labels)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_sharding import files
-from data_sharding.label_checks import describe_gaps, describe_runs
+from data_sharding.label_checks import describe_gaps, describe_runs, describe_untrained
 from data_sharding.labels import LabelRule, sorted_classes
 from data_sharding.manifest import (
     DataError,
@@ -164,7 +164,10 @@ def index_shards(
         )
         for split, mine in by_split.items()
     }
-    return manifests, {split: _count(mine, names) for split, mine in by_split.items()}
+    counts = {split: _count(mine, names) for split, mine in by_split.items()}
+    if len(counts) == len(SPLITS):
+        warn("train", [describe_untrained(+counts["train"], +counts["val"])])
+    return manifests, counts
 
 
 def _labels(scans: Sequence[Scan], classes: Sequence[str]) -> list[NDArray[np.int64]]:

@@ -1,10 +1,12 @@
-"""Labels that are probably not meant like this: numbers with gaps, samples sorted by label."""
+"""Labels that are probably not meant like this: with gaps, sorted, in validation alone."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from data_sharding.words import counted, shortened
 
 _MIN_CHANGES = 20  # expected of shuffled samples; with fewer, chance could do it
 _MAX_SHARE = 0.25  # of these that sorted samples have
@@ -46,4 +48,16 @@ def describe_runs(labels: Sequence[NDArray[Any]]) -> str:
         f"their class, and {alike_by_chance:.0%} would be if they were shuffled. Training shuffles "
         "within some thousand samples, so its batches may hold few classes. `tahoe shard "
         "webdataset URL OUT` writes them shuffled."
+    )
+
+
+def describe_untrained(in_train: Iterable[str], in_val: Iterable[str]) -> str:
+    """Return which classes occur in val alone; nothing if none does."""
+    names = sorted({*in_val} - {*in_train})
+    if not names:
+        return ""
+    return (
+        f"{counted(len(names), 'class')} of val without an image in train: {shortened(names)}. "
+        "Nothing can learn them, so their images in val count as wrong: add training images, move "
+        "some of val there, or leave these classes out."
     )

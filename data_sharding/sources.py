@@ -37,6 +37,13 @@ class Sample:
     origin: str  # where it comes from, for messages
     read: Callable[[], bytes]  # returns the bytes of its file; raises OSError
 
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The indices of its classes; none without labels."""
+        if self.label is None:
+            return ()
+        return self.label if isinstance(self.label, tuple) else (self.label,)
+
     def read_or_raise(self) -> bytes:
         """Return the bytes of its file.
 

@@ -33,6 +33,7 @@ from data_sharding.journal import (
     open_journal,
     sizes,
 )
+from data_sharding.label_checks import describe_untrained
 from data_sharding.manifest import DataError, Manifest, read_manifest, url_of, write_manifest
 from data_sharding.shard_table import ShardTable
 from data_sharding.sources import Source, permutation
@@ -50,6 +51,7 @@ from data_sharding.write_shard import (
 Progress = Callable[[int, int], None]  # images dealt with, of all
 
 _DUPLICATES = "duplicates"
+_RECORDS = 2  # of shards, as they are noted now: those from before lack labels
 _MAX_NAMED = 10
 _LEFT_OUT = {"corrupt": "corrupt", "too_large": "too large"}  # rules, and words for them
 
@@ -103,7 +105,7 @@ def write_dataset(
         with locked(url) as lock:
             if is_published(url):  # by whoever had the lock
                 return _reuse(source, url, facts, is_locked=True)
-            known_by = {**facts, **_noted(source)}
+            known_by = {**facts, **_noted(source), "records": _RECORDS}
             job = Job(source, url, open_journal(url, known_by, lock), checks)
             written = _Writing(job, facts, num_workers, on_progress, on_hashing).run()
             clear(url)
@@ -366,5 +368,12 @@ def _report(
         "num_bytes_stored": sum(shard.num_bytes_stored for shard in shards),
     }
     over = Findings(Counter(source.ignored), {k: [*v] for k, v in source.ignored_names.items()})
-    more = {"notes": [*source.notes], **_noted(source)}
+    labels = {split: _labels(source, shards, split) for split in SPLITS}
+    untrained = describe_untrained(labels["train"], labels["val"])
+    more = {"warnings": [*filter(None, [untrained])], "notes": [*source.notes], **_noted(source)}
     return {**report(findings, numbers, over), **more}
+
+
+def _labels(source: Source, shards: Sequence[Finished], split: str) -> set[str]:
+    """Return the classes that a split has images of."""
+    return {source.classes[label] for s in shards if s.split == split for label in s.labels}

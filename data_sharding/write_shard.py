@@ -92,11 +92,13 @@ class Task:
 class Finished:
     """A shard that is written; `info` is None if no sample was left, and there is no file then.
 
-    `num_files` and `num_bytes` are of the image files read, `num_bytes_stored` of those stored.
+    `labels` are those that occur; `num_files` and `num_bytes` are of the image files read,
+    `num_bytes_stored` of those stored.
     """
 
     split: str
     info: ShardInfo | None
+    labels: tuple[int, ...]
     findings: Findings
     num_files: int
     num_bytes: int
@@ -109,8 +111,8 @@ class Finished:
     @classmethod
     def of_json(cls, values: Mapping[str, Any]) -> "Finished":
         info = ShardInfo(**values["info"]) if values["info"] else None
-        findings = Findings.of_json(values["findings"])
-        return cls(**{**values, "info": info, "findings": findings})
+        findings, labels = Findings.of_json(values["findings"]), tuple(values["labels"])
+        return cls(**{**values, "info": info, "labels": labels, "findings": findings})
 
 
 def write_shard(job: Job, task: Task, advance: Advance) -> Finished:
@@ -152,7 +154,7 @@ class _Shard:
     def __init__(self, job: Job, tar: TarStream) -> None:
         self._job, self.tar = job, tar
         self._rule = STORED_LABELS[job.source.labels.kind]
-        self._findings = Findings()
+        self._findings, self._labels = Findings(), set[int]()
         self._num_files = self._num_samples = self._num_bytes = self._num_bytes_stored = 0
 
     def add(self, sample: Sample) -> None:
@@ -173,6 +175,7 @@ class _Shard:
         if self._rule.kind != "none":
             label = json.dumps(sample.label).encode("ascii")
             self.tar.add(f"{sample.key}.{self._rule.extension}", label)
+            self._labels.update(sample.labels)
         self._num_samples += 1
         self._num_bytes_stored += len(data)
 
@@ -184,6 +187,7 @@ class _Shard:
         return Finished(
             task.split,
             info,
+            tuple(sorted(self._labels)),
             self._findings,
             self._num_files,
             self._num_bytes,

@@ -109,6 +109,8 @@ def written(url: str, source: Source, dataset: Dataset) -> None:
         _print_passed_over(console, source)
     if dataset.report and dataset.report["rules"]:
         _print_findings(console, url, dataset.report)
+    for warning in (dataset.report or {}).get("warnings", ()):  # older sets have none
+        console.print(Text(f"warning: {warning}"))
 
 
 def _print_passed_over(console: Console, source: Source) -> None:

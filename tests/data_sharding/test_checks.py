@@ -11,6 +11,7 @@ import pytest
 from foreign import bomb, contents, encoded, jpeg, photo, png
 from PIL import Image
 
+from data_sharding.csv_source import Columns, csv_file
 from data_sharding.dedupe import find_duplicates
 from data_sharding.findings import MAX_NAMES, Findings
 from data_sharding.folder_source import folder
@@ -269,6 +270,32 @@ def test_duplicates(tmp_path: Path, num_workers: int) -> None:
     kept = [key.partition("-")[2] for shard in stored(tmp_path / "set").values() for key in shard]
     assert sorted(kept) == sorted([*map(str, range(40)), "twice"])
     assert dataset.manifests["train"].source["dedupe"] is True
+
+
+@pytest.mark.parametrize("cause", ["copies", "corrupt", "neither"])
+def test_a_class_that_is_left_in_val_alone_is_told(tmp_path: Path, cause: str) -> None:
+    images = pets(16)
+    images |= {name: data for name, data in pets(24).items() if name.startswith("train/b/")}
+    for name in [name for name in images if name.startswith("train/b/")]:
+        if cause != "neither":
+            images[name] = images["train/a/1.jpg"] if cause == "copies" else b"x"
+    root, checks = make(tmp_path / "pets", images), Checks(0.9, dedupe=True)
+    for _ in range(2):  # made, and there already
+        report = write(root, tmp_path / "set", checks).report
+        assert report is not None
+        assert len(report["warnings"]) == (cause != "neither")
+        assert all("1 class of val without an image in train: b." in w for w in report["warnings"])
+
+
+def test_a_class_that_a_fraction_puts_into_val_alone_is_told(tmp_path: Path) -> None:
+    make(tmp_path, {"1.jpg": jpeg(1), "2.jpg": jpeg(2)})
+    (tmp_path / "list.csv").write_text("path,label\n1.jpg,a;b\n2.jpg,a;c\n")
+    source = csv_file(tmp_path / "list.csv", Columns(separator=";"), val_fraction=0.5)
+    url = str(tmp_path / "set")
+    report = write_dataset(source, url, seed=0, samples_per_shard=4, checks=Checks()).report
+    assert report is not None
+    alone = source.classes[source.splits["val"][0].labels[-1]]
+    assert [f"in train: {alone}." in warning for warning in report["warnings"]] == [True]
 
 
 def test_equal_sizes_are_no_duplicates(tmp_path: Path) -> None:

@@ -87,6 +87,15 @@ def test_verify_counts_it_too(odd: Path) -> None:
     assert "not used: 1 (first late.tar)" in of_val
 
 
+def test_index_tells_of_classes_that_val_alone_has(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    by_webdataset(tmp_path / "train/a.tar", labelled([0, 3]))
+    by_webdataset(tmp_path / "val/a.tar", labelled([0, 1, 2], first=50))
+    index(tmp_path)
+    assert "2 classes of val without an image in train: 1, 2." in caplog.text
+
+
 def test_a_sound_set_has_no_remarks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Directories, as GNU tar packs them, hold nothing; indexes and digests are no shards."""
     for split, first in ("train", 0), ("val", 50):
