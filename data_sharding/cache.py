@@ -27,6 +27,7 @@ from typing import IO, TypeVar
 from data_sharding.cache_plans import LivePlan, live_plan
 from data_sharding.cache_room import PART, SHARD, Room
 from data_sharding.fetch import Transfer, download
+from data_sharding.locks import flock
 from data_sharding.manifest import DataError, ShardInfo
 from data_sharding.node_files import is_at, locked, make_private, pinned
 
@@ -78,7 +79,7 @@ def cache_directory(configured: str | None) -> Path:
 
 
 def free_bytes(directory: Path) -> int:
-    """Return the room of a cache's directory, once a file could be written there.
+    """Return the room of a cache's directory, once a file could be written and locked there.
 
     Raises:
         DataError: it could not.
@@ -86,6 +87,7 @@ def free_bytes(directory: Path) -> int:
     try:
         make_private(directory)
         with TemporaryFile(dir=directory) as file:
+            flock(file.fileno(), directory / "room.lock")
             file.write(b"x" * 4096)
             file.flush()
         return shutil.disk_usage(directory).free

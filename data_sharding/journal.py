@@ -7,8 +7,6 @@ processes of a run share it, and it is free as soon as the last of them is gone.
 no locks: two runs that write to one URL there at the same time are not kept apart.
 """
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +21,7 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from data_sharding import files
+from data_sharding.locks import NoLocksError, flock
 from data_sharding.manifest import DataError, url_of
 
 SPLITS = ("val", "train")  # in the order of publishing
@@ -146,7 +145,7 @@ def _acquire(path: Path, url: str) -> int:
     deadline_s = time.monotonic() + _LOCK_TIMEOUT_S
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        if _try_lock(file) and _is_at(file, path):
+        if _try_lock(file, path) and _is_at(file, path):
             return file
         os.close(file)
         if time.monotonic() > deadline_s:
@@ -157,15 +156,11 @@ def _acquire(path: Path, url: str) -> int:
         time.sleep(0.05)
 
 
-def _try_lock(file: int) -> bool:
+def _try_lock(file: int, path: Path) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
-            raise
-    return True  # or a file system that has no locks
+        return flock(file, path)
+    except NoLocksError:
+        return True  # as an object store has none
 
 
 def _is_at(file: int, path: Path) -> bool:

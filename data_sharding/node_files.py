@@ -5,13 +5,13 @@ there is nothing to poll and nothing to expire. A locked file may have been remo
 while a process waited for it; every function here looks again after it has the lock.
 """
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from data_sharding.locks import flock
 from data_sharding.manifest import DataError
 
 
@@ -36,7 +36,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[IO[bytes] | None]:
     """Make a file if need be and hold it alone; without `wait`, None where somebody holds it."""
     while True:
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
-            if not _flock(file, fcntl.LOCK_EX, wait=wait):
+            if not flock(file, path, wait=wait):
                 yield None
                 return
             if is_at(file, path):
@@ -53,18 +53,18 @@ def pinned(path: Path) -> Iterator[IO[bytes] | None]:
         yield None
         return
     with file:
-        _flock(file, fcntl.LOCK_SH, wait=True)
+        flock(file, path, shared=True, wait=True)
         yield file if os.fstat(file.fileno()).st_nlink else None
 
 
 def remove_unless_held(path: Path) -> bool:
     """Remove a file that nobody has locked or pinned; return whether it is gone."""
     try:
-        file = path.open("rb", buffering=0)
+        file = path.open("r+b", buffering=0)
     except FileNotFoundError:
         return True
     with file:
-        if not _flock(file, fcntl.LOCK_EX, wait=False):
+        if not flock(file, path):
             return False
         if is_at(file, path):
             path.unlink(missing_ok=True)
@@ -77,11 +77,3 @@ def is_at(file: IO[bytes], path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _flock(file: IO[bytes], kind: int, *, wait: bool) -> bool:
-    try:
-        fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -6,7 +6,6 @@ there continues the run. It is a POSIX path that all nodes see, since logs and m
 to; checkpoints may go elsewhere (`checkpoint.url`).
 """
 
-import fcntl
 import json
 import os
 import shlex
@@ -20,6 +19,8 @@ from typing import IO, Any
 from uuid import uuid4
 
 import yaml
+
+from data_sharding.locks import NoLocksError, flock
 
 _SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
 
@@ -234,13 +235,15 @@ class RunDir:
         return is_last and verdict["verdict"] == "finished"
 
     @property
-    def is_alive(self) -> bool:
-        """Whether an attempt holds the run now."""
+    def is_alive(self) -> bool | None:
+        """Whether an attempt holds the run now; None where its lock cannot be asked."""
         try:
             with self.lock_file.open() as file:
-                return not _take(file, fcntl.LOCK_SH)
+                return not flock(file, self.lock_file, shared=True)
         except FileNotFoundError:  # no attempt has been made
             return False
+        except OSError:  # of somebody else who lets nobody read it, or without locks
+            return None
 
     @contextmanager
     def lock(self) -> Iterator[int]:
@@ -249,11 +252,11 @@ class RunDir:
         Yields the file descriptor of the lock: a process that inherits it holds the run as well.
 
         Raises:
-            RunError: another attempt is running.
+            RunError: another attempt is running, or the file system has no locks.
         """
         with self.lock_file.open("a+") as file:
             deadline_s = time.monotonic() + 0.5  # who asks `is_alive` holds it for an instant
-            while not (taken := _take(file, fcntl.LOCK_EX)) and time.monotonic() < deadline_s:
+            while not (taken := hold(file)) and time.monotonic() < deadline_s:
                 time.sleep(0.05)
             if not taken:
                 file.seek(0)
@@ -268,13 +271,18 @@ class RunDir:
             yield file.fileno()
 
 
-def _take(file: IO[str], kind: int) -> bool:
-    """Lock a file without waiting; say whether that was possible."""
+def hold(
+    file: IO[str], *, wait: bool = False, instead: str = "another: runs_dir=DIR or run_dir=DIR"
+) -> bool:
+    """Hold a file that is open for writing alone; return whether that was possible.
+
+    Raises:
+        RunError: its file system has no locks.
+    """
     try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        return flock(file, Path(file.name), wait=wait, instead=instead)
+    except NoLocksError as error:
+        raise RunError(str(error)) from None
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

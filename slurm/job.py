@@ -166,10 +166,19 @@ trap interrupted=yes USR1 USR2
 trap 'interrupted=yes; [[ $$(state) == *TimeLimit ]] && resubmit' TERM
 
 exec 9>>"$$run/lock"
-if ! flock --timeout 60 9; then
+flock --timeout 60 9
+case $$? in
+0) ;;
+1)
     echo "error: another attempt of $$run is running, on $$(cat "$$run/lock")" >&2
     exit 1
-fi
+    ;;
+*)
+    echo "error: $$run is on a file system without locks: attempts would overwrite each other's" \
+        "files. Have it mounted with locks (Lustre: -o flock), or choose another: runs_dir=DIR" >&2
+    exit 1
+    ;;
+esac
 attempt=$$("$$python" -m orchestrator.launch.attempt begin "$$run") || exit
 [ -n "$$attempt" ] || exit 0 # finished already
 

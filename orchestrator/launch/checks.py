@@ -1,6 +1,5 @@
 """What can be known of a run before it is submitted, from the machine that submits it."""
 
-import fcntl
 import platform
 import shutil
 import tempfile
@@ -24,7 +23,7 @@ from orchestrator.launch.create import run_path
 from orchestrator.launch.finding import Finding
 from orchestrator.launch.snapshot import in_place
 from orchestrator.launch.submit import job_of, script
-from orchestrator.rundir import RunDir, RunError
+from orchestrator.rundir import RunDir, RunError, hold
 from orchestrator.schema import Config
 from slurm import client
 
@@ -98,16 +97,14 @@ def writable(config: Config) -> str:
     """
     run, place = run_path(config), files.existing(run_path(config))
     try:
-        with tempfile.NamedTemporaryFile(dir=place) as file, Path(file.name).open() as again:
-            file.write(b"x")
-            file.flush()
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            holds = not _takes(again.fileno())
+        with tempfile.NamedTemporaryFile("w", dir=place) as one, Path(one.name).open("a") as two:
+            one.write("x")
+            one.flush()
+            holds = hold(one) and not hold(two)
     except OSError as error:
         raise RunError(
-            f"{run}: {place} cannot be written or locked: {error.strerror}. No run can lie there. "
-            "Choose another place with runs_dir=DIR or run_dir=DIR; a Lustre must be mounted with "
-            "-o flock."
+            f"{run}: {place} cannot be written: {error.strerror}. No run can lie there. Choose "
+            "another place with runs_dir=DIR or run_dir=DIR."
         ) from None
     if not holds:
         raise RunError(
@@ -116,14 +113,6 @@ def writable(config: Config) -> str:
             "have this one mounted with locks (Lustre: -o flock)."
         )
     return f"{run}: {place} can be written and locked"
-
-
-def _takes(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def disk(config: Config, cost: Cost | None) -> Finding:

@@ -164,8 +164,14 @@ def _versions(report: Report) -> Finding:
 
 def _shared(report: Report) -> Finding:
     blind = {one["host"]: one["unseen"] for one in report if one["unseen"]}
+    unlocked = {one["host"]: one["unlocked"] for one in report if one["unlocked"]}
+    if unlocked:
+        host, why = next(iter(unlocked.items()))
+        told = f"no locks on {len(unlocked)} of {counted(len(_by_host(report)), 'node')}"
+        return Finding("fail", "run directory", f"{told}, as {host}: {why}")
     if not blind:
-        return Finding("ok", "run directory", "every rank sees the files of all others")
+        told = "every rank sees the files of all others, and their locks"
+        return Finding("ok", "run directory", told)
     told = "; ".join(f"{host} does not see those of ranks {ranks}" for host, ranks in blind.items())
     return Finding("fail", "run directory", f"{told}. {_SHARE}")
 

@@ -113,9 +113,11 @@ def _size(file: Path) -> int:
 
 def _as_it_is_now(run: RunDir, record: Record) -> Record:
     """Tell an attempt that goes on from one that has crashed: only its lock knows."""
-    if record.status == UNENDED and run.is_alive:
-        return replace(record, status="running")
-    return record
+    is_alive = run.is_alive if record.status == UNENDED else False
+    if is_alive is None:
+        told = f"{record.reason}, or it runs: {run.lock_file} cannot be asked here"
+        return replace(record, reason=told)
+    return replace(record, status="running") if is_alive else record
 
 
 def _stamp(run: RunDir) -> Stamp:

@@ -4,7 +4,6 @@ Its name says which sweep it is, its tags what is varied, and its status whether
 on. When nothing does, it has the best result, and pictures of what mattered.
 """
 
-import fcntl
 import json
 import tempfile
 from collections.abc import Collection, Iterable
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.figures import counted, shown
-from orchestrator.rundir import RunDir, write_atomic
+from orchestrator.rundir import RunDir, hold, write_atomic
 from orchestrator.sweepdir import SweepDir
 from orchestrator.tracking.facts import MAX_TAG_CHARACTERS, user
 from orchestrator.tracking.outgoing import as_text, without_secrets
@@ -31,7 +30,7 @@ def parent_of(client: MlflowClient, experiment_id: str, sweep: SweepDir) -> str:
         MlflowException, OSError: the store cannot be reached or written.
     """
     with sweep.lock_file.open("a") as lock:  # two runs of the sweep may begin at the same time
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        hold(lock, wait=True)
         found = client.search_runs([experiment_id], f"tags.`{TAG}` = '{sweep.id}'", max_results=1)
         if found:
             run_id = str(found[0].info.run_id)

@@ -10,17 +10,17 @@ has, and `sync` sends what a killed shipper left.
 """
 
 import argparse
-import fcntl
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from orchestrator.rundir import RunDir, RunError
+from orchestrator.rundir import RunDir, RunError, hold
 from orchestrator.tracking.lifeline import GaveUpError, Insist, Lifeline, SupersededError, log
 from orchestrator.tracking.outcome import Outcome, attempts, outcome, running
 from orchestrator.tracking.outgoing import summary
@@ -83,7 +83,7 @@ def sync(path: Path, wait_s: float = 10.0, never: str | None = None) -> None:
             shipment = Shipment(attach(run, config))
             shipment.tracked.describe()
             shipment.send_new()
-            shipment.close(alive=run.is_alive, never=never)
+            shipment.close(alive=bool(run.is_alive), never=never)
             shipment.tracked.upload()
             for name, how in shipment.tracked.refusals.told.items():
                 print(f"warning: MLflow's server refuses {name}, which is {how}", file=sys.stderr)
@@ -203,12 +203,11 @@ def _log_to(file: Path) -> None:
 def _lock(run: RunDir) -> TextIO:
     """Return the open log, which is locked: whoever holds it is the only one to ship this run."""
     _log_file(run).parent.mkdir(exist_ok=True)
-    file = _log_file(run).open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise BlockingIOError(f"another shipper of {run.id} is at work") from None
+    with ExitStack() as unless_held:
+        file = unless_held.enter_context(_log_file(run).open("a"))
+        if not hold(file):
+            raise BlockingIOError(f"another shipper of {run.id} is at work")
+        unless_held.pop_all()
     return file
 
 

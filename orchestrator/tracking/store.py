@@ -4,7 +4,6 @@ The rest of the package takes MLflow's names from here, so that the settings bel
 Importing this module imports MLflow, which takes about two seconds.
 """
 
-import fcntl
 import logging
 import os
 import sys
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
 
-from orchestrator.rundir import RunError
+from orchestrator.rundir import RunError, hold
 
 # MLflow reads these when it is imported or when it sends. Its own retries block for minutes on a
 # dead server and may repeat a request that made a run; the shipper tries again itself, knowing what
@@ -127,7 +126,7 @@ def opened(tracking_uri: str, say: Callable[[str], None] = to_stderr) -> Iterato
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.with_name(f"{file.name}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        hold(lock, wait=True, instead="another store: tracking.uri=sqlite:///FILE")
         tables.prepare(tracking_uri, file, say)
         yield MlflowClient(tracking_uri=tracking_uri)
 

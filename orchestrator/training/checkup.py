@@ -26,7 +26,7 @@ from data_sharding.cache import cache_directory, free_bytes
 from data_sharding.manifest import DataError, read_manifest
 from data_sharding.shard_table import ShardTable
 from orchestrator.config import ConfigError, parse
-from orchestrator.rundir import RunDir, write_atomic
+from orchestrator.rundir import RunDir, RunError, hold, write_atomic
 from orchestrator.schema import Config
 from orchestrator.training.world import World, join_world
 
@@ -57,6 +57,7 @@ def _look_around(run: RunDir, config: Config) -> None:
             "num_gpus": torch.cuda.device_count(),
             "gpu": torch.cuda.get_device_name(world.device) if torch.cuda.is_available() else None,
             "unseen": _unseen(run, world),
+            "unlocked": _unlocked(run, world),
             "clock": _clock(world),
             "all_reduce": _all_reduce(world),
             "read": _read(config, world) if world.local_rank == 0 else None,
@@ -87,6 +88,20 @@ def _is_there(directory: Path, rank: int) -> bool:
         return (directory / str(rank)).read_text() == f"rank {rank}"
     except FileNotFoundError:
         return False
+
+
+def _unlocked(run: RunDir, world: World) -> str | None:
+    """Say why the locks of this directory are of no use here, if they are."""
+    told = None
+    with run.lock_file.open("a") as file:
+        for is_my_turn in (world.is_first, not world.is_first):  # to hold what rank 0 holds
+            try:
+                if is_my_turn and hold(file) != world.is_first:
+                    told = f"{run.path} was locked for two at a time (Lustre: mount with -o flock)"
+            except RunError as error:
+                told = str(error)
+            world.wait_for_all()
+    return told
 
 
 def _clock(world: World) -> dict[str, float]:

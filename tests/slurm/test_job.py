@@ -156,3 +156,21 @@ def test_ranks_get_what_the_script_exports_where_sbatch_exports_nothing(tmp_path
     assert "SLURM_EXPORT_ENV" not in left
     assert "SBATCH_TIMELIMIT" not in left  # the next attempt is asked for by the script's own
     assert left["SBATCH_ACCOUNT"] == "mine"  # which the script leaves to the site
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [(0, ""), (1, "another attempt of /runs/a run is running"), (71, "without locks")],
+)
+def test_a_lock_that_cannot_be_had_is_not_one_that_is_held(
+    tmp_path: Path, code: int, said: str
+) -> None:
+    flock = tmp_path / "flock"  # util-linux: 71 where the kernel has no lock, 1 after the timeout
+    flock.write_text(f"#!/bin/sh\nexit {code}\n")
+    flock.chmod(0o755)
+    locking = render(PLAIN).partition('run/lock"\n')[2].partition("attempt=")[0]
+    command = f"run='/runs/a run'\nPATH={tmp_path}:$PATH\n{locking}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == min(code, 1)
+    assert said in done.stderr
+    assert not (code == 71 and "is running" in done.stderr)

@@ -13,16 +13,27 @@ import pytest
 from orchestrator.config import parse, to_dict
 from orchestrator.rundir import RunDir
 
+NO_LOCKS = """
+import errno, fcntl, os
+def flock(file, operation):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+fcntl.flock = flock
+"""
 
-@pytest.mark.parametrize("ranks_per_node", [1, 2])
+
+@pytest.mark.parametrize(("ranks_per_node", "has_locks"), [(1, True), (2, False)])
 def test_each_rank_reports(
-    values: dict[str, Any], digits: Path, tmp_path: Path, ranks_per_node: int
+    values: dict[str, Any], digits: Path, tmp_path: Path, ranks_per_node: int, has_locks: bool
 ) -> None:
     values["data"]["url"] = str(digits)
     run = RunDir(tmp_path)
     run.write_config(to_dict(parse(values)))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    # As on a file system without locks, which cannot be mounted where tests run.
+    (modules / "sitecustomize.py").write_text("" if has_locks else NO_LOCKS)
     ranks = []
     for rank in range(2):
         environ = os.environ | {
@@ -32,6 +43,7 @@ def test_each_rank_reports(
             "LOCAL_WORLD_SIZE": str(ranks_per_node),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
+            "PYTHONPATH": str(modules),
         }
         command = [sys.executable, "-m", "orchestrator.training.checkup", str(tmp_path)]
         ranks.append(subprocess.Popen(command, env=environ))
@@ -40,6 +52,8 @@ def test_each_rank_reports(
     first, second = json.loads((tmp_path / "report.json").read_text())
     assert first["host"] == second["host"] == socket.gethostname()
     assert [first["unseen"], second["unseen"]] == [[], []]
+    for one in (first, second):
+        assert one["unlocked"] is None if has_locks else "without locks" in one["unlocked"]
     assert first["clock"] == {"ahead_s": 0, "within_s": 0}
     assert abs(second["clock"]["ahead_s"]) <= second["clock"]["within_s"] < 1  # one clock
     for one in (first, second):
