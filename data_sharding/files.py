@@ -93,6 +93,26 @@ def write_bytes(url: str, data: bytes) -> None:
         file.write(data)
 
 
+def write_new(url: str, data: bytes) -> None:
+    """Publish a file unless there is one: of several writers one wins, where a store can tell."""
+    path = local_path(url)
+    if path is None:
+        write_bytes(url, data)
+        return
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        with create(str(temporary)) as file:
+            file.write(data)
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        if not path.exists():
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def copy(path: Path, url: str) -> None:
     """Publish a copy of a local file, whole or not at all."""
     target = local_path(url)

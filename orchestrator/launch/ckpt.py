@@ -120,13 +120,17 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _prune(options: argparse.Namespace) -> int:
+    from orchestrator.config import parse
     from orchestrator.rundir import RunDir
+    from orchestrator.training.owner import claim
     from orchestrator.training.retention import kept
 
     store, keep = _open(options.run)
     if options.keep_last:
         keep = replace(cast("Any", keep), keep_last=options.keep_last)
-    with RunDir(options.run).lock():  # an attempt that is running prunes by itself
+    run = RunDir(options.run)
+    with run.lock():  # an attempt that is running prunes by itself
+        claim(run, parse(run.read_config()))
         manifests = store.manifests()
         stay = kept(manifests, keep)
         if options.dry_run:

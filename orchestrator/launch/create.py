@@ -20,6 +20,7 @@ from orchestrator.plan import Plan, data_fingerprint, make_plan
 from orchestrator.rundir import RunDir, RunError, write_atomic
 from orchestrator.schema import Config
 from orchestrator.training.checkpoint import CheckpointStore
+from orchestrator.training.owner import claim, owner, refusal
 
 
 def open_run(composed: Composed) -> tuple[RunDir, Plan]:
@@ -46,7 +47,7 @@ def open_run(composed: Composed) -> tuple[RunDir, Plan]:
         return run, plan
     is_new = is_finished or not run.config_file.exists()
     if is_new:
-        _check_no_checkpoints(config)
+        _check_unused(config)
         tell_idle(config, composed.overrides)
         check_likeness(config, composed.overrides)
         if config.init_from is None:
@@ -55,9 +56,11 @@ def open_run(composed: Composed) -> tuple[RunDir, Plan]:
         _set_aside(run)
     with _made_directory(run.path), run.lock():  # one that is running is not touched
         if run.config_file.exists():
+            claim(run, config)
             note_software(run)
         else:
             _describe(run, composed, plan, train, val)
+            claim(run, config)
         run.write_config(to_dict(config))
     return run, plan
 
@@ -116,10 +119,12 @@ def _check_same(run: RunDir, config: Config) -> None:
         )
 
 
-def _check_no_checkpoints(config: Config) -> None:
+def _check_unused(config: Config) -> None:
     """Refuse to begin a run where the checkpoints of another lie: it would continue that one."""
     url = config.checkpoint.url
-    steps = CheckpointStore(url).steps() if url else []
+    if url and (found := owner(url)):
+        raise refusal(url, found)
+    steps = CheckpointStore(url).steps() if url else []  # from before stores had owners
     if steps:
         raise RunError(
             f"checkpoint.url={url} holds the checkpoints of another run, up to step {steps[-1]}. A "

@@ -13,6 +13,7 @@ from orchestrator.rundir import RunDir, RunError, read_json_lines
 from orchestrator.schema import Config
 from orchestrator.schema_recipe import DURATIONS
 from orchestrator.training.checkpoint import CheckpointStore
+from orchestrator.training.owner import claim
 
 
 def reopen_run(run: RunDir, overrides: Sequence[str], schedule: Choice | None = None) -> Plan:
@@ -52,6 +53,7 @@ def reopen_run(run: RunDir, overrides: Sequence[str], schedule: Choice | None = 
     planned = plan_of(parse(to_dict(config) | {"recipe": frozen["recipe"]}))
     config = Extension(config, planned, plan, done).settled(schedule)
     with run.lock():  # the config of an attempt that is running is not touched
+        claim(run, config)
         note_software(run)
         run.write_config(to_dict(config))
     return plan

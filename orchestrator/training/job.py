@@ -12,7 +12,7 @@ from timm.scheduler.scheduler import Scheduler
 
 from data_sharding.counter import derive
 from orchestrator.plan import Plan
-from orchestrator.rundir import RunDir, read_json_lines
+from orchestrator.rundir import RunDir, RunError, read_json_lines
 from orchestrator.schema import Config
 from orchestrator.training import report, startup, watchdog
 from orchestrator.training.answers import write_answers
@@ -26,13 +26,14 @@ from orchestrator.training.meter import compute_figures
 from orchestrator.training.metrics import MetricLog
 from orchestrator.training.network import build_network, check_step, count_cost
 from orchestrator.training.objectives import Objective, make_objective
+from orchestrator.training.owner import claim
 from orchestrator.training.probe import freeze_all_but_the_head
 from orchestrator.training.restore import restore
 from orchestrator.training.saver import Saver
 from orchestrator.training.schedule import make_schedule
 from orchestrator.training.stages import Stages, has_stages
 from orchestrator.training.state import TrainState
-from orchestrator.training.verdict import Wish
+from orchestrator.training.verdict import NeverRestartError, Wish
 from orchestrator.training.world import World
 
 log = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ class Job:
         Rank 0 reads the newest checkpoint that is whole, and gives the others what is in it.
         """
         startup.done("network")
+        self._claim_store()
         if self.world.size > 2:  # the sum of two has one order
             self.gradients.warm_up()
         startup.done("warm-up")
@@ -136,6 +138,17 @@ class Job:
         elif self.plan.evaluates_at(step):
             self._judge_saved(step)
         return step
+
+    def _claim_store(self) -> None:
+        """Refuse, on every rank alike, to go on with the checkpoints of another run."""
+        refused = None
+        if self.world.is_first:
+            try:
+                claim(self.run, self.config)
+            except RunError as error:
+                refused = error
+        if refused := self.world.object_from_first(refused):
+            raise NeverRestartError(str(refused))
 
     def begin_step(self, step: int) -> None:
         """Set what depends on the step alone; steps are counted from 0 here."""

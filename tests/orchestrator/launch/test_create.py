@@ -193,6 +193,7 @@ def test_a_new_run_does_not_continue_the_checkpoints_of_another(
     saved.write_text("{}")
     assert opened(config_of(seed=1, checkpoint=checkpoint)) == run
     finish(run)
+    (tmp_path / "checkpoints" / "owner.json").unlink()  # as if from before there was one
     for other in ({"seed": 2}, {"seed": 1, "if_finished": "rerun"}):
         with pytest.raises(RunError, match="holds the checkpoints of another run, up to step 12"):
             opened(config_of(checkpoint=checkpoint, **other))
