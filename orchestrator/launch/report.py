@@ -76,6 +76,9 @@ def report(options: argparse.Namespace) -> int:
     except OSError as error:
         raise RunError(f"the report was not written: {error}. Name a directory: -o DIR.") from error
     print(f"{page}: {len(told.published)} published, {len(told.measured)} measured on {data}")
+    if told.other_images:
+        others = " or ".join(f"fingerprint={one}" for one in told.other_images)
+        print(f"other images called {data} are left out: draw them with {others}")
     if figures:
         print(f"{counted(len(figures) // 2, 'figure')} beside it, as PNG and SVG")
     if options.send:

@@ -15,6 +15,7 @@ from orchestrator.tracking.outgoing import as_text, without_secrets
 from orchestrator.tracking.record import IMPORTED, Record
 
 _SHORT = {"data": "data.name", "protocol": "data.protocol"}
+_FACTS = {"status": "status", "id": "id", "system": "system", "fingerprint": "data_fingerprint"}
 _MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
 _PLAIN = re.compile(r"[^,*?\[]+")  # one alternative, without wildcards
 _FILTER = re.compile(r"([A-Za-z_][\w.]*)=(.*)")
@@ -70,8 +71,8 @@ def _distinct(found: Sequence[Record]) -> list[Record]:
 
 def value_of(record: Record, key: str) -> str | None:
     """Return what a run's config says of a key, or how it stands, as text; None: nothing."""
-    if key in ("status", "id", "system"):
-        return str(getattr(record, key))
+    if key in _FACTS:
+        return str(getattr(record, _FACTS[key]))
     value = record.config.get(_SHORT.get(key, key))
     return None if value is None else as_text(value, 1000)
 
@@ -135,7 +136,7 @@ def _is_like(value: str, wanted: str) -> bool:
 
 
 def _check_key(key: str, found: Sequence[Record]) -> None:
-    known = {"model", "status", "id", "system", *_SHORT, *(k for one in found for k in one.config)}
+    known = {"model", *_FACTS, *_SHORT, *(k for one in found for k in one.config)}
     if key not in known and found:
         near = difflib.get_close_matches(key, known, n=3) or ["model", "data", "seed"]
         raise RunError(f"no run has the key {key}. Near: {', '.join(near)}.")

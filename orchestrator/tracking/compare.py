@@ -87,6 +87,10 @@ class Section:
     rows: tuple[Row, ...]
 
     @property
+    def num_runs(self) -> int:
+        return sum(len(row.records) for row in self.rows)
+
+    @property
     def title(self) -> str:
         return f"{self.data}, {self.protocol}"
 

@@ -36,8 +36,10 @@ def tables(sections: Sequence[Section], most: int = 50) -> Iterator[Table | str]
     rows = [row for section in sections for row in section.rows]
     keys = list(rows[0].differs) if rows else []
     is_apart = len(keys) > _MAX_KEY_COLUMNS
+    titles = Counter(section.title for section in sections)
     for section, left in zip(sections, num_left, strict=True):
-        yield escape(section.title)
+        images = f" (fingerprint={section.fingerprint})" if titles[section.title] > 1 else ""
+        yield escape(f"{section.title}{images}")
         shown = [key for key in keys if key == "model.name"] if is_apart else keys
         first = rows.index(section.rows[0]) + 1
         yield _figures_table(section.rows, shown, first)

@@ -70,6 +70,8 @@ class Report:
     Args:
         protocols: that were measured under.
         passed_over: the protocols of runs on the same images that are not drawn.
+        fingerprint: of the images that were measured on.
+        other_images: fingerprints of other images by the same name, whose runs are not drawn.
     """
 
     data: str
@@ -77,6 +79,8 @@ class Report:
     points: tuple[Point, ...]
     sections: tuple[Section, ...]
     passed_over: tuple[str, ...]
+    fingerprint: str | None = None
+    other_images: tuple[str, ...] = ()
 
     @property
     def measured(self) -> list[Point]:
@@ -89,7 +93,8 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         points = [asdict(point) for point in self.points]
         known = {"data": self.data, "protocols": self.protocols, "passed_over": self.passed_over}
-        return {**known, "points": points}
+        images = {"fingerprint": self.fingerprint, "other_images": self.other_images}
+        return {**known, **images, "points": points}
 
 
 def report(
@@ -98,24 +103,33 @@ def report(
     data: str,
     protocol: str | None = None,
 ) -> Report:
-    """Return the report of a data set.
+    """Return the report of a data set: of several by one name, of the one with most runs.
 
     Args:
         protocol: of the measured points, or a pattern of several which the caller knows to compare,
             such as those that judge the same whole images at other sizes; None: the one that most
             runs were judged under.
     """
-    sections = [section for section in compare(records) if section.data == data]
-    if protocol is None and sections:
-        protocol = max(sections, key=lambda section: len(section.rows)).protocol
-    drawn = tuple(one for one in sections if fnmatchcase(one.protocol, protocol or "*"))
+    named = [section for section in compare(records) if section.data == data]
+    meant = [one for one in named if protocol is None or fnmatchcase(one.protocol, protocol)]
+    most = max(meant, key=lambda section: section.num_runs, default=None)
+    sections = [one for one in named if most and one.fingerprint == most.fingerprint]
+    drawn = tuple(one for one in sections if one is most or (protocol and one in meant))
     others = {one.protocol for one in sections if one not in drawn}
     points = [p for one in systems if one.published["dataset"] == data for p in _published(one)]
     points += [_measured(row, section) for section in drawn for row in section.rows]
     ready = [point for point in points if point.top1 is not None or point.top5 is not None]
     order = sorted(ready, key=lambda p: (p.is_measured, p.year or 9999, p.system))
     under = tuple(dict.fromkeys(one.protocol for one in drawn))
-    return Report(data, under, tuple(order), drawn, tuple(sorted(others)))
+    return Report(
+        data,
+        under,
+        tuple(order),
+        drawn,
+        passed_over=tuple(sorted(others)),
+        fingerprint=most.fingerprint if most else None,
+        other_images=tuple({str(one.fingerprint): None for one in named if one not in sections}),
+    )
 
 
 def _published(one: System) -> Iterator[Point]:

@@ -14,6 +14,7 @@ def place(make_scene):
         published = {"title": "Network in Network", "year": 2013} if model == "nin" else None
         scene.configure(model={"name": model, "published": published}, recipe={"epochs": epochs})
         scene.run.write_json(scene.run.mlflow_file, {"run_id": name * 32})
+        scene.run.write_json(scene.run.identity_file, {"data": {"fingerprint": f"{name}0"}})
     scene.run.begin_attempt()
     scene.judge("finished")
     return scene.run.path.parent
@@ -37,6 +38,7 @@ def test_no_words_mean_all(place):
         (["model=alexnet,nin"], ["b", "c"]),
         (["recipe.epochs=90", "model=alexnet,nin"], ["b"]),
         (["data=digits", "status=finished"], ["c"]),
+        (["fingerprint=b*"], ["b"]),
         (["recipe.schedule=*30*"], ["a", "b", "c"]),
         (["b" * 32, "a" * 32], ["b", "a"]),
     ],

@@ -47,6 +47,13 @@ def shown(sections, width=200):
     return console.file.getvalue()
 
 
+def test_images_of_one_name_are_told_apart(made):
+    runs = [replace(made(name, 50.0), data_fingerprint=name * 8) for name in ("a", "b")]
+    text = shown(compare(runs))
+    assert text.index("fingerprint=aaaaaaaa") < text.index("fingerprint=bbbbbbbb")
+    assert "fingerprint" not in shown(compare(runs[:1]))
+
+
 def test_seeds_are_one_row_with_their_spread(made):
     runs = [made(f"s{seed}", 50.0 + seed, seed=seed) for seed in (1, 2, 6)]
     (section,) = compare([*runs, made("other", 80.0, epochs=5)])

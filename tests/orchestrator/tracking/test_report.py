@@ -70,6 +70,21 @@ def test_another_protocol_and_a_pattern_of_several(runs):
     assert told.passed_over == ()
 
 
+def test_runs_on_other_images_of_the_same_name_are_not_drawn(runs, tmp_path):
+    same = [replace(run, data_fingerprint="1" * 33) for run in runs[:2]]
+    other = [replace(runs[3], data_fingerprint="2" * 33)]
+    other += [replace(runs[2], data_fingerprint="2" * 33)]
+    told = report([*other, *same], [], "imagenet")
+    (point,) = told.measured
+    assert (point.top1, point.num_runs) == (58.0, 2)
+    assert (told.fingerprint, told.other_images) == ("1" * 33, ("2" * 33,))
+    assert told.passed_over == ()
+    assert "2" * 33 in write_report(told, [], tmp_path)[0].read_text()
+    told = report([*other, *same], [], "imagenet", "ten-*")  # which only the others have
+    (point,) = told.measured
+    assert (point.top1, told.fingerprint) == (50.0, "2" * 33)
+
+
 def test_published_points_are_those_of_the_shelf(runs):
     told = report([], shelf(), "imagenet")
     assert told.measured == []
