@@ -71,6 +71,20 @@ def list_names(url: str) -> list[str]:
         return []
 
 
+def list_directories(url: str) -> list[str]:
+    """Return the sorted names of the directories in one; none where there is no directory."""
+    local = local_path(url)
+    if local is not None:  # fsspec does not take linked ones for directories
+        return sorted(path.name for path in local.glob("*/")) if local.is_dir() else []
+    fs, path = url_to_fs(url)
+    try:
+        listed = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        return []
+    found = (file["name"].rstrip("/") for file in listed if file["type"] == "directory")
+    return sorted(name.rpartition("/")[2] for name in found)
+
+
 def read_bytes(url: str) -> bytes:
     """Return what a file holds.
 

@@ -13,9 +13,9 @@ from data_sharding.words import shortened
 
 Classes = Mapping[str, Sequence[Path]]  # the directories of each; two may be spelled alike
 
-_TRAIN = ("train", "training")
-_VAL = ("val", "valid", "validation")
-_TEST = ("test", "testing")
+TRAIN = ("train", "training")
+VAL = ("val", "valid", "validation")
+TEST = ("test", "testing")
 
 
 def find_splits(root: Path, walk: Walk) -> tuple[Path, Path | None] | None:
@@ -27,13 +27,11 @@ def find_splits(root: Path, walk: Walk) -> tuple[Path, Path | None] | None:
         DataError: there are several for one split.
     """
     names = [name for name, is_directory in children(root) if is_directory]
-    train = _only_one(
-        root, [name for name in names if _is(name, _TRAIN) and _is_split(root / name)]
-    )
+    train = _only_one(root, [name for name in names if _is(name, TRAIN) and _is_split(root / name)])
     if train is None:
         return None
-    val = _only_one(root, [name for name in names if _is(name, _VAL)]) or _only_one(
-        root, [name for name in names if _is(name, _TEST)]
+    val = _only_one(root, [name for name in names if _is(name, VAL)]) or _only_one(
+        root, [name for name in names if _is(name, TEST)]
     )
     for path in walk.directories(root, "beside the splits"):
         if path not in (train, val):
@@ -47,8 +45,8 @@ def check_classes(root: Path, classes: Classes) -> None:
     Raises:
         DataError: they are such; or there is one class alone, which teaches nothing.
     """
-    splits = [name for name in classes if _is(name, (*_TRAIN, *_VAL, *_TEST))]
-    if len(splits) == len(classes) or any(not _is(name, _TRAIN) for name in splits):
+    splits = [name for name in classes if _is(name, (*TRAIN, *VAL, *TEST))]
+    if len(splits) == len(classes) or any(not _is(name, TRAIN) for name in splits):
         raise _no_classes(
             root,
             f"{root} holds {shortened(splits)}, which splits are called, and no train/ with class "
@@ -57,7 +55,7 @@ def check_classes(root: Path, classes: Classes) -> None:
         )
     inside = {name: _only_directories(paths) for name, paths in classes.items()}
     for name, held in inside.items():
-        if held and all(_is(one, (*_TRAIN, *_VAL, *_TEST)) for one in held):
+        if held and all(_is(one, (*TRAIN, *VAL, *TEST)) for one in held):
             raise _no_classes(
                 root,
                 f"{root / name} holds no images but {shortened(sorted(held))}: splits inside of a "

@@ -1,22 +1,22 @@
 """Manifests for shards that others have made: webdataset, img2dataset, plain tar.
 
-The shards are read and left as they are. Where they lie flat in a local directory, links to them
-are made in `train/` or `val/`, which is where a data set has its shards.
+The shards are read and left as they are. Where they lie flat in a local directory, or in one that
+is called otherwise (`valid/`), links to them are made in `train/` or `val/`, which is where a data
+set has its shards.
 """
 
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_sharding import files
+from data_sharding.find_tars import list_shards, reaching, split_directories, warn_of_unused
 from data_sharding.label_checks import describe_gaps, describe_runs, describe_untrained
 from data_sharding.labels import LabelRule, sorted_classes
 from data_sharding.manifest import (
@@ -26,7 +26,7 @@ from data_sharding.manifest import (
     url_of,
     write_manifest,
 )
-from data_sharding.remarks import describe_left, describe_scans, warn
+from data_sharding.remarks import describe_scans, warn
 from data_sharding.repeated import refuse_repeated
 from data_sharding.scan import Scan, Target, scan_shards
 from data_sharding.shard_table import ShardTable
@@ -48,7 +48,7 @@ class Found:
 
     url: str  # of the directory that holds them
     names: tuple[str, ...]
-    is_flat: bool
+    is_elsewhere: bool
 
     @property
     def targets(self) -> list[Target]:
@@ -66,62 +66,27 @@ def find_shards(url: str, split: str | None, pattern: str = "*.tar") -> dict[str
         DataError: there are none, or their names cannot be those of shards; it says what is there.
     """
     found = {}
+    with reaching(url):
+        is_local = files.local_path(url) is not None
+    directories = split_directories(url) if is_local else {name: name for name in SPLITS}
     for name in SPLITS if split is None else (split,):
-        directory = files.join(url, name)
+        directory = files.join(url, directories[name])
         names = list_shards(directory, pattern)
         if names:
-            found[name] = Found(directory, names, is_flat=False)
+            found[name] = Found(directory, names, is_elsewhere=directories[name] != name)
     if not found and split is not None:
         names = list_shards(url, pattern)
-        found = {split: Found(url, names, is_flat=True)} if names else {}
+        found = {split: Found(url, names, is_elsewhere=True)} if names else {}
         _check_flat(url, split, names, pattern)
     if not found:
         raise _no_shards(url, split, pattern)
     for split_found in found.values():
         _check_names(split_found)
-    if not any(split_found.is_flat for split_found in found.values()):
-        warn_of_flat(url, [name for split_found in found.values() for name in split_found.names])
+    if not any(split_found.url == url for split_found in found.values()):
+        warn_of_unused(
+            url, directories.values(), [t.url for f in found.values() for t in f.targets]
+        )
     return found
-
-
-def warn_of_flat(url: str, taken: Sequence[str]) -> None:
-    """Log which tars lie beside train/ and val/, other than those that are linked there."""
-    left = sorted({*list_shards(url)} - {*taken})
-    if left:
-        what = f"tars beside train/ and val/ that are not used: {len(left):,} (first {left[0]})"
-        warn(url, [f"{what}. Move or link them there if they belong to the set."])
-
-
-def list_shards(directory: str, pattern: str = "*.tar") -> tuple[str, ...]:
-    """Return the sorted names of the tars in a directory that match; hidden files are no shards.
-
-    Raises:
-        DataError: the directory cannot be listed.
-    """
-    with reaching(directory):
-        names = files.list_names(directory)
-    tars = [name for name in names if name.endswith(".tar") and not name.startswith(".")]
-    if tars:
-        warn(directory, [describe_left(names, tars)])
-    return tuple(name for name in tars if fnmatchcase(name, pattern))
-
-
-@contextmanager
-def reaching(url: str) -> Iterator[None]:
-    """Say in one sentence that a URL cannot be reached; every store raises its own kinds.
-
-    Raises:
-        DataError: whatever was raised inside.
-    """
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(
-            f"cannot list {url}: {type(error).__name__}: {error}. Nothing was written: check the "
-            "URL, the credentials and the network."
-        ) from error
 
 
 def index_shards(
@@ -228,7 +193,7 @@ def publish(
 
 def _publish_split(url: str, split: str, found: Found, manifest: Manifest) -> None:
     try:
-        if found.is_flat:
+        if found.is_elsewhere:
             _link(found, files.join(url, split))
         write_manifest(url, split, manifest)
     except DataError:
@@ -391,9 +356,10 @@ def _other_manifest(
 
 
 def _link(found: Found, directory: str) -> None:
-    """Make links in a directory to the shards above it."""
-    path = files.local_path(directory)
-    assert path is not None  # _check_flat has seen to it
+    """Make relative links in a directory to shards of another one."""
+    path, other = files.local_path(directory), files.local_path(found.url)
+    assert path is not None  # find_shards has seen to it
+    assert other is not None
     path.mkdir(exist_ok=True)
     for name in found.names:
-        (path / name).symlink_to(os.path.join(os.pardir, name))  # noqa: PTH118  a relative link
+        (path / name).symlink_to(os.path.relpath(other / name, path))

@@ -53,16 +53,21 @@ def refuse_same_places(urls: Iterable[str], what: str) -> None:
     """
     firsts = dict[str, str]()
     for url in urls:
-        place = _place(url)
-        if place in firsts:
+        found = place(url)
+        if found in firsts:
             raise DataError(
-                f"the {what} {url} is given twice (the other is {firsts[place]}): each of its "
+                f"the {what} {url} is given twice (the other is {firsts[found]}): each of its "
                 "samples would be written twice, so nothing was written. Leave one of them out."
             )
-        firsts[place] = url
+        firsts[found] = url
 
 
-def _place(url: str) -> str:
+def place(url: str) -> str:
+    """Return what a URL leads to, however it is spelled and whatever links it goes by.
+
+    Raises:
+        DataError: it is no URL.
+    """
     try:
         path = files.local_path(url)
         if path is not None:

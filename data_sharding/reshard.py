@@ -16,12 +16,8 @@ from braceexpand import braceexpand
 from fsspec.core import url_to_fs
 
 from data_sharding import files
-from data_sharding.index import (
-    choose_classes,
-    list_shards,
-    reaching,
-    warn_of_flat,
-)
+from data_sharding.find_tars import list_shards, reaching, split_directories, warn_of_unused
+from data_sharding.index import choose_classes
 from data_sharding.labels import LabelRule
 from data_sharding.manifest import DataError, Manifest, read_manifest
 from data_sharding.remarks import describe_scans, warn
@@ -186,9 +182,10 @@ def _expand(url: str, split: str) -> dict[str, list[str]]:
     if url.endswith(".tar"):
         shards = [shard for pattern in braceexpand(url) for shard in _glob(pattern)]
         return {split: shards}
-    by_split = {name: _list(files.join(url, name)) for name in SPLITS}
+    directories = split_directories(url)
+    by_split = {name: _list(files.join(url, mine)) for name, mine in directories.items()}
     if by_split["train"]:
-        warn_of_flat(url, [name.rpartition("/")[2] for mine in by_split.values() for name in mine])
+        warn_of_unused(url, directories.values(), chain.from_iterable(by_split.values()))
         return by_split if split == "train" else {"val": by_split["val"] or by_split["train"]}
     flat = _list(url)
     if not flat:

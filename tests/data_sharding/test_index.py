@@ -10,6 +10,7 @@ from foreign import by_gnu_tar, by_webdataset, contents, jpeg, labelled, photo, 
 from data_sharding.index import find_shards, index_shards, publish, read_class_names
 from data_sharding.labels import LabelRule
 from data_sharding.manifest import DataError, Manifest, read_manifest
+from data_sharding.reshard import Reading, webdataset
 from data_sharding.shard import ShardReader
 
 CLS, TXT = LabelRule(), LabelRule(extension="txt")
@@ -119,6 +120,42 @@ def test_no_labels_at_all(tmp_path: Path) -> None:
     manifests, _ = index(tmp_path, LabelRule("none"))
     assert manifests["train"].num_samples == 2
     assert "begins with x.jpg, y.jpg" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(("train", "val"), [("train", "valid"), ("Training", "test")])
+def test_directories_of_splits_may_be_called_otherwise(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, train: str, val: str
+) -> None:
+    root = tmp_path / "set"
+    by_webdataset(root / train / "a.tar", labelled([0, 1, 1]))
+    by_webdataset(root / val / "a.tar", labelled([1, 0], first=20))
+    source = webdataset([str(root)], CLS, Reading(tmp_path))
+    assert {split: len(mine) for split, mine in source.splits.items()} == {"train": 3, "val": 2}
+    assert f"of val are those in {val}/" in caplog.text
+    for _ in range(2):
+        assert index(root)[0]["val"].num_samples == 2
+    assert (root / "val/a.tar").resolve() == root / val / "a.tar"
+    assert "not used" not in caplog.text
+
+
+@pytest.mark.parametrize("verb", ["index", "webdataset"])
+def test_tars_where_none_are_looked_for_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, verb: str
+) -> None:
+    for where in "train/a", "train/sub/a", "train/sub/b", "val/a", "validation/a", "test/a", "a":
+        by_webdataset(tmp_path / f"{where}.tar", labelled([0, 1], first=len(where) * 10))
+    (tmp_path / "val/link").symlink_to(tmp_path / "train/sub")
+    (tmp_path / "flat.tar").symlink_to("train/a.tar")  # of a shard that is used
+    if verb == "index":
+        index(tmp_path)
+    else:
+        webdataset([str(tmp_path)], CLS, Reading(tmp_path / "scratch"))
+    (told,) = [record.getMessage() for record in caplog.records]
+    what = told.partition("not used: ")[2].partition(". Move")[0]
+    assert what == (
+        "1 in ./ (first a.tar), 1 in test/ (first a.tar), 1 in validation/ (first a.tar), "
+        "2 in train/sub/ (first a.tar), 2 in val/link/ (first a.tar)"
+    )
 
 
 def test_flat_shards_are_linked_where_a_data_set_has_them(tmp_path: Path) -> None:

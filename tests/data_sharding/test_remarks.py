@@ -107,21 +107,6 @@ def test_a_sound_set_has_no_remarks(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert caplog.records == []
 
 
-def test_tars_beside_the_splits_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    root = tmp_path / "set"
-    for name, first in ("t", 0), ("v", 50), ("left", 99):
-        by_webdataset(root / f"{name}.tar", labelled([0, 1], first=first))
-    for split, name in ("train", "t.tar"), ("val", "v.tar"):
-        (root / split).mkdir()
-        (root / split / name).symlink_to(f"../{name}")
-    for call in (lambda: index(root), lambda: webdataset([str(root)], CLS, Reading(tmp_path))):
-        caplog.clear()
-        call()
-        assert [
-            record.getMessage().count("not used: 1 (first left.tar)") for record in caplog.records
-        ] == [1]
-
-
 def test_a_count_that_missed_hard_links_is_not_confirmed(tmp_path: Path) -> None:
     files = tmp_path / "files"
     files.mkdir()
