@@ -54,8 +54,9 @@ def open_run(composed: Composed) -> tuple[RunDir, Plan]:
             check_makeable(config, plan)
     if is_finished:
         _set_aside(run)
-    with _made_directory(run.path), run.lock():  # one that is running is not touched
+    with _made_directory(run):
         if run.config_file.exists():
+            _check_same(run, config)  # another may have been made meanwhile
             claim(run, config)
             note_software(run)
         else:
@@ -138,13 +139,16 @@ def _set_aside(run: RunDir) -> None:
     while (aside := run.path.with_name(f"{run.path.name}.{number}")).exists():
         number += 1
     with run.lock():
+        if not run.is_finished:  # another has done so meanwhile
+            return
         run.path.rename(aside)
     print(f"the finished run is kept as {aside}")
 
 
 @contextmanager
-def _made_directory(path: Path) -> Iterator[None]:
-    """Make a run directory; where it is not filled after all, leave nothing."""
+def _made_directory(run: RunDir) -> Iterator[None]:
+    """Make a run directory and hold it; where it is not filled after all, leave nothing."""
+    path = run.path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -159,12 +163,13 @@ def _made_directory(path: Path) -> Iterator[None]:
             f"cannot make the run directory {path}: {error.strerror}. Nothing was started. Choose "
             "another place with runs_dir=DIR or run_dir=DIR."
         ) from None
-    try:
-        yield
-    except BaseException:
-        if is_ours:
-            shutil.rmtree(path, ignore_errors=True)
-        raise
+    with run.lock():  # one that is running is not touched
+        try:
+            yield
+        except BaseException:
+            if is_ours and not run.config_file.exists():  # nor is one made meanwhile
+                shutil.rmtree(path, ignore_errors=True)
+            raise
 
 
 def _describe(run: RunDir, composed: Composed, plan: Plan, train: Manifest, val: Manifest) -> None:

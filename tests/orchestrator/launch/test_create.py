@@ -5,7 +5,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -142,6 +146,43 @@ def test_another_config_in_the_same_directory_is_refused_by_its_keys(
         opened(config_of(run_dir=where, model=model | {"options": {"head": "rbf"}}, seed=7))
     assert "(seed: 0 there, 7 now; model.options.border: 0 there, absent now)" in str(refused.value)
     assert run.read_config()["seed"] == 0
+
+
+@pytest.fixture
+def slow(shards: Path) -> Iterator[tuple[str, threading.Event, threading.Event]]:
+    """Serve the data set: its URL, what tells that it is asked for, and what lets it answer."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.set()
+            go_on.wait(30)
+            super().do_GET()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(shards))) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", asked, go_on
+        server.shutdown()
+        thread.join()
+
+
+def test_of_two_configs_in_one_directory_at_once_the_first_stays(
+    config_of: ConfigOf, slow: tuple[str, threading.Event, threading.Event], tmp_path: Path
+) -> None:
+    where, (url, asked, go_on) = str(tmp_path / "run"), slow
+    data = to_dict(config_of())["data"] | {"url": url}
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(opened, config_of(run_dir=where, data=data, seed=2))
+        assert asked.wait(30)  # it has found no run there
+        run = opened(config_of(run_dir=where, seed=1))
+        go_on.set()
+        with pytest.raises(RunError, match="seed: 1 there, 2 now"):
+            second.result(30)
+    assert run.read_config()["seed"] == 1
 
 
 def test_the_config_of_a_running_attempt_is_left_alone(config_of: ConfigOf) -> None:
