@@ -1,8 +1,8 @@
 """Files by URL: the few operations that Tahoe needs of local disks and object stores alike.
 
 A URL is anything fsspec understands (`s3://bucket/set`, `memory://set`) or a plain path; spaces are
-part of the name, never escaped. Failures are whatever the store raises: OSError from a local disk,
-its own kinds from others; callers add what the user was doing and what to do about it.
+part of the name, never escaped. Failures are OSError, whatever the store raises; callers add what
+the user was doing and what to do about it.
 """
 
 import os
@@ -11,11 +11,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from uuid import uuid4
 
+from fsspec.config import conf, conf_dir, set_conf_env, set_conf_files
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Raise as OSError what a store raises of its own kinds: botocore's, aiohttp's, Google's, ...
+
+    A refusal is a PermissionError. Python's own kinds stay: mistakes, or a URL that is none.
+    """
+    try:
+        yield
+    except Exception as error:
+        statuses = (getattr(error, name, None) for name in ("status", "status_code", "code"))
+        if any(status in (401, 403) for status in statuses):
+            raise PermissionError(f"{type(error).__name__}: {error}") from error
+        if isinstance(error, OSError) or type(error).__module__ == "builtins":
+            raise
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def renewed(url: str) -> tuple[Any, str]:
+    """Return the store of a URL, and the path there, with credentials that are read again.
+
+    fsspec keeps a store for good, with the keys that it once found in files and settings.
+    """
+    fs, _ = url_to_fs(url)
+    with suppress(OSError, ValueError):  # a file that is being written
+        set_conf_files(conf_dir, conf)
+        set_conf_env(conf)
+    type(fs).clear_instance_cache()
+    fs, path = url_to_fs(url)
+    return fs, path
 
 
 def join(url: str, *names: str) -> str:
@@ -37,6 +69,7 @@ def existing(path: Path) -> Path:
     return next(place for place in (path, *path.parents) if os.path.exists(place))  # noqa: PTH110
 
 
+@store_errors()
 def size(url: str) -> int:
     """Return how many bytes a file has.
 
@@ -48,6 +81,7 @@ def size(url: str) -> int:
     return int(fs.size(path))
 
 
+@store_errors()
 def modified(url: str) -> datetime:
     """Return when a file was last written, in the time zone of this machine."""
     fs, path = url_to_fs(url)
@@ -55,12 +89,14 @@ def modified(url: str) -> datetime:
     return when.astimezone()
 
 
+@store_errors()
 def exists(url: str) -> bool:
     """Return whether there is a file or a directory at a URL."""
     fs, path = url_to_fs(url)
     return bool(fs.exists(path))
 
 
+@store_errors()
 def list_names(url: str) -> list[str]:
     """Return the sorted names of what lies in a directory; none where there is no directory."""
     fs, path = url_to_fs(url)
@@ -71,6 +107,7 @@ def list_names(url: str) -> list[str]:
         return []
 
 
+@store_errors()
 def list_directories(url: str) -> list[str]:
     """Return the sorted names of the directories in one; none where there is no directory."""
     local = local_path(url)
@@ -85,6 +122,7 @@ def list_directories(url: str) -> list[str]:
     return sorted(name.rpartition("/")[2] for name in found)
 
 
+@store_errors()
 def read_bytes(url: str) -> bytes:
     """Return what a file holds.
 
@@ -96,6 +134,7 @@ def read_bytes(url: str) -> bytes:
     return data
 
 
+@store_errors()
 def write_bytes(url: str, data: bytes) -> None:
     """Publish a file whole or not at all: a reader, or a crash, sees the old bytes or the new."""
     path = local_path(url)
@@ -127,6 +166,7 @@ def write_new(url: str, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+@store_errors()
 def copy(path: Path, url: str) -> None:
     """Publish a copy of a local file, whole or not at all."""
     target = local_path(url)
@@ -154,14 +194,20 @@ def _published(path: Path) -> Iterator[IO[bytes]]:
 def create(url: str) -> Iterator[IO[bytes]]:
     """Open a new file for writing and make the directories above it; local files end durable."""
     fs, path = url_to_fs(url)
-    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-    with fs.open(path, "wb") as file:
+    with store_errors():
+        fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        file = fs.open(path, "wb")
+    try:
         yield file
         if isinstance(fs, LocalFileSystem):
             file.flush()
             os.fsync(file.fileno())
+    finally:
+        with store_errors():  # the last bytes are sent
+            file.close()
 
 
+@store_errors()
 def remove(url: str) -> None:
     """Remove a file; one that is not there counts as removed."""
     fs, path = url_to_fs(url)
@@ -169,6 +215,7 @@ def remove(url: str) -> None:
         fs.rm_file(path)
 
 
+@store_errors()
 def abandon_uploads(url: str) -> int:
     """End the uploads below a directory that were begun and never finished; return how many.
 
@@ -187,6 +234,7 @@ def abandon_uploads(url: str) -> int:
     return len(begun)
 
 
+@store_errors()
 def remove_directory(url: str) -> None:
     """Remove a directory and all in it; one that is not there counts as removed."""
     fs, path = url_to_fs(url)

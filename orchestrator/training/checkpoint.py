@@ -288,7 +288,8 @@ class HashedFile:
         """Write bytes, or what has a buffer of them."""
         view = memoryview(data).cast("B")
         self.sha256.update(view)
-        self.file.write(view)
+        with files.store_errors():
+            self.file.write(view)
         self.num_bytes += len(view)
         return len(view)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from data_sharding import files
 from orchestrator.schema import Checkpoint
 from orchestrator.training.checkpoint import CheckpointStore, Part
 from orchestrator.training.retention import kept
@@ -103,10 +104,20 @@ class Saver:
 
     def _write(self, step: int, parts: Mapping[str, Part], metrics: Mapping[str, float]) -> None:
         try:
-            self._store.save(step, parts, metrics)
+            self._save(step, parts, metrics)
         except OSError as error:
             self._store.discard(step)
             where = self._store.location(step)
             raise OSError(f"step {step} could not be saved to {where}: {error}") from error
-        self._store.prune(kept(self._store.manifests(), self._keep) | {self.resumed_from})
         log.info("saved step %d to %s", step, self._store.shown(step))
+        try:
+            self._store.prune(kept(self._store.manifests(), self._keep) | {self.resumed_from})
+        except OSError as error:
+            log.warning("what is no longer kept in %s stays there: %s", self._store.url, error)
+
+    def _save(self, step: int, parts: Mapping[str, Part], metrics: Mapping[str, float]) -> None:
+        try:
+            self._store.save(step, parts, metrics)
+        except PermissionError:  # keys may have expired, and others lie where they are read from
+            files.renewed(self._store.url)
+            self._store.save(step, parts, metrics)
