@@ -109,6 +109,10 @@ def _report(call: Callable[[argparse.Namespace], int], options: argparse.Namespa
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 93 if isinstance(error, ConfigError) else 1
+    except PermissionError as error:
+        remedy = "Ask whoever it belongs to for it, or use a directory of your own."
+        print(f"error: {error.filename}: {error.strerror}. {remedy}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

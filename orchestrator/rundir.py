@@ -12,7 +12,7 @@ import shlex
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -155,10 +155,12 @@ class RunDir:
         """Return the frozen config as plain values.
 
         Raises:
-            RunError: there is no run at this path, or its config is not a mapping.
+            RunError: there is no run at this path, or its config cannot be read.
         """
         try:
-            config = yaml.load(self.config_file.read_text(), Loader=_SAFE_LOADER)  # noqa: S506
+            with reading(self.config_file):
+                text = self.config_file.read_text()
+            config = yaml.load(text, Loader=_SAFE_LOADER)  # noqa: S506
         except (FileNotFoundError, NotADirectoryError):
             raise RunError(
                 f"no run at {self.path}: {self.config_file.name} is missing there. Give the path "
@@ -181,9 +183,16 @@ class RunDir:
         write_atomic(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
 
     def read_json(self, file: Path) -> dict[str, Any] | None:
-        """Return a JSON file of this run, or None where it has not been written yet."""
+        """Return a JSON file of this run, or None where it has not been written yet.
+
+        Raises:
+            RunError: it cannot be read.
+        """
         try:
-            value: dict[str, Any] = json.loads(file.read_text())
+            with reading(file):
+                value = json.loads(file.read_text())
+                if not isinstance(value, dict):
+                    raise ValueError("it holds no object")
         except FileNotFoundError:
             return None
         return value
@@ -194,13 +203,17 @@ class RunDir:
 
     @property
     def num_attempts(self) -> int:
-        """How many attempts have been started."""
-        starts = (line for line in read_json_lines(self.attempts_file) if "started_s" in line)
-        return sum(1 for _ in starts)
+        """The number of the attempt that was started last."""
+        lines = read_json_lines(self.attempts_file)
+        return max((line["attempt"] for line in lines if "started_s" in line), default=0)
 
     def begin_attempt(self, **facts: Any) -> int:
-        """Record that an attempt starts and return its number, counted from 1."""
-        attempt = self.num_attempts + 1
+        """Record that an attempt starts and return its number, counted from 1.
+
+        It is one that no attempt has had, though its line may have been lost in a crash.
+        """
+        with_logs = [int(path.name[-4:]) for path in self.path.glob("logs/attempt-[0-9]*")]
+        attempt = max(self.num_attempts, *with_logs, 0) + 1
         host = socket.gethostname()
         line = {"attempt": attempt, "started_s": time.time(), "host": host, **facts}
         append_json_line(self.attempts_file, line)
@@ -285,6 +298,37 @@ def hold(
         raise RunError(str(error)) from None
 
 
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Say which file of a run cannot be read, and what to do about it.
+
+    Raises:
+        RunError: it cannot be read, or a ValueError said that it is damaged.
+        FileNotFoundError, NotADirectoryError: it is not there.
+    """
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise RunError(
+            f"{file} cannot be read: {error.strerror}. Nothing is done with this run. Ask its "
+            "owner, or restore the file from a backup."
+        ) from error
+    except ValueError as error:
+        cure = _WITHOUT.get(file.name, "")
+        raise RunError(
+            f"{file} is damaged ({error}). Nothing is done with this run. Restore the file from a "
+            f"backup{cure}."
+        ) from None
+
+
+_WITHOUT = {  # of what a run can do without
+    "verdict.json": ", or remove it: the last attempt then counts as crashed",
+    "mlflow.json": ", or remove it: the MLflow run is found by its tags",
+}
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
     # Of a name that no other process has, on any node that sees this directory.
@@ -312,13 +356,18 @@ def append_json_line(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a JSON-lines file; a line torn by a crash is passed over."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    continue
+    """Yield the objects of a JSON-lines file; a line torn by a crash is passed over.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    with reading(path):
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    with suppress(ValueError):
+                        value = json.loads(line)
+                        if isinstance(value, dict):
+                            yield value

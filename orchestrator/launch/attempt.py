@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from orchestrator.config import parse
 from orchestrator.launch.cause import cause_of, read_srun_log
-from orchestrator.rundir import RunDir, read_json_lines
+from orchestrator.rundir import RunDir, RunError, read_json_lines
 from orchestrator.tracking.outcome import attempts
 from orchestrator.training.checkpoint import CheckpointStore
 from orchestrator.training.verdict import Exit, Verdict
@@ -234,12 +234,16 @@ def _down_node(nodes: str | None) -> str | None:
 
 def main(arguments: Sequence[str]) -> int:
     verb, run = arguments[0], RunDir(Path(arguments[1]))
-    if verb == "begin":
-        print(_wait_for_room(partial(begin, run), _ROOM_WAIT_S))
-    else:
-        attempt, code, state = arguments[2:]
-        answer = end(run, int(attempt), int(code), state)
-        print(f"{answer} {excluded_nodes(run)}" if isinstance(answer, str) else int(answer))
+    try:
+        if verb == "begin":
+            print(_wait_for_room(partial(begin, run), _ROOM_WAIT_S))
+        else:
+            attempt, code, state = arguments[2:]
+            answer = end(run, int(attempt), int(code), state)
+            print(f"{answer} {excluded_nodes(run)}" if isinstance(answer, str) else int(answer))
+    except RunError as error:
+        _say(f"error: {error}")
+        return 1
     return 0
 
 

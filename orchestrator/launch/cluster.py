@@ -142,12 +142,15 @@ def status(options: argparse.Namespace) -> int:
 
 def list_runs(options: argparse.Namespace) -> int:
     """Print a line for each run in a directory."""
-    from orchestrator.launch.status import as_json, find_runs, show_table, standings, stored
+    from orchestrator.launch.status import as_json, show_table, standings, stored
+    from orchestrator.tracking.index import find_runs
 
     if options.from_mlflow is not None:
         found = stored(options.from_mlflow)
     else:
-        found = standings(find_runs(options.runs_dir.absolute()), passing_over=True)
+        runs = find_runs(options.runs_dir.absolute())
+        runs.sort(key=lambda run: run.path.stat().st_mtime)
+        found = standings(runs, passing_over=True)
     if options.json:
         print(as_json(found))
     else:

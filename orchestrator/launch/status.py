@@ -109,14 +109,6 @@ def stored(tracking_uri: str) -> list[Standing]:
     return [_standing(one, None, "") for one in stored_records(tracking_uri)]
 
 
-def find_runs(directory: Path) -> list[RunDir]:
-    """Return the runs that lie directly in a directory, those changed last at the end."""
-    if not directory.is_dir():
-        return []
-    found = [RunDir(path) for path in directory.iterdir() if RunDir(path).config_file.exists()]
-    return sorted(found, key=lambda run: run.path.stat().st_mtime)
-
-
 def show_table(found: Iterable[Standing]) -> None:
     """Print a line for each run, in the look and the forms of `tahoe compare`."""
     rows = [

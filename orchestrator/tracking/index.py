@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from orchestrator.rundir import RunDir, RunError, write_atomic
+from orchestrator.rundir import RunDir, RunError, reading, write_atomic
 from orchestrator.tracking.record import UNENDED, Record, read_record
 
 _NAME = ".index.jsonl"
@@ -55,13 +55,27 @@ def records(runs: Sequence[RunDir], *, passing_over: bool = False) -> list[Recor
 
 def all_records(directory: Path) -> list[Record]:
     """Return the records of the runs that lie directly in a directory, the oldest first."""
-    if not directory.is_dir():
-        return []
-    found = []
-    for run in (RunDir(Path(entry)) for entry in os.scandir(directory) if entry.is_dir()):
-        if run.config_file.exists():
-            found.append(run)
-    return sorted(records(found, passing_over=True), key=lambda one: (one.created_s or 0.0, one.id))
+    found = records(find_runs(directory), passing_over=True)
+    return sorted(found, key=lambda one: (one.created_s or 0.0, one.id))
+
+
+def find_runs(directory: Path) -> list[RunDir]:
+    """Return the runs that lie directly in a directory, and what may not be looked into.
+
+    Raises:
+        RunError: the directory cannot be read.
+    """
+    with reading(directory):
+        if not directory.is_dir():
+            return []
+        return [run for path in directory.iterdir() if _may_be(run := RunDir(path))]
+
+
+def _may_be(run: RunDir) -> bool:
+    try:
+        return run.config_file.exists()
+    except OSError:  # it lies in a directory of somebody else; who reads it says so
+        return True
 
 
 @contextmanager
@@ -107,7 +121,7 @@ def _of_place(place: Path, runs: Sequence[RunDir], passing_over: bool) -> dict[R
 def _size(file: Path) -> int:
     try:
         return file.stat().st_size
-    except FileNotFoundError:
+    except OSError:
         return 0
 
 
@@ -128,7 +142,7 @@ def _stamp(run: RunDir) -> Stamp:
         try:
             said = os.stat(f"{place}/{name}")  # noqa: PTH116 (paths made by the ten thousand)
             stamp.append([said.st_size, said.st_mtime_ns])
-        except FileNotFoundError:
+        except OSError:
             stamp.append(None)
     return stamp
 

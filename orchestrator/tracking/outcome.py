@@ -38,6 +38,6 @@ def attempts(run: RunDir) -> dict[int, dict[str, Any]]:
     """Return what is known of each attempt: its first line and its last, joined."""
     known: dict[int, dict[str, Any]] = {}
     for line in read_json_lines(run.attempts_file):
-        if isinstance(line, dict) and isinstance(line.get("attempt"), int):
+        if isinstance(line.get("attempt"), int):
             known.setdefault(line["attempt"], {}).update(line)
     return known

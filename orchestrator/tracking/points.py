@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.rundir import RunDir
+from orchestrator.rundir import RunDir, reading
 from orchestrator.tracking.outgoing import legal_name
 
 
@@ -117,10 +117,16 @@ def curve(run: RunDir, name: str) -> dict[int, float]:
 
 
 def read_records(file: Path, start_bytes: int) -> Iterator[tuple[int, Any]]:
-    """Yield `(where it ends, record)`; a last line without its newline is not there yet."""
-    if not file.exists():
-        return
-    with file.open("rb") as lines:
+    """Yield `(where it ends, record)`; a last line without its newline is not there yet.
+
+    Raises:
+        RunError: the file cannot be read.
+    """
+    with reading(file):
+        if not file.exists():
+            return
+        lines = file.open("rb")
+    with lines, reading(file):
         lines.seek(start_bytes)
         for line in lines:
             if not line.endswith(b"\n"):

@@ -43,6 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         config = parse(run.read_config())
     except (ConfigError, RunError) as error:  # somebody has edited it: starting again is no help
+        if isinstance(error.__cause__, OSError):  # the disk may answer another time
+            raise
         log.error("%s", error)
         verdict = Verdict("never_restart", None, str(error))
         verdict.write(run, attempt)

@@ -75,7 +75,7 @@ def test_a_place_that_may_not_be_entered(config: Config, tmp_path: Path) -> None
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     (found,) = [one for one in json.loads(done.stdout) if one["what"] == "run directory"]
     assert found["level"] == "fail"
-    assert f"{closed} cannot be written or locked: Permission denied" in found["said"]
+    assert f"{closed} cannot be written: Permission denied" in found["said"]
 
 
 def test_checkpoints_need_room(config: Config) -> None:
