@@ -9,7 +9,9 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
+from data_sharding import files
 from orchestrator.rundir import RunDir, append_json_line, read_json_lines
 
 RESULTS = "optimization_results.yaml"  # as Hydra's sweepers that search call it
@@ -31,6 +33,16 @@ class SweepDir:
     @property
     def id(self) -> str:
         return self.path.name
+
+    @property
+    def uid_file(self) -> Path:
+        """What tells the sweep from others at an equal path: of another user, or deleted since."""
+        return self.path / "uid"
+
+    @property
+    def uid(self) -> str:
+        """A name that no other sweep has; one from before there was a file of it has its id."""
+        return self.uid_file.read_text() if self.uid_file.exists() else self.id
 
     @property
     def runs_file(self) -> Path:
@@ -86,6 +98,8 @@ class SweepDir:
     def add(self, points: Iterable[tuple[RunDir, Sequence[str]]]) -> None:
         """Make runs, with the overrides that led to them, part of the sweep."""
         self.path.mkdir(parents=True, exist_ok=True)
+        if not self.runs_file.exists():
+            files.write_new(str(self.uid_file), f"{self.id}-{uuid4().hex}".encode())
         known = set(self.runs())
         for run, overrides in points:
             run.write_json(run.sweep_file, {"sweep": os.path.relpath(self.path, run.path)})

@@ -31,7 +31,7 @@ def parent_of(client: MlflowClient, experiment_id: str, sweep: SweepDir) -> str:
     """
     with sweep.lock_file.open("a") as lock:  # two runs of the sweep may begin at the same time
         hold(lock, wait=True)
-        found = client.search_runs([experiment_id], f"tags.`{TAG}` = '{sweep.id}'", max_results=1)
+        found = client.search_runs([experiment_id], f"tags.`{TAG}` = '{sweep.uid}'", max_results=1)
         if found:
             run_id = str(found[0].info.run_id)
         else:
@@ -125,7 +125,7 @@ def _tags(sweep: SweepDir) -> dict[str, str]:
     tags = {
         "mlflow.runName": sweep.id,
         "mlflow.user": user(),
-        TAG: sweep.id,
+        TAG: sweep.uid,
         "tahoe.varied": "; ".join(varied),
         "tahoe.sweep_dir": str(sweep.path),
     }

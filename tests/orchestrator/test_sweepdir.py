@@ -1,6 +1,7 @@
 """Which runs belong to a sweep, and what stands for them on a command line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,20 @@ def test_runs_are_added_once_and_know_their_sweep(tmp_path: Path, runs: list[Run
     assert sweep.runs() == runs
     assert sweep.overrides() == [["seed=0"], ["seed=1"], ["seed=2"]]
     assert sweep_of(runs[2]) == sweep
+
+
+def test_a_sweep_that_is_made_again_is_another(tmp_path: Path, runs: list[RunDir]) -> None:
+    sweep = SweepDir.of(tmp_path, runs)
+    sweep.add([(runs[0], [])])
+    before = sweep.uid
+    sweep.add([(runs[1], [])])
+    assert sweep.uid == before
+    shutil.rmtree(sweep.path)
+    sweep.add([(runs[0], [])])
+    assert sweep.uid not in (before, sweep.id)
+    sweep.uid_file.unlink()  # as those from before uids are
+    sweep.add([(runs[2], [])])
+    assert sweep.uid == sweep.id
 
 
 def test_a_sweep_stands_for_its_runs(

@@ -1,5 +1,7 @@
 """The MLflow run of a sweep: one for all its runs, and as its runs stand."""
 
+import shutil
+
 import pytest
 
 from orchestrator.sweepdir import SweepDir
@@ -50,6 +52,18 @@ def test_runs_of_a_sweep_have_one_parent(scenes, sweep):
     assert parent.info.run_name == sweep.id
     assert parent.data.tags["tahoe.varied"] == "seed=0,1,2"
     assert parent.data.tags["tahoe.sweep_dir"] == str(sweep.path)
+
+
+@pytest.mark.slow
+def test_a_sweep_at_the_path_of_one_that_was_deleted_has_a_parent_of_its_own(scenes, sweep):
+    sync(scenes[0].run.path)
+    (before,) = parents(scenes[0])
+    shutil.rmtree(sweep.path)
+    sweep.add([(scenes[1].run, ["seed=1"])])
+    sync(scenes[1].run.path)
+    assert scenes[0].shown().data.tags["mlflow.parentRunId"] == before.info.run_id
+    assert scenes[1].shown().data.tags["mlflow.parentRunId"] != before.info.run_id
+    assert len(parents(scenes[0])) == 2
 
 
 def test_a_run_alone_has_none(scenes):
