@@ -5,6 +5,8 @@ linearly between two epochs: get_resolution in github.com/libffcv/ffcv-imagenet.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,18 @@ class ImageSizes:
         size = self.first + done * (self.last - self.first)
         rounded = round(size / self.multiple_of) * self.multiple_of
         return min(max(rounded, min(self.first, self.last)), self.largest)
+
+    def num_of_last(self, num_steps: int) -> float:
+        """Return how many images of the last size have the area of an image of each first step."""
+        num_grown = min(max(num_steps - self.from_step, 0), self.to_step - self.from_step)
+        area = min(num_steps, self.from_step) * self(0) ** 2 + self._areas[num_grown]
+        return area / self.last**2 + max(num_steps - self.to_step, 0)
+
+    @cached_property
+    def _areas(self) -> list[int]:
+        """Pixels of an image of each step, from the step on from which they grow, added up."""
+        growing = range(self.from_step, self.to_step)
+        return [*accumulate((self(step) ** 2 for step in growing), initial=0)]
 
     @property
     def largest(self) -> int:

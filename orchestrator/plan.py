@@ -4,9 +4,10 @@ The world size divides the micro-batches, they divide the lanes, the lanes divid
 (DESIGN: a micro-batch is the unit of everything random, so it must not depend on the ranks).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from data_sharding.curriculum import ImageSizes
 from data_sharding.manifest import Manifest
 from orchestrator.config import ConfigError
 from orchestrator.figures import counted
@@ -141,16 +142,29 @@ def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -
     )
 
 
-def training_petaflop(gmacs: float, num_images: int) -> float:
+def image_sizes(config: Config, steps_per_epoch: int) -> ImageSizes:
+    """Return the size of the training images of each step."""
+    progressive, last = config.recipe.progressive, config.data.image_size
+    if progressive is None:
+        return ImageSizes(last)
+    return ImageSizes(
+        last,
+        progressive.first_size,
+        from_step=round(progressive.from_epoch * steps_per_epoch),
+        to_step=round(progressive.to_epoch * steps_per_epoch),
+        multiple_of=progressive.multiple_of,
+    )
+
+
+def training_petaflop(cost: Mapping[str, float], num_images: float) -> float:
     """Return the 10**15 operations that training on some images takes.
 
-    The backward pass is about two forward passes: Kaplan et al. 2020, arXiv:2001.08361, section
-    2.1. Of images that grow while training goes on, all count as the largest.
-
     Args:
-        gmacs: 10**9 multiply-adds of one image's forward pass; each is two operations.
+        cost: of the network, as training.network.count_cost tells it; a multiply-add is two
+            operations.
+        num_images: of data.image_size; see ImageSizes.num_of_last.
     """
-    return gmacs * 1e9 * 2 * 3 * num_images / 1e15
+    return cost["model/training_gmacs"] * 1e9 * 2 * num_images / 1e15
 
 
 def data_fingerprint(train: Manifest, val: Manifest) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.config import to_dict
 from orchestrator.launch.ask import UnansweredError, ask
 from orchestrator.launch.names import are_plain, refuse_fetching
-from orchestrator.plan import Plan, training_petaflop
+from orchestrator.plan import Plan, image_sizes, training_petaflop
 from orchestrator.schema import Config
 
 _DEADLINE_S = 120
@@ -41,9 +41,10 @@ def cost_of(config: Config, plan: Plan) -> Cost:
     refuse_fetching(config)
     network = {"config": to_dict(config), "num_classes": plan.num_classes}
     cost = ask("cost", network, deadline_s=_DEADLINE_S)
-    gmacs = cost["model/gmacs"]
-    petaflop = training_petaflop(gmacs, plan.num_steps * plan.global_batch_size)
-    return Cost(cost["model/num_params"], gmacs, petaflop)
+    sizes = image_sizes(config, plan.steps_per_epoch)
+    num_images = sizes.num_of_last(plan.num_steps) * plan.global_batch_size
+    petaflop = training_petaflop(cost, num_images)
+    return Cost(cost["model/num_params"], cost["model/gmacs"], petaflop)
 
 
 def check_makeable(config: Config, plan: Plan, weights: tuple[Path, str] | None = None) -> None:

@@ -19,7 +19,7 @@ from orchestrator.rundir import RunDir, RunError, reading, write_atomic
 from orchestrator.tracking.record import UNENDED, Record, read_record
 
 _NAME = ".index.jsonl"
-_FORMAT = 4
+_FORMAT = 5
 _FEW = 20  # runs that are not worth a large index
 _TOLERATED_SHARE = 0.01  # of stale records that a new file is not worth
 _ANY = RunDir(Path())

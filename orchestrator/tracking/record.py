@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.config import flatten
-from orchestrator.plan import training_petaflop
 from orchestrator.rundir import RunDir, read_json_lines
 from orchestrator.sweepdir import sweep_of
 from orchestrator.tracking.outcome import attempts, outcome
@@ -38,7 +37,7 @@ class Record:
         training_s: the wall time of all attempts together.
         device_s: the same, each attempt times its ranks: a GPU or a CPU slot has one rank.
         images_per_s: the median over the run.
-        petaflop: spent until `step`; see plan.training_petaflop.
+        petaflop: spent on training, as far as was logged; see plan.training_petaflop.
         init_from: the weights it began with; see launch.init_from.
         evaluations: what `tahoe evaluate` has noted.
     """
@@ -95,7 +94,7 @@ def read_record(run: RunDir) -> Record:
     logged, told = _read_metrics(run), extended(run, config)
     known |= {EXTENDED: told} if told else {}
     metrics, step = logged.metrics, max((step for step, _ in logged.metrics.values()), default=None)
-    batch, gmacs = known.get("recipe.global_batch_size"), metrics.get("model/gmacs")
+    batch, petaflop = known.get("recipe.global_batch_size"), metrics.get("perf/petaflop")
     num_images = step * batch if step is not None and batch else None
     known_attempts, jobs, end = attempts(run), [*read_json_lines(run.jobs_file)], outcome(run)
     if end.attempt in known_attempts:  # whose launcher may still wait for what is sent
@@ -127,7 +126,7 @@ def read_record(run: RunDir) -> Record:
         training_s=sum(s for s, _ in tries) if tries else None,
         device_s=sum(s * num_ranks for s, num_ranks in tries) if tries else None,
         images_per_s=statistics.median(logged.speeds) if logged.speeds else None,
-        petaflop=training_petaflop(gmacs[1], num_images) if gmacs and num_images else None,
+        petaflop=petaflop[1] if petaflop else None,
         init_from=identity.get("init_from"),
         sweep=str(sweep.path) if (sweep := sweep_of(run)) else None,
         evaluations=[*read_json_lines(run.evaluations_file)],

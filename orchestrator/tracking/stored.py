@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from orchestrator.plan import training_petaflop
 from orchestrator.rundir import RunError
 from orchestrator.tracking.outgoing import one_line, summary, without_secrets
 from orchestrator.tracking.record import EXTENDED, IMPORTED, Record
@@ -83,7 +82,6 @@ def _record(run: Run) -> Record:
     metrics = {key: _measured(run.data.metrics[key]) for key in steps}
     step, batch = max(steps.values(), default=None), config.get("recipe.global_batch_size")
     num_images = step * batch if step is not None and batch else None
-    gmacs = metrics.get("model/gmacs")
     state, _, reason = tags.get("tahoe.verdict", "").partition(": ")
     if "tahoe.imported" in tags:
         state, reason = IMPORTED, f"as {tags['tahoe.imported']} has it"
@@ -110,7 +108,7 @@ def _record(run: Run) -> Record:
         training_s=_number(tags.get("tahoe.training_s")),
         device_s=_number(tags.get("tahoe.device_s")),
         images_per_s=_number(tags.get("tahoe.images_per_s")) or metrics.get("perf/images_per_s"),
-        petaflop=training_petaflop(gmacs, num_images) if gmacs and num_images else None,
+        petaflop=metrics.get("perf/petaflop"),
         init_from=_origin(tags),
         sweep=None,
         evaluations=[{"ensemble": {"runs": one}} for one in _value(tags.get(_ENSEMBLES, "[]"))],

@@ -14,7 +14,6 @@ from data_sharding.augment import ChooseView, padded_crop, random_resized_crop, 
 from data_sharding.balance import BalancedOrder, read_class_index
 from data_sharding.batches import BatchSet, EvalSet, TrainOrder, TrainSet
 from data_sharding.cache import CacheSettings, cache_directory, room_warning
-from data_sharding.curriculum import ImageSizes
 from data_sharding.distort import Distortion, make_distortion
 from data_sharding.loader import Batch, ring_bytes
 from data_sharding.manifest import DataError, Manifest, read_manifest
@@ -24,7 +23,7 @@ from data_sharding.ring import check_space
 from data_sharding.samples import ShardSet
 from data_sharding.stores import open_store
 from orchestrator.config import ConfigError
-from orchestrator.plan import Plan, make_plan, split_fingerprints
+from orchestrator.plan import Plan, image_sizes, make_plan, split_fingerprints
 from orchestrator.rundir import RunDir
 from orchestrator.schema import Config, Data
 
@@ -72,7 +71,7 @@ def open_train_set(config: Config, manifest: Manifest, plan: Plan) -> TrainSet:
         _order(config, manifest),
         _training_view(data),
         distortion_of(config),
-        _image_sizes(config, plan),
+        image_sizes(config, plan.steps_per_epoch),
         data.channels,
         data.augment.shared_by,
     )
@@ -169,19 +168,6 @@ def distortion_of(config: Config) -> Distortion:
         )
     except ValueError as error:
         raise ConfigError(f"recipe.distort: {error}") from error
-
-
-def _image_sizes(config: Config, plan: Plan) -> ImageSizes:
-    progressive, last = config.recipe.progressive, config.data.image_size
-    if progressive is None:
-        return ImageSizes(last)
-    return ImageSizes(
-        last,
-        progressive.first_size,
-        from_step=round(progressive.from_epoch * plan.steps_per_epoch),
-        to_step=round(progressive.to_epoch * plan.steps_per_epoch),
-        multiple_of=progressive.multiple_of,
-    )
 
 
 def check_fingerprint(run: RunDir, url: str, splits: Mapping[str, Manifest]) -> None:

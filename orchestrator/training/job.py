@@ -175,8 +175,10 @@ class Job:
 
     def compute_figures(self, step: int, images_per_s: float) -> dict[str, float]:
         """Return what training has taken until a step; see meter.compute_figures."""
-        peak, num_images = self.config.cluster.peak_tflops, step * self.plan.global_batch_size
+        peak, sizes = self.config.cluster.peak_tflops, self.data.train.sizes
         all_peaks = peak * self.world.size if peak else None
+        num_images = sizes.num_of_last(step) * self.plan.global_batch_size
+        images_per_s *= (sizes(step - 1) / sizes.last) ** 2
         return compute_figures(self.cost, num_images, images_per_s, all_peaks)
 
     def save(self, step: int, result: Mapping[str, float]) -> None:

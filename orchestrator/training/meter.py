@@ -73,7 +73,7 @@ class Meter:
 
 def compute_figures(
     cost: Mapping[str, float],
-    num_images: int,
+    num_images: float,
     images_per_s: float,
     peak_tflops: float | None,
 ) -> dict[str, float]:
@@ -81,12 +81,11 @@ def compute_figures(
 
     Args:
         cost: of the network, as network.count_cost tells it.
-        num_images: that training has seen.
+        num_images: that training has seen; smaller ones count, here and in the rate, by their area.
         peak_tflops: 10**12 operations a second that the devices of all ranks could do; MFU is the
             share of it that the network's own operations are (Chowdhery et al. 2022,
             arXiv:2204.02311, appendix B).
     """
-    gmacs = cost["model/gmacs"]
-    tflops = 1000 * training_petaflop(gmacs, 1) * images_per_s
-    figures = {"perf/petaflop": training_petaflop(gmacs, num_images), "perf/tflops": tflops}
+    tflops = 1000 * training_petaflop(cost, images_per_s)
+    figures = {"perf/petaflop": training_petaflop(cost, num_images), "perf/tflops": tflops}
     return figures | ({"perf/mfu": tflops / peak_tflops} if peak_tflops else {})

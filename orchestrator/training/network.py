@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import models
 from orchestrator.config import ConfigError
 from orchestrator.schema import Config
+from orchestrator.training.probe import head_name
 
 
 def build_network(config: Config, num_classes: int) -> nn.Module:
@@ -33,14 +34,18 @@ def build_network(config: Config, num_classes: int) -> nn.Module:
 
 
 def count_cost(network: nn.Module, config: Config) -> dict[str, float]:
-    """Return trainable parameters, and multiply-adds of one image's forward pass in 10**9.
+    """Return trainable parameters, and 10**9 multiply-adds of one image, forward and in training.
+
+    The backward pass is about two forward passes: Kaplan et al. 2020, arXiv:2001.08361, section
+    2.1. A linear probe has none but for its head, which has no images to pass a gradient to.
 
     Multiply-adds are those of convolutions and matrix products, as papers count them; of a network
     that is trained in stages, those of the last. Attention is computed as the matrix products that
     it is: of the CPU's fused kernel the counter knows nothing.
 
     Raises:
-        ConfigError: the network does not take images of the configured size.
+        ConfigError: the network does not take images of the configured size, or has no head that a
+            linear probe could train.
     """
     size, was_training = config.data.image_size, network.training
     image = _image(config, size)
@@ -49,7 +54,7 @@ def count_cost(network: nn.Module, config: Config) -> dict[str, float]:
     with _in_last_stage(network, config), as_products, FlopCounterMode(display=False) as counter:
         # Not under no_grad: the counter's hooks fail on parameters that a module is called with.
         try:
-            network(image)
+            output = network(image)
         except (AssertionError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"model={config.model.name} does not take images of data.image_size={size} and "
@@ -57,7 +62,16 @@ def count_cost(network: nn.Module, config: Config) -> dict[str, float]:
             ) from error
     network.train(was_training)
     num_params = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    return {"model/num_params": num_params, "model/gmacs": counter.get_total_flops() / 2e9}
+    gmacs = counter.get_total_flops() / 2e9
+    training_gmacs = 3 * gmacs
+    if config.recipe.probe:
+        name = f"{type(network).__name__}.{head_name(network, output.shape[-1])}"
+        training_gmacs = gmacs + sum(counter.get_flop_counts()[name].values()) / 2e9
+    return {
+        "model/num_params": num_params,
+        "model/gmacs": gmacs,
+        "model/training_gmacs": training_gmacs,
+    }
 
 
 def check_step(network: nn.Module, config: Config) -> None:

@@ -17,7 +17,7 @@ def freeze_all_but_the_head(network: nn.Module, num_classes: int) -> None:
     Raises:
         ConfigError: no layer is seen to be the head.
     """
-    name = _head_name(network, num_classes)
+    name = head_name(network, num_classes)
     network.requires_grad_(False)
     network.get_submodule(name).requires_grad_(True)
     # A class, and not a method put on the object: copies of the network must have their own.
@@ -36,7 +36,12 @@ class _Probed(nn.Module):
         return self
 
 
-def _head_name(network: nn.Module, num_classes: int) -> str:
+def head_name(network: nn.Module, num_classes: int) -> str:
+    """Return the name of the layer that tells the classes.
+
+    Raises:
+        ConfigError: no layer is seen to be the head.
+    """
     names = {module: name for name, module in network.named_modules()}
     if hasattr(network, "get_classifier"):  # timm's
         head = cast("Any", network).get_classifier()

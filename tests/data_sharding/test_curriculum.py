@@ -1,5 +1,6 @@
 """Sizes grow from the first to the last in multiples, and depend on the step alone."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,6 +11,7 @@ def test_without_a_curriculum_all_sizes_are_the_last():
     sizes = ImageSizes(224)
     assert {sizes(step) for step in (0, 1, 10**9)} == {224}
     assert sizes.largest == 224
+    assert sizes.num_of_last(10**9) == 10**9
 
 
 def test_sizes_are_those_of_ffcv():
@@ -26,3 +28,6 @@ def test_sizes_stay_between_the_ends_and_reach_the_last(first, last, start, leng
     assert found[-1] == last
     assert all(min(first, last) <= size <= sizes.largest for size in found)
     assert all(size % 8 == 0 or size in (first, last) for size in found)
+    for num_steps in (0, start, start + length // 2, start + length + 2):
+        area = sum(size**2 for size in found[:num_steps])
+        assert sizes.num_of_last(num_steps) == pytest.approx(area / last**2)

@@ -54,7 +54,7 @@ def test_the_parts_of_ranks_add_up() -> None:
 
 
 def test_compute() -> None:
-    cost = {"model/gmacs": 4.0, "model/num_params": 1.0}
+    cost = {"model/gmacs": 4.0, "model/training_gmacs": 12.0, "model/num_params": 1.0}
     found = compute_figures(cost, num_images=10**6, images_per_s=5000, peak_tflops=1000)
     assert found["perf/petaflop"] == pytest.approx(4.0e9 * 6 * 1e6 / 1e15)
     assert found["perf/tflops"] == pytest.approx(4.0e9 * 6 * 5000 / 1e12)

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from orchestrator.config import ConfigError
 from orchestrator.launch.compose import compose
 from orchestrator.training.network import build_network, check_step, count_cost
+from orchestrator.training.probe import freeze_all_but_the_head
 
 ONE_IMAGE = ("recipe.global_batch_size=4", "recipe.num_micro_batches=4", "data.lanes=4")
 SMALL = ("+model.options.stages=1", "+model.options.field=5")
@@ -67,3 +69,20 @@ def test_attention_counts_wherever_it_is_counted(device: str) -> None:
     block = 12 * tokens * width**2 + 2 * tokens**2 * width  # products with weights, and attention
     patches = 16 * (3 * 16 * 16) * width
     assert found["model/gmacs"] == pytest.approx((2 * block + patches + width * 10) / 1e9, rel=1e-6)
+
+
+@pytest.mark.parametrize("model", ["alexnet_2012", "timm/resnet10t"])
+def test_a_probe_computes_no_gradient_of_what_is_frozen(model: str) -> None:
+    """As torch counts it; all of a network is trained with three times its forward pass."""
+    size = ("data.image_size=224", "data.channels=3", "data.mean=[0,0,0]", "data.std=[1,1,1]")
+    (composed,) = compose([f"model={model}", "recipe.probe=true", *size])
+    (trained,) = compose([f"model={model}", *size])
+    with torch.device("meta"):
+        network = build_network(composed.config, 10)
+        found, whole = (count_cost(network, one.config) for one in (composed, trained))
+        freeze_all_but_the_head(network, 10)
+        with FlopCounterMode(display=False) as counter:
+            network(torch.empty(1, 3, 224, 224)).sum().backward()
+    assert found["model/training_gmacs"] == pytest.approx(counter.get_total_flops() / 2e9)
+    assert found["model/gmacs"] == whole["model/gmacs"]
+    assert whole["model/training_gmacs"] == pytest.approx(3 * whole["model/gmacs"])
