@@ -175,7 +175,7 @@ def _made_directory(run: RunDir) -> Iterator[None]:
 def _describe(run: RunDir, composed: Composed, plan: Plan, train: Manifest, val: Manifest) -> None:
     """Write everything but the config, whose presence says that the run directory is whole."""
     init_from = bring_fitting(run, composed.config, plan)
-    software, patch = current_software()
+    software, patch = current_software(composed.config.model.name)
     if patch:
         write_atomic(run.patch_file, patch)
     run.write_json(

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
+from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,20 +27,26 @@ _PLAIN_DIFF = (
 )
 
 
-def current_software() -> tuple[dict[str, Any], bytes]:
-    """Return commit, Python and packages as run.json has them, and what lies beyond the commit."""
-    found, patch = code_version(Path(__file__))
-    if found and patch:
-        found["patch_sha256"] = sha256(patch).hexdigest()
+def current_software(network: str) -> tuple[dict[str, Any], bytes]:
+    """Return commit, Python and packages as run.json has them, and what lies beyond the commit.
+
+    Args:
+        network: its name; one of the user's own, `package.module:function`, is noted as well.
+    """
+    found, patch = _noted_code(Path(__file__))
     python = sys.version.split()[0]
-    return {"git": found, "python": python, "packages": _versions(_PACKAGES)}, patch
+    software = {"git": found, "python": python, "packages": _versions(_PACKAGES)}
+    if ":" in network and (source := _source_of(network.partition(":")[0])):
+        digest = sha256(source.read_bytes()).hexdigest()
+        software["network"] = {"sha256": digest, "git": _noted_code(source)[0]}
+    return software, patch
 
 
 def note_software(run: RunDir) -> None:
     """Say and note that a run goes on with other software than before, if it does."""
     identity = run.read_json(run.identity_file) or {}
     before = [identity, *identity.get("continued_with", [])][-1]
-    now, _ = current_software()
+    now, _ = current_software(run.read_config()["model"]["name"])
     changes = [*_changes(before, now)]
     if "packages" not in before or not changes:
         return
@@ -61,11 +68,36 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
 
 
 def _flat(software: Mapping[str, Any]) -> dict[str, str]:
-    code = software.get("git") or {}
-    commit = str(code.get("commit"))[:12]
-    changed = f" with changes {str(code['patch_sha256'])[:8]}" if "patch_sha256" in code else ""
-    flat = {"code": commit + changed, "Python": str(software.get("python"))}
+    flat = {"code": _shown(software.get("git")), "Python": str(software.get("python"))}
+    if network := software.get("network"):
+        flat["the network's file"] = network["sha256"][:8]
+        flat["the network's checkout"] = _shown(network["git"])
     return flat | {name: str(value) for name, value in software.get("packages", {}).items()}
+
+
+def _shown(code: Mapping[str, Any] | None) -> str:
+    """Return a commit, and which changes lie beyond it."""
+    code = code or {}
+    commit = str(code.get("commit"))[:12]
+    return commit + (f" with changes {code['patch_sha256'][:8]}" if "patch_sha256" in code else "")
+
+
+def _source_of(module: str) -> Path | None:
+    """Return the file of a module without importing it or its packages, which may take torch."""
+    places, spec = None, None
+    parts = module.split(".")
+    for number in range(len(parts)):
+        spec = PathFinder.find_spec(".".join(parts[: number + 1]), places)
+        if spec is None:
+            return None
+        places = spec.submodule_search_locations
+    return Path(spec.origin) if spec and spec.has_location and spec.origin else None
+
+
+def _noted_code(file: Path) -> tuple[dict[str, Any] | None, bytes]:
+    """Return what `code_version` does, with the digest of the patch."""
+    found, patch = code_version(file)
+    return found | {"patch_sha256": sha256(patch).hexdigest()} if found and patch else found, patch
 
 
 def code_version(file: Path) -> tuple[dict[str, Any] | None, bytes]:

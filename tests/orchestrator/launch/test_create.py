@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from hashlib import sha256
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ from data_sharding.manifest import DataError
 from orchestrator.config import ConfigError, parse, to_dict
 from orchestrator.launch.compose import Composed
 from orchestrator.launch.create import open_run, open_runs, run_id
-from orchestrator.launch.software import code_version, current_software
+from orchestrator.launch.software import code_version, current_software, note_software
 from orchestrator.rundir import RunDir, RunError
 from orchestrator.schema import Config
 from orchestrator.tracking import facts
@@ -244,11 +245,12 @@ def test_a_new_run_does_not_continue_the_checkpoints_of_another(
 def test_a_run_says_where_it_comes_from(config_of: ConfigOf) -> None:
     run = opened(config_of(), "seed=0", "data=digits")
     recorded = json.loads(run.identity_file.read_text())
-    software, patch = current_software()
+    software, patch = current_software(run.read_config()["model"]["name"])
     assert recorded["id"] == run.path.name
     assert recorded["overrides"] == ["seed=0", "data=digits"]
     assert recorded["git"] == software["git"]
     assert run.patch_file.exists() == bool(patch)
+    assert "network" not in recorded  # it is none of the user's
     assert recorded["python"] == sys.version.split()[0]
     assert recorded["packages"]["torch"] == version("torch")
     assert recorded["packages"]["tahoe-orchestrator"] == version("tahoe-orchestrator")
@@ -277,6 +279,34 @@ def test_a_run_that_goes_on_with_other_software_says_so(
     (later,) = json.loads(run.identity_file.read_text())["continued_with"]
     assert later["packages"]["torch"] == version("torch")
     assert "continued_with" in facts.environment(run)
+
+
+def test_a_run_that_goes_on_with_another_network_of_the_users_says_so(
+    config_of: ConfigOf,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = tmp_path / "code" / "their_nets"
+    code.mkdir(parents=True)
+    (code / "__init__.py").write_text("raise RuntimeError('imported')")
+    (code / "wide.py").write_text("def make(num_classes, in_channels): return 1")
+    monkeypatch.syspath_prepend(code.parent)
+    model = {"name": "their_nets.wide:make", "options": {}, "published": None}
+    run, (software, _) = opened(config_of()), current_software(str(model["name"]))
+    digest = sha256((code / "wide.py").read_bytes()).hexdigest()
+    assert software["network"] == {"sha256": digest, "git": None}
+    run.write_config(to_dict(config_of(model=model)))
+    run.write_json(run.identity_file, software)
+    note_software(run)
+    assert run.read_json(run.identity_file) == software
+    (code / "wide.py").write_text("def make(num_classes, in_channels): return 2")
+    capsys.readouterr()
+    for _ in range(2):  # it is news once
+        note_software(run)
+    assert capsys.readouterr().err.count(digest[:8]) == 1
+    (later,) = json.loads(run.identity_file.read_text())["continued_with"]
+    assert later["network"]["sha256"] != digest
 
 
 @pytest.fixture
