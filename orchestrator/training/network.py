@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import models
+from data_sharding.protocol import parse_protocol
 from orchestrator.config import ConfigError
 from orchestrator.schema import Config
 from orchestrator.training.probe import head_name
@@ -47,19 +48,12 @@ def count_cost(network: nn.Module, config: Config) -> dict[str, float]:
         ConfigError: the network does not take images of the configured size, or has no head that a
             linear probe could train.
     """
-    size, was_training = config.data.image_size, network.training
-    image = _image(config, size)
+    was_training = network.training
     network.eval()
     as_products = sdpa_kernel(SDPBackend.MATH)
     with _in_last_stage(network, config), as_products, FlopCounterMode(display=False) as counter:
         # Not under no_grad: the counter's hooks fail on parameters that a module is called with.
-        try:
-            output = network(image)
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise ConfigError(
-                f"model={config.model.name} does not take images of data.image_size={size} and "
-                f"data.channels={config.data.channels}: {str(error).splitlines()[0]}"
-            ) from error
+        output = _shown(network, config, config.data.image_size, "data.image_size")
     network.train(was_training)
     num_params = sum(p.numel() for p in network.parameters() if p.requires_grad)
     gmacs = counter.get_total_flops() / 2e9
@@ -75,17 +69,43 @@ def count_cost(network: nn.Module, config: Config) -> dict[str, float]:
 
 
 def check_step(network: nn.Module, config: Config) -> None:
-    """Refuse what could not be trained by the config, whatever the images; network stays as it is.
+    """Refuse what the config could not train or judge, whatever the images; network stays as it is.
 
     Raises:
-        ConfigError: the objective is the network's own cost, and it has none; or micro-batches of
-            one image leave batch norm a single value, which torch refuses.
+        ConfigError: the network does not take the images of the protocol; the objective is its own
+            cost, and it has none; or micro-batches of one image leave batch norm a single value,
+            which torch refuses.
     """
     recipe = config.recipe
+    _try_size(network, config, parse_protocol(config.data.protocol).crop, "data.protocol")
+    if recipe.progressive:
+        first_size = recipe.progressive.first_size
+        _try_size(network, config, first_size, "recipe.progressive.first_size")
     if recipe.objective == "own":
         _check_own_cost(network, config)
     if recipe.global_batch_size == recipe.num_micro_batches and not recipe.probe:
         _check_single_image(network, config)
+
+
+def _try_size(network: nn.Module, config: Config, size: int, key: str) -> None:
+    if size == config.data.image_size:  # which was tried when it was counted
+        return
+    was_training = network.training
+    with torch.no_grad():
+        _shown(network.eval(), config, size, key)
+    network.train(was_training)
+
+
+def _shown(network: nn.Module, config: Config, size: int, key: str) -> Any:
+    """Return what a network makes of an image of a size, which a key of the config says."""
+    try:
+        return network(_image(config, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        value = config.data.protocol if key == "data.protocol" else size
+        raise ConfigError(
+            f"model={config.model.name} does not take images of {key}={value} and "
+            f"data.channels={config.data.channels}: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _check_own_cost(network: nn.Module, config: Config) -> None:

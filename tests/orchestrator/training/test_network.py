@@ -30,6 +30,8 @@ def check(*arguments: str) -> None:
         (["model=resnet18", "recipe.objective=own"], "recipe.objective=own"),
         (["model=resnet18", *ONE_IMAGE], "recipe.num_micro_batches"),
         (["model=resnet18", *ONE_IMAGE, "data.image_size=64", GROWING], "at 32 pixels"),
+        (["model=lenet5_1998", "data.protocol=ten-crop-28-of-32"], "data.protocol=ten-crop-28-of"),
+        (["model=lenet5_1998", GROWING.replace("32", "24")], "first_size=24"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(arguments: list[str], named: str) -> None:
@@ -43,6 +45,7 @@ def test_what_cannot_be_trained_is_refused(arguments: list[str], named: str) -> 
         ["model=autoencoder_2006", "recipe=autoencoder_2006"],
         ["model=cat_2012", "recipe=cat_2012", *SMALL],
         ["model=lenet5_1998", *ONE_IMAGE],  # which has no batch norm
+        ["model=resnet18", "data.protocol=center-40-of-48"],  # which takes images of any size
         ["model=resnet18", *ONE_IMAGE, "data.image_size=64"],  # whose last maps are of 2x2
         ["model=resnet18", *ONE_IMAGE, "recipe.probe=true"],  # whose batch norm does not learn
     ],
