@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from running import Tahoe
 from s3 import S3, serve
@@ -15,6 +16,9 @@ from orchestrator.rundir import RunDir
 os.environ["OMP_NUM_THREADS"] = "1"
 # A suite that a script starts in the background would ignore Ctrl-C, and so would `tahoe`.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# A machine that is busy is no fault of an example.
+hypothesis.settings.register_profile("tahoe", deadline=None)
+hypothesis.settings.load_profile("tahoe")
 
 
 @pytest.hookimpl(wrapper=True)

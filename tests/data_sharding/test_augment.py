@@ -30,7 +30,7 @@ from data_sharding.counter import derive, uniform
 LEAST_P = 1e-4
 USUAL, SCALE = (3 / 4, 4 / 3), (0.08, 1.0)
 
-examples = settings(deadline=None)
+examples = settings()
 sides = st.one_of(st.integers(1, 12), st.integers(1, 20_000))
 draws = st.lists(st.floats(0, 1, exclude_max=True), min_size=NUM_DRAWS, max_size=NUM_DRAWS).map(
     np.array

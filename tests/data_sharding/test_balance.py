@@ -29,7 +29,7 @@ def order_of(sizes, seed=0, batch=8, micros=2):
     return BalancedOrder(index, seed, batch, micros), labels
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.integers(1, 30), min_size=1, max_size=9),
     st.integers(0, 3),
@@ -50,7 +50,7 @@ def test_every_prefix_is_balanced(sizes, seed, batch, num_steps):
     assert len({*zip(ids.tolist(), passes.tolist(), strict=True)}) == len(ids)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.integers(0, 10**9))
 def test_micro_batches_are_parts_of_the_global_batch(sizes, step):
     whole = order_of(sizes)[0].global_batch(step)

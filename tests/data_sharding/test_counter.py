@@ -18,7 +18,7 @@ from data_sharding.counter import UInts, derive, mix, permute, uniform
 LEAST_P = 1e-4
 LARGEST = 2**62
 
-examples = settings(deadline=None, max_examples=50)
+examples = settings(max_examples=50)
 
 seeds = st.integers(-(2**70), 2**70)
 counters = st.integers(0, 2**64 - 1)

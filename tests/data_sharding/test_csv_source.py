@@ -296,7 +296,7 @@ def ten_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ),
     delimiter=st.sampled_from((",", ";", "\t")),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_each_row_is_a_sample_or_is_named(
     ten_images: Path, rows: list[tuple[int, str, bool]], delimiter: str
 ) -> None:

@@ -152,7 +152,7 @@ KINDS = {
 }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(sorted(KINDS)), st.data())
 def test_what_is_called_sound_training_can_read(kind, data):
     """In colour and in grey, whatever happened to it: what training cannot read does not pass."""

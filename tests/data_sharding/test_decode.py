@@ -20,7 +20,7 @@ from data_sharding.shard import BadSample
 
 WIDTH, HEIGHT, SIZE = 60, 44, 16
 
-quickly = settings(max_examples=150, deadline=None)
+quickly = settings(max_examples=150)
 
 
 def picture(mode="RGB"):

@@ -375,7 +375,7 @@ NAMES = st.sampled_from(
 
 
 @given(places=st.sets(st.tuples(PLACES, NAMES), max_size=30), follows=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_each_file_is_a_sample_or_in_a_count(
     tmp_path_factory: pytest.TempPathFactory, places: set[tuple[str, str]], follows: bool
 ) -> None:

@@ -41,7 +41,7 @@ def test_a_header_says_what_pillow_says(kind):
     assert header.mcu_height == HEIGHTS[kind]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(sorted(ORDINARY)), st.integers(1, HEIGHT))
 def test_what_lies_above_the_cut_stays_the_same(kind, bottom):
     data = memoryview(ORDINARY[kind])
@@ -80,7 +80,7 @@ def test_anything_else_needs_a_closer_look(data):
     assert read_header(memoryview(data)) is None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_no_damage_is_an_error(data):
     damaged = bytearray(ORDINARY["exif"])

@@ -24,7 +24,7 @@ Ints = NDArray[np.int64]
 LEAST_P = 1e-4
 MAX_STEPS = 20  # of an epoch, so that whole epochs can be looked at
 
-examples = settings(deadline=None, max_examples=50)
+examples = settings(max_examples=50)
 epochs = st.one_of(st.integers(0, 3), st.integers(0, 10**6))
 
 

@@ -14,7 +14,7 @@ from data_sharding.augment import View
 from data_sharding.decode import decode
 from data_sharding.protocol import Dense, Protocol, parse_dense, parse_protocol
 
-examples = settings(max_examples=300, deadline=None)
+examples = settings(max_examples=300)
 sides = st.integers(1, 5000)
 
 

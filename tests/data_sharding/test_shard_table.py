@@ -40,7 +40,7 @@ def path(tmp_path: Path) -> Path:
 # ---------------------------------------------------------------- a table is its shards
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(given=lists)
 def test_a_table_is_a_sequence_of_its_shards(
     given: list[ShardInfo], tmp_path_factory: pytest.TempPathFactory
@@ -60,14 +60,14 @@ def test_a_table_is_a_sequence_of_its_shards(
             found[len(given)]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(lists, st.slices(20))
 def test_parts_are_tables_too(given: list[ShardInfo], part: slice) -> None:
     assert ShardTable.of(given)[part] == ShardTable.of(given[part])
     assert list(ShardTable.of(given)[part]) == given[part]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(lists, st.data())
 def test_the_digest_changes_with_anything(given: list[ShardInfo], data: st.DataObject) -> None:
     table, at = ShardTable.of(given), data.draw(st.integers(0, len(given) - 1))
@@ -263,7 +263,7 @@ def test_arrays_need_not_be_aligned(tmp_path: Path, blanks: int) -> None:
     assert map_columns(path)["a"].tolist() == [0, 1]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_damage_raises_nothing_else(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

@@ -76,7 +76,7 @@ def test_scripts_are_what_somebody_has_looked_at(name: str, job: Job) -> None:
 
 
 @given(texts, texts, st.lists(texts, max_size=2), texts)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @example("/runs/it's $(a) run", "py thon", ["a;b", "c d"], "x\ny")
 def test_a_shell_reads_back_what_was_meant(
     run_dir: str, python: str, python_path: list[str], value: str

@@ -132,6 +132,7 @@ def test_a_run_that_is_there_goes_on_with_what_it_has(
     open_run(Composed(parse(values), ()))
 
 
+@pytest.mark.slow
 def test_weights_of_another_network_are_told_by_both_names(
     values: dict[str, Any], open_it: Callable[..., None], tmp_path: Path
 ) -> None:

@@ -122,6 +122,7 @@ def test_a_rate_that_would_jump_is_a_question(run: RunDir) -> None:
     assert run.read_config() == before
 
 
+@pytest.mark.slow
 def test_a_rate_of_a_run_that_is_to_be_shorter_is_a_question_too(run: RunDir) -> None:
     end(run, "stopped", 5)
     with pytest.raises(ConfigError, match=r"--schedule stretch(.|\n)*--schedule keep") as asked:

@@ -113,6 +113,7 @@ def test_what_was_submitted_before_a_refusal_is_said(
     assert states == ["stopped", "scheduled", "stopped", "scheduled"]  # the queue is empty by now
 
 
+@pytest.mark.slow
 def test_a_batch_at_a_time_is_still_one_sweep(tahoe: Tahoe, sbatch: Path, digits: Path) -> None:
     tahoe("submit", *options(digits), "seed=1,2,3", "hydra.sweeper.max_batch_size=2")
     assert len(submitted(sbatch)) == 2

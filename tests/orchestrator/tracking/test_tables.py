@@ -146,7 +146,7 @@ def test_an_empty_file_is_filled(make_scene, tmp_path):
     assert scene.stored() == scene.logged()
 
 
-@pytest.mark.parametrize("num_bytes", [1, 500_000])
+@pytest.mark.parametrize("num_bytes", [1, pytest.param(500_000, marks=pytest.mark.slow)])
 def test_a_kill_while_the_tables_are_made_leaves_none(start, tmp_path, eventually, num_bytes):
     place, uri = tmp_path / "store", f"sqlite:///{tmp_path}/store/mlflow.db"
     code = f"from orchestrator.tracking.store import opened\nwith opened({uri!r}): input()"

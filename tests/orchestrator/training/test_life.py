@@ -37,6 +37,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tahoe: Tahoe, digits: Path) -> None:
     assert "Traceback" not in started.output
 
 
+@pytest.mark.slow
 def test_a_step_that_was_stopped_at_can_be_the_best(tahoe: Tahoe, digits: Path) -> None:
     evaluated = ("evaluate.every_epochs=0.01", "recipe.schedule.name=constant")  # every step
     started = tahoe.start(*long_run(digits, "run", *evaluated))
@@ -75,7 +76,7 @@ def damage(url: Path, num_samples: int) -> None:
             file.write(bytes(member.size))
 
 
-@pytest.mark.parametrize(("num_bad", "code"), [(1, 0), (3, 93)])
+@pytest.mark.parametrize(("num_bad", "code"), [pytest.param(1, 0, marks=pytest.mark.slow), (3, 93)])
 def test_bad_samples_are_allowed_as_a_share_of_an_epoch(
     tahoe: Tahoe, digits: Path, num_bad: int, code: int
 ) -> None:
@@ -172,6 +173,7 @@ def test_a_config_that_somebody_has_spoilt_is_never_tried_again(tmp_path: Path) 
     assert "seed" in verdict["reason"]
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_extended(train: Callable[..., RunDir], tahoe: Tahoe) -> None:
     run = train("run", "recipe.steps=5", "logging.every_steps=1")
     tahoe("resume", "run", "recipe.steps=8", "--schedule", "restart")

@@ -112,6 +112,7 @@ def build(num_classes, in_channels):
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_with_nan_says_so_and_its_best_is_another(
     train: Callable[..., RunDir], tahoe: Tahoe
 ) -> None:
