@@ -1,6 +1,7 @@
 """`tahoe evaluate`: runs judged again under any protocol, each alone and all as an ensemble."""
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -45,7 +46,6 @@ def add_evaluate_verb(verbs: "Verbs") -> None:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Print what runs achieve, and note it in their directories."""
-    from orchestrator.rundir import append_json_line
     from orchestrator.sweepdir import expand
 
     runs = expand(options.runs)
@@ -53,19 +53,43 @@ def evaluate(options: argparse.Namespace) -> int:
         run.read_config()  # says so if there is no run
     if options.neuron:
         return _find_neurons(options, [str(run.path) for run in runs])
+    if options.confusion:
+        _check_writable(options.confusion.absolute())  # before minutes go by
     opinion = _judge(options, [str(run.path) for run in runs])
     noted = {"time_ms": time.time_ns() // 1_000_000, "split": options.split}
     if opinion["ensemble"]:
         noted["ensemble"] = {"runs": [run.id for run in runs], **opinion["ensemble"]}
-    for run in runs:
-        append_json_line(run.evaluations_file, {**opinion["runs"][str(run.path)], **noted})
+    kept = [run for run in runs if _keep(run, {**opinion["runs"][str(run.path)], **noted})]
     if options.json:
         print(strict_json(opinion))
     else:
         _show(opinion, is_worst_shown=options.classes)
-    for run in runs:
+    for run in kept:
         _send(run)
     return 0
+
+
+def _check_writable(table: Path) -> None:
+    from orchestrator.rundir import RunError
+
+    if not os.access(table if table.exists() else table.parent, os.W_OK):
+        raise RunError(f"--confusion {table} cannot be written. Nothing was judged; name another.")
+
+
+def _keep(run: "RunDir", judged: dict[str, Any]) -> bool:
+    """Note what was found, if this user may; otherwise it is only printed."""
+    from orchestrator.rundir import append_json_line
+
+    try:
+        append_json_line(run.evaluations_file, judged)
+    except OSError as error:
+        print(
+            f"not kept, and not in MLflow: {run.evaluations_file} cannot be written: "
+            f"{error.strerror}. Whoever the run belongs to can judge it again.",
+            file=sys.stderr,
+        )
+        return False
+    return True
 
 
 def _send(run: "RunDir") -> None:
@@ -76,7 +100,7 @@ def _send(run: "RunDir") -> None:
     if (run.read_config().get("tracking") or {}).get("enabled") and run.mlflow_file.exists():
         try:
             sync(run.path, wait_s=0)
-        except RunError as error:
+        except (RunError, OSError) as error:
             print(f"not in MLflow yet: {error}", file=sys.stderr)
 
 

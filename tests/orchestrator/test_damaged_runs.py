@@ -90,6 +90,14 @@ def test_what_would_go_on_with_a_damaged_run_does_not(
     assert str(file) in said
 
 
+def test_a_table_is_refused_before_a_run_is_judged(
+    runs: tuple[RunDir, RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "gone" / "table.csv"
+    assert main(["evaluate", str(runs[0].path), "--confusion", str(table)]) == 1
+    assert str(table) in capsys.readouterr().err
+
+
 def test_an_attempt_that_is_not_noted_is_counted_all_the_same(runs: tuple[RunDir, RunDir]) -> None:
     run = runs[0]
     run.log_dir(1).mkdir(parents=True)

@@ -179,6 +179,13 @@ def test_a_run_is_judged_on_its_own_data_unless_other_is_named(
     points = [point.key for point in facts.evaluations(run) if point.key.endswith("top1")]
     assert points == ["eval/center-32-of-32/top1", f"eval/{other}/center-32-of-32/top1"]
 
+    run.evaluations_file.unlink()
+    run.evaluations_file.mkdir()  # as where somebody else may not write
+    table = ("--confusion", "table.csv")
+    shown = tahoe("evaluate", "run", "--data", str(url), "--json", *table)
+    assert [*json.loads(shown.stdout)["runs"]] == [str(run.path)]
+    assert str(run.evaluations_file) in shown.stderr
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
