@@ -3,10 +3,10 @@
 import argparse
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from data_sharding.labels import LabelRule
@@ -15,7 +15,24 @@ URL_HELP = "a data set: a path or any fsspec URL"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that names the verb or choice that was probably meant; so do those of its verbs."""
+    """A parser that names the verb or choice that was probably meant; so do those of its verbs.
+
+    Words may stand before and after options: `tahoe resume RUN --schedule keep recipe.epochs=9`.
+    """
+
+    _is_parsing = False
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Return what was given, and what is left of it."""
+        if self._subparsers or self._is_parsing:  # argparse itself cannot with verbs
+            return super().parse_known_args(args, namespace)
+        self._is_parsing = True  # which calls this again
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_parsing = False
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, and exit with 2."""

@@ -106,6 +106,12 @@ def test_it_is_told_where_the_config_comes_from(tahoe: Tahoe) -> None:
         (["resume", "{file}"], 1, "no run at "),
         (["compare", "nowhere"], 1, "no run at "),
         (["sync", "nowhere"], 1, "no run at "),
+        # words may follow options
+        (["resume", "nowhere", "--schedule", "keep", "recipe.epochs=3"], 1, "no run at "),
+        (["resume", "nowhere", "seed=1", "--schedule=keep", "recipe.epochs=3"], 1, "no run at "),
+        (["status", "{file}", "--json", "nowhere"], 1, "no run at "),
+        (["compare", "nowhere", "--rows", "3", "seed=1"], 1, "no run at "),
+        (["ckpt", "ls", "--json", "nowhere"], 1, "no run at "),
     ],
 )
 def test_an_error_is_one_message_and_an_exit_code(
@@ -142,6 +148,23 @@ def test_the_word_that_was_meant_is_named(
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert capsys.readouterr().err.endswith(f"did you mean '{meant}'?\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["resume", "a", "--shcedule", "keep"], "unrecognized arguments: --shcedule"),
+        (["resume", "--schedule", "keep"], "required: RUN"),
+        (["ckpt", "ls", "a", "--json", "b"], "unrecognized arguments: b"),
+        (["status"], "required: RUN"),
+    ],
+)
+def test_what_is_too_much_or_missing_is_named(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
