@@ -115,9 +115,27 @@ def unsafe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[
 
 
 def identity(config: Config) -> str:
-    """Return a digest of all that decides what comes out of a run; 8 hex digits."""
-    kept = {k: v for k, v in flatten(to_dict(config)).items() if not is_safe(k)}
+    """Return a digest of all that decides what comes out of a run; 8 hex digits.
+
+    A key with the value that it has where it is missing is left out: one that is new in the schema
+    leaves the identities from before it was there as they are.
+    """
+    kept = _decisive(config)
     return sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _decisive(value: Any, key: str = "") -> Any:
+    """Return a value for `identity`, of a section what is neither safe nor the schema's default."""
+    if isinstance(value, tuple):
+        return [_decisive(one, key) for one in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    keys = {field.name: f"{key}.{field.name}".lstrip(".") for field in dataclasses.fields(value)}
+    return {
+        field.name: _decisive(getattr(value, field.name), keys[field.name])
+        for field in dataclasses.fields(value)
+        if not is_safe(keys[field.name]) and getattr(value, field.name) != field.default
+    }
 
 
 def explain_unknown(parts: Sequence[str]) -> str:

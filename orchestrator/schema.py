@@ -1,7 +1,8 @@
 """The schema of a config: frozen dataclasses, whose bounds hold without anything but the config.
 
 The numbers live in `conf/`; here are their names and types. A key that came after others has here
-what it means where it is missing, so that runs from before it was there can go on.
+what it means where it is missing, so that runs from before it was there can go on and keep their
+ids; such a value is never changed.
 """
 
 import re

@@ -221,6 +221,25 @@ def test_the_identity_is_all_but_the_safe_keys(values: dict[str, Any]) -> None:
         assert is_same == is_safe, key
 
 
+def test_a_key_that_is_new_in_the_schema_changes_the_identity_when_it_is_said(
+    values: dict[str, Any],
+) -> None:
+    def newer(kind: type, known: Any, since: int) -> Any:
+        fields = [("since", int, dataclasses.field(default=3))]
+        made = dataclasses.make_dataclass("Newer", fields, bases=(kind,), frozen=True, kw_only=True)
+        later = made.__new__(made)  # pydantic's own way of making it knows no more fields
+        later.__dict__.update(vars(known), since=since)
+        return later
+
+    config = parse(values)
+    before = identity(config)
+    for since in (3, 4):
+        of_section = copy.deepcopy(config)
+        object.__setattr__(of_section, "data", newer(type(config.data), config.data, since))
+        for later in (newer(Config, config, since), of_section):
+            assert (identity(later) == before) == (since == 3)
+
+
 @pytest.mark.parametrize(
     ("key", "expected"),
     [("data.url", True), ("data.url_of_another", False), ("launcher.x.y", True), ("launch", False)],
