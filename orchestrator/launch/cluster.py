@@ -94,7 +94,7 @@ def _add_rehearse(verbs: "Verbs") -> None:
 def submit(options: argparse.Namespace) -> int:
     """Submit the run of the config, with -m the runs of its points, or print what would be."""
     from orchestrator.launch.compose import compose
-    from orchestrator.launch.create import open_run, run_path
+    from orchestrator.launch.create import open_run, run_of
     from orchestrator.launch.preview import preview
     from orchestrator.launch.submit import Submission, check_not_queued
     from orchestrator.launch.sweep import Sweep
@@ -107,7 +107,7 @@ def submit(options: argparse.Namespace) -> int:
     after = RunDir(options.after.absolute()) if options.after else None
     sweep = Sweep(after)
     for point in compose(overrides, sweep.launch, sweep.keep):
-        check_not_queued([RunDir(run_path(point.config))])  # before what lies there is changed
+        check_not_queued([run_of(point.config)])  # before what lies there is changed
         run, plan = open_run(point)
         if run.is_finished:
             print(f"{run.path} is finished already; it is reused (if_finished=reuse)")

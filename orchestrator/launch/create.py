@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
@@ -31,7 +32,7 @@ def open_run(composed: Composed) -> tuple[RunDir, Plan]:
         ConfigError, DataError: the config does not fit its data set.
     """
     config = composed.config
-    run = RunDir(run_path(config))
+    run = run_of(config)
     if run.config_file.exists():
         _check_same(run, config)
     is_finished = run.config_file.exists() and run.is_finished
@@ -73,18 +74,29 @@ def open_runs(points: Sequence[Composed]) -> list[tuple[RunDir, Plan]]:
         ConfigError: two points are one run, or what `open_run` raises; as do the others.
         RunError, DataError: what `open_run` raises.
     """
-    at: dict[str, Composed] = {}
-    for point in points:
-        for place in filter(None, (str(run_path(point.config)), point.config.checkpoint.url)):
-            other = at.setdefault(place, point)
-            if other is not point:
-                raise ConfigError(
-                    f"two points of the sweep would be one run: [{' '.join(other.overrides)}] and "
-                    f"[{' '.join(point.overrides)}] both lie at {place}, so that the second would "
-                    "continue the first. Take one of them out, or let the place depend on the "
-                    "point, e.g. run_dir='runs/${hydra:job.num}'; for checkpoint.url likewise."
-                )
-    return [open_run(point) for point in points]
+    for places in (
+        [(run_path(one.config), one.config.run_dir or one.config.data.url) for one in points],
+        [(one.config.checkpoint.url,) for one in points],
+    ):
+        _refuse_equal(points, places)
+    opened = [open_run(point) for point in points]
+    _refuse_equal(points, [(run.path,) for run, _ in opened])  # two copies of the same data
+    return opened
+
+
+def _refuse_equal(
+    points: Sequence[Composed], places: Sequence[tuple[Path | str | None, ...]]
+) -> None:
+    at: dict[object, Composed] = {}
+    for point, place in zip(points, places, strict=True):
+        other = at.setdefault(place, point)
+        if place[0] and other is not point:
+            raise ConfigError(
+                f"two points of the sweep would be one run: [{' '.join(other.overrides)}] and "
+                f"[{' '.join(point.overrides)}] both lie at {place[0]}, so that the second would "
+                "continue the first. Take one of them out, or let the place depend on the "
+                "point, e.g. run_dir='runs/${hydra:job.num}'; for checkpoint.url likewise."
+            )
 
 
 def plan_of(config: Config) -> Plan:
@@ -95,6 +107,23 @@ def plan_of(config: Config) -> Plan:
     """
     train, val = (read_manifest(config.data.url, split) for split in ("train", "val"))
     return make_plan(config, config.world_size, train, val)
+
+
+def run_of(config: Config) -> RunDir:
+    """Return the run of a config; where one on other data has its directory, one beside that.
+
+    Raises:
+        DataError: a run is there, and what data it should have cannot be read.
+    """
+    run = RunDir(run_path(config))
+    if config.run_dir or not run.config_file.exists():
+        return run
+    train, val = (read_manifest(config.data.url, split) for split in ("train", "val"))
+    found, recorded = data_fingerprint(train, val), run.read_json(run.identity_file) or {}
+    if found == recorded.get("data", {}).get("fingerprint", found):
+        return run
+    digest = sha256(found.encode()).hexdigest()[:8]
+    return RunDir(run.path.with_name(f"{run.id}-{digest}"))
 
 
 def run_path(config: Config) -> Path:

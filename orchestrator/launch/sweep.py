@@ -14,7 +14,7 @@ from pathlib import Path
 from orchestrator.figures import counted
 from orchestrator.launch.announce import announce_arrays
 from orchestrator.launch.compose import Composed
-from orchestrator.launch.create import open_runs, run_path
+from orchestrator.launch.create import open_runs, run_of
 from orchestrator.launch.status import Standing, standings
 from orchestrator.launch.submit import Submission, check_not_queued, queued_jobs, submit_arrays
 from orchestrator.rundir import RunDir, RunError, read_json_lines, write_atomic
@@ -44,7 +44,7 @@ class Sweep:
             RunError, ConfigError, DataError, SlurmError: what is wrong with one, before any is
                 submitted.
         """
-        check_not_queued([RunDir(run_path(point.config)) for point in points])
+        check_not_queued([run_of(point.config) for point in points])
         opened = open_runs(points)
         runs = [run for run, _ in opened]
         if self.directory is None:

@@ -20,7 +20,7 @@ import pytest
 from data_sharding.manifest import DataError
 from orchestrator.config import ConfigError, parse, to_dict
 from orchestrator.launch.compose import Composed
-from orchestrator.launch.create import open_run, open_runs, run_id
+from orchestrator.launch.create import open_run, open_runs, run_id, run_of, run_path
 from orchestrator.launch.software import code_version, current_software, note_software
 from orchestrator.rundir import RunDir, RunError
 from orchestrator.schema import Config
@@ -214,6 +214,34 @@ def test_points_of_a_sweep_that_are_one_run_are_refused(config_of: ConfigOf) -> 
     with pytest.raises(ConfigError, match=r"one run: .*=10\] and \[logging\.every_steps=3\]"):
         open_runs([first, other, second])
     assert len({run.path for run, _ in open_runs([first, other])}) == 2
+
+
+def test_runs_on_other_data_are_other_runs(config_of: ConfigOf, shards: Path) -> None:
+    """One after the other, and as points of a sweep; a copy of the same data is the same run."""
+    for name in ("other", "copy"):
+        shutil.copytree(shards, shards.with_name(name))
+    file = shards.with_name("other") / "train" / "manifest.json"
+    file.write_text(file.read_text().replace("0" * 64, "f" * 64))
+    data = to_dict(config_of())["data"]
+
+    def on(name: str) -> Composed:
+        url = str(shards.with_name(name))
+        return Composed(config_of(data=data | {"url": url}), (f"data.url={url}",))
+
+    points = [on(shards.name), on("other")]
+    for _ in range(2):
+        (first, _), (second, _) = open_runs(points)
+        assert first.path == run_path(points[0].config)
+        assert second.path.parent == first.path.parent
+        assert second.read_config()["data"]["url"] == str(shards.with_name("other"))
+        assert first.read_config()["data"]["url"] == str(shards)
+        assert run_of(points[1].config) == second
+    finish(second)
+    with pytest.raises(RunError, match="is finished"):
+        open_run(points[1])
+    assert open_run(on("copy"))[0] == first
+    with pytest.raises(ConfigError, match=r"one run: .*/copy\]"):
+        open_runs([points[0], on("copy")])
 
 
 def test_points_of_a_sweep_with_one_place_for_checkpoints_are_refused(
