@@ -21,8 +21,8 @@ from itertools import count
 from typing import IO, Any, NamedTuple, TypeVar
 
 from fsspec.asyn import get_loop
-from fsspec.core import url_to_fs
 
+from data_sharding.files import store_of
 from data_sharding.manifest import DataError, ShardInfo
 from data_sharding.shard import ShardError
 
@@ -73,7 +73,7 @@ def fetch(
         ShardError: a file is not there.
         DataError: it may not be read, or could not be until the deadline.
     """
-    files = {url: url_to_fs(url) for url in {piece.url for piece in pieces}}
+    files = {url: store_of(url) for url in {piece.url for piece in pieces}}
     patience = _Patience(transfer)
     numbers = iter(range(len(pieces)))  # every connection takes the next when it has done one
 
@@ -133,7 +133,7 @@ def write_at(file: IO[bytes], offset: int, data: bytes) -> None:
 
 
 def _check_size(url: str, shard: ShardInfo, transfer: Transfer) -> None:
-    fs, path = url_to_fs(url)
+    fs, path = store_of(url)
     found = _run(_Patience(transfer).insist(url, partial(_size, fs, path)))
     if found not in (None, shard.num_bytes):
         raise ShardError(

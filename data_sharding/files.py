@@ -10,10 +10,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from glob import has_magic
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
 
+from fsspec import available_protocols
 from fsspec.config import conf, conf_dir, set_conf_env, set_conf_files
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -41,13 +43,12 @@ def renewed(url: str) -> tuple[Any, str]:
 
     fsspec keeps a store for good, with the keys that it once found in files and settings.
     """
-    fs, _ = url_to_fs(url)
+    fs, _ = store_of(url)
     with suppress(OSError, ValueError):  # a file that is being written
         set_conf_files(conf_dir, conf)
         set_conf_env(conf)
     type(fs).clear_instance_cache()
-    fs, path = url_to_fs(url)
-    return fs, path
+    return store_of(url)
 
 
 def join(url: str, *names: str) -> str:
@@ -55,9 +56,27 @@ def join(url: str, *names: str) -> str:
     return "/".join((url.rstrip("/"), *names))
 
 
+def store_of(url: str) -> tuple[Any, str]:
+    """Return the file system of a URL, and the path in it.
+
+    Raises:
+        ValueError: there is no such store, or one within another.
+        ImportError: the store needs a package that is not there.
+    """
+    *links, _ = url.split("::")
+    for link in links:  # as in `simplecache::s3://bucket`; fsspec cuts any other `a::b` to a
+        if link not in available_protocols():
+            raise ValueError(
+                f"'::' joins stores that pass on to others, and {link!r} is none: choose a name "
+                "without '::', and unpack archives"
+            )
+    store: tuple[Any, str] = url_to_fs(url)
+    return store
+
+
 def local_path(url: str) -> Path | None:
     """Return where a URL lies in the local file system, or None for any other store."""
-    fs, path = url_to_fs(url)
+    fs, path = store_of(url)
     return Path(path) if isinstance(fs, LocalFileSystem) else None
 
 
@@ -76,7 +95,7 @@ def size(url: str) -> int:
     Raises:
         FileNotFoundError: there is no such file.
     """
-    fs, path = url_to_fs(url)
+    fs, path = store_of(url)
     fs.invalidate_cache(path)
     return int(fs.size(path))
 
@@ -84,7 +103,7 @@ def size(url: str) -> int:
 @store_errors()
 def modified(url: str) -> datetime:
     """Return when a file was last written, in the time zone of this machine."""
-    fs, path = url_to_fs(url)
+    fs, path = store_of(url)
     when: datetime = fs.modified(path)
     return when.astimezone()
 
@@ -92,14 +111,14 @@ def modified(url: str) -> datetime:
 @store_errors()
 def exists(url: str) -> bool:
     """Return whether there is a file or a directory at a URL."""
-    fs, path = url_to_fs(url)
+    fs, path = store_of(url)
     return bool(fs.exists(path))
 
 
 @store_errors()
 def list_names(url: str) -> list[str]:
     """Return the sorted names of what lies in a directory; none where there is no directory."""
-    fs, path = url_to_fs(url)
+    fs, path = store_of(url)
     fs.invalidate_cache(path)
     try:
         return sorted(name.rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False))
@@ -108,12 +127,13 @@ def list_names(url: str) -> list[str]:
 
 
 @store_errors()
+@store_errors()
 def list_directories(url: str) -> list[str]:
     """Return the sorted names of the directories in one; none where there is no directory."""
     local = local_path(url)
     if local is not None:  # fsspec does not take linked ones for directories
         return sorted(path.name for path in local.glob("*/")) if local.is_dir() else []
-    fs, path = url_to_fs(url)
+    fs, path = store_of(url)
     try:
         listed = fs.ls(path, detail=True)
     except FileNotFoundError:
@@ -129,7 +149,7 @@ def read_bytes(url: str) -> bytes:
     Raises:
         FileNotFoundError: there is no such file.
     """
-    fs, path = url_to_fs(url)
+    fs, path = store_of(url)
     data: bytes = fs.cat_file(path)
     return data
 
@@ -139,7 +159,7 @@ def write_bytes(url: str, data: bytes) -> None:
     """Publish a file whole or not at all: a reader, or a crash, sees the old bytes or the new."""
     path = local_path(url)
     if path is None:
-        fs, remote = url_to_fs(url)
+        fs, remote = store_of(url)
         fs.pipe_file(remote, data)  # one put, which object stores make visible at once
         return
     with _published(path) as file:
@@ -171,7 +191,7 @@ def copy(path: Path, url: str) -> None:
     """Publish a copy of a local file, whole or not at all."""
     target = local_path(url)
     if target is None:
-        fs, remote = url_to_fs(url)
+        fs, remote = store_of(url)
         fs.put_file(str(path), remote)
         return
     with path.open("rb") as source, _published(target) as file:
@@ -193,7 +213,7 @@ def _published(path: Path) -> Iterator[IO[bytes]]:
 @contextmanager
 def create(url: str) -> Iterator[IO[bytes]]:
     """Open a new file for writing and make the directories above it; local files end durable."""
-    fs, path = url_to_fs(url)
+    fs, path = store_of(url)
     with store_errors():
         fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         file = fs.open(path, "wb")
@@ -210,7 +230,7 @@ def create(url: str) -> Iterator[IO[bytes]]:
 @store_errors()
 def remove(url: str) -> None:
     """Remove a file; one that is not there counts as removed."""
-    fs, path = url_to_fs(url)
+    fs, path = store_of(url)
     with suppress(FileNotFoundError):
         fs.rm_file(path)
 
@@ -223,7 +243,7 @@ def abandon_uploads(url: str) -> int:
     it is aborted. Google's and Azure's stores forget such things after a week by themselves.
     https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
     """
-    fs, path = url_to_fs(url)
+    fs, path = store_of(url)
     if not hasattr(fs, "abort_mpu"):
         return 0
     bucket, _, prefix = path.partition("/")
@@ -237,6 +257,10 @@ def abandon_uploads(url: str) -> int:
 @store_errors()
 def remove_directory(url: str) -> None:
     """Remove a directory and all in it; one that is not there counts as removed."""
-    fs, path = url_to_fs(url)
+    fs, path = store_of(url)
     with suppress(FileNotFoundError):
-        fs.rm(path, recursive=True)
+        if isinstance(fs, LocalFileSystem) or not has_magic(path):
+            fs.rm(path, recursive=True)
+            return
+        for name in fs.find(path):  # since `rm` would take the path for a pattern
+            fs.rm_file(name)

@@ -10,7 +10,6 @@ from itertools import islice
 from typing import IO
 
 import numpy as np
-from fsspec.core import url_to_fs
 from PIL import Image
 
 from data_sharding import files
@@ -52,7 +51,7 @@ def _images_of(
     """Return size and whether there are colours of a shard's first images."""
     found = []
     try:
-        fs, path = url_to_fs(files.join(url, split, shard.name))
+        fs, path = files.store_of(files.join(url, split, shard.name))
         with fs.open(path, "rb") as file:
             for data in islice(_image_files(file), num):
                 try:

@@ -18,8 +18,6 @@ from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
 
-from fsspec.core import url_to_fs
-
 from data_sharding import files
 from data_sharding.locks import NoLocksError, flock
 from data_sharding.manifest import DataError, url_of
@@ -69,13 +67,14 @@ class Journal:
     def read(self) -> dict[str, dict[str, Any]]:
         """Return the records there are, by name; damaged ones do not count."""
         names = [name for name in files.list_names(self._url) if name.endswith(".json")]
-        fs, directory = url_to_fs(self._url)
-        found = fs.cat([f"{directory}/{name}" for name in names], on_error="omit") if names else {}
+        fs, directory = files.store_of(self._url)
+        paths = [f"{directory}/{name}" for name in names]
+        found = fs.cat_ranges(paths, None, None)  # whole files; `cat` takes names for patterns
         records = {}
-        for path, data in found.items():
-            record = _parse(data)
+        for name, data in zip(names, found, strict=True):
+            record = _parse(data) if isinstance(data, bytes) else {}
             if record.pop("facts_sha256", None) == self._facts_sha256:
-                records[path.rpartition("/")[2].removesuffix(".json")] = record
+                records[name.removesuffix(".json")] = record
         return records
 
 
@@ -111,7 +110,7 @@ def clear(url: str) -> None:
 
 def sizes(url: str, split: str) -> dict[str, int]:
     """Return the sizes in bytes of the files of a split, by name."""
-    fs, directory = url_to_fs(files.join(url, split))
+    fs, directory = files.store_of(files.join(url, split))
     fs.invalidate_cache(directory)
     try:
         listed = fs.ls(directory, detail=True)

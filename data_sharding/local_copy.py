@@ -5,8 +5,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from fsspec.core import url_to_fs
-
 from data_sharding import files
 from data_sharding.fetch import fetch_file
 from data_sharding.labels import LabelRule
@@ -75,6 +73,6 @@ def download(url: str, path: Path) -> None:
         FileNotFoundError: there is no such file. Stores raise other kinds for other reasons.
         DataError: its bytes did not come.
     """
-    fs, remote = url_to_fs(url)
+    fs, remote = files.store_of(url)
     with path.open("wb") as file:
         fetch_file(url, int(fs.size(remote)), file)

@@ -3,8 +3,6 @@
 import os
 from collections.abc import Iterable, Mapping
 
-from fsspec.core import url_to_fs
-
 from data_sharding import files
 from data_sharding.manifest import DataError
 
@@ -72,7 +70,7 @@ def place(url: str) -> str:
         path = files.local_path(url)
         if path is not None:
             return os.path.realpath(path)
-        fs, remote = url_to_fs(url)
+        fs, remote = files.store_of(url)
     except (ValueError, ImportError) as error:  # of fsspec: no such protocol, or no package for it
         raise DataError(f"{url} cannot be read: {error}. Nothing was written.") from error
     return str(fs.unstrip_protocol(remote))

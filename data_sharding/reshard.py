@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from braceexpand import braceexpand
-from fsspec.core import url_to_fs
 
 from data_sharding import files
 from data_sharding.find_tars import list_shards, reaching, split_directories, warn_of_unused
@@ -203,8 +202,11 @@ def _glob(pattern: str) -> list[str]:
     if "*" not in pattern and "?" not in pattern:
         return [pattern]
     with reaching(pattern):
-        fs, path = url_to_fs(pattern)
-        found = [fs.unstrip_protocol(name) for name in sorted(fs.glob(path))]
+        if files.exists(pattern):
+            return [pattern]
+        fs, path = files.store_of(pattern)
+        names = sorted(fs.glob(path.replace("[", "[[]")))
+        found = [fs.unstrip_protocol(name) for name in names]
     if not found:
         raise DataError(f"no shards match {pattern}: nothing was written. Check the pattern.")
     return [str(files.local_path(url) or url) for url in found]

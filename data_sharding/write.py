@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from fsspec.core import url_to_fs
 from fsspec.implementations.memory import MemoryFileSystem
 from numpy.typing import NDArray
 
@@ -100,7 +99,7 @@ def write_dataset(
     try:
         if is_published(url):
             return _reuse(source, url, facts)
-        if isinstance(url_to_fs(url)[0], MemoryFileSystem):
+        if isinstance(files.store_of(url)[0], MemoryFileSystem):
             num_workers = 1  # no other process sees that memory
         with locked(url) as lock:
             if is_published(url):  # by whoever had the lock

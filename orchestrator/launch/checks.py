@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
-from fsspec.core import url_to_fs
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -73,7 +72,7 @@ def readable(config: Config) -> str:
         shard = files.join(config.data.url, split, manifest.shards[0].name)
         start_s = time.monotonic()
         try:
-            fs, path = url_to_fs(shard)
+            fs, path = files.store_of(shard)
             num_bytes = len(fs.cat_file(path, start=0, end=1 << 20))
         except Exception as error:  # every store raises its own kinds
             raise DataError(

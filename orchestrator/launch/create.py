@@ -152,9 +152,19 @@ def _check_same(run: RunDir, config: Config) -> None:
 def _check_unused(config: Config) -> None:
     """Refuse to begin a run where the checkpoints of another lie: it would continue that one."""
     url = config.checkpoint.url
-    if url and (found := owner(url)):
+    if not url:
+        return
+    try:
+        found = owner(url)
+        steps = CheckpointStore(url).steps()  # from before stores had owners
+    except Exception as error:  # every store raises its own kinds
+        raise RunError(
+            f"cannot read checkpoint.url={url}: {type(error).__name__}: {error}. Nothing was "
+            "started, since checkpoints could not be saved: check the URL, the credentials and the "
+            "network."
+        ) from error
+    if found:
         raise refusal(url, found)
-    steps = CheckpointStore(url).steps() if url else []  # from before stores had owners
     if steps:
         raise RunError(
             f"checkpoint.url={url} holds the checkpoints of another run, up to step {steps[-1]}. A "

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from enum import Enum, auto
 from functools import cache
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def _make(database: str, file: Path) -> None:
     """Make the tables in a file of another name first: a kill leaves no half of them."""
     address, question, options = database.partition("?")
     new = file.with_name(f"{file.name}.new")
-    for rest in file.parent.glob(f"{new.name}*"):  # of one that was killed
+    for rest in file.parent.glob(f"{escape(new.name)}*"):  # of one that was killed
         rest.unlink()
     _migrate(f"{address}.new{question}{options}")
     new.replace(file)

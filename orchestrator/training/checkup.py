@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from fsspec.core import url_to_fs
 
 from data_sharding import files
 from data_sharding.cache import cache_directory, free_bytes
@@ -185,7 +184,7 @@ def _blocks(url: str, shards: ShardTable, world: World) -> Iterator[bytes]:
     num_local = int(os.environ["LOCAL_WORLD_SIZE"])
     node, num_nodes = world.rank // num_local, world.size // num_local
     for i in range(node, len(shards), num_nodes):
-        fs, path = url_to_fs(files.join(url, "train", shards[i].name))
+        fs, path = files.store_of(files.join(url, "train", shards[i].name))
         with fs.open(path, "rb", block_size=_BLOCK_BYTES) as file:
             while block := file.read(_BLOCK_BYTES):
                 yield block

@@ -270,6 +270,14 @@ def test_a_new_run_does_not_continue_the_checkpoints_of_another(
     assert run.is_finished
 
 
+@pytest.mark.parametrize("url", ["nope://bucket", "/tmp/a::b"])
+def test_checkpoints_that_have_no_place_start_nothing(config_of: ConfigOf, url: str) -> None:
+    config = config_of(checkpoint=to_dict(config_of())["checkpoint"] | {"url": url})
+    with pytest.raises(RunError, match=f"cannot read checkpoint.url={url}: ValueError"):
+        opened(config)
+    assert not Path(config.runs_dir).exists()
+
+
 def test_a_run_says_where_it_comes_from(config_of: ConfigOf) -> None:
     run = opened(config_of(), "seed=0", "data=digits")
     recorded = json.loads(run.identity_file.read_text())
