@@ -4,7 +4,6 @@ Hydra's sweeper calls for a batch of points at a time: all of them at once if it
 a few after the worth of those before if it searches.
 """
 
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -17,8 +16,9 @@ from orchestrator.launch.compose import Composed
 from orchestrator.launch.create import open_runs, run_of
 from orchestrator.launch.status import Standing, standings
 from orchestrator.launch.submit import Submission, check_not_queued, queued_jobs, submit_arrays
-from orchestrator.rundir import RunDir, RunError, read_json_lines, write_atomic
+from orchestrator.rundir import RunDir, RunError, write_atomic
 from orchestrator.sweepdir import RESULTS, SweepDir
+from orchestrator.tracking.points import curve
 from slurm.client import SlurmError
 
 OBJECTIVE = "val/top1"  # in percent; a sweeper is told to maximise it
@@ -94,10 +94,7 @@ def _worth(run: RunDir, standing: Standing) -> float | Exception:
     Whoever stops a point has seen enough of it, and what it has measured stays true. Said is all
     that a sweeper is told, but of those that have finished.
     """
-    figures = (
-        line["metrics"].get(OBJECTIVE, math.nan) for line in read_json_lines(run.metrics_file)
-    )
-    best = max(filter(math.isfinite, figures), default=None)
+    best = max(curve(run, OBJECTIVE).values(), default=None)
     if best is not None and standing.state == "finished":
         return float(best)
     known = f"never measured {OBJECTIVE}" if best is None else f"best {OBJECTIVE} {best:.6g}"

@@ -8,14 +8,17 @@ import json
 import tempfile
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.figures import counted, shown
 from orchestrator.rundir import RunDir, hold, write_atomic
 from orchestrator.sweepdir import SweepDir
 from orchestrator.tracking.facts import MAX_TAG_CHARACTERS, user
-from orchestrator.tracking.outgoing import as_text, without_secrets
+from orchestrator.tracking.outgoing import as_text, legal_name, without_secrets
 from orchestrator.tracking.store import MlflowClient, RunTag
+
+if TYPE_CHECKING:
+    from orchestrator.tracking.sweep_summary import Summary
 
 TAG = "tahoe.sweep"
 CHILD_TAG = "mlflow.parentRunId"
@@ -77,31 +80,37 @@ def tell_in_words(client: MlflowClient, run_id: str, text: str) -> None:
 
 def _show_summary(client: MlflowClient, parent_id: str, sweep: SweepDir) -> None:
     from orchestrator.tracking.index import records
-    from orchestrator.tracking.sweep_summary import draw_summary, summarise
+    from orchestrator.tracking.sweep_summary import summarise
 
     varied = _varied(sweep)
     there = {run: given for run, given in sweep.points().items() if run.config_file.exists()}
     values = [_values(given, varied) for given in there.values()]
-    summary = summarise(records([*there]), values) if varied else None
-    if summary is None:
+    found = summarise(records([*there]), values) if varied else []
+    if not found:
         return
-    best = summary.points[0]
-    said = ", ".join(f"{key}={value}" for key, value in best.values.items())
-    told = f"{best.run}: {summary.figure} {best.worth:.6g}, {said}"
-    client.set_tag(parent_id, "tahoe.best", as_text(without_secrets(told), MAX_TAG_CHARACTERS))
-    num_points = counted(len(summary.points), "run")
-    best_worth = shown(summary.figure, best.worth)
-    tell_in_words(
-        client,
-        parent_id,
-        f"sweep of {num_points}: {summary.figure} {best_worth} at best, by {said}",
-    )
-    name = f"best/{summary.figure}"
-    if client.get_run(parent_id).data.metrics.get(name) != best.worth:
-        client.log_metric(parent_id, name, best.worth, step=len(summary.points))
-    with tempfile.TemporaryDirectory() as place:
-        for file in draw_summary(summary, Path(place)):
-            client.log_artifact(parent_id, str(file), "sweep")
+    best, told = [], []
+    for summary in found:  # figures of other images, or under another protocol, do not compare
+        point, where = summary.points[0], f" on {summary.place}" if len(found) > 1 else ""
+        said = ", ".join(f"{key}={value}" for key, value in point.values.items())
+        best.append(f"{point.run}: {summary.figure} {point.worth:.6g}, {said}{where}")
+        worth = shown(summary.figure, point.worth)
+        num_points = counted(len(summary.points), "run")
+        told.append(f"of {num_points}{where}: {summary.figure} {worth} at best, by {said}")
+        _log_summary(client, parent_id, summary, f"{summary.place}/" if where else "")
+    all_best = as_text(without_secrets("; ".join(best)), MAX_TAG_CHARACTERS)
+    client.set_tag(parent_id, "tahoe.best", all_best)
+    tell_in_words(client, parent_id, f"sweep {'; '.join(told)}")
+
+
+def _log_summary(client: MlflowClient, parent_id: str, summary: "Summary", place: str) -> None:
+    from orchestrator.tracking.sweep_summary import draw_summary
+
+    name, worth = legal_name(f"best/{place}{summary.figure}"), summary.points[0].worth
+    if client.get_run(parent_id).data.metrics.get(name) != worth:
+        client.log_metric(parent_id, name, worth, step=len(summary.points))
+    with tempfile.TemporaryDirectory() as directory:
+        for file in draw_summary(summary, Path(directory)):
+            client.log_artifact(parent_id, str(file), legal_name(f"sweep/{place}"))
 
 
 def _values(overrides: Iterable[str], varied: Collection[str]) -> dict[str, str]:

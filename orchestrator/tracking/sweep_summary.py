@@ -1,6 +1,5 @@
 """What a sweep came to: its best point, which of the varied keys mattered, and pictures of both."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from orchestrator.rundir import RunDir
+from orchestrator.tracking.points import curve
 from orchestrator.tracking.record import Record
 from orchestrator.tracking.style import COLOURS, styled
 
-RESULTS = (
-    ("val/top1", 1),
-    ("val/loss", -1),
-)  # the first that all points have; the sign to maximise
+# The first that points have, and which of a run's values counts: the best, as for a sweeper.
+RESULTS = (("val/top1", max), ("val/loss", min))
+_ENDED_WELL = ("finished", "stopped")
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Summary:
-    """The points that came to something, the best first, and what they are judged by."""
+    """The points that came to something, the best first, and what they are judged by.
+
+    Args:
+        place: the images and the protocol.
+    """
 
     figure: str
     points: tuple[Point, ...]
+    place: str = ""
 
     @property
     def keys(self) -> list[str]:
@@ -61,21 +66,36 @@ class Summary:
         return found
 
 
-def summarise(records: Sequence[Record], values: Sequence[dict[str, str]]) -> Summary | None:
-    """Return what a sweep came to; None if fewer than two points came to anything.
+def summarise(records: Sequence[Record], values: Sequence[dict[str, str]]) -> list[Summary]:
+    """Return what a sweep came to on each set of images and protocol, that of most points first.
+
+    One that fewer than two points came to anything on has none.
 
     Args:
         values: of each run, what it had of the keys that are varied.
     """
-    for figure, sign in RESULTS:
+    places: dict[str, list[tuple[Record, dict[str, str]]]] = {}
+    for one, own in zip(records, values, strict=True):
+        if one.status in _ENDED_WELL:
+            data = str(one.config.get("data.name"))
+            if one.data_fingerprint:
+                data += f"-{one.data_fingerprint[:8]}"
+            place = f"{data}/{one.config.get('data.protocol')}"
+            places.setdefault(place, []).append((one, own))
+    found = [_summary(place, runs) for place, runs in places.items()]
+    return sorted(filter(None, found), key=lambda one: -len(one.points))
+
+
+def _summary(place: str, runs: Sequence[tuple[Record, dict[str, str]]]) -> Summary | None:
+    for figure, best_of in RESULTS:
         points = [
-            Point(one.id, own, one.metrics[figure])
-            for one, own in zip(records, values, strict=True)
-            if math.isfinite(one.metrics.get(figure, math.nan))
+            Point(one.id, own, best_of(measured))
+            for one, own in runs
+            if (measured := curve(RunDir(Path(one.path)), figure).values())
         ]
         if len(points) > 1:
-            ranked = sorted(points, key=lambda point: -sign * point.worth)
-            return Summary(figure, tuple(ranked))
+            ranked = sorted(points, key=lambda point: point.worth, reverse=best_of is max)
+            return Summary(figure, tuple(ranked), place)
     return None
 
 

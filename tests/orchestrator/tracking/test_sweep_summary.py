@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from orchestrator.launch.status import standings
+from orchestrator.launch.sweep import _worth
 from orchestrator.tracking.record import read_record
 from orchestrator.tracking.sweep_summary import Point, Summary, draw_summary, summarise
 
@@ -27,15 +29,41 @@ def test_the_best_is_first_and_what_came_to_nothing_is_left_out(make_scene, tmp_
     def record(name, **figures):
         scene = make_scene(name)
         scene.log(3, figures)
+        scene.run.begin_attempt()
+        scene.judge("finished")
         return read_record(scene.run)
 
     records = [record("a", loss=1.0), record("b", **{"val/loss": 2.0}),
                record("c", **{"val/loss": 1.0}), record("d", **{"val/loss": math.nan})]  # fmt: skip
     values = [{"lr": str(10.0**-i), "model": "x"} for i in range(4)]
-    summary = summarise(records, values)
-    assert summary is not None
+    (summary,) = summarise(records, values)
     assert [point.run for point in summary.points] == ["c", "b"]
     assert summary.figure == "val/loss"
-    assert summarise(records[:2], values[:2]) is None
+    assert summarise(records[:2], values[:2]) == []
     for file in draw_summary(summary, tmp_path):
         assert file.stat().st_size > 5000
+
+
+def test_points_are_worth_what_a_sweeper_is_told_and_compare_under_one_protocol(make_scene):
+    def record(name, protocol, *top1, verdict="finished"):
+        scene = make_scene(name)
+        scene.configure(data={"protocol": protocol})
+        for step, value in enumerate(top1):
+            scene.log(step, {"val/top1": value})
+        scene.run.begin_attempt()
+        scene.judge(verdict)
+        assert _worth(scene.run, standings([scene.run])[0]) == max(top1) or verdict != "finished"
+        return read_record(scene.run)
+
+    records = [
+        record("early", "center-28-of-32", 80.0, 60.0),
+        record("late", "center-28-of-32", 50.0, 70.0),
+        record("diverged", "center-28-of-32", 99.0, verdict="never_restart"),
+        record("easy", "ten-crop-28-of-32", 90.0),
+        record("easier", "ten-crop-28-of-32", 95.0),
+        record("alone", "warp-28-of-32", 97.0),
+    ]
+    first, second = summarise(records, [{"seed": str(n)} for n in range(6)])
+    assert [(point.run, point.worth) for point in first.points] == [("early", 80.0), ("late", 70.0)]
+    assert [point.run for point in second.points] == ["easier", "easy"]
+    assert (first.place, second.place) == ("digits/center-28-of-32", "digits/ten-crop-28-of-32")
