@@ -8,6 +8,7 @@ translated.
 import logging
 import sys
 from collections.abc import Collection, Mapping
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,33 @@ from timm.models import load_pretrained
 from torch import nn
 
 from orchestrator.config import ConfigError
+from orchestrator.rundir import RunDir, RunError
+from orchestrator.schema import Config
 from orchestrator.training.safetensors_file import read_tensors
 
 Tensors = Mapping[str, torch.Tensor]
 log = logging.getLogger(__name__)
 _SHOWN = 2  # names of tensors
+
+
+def check_unchanged(run: RunDir, config: Config) -> None:
+    """Refuse weights to begin with that are not those that the run was made with.
+
+    Raises:
+        RunError: the file is missing, or has another digest than run.json says.
+    """
+    begun_with = (run.read_json(run.identity_file) or {}).get("init_from") or {}
+    try:
+        with run.init_file.open("rb") as file:
+            found = file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        found = "no file"
+    if begun_with.get("sha256", found) != found:
+        raise RunError(
+            f"{run.init_file} is not what {run.id} was made to begin with: it has the digest "
+            f"{found}, and run.json {begun_with['sha256']}. The run would be another than its "
+            f"config says. Put the file back, or start a new run with init_from={config.init_from}."
+        )
 
 
 def initialise(network: nn.Module, path: Path, num_classes: int, in_channels: int) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Self
@@ -22,6 +22,7 @@ from orchestrator.training.datasets import Datasets
 from orchestrator.training.device import Device
 from orchestrator.training.evaluate import evaluate
 from orchestrator.training.gradients import GradientStep, wrap
+from orchestrator.training.initialise import check_unchanged
 from orchestrator.training.meter import compute_figures
 from orchestrator.training.metrics import MetricLog
 from orchestrator.training.network import build_network, check_step, count_cost
@@ -115,7 +116,7 @@ class Job:
         Rank 0 reads the newest checkpoint that is whole, and gives the others what is in it.
         """
         startup.done("network")
-        self._claim_store()
+        self._let_first(claim)
         if self.world.size > 2:  # the sum of two has one order
             self.gradients.warm_up()
         startup.done("warm-up")
@@ -124,6 +125,7 @@ class Job:
             if step := self.world.from_first(step):
                 restore(self.state, parts, self.world)
             elif self.config.init_from:
+                self._let_first(check_unchanged)
                 channels = self.config.data.channels
                 self.state.initialise(self.run.init_file, self.plan.num_classes, channels)
         self.stages.show(max(0, step - 1))
@@ -139,16 +141,16 @@ class Job:
             self._judge_saved(step)
         return step
 
-    def _claim_store(self) -> None:
-        """Refuse, on every rank alike, to go on with the checkpoints of another run."""
+    def _let_first(self, check: Callable[[RunDir, Config], None]) -> None:
+        """Let rank 0 check something; what it refuses ends every rank alike."""
         refused = None
         if self.world.is_first:
             try:
-                claim(self.run, self.config)
+                check(self.run, self.config)
             except RunError as error:
-                refused = error
+                refused = str(error)
         if refused := self.world.object_from_first(refused):
-            raise NeverRestartError(str(refused))
+            raise NeverRestartError(refused)
 
     def begin_step(self, step: int) -> None:
         """Set what depends on the step alone; steps are counted from 0 here."""

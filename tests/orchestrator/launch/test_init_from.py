@@ -127,6 +127,14 @@ def test_a_run_begins_with_the_best_of_another(
     refused = tahoe("resume", "second", "init_from=null", "recipe.steps=3", check=False)
     assert "init_from cannot change within a run" in refused.stderr
 
+    shutil.rmtree(second.checkpoints_dir)  # so that it begins again
+    second.init_file.unlink()
+    (first.checkpoints_dir / "step-000000040" / "model.safetensors").rename(second.init_file)
+    changed = tahoe("resume", "second", "recipe.steps=3", "--schedule", "restart", check=False)
+    assert changed.returncode == 93
+    assert identity["init_from"]["sha256"] in changed.stderr
+    assert not second.checkpoints_dir.exists()
+
 
 def val_loss(run: RunDir) -> float:
     records = map(json.loads, run.metrics_file.read_text().splitlines())

@@ -1,6 +1,7 @@
 """Networks that begin with the weights of others."""
 
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 from torch import nn
 
 from orchestrator.config import ConfigError
+from orchestrator.rundir import RunDir, RunError
 from orchestrator.schema import Config
-from orchestrator.training.initialise import initialise
+from orchestrator.training.initialise import check_unchanged, initialise
 from orchestrator.training.state import TrainState
 from orchestrator.training.world import World
 
@@ -124,3 +126,21 @@ def test_layers_learn_the_slower_the_deeper_they_lie(config: Config, world: Worl
     assert scales["blocks.1.mlp.fc1.weight"] == 0.5
     assert scales["blocks.0.mlp.fc1.weight"] == 0.25
     assert scales["patch_embed.proj.weight"] == 0.125
+
+
+def test_weights_that_were_changed_since_the_run_was_made_are_refused(
+    tmp_path: Path, config: Config
+) -> None:
+    run = RunDir(tmp_path)
+    run.init_file.write_bytes(b"weights")
+    run.write_json(run.identity_file, {"init_from": {"sha256": sha256(b"weights").hexdigest()}})
+    check_unchanged(run, config)
+    run.init_file.write_bytes(b"another")
+    with pytest.raises(RunError, match=sha256(b"another").hexdigest()):
+        check_unchanged(run, config)
+    run.init_file.unlink()
+    with pytest.raises(RunError, match="no file"):
+        check_unchanged(run, config)
+    run.init_file.write_bytes(b"another")
+    run.write_json(run.identity_file, {"init_from": {"run": "one"}})  # from before it was noted
+    check_unchanged(run, config)
