@@ -296,7 +296,7 @@ class _Writing:
                     "Add images that are sound and no duplicates."
                 )
             manifests[split] = Manifest(source.classes, ShardTable.of(infos), self.facts, rule)
-        found = _report(source, shards, duplicates) if self.job.checks else None
+        found = _report(source, self.facts, shards, duplicates) if self.job.checks else None
         if found is not None:
             text = json.dumps(found, indent=2, ensure_ascii=False)
             files.write_bytes(files.join(url, REPORT), (text + "\n").encode())
@@ -353,10 +353,12 @@ def _starts(num_bytes: NDArray[np.int64], shard_bytes: int) -> list[int]:
 
 
 def _report(
-    source: Source, shards: Sequence[Finished], duplicates: Duplicates
+    source: Source, facts: Mapping[str, Any], shards: Sequence[Finished], duplicates: Duplicates
 ) -> Mapping[str, Any]:
     findings = Findings()
     findings.merge(source.found)
+    if facts.get("dedupe"):
+        del findings.counts["linked_twice"]  # they are among the copies
     findings.merge(duplicates.findings)
     for shard in shards:
         findings.merge(shard.findings)

@@ -298,6 +298,18 @@ def test_a_class_that_a_fraction_puts_into_val_alone_is_told(tmp_path: Path) -> 
     assert [f"in train: {alone}." in warning for warning in report["warnings"]] == [True]
 
 
+def test_a_link_is_a_copy_for_dedupe_and_kept_else(tmp_path: Path) -> None:
+    root = make(tmp_path / "pets", pets(8))
+    (root / "train/a/0.jpg").symlink_to(root / "train/b/6.jpg")  # listed before the file
+    link = ["train/b/6.jpg is train/a/0.jpg"]
+    assert rules(write(root, tmp_path / "kept")) == {"linked_twice": (1, link)}
+    found = rules(write(root, tmp_path / "set", Checks(dedupe=True)))
+    assert found.pop("label_conflict") == (1, [f"{link[0]}: a and b"])
+    assert found == {"duplicate": (1, link)}
+    keys = {key.partition("-")[2] for shard in stored(tmp_path / "set").values() for key in shard}
+    assert keys == {*map(str, range(8))} - {"6"}
+
+
 def test_equal_sizes_are_no_duplicates(tmp_path: Path) -> None:
     images = {name: encoded(photo(number), "bmp") for number, name in enumerate(pets(12))}
     root = make(tmp_path / "pets", images)
