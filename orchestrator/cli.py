@@ -123,6 +123,7 @@ def _train(options: argparse.Namespace) -> int:
     from orchestrator.launch.compose import compose
     from orchestrator.launch.create import open_runs
     from orchestrator.launch.local import CRASHED, run_attempt
+    from orchestrator.rundir import RunningError
     from orchestrator.sweepdir import SweepDir
     from orchestrator.training.verdict import Exit
 
@@ -140,8 +141,14 @@ def _train(options: argparse.Namespace) -> int:
         if run.is_finished:
             print(f"{run.path} is finished already; it is reused (if_finished=reuse)")
             continue
-        print(f"run directory: {run.path}", flush=True)
-        exit_code = run_attempt(run, point.config, plan)
+        try:
+            if isinstance(plan, RunningError):
+                raise plan
+            print(f"run directory: {run.path}", flush=True)
+            exit_code = run_attempt(run, point.config, plan)
+        except RunningError as error:
+            print(f"error: {error}", file=sys.stderr)
+            exit_code = CRASHED
         worst = max(worst, exit_code)
         if exit_code not in (CRASHED, Exit.FINISHED, Exit.NEVER_RESTART):
             break  # somebody asked to stop, and not only this point

@@ -29,6 +29,10 @@ class RunError(Exception):
     """A run directory cannot be used as asked; the message says what to do instead."""
 
 
+class RunningError(RunError):
+    """Another attempt holds the run."""
+
+
 @dataclass(frozen=True)
 class RunDir:
     """The paths of one run."""
@@ -265,7 +269,8 @@ class RunDir:
         Yields the file descriptor of the lock: a process that inherits it holds the run as well.
 
         Raises:
-            RunError: another attempt is running, or the file system has no locks.
+            RunningError: another attempt is running.
+            RunError: the file system has no locks.
         """
         with self.lock_file.open("a+") as file:
             deadline_s = time.monotonic() + 0.5  # who asks `is_alive` holds it for an instant
@@ -273,7 +278,7 @@ class RunDir:
                 time.sleep(0.05)
             if not taken:
                 file.seek(0)
-                raise RunError(
+                raise RunningError(
                     f"an attempt of {self.id} is running ({file.read().strip()}). Two attempts "
                     "would overwrite each other's checkpoints. Wait for it, or stop it: "
                     f"mkdir -p {self.quoted}/control && touch {self.quoted}/control/stop"

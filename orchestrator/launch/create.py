@@ -4,7 +4,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
@@ -18,7 +18,7 @@ from orchestrator.launch.init_from import bring_fitting
 from orchestrator.launch.likeness import check_likeness
 from orchestrator.launch.software import current_software, note_software
 from orchestrator.plan import Plan, data_fingerprint, make_plan
-from orchestrator.rundir import RunDir, RunError, write_atomic
+from orchestrator.rundir import RunDir, RunError, RunningError, write_atomic
 from orchestrator.schema import Config
 from orchestrator.training.checkpoint import CheckpointStore
 from orchestrator.training.owner import claim, owner, refusal
@@ -67,8 +67,10 @@ def open_run(composed: Composed) -> tuple[RunDir, Plan]:
     return run, plan
 
 
-def open_runs(points: Sequence[Composed]) -> list[tuple[RunDir, Plan]]:
+def open_runs(points: Sequence[Composed]) -> list[tuple[RunDir, Plan | RunningError]]:
     """Open the run of each point, so that what is wrong with one is told before any is started.
+
+    A point that runs elsewhere keeps no other from running: it has that in place of its plan.
 
     Raises:
         ConfigError: two points are one run, or what `open_run` raises; as do the others.
@@ -79,7 +81,7 @@ def open_runs(points: Sequence[Composed]) -> list[tuple[RunDir, Plan]]:
         [(one.config.checkpoint.url,) for one in points],
     ):
         _refuse_equal(points, places)
-    opened = [open_run(point) for point in points]
+    opened = [_open_or_running(point) for point in points]
     _refuse_equal(points, [(run.path,) for run, _ in opened])  # two copies of the same data
     return opened
 
@@ -97,6 +99,13 @@ def _refuse_equal(
                 "continue the first. Take one of them out, or let the place depend on the "
                 "point, e.g. run_dir='runs/${hydra:job.num}'; for checkpoint.url likewise."
             )
+
+
+def _open_or_running(point: Composed) -> tuple[RunDir, Plan | RunningError]:
+    try:
+        return open_run(point)
+    except RunningError as error:
+        return run_of(point.config), error
 
 
 def plan_of(config: Config) -> Plan:
@@ -202,9 +211,12 @@ def _made_directory(run: RunDir) -> Iterator[None]:
             f"cannot make the run directory {path}: {error.strerror}. Nothing was started. Choose "
             "another place with runs_dir=DIR or run_dir=DIR."
         ) from None
-    with run.lock():  # one that is running is not touched
+    with ExitStack() as held:
         try:
+            held.enter_context(run.lock())
             yield
+        except RunningError:  # it is not touched
+            raise
         except BaseException:
             if is_ours and not run.config_file.exists():  # nor is one made meanwhile
                 shutil.rmtree(path, ignore_errors=True)

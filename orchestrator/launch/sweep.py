@@ -16,7 +16,7 @@ from orchestrator.launch.compose import Composed
 from orchestrator.launch.create import open_runs, run_of
 from orchestrator.launch.status import Standing, standings
 from orchestrator.launch.submit import Submission, check_not_queued, queued_jobs, submit_arrays
-from orchestrator.rundir import RunDir, RunError, write_atomic
+from orchestrator.rundir import RunDir, RunError, RunningError, write_atomic
 from orchestrator.sweepdir import RESULTS, SweepDir
 from orchestrator.tracking.points import curve
 from slurm.client import SlurmError
@@ -45,16 +45,16 @@ class Sweep:
                 submitted.
         """
         check_not_queued([run_of(point.config) for point in points])
-        opened = open_runs(points)
-        runs = [run for run, _ in opened]
+        members = []
+        for point, (run, plan) in zip(points, open_runs(points), strict=True):
+            if isinstance(plan, RunningError):
+                raise plan
+            members.append(Submission(run, point.config, plan.num_steps))
+        runs = [member.run for member in members]
         if self.directory is None:
             self.directory = SweepDir.of(Path(points[0].config.runs_dir), runs)
         overrides = (point.overrides for point in points)
         self.directory.add(zip(runs, overrides, strict=True))
-        members = [
-            Submission(run, point.config, plan.num_steps)
-            for point, (run, plan) in zip(points, opened, strict=True)
-        ]
         due = [member for member in members if not member.run.is_finished]
         arrays = submit_arrays(self.directory, due, after=self.after)
         announce_arrays(self.directory, members, arrays)

@@ -14,6 +14,7 @@ from running import Tahoe
 import conf
 from orchestrator.cli import main
 from orchestrator.launch import local
+from orchestrator.rundir import RunDir
 from orchestrator.sweepdir import SweepDir, sweep_of
 
 VERBS = (
@@ -263,6 +264,26 @@ def test_a_stop_ends_the_sweep_and_a_failure_does_not(
     points = SweepDir(place).points()  # who is a parent in MLflow, as of a sweep on Slurm
     assert sorted(points.values()) == [[f"data.url='{shards}'", f"seed={n}"] for n in (1, 2)]
     assert {sweep_of(run) for run in points} == {SweepDir(place)}
+
+
+def test_a_point_that_runs_elsewhere_does_not_keep_the_others_from_running(
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    started: list[RunDir] = []
+    monkeypatch.setattr(local, "run_attempt", lambda run, *_: started.append(run) or 0)
+    command = ["train", f"data.url='{shards}'", "-m", "seed=1,2,3"]
+    assert main(command) == 0
+    first, second, third = started
+    with second.lock():
+        assert main(command) == 1
+        assert second.id in capsys.readouterr().err
+        assert started[3:] == [first, third]
+        assert main([*command[:-1], "seed=2"]) == 1
+        assert len(started) == 5
 
 
 @pytest.fixture(scope="module")
