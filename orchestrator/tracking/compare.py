@@ -49,11 +49,13 @@ class Row:
     Args:
         differs: the keys of the config that are not the same in all rows, with what they are here.
         figures: the last of each run, over runs.
+        older: runs of a seed that a newer run has too, which are in no figure.
     """
 
     records: tuple[Record, ...]
     differs: dict[str, str]
     figures: dict[str, Spread]
+    older: tuple[Record, ...] = ()
 
     @property
     def name(self) -> str:
@@ -74,7 +76,8 @@ class Row:
             for one in self.records
         ]
         figures = {name: asdict(spread) for name, spread in self.figures.items()}
-        return {"runs": runs, "differs": self.differs, "figures": figures}
+        older = [one.path for one in self.older]
+        return {"runs": runs, "differs": self.differs, "figures": figures, "older": older}
 
 
 @dataclass(frozen=True)
@@ -112,13 +115,28 @@ def compare(records: Sequence[Record]) -> list[Section]:
     for group in groups:
         first = group[0]
         differs = {key: _text(first, key) for key in keys}
-        row = Row(tuple(group), differs, _figures(group))
+        kept, older = _newest_of_each_seed(group)
+        row = Row(kept, differs, _figures(kept), older)
         place = (_text(first, "data.name"), first.data_fingerprint, _text(first, "data.protocol"))
         places[place].append(row)
     return [
         Section(*place, tuple(sorted(rows, key=lambda row: row.rank)))
         for place, rows in sorted(places.items(), key=lambda item: tuple(map(str, item[0])))
     ]
+
+
+def _newest_of_each_seed(
+    group: Sequence[Record],
+) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+    """Return the runs that count, and the others: done again, a seed is no further sample."""
+    newest: dict[str, Record] = {}
+    for one in sorted(group, key=lambda one: one.created_s or 0.0):
+        newest[repr(one.config.get("seed", one.path))] = one
+    kept = {one.path for one in newest.values()}
+    return (
+        tuple(one for one in group if one.path in kept),
+        tuple(one for one in group if one.path not in kept),
+    )
 
 
 def _identity(record: Record, deciding: Sequence[str]) -> tuple[Any, ...]:

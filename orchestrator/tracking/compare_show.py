@@ -44,6 +44,7 @@ def tables(sections: Sequence[Section], most: int = 50) -> Iterator[Table | str]
         first = rows.index(section.rows[0]) + 1
         yield _figures_table(section.rows, shown, first)
         yield from _weights_told(section.rows, first)
+        yield from _older_told(section.rows, first)
         if left:
             yield f"{counted(left, 'row')} more, no better: --rows N, --json, or a filter"
     if is_apart:
@@ -64,6 +65,14 @@ def _weights_told(rows: Sequence[Row], first: int) -> Iterator[str]:
         yield "val: of the averaged weights (EMA)"
     elif averaged:
         yield f"val: of the averaged weights (EMA) in {', '.join(map(str, averaged))}"
+
+
+def _older_told(rows: Sequence[Row], first: int) -> Iterator[str]:
+    """Say which runs are left out."""
+    for number, row in enumerate(rows, first):
+        if row.older:
+            names = escape(", ".join(one.id for one in row.older))
+            yield f"left out of {number}, where newer runs have the same seed: {names}"
 
 
 def _figures_table(rows: Sequence[Row], keys: Sequence[str], first: int) -> Table:

@@ -54,6 +54,22 @@ def test_images_of_one_name_are_told_apart(made):
     assert "fingerprint" not in shown(compare(runs[:1]))
 
 
+def test_a_seed_that_was_run_again_counts_once(made):
+    runs = [made(name, top1, seed=seed) for name, seed, top1 in (
+        ("again", 1, 52.0), ("again.1", 1, 40.0), ("other", 2, 54.0))]  # fmt: skip
+    runs = [replace(one, created_s=when) for one, when in zip(runs, (9.0, 3.0, 5.0), strict=True)]
+    for some in (runs, runs[::-1]):
+        (section,) = compare(some)
+        (row,) = section.rows
+        assert {one.id for one in row.records} == {"again", "other"}
+        assert (row.figures["val/top1"].mean, row.figures["val/top1"].num) == (53.0, 2)
+        assert row.to_dict()["older"] == [runs[1].path]
+        assert "same seed: again.1" in shown([section])
+    (section,) = compare(runs[:2])
+    assert section.rows[0].name == "again"
+    assert section.rows[0].figures["val/top1"] == Spread(52.0, None, 1)
+
+
 def test_seeds_are_one_row_with_their_spread(made):
     runs = [made(f"s{seed}", 50.0 + seed, seed=seed) for seed in (1, 2, 6)]
     (section,) = compare([*runs, made("other", 80.0, epochs=5)])
