@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from data_sharding import files
 from data_sharding.columns import columns_to_bytes, map_columns
 from data_sharding.counter import derive, permute
-from data_sharding.manifest import DataError, Manifest
+from data_sharding.manifest import DataError, Manifest, UnavailableError
 from data_sharding.node_copy import node_copy
 from data_sharding.order import Draws
 from data_sharding.places import Ints
@@ -133,7 +133,12 @@ def read_class_index(url: str, split: str, manifest: Manifest) -> ClassIndex:
             f"{where} is missing, and drawing all classes equally often needs it. Nothing was "
             f"started. Write it with {again}, or set recipe.balanced=false."
         ) from None
-    except Exception as error:  # every store raises its own kinds
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot read {where}: {error}. Nothing was started. Check the credentials, the "
+            "network and the disk."
+        ) from error
+    except Exception as error:  # what safetensors and a mapping make of other bytes
         raise DataError(
             f"{where} cannot be used: {error}. Nothing was started. Write it again: {again}."
         ) from error

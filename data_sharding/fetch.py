@@ -9,6 +9,7 @@ sockets in a forked process hangs.
 """
 
 import asyncio
+import errno
 import hashlib
 import logging
 import os
@@ -22,8 +23,8 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 from fsspec.asyn import get_loop
 
-from data_sharding.files import store_of
-from data_sharding.manifest import DataError, ShardInfo
+from data_sharding import files
+from data_sharding.manifest import ShardInfo, UnavailableError
 from data_sharding.shard import ShardError
 
 log = logging.getLogger(__name__)
@@ -71,17 +72,17 @@ def fetch(
 
     Raises:
         ShardError: a file is not there.
-        DataError: it may not be read, or could not be until the deadline.
+        UnavailableError: it may not be read, or could not be until the deadline.
     """
-    files = {url: store_of(url) for url in {piece.url for piece in pieces}}
+    remotes = {url: _Remote(url) for url in {piece.url for piece in pieces}}
     patience = _Patience(transfer)
     numbers = iter(range(len(pieces)))  # every connection takes the next when it has done one
 
     async def work() -> None:
         for number in numbers:
             url, start, stop = pieces[number]
-            fs, path = files[url]
-            data = await patience.insist(url, partial(_cat, fs, path, start, stop))
+            remote = remotes[url]
+            data = await patience.insist(remote, partial(remote.cat, start, stop))
             await asyncio.to_thread(receive, number, data)
 
     _run(_together(work, min(transfer.num_connections, len(pieces))))
@@ -92,7 +93,7 @@ def fetch_file(url: str, num_bytes: int, file: IO[bytes], transfer: Transfer = T
 
     Raises:
         ShardError: it is not there.
-        DataError: it may not be read, or could not be until the deadline.
+        UnavailableError: it may not be read, or could not be until the deadline.
         OSError: the file could not be written.
     """
     starts = range(0, num_bytes, transfer.part_bytes)
@@ -105,7 +106,7 @@ def download(url: str, shard: ShardInfo, file: IO[bytes], transfer: Transfer) ->
 
     Raises:
         ShardError: it is not there, or not what its manifest says.
-        DataError: it could not be read.
+        UnavailableError: it could not be read.
         OSError: the file could not be written.
     """
     _check_size(url, shard, transfer)
@@ -133,14 +134,42 @@ def write_at(file: IO[bytes], offset: int, data: bytes) -> None:
 
 
 def _check_size(url: str, shard: ShardInfo, transfer: Transfer) -> None:
-    fs, path = store_of(url)
-    found = _run(_Patience(transfer).insist(url, partial(_size, fs, path)))
+    remote = _Remote(url)
+    found = _run(_Patience(transfer).insist(remote, remote.size))
     if found not in (None, shard.num_bytes):
         raise ShardError(
             f"{url} has {found} bytes and its manifest says {shard.num_bytes}: it was cut short or "
             "replaced after the manifest was written. None of its samples is used. Copy it again "
             "from where it came from, or write the manifest anew."
         )
+
+
+class _Remote:
+    """A file of a store."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._fs, self._path = files.store_of(url)
+
+    async def renew(self) -> None:
+        """Ask from now on with credentials that are read again."""
+        self._fs, self._path = await asyncio.to_thread(files.renewed, self.url)
+
+    async def cat(self, start: int, stop: int) -> bytes:
+        fs = self._fs
+        if fs.async_impl:
+            data: bytes = await fs._cat_file(self._path, start=start, end=stop)
+        else:
+            data = await asyncio.to_thread(fs.cat_file, self._path, start=start, end=stop)
+        if len(data) != stop - start:
+            raise OSError(f"{len(data)} bytes came instead of {stop - start}")
+        return data
+
+    async def size(self) -> int | None:
+        fs = self._fs
+        info = fs._info(self._path) if fs.async_impl else asyncio.to_thread(fs.info, self._path)
+        size: int | None = (await info).get("size")
+        return size
 
 
 class _Patience:
@@ -150,22 +179,29 @@ class _Patience:
         self._transfer = transfer
         self._end_s = time.monotonic() + transfer.deadline_s
 
-    async def insist(self, url: str, request: Callable[[], Awaitable[_Answer]]) -> _Answer:
+    async def insist(self, remote: _Remote, request: Callable[[], Awaitable[_Answer]]) -> _Answer:
         """Return what a request brings, making it again as long as there is hope."""
+        is_renewed = False
         for attempt, pause_s in enumerate(_pauses(), start=1):
             try:
-                answer = await asyncio.wait_for(request(), self._transfer.part_timeout_s)
-            except Exception as error:  # every store raises its own kinds
-                if isinstance(error, FileNotFoundError | PermissionError):
-                    raise _refused(url, error) from error
+                with files.store_errors():
+                    answer = await asyncio.wait_for(request(), self._transfer.part_timeout_s)
+            except Exception as error:
                 reason = self._reason(error)
+                if _is_refusal(error) and not is_renewed:
+                    is_renewed = True
+                    log.info("%s: %s; asking with keys that are read anew", remote.url, reason)
+                    await remote.renew()
+                    continue
+                if _is_refusal(error) or isinstance(error, FileNotFoundError):
+                    raise _refused(remote.url, error) from error
                 if time.monotonic() + pause_s >= self._end_s:
-                    raise self._given_up(url, attempt, reason) from error
+                    raise self._given_up(remote.url, attempt, reason) from error
             else:
                 self._end_s = time.monotonic() + self._transfer.deadline_s
                 return answer
             level = logging.WARNING if attempt > _NOT_WORTH_A_WORD else logging.DEBUG
-            log.log(level, "%s: attempt %d failed: %s", url, attempt, reason)
+            log.log(level, "%s: attempt %d failed: %s", remote.url, attempt, reason)
             await asyncio.sleep(pause_s)
         raise AssertionError("the pauses never end")
 
@@ -174,8 +210,8 @@ class _Patience:
             return f"no answer within {self._transfer.part_timeout_s:g} s"
         return str(error) or type(error).__name__
 
-    def _given_up(self, url: str, attempts: int, reason: str) -> DataError:
-        return DataError(
+    def _given_up(self, url: str, attempts: int, reason: str) -> UnavailableError:
+        return UnavailableError(
             f"cannot read {url}: {attempts} attempts at the same bytes failed, and for "
             f"{self._transfer.deadline_s:g} s nothing has come, at last because: {reason}. "
             "Training cannot go on without them. Check the network and the store, then resume; "
@@ -183,37 +219,27 @@ class _Patience:
         )
 
 
-def _refused(url: str, error: OSError) -> DataError:
+def _is_refusal(error: Exception) -> bool:
+    """Whether a store refuses; S3 answers 400 to a HEAD with a key that has expired."""
+    is_bad_request = isinstance(error, OSError) and error.errno == errno.EINVAL
+    return is_bad_request or isinstance(error, PermissionError)
+
+
+def _refused(url: str, error: Exception) -> ShardError | UnavailableError:
     if isinstance(error, FileNotFoundError):
         return ShardError(
             f"no shard at {url}: the data set is incomplete. Copy the missing file from where the "
             "set came from, or make the set again."
         )
-    return DataError(
-        f"not allowed to read {url}: {error}. Its samples cannot be used: check the credentials "
-        "of this node, and what they allow."
+    return UnavailableError(
+        f"not allowed to read {url}: {error}. Its samples cannot be used until the credentials of "
+        "this node, which have been read again, allow it. Renew them, and resume."
     )
 
 
 def _pauses() -> Iterator[float]:
     """Return the pauses between attempts: they double, and each is drawn from its upper half."""
     return (min(_FIRST_PAUSE_S * 2**i, _LONGEST_PAUSE_S) * _random.uniform(0.5, 1) for i in count())
-
-
-async def _cat(fs: Any, path: str, start: int, stop: int) -> bytes:
-    if fs.async_impl:
-        data: bytes = await fs._cat_file(path, start=start, end=stop)
-    else:
-        data = await asyncio.to_thread(fs.cat_file, path, start=start, end=stop)
-    if len(data) != stop - start:
-        raise OSError(f"{len(data)} bytes came instead of {stop - start}")
-    return data
-
-
-async def _size(fs: Any, path: str) -> int | None:
-    info = await (fs._info(path) if fs.async_impl else asyncio.to_thread(fs.info, path))
-    size: int | None = info.get("size")
-    return size
 
 
 async def _together(work: Callable[[], Coroutine[Any, Any, None]], num_tasks: int) -> None:

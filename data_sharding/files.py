@@ -30,12 +30,23 @@ def store_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        statuses = (getattr(error, name, None) for name in ("status", "status_code", "code"))
-        if any(status in (401, 403) for status in statuses):
-            raise PermissionError(f"{type(error).__name__}: {error}") from error
-        if isinstance(error, OSError) or type(error).__module__ == "builtins":
+        meant = _meant(error)
+        text = f"{type(meant).__name__}: {meant}"
+        names = ("status", "status_code", "code")
+        if next((getattr(meant, n) for n in names if hasattr(meant, n)), None) in (401, 403):
+            raise PermissionError(text) from error
+        if meant is error and (isinstance(error, OSError) or type(error).__module__ == "builtins"):
             raise
-        raise OSError(f"{type(error).__name__}: {error}") from error
+        raise OSError(text) from error
+
+
+def _meant(error: Exception) -> Exception:
+    """Return why a file is missing, if it is not: so fsspec tells any failure to look over HTTP."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
+        return error
+    is_of_http = type(cause).__module__.startswith("aiohttp")
+    return cause if is_of_http and getattr(cause, "status", None) not in (404, 410) else error
 
 
 def renewed(url: str) -> tuple[Any, str]:

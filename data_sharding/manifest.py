@@ -32,6 +32,10 @@ class DataError(Exception):
     """A data set cannot be used or written as asked; the message says what to do instead."""
 
 
+class UnavailableError(DataError):
+    """What is needed is refused, out of reach or without room now: at another time it may come."""
+
+
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class _TableFile:
     """A file beside the manifest that holds the shards.
@@ -114,10 +118,12 @@ def read_manifest(url: str, split: str) -> Manifest:
             f"read. Check the URL, or make the set: `tahoe shard folder DIR {quoted}` from class "
             f"folders, `tahoe shard digits {quoted}` for scikit-learn's handwritten digits."
         ) from None
-    except Exception as error:  # every store raises its own kinds
+    except OSError as error:
+        raise _out_of_reach(where, error) from error
+    except Exception as error:  # fsspec, of the protocol
         raise DataError(
             f"cannot read {where}: {type(error).__name__}: {error}. The data set cannot be used "
-            "until this works: check the URL, the credentials and the network."
+            "until this works: check the URL."
         ) from error
     return _parse(data, url, split)
 
@@ -187,16 +193,23 @@ def _map_table(url: str, split: str, described: _TableFile) -> ShardTable:
         table = ShardTable.map(path)
         if table.sha256 != described.columns_sha256:
             raise ValueError(f"its digest is {table.sha256}, not {described.columns_sha256}")
-    except DataError:
-        raise
-    except Exception as error:  # every store raises its own kinds
-        raise _unusable(where, str(error) or type(error).__name__) from error
+    except (FileNotFoundError, ValueError) as error:
+        raise _unusable(where, str(error)) from error
+    except OSError as error:
+        raise _out_of_reach(where, error) from error
     return table
 
 
 _LISTED = TypeAdapter(dict[str, tuple[ShardInfo, ...]])
 _TABLE = TypeAdapter(dict[str, _TableFile])
 _MANIFEST = TypeAdapter(Manifest)
+
+
+def _out_of_reach(where: str, error: OSError) -> UnavailableError:
+    return UnavailableError(
+        f"cannot read {where}: {type(error).__name__}: {error}. The data set cannot be used until "
+        "this works: check the URL, the credentials and the network."
+    )
 
 
 def _unusable(where: str, reason: str) -> DataError:

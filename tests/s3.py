@@ -41,7 +41,10 @@ _ERROR = b"<Error><Code>%s</Code><Message>as asked for</Message></Error>"
 
 @dataclass(frozen=True)
 class Faults:
-    """What goes wrong with GETs of objects: shares of them, drawn by the number of the request."""
+    """What goes wrong with GETs of objects: shares of them, drawn by the number of the request.
+
+    key: the only one that has not expired; None: all are good.
+    """
 
     errors: float = 0  # a status of 500 or 503
     cuts: float = 0  # the connection is closed in the middle of the body
@@ -49,6 +52,7 @@ class Faults:
     latency_s: float = 0
     stall_s: float = 60
     seed: int = 0
+    key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class S3:
             if path.is_file():
                 fs.pipe_file(f"{root}/{path.relative_to(directory)}", path.read_bytes())
 
-    def fail(self, **faults: float) -> None:
+    def fail(self, **faults: float | str) -> None:
         """Let requests fail like this from now on, counted from 0; without arguments none does."""
         self._control("faults", asdict(Faults(**faults)))  # type: ignore[arg-type]
 
@@ -132,6 +136,9 @@ class _Faulty:
         if method not in ("GET", "HEAD") or path.count("/") < 2:
             return self._application(environ, start_response)
         faults, fault = self._draw(method, path, environ.get("HTTP_RANGE"))
+        if faults.key and f"={faults.key}/" not in environ.get("HTTP_AUTHORIZATION", ""):
+            start_response("400 Bad Request", [("Content-Type", "application/xml")])  # as AWS
+            return [] if method == "HEAD" else [_ERROR % b"ExpiredToken"]
         time.sleep(faults.latency_s)
         if fault == "error":
             code = (b"InternalError", b"SlowDown")[self._number % 2]

@@ -3,17 +3,16 @@
 import errno
 import os
 import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import fsspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from s3 import make_shards
+from web import serve
 
 from data_sharding.fetch import Piece, Transfer, download, fetch, write_at
-from data_sharding.manifest import DataError, ShardInfo
+from data_sharding.manifest import DataError, ShardInfo, UnavailableError
 from data_sharding.shard import ShardError
 
 QUICK = Transfer(num_connections=4, part_bytes=100_000, part_timeout_s=2, deadline_s=60)
@@ -46,6 +45,12 @@ def url(s3, shard):
 def file(tmp_path):
     with (tmp_path / "part").open("w+b", buffering=0) as file:
         yield file
+
+
+@pytest.fixture
+def web(directory):
+    with serve(directory) as web:
+        yield web
 
 
 def read(file):
@@ -130,19 +135,68 @@ def test_the_deadline_counts_from_what_came_last(s3, url, shard, file):
     assert sum(request["fault"] == "stall" for request in s3.requests()) * 0.4 > 1
 
 
-def test_a_server_that_sends_other_bytes_than_asked_for_is_an_error(shard, directory, file):
+def test_a_server_that_sends_other_bytes_than_asked_for_is_an_error(web, shard, file):
     """Python's own knows no ranges: it sends the whole file."""
-    handler = partial(SimpleHTTPRequestHandler, directory=str(directory))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever).start()
-        url = f"http://127.0.0.1:{server.server_port}/{shard.name}"
-        impatient = Transfer(1, 100_000, part_timeout_s=5, deadline_s=0.2)
-        try:
-            with pytest.raises(DataError, match="890880 bytes came instead of 100000"):
-                download(url, shard, file, impatient)
-            download(url, shard, file, Transfer())  # in one part it is what was asked for
-        finally:
-            server.shutdown()
+    url = f"{web.url}/{shard.name}"
+    impatient = Transfer(1, 100_000, part_timeout_s=5, deadline_s=0.2)
+    with pytest.raises(DataError, match="890880 bytes came instead of 100000"):
+        download(url, shard, file, impatient)
+    download(url, shard, file, Transfer())  # in one part it is what was asked for
+
+
+def test_a_store_that_refuses_once_is_asked_again(web, shard, directory, file):
+    statuses = iter([403, 403])  # to HEAD and GET
+    web.answer = lambda path: next(statuses, 0)
+    download(f"{web.url}/{shard.name}", shard, file, Transfer())
+    assert read(file) == (directory / shard.name).read_bytes()
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_is_told_at_once_and_no_fault_of_the_data(web, shard, file, status):
+    url = f"{web.url}/{shard.name}"
+    download(url, shard, file, Transfer())
+    web.answer = lambda path: status
+    for call in (
+        lambda: download(url, shard, file, Transfer()),
+        lambda: fetch([Piece(url, 0, shard.num_bytes)], Transfer(), lambda number, data: None),
+    ):
+        with pytest.raises(UnavailableError, match=f"not allowed to read {url}: .*{status}"):
+            call()
+
+
+def test_a_server_that_fails_is_no_missing_shard(web, shard, file):
+    url = f"{web.url}/{shard.name}"
+    web.answer = lambda path: 500
+    with pytest.raises(UnavailableError, match=r"attempts at the same bytes failed.*500"):
+        download(url, shard, file, Transfer(deadline_s=0.3))
+    web.answer = lambda path: 404
+    with pytest.raises(ShardError, match="no shard at"):
+        download(url, shard, file, Transfer())
+
+
+def test_keys_are_read_again_when_they_have_expired(
+    s3, url, shard, directory, file, tmp_path, monkeypatch
+):
+    keys = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(keys))
+    for name in ("FSSPEC_S3_KEY", "FSSPEC_S3_SECRET"):
+        monkeypatch.delenv(name)
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": s3.endpoint})
+
+    def renew(key):
+        keys.write_text(f"[default]\naws_access_key_id={key}\naws_secret_access_key=secret\n")
+
+    renew("first")
+    s3.fail(key="first")
+    fetch([Piece(url, 0, 100)], QUICK, lambda number, data: None)
+    renew("second")
+    s3.fail(key="second")
+    download(url, shard, file, QUICK)
+    assert read(file) == (directory / shard.name).read_bytes()
+    s3.fail(key="third")
+    with pytest.raises(UnavailableError, match="not allowed to read"):
+        download(url, shard, file, QUICK)
+    assert len(s3.requests()) <= 4  # botocore makes each twice
 
 
 def test_a_wrong_digest_is_tried_twice(s3, url, shard, file):
