@@ -47,9 +47,13 @@ class Filled(NamedTuple):
 
 
 class BatchSet(Protocol):
-    """Batches by name."""
+    """Batches by name.
+
+    size_key: what is set lower so that they are smaller.
+    """
 
     shards: ShardSet
+    size_key: str
 
     @property
     def max_bytes(self) -> int:
@@ -77,6 +81,8 @@ class TrainOrder(Protocol):
 
 class TrainSet:
     """(step, micro-batch) -> batch."""
+
+    size_key = "the micro-batch (recipe.global_batch_size / recipe.num_micro_batches)"
 
     def __init__(
         self,
@@ -148,6 +154,8 @@ class EvalSet:
 
     The images of a batch are the views of its first sample, then those of its second, and so on.
     """
+
+    size_key = "evaluate.batch_size"
 
     def __init__(
         self, shards: ShardSet, batch_size: int, protocol: EvaluationProtocol, channels: int

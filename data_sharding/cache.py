@@ -28,7 +28,7 @@ from data_sharding.cache_plans import LivePlan, live_plan
 from data_sharding.cache_room import PART, SHARD, Room
 from data_sharding.fetch import Transfer, download
 from data_sharding.locks import flock
-from data_sharding.manifest import DataError, ShardInfo
+from data_sharding.manifest import DataError, ShardInfo, UnavailableError
 from data_sharding.node_files import is_at, locked, make_private, pinned
 
 _Opened = TypeVar("_Opened")
@@ -115,7 +115,8 @@ class Cache:
     """The shards in a directory of this node.
 
     Every method that may fetch raises ShardError where a shard is missing or not what it must be,
-    and DataError where it cannot be read or the directory cannot be used.
+    UnavailableError where it cannot be read now or there is no room, and DataError where the
+    directory cannot be used.
     """
 
     def __init__(self, settings: CacheSettings) -> None:
@@ -218,12 +219,13 @@ class Cache:
         try:
             yield
         except OSError as error:
-            reason = f"{error.strerror or error}"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                reason = "there is no room"
-                if shard:
-                    reason += f" for the {shard.num_bytes / 1e6:.1f} MB of {shard.name}"
-            raise DataError(_unusable(self._directory, reason)) from error
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                reason = error.strerror or str(error)
+                raise DataError(_unusable(self._directory, reason)) from error
+            reason = "there is no room"
+            if shard:
+                reason += f" for the {shard.num_bytes / 1e6:.1f} MB of {shard.name}"
+            raise UnavailableError(_unusable(self._directory, reason)) from error
 
 
 def room_warning(

@@ -7,7 +7,7 @@ travelled a quarter of the way that a float would.
 
 import atexit
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -15,9 +15,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data_sharding.batches import BatchSet, Filled
-from data_sharding.manifest import DataError
+from data_sharding.manifest import DataError, UnavailableError
 from data_sharding.prefetch import Progress, prefetching
-from data_sharding.ring import SHARED_MEMORY, Ring
+from data_sharding.ring import SHARED_MEMORY, Ring, check_space
 from data_sharding.workers import end_with_the_rank, end_workers, fork_server, signals_blocked
 
 _AHEAD = 2  # batches that every worker makes before they are asked for
@@ -44,14 +44,27 @@ class Batch(NamedTuple):
 
 
 def load(
-    dataset: BatchSet, names: Iterable[object], num_workers: int, *, pin_memory: bool = False
+    dataset: BatchSet,
+    names: Iterable[object],
+    num_workers: int,
+    *,
+    pin_memory: bool = False,
+    num_held: int = 0,
 ) -> Generator[Batch, None, None]:
     """Yield the batches called `names`, in that order, made by `num_workers` processes.
 
-    0 workers reads in this process. With `pin_memory` the device copies from where they lie.
+    0 workers reads in this process.
+
+    Args:
+        pin_memory: the device copies from where they lie.
+        num_held: so many more batches stay valid.
+
+    Raises:
+        DataError, UnavailableError: there is no room for them, or for the workers.
     """
-    num_slots = _num_slots(num_workers)
-    with ExitStack() as begun:  # which is ended if the rest fails
+    num_slots = _num_slots(num_workers, num_held)
+    check_space(ring_bytes(dataset, num_workers, num_held), dataset.size_key)
+    with _explained(num_workers), ExitStack() as begun:  # which is ended if the rest fails
         shards = dataset.shards
         progress = begun.enter_context(
             prefetching(shards.store, shards.manifest.shards, names, dataset.shards_of)
@@ -79,24 +92,30 @@ def _started(loader: "DataLoader[Any]") -> Iterator[tuple[int, Filled | DataErro
     try:
         with signals_blocked() if loader.num_workers else nullcontext():
             return iter(loader)
-    except OSError as error:
-        raise DataError(
-            f"the {loader.num_workers} workers that read data cannot be started: {error}. Nothing "
-            f"can be loaded. Look at what is left of {SHARED_MEMORY} (docker: --shm-size), of open "
-            "files and of processes (ulimit -n, -u), or set data.num_workers lower."
-        ) from error
     finally:
         atexit.unregister(end_workers)
         atexit.register(end_workers)  # anew, to come before what torch has registered just now
 
 
-def ring_bytes(dataset: BatchSet, num_workers: int) -> int:
+@contextmanager
+def _explained(num_workers: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UnavailableError(
+            f"the {num_workers} workers that read data cannot be started: {error}. Nothing can be "
+            f"loaded. Look at what is left of {SHARED_MEMORY} (docker: --shm-size), of open files "
+            "and of processes (ulimit -n, -u), or set data.num_workers lower."
+        ) from error
+
+
+def ring_bytes(dataset: BatchSet, num_workers: int, num_held: int = 0) -> int:
     """Return the shared memory that `load` takes for a data set."""
-    return _num_slots(num_workers) * dataset.max_bytes if num_workers else 0
+    return _num_slots(num_workers, num_held) * dataset.max_bytes if num_workers else 0
 
 
-def _num_slots(num_workers: int) -> int:
-    return _AHEAD * num_workers + _HELD
+def _num_slots(num_workers: int, num_held: int) -> int:
+    return _AHEAD * num_workers + _HELD + num_held
 
 
 def _batches(

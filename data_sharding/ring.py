@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_sharding.manifest import DataError
+from data_sharding.manifest import DataError, UnavailableError
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  where torch puts what processes share
 
@@ -22,14 +22,9 @@ class Ring:
     Args:
         shared: with the processes that this object is sent to.
         pinned: locked in memory, so that CUDA copies from it without waiting.
-
-    Raises:
-        DataError: the machine has not that much shared memory.
     """
 
     def __init__(self, num_slots: int, num_bytes: int, *, shared: bool, pinned: bool) -> None:
-        if shared:
-            check_space(num_slots * num_bytes)
         self._slots = torch.zeros(num_slots, num_bytes, dtype=torch.uint8)
         self._is_pinned = False
         if shared:
@@ -70,18 +65,22 @@ class Ring:
         self._is_pinned = int(error) == 0
 
 
-def check_space(num_bytes: int) -> None:
+def check_space(num_bytes: int, remedy: str) -> None:
     """Check that there is so much shared memory.
 
+    Args:
+        remedy: what is set lower, besides the number of workers, so that less is needed.
+
     Raises:
-        DataError: there is not.
+        DataError: the machine has not so much.
+        UnavailableError: others use it now.
     """
     stat = os.statvfs(SHARED_MEMORY)
-    free = stat.f_bavail * stat.f_frsize
+    free, total = stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize
     if num_bytes > free:
-        raise DataError(
+        raise (DataError if num_bytes > total else UnavailableError)(
             f"the batches on their way from the workers need {num_bytes / 1e6:.0f} MB of shared "
-            f"memory, and {SHARED_MEMORY} has {free / 1e6:.0f} MB: nothing can be loaded. Give it "
-            "more (docker: --shm-size), or set data.num_workers, evaluate.batch_size or the "
-            "micro-batch lower."
+            f"memory, and {SHARED_MEMORY} has {free / 1e6:.0f} of {total / 1e6:.0f} MB free: "
+            "nothing can be loaded. Remove what others have left there, give it more (docker: "
+            f"--shm-size), or set data.num_workers or {remedy} lower."
         )

@@ -38,7 +38,7 @@ from data_sharding.grouping import (
     group,
 )
 from data_sharding.labels import LabelRule
-from data_sharding.manifest import DataError, ShardInfo
+from data_sharding.manifest import DataError, ShardInfo, UnavailableError
 
 _BLOCK_BYTES = 512
 _ZERO_BLOCK = bytes(_BLOCK_BYTES)
@@ -55,6 +55,10 @@ _ONLY_TIMES = re.compile(rb"(?:\d+ [acm]time=[0-9.]+\n)+")
 
 class ShardError(DataError):
     """A shard is missing, damaged, or not what its manifest says; no sample of it can be used."""
+
+
+class UnavailableShardError(ShardError, UnavailableError):
+    """A shard cannot be read now, by no fault of its own that is known."""
 
 
 class BadSample(Exception):  # noqa: N818  a fact about the data, not about the program
@@ -105,7 +109,12 @@ class ShardReader:
                 f"no shard at {path}: the data set is incomplete. Copy the missing file from where "
                 "the set came from, or make the set again."
             ) from None
-        except (OSError, UnusableError) as error:
+        except OSError as error:
+            raise UnavailableShardError(
+                f"cannot read the shard {path}: {error}. None of its samples is used until it can "
+                "be read: look at its rights and at the disk."
+            ) from error
+        except UnusableError as error:
             raise ShardError(
                 f"cannot read the shard {path}: {error}. None of its samples is used. Copy it "
                 "again from where it came from, or make the data set again."

@@ -49,7 +49,8 @@ class Store(Protocol):
 
         Raises:
             ShardError: it is missing, damaged, or not what its manifest says.
-            DataError: it cannot be read, or the node's cache cannot be used.
+            UnavailableError: it cannot be read now.
+            DataError: the node's cache cannot be used.
         """
         ...
 
@@ -120,7 +121,7 @@ class CachedStore:
                 shard, url, lambda path: _CachedReader(path, shard, labels=self._labels)
             )
         except ShardError as error:
-            raise ShardError(f"{error} (Read from {url}.)") from error
+            raise type(error)(f"{error} (Read from {url}.)") from error
 
 
 class _CachedReader(ShardReader):

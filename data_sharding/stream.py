@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from data_sharding import files
 from data_sharding.fetch import Piece, Transfer, download, fetch
 from data_sharding.labels import LabelRule
-from data_sharding.manifest import DataError, ShardInfo
+from data_sharding.manifest import ShardInfo, UnavailableError
 from data_sharding.node_files import locked, make_private
 from data_sharding.open_shards import OpenShards
 from data_sharding.shard import ShardError, ShardReader
@@ -153,7 +153,7 @@ def sample_bounds(shard: ShardInfo, url: str, labels: LabelRule, transfer: Trans
 
     Raises:
         ShardError: the shard is missing, or not what its manifest says.
-        DataError: it cannot be read, or what was found cannot be kept.
+        UnavailableError: it cannot be read now, or what was found cannot be kept.
     """
     directory = Path(tempfile.gettempdir(), f"tahoe-{os.getuid()}", "samples")
     # an older version may have found other samples in the same bytes
@@ -167,7 +167,7 @@ def sample_bounds(shard: ShardInfo, url: str, labels: LabelRule, transfer: Trans
                     _save(path, _find_bounds(shard, url, labels, transfer))
         bounds: Bounds = np.load(path, allow_pickle=False)
     except OSError as error:
-        raise DataError(
+        raise UnavailableError(
             f"cannot find the samples of {url}: {error}. Streaming needs memory for one shard, and "
             f"a few bytes a sample below {directory}. Make room, or set TMPDIR to a directory of "
             "this node that has it."

@@ -12,7 +12,7 @@ import numpy as np
 from data_sharding import files
 from data_sharding.augment import ChooseView, padded_crop, random_resized_crop, scaled_crop
 from data_sharding.balance import BalancedOrder, read_class_index
-from data_sharding.batches import BatchSet, EvalSet, TrainOrder, TrainSet
+from data_sharding.batches import EvalSet, TrainOrder, TrainSet
 from data_sharding.cache import CacheSettings, cache_directory, room_warning
 from data_sharding.distort import Distortion, make_distortion
 from data_sharding.loader import Batch, ring_bytes
@@ -26,6 +26,7 @@ from orchestrator.config import ConfigError
 from orchestrator.plan import Plan, image_sizes, make_plan, split_fingerprints
 from orchestrator.rundir import RunDir
 from orchestrator.schema import Config, Data
+from orchestrator.training.ahead import NUM_STEPS
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Datasets:
         train_set = open_train_set(config, train, plan)
         _warn_of_small_cache(config, train_set, plan)
         eval_set = open_eval_set(config, "val", val)
-        _check_shared_memory(config, train_set, eval_set)
+        _check_shared_memory(config, plan, train_set, eval_set)
         return cls(train=train_set, val=eval_set, plan=plan)
 
 
@@ -106,10 +107,12 @@ def _cache_settings(config: Config) -> CacheSettings | None:
     )
 
 
-def _check_shared_memory(config: Config, *sets: BatchSet) -> None:
+def _check_shared_memory(config: Config, plan: Plan, train: TrainSet, val: EvalSet) -> None:
     """Refuse now what would end at the first evaluation: all ranks here load two sets at a time."""
     num_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    check_space(num_local * sum(ring_bytes(one, config.data.num_workers) for one in sets))
+    workers, num_held = config.data.num_workers, NUM_STEPS * len(plan.micro_batches_of(0))
+    num_bytes = ring_bytes(train, workers, num_held) + ring_bytes(val, workers)
+    check_space(num_local * num_bytes, f"{train.size_key} or {val.size_key}")
 
 
 def _warn_of_small_cache(config: Config, train_set: TrainSet, plan: Plan) -> None:
@@ -190,6 +193,21 @@ def check_fingerprint(run: RunDir, url: str, splits: Mapping[str, Manifest]) -> 
                 "figures of two data sets. Set data.url to the original, or start a new run; "
                 "`tahoe evaluate --data URL` judges a run on other data."
             )
+
+
+def check_bad_share(
+    num_bad: int, num_samples: int, max_share: float, named: str = "The log names them."
+) -> None:
+    """Refuse a data set that is worse than the user allows.
+
+    Raises:
+        DataError: more than the share of the samples could not be read.
+    """
+    if num_bad > max_share * num_samples:
+        raise DataError(
+            f"{num_bad} samples could not be read, more than {num_samples} times "
+            f"data.max_bad_share={max_share}. {named} Repair the data set, or raise the share."
+        )
 
 
 class DamagedSamples:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from data_sharding.loader import Batch
+from data_sharding.manifest import DataError
 from orchestrator.schema import Config
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,14 +52,20 @@ class Device:
     def _feed_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         stream = torch.cuda.Stream(self.device)
         sent: tuple[Batch, torch.cuda.Event] | None = None
-        for batch in batches:
-            with torch.cuda.stream(stream):
-                sending = (self._normalised(batch), stream.record_event())
-            if sent:
-                yield self._received(*sent)
-            sent = sending
+        failed: DataError | None = None
+        try:
+            for batch in batches:
+                with torch.cuda.stream(stream):
+                    sending = (self._normalised(batch), stream.record_event())
+                if sent:
+                    yield self._received(*sent)
+                sent = sending
+        except DataError as error:  # of a batch that comes later than the one that was sent
+            failed = error
         if sent:
             yield self._received(*sent)
+        if failed:
+            raise failed
 
     def _received(self, batch: Batch, done: torch.cuda.Event) -> Batch:
         """Wait until a batch has arrived: from then on the loader may use its memory again."""

@@ -6,6 +6,7 @@ the same figures, and no sample is padded in or dropped.
 """
 
 import logging
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,9 +14,11 @@ from torch import nn
 
 from data_sharding.batches import EvalSet
 from data_sharding.loader import load
+from data_sharding.manifest import DataError
 from orchestrator.schema import Config
 from orchestrator.training import watchdog
-from orchestrator.training.datasets import DamagedSamples
+from orchestrator.training.ahead import first_error
+from orchestrator.training.datasets import DamagedSamples, check_bad_share
 from orchestrator.training.device import Device
 from orchestrator.training.objectives import Objective
 from orchestrator.training.world import World
@@ -45,29 +48,39 @@ def evaluate(
     *,
     with_answers: bool = False,
 ) -> Evaluation:
-    """Judge a network by an objective; an objective without classes has no answers."""
+    """Judge a network by an objective; an objective without classes has no answers.
+
+    Raises:
+        DataError: on all ranks alike, what one of them has met; or that too much is unreadable.
+    """
     num_figures, num_samples = len(objective.figures), dataset.shards.manifest.num_samples
     answers = torch.zeros(num_samples if with_answers else 0, 3, dtype=torch.float64)
-    table = torch.zeros(len(dataset), num_figures + 1, dtype=torch.float64)
+    table = torch.zeros(len(dataset), num_figures + 2, dtype=torch.float64)
     mine = range(world.rank, len(dataset), world.size)
-    batches = load(dataset, mine, config.data.num_workers, pin_memory=device.is_cuda)
-    damaged = DamagedSamples("judged")
+    damaged, error = DamagedSamples("judged"), None
     model.eval()
-    for number, batch in zip(mine, device.feed(batches), strict=True):
-        for line in batch.bad:
-            log.warning("counted as wrong: %s", line)
-        damaged.tell(batch.damaged)
-        with device.autocast():
-            output = model(batch.images)
-        table[number, :num_figures] = objective.judge(output, batch).cpu()
-        table[number, -1] = len(batch.labels)
-        if with_answers and (given := objective.answers(output, batch)) is not None:
-            answers[batch.ids] = given.cpu()
-        watchdog.alive()
+    try:
+        batches = load(dataset, mine, config.data.num_workers, pin_memory=device.is_cuda)
+        for number, batch in zip(mine, device.feed(batches), strict=True):
+            for line in batch.bad:
+                log.warning("counted as wrong: %s", line)
+            damaged.tell(batch.damaged)
+            with device.autocast():
+                output = model(batch.images)
+            table[number, :num_figures] = objective.judge(output, batch).cpu()
+            table[number, -2:] = torch.tensor([len(batch.bad), len(batch.labels)])
+            if with_answers and (given := objective.answers(output, batch)) is not None:
+                answers[batch.ids] = given.cpu()
+            watchdog.alive()
+    except DataError as found:  # the other ranks wait for this one, and are to end alike
+        error, table[0, -1] = found, math.nan
     model.train()
     damaged.tell_number()
-    *sums, count = world.sum(table).sum(dim=0).tolist()
+    *sums, num_bad, count = world.sum(table).sum(dim=0).tolist()
+    if math.isnan(count):
+        raise first_error(world, error)
     assert count == num_samples, f"evaluated {count} of {num_samples} samples"
+    check_bad_share(int(num_bad), num_samples, config.data.max_bad_share)
     figures = {name: total / count for name, total in zip(objective.figures, sums, strict=True)}
     if not with_answers:
         return Evaluation(figures, None)

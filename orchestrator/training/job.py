@@ -15,6 +15,7 @@ from orchestrator.plan import Plan
 from orchestrator.rundir import RunDir, RunError, read_json_lines
 from orchestrator.schema import Config
 from orchestrator.training import report, startup, watchdog
+from orchestrator.training.ahead import Ahead
 from orchestrator.training.answers import write_answers
 from orchestrator.training.checkpoint import CheckpointStore
 from orchestrator.training.curvature import Curvature
@@ -34,7 +35,7 @@ from orchestrator.training.saver import Saver
 from orchestrator.training.schedule import make_schedule
 from orchestrator.training.stages import Stages, has_stages
 from orchestrator.training.state import TrainState
-from orchestrator.training.verdict import NeverRestartError, Wish
+from orchestrator.training.verdict import NeverRestartError, StopRequest, Wish
 from orchestrator.training.world import World
 
 log = logging.getLogger(__name__)
@@ -192,8 +193,12 @@ class Job:
             deque(self.state.slots(), maxlen=0)  # which rank 0 is handed meanwhile
         self.live()
 
-    def wish(self) -> Wish:
+    def wish(self, stop: StopRequest, ahead: Ahead) -> Wish:
         """Return what this rank would have done after the next step."""
+        if stop:
+            return Wish.STOP
+        if ahead.error:
+            return Wish.GIVE_UP
         return Wish.SAVE if self.world.is_first and self.saver.is_due() else Wish.NOTHING
 
     def live(self) -> None:

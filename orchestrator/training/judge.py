@@ -31,7 +31,7 @@ from orchestrator.rundir import RunDir
 from orchestrator.schema import Config
 from orchestrator.training.answer import answer, counted
 from orchestrator.training.checkpoint import WEIGHTS, CheckpointStore
-from orchestrator.training.datasets import check_fingerprint, open_eval_set
+from orchestrator.training.datasets import check_bad_share, check_fingerprint, open_eval_set
 from orchestrator.training.device import Device
 from orchestrator.training.initialise import differences
 from orchestrator.training.network import build_network
@@ -57,6 +57,7 @@ class Request:
         real: also against the reassessed labels of ImageNet.
         confusion: where to write who is taken for whom.
         weights: "ema" or "raw"; None: the averaged ones where there are any.
+        max_bad_share: of the images may be unreadable.
     """
 
     runs: Sequence[str]
@@ -68,6 +69,7 @@ class Request:
     real: bool
     confusion: str | None
     weights: str | None = None
+    max_bad_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ def _member(
             network = slide(network)
     network.eval().to(place).to(memory_format=device.memory_format)
     dataset = open_eval_set(config, request.split, manifest)
-    log_probs, labels, readable = [], [], []
+    log_probs, labels, readable, bad = [], [], [], list[str]()
     num_scales = len(dense.resizes) if dense else 1  # each has a batch of its own
     num_batches = num_scales * len(dataset.shards) if dense else len(dataset)
     batches = device.feed(_load(dataset, asked, pin_memory=device.is_cuda))
@@ -249,9 +251,13 @@ def _member(
         log_probs.append(sample_log_probs(logits, len(batch.labels)).cpu())
         labels.append(batch.labels.cpu())
         readable.append(batch.readable.cpu())
+        bad += batch.bad
     found = mean_log_probs(torch.cat(log_probs).unflatten(0, (-1, num_scales)), dim=1)
     real = _real_labels(dataset.shards) if request.real else None
     truth = _Truth(torch.cat(labels)[::num_scales], torch.cat(readable)[::num_scales], real)
+    share = config.data.max_bad_share if request.max_bad_share is None else request.max_bad_share
+    named = f"One is {bad[0]}. --max-bad-share allows more." if bad else ""
+    check_bad_share(int((~truth.readable).sum()), len(truth.labels), share, named)
     return loaded, found, truth
 
 

@@ -12,10 +12,12 @@ from contextlib import closing
 import torch
 
 from data_sharding.loader import load
+from data_sharding.manifest import DataError
 from orchestrator.rundir import RunDir
 from orchestrator.schema import Config
+from orchestrator.training.ahead import NUM_STEPS, Ahead, first_error
 from orchestrator.training.audit import audit
-from orchestrator.training.datasets import BadSamples
+from orchestrator.training.datasets import BadSamples, check_bad_share
 from orchestrator.training.gradients import clip
 from orchestrator.training.job import Job
 from orchestrator.training.meter import Meter
@@ -40,11 +42,13 @@ def train(
     names = plan.micro_batches(world.rank, start)
     num_images = len(micros) * plan.micro_batch_size  # of this rank, a step
     workers, meter, bad = config.data.num_workers, Meter(), BadSamples()
-    loaded = load(job.data.train, names, workers, pin_memory=job.device.is_cuda)
+    held = NUM_STEPS * len(micros)
+    loaded = load(job.data.train, names, workers, pin_memory=job.device.is_cuda, num_held=held)
+    ahead, asked = Ahead(loaded, held), 0
     # The loop counts finished steps. Step t is made with the rate, order, views and noise of t - 1.
     agreement, step, checked = Agreement(world), start, start
     with closing(loaded):  # also when it fails: what reads ahead ends before the interpreter does
-        batches = job.device.feed(bad.watch(meter.watch(loaded)))
+        batches = job.device.feed(bad.watch(meter.watch(iter(ahead))))
         if config.logging.sample_ids:
             batches = audit(batches, names, run.samples_file(metrics.attempt, world.rank))
         for step in range(start + 1, plan.num_steps + 1):
@@ -54,15 +58,16 @@ def train(
             job.live()
             meter.step_done(num_images)
 
-            asked = agreement.exchange(Wish.STOP if stop else job.wish())
-            stopping, last = asked == Wish.STOP, step == plan.num_steps
+            asked = agreement.exchange(job.wish(stop, ahead))
+            stopping, last = asked >= Wish.GIVE_UP, step == plan.num_steps
             evaluating = plan.evaluates_at(step) and (last or not stopping)
             logging = last or step % config.logging.every_steps == 0
             saving = last or bool(asked) or plan.saves_at(step)
             if logging or saving:
                 figures, num_bad, num_seen = _reduce(learned, meter, bad, world)
                 _check_loss(figures["train/loss"], first=checked + 1, last=step)
-                _check_data(num_bad, max(num_seen, plan.num_train), config.data.max_bad_share)
+                # Of the first few steps of an attempt one bad sample may be more than the share.
+                check_bad_share(num_bad, max(num_seen, plan.num_train), config.data.max_bad_share)
                 checked = step
             if logging:
                 lr = job.state.lr
@@ -72,7 +77,7 @@ def train(
                 tell_progress(plan, step, figures)
 
             pause_s = time.perf_counter()
-            result = job.evaluate(step) if evaluating else {}
+            result = _evaluate(job, step) if evaluating else {}
             if saving:
                 job.save(step, result)
             meter.skip(time.perf_counter() - pause_s)
@@ -82,9 +87,21 @@ def train(
     bad.damaged.tell_number()
     agreement.close()
     job.part()
+    if asked == Wish.GIVE_UP:
+        raise first_error(world, ahead.error)
     if step < plan.num_steps:
         return Verdict("stopped", step, f"asked to stop; saved at step {step}")
     return Verdict("finished", step, job.tell_end())
+
+
+def _evaluate(job: Job, step: int) -> dict[str, float]:
+    """Judge a step; save it if the images cannot be read, which is no fault of its weights."""
+    try:
+        return job.evaluate(step)
+    except DataError:
+        job.save(step, {})
+        job.part()
+        raise
 
 
 def _update(state: TrainState, config: Config, step: int) -> torch.Tensor:
@@ -119,19 +136,4 @@ def _check_loss(loss: float, *, first: int, last: int) -> None:
             f"diverged: the loss became {loss} between steps {first} and {last}. Going on would "
             "train nothing. Lower recipe.optimizer.lr, lengthen the warm-up, or set "
             "recipe.clip_grad_norm."
-        )
-
-
-def _check_data(num_bad: int, num_allowing: int, max_bad_share: float) -> None:
-    """End a run whose data set is worse than the user allows.
-
-    Args:
-        num_allowing: samples that the share is of: those seen, and at least an epoch. Of the first
-            few steps of an attempt a single bad sample may be more than the share.
-    """
-    if num_bad > max_bad_share * num_allowing:
-        raise NeverRestartError(
-            f"{num_bad} samples could not be read, more than {num_allowing} times "
-            f"data.max_bad_share={max_bad_share}. The log names them. Repair the data set, or "
-            "raise the share."
         )

@@ -27,7 +27,8 @@ class Wish(IntEnum):
 
     NOTHING = 0
     SAVE = 1
-    STOP = 2  # having saved
+    GIVE_UP = 2  # having saved: data that will be needed cannot be read
+    STOP = 3  # having saved
 
 
 class NeverRestartError(Exception):

@@ -63,7 +63,7 @@ def _attempt(
     run: RunDir, config: Config, attempt: int, stop: StopRequest, *, is_first: bool
 ) -> Verdict:
     log.info("attempt %d: importing torch", attempt)  # which is silent for seconds
-    from data_sharding.manifest import DataError
+    from data_sharding.manifest import DataError, UnavailableError
     from orchestrator.training.checkpoint import CheckpointError
     from orchestrator.training.metrics import MetricLog
     from orchestrator.training.saver import SaveError
@@ -83,12 +83,12 @@ def _attempt(
         ):
             startup.done("rendezvous")
             return train(run, config, world, metrics, stop)
-    except hopeless as error:
+    except (SaveError, UnavailableError) as error:
         log.error("%s", error)  # without a traceback, which would hide what it says
-        return Verdict("never_restart", None, str(error))
-    except SaveError as error:
+        sys.exit(_CRASHED)  # without a verdict: there may be room, or keys, at another time
+    except hopeless as error:
         log.error("%s", error)
-        sys.exit(_CRASHED)  # without a verdict: there may be room at another time
+        return Verdict("never_restart", None, str(error))
 
 
 def _ships(config: Config) -> bool:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -26,10 +27,10 @@ from data_sharding.curriculum import ImageSizes
 from data_sharding.distort import Distortion, make_distortion
 from data_sharding.folder_source import folder
 from data_sharding.loader import Batch, load, ring_bytes
-from data_sharding.manifest import DataError, read_manifest
+from data_sharding.manifest import DataError, UnavailableError, read_manifest
 from data_sharding.order import Order
 from data_sharding.protocol import parse_protocol
-from data_sharding.ring import check_space
+from data_sharding.ring import SHARED_MEMORY, check_space
 from data_sharding.samples import ShardSet
 from data_sharding.shard import BadSample, ShardError, ShardReader
 from data_sharding.sources import Sample, Source
@@ -339,9 +340,26 @@ def test_what_is_needed_of_shared_memory_is_known_before(url):
     dataset = eval_set(url)
     assert ring_bytes(dataset, 0) == 0
     assert ring_bytes(dataset, 3) == (2 * 3 + 2) * dataset.max_bytes
-    check_space(ring_bytes(dataset, 3))
-    with pytest.raises(DataError, match=r"evaluate\.batch_size"):
-        check_space(10**16)
+    check_space(ring_bytes(dataset, 3), dataset.size_key)
+    with pytest.raises(DataError, match=r"lower") as error:
+        check_space(10**16, dataset.size_key)
+    assert not isinstance(error.value, UnavailableError)  # there never will be so much
+
+
+def test_shared_memory_that_others_use_may_be_free_at_another_time(url):
+    whole = shutil.disk_usage(SHARED_MEMORY).total
+    with tempfile.NamedTemporaryFile(dir=SHARED_MEMORY) as theirs:
+        os.posix_fallocate(theirs.fileno(), 0, 1 << 20)
+        dataset = eval_set(url, batch_size=1)
+        num_held = whole // dataset.max_bytes - 4  # with all that there is, it would go
+        with pytest.raises(UnavailableError, match=r"data\.num_workers or evaluate\.batch_size"):
+            load(dataset, [0], 1, num_held=num_held)
+
+
+def test_batches_that_are_held_stay_as_they_are(url):
+    dataset, wanted = train_set(url), names(0, 3)
+    held = list(load(dataset, wanted, 0, num_held=len(wanted)))
+    assert_equal(held, collect(dataset, wanted))
 
 
 # ---------------------------------------------------------------- processes
@@ -380,7 +398,7 @@ from data_sharding.batches import Filled
 from data_sharding.loader import load
 
 class Slow:
-    max_bytes, shards_of = 1, None
+    max_bytes, shards_of, size_key = 1, None, ""
     shards = SimpleNamespace(store=None, manifest=SimpleNamespace(shards=()))
     def fill(self, name, memory):
         time.sleep(0.02)

@@ -1,7 +1,9 @@
 """Law 3 in evaluation: each sample counts once on any number of ranks; unreadable is wrong."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +16,10 @@ from data_sharding import files
 from data_sharding.batches import EvalSet
 from data_sharding.folder_source import folder
 from data_sharding.loader import load
-from data_sharding.manifest import read_manifest
+from data_sharding.manifest import DataError, read_manifest
 from data_sharding.protocol import parse_protocol
 from data_sharding.samples import ShardSet
+from data_sharding.shard import ShardError
 from data_sharding.stores import open_store
 from data_sharding.write import write_dataset
 from orchestrator.schema import Config
@@ -34,6 +37,11 @@ class OneOfSeveral(World):
     """A rank whose sum is completed by the tables of the ranks that were run before it."""
 
     tables: list[torch.Tensor] = dataclasses.field(default_factory=list)
+    objects: list[object] = dataclasses.field(default_factory=list)
+
+    def gather_objects(self, value: object) -> list[object]:
+        self.objects.append(value)
+        return self.objects
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         self.tables.append(values.clone())
@@ -66,12 +74,20 @@ def network() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def judge(config: Config, url: str, network: nn.Module) -> Callable[[int, int], dict[str, float]]:
+def told(config: Config) -> Config:
     data = dataclasses.replace(
-        config.data, channels=3, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), num_workers=0
+        config.data,
+        channels=3,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.2, 0.2, 0.2),
+        num_workers=0,
+        max_bad_share=NUM_UNREADABLE / NUM_VAL,
     )
-    told = dataclasses.replace(config, data=data)
+    return dataclasses.replace(config, data=data)
 
+
+@pytest.fixture(scope="module")
+def judge(told: Config, url: str, network: nn.Module) -> Callable[[int, int], dict[str, float]]:
     def run(num_ranks: int, batch_size: int, *protocol: str) -> dict[str, float]:
         dataset = eval_set(url, batch_size, *protocol)
         tables: list[torch.Tensor] = []
@@ -129,6 +145,33 @@ def test_what_cannot_be_read_is_named_and_counted(url: str) -> None:
     bad = [line for batch in batches for line in batch.bad]
     assert len(bad) == sum(int((~batch.readable).sum()) for batch in batches) == NUM_UNREADABLE
     assert all("val/shard-" in line for line in bad)
+
+
+def test_more_unreadable_images_than_are_allowed_are_no_figures(
+    told: Config, url: str, network: nn.Module
+) -> None:
+    allowed = dataclasses.replace(told.data, max_bad_share=(NUM_UNREADABLE - 1) / NUM_VAL)
+    told = dataclasses.replace(told, data=allowed)
+    objective, device = make_objective(told.recipe), Device.create(told, CPU)
+    world = OneOfSeveral(0, 0, 1, CPU, None)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=rf"{NUM_UNREADABLE} samples .* data\.max_bad_share=0\.06"):
+        evaluate(network, objective, eval_set(url, 8), told, world, device)
+
+
+def test_a_rank_that_cannot_read_ends_the_others_alike(
+    told: Config, url: str, network: nn.Module, tmp_path: Path
+) -> None:
+    shutil.copytree(url, tmp_path / "set")
+    max((tmp_path / "set" / "val").glob("*.tar")).unlink()
+    dataset = eval_set(str(tmp_path / "set"), 20)  # a batch a rank; the first has all its shards
+    objective, device = make_objective(told.recipe), Device.create(told, CPU)
+    shared: tuple[list[torch.Tensor], list[object]] = ([], [])
+    for rank in (1, 0):
+        world = OneOfSeveral(rank, rank, 2, CPU, None, *shared)  # type: ignore[arg-type]
+        with pytest.raises(ShardError, match="no shard at"):
+            evaluate(network, objective, dataset, told, world, device)
+    assert [error is None for error in shared[1]] == [False, True]
+    assert network.training  # as it was
 
 
 def test_ten_crops_are_judged_by_their_mean_probability(

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from running import Tahoe
+from web import serve
 
 from orchestrator.rundir import RunDir, read_json_lines
 from orchestrator.training.checkpoint import CheckpointStore
@@ -65,9 +67,9 @@ def test_ctrl_c_while_starting_is_no_crash(tahoe: Tahoe, digits: Path) -> None:
     assert "stopped before training began" in started.output
 
 
-def damage(url: Path, num_samples: int) -> None:
-    """Overwrite images of the training split with zeros, where they lie."""
-    shard = min((url / "train").glob("*.tar"))
+def damage(split: Path, num_samples: int) -> None:
+    """Overwrite images of a split with zeros, where they lie."""
+    shard = min(split.glob("*.tar"))
     with tarfile.open(shard) as tar:
         images = [member for member in tar if member.name.endswith(".png")]
     with shard.open("r+b") as file:
@@ -83,7 +85,7 @@ def test_bad_samples_are_allowed_as_a_share_of_an_epoch(
     """A single one is more than the share of the few samples that an attempt has seen at first."""
     url = tahoe.cwd / "digits"
     shutil.copytree(digits, url)
-    damage(url, num_bad)
+    damage(url / "train", num_bad)
     which = ("recipe.epochs=1", "recipe.global_batch_size=32", "data.max_bad_share=0.001")
     where = ("run_dir=run", f"data.url='{url}'", "tracking=none", "logging.every_steps=1")
     done = tahoe("train", *where, *which, check=False)
@@ -91,6 +93,53 @@ def test_bad_samples_are_allowed_as_a_share_of_an_epoch(
     log = (tahoe.cwd / "run" / "logs" / "attempt-0001" / "rank-00000.log").read_text()
     assert "replaced by the next readable sample" in log
     assert ("max_bad_share=0.001" in done.stderr) == bool(code)
+
+
+@pytest.mark.slow
+def test_a_step_that_cannot_be_judged_is_saved(tahoe: Tahoe, digits: Path) -> None:
+    url = tahoe.cwd / "digits"
+    shutil.copytree(digits, url)
+    damage(url / "val", 30)
+    where = ("run_dir=run", f"data.url='{url}'", "tracking=none", "recipe.steps=3")
+    done = tahoe("train", *where, check=False)
+    assert done.returncode == 93
+    assert "30 samples could not be read" in done.stderr
+    assert CheckpointStore(str(tahoe.cwd / "run" / "checkpoints")).steps() == [3]
+    refused = tahoe("evaluate", "run", check=False)
+    assert refused.returncode == 1
+    assert "30 samples could not be read" in refused.stderr
+    assert "30 could not be read" in tahoe("evaluate", "run", "--max-bad-share", "0.1").stdout
+
+
+@pytest.mark.slow
+def test_data_that_is_refused_for_a_while_costs_no_step(tahoe: Tahoe) -> None:
+    """Keys that have expired: what is trained is saved, and nothing says that the run is over."""
+    tahoe("shard", "digits", "set", "--samples-per-shard", "120")
+    how = ("recipe.epochs=1", "data.lanes=2", "data.block_size=64", "launcher.num_procs=2")
+    batch = ("recipe.global_batch_size=32", "recipe.num_micro_batches=2", "logging.every_steps=1")
+    where = ("run_dir=run", "tracking=none", "data.num_workers=1")
+    seldom = ("checkpoint.every_steps=1000", f"cluster.cache.dir={tahoe.cwd / 'cache'}")
+    run, saved = RunDir(tahoe.cwd / "run"), []
+    with serve(tahoe.cwd) as web:
+        command = ["train", f"data.url={web.url}/set", *how, *batch, *where, *seldom]
+        for refused in ("train/shard-000009.tar", "val/shard-000000.tar"):
+            web.answer = partial(_status, refused)
+            done = tahoe(*command, check=False)
+            assert done.returncode == 1
+            assert "not allowed to read" in done.stderr
+            assert run.read_json(run.verdict_file) is None
+            saved += CheckpointStore(str(run.checkpoints_dir)).steps()[-1:]
+            assert saved[-1] == [*read_json_lines(run.metrics_file)][-1]["step"]
+            command = ["resume", "run"]
+        web.answer = partial(_status, "none")
+        tahoe("resume", "run")
+    steps = [r["step"] for r in read_json_lines(run.metrics_file) if "train/loss" in r["metrics"]]
+    assert steps == list(range(1, 1 + saved[-1]))  # none was made twice
+    assert 0 < saved[0] < saved[1]
+
+
+def _status(refused: str, path: str) -> int:
+    return 403 if refused in path else 0
 
 
 @pytest.mark.long

@@ -1,0 +1,39 @@
+"""Batches that are held: an error is known before it is met, and costs nothing that came first."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from data_sharding.manifest import DataError
+from orchestrator.training.ahead import Ahead
+
+
+def failing(num: int) -> Iterator[Any]:
+    yield from range(num)
+    raise DataError("gone")
+
+
+@pytest.mark.parametrize("num_held", [0, 2, 4])
+@pytest.mark.parametrize("num", [0, 1, 9])
+def test_an_error_comes_after_all_that_came_before_it_and_is_known_early(
+    num: int, num_held: int
+) -> None:
+    ahead, taken, known = Ahead(failing(num), num_held), list[Any](), list[bool]()
+
+    def take_all() -> None:
+        for batch in ahead:
+            taken.append(batch)
+            known.append(ahead.error is not None)
+
+    with pytest.raises(DataError, match="gone"):
+        take_all()
+    assert taken == list(range(num))
+    if num == 9:  # so long that all are held by then
+        assert sum(known) == num_held
+
+
+def test_an_end_is_no_error() -> None:
+    ahead = Ahead(iter(range(5)), 2)  # type: ignore[arg-type]
+    assert list(ahead) == list(range(5))
+    assert ahead.error is None
