@@ -24,11 +24,15 @@ class Answers:
         wrong = np.flatnonzero((self.answers != self.labels) & (self.answers >= 0))
         return wrong[np.argsort(-self.probabilities[wrong], kind="stable")]
 
-    def confusion(self, num_classes: int) -> NDArray[np.int64]:
-        """Return how often which class (row) was taken for which (column)."""
-        known = self.answers >= 0
-        counted = np.zeros((num_classes, num_classes), dtype=np.int64)
-        np.add.at(counted, (self.labels[known], self.answers[known]), 1)
+    def confusion(self, num_classes: int, most: int) -> NDArray[np.int64]:
+        """Return how often which class (row) was taken for which (column).
+
+        If there are more than `most`, neighbours count as one: 20,000 squared would be 3 GB.
+        """
+        known, side = self.answers >= 0, min(num_classes, most)
+        rows, columns = (x[known] * side // num_classes for x in (self.labels, self.answers))
+        counted = np.zeros((side, side), dtype=np.int64)
+        np.add.at(counted, (rows, columns), 1)
         return counted
 
 

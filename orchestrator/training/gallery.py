@@ -38,7 +38,7 @@ from orchestrator.training.safetensors_file import read_tensors
 from orchestrator.training.seen import draw
 
 _NUM_MISTAKES, _COLUMNS, _TILE_PX = 24, 8, 160
-_MAX_NAMED_CLASSES = 30
+_MAX_NAMED_CLASSES, _MAX_CONFUSED = 30, 1000
 _NUM_BINS = 120
 _NICENESS = 19
 
@@ -82,8 +82,11 @@ def draw_mistakes(answers: Answers, config: Config) -> Image.Image:
 
 
 def draw_confusion(answers: Answers, classes: Sequence[str]) -> Figure:
-    """Return how often which class was taken for which, in percent of the class."""
-    counted = answers.confusion(len(classes))
+    """Return how often which class was taken for which, in percent of the class.
+
+    Of very many, neighbours are one.
+    """
+    counted = answers.confusion(len(classes), _MAX_CONFUSED)
     shares = 100 * counted / np.maximum(counted.sum(axis=1, keepdims=True), 1)
     named = len(classes) <= _MAX_NAMED_CLASSES
     side = max(4.0, 0.38 * len(classes)) if named else 8.0

@@ -49,7 +49,7 @@ def test_answers_come_back(run: RunDir) -> None:
     kept = read_answers(run)
     assert kept is not None
     assert kept.answers[5] == -1
-    confusion = kept.confusion(10)
+    confusion = kept.confusion(10, 10)
     assert confusion.sum() == len(kept.labels) - 1
     assert confusion[:, 3].sum() == confusion.sum()
     mistakes = kept.surest_mistakes
@@ -79,6 +79,17 @@ def test_no_mistakes_and_a_class_without_samples(run: RunDir) -> None:
     shown = figure.axes[0].images[0].get_array()
     assert shown is not None
     assert shown.tolist() == [[100, 0, 0], [0, 100, 0], [0, 0, 0]]
+
+
+def test_of_very_many_classes_neighbours_are_one() -> None:
+    labels = np.arange(20_000)
+    said = np.where(labels < 19_990, labels, 0)
+    answers = Answers(labels, said, np.ones(20_000))
+    shown = gallery.draw_confusion(answers, [*map(str, labels)]).axes[0].images[0].get_array()
+    assert shown is not None
+    assert shown.shape == (1000, 1000)
+    assert (shown[-1, -1], shown[-1, 0], shown[5, 5]) == (50, 50, 100)
+    assert answers.confusion(20_000, 20_000 // 10)[-1].tolist() == [10, *[0] * 1999]
 
 
 @pytest.mark.slow
