@@ -35,6 +35,24 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey)
 
 
+def widen(image: Image.Image, num_bits: int) -> Image.Image | None:
+    """Return an image of which fewer bits are used than it has as one that uses all 16.
+
+    None where it has floats, or says itself how many bits it has.
+
+    Raises:
+        BadSample: more bits are used.
+    """
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    if image.mode == "F" or _num_bits(tags) < 16:
+        return None
+    white = (1 << num_bits) - 1
+    _check(values, 0, white, f"0 to {white}, by --bit-depth {num_bits}")
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = white - values
+    return Image.fromarray((values << (16 - num_bits)).astype(np.uint16))
+
+
 def _num_bits(tags: Mapping[int, tuple[int, ...]]) -> int:
     """Return how many bits a value has: 16, unless a TIFF says fewer; 32 are taken for 16."""
     return min(16, *tags.get(_BITS_PER_SAMPLE, (16,)))

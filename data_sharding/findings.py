@@ -28,11 +28,12 @@ RULES = {
     "palette": "stored as they are; converted when read",
     "alpha": "stored as they are; transparency is dropped when read",
     "16_bit": "stored as they are; converted to 8 bits when read",
-    "few_levels": "16 bits and all of it dark: black is 0 and white 65,535, whatever is used",
+    "few_levels": "16 bits and all dark, as if 12 were used, say: --bit-depth 12 scales greys",
+    "widened": "greys of fewer bits in files of 16: scaled, and stored as PNG",
     "animated": "stored as they are; the first frame is read",
     "shrunk": "larger than asked for: resized and encoded anew",
 }
-_WITHOUT_NAMES = frozenset(("progressive", "shrunk"))  # these are ordinary
+_WITHOUT_NAMES = frozenset(("progressive", "shrunk", "widened"))  # these are ordinary
 
 
 @dataclass

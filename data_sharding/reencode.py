@@ -1,9 +1,9 @@
-"""Large images made smaller before they are stored: disk and decoding time for detail.
+"""Images made anew before they are stored: large ones smaller, greys of 12 bits or so wider.
 
-An image is resized with Lanczos' filter, after a box filter that brings it to three times its new
-size where it is larger than that: of Pillow's filters this keeps the most detail, and the box saves
-time where nobody can see it. The result is a JPEG with 4:2:0 chroma and without metadata; EXIF
-orientation is not applied, as it is not when images are read. Smaller images stay as they are.
+A large image is resized with Lanczos' filter, after a box filter that brings it to three times its
+new size where it is larger than that: of Pillow's filters this keeps the most detail, and the box
+saves time where nobody can see it. The result is a JPEG with 4:2:0 chroma and without metadata;
+EXIF orientation is not applied, as it is not when images are read. Smaller images stay as they are.
 """
 
 import time
@@ -16,7 +16,7 @@ import simplejpeg
 from PIL import Image
 
 from data_sharding import jpeg
-from data_sharding.deep_greys import is_deep
+from data_sharding.deep_greys import is_deep, widen
 from data_sharding.images import MAX_PIXELS, convert, load_image
 from data_sharding.inspect_image import inspect
 from data_sharding.manifest import DataError
@@ -24,6 +24,24 @@ from data_sharding.shard import BadSample
 from data_sharding.sources import Source, permutation
 
 _REDUCING_GAP = 3.0
+
+
+def widened(data: bytes, num_bits: int) -> bytes | None:
+    """Return a PNG of an image in grey that uses all 16 bits; None for any other, and for floats.
+
+    Args:
+        num_bits: that the image uses.
+
+    Raises:
+        BadSample: it uses more of them.
+    """
+    image = load_image(data)
+    wide = widen(image, num_bits) if is_deep(image) else None
+    if wide is None:
+        return None
+    file = BytesIO()
+    wide.save(file, "PNG")
+    return file.getvalue()
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from data_sharding.job_pool import Advance, StoppedError
 from data_sharding.journal import Journal
 from data_sharding.labels import LabelRule
 from data_sharding.manifest import DataError, ShardInfo
-from data_sharding.reencode import Shrink
+from data_sharding.reencode import Shrink, widened
 from data_sharding.shard import BadSample, TooLarge
 from data_sharding.sources import Sample, Source
 from data_sharding.tar_stream import TarStream
@@ -44,6 +44,7 @@ class Checks:
         dedupe: leave out of train what lies there before or in val.
         drop_damaged: leave out what decodes with damage; else it is kept. It is named either way.
         decode: decode every image whole; else its header and its end are looked at.
+        bit_depth: bits that greys of 16 use; None takes them to use all.
     """
 
     max_bad_share: float = 0.01
@@ -51,6 +52,7 @@ class Checks:
     dedupe: bool = False
     drop_damaged: bool = False
     decode: bool = True
+    bit_depth: int | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -58,7 +60,9 @@ class Checks:
         shrink = {"shrink": self.shrink.facts} if self.shrink else {}
         switches = {"dedupe": self.dedupe, "drop_damaged": self.drop_damaged}
         switches["trusted"] = not self.decode
-        return {"inspected": True, **shrink, **{name: True for name, on in switches.items() if on}}
+        depth = {"bit_depth": self.bit_depth} if self.bit_depth else {}
+        on = {name: True for name, is_on in switches.items() if is_on}
+        return {"inspected": True, **shrink, **depth, **on}
 
 
 @dataclass(frozen=True)
@@ -211,9 +215,13 @@ class _Shard:
             self._findings.add(rule, f"{name}: {look.damage}")
             if checks.drop_damaged:
                 return None
+        rules = look.rules
+        if checks.bit_depth and (wide := widened(data, checks.bit_depth)):
+            data, extension = wide, "png"
+            rules = ("widened", *(rule for rule in rules if rule != "few_levels"))
         if shrink and shrink.size(look.width, look.height):
             data, extension = shrink.apply(data), "jpg"
             self._findings.add("shrunk", name)
-        for rule in look.rules:
+        for rule in rules:
             self._findings.add(rule, name)
         return data, extension

@@ -107,7 +107,12 @@ def _checks(options: argparse.Namespace) -> "Checks":
     if options.max_side is not None or options.short_side is not None:
         shrink = Shrink(options.max_side, options.short_side, options.quality)
     return Checks(
-        options.max_bad_share, shrink, options.dedupe, options.drop_damaged, options.decode
+        max_bad_share=options.max_bad_share,
+        shrink=shrink,
+        dedupe=options.dedupe,
+        drop_damaged=options.drop_damaged,
+        decode=options.decode,
+        bit_depth=options.bit_depth,
     )
 
 
@@ -132,6 +137,8 @@ def _add_check_options(verb: argparse.ArgumentParser) -> None:
     damaged.add_argument("--drop-damaged", action="store_true", help=drop_help)
     trust_help = "trust the images: look at the header and the end of each, which is much faster"
     damaged.add_argument("--no-decode", dest="decode", action="store_false", help=trust_help)
+    depth_help = "that greys in files of 16 bits use, if not all: they are scaled"
+    verb.add_argument("--bit-depth", type=int, choices=range(9, 16), metavar="N", help=depth_help)
     side = verb.add_mutually_exclusive_group()
     max_help = "make images smaller whose longer side has more pixels"
     side.add_argument("--max-side", type=int, metavar="N", help=max_help)

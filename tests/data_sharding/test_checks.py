@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from foreign import bomb, contents, encoded, jpeg, photo, png
 from PIL import Image
@@ -15,6 +16,7 @@ from data_sharding.csv_source import Columns, csv_file
 from data_sharding.dedupe import find_duplicates
 from data_sharding.findings import MAX_NAMES, Findings
 from data_sharding.folder_source import folder
+from data_sharding.images import convert, load_image
 from data_sharding.labels import LabelRule
 from data_sharding.manifest import DataError
 from data_sharding.reencode import Shrink
@@ -338,6 +340,24 @@ def test_large_images_are_made_smaller(tmp_path: Path) -> None:
     assert dataset.manifests["train"].source["shrink"] == {"max_side": 100, "quality": 90}
     with pytest.raises(DataError, match=r"quality': 90.*quality': 80"):
         write(root, tmp_path / "set", Checks(shrink=Shrink(max_side=100, quality=80)))
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_greys_of_12_bits_in_16_are_scaled_if_asked_for(tmp_path: Path, kind: str) -> None:
+    values = np.arange(24 * 16, dtype=np.uint16).reshape(16, 24) * 10
+    values[-1, -1] = 4095
+    dark = encoded(Image.fromarray(values), kind)
+    root = make(tmp_path / "pets", {**pets(8), "train/a/dark.tif": dark})
+    assert rules(write(root, tmp_path / "as it is"))["few_levels"][0] == 1
+    found = rules(write(root, tmp_path / "set", Checks(0, bit_depth=12)))
+    assert (found["widened"], found["16_bit"][0]) == ((1, []), 1)
+    assert "few_levels" not in found
+    members = {k: d for shard in stored(tmp_path / "set").values() for k, (_, d) in shard.items()}
+    (data,) = (data for key, data in members.items() if key.endswith("-dark"))
+    assert np.array_equal(np.asarray(convert(load_image(data), "L")), values >> 4)
+    assert sorted(set(members.values()) - {data}) == sorted(pets(8).values())
+    with pytest.raises(DataError, match="has values from 0 to 4095: known are 0 to 1023"):
+        write(root, tmp_path / "other", Checks(0, bit_depth=10))
 
 
 def test_labels_in_another_order_are_no_conflict() -> None:
