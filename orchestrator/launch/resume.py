@@ -1,5 +1,6 @@
 """Continue a run from its directory, with other values where those are safe."""
 
+import sys
 from collections.abc import Sequence
 
 from orchestrator.config import SAFE_KEYS, ConfigError, parse, to_dict, unsafe_changes
@@ -51,12 +52,24 @@ def reopen_run(run: RunDir, overrides: Sequence[str], schedule: Choice | None = 
             f"Extend it with e.g. `tahoe resume {run.quoted} recipe.epochs={twice}`."
         )
     planned = plan_of(parse(to_dict(config) | {"recipe": frozen["recipe"]}))
+    if plan.num_steps != planned.num_steps and schedule in (None, "stretch"):
+        _tell_of_old_rates(config, done, logged)
     config = Extension(config, planned, plan, done).settled(schedule)
     with run.lock():  # the config of an attempt that is running is not touched
         claim(run, config)
         note_software(run)
         run.write_config(to_dict(config))
     return plan
+
+
+def _tell_of_old_rates(config: Config, done: int, logged: int) -> None:
+    """Say which steps have figures of a learning rate that they are not trained with now."""
+    if config.recipe.schedule.ends_with_training and logged > done:
+        print(
+            f"note: steps {done + 1:,} to {logged:,} were not saved before a kill, and are trained "
+            "again at other rates. Their figures stay those of before, here and in MLflow.",
+            file=sys.stderr,
+        )
 
 
 def _num_steps_done(run: RunDir, config: Config) -> int:

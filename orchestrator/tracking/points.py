@@ -3,14 +3,18 @@
 The file is only ever appended to, and two things make it more than a list of points. A line may be
 torn, since its writer was killed: it is passed over. And after a rollback the steps between the
 checkpoint and the crash stand there twice: the first value counts, because it may have been shipped
-already and no tracking server can take a point back. So a point is fresh when its step is higher
-than any before it under the same name.
+already and no tracking server can take a point back. So a point is fresh when there was none of its
+step before under the same name; steps that another `logging.every_steps` adds come out of order.
 """
 
 import json
 import math
+from array import array
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +45,24 @@ class Sieve:
     """Lets every (key, step) through once, and notes what was computed again."""
 
     last_time_ms: int | None = None
-    _highest_step: dict[str, int] = field(default_factory=dict)
+    _steps: "dict[str, array[int]]" = field(
+        default_factory=lambda: defaultdict(partial(array, "q"))
+    )
     _again: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def fresh(self, record: Any) -> list[Point]:
         """Return the points of a record that have not been seen; a malformed record has none."""
         passed = []
         for point in _points(record):
-            self.last_time_ms = point.time_ms
-            if point.step > self._highest_step.get(point.key, -1):
-                self._highest_step[point.key] = point.step
-                passed.append(point)
-            else:
+            self.last_time_ms, steps = point.time_ms, self._steps[point.key]
+            place = len(steps)
+            if steps and point.step <= steps[-1]:
                 self._note_again(record.get("attempt", 1), point.step)
+                place = bisect_left(steps, point.step)
+                if steps[place] == point.step:
+                    continue
+            steps.insert(place, point.step)
+            passed.append(point)
         return passed
 
     def _note_again(self, attempt: int, step: int) -> None:
@@ -108,12 +117,12 @@ def is_end_of_line(file: Path, end_bytes: int) -> bool:
 
 
 def curve(run: RunDir, name: str) -> dict[int, float]:
-    """Return a figure of a run by its steps, where it is finite, as its directory has it."""
+    """Return a figure of a run by its steps, in order, where it is finite, from its directory."""
     found, sieve = dict[int, float](), Sieve()
     for _, line in read_records(run.metrics_file, start_bytes=0):
         points = (point for point in sieve.fresh(line) if point.key == name)
         found |= {point.step: point.value for point in points if math.isfinite(point.value)}
-    return found
+    return dict(sorted(found.items()))
 
 
 def read_records(file: Path, start_bytes: int) -> Iterator[tuple[int, Any]]:
@@ -140,7 +149,9 @@ def read_records(file: Path, start_bytes: int) -> Iterator[tuple[int, Any]]:
 
 def _points(record: Any) -> Iterator[Point]:
     match record:
-        case {"step": int(step), "time_ms": int(time_ms), "metrics": dict(metrics)}:
+        case {"step": int(step), "time_ms": int(time_ms), "metrics": dict(metrics)} if (
+            0 <= step < 1 << 63
+        ):
             for key, value in metrics.items():
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     yield Point(legal_name(key), value, step, time_ms)

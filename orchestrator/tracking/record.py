@@ -183,7 +183,8 @@ def _read_metrics(run: RunDir) -> _Logged:
     found, sieve = _Logged(), Sieve()
     for _, record in read_records(run.metrics_file, start_bytes=0):
         for point in sieve.fresh(record):
-            found.metrics[point.key] = (point.step, point.value)
+            if point.step >= found.metrics.get(point.key, (0,))[0]:
+                found.metrics[point.key] = (point.step, point.value)
             if point.key == "perf/images_per_s" and 0 < point.value < math.inf:
                 found.speeds.append(point.value)
         match record:

@@ -137,6 +137,17 @@ def test_before_the_first_step_a_run_may_have_any_length(run: RunDir) -> None:
     assert run.read_config()["recipe"]["schedule"]["cycles"] == []
 
 
+def test_figures_that_stay_although_their_rates_do_not_are_named(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.begin_attempt()  # killed before it had saved
+    append_json_line(run.metrics_file, {"step": 6, "metrics": {"val/top1": 50.0}})
+    reopen_run(run, [])
+    assert "steps 1 to 6" not in capsys.readouterr().err
+    reopen_run(run, ["recipe.epochs=4"])
+    assert "steps 1 to 6" in capsys.readouterr().err
+
+
 def test_a_run_cannot_be_shortened(run: RunDir) -> None:
     set_schedule(run, "constant")
     end(run, "stopped", 10)

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.tracking.points import Point, Sieve, Tail
+from orchestrator.rundir import RunDir
+from orchestrator.tracking.points import Point, Sieve, Tail, curve
+from orchestrator.tracking.record import read_record
 
 BATCH = 1000
 
@@ -25,18 +27,18 @@ def read(file, shipped_bytes=0, size=BATCH):
     return [point for batch, _ in Tail(file).batches(shipped_bytes, size) for point in batch]
 
 
-# An attempt resumes at or below the last step, logs each key at its own pace, and is torn or not.
-ATTEMPTS = st.lists(
-    st.tuples(st.floats(0, 1), st.integers(0, 30), st.booleans()), min_size=1, max_size=6
-)
+# An attempt resumes at or below the last step, logs each key at a pace, and is torn or not.
 PACES = st.dictionaries(st.sampled_from(["train/loss", "val/top1", "lr"]), st.integers(1, 7))
+ATTEMPTS = st.lists(
+    st.tuples(st.floats(0, 1), st.integers(0, 30), PACES, st.booleans()), min_size=1, max_size=6
+)
 
 
-@given(ATTEMPTS, PACES, st.integers(1, 20), st.integers(0, 100))
-def test_every_step_comes_once_with_its_first_value(tmp_path_factory, attempts, paces, size, cut):
+@given(ATTEMPTS, st.integers(1, 20), st.integers(0, 100))
+def test_every_step_comes_once_with_its_first_value(tmp_path_factory, attempts, size, cut):
     file, first, last_step = tmp_path_factory.mktemp("run") / "metrics.jsonl", {}, 0
     with file.open("w") as out:
-        for attempt, (back, num_steps, is_torn) in enumerate(attempts, start=1):
+        for attempt, (back, num_steps, paces, is_torn) in enumerate(attempts, start=1):
             start = math.floor(last_step * back)
             for step in range(start + 1, start + 1 + num_steps):
                 logged = {key: attempt for key, pace in paces.items() if step % pace == 0}
@@ -106,6 +108,22 @@ def test_rollbacks_tell_what_was_computed_again():
     assert sieve.rollbacks == (
         "attempt 2: steps 41-51 computed again; attempt 3: steps 49-57 computed again"
     )
+
+
+def test_steps_that_another_pace_logs_are_no_news_and_not_lost(tmp_path: Path):
+    """After a kill at step 6 with a checkpoint of step 2; logging.every_steps was 2, and is 1."""
+    run = RunDir(tmp_path)
+    one, two = {"train/loss": 1.0}, {"train/loss": 2.0}
+    begun = [record(step, one) for step in (2, 4, 6)]
+    goes_on = [record(step, two, attempt=2) for step in (3, 4, 5)]
+    run.metrics_file.write_text(lines(*begun, *goes_on))
+    values = [(2, 1.0), (3, 2.0), (4, 1.0), (5, 2.0), (6, 1.0)]
+    assert [*curve(run, "train/loss").items()] == values
+    tail = Tail(run.metrics_file)
+    assert [point.step for batch, _ in tail.batches(0, BATCH) for point in batch] == [2, 4, 6, 3, 5]
+    assert tail.sieve.rollbacks == "attempt 2: steps 3-5 computed again"
+    run.write_config({})
+    assert read_record(run).metrics == one  # of the last step, not of the last line
 
 
 def test_an_undisturbed_run_has_no_rollbacks(tmp_path: Path):
