@@ -32,7 +32,7 @@ class Filled(NamedTuple):
 
     shape: of the images: (n, size, size, channels).
     labels: as ShardSet.encode_labels returns them.
-    ids: int64 (n,), the samples asked for, whether or not they could be read.
+    ids: int64 (n,), the samples: in training with those in place of what could not be read.
     readable: bool (n,); False in evaluation where an image could not be decoded.
     bad: a line for each sample that could not be read, with shard, key and reason.
     damaged: such a line for each that was read although a decoder has put up with damage.
@@ -116,17 +116,18 @@ class TrainSet:
         draws = draws[np.arange(len(draws)) // self.views_shared_by * self.views_shared_by]
         self.shards.preload(drawn.ids)
         bad = list[str]()
-        readings = [
+        found = [
             self._read(sample, partial(_one, self.choose_view, draws[i]), images[i : i + 1], bad)
             for i, sample in enumerate(drawn.ids.tolist())
         ]
+        ids, readings = np.array([sample for sample, _ in found]), [reading for _, reading in found]
         if self.distortion:
             keys = self._key("distort", drawn).astype(np.int64).tolist()
             _distort(images, self.distortion, keys)
         self.shards.store.forget_evicted()
         labels = self.shards.encode_labels([reading.labels for reading in readings])
         readable = np.ones(len(readings), dtype=bool)
-        return Filled(shape, labels, drawn.ids, readable, bad, _damaged(readings))
+        return Filled(shape, labels, ids, readable, bad, _damaged(readings))
 
     def shards_of(self, name: tuple[int, int]) -> Ints:
         return self.shards.shards_of(self.order.micro_batch(*name).ids)
@@ -136,11 +137,12 @@ class TrainSet:
 
     def _read(
         self, sample: int, view: Any, out: NDArray[np.uint8], bad: list[str]
-    ) -> Reading[NDArray[np.uint8]]:
+    ) -> tuple[int, Reading[NDArray[np.uint8]]]:
         """Read a sample, or in its place the next readable one: the same one in every attempt."""
-        for candidate in range(sample, sample + _MAX_REPLACEMENTS):
+        for number in range(sample, sample + _MAX_REPLACEMENTS):
+            candidate = number % len(self.shards)
             try:
-                return self.shards.read(candidate % len(self.shards), view, out)
+                return candidate, self.shards.read(candidate, view, out)
             except BadSample as error:
                 bad.append(str(error))
         raise DataError(

@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
     images: uint8 (n * views, channels, size, size), channels-last in memory, 0..255.
     labels: int64 (n,), or float32 (n, classes) where a sample has several.
-    ids: int64 (n,), the samples asked for, whether or not they could be read.
+    ids: int64 (n,), the samples: in training with those in place of what could not be read.
     readable: bool (n,); False in evaluation where an image could not be decoded.
     bad: a line for each sample that could not be read, with shard, key and reason.
     damaged: such a line for each that was read although a decoder has put up with damage.

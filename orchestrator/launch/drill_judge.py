@@ -81,9 +81,9 @@ def compare(
     alone, hurt = runs
     expected, found = _samples(alone), _samples(hurt)
     for name, ids in expected.items():
-        trained = found.get(name, [])
-        report.samples_never += len(set(ids) - set(trained))
-        report.samples_twice += len(trained) - len(set(ids) & set(trained))
+        asked, trained = Counter(ids), Counter(found.get(name, []))
+        report.samples_never += (asked - trained).total()
+        report.samples_twice += (trained - asked).total()
     theirs, ours = _figures(alone), _figures(hurt)
     report.figures_differ = sum(ours.get(name) != value for name, value in theirs.items())
     sync(hurt.path)

@@ -48,7 +48,7 @@ def train(
     # The loop counts finished steps. Step t is made with the rate, order, views and noise of t - 1.
     agreement, step, checked = Agreement(world), start, start
     with closing(loaded):  # also when it fails: what reads ahead ends before the interpreter does
-        batches = job.device.feed(bad.watch(meter.watch(iter(ahead))))
+        batches = bad.watch(job.device.feed(meter.watch(iter(ahead))))  # which read ahead
         if config.logging.sample_ids:
             batches = audit(batches, names, run.samples_file(metrics.attempt, world.rank))
         for step in range(start + 1, plan.num_steps + 1):

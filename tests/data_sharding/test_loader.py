@@ -191,14 +191,16 @@ def test_an_unreadable_sample_is_replaced_by_the_next_and_named(damaged_url):
     shards, bad = ours.shards, unreadable(damaged_url)
     assert len(bad) == len(CUT)
     found = np.empty((1, 16, 16, 3), dtype=np.uint8)
-    for batch in batches:
-        draws = uniform(derive(7, "augment", 0, batch.ids.numpy()), NUM_DRAWS)
-        for i, sample in enumerate(batch.ids.tolist()):
+    for name, batch in zip(names(0, 3), batches, strict=True):
+        asked = ours.order.micro_batch(*name).ids
+        draws = uniform(derive(7, "augment", 0, asked), NUM_DRAWS)
+        for i, sample in enumerate(asked.tolist()):
             while sample in bad:
                 sample = (sample + 1) % NUM_TRAIN  # noqa: PLW2901
+            assert batch.ids[i] == sample  # what was trained on
             assert (batch.labels[i],) == shards.read(sample, seen(draws[i]), found).labels
             assert np.array_equal(batch.images[i].permute(1, 2, 0), found[0])
-        expected = [bad[sample] for sample in batch.ids.tolist() if sample in bad]
+        expected = [bad[sample] for sample in asked.tolist() if sample in bad]
         assert [line for line in batch.bad if line in expected] == expected
         assert batch.readable.all()
 
