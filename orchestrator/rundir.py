@@ -59,6 +59,11 @@ class RunDir:
         return self.path / "run.json"
 
     @property
+    def classes_file(self) -> Path:
+        """The names of its classes, in the order of the network's outputs: a JSON list."""
+        return self.path / "classes.json"
+
+    @property
     def patch_file(self) -> Path:
         """What the checkout had beyond its commit when the run was made."""
         return self.path / "code.patch"

@@ -1,5 +1,6 @@
 """A composed config -> a run directory with everything a worker needs, or a clear refusal."""
 
+import json
 import re
 import shutil
 import time
@@ -229,6 +230,7 @@ def _describe(run: RunDir, composed: Composed, plan: Plan, train: Manifest, val:
     software, patch = current_software(composed.config.model.name)
     if patch:
         write_atomic(run.patch_file, patch)
+    write_atomic(run.classes_file, json.dumps(train.classes))
     run.write_json(
         run.identity_file,
         {

@@ -66,6 +66,8 @@ def evaluate(options: argparse.Namespace) -> int:
         print(strict_json(opinion))
     else:
         _show(opinion, is_worst_shown=options.classes)
+    for note in opinion["notes"]:
+        print(f"note: {note}", file=sys.stderr)
     for run in kept:
         _send(run)
     return 0

@@ -3,6 +3,7 @@
 import json
 import re
 import tempfile
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
@@ -26,6 +27,7 @@ from orchestrator.tracking.outgoing import summary
 from orchestrator.tracking.run import attach
 from orchestrator.tracking.store import MlflowException
 from orchestrator.training.checkpoint import CheckpointStore
+from orchestrator.training.classes import own_classes
 from orchestrator.training.datasets import open_eval_set
 from orchestrator.training.retention import meant
 
@@ -57,13 +59,13 @@ def register(run: RunDir, name: str | None = None, step: int | None = None) -> R
         raise RunError(f"{run.path} was trained without labels, so that it has nothing to tell.")
     store = CheckpointStore.of(run, config)
     manifest = meant(store, config.checkpoint, step)
-    data = read_manifest(config.data.url, "val")
+    data, classes = read_manifest(config.data.url, "val"), own_classes(run, config)
     name = name or re.sub(r"[^\w.-]", "-", f"{config.model.name}-{config.data.name}")
     example = _example(config, data)
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place) / "network"
         directory.mkdir()
-        described = json.dumps(_description(config, data, run), indent=2)
+        described = json.dumps(_description(config, classes, run), indent=2)
         (directory / served.NETWORK).write_text(described)
         with store.open(manifest.step, [manifest.weights]) as parts:
             (directory / served.WEIGHTS).write_bytes(parts[manifest.weights].read_bytes())
@@ -74,7 +76,7 @@ def register(run: RunDir, name: str | None = None, step: int | None = None) -> R
                 name,
                 manifest.step,
                 data_path=str(directory),
-                signature=_signature(example, len(data.classes)),
+                signature=_signature(example, len(classes)),
                 input_example=example,
             )
         except (MlflowException, OSError) as error:
@@ -118,11 +120,11 @@ def _told(run: RunDir, config: Config, step: int) -> str:
     return f"{config.model.name} on {config.data.name}: step {step} of {run.id}.{figures}"
 
 
-def _description(config: Config, data: Manifest, run: RunDir) -> dict[str, Any]:
+def _description(config: Config, classes: Sequence[str], run: RunDir) -> dict[str, Any]:
     return {
         "name": config.model.name,
         "options": config.model.options,
-        "classes": list(data.classes),
+        "classes": classes,
         "channels": config.data.channels,
         "image_size": config.data.image_size,
         "mean": list(config.data.mean),

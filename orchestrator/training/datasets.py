@@ -180,9 +180,15 @@ def check_fingerprint(run: RunDir, url: str, splits: Mapping[str, Manifest]) -> 
         splits: the manifests at `url`, train's or val's or both.
 
     Raises:
-        DataError: one has another digest than that recorded in run.json.
+        DataError: one has another digest than that recorded in run.json, or that is missing.
     """
-    identity = run.read_json(run.identity_file) or {}
+    identity = run.read_json(run.identity_file)
+    if identity is None:
+        raise DataError(
+            f"{run.identity_file} is missing, so what data {run.id} began with is not known, and "
+            f"that at {url} may be other. Restore the file from a backup, or start a new run; "
+            "`tahoe evaluate --data URL` judges the run on data that is named."
+        )
     recorded = split_fingerprints(str(identity.get("data", {}).get("fingerprint", "")))
     for split, manifest in splits.items():
         found = manifest.fingerprint[:16]

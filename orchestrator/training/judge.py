@@ -31,6 +31,7 @@ from orchestrator.rundir import RunDir
 from orchestrator.schema import Config
 from orchestrator.training.answer import answer, counted
 from orchestrator.training.checkpoint import WEIGHTS, CheckpointStore
+from orchestrator.training.classes import check_classes
 from orchestrator.training.datasets import check_bad_share, check_fingerprint, open_eval_set
 from orchestrator.training.device import Device
 from orchestrator.training.initialise import differences
@@ -87,6 +88,7 @@ class Opinion:
     """What was found: of each run, by its path, and of all together, if there are several.
 
     `class_top1` is of all together, in the order of the classes; None for one without samples.
+    `notes` are what could not be checked.
     """
 
     num_samples: int
@@ -95,6 +97,7 @@ class Opinion:
     ensemble: Figures | None
     classes: tuple[str, ...]
     class_top1: tuple[float | None, ...]
+    notes: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -143,10 +146,14 @@ def judge(request: Request) -> Opinion:
     """
     total: torch.Tensor | None = None
     found, truth, manifest = dict[str, dict[str, Any]](), None, None
+    notes = list[str]()
     for path in request.runs:
         run = RunDir(Path(path))
-        asked = _asked(parse(run.read_config()), request)
+        own = parse(run.read_config())
+        asked = _asked(own, request)
         manifest = _same_data(run, asked.config, request, manifest)
+        if request.data and (note := check_classes(run, own, request.data, manifest)):
+            notes.append(note)
         loaded, log_probs, truth = _member(run, asked, manifest, request)
         figures = truth.figures(log_probs)
         told = {"data": asked.config.data.url, "fingerprint": manifest.fingerprint}
@@ -167,6 +174,7 @@ def judge(request: Request) -> Opinion:
         ensemble=truth.figures(mean) if len(request.runs) > 1 else None,
         classes=manifest.classes,
         class_top1=_class_top1(confusion, len(manifest.classes)),
+        notes=notes,
     )
 
 

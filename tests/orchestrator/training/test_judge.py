@@ -174,7 +174,10 @@ def test_a_run_is_judged_on_its_own_data_unless_other_is_named(
     refused = tahoe("evaluate", "run", check=False)
     assert refused.returncode == 1
     assert "run.json" in refused.stderr
-    tahoe("evaluate", "run", "--data", str(url))
+    reordered = tahoe("evaluate", "run", "--data", str(url), check=False)
+    assert (reordered.returncode, "another order" in reordered.stderr) == (93, True)
+    manifest.write_text(json.dumps(values | {"classes": [*"abcdefghij"]}))
+    assert "cannot be checked" in tahoe("evaluate", "run", "--data", str(url)).stderr
     other = f"set-{read_manifest(str(url), 'val').fingerprint[:8]}"
     points = [point.key for point in facts.evaluations(run) if point.key.endswith("top1")]
     assert points == ["eval/center-32-of-32/top1", f"eval/{other}/center-32-of-32/top1"]

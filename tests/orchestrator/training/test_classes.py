@@ -1,0 +1,97 @@
+"""Other data judges a run only where a class is the same class on both sides."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_sharding.manifest import DataError, Manifest, read_manifest, write_manifest
+from orchestrator.config import ConfigError, parse
+from orchestrator.launch.compose import Composed
+from orchestrator.launch.create import open_run
+from orchestrator.rundir import RunDir
+from orchestrator.schema import Config
+from orchestrator.training.classes import check_classes, own_classes
+from orchestrator.training.datasets import check_fingerprint
+
+LETTERS = tuple("abcdefghij")
+NUMBERS = tuple("0123456789")
+
+
+def name_classes(url: Path, *classes: str) -> Manifest:
+    for split in ("train", "val"):
+        known = read_manifest(str(url), split)
+        write_manifest(str(url), split, Manifest(classes, known.shards, {}))
+    return read_manifest(str(url), "val")
+
+
+@pytest.fixture
+def made(
+    values: dict[str, Any], shards: Path, tmp_path: Path
+) -> Callable[..., tuple[RunDir, Config]]:
+    """Return a function that makes a run on data of some classes."""
+
+    def made(*classes: str) -> tuple[RunDir, Config]:
+        name_classes(shards, *classes)
+        values["data"]["url"] = str(shards)
+        config = parse(values | {"run_dir": str(tmp_path / "run")})
+        return open_run(Composed(config, ()))[0], config
+
+    return made
+
+
+@pytest.mark.parametrize("ours", [LETTERS, NUMBERS])
+def test_the_same_classes_in_another_order_are_refused(made: Any, shards: Path, ours: Any) -> None:
+    run, config = made(*ours)
+    other = name_classes(shards, *ours[1:], ours[0])
+    with pytest.raises(ConfigError, match=f"class 0 is '{ours[1]}' there and '{ours[0]}' in"):
+        check_classes(run, config, "URL", other)
+
+
+def test_other_names_are_refused(made: Any, shards: Path) -> None:
+    run, config = made(*LETTERS)
+    other = name_classes(shards, *LETTERS[:-1], "cat")
+    with pytest.raises(ConfigError, match=r"1 \(j\) are not there, and 1 \(cat\)"):
+        check_classes(run, config, "URL", other)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "is_noted"),
+    [
+        (LETTERS, LETTERS, False),
+        (NUMBERS, LETTERS, True),
+        (LETTERS, NUMBERS, True),
+        (NUMBERS, NUMBERS, True),
+    ],
+)
+def test_classes_without_names_are_noted(
+    made: Any, shards: Path, ours: Any, theirs: Any, is_noted: bool
+) -> None:
+    run, config = made(*ours)
+    assert bool(check_classes(run, config, "URL", name_classes(shards, *theirs))) == is_noted
+
+
+def test_a_run_keeps_its_classes_whatever_becomes_of_its_data(made: Any, shards: Path) -> None:
+    run, config = made(*LETTERS)
+    name_classes(shards, *LETTERS[::-1])
+    assert own_classes(run, config) == LETTERS
+
+
+def test_a_run_from_before_classes_were_kept_has_those_of_its_data(made: Any, shards: Path) -> None:
+    run, config = made(*LETTERS)
+    run.classes_file.unlink()
+    assert own_classes(run, config) == LETTERS
+    other = name_classes(shards, *LETTERS[::-1])
+    with pytest.raises(DataError, match=r"run\.json"):
+        own_classes(run, config)
+    assert "not known" in check_classes(run, config, "URL", other)
+
+
+def test_a_run_that_does_not_know_its_data_takes_none_for_it(made: Any, shards: Path) -> None:
+    run, _ = made(*LETTERS)
+    splits = {split: read_manifest(str(shards), split) for split in ("train", "val")}
+    check_fingerprint(run, str(shards), splits)
+    run.identity_file.unlink()
+    with pytest.raises(DataError, match=r"run\.json is missing"):
+        check_fingerprint(run, str(shards), splits)
