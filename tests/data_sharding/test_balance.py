@@ -29,7 +29,7 @@ def order_of(sizes, seed=0, batch=8, micros=2):
     return BalancedOrder(index, seed, batch, micros), labels
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(1, 30), min_size=1, max_size=9),
     st.integers(0, 3),

@@ -73,7 +73,7 @@ _SAMPLE = _KEYS.map(lambda key: [f"{key}.jpg", f"{key}.cls"])
 _NAMES = st.lists(st.one_of(_SAMPLE, _SINGLE.map(lambda name: [name])), max_size=12)
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(_NAMES.map(lambda parts: [name for part in parts for name in part]), st.data())
 def test_no_member_vanishes(
     tmp_path_factory: pytest.TempPathFactory, names: list[str], data: st.DataObject

@@ -16,6 +16,7 @@ from typing import Any
 import fsspec
 import pytest
 import webdataset
+from folders import make
 from foreign import png
 
 import data_sharding
@@ -45,14 +46,6 @@ def contents(root: Path) -> dict[str, bytes]:
 def samples_of(source: Source, split: str) -> dict[str, tuple[bytes, int]]:
     samples = [source.splits[split][i] for i in range(len(source.splits[split]))]
     return {sample.key: (sample.read(), sample.label) for sample in samples}
-
-
-def make(root: Path, *names: str) -> Path:
-    """Write files that hold their own name."""
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(name)
-    return root
 
 
 def read_plainly(shards: list[Path]) -> list[dict[str, Any]]:
