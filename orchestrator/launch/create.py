@@ -49,6 +49,8 @@ def open_run(composed: Composed) -> tuple[RunDir, Plan]:
         return run, plan
     is_new = is_finished or not run.config_file.exists()
     if is_new:
+        if run.path != run_path(config):
+            print(f"{run_path(config)} began with other data; {run.path} is a run of its own")
         _check_unused(config)
         tell_idle(config, composed.overrides)
         check_likeness(config, composed.overrides)

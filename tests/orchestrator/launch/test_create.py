@@ -216,7 +216,9 @@ def test_points_of_a_sweep_that_are_one_run_are_refused(config_of: ConfigOf) -> 
     assert len({run.path for run, _ in open_runs([first, other])}) == 2
 
 
-def test_runs_on_other_data_are_other_runs(config_of: ConfigOf, shards: Path) -> None:
+def test_runs_on_other_data_are_other_runs(
+    config_of: ConfigOf, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One after the other, and as points of a sweep; a copy of the same data is the same run."""
     for name in ("other", "copy"):
         shutil.copytree(shards, shards.with_name(name))
@@ -236,6 +238,8 @@ def test_runs_on_other_data_are_other_runs(config_of: ConfigOf, shards: Path) ->
         assert second.read_config()["data"]["url"] == str(shards.with_name("other"))
         assert first.read_config()["data"]["url"] == str(shards)
         assert run_of(points[1].config) == second
+    told = capsys.readouterr().out
+    assert told == f"{first.path} began with other data; {second.path} is a run of its own\n"
     finish(second)
     with pytest.raises(RunError, match="is finished"):
         open_run(points[1])
