@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple, TypeVar
 from orchestrator.config import parse
 from orchestrator.launch.cause import cause_of, read_srun_log
 from orchestrator.rundir import RunDir, RunError, read_json_lines
+from orchestrator.schema import Config
 from orchestrator.tracking.outcome import attempts
 from orchestrator.training.checkpoint import CheckpointStore
 from orchestrator.training.verdict import Exit, Verdict
@@ -115,8 +116,7 @@ def end(run: RunDir, attempt: int, code: int, state: str) -> Next:
     config = parse(run.read_config())
     verdict = run.read_json(run.verdict_file) or {}
     mine = verdict["verdict"] if verdict.get("attempt") == attempt else None
-    saved = CheckpointStore(config.checkpoint.url or str(run.checkpoints_dir)).steps()
-    last_step = saved[-1] if saved else 0
+    last_step = _last_saved(run, config)
     cause = cause_of(run, attempt, code)
     is_crash = mine is None and _goes_on(state) and not cause.is_passing
     crashes = 1 + _crashes_before(run, last_step) if is_crash else 0
@@ -149,6 +149,15 @@ def end(run: RunDir, attempt: int, code: int, state: str) -> Next:
         _say(f"the end of attempt {attempt} cannot be noted: {error}")
     _say(f"attempt {attempt}: {decision.why}; next: {decision.next}")
     return decision.next
+
+
+def _last_saved(run: RunDir, config: Config) -> int:
+    """Return the step of the newest checkpoint, as it is known where the store cannot be asked."""
+    try:
+        return max([0, *CheckpointStore.of(run, config).steps()])
+    except OSError as error:  # keys that have expired, which the next attempt may have again
+        _say(f"the checkpoints cannot be listed: {error}")
+        return max(int(line.get("checkpoint_step") or 0) for line in attempts(run).values())
 
 
 def _wait_for_room(write: Callable[[], T], wait_s: float) -> T:

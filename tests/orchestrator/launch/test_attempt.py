@@ -1,9 +1,11 @@
 """What comes after an attempt: the whole policy, case by case."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,6 +110,30 @@ def test_the_second_death_on_a_node_excludes_it(
     config = run.read_config()
     run.write_config(config | {"cluster": config["cluster"] | {"exclude": "node[7-9]"}})
     assert excluded_nodes(run) == "node[7-9],node3"
+
+
+def test_a_store_that_cannot_be_asked_ends_no_run(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is it gone on with for ever: nobody can tell that anything was gained."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{probe.getsockname()[1]}"  # where nobody listens
+    once = {"retries": {"max_attempts": 0}}
+    options = {"key": "a", "secret": "b", "endpoint_url": endpoint, "config_kwargs": once}
+    monkeypatch.setitem(fsspec.config.conf, "s3", options)
+    monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "retries", 1)
+    config = run.read_config()
+    elsewhere = config["checkpoint"] | {"url": "s3://bucket/run"}
+    max_crashes = config["cluster"] | {"max_crashes": 1}
+    run.write_config(config | {"checkpoint": elsewhere, "cluster": max_crashes})
+    attempt = run.begin_attempt()
+    run.end_attempt(attempt, checkpoint_step=20)
+    for expected in ("requeue", 93):
+        attempt = ended_rank(run, "task 3: Exited with exit code 1", "not allowed to read\n")
+        assert end(run, attempt, 1, "RUNNING None") == expected
+    lines = [line for line in read_json_lines(run.attempts_file) if "ended_s" in line]
+    assert [line["checkpoint_step"] for line in lines] == [20, 20, 20]
 
 
 @pytest.mark.usefixtures("in_a_job")
