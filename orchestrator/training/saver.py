@@ -72,7 +72,10 @@ class Saver:
         """
         self._settle()
         if self._failed:
-            raise SaveError(f"{self._failed[-1]}. Make room, and resume: it will be done again")
+            raise SaveError(
+                f"{self._failed[-1]}. Make room or renew the keys, then resume: it will be done "
+                "again"
+            )
 
     def _settle(self) -> None:
         """Wait for the write, and count it if it has failed."""
@@ -90,7 +93,8 @@ class Saver:
         if num >= allowed:
             raise SaveError(
                 f"{num} saves in a row have failed (checkpoint.max_failed_saves={allowed}). The "
-                f"last: {self._failed[-1]}. Make room, and resume: the checkpoint before is whole"
+                f"last: {self._failed[-1]}. Make room or renew the keys, then resume: the "
+                "checkpoint before is whole"
             )
         log.error(
             "%s. Training goes on, and saves again at the next occasion; it ends after %d failures "
