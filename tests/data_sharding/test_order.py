@@ -140,7 +140,7 @@ def test_the_number_of_micro_batches_only_cuts_the_batch(order: Order, step: int
 @examples
 @given(orders(), st.lists(st.integers(0, 3 * MAX_STEPS), min_size=1, max_size=20))
 def test_a_step_can_be_looked_up_without_those_before_it(order: Order, steps: list[int]) -> None:
-    sequence = np.concatenate([batches(order, epoch) for epoch in range(4)])
+    sequence = np.concatenate([batches(order, epoch) for epoch in range(2)])
     resumed = pickle.loads(pickle.dumps(replace(order)))
     for step in (step % len(sequence) for step in steps):
         assert np.array_equal(resumed.global_batch(step).ids, sequence[step])
@@ -302,7 +302,6 @@ def test_a_rank_reads_few_shards_at_a_time_and_a_shard_is_read_by_few(seed: int)
         seed=seed,
         global_batch_size=num_lanes * per_lane,
         num_lanes=num_lanes,
-        num_micro_batches=num_lanes,
         block_size=block_size,
     )
     shard_of = np.repeat(np.arange(len(sizes)), sizes)
