@@ -140,8 +140,9 @@ def test_what_goes_wrong_is_noticed(tahoe: Tahoe, digits: Path, tmp_path: Path) 
     done = tahoe("drill", *kinds, "--directory", "drill", f"data.url='{digits}'")
     assert "passed; both runs are in" in done.stdout
     assert "final weights                    equal" in done.stdout
+    done_there = (tahoe.cwd / "drill").rename(tmp_path / "done")  # or all would be copies of it
     for number, (harm, noticed) in enumerate(HARMS):
-        place = shutil.copytree(tahoe.cwd / "drill", tmp_path / f"drill-{number}")
+        place = shutil.copytree(done_there, tmp_path / f"drill-{number}")
         alone, hurt = RunDir(place / "undisturbed"), RunDir(place / "hurt")
         values = hurt.read_config()
         values["tracking"]["uri"] = f"sqlite:///{place}/mlflow.db"
@@ -158,6 +159,7 @@ def test_what_goes_wrong_is_noticed(tahoe: Tahoe, digits: Path, tmp_path: Path) 
         assert found | (set() if report.weights_equal else {"weights_equal"}) == noticed, harm
         assert report.is_well == (noticed == set())
 
+    shutil.copytree(done_there, tahoe.cwd / "drill", dirs_exist_ok=True)
     refused = tahoe("drill", "drill/hurt", "seed=1", check=False)
     assert refused.returncode == 93
     assert "takes its config as it is" in refused.stderr
