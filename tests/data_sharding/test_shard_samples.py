@@ -122,14 +122,14 @@ def image(reader: ShardReader, i: int) -> bytes | None:
         return None
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(st.lists(groups(), max_size=4), st.sampled_from(FORMATS))
 @example([[Member("a.jpg"), Member("a.cls"), Member("a.json"), Member("a.JSON")]], FORMATS[0])
 def test_any_members(groups: list[list[Member]], format_: int) -> None:
     check([member for members in groups for member in members], format_)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.data(), st.sampled_from(FORMATS))
 def test_whole_samples_with_their_members_in_any_order(data: st.DataObject, format_: int) -> None:
     """As above, and nearly always a sound shard."""

@@ -23,7 +23,7 @@ names = st.from_regex(r"\A[A-Za-z0-9._-]{1,30}\.tar\Z")
 counts = st.integers(1, 2**40)
 digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
 shards = st.builds(ShardInfo, names, counts, counts, digests)
-lists = st.lists(shards, min_size=1, max_size=20, unique_by=lambda shard: shard.name)
+lists = st.lists(shards, min_size=1, max_size=8, unique_by=lambda shard: shard.name)
 
 
 def infos(num: int = 5) -> list[ShardInfo]:
@@ -61,7 +61,7 @@ def test_a_table_is_a_sequence_of_its_shards(
 
 
 @settings(max_examples=100)
-@given(lists, st.slices(20))
+@given(lists, st.slices(8))
 def test_parts_are_tables_too(given: list[ShardInfo], part: slice) -> None:
     assert ShardTable.of(given)[part] == ShardTable.of(given[part])
     assert list(ShardTable.of(given)[part]) == given[part]
