@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 # Our own networks are found the way a user's are.
 OWN = {
-    "lenet5_1998": "models.lenet5_1998:LeNet5",
-    "autoencoder_2006": "models.autoencoder_2006:Autoencoder",
-    "cat_2012": "models.cat_2012:Cat",
-    "alexnet_2012": "models.alexnet_2012:AlexNet",
-    "zfnet_2013": "models.zfnet_2013:ZFNet",
-    "overfeat_2013": "models.overfeat_2013:OverFeat",
-    "nin_2013": "models.nin_2013:NetworkInNetwork",
-    "googlenet_2014": "models.googlenet_2014:GoogLeNet",
-    "bn_inception_2015": "models.bn_inception_2015:BNInception",
-    "resnet9_2018": "models.resnet9_2018:ResNet9",
-    "blurpool_2019": "models.blurpool_2019:resnet_blurpool",
-    "resnet_2015": "models.resnet_2015:resnet",
+    "lenet5_1998": "models.historical.lenet5_1998:LeNet5",
+    "autoencoder_2006": "models.historical.autoencoder_2006:Autoencoder",
+    "cat_2012": "models.historical.cat_2012:LocalRicaNet",
+    "alexnet_2012": "models.historical.alexnet_2012:AlexNet",
+    "zfnet_2013": "models.historical.zfnet_2013:ZFNet",
+    "overfeat_2013": "models.historical.overfeat_2013:OverFeat",
+    "nin_2013": "models.historical.nin_2013:NetworkInNetwork",
+    "googlenet_2014": "models.historical.googlenet_2014:GoogLeNet",
+    "bn_inception_2015": "models.historical.bn_inception_2015:BNInception",
+    "resnet9_2018": "models.historical.resnet9_2018:ResNet9",
+    "blurpool_2019": "models.historical.blurpool_2019:resnet_blurpool",
+    "resnet_2015": "models.historical.resnet_2015:resnet",
 }
 
 
@@ -48,11 +48,11 @@ def build(name: str, *, num_classes: int, in_channels: int = 3, **options: Any) 
     they do not know), a function that cannot be imported or returns something else.
     """
     if name.startswith(("timm/", "torchvision/")):
-        from models import hub
+        from models import external
 
-        if not hub.knows(name):
+        if not external.is_known(name):
             raise _unknown(name)
-        network = hub.build(name, num_classes, in_channels, options)
+        network = external.build_external(name, num_classes, in_channels, options)
     else:
         function = _find(name)
         arguments = {"num_classes": num_classes, "in_channels": in_channels, **options}
@@ -108,11 +108,11 @@ def _check_arguments(name: str, function: Callable[..., Any], arguments: dict[st
 
 
 def _unknown(name: str) -> ValueError:
-    from models import hub
+    from models import external
 
     # Compared without the library: who writes "resnet18" hears of timm's and of torchvision's.
     full_names = defaultdict(list)
-    for known in (*OWN, *hub.names()):
+    for known in (*OWN, *external.names()):
         full_names[known.rpartition("/")[2]].append(known)
     near_names = get_close_matches(name.rpartition("/")[2].lower(), full_names)
     near = [full_name for near_name in near_names for full_name in full_names[near_name]]

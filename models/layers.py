@@ -15,7 +15,7 @@ def init_normal(layers: Iterable[nn.Module], std: float, bias: float = 0.0) -> N
                 nn.init.constant_(layer.bias, bias)
 
 
-def scaled(num_units: int, width: float) -> int:
+def scale_width(num_units: int, width: float) -> int:
     """Return how many units a layer has in a network of that width, at least one."""
     return max(1, round(width * num_units))
 

@@ -1,5 +1,5 @@
 """Config -> run directory -> processes -> the training loop -> checkpoints and metrics."""
 
-from orchestrator.layout import check_not_shadowed
+from orchestrator.import_guard import check_not_shadowed
 
 check_not_shadowed()

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm.conflicts import input_variables
+from slurm.conflicting_options import input_variables
 
 _DEADLINE_S = 120
 _NOTHING = {"None", "N/A", "NOT_SET", "INVALID"}  # as squeue says that there is none
@@ -69,7 +69,7 @@ def unused_variables(script: Path) -> dict[str, str]:
     return {name: os.environ[name] for name in input_variables(names) if name in os.environ}
 
 
-def would_start(script: Path) -> str:
+def test_submission(script: Path) -> str:
     """Return what Slurm says of when and where a job script would start, without submitting it.
 
     Raises:
@@ -88,7 +88,7 @@ def silence() -> str | None:
     return None
 
 
-def jobs(job_ids: Iterable[str]) -> dict[str, QueuedJob]:
+def queued_jobs(job_ids: Iterable[str]) -> dict[str, QueuedJob]:
     """Return those of the jobs that Slurm still knows, by id.
 
     Raises:
@@ -109,7 +109,7 @@ def jobs(job_ids: Iterable[str]) -> dict[str, QueuedJob]:
     return {job_id: found[job_id] for job_id in wanted if job_id in found}
 
 
-def ends(job_ids: Iterable[str]) -> dict[str, str]:
+def final_states(job_ids: Iterable[str]) -> dict[str, str]:
     """Return the states in which jobs have ended, of those that Slurm's accounting knows."""
     listed = ",".join(job_ids)
     if not listed or shutil.which("sacct") is None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from running import Tahoe
 
-from orchestrator.launch.submit import queued_job
-from orchestrator.rundir import RunDir, read_json_lines
+from orchestrator.jobs.submit import active_job
+from orchestrator.run.rundir import RunDir, read_json_lines
 from slurm.client import QueuedJob
-from slurm.rehearsal import Rehearsal
+from slurm.local_cluster import LocalCluster
 
 DEADLINE_S = 200
 NUM_STEPS = 40
@@ -42,7 +42,7 @@ class Jobs:
 
     tahoe: Tahoe
     digits: Path
-    cluster: Rehearsal
+    cluster: LocalCluster
 
     def overrides(self, name: str) -> list[str]:
         return [
@@ -67,7 +67,7 @@ class Jobs:
         self.wait(run, lambda: self.job(run) is None, "the end of its job")
 
     def job(self, run: RunDir) -> QueuedJob | None:
-        return queued_job(run)
+        return active_job(run)
 
     def wait(self, run: RunDir, is_true: Callable[[], bool], what: str) -> None:
         deadline_s = time.monotonic() + DEADLINE_S

@@ -10,7 +10,7 @@ import pytest
 from running import Tahoe
 from s3 import S3, serve
 
-from orchestrator.rundir import RunDir
+from orchestrator.run.rundir import RunDir
 
 # Two cores: more threads would make every timing a matter of luck.
 os.environ["OMP_NUM_THREADS"] = "1"

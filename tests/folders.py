@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from data_sharding.folder_source import folder
-from data_sharding.manifest import DataError
-from data_sharding.sources import Source
+from data_sharding.errors import DataError
+from data_sharding.sources.base import Source
+from data_sharding.sources.folder import folder
 
 
 def make(root: Path, *names: str) -> Path:

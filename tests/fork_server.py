@@ -11,5 +11,7 @@ def restart_fork_server() -> None:
     seconds on importing torch.
     """
     forkserver._forkserver._stop()
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["data_sharding.loader"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["data_sharding.loading.loader"]
+    )
     forkserver.ensure_running()

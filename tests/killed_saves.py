@@ -17,8 +17,8 @@ from typing import Any
 import fsspec.config
 from fsspec.implementations.local import LocalFileOpener
 
-from data_sharding import files
-from orchestrator.training.checkpoint import CheckpointStore
+from data_sharding.io import filesystem
+from orchestrator.checkpoint.store import CheckpointStore
 
 SIZES = {"model.safetensors": 12 << 20, "optimizer.pt": 6 << 20, "state.json": 100}
 KILLED = 9
@@ -116,7 +116,7 @@ def before_request(owner: Any, name: str, counted: Callable[[str], None]) -> Non
 
 def newest(url: str) -> int:
     """Return the newest checkpoint; it has been read and verified."""
-    with CheckpointStore(url).open_newest() as found:
+    with CheckpointStore(url).open_latest() as found:
         assert found is not None
         step, parts = found
         assert {name: path.stat().st_size for name, path in parts.items()} == SIZES
@@ -130,7 +130,7 @@ def main(url: str) -> None:
     while call:
         call = killed_at(url, number)
         step = json.loads(in_child(lambda: newest(url)))
-        ended = json.loads(in_child(lambda: files.abandon_uploads(url)))
+        ended = json.loads(in_child(lambda: filesystem.abort_multipart_uploads(url)))
         print(json.dumps({"call": call, "newest": step, "uploads": ended}), flush=True)
         number += 1
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.plan import Plan
+from orchestrator.run.plan import Plan
 
 _TEN_STEPS_AN_EPOCH = Plan(
     num_train=1000,
@@ -17,7 +17,7 @@ _TEN_STEPS_AN_EPOCH = Plan(
     num_steps=100,
     evaluate_every_steps=10,
     save_every_steps=None,
-    saves_evaluated=False,
+    save_after_eval=False,
 )
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch.multiprocessing
 
-from orchestrator.schema import Config
-from orchestrator.training.world import join_world
+from orchestrator.config.schema import Config
+from orchestrator.training.distributed.world import init_world
 
 
 def run_on_ranks(function: Callable[..., None], num_ranks: int, config: Config, *args: Any) -> None:
@@ -33,5 +33,5 @@ def _on_rank(
     names["LOCAL_WORLD_SIZE"] = num_ranks
     for name, value in {**names, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
         os.environ[name] = str(value)
-    with join_world(config.cluster) as world:
+    with init_world(config.cluster) as world:
         function(world, config, *args)

@@ -1,6 +1,6 @@
 """What runs came to, read from their directories, to be compared."""
 
-from orchestrator.rundir import RunDir, read_json_lines
+from orchestrator.run.rundir import RunDir, read_json_lines
 
 
 def weights(run: RunDir, step: int) -> dict[str, bytes]:

@@ -92,7 +92,7 @@ class Tahoe:
         return Started(process)
 
     def _command(self, arguments: tuple[str, ...]) -> list[str]:
-        return [sys.executable, "-m", "orchestrator.cli", *arguments]
+        return [sys.executable, "-m", "orchestrator.cli.main", *arguments]
 
     def _environ(self) -> dict[str, str]:
         path = [str(self.cwd), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -30,7 +30,7 @@ import pytest
 import webdataset
 from fork_server import restart_fork_server
 
-from data_sharding.manifest import ShardInfo
+from data_sharding.format.manifest import ShardInfo
 
 Shards = list[ShardInfo]
 

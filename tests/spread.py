@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from orchestrator.schema import Config
-from orchestrator.training.checkpoint import CheckpointError, CheckpointStore
-from orchestrator.training.restore import restore
-from orchestrator.training.snapshot import Snapshot
-from orchestrator.training.state import TrainState
-from orchestrator.training.world import World
+from orchestrator.checkpoint.store import CheckpointError, CheckpointStore
+from orchestrator.config.schema import Config
+from orchestrator.training.distributed.world import World
+from orchestrator.training.state.host_snapshot import HostSnapshot
+from orchestrator.training.state.restore import restore
+from orchestrator.training.state.train_state import TrainState
 
 
 def with_optimizer(config: Config, name: str, strategy: str, **options: object) -> Config:
@@ -74,8 +74,10 @@ def shares_and_hands_over(world: World, config: Config, directory: Path) -> None
 
     # Parameter 0 has never had a gradient where it is frozen: no rank has slots of it.
     store = CheckpointStore(str(directory))
-    taken = Snapshot().take(spread, 2) if world.is_first else dict(spread.slots())
-    if world.is_first:
+    taken = (
+        HostSnapshot().capture(spread, 2) if world.is_main else dict(spread.iter_optimizer_state())
+    )
+    if world.is_main:
         store.save(2, taken, {})
         with store.open(2) as parts:
             slots = torch.load(parts["optimizer.pt"], weights_only=True)["state"]
@@ -89,7 +91,7 @@ def shares_and_hands_over(world: World, config: Config, directory: Path) -> None
             with_optimizer(config, "adamw", strategy),
             world,
         )
-        with store.open(2) if world.is_first else nullcontext() as parts:
+        with store.open(2) if world.is_main else nullcontext() as parts:
             assert restore(other, parts, world) == 2
         has_all = len(other.optimizer.state_dict()["state"]) == len(sizes)
         assert has_all == (strategy == "ddp")
@@ -106,11 +108,11 @@ def refuses_alike(world: World, config: Config, directory: Path) -> None:
     """A checkpoint that does not fit is an error on every rank, not only where it is read."""
     state = TrainState.create(make_network(), config, world)
     said, parts = "", {name: directory / name for name in ("state.json", "model.safetensors")}
-    if world.is_first:
+    if world.is_main:
         parts["state.json"].write_text('{"step": 1, "scaler": {}}')
         parts["model.safetensors"].write_bytes(bytes(100))
     try:
-        restore(state, parts if world.is_first else None, world)
+        restore(state, parts if world.is_main else None, world)
     except CheckpointError as error:
         said = str(error)
     assert "does not fit" in said

@@ -5,12 +5,13 @@ import re
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from running import Tahoe
 
-from data_sharding.manifest import Manifest, ShardInfo, write_manifest
+from data_sharding.format.manifest import Manifest, ShardInfo, write_manifest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -27,33 +28,34 @@ def tracked_files() -> set[str]:
     return {name for name in listed.stdout.split("\n") if name and (ROOT / name).exists()}
 
 
-def drawn_tree() -> set[str]:
-    """Return the paths that the README draws: two spaces of indent a level, names before a gap."""
+def drawn_directories() -> set[str]:
+    """Return the directories that the README draws: two spaces of indent a level."""
     block = README.split("## What is inside")[1].split("```")[1]
-    paths, parents = set[str](), list[str]()
-    for line in filter(None, block.split("\n")):
-        depth = (len(line) - len(line.lstrip())) // 2
-        for name in re.findall(r"[\w.\-]+/|[\w.\-]+\.[a-z]+\b|LICENSE|Makefile", names_of(line)):
-            paths.add("".join(parents[:depth]) + name)
-            if name.endswith("/"):
-                parents[depth:] = [name]
-    return paths
+    directories, parents = set[str](), list[str]()
+    for line in block.splitlines():
+        if named := re.match(r"( *)([a-z_]+/)", line):
+            parents[len(named[1]) // 2 :] = [named[2]]
+            directories.add("".join(parents))
+    return directories
 
 
-def names_of(line: str) -> str:
-    """Return a line's names, without the description that begins in column 28."""
-    return line[:28] if line[26:28] == "  " else line
+def test_the_drawn_tree_has_every_package() -> None:
+    rooms = ("data_sharding", "models", "orchestrator", "slurm")
+    packages = {
+        name.removesuffix("__init__.py")
+        for name in tracked_files()
+        if name.startswith(rooms) and name.endswith("/__init__.py")
+    }
+    assert packages <= drawn_directories() <= packages | {"conf/", "tests/"}
 
 
-def test_the_drawn_tree_is_the_tracked_tree() -> None:
-    drawn = drawn_tree()
-    files = {name for name in tracked_files() if not name.startswith(".")}
-    folders = {path for path in drawn if path.endswith("/")}
-    leaves = {f for f in folders if not any(d != f and d.startswith(f) for d in drawn)}
-    assert {path for path in drawn - folders if path not in files} == set()
-    assert {folder for folder in folders if not (ROOT / folder).is_dir()} == set()
-    covered = {name for name in files if any(name.startswith(leaf) for leaf in leaves)}
-    assert files - drawn - covered == set()
+def test_a_package_has_at_most_12_modules() -> None:
+    numbers = Counter(
+        str(Path(name).parent)
+        for name in tracked_files()
+        if name.endswith(".py") and not name.startswith(("tests/", ".")) and "__init__" not in name
+    )
+    assert {package: number for package, number in numbers.items() if number > 12} == {}
 
 
 @pytest.mark.slow

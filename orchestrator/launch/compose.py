@@ -27,10 +27,10 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import YAMLError
 
 import conf
-from orchestrator.config import ConfigError, explain_unknown, flatten, parse, valid_instead
-from orchestrator.launch import slurm_launcher
-from orchestrator.schema import Config
-from orchestrator.schema_recipe import DURATIONS
+from orchestrator.config.parse import ConfigError, did_you_mean, flatten, parse, unknown_key_message
+from orchestrator.config.recipe import DURATIONS
+from orchestrator.config.schema import Config
+from orchestrator.launch import hydra_plugin
 
 _PATHS = ("runs_dir", "run_dir", "data.url", "checkpoint.url", "tracking.uri")
 # Variables that each machine, or each job, has a value of its own for.
@@ -43,7 +43,7 @@ _NAMED_MODELS = ("timm/NAME", "torchvision/NAME", "PACKAGE.MODULE:FUNCTION")
 
 
 @dataclass(frozen=True)
-class Composed:
+class ComposedConfig:
     """A config and the overrides that led to it."""
 
     config: Config
@@ -52,9 +52,9 @@ class Composed:
 
 def compose(
     arguments: Sequence[str],
-    launch: slurm_launcher.Launch | None = None,
+    launch: hydra_plugin.LaunchBatch | None = None,
     keep: Callable[[Path], None] | None = None,
-) -> list[Composed]:
+) -> list[ComposedConfig]:
     """Return a config for each point that the arguments describe: one, or several with -m.
 
     Where Hydra answers the arguments itself (`--cfg`, `--info`, completion), the answer is printed
@@ -68,30 +68,32 @@ def compose(
     Raises:
         ConfigError: a composed config is invalid.
     """
-    points: list[Composed] = []
+    points: list[ComposedConfig] = []
     errors: list[Exception] = []
 
-    def collect(config: DictConfig) -> Composed | Exception:
+    def collect(config: DictConfig) -> ComposedConfig | Exception:
         task = OmegaConf.to_container(HydraConfig.get().overrides.task)  # ${...} as it was given
         overrides = tuple(cast("list[str]", task))
         try:  # in here, where ${hydra:...} means this point
             if launch is None and HydraConfig.get().mode == RunMode.MULTIRUN:
-                slurm_launcher.refuse_searching(HydraConfig.get())
-            points.append(Composed(parse(_resolve(config, overrides)), overrides))
+                hydra_plugin.reject_adaptive_sweeper(HydraConfig.get())
+            points.append(ComposedConfig(parse(_resolve(config, overrides)), overrides))
         except (ConfigError, OmegaConfBaseException) as error:
             errors.append(error)
             return error
         return points[-1]
 
-    def hand_over(batch: Sequence[Composed], wait: bool) -> Sequence[float | Exception | None]:
+    def hand_over(
+        batch: Sequence[ComposedConfig], wait: bool
+    ) -> Sequence[float | Exception | None]:
         assert launch is not None
         points.clear()
         return launch(batch, wait)
 
     if launch:
-        slurm_launcher.register(hand_over)
+        hydra_plugin.register(hand_over)
     _register_named_models([*arguments, *os.environ.get("COMP_LINE", "").split()])
-    with _command_line(arguments) as directory:
+    with _hydra_argv(arguments) as directory:
         try:
             hydra.main(version_base="1.3", config_path="pkg://conf", config_name="train")(collect)()
             if keep:
@@ -193,13 +195,13 @@ def _explain(error: Exception) -> str:
         names = re.fullmatch(r"(model|.+)/(.+)", error.missing_cfg_file)
         group, wrong = names.groups() if names else ("config", error.missing_cfg_file)
         valid = (*error.options, *(_NAMED_MODELS if group == "model" else ()))
-        return f"{group}={wrong}: there is no such choice; {valid_instead(wrong, valid)}"
+        return f"{group}={wrong}: there is no such choice; {did_you_mean(wrong, valid)}"
     if isinstance(error, OverrideParseException):
         return _explain_unreadable(error)
     cause = error.__cause__ or error
     key = getattr(cause, "full_key", None)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key:
-        return explain_unknown(key.split("."))
+        return unknown_key_message(key.split("."))
     return f"{key}: {str(error).splitlines()[0]}" if key else str(error)
 
 
@@ -252,7 +254,7 @@ def _own_configs(options: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def _command_line(arguments: Sequence[str]) -> Iterator[Path]:
+def _hydra_argv(arguments: Sequence[str]) -> Iterator[Path]:
     """Show Hydra a command line without Tahoe's verb, to its completer as well.
 
     The overrides come first, since Hydra does not find those that stand behind an option.

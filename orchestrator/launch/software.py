@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.launch.git import git, tracks
-from orchestrator.rundir import RunDir
+from orchestrator.run.rundir import RunDir
 
 _PACKAGES = (
     *("tahoe-orchestrator", "torch", "torchvision", "timm", "hydra-core", "mlflow"),
@@ -42,7 +42,7 @@ def current_software(network: str) -> tuple[dict[str, Any], bytes]:
     return software, patch
 
 
-def note_software(run: RunDir) -> None:
+def record_software(run: RunDir) -> None:
     """Say and note that a run goes on with other software than before, if it does."""
     identity = run.read_json(run.identity_file) or {}
     before = [identity, *identity.get("continued_with", [])][-1]

@@ -15,11 +15,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from orchestrator.config import ConfigError, parse
-from orchestrator.rundir import RunDir, RunError
-from orchestrator.schema import Config
-from orchestrator.training import startup
-from orchestrator.training.verdict import NeverRestartError, StopRequest, Verdict
+from orchestrator.config.parse import ConfigError, parse
+from orchestrator.config.schema import Config
+from orchestrator.run.exit_status import FatalRunError, RunOutcome
+from orchestrator.run.rundir import RunDir, RunError
+from orchestrator.training.monitoring import startup_timer
+from orchestrator.training.stop_signal import StopSignal
 
 _STOPPING_DRAIN_S = 10.0
 _CRASHED = 1  # as an exception would end it
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run this rank and return its exit code."""
     run, is_first = RunDir(Path(arguments[0])), os.environ["RANK"] == "0"
     # Before torch is imported, which takes seconds: unheard, a signal would end this process.
-    stop = StopRequest(run, polls_file=is_first)
+    stop = StopSignal(run, polls_file=is_first)
     faulthandler.enable()
     logging.captureWarnings(True)
     logging.basicConfig(
@@ -39,19 +40,19 @@ def main(arguments: Sequence[str]) -> int:
     if os.environ.get("TAHOE_LAUNCHER_PIPE"):
         threading.Thread(target=_stop_without_launcher, daemon=True).start()
     attempt = int(os.environ["TAHOE_ATTEMPT"])
-    startup.begin(run.launched_s(attempt))
+    startup_timer.begin(run.attempt_start_s(attempt))
     try:
         config = parse(run.read_config())
     except (ConfigError, RunError) as error:  # somebody has edited it: starting again is no help
         if isinstance(error.__cause__, OSError):  # the disk may answer another time
             raise
         log.error("%s", error)
-        verdict = Verdict("never_restart", None, str(error))
+        verdict = RunOutcome("never_restart", None, str(error))
         verdict.write(run, attempt)
         return verdict.exit_code
     with (
-        _monitoring(run) if _monitors(config) else nullcontext(),
-        _shipping(run, config, stop) if is_first and _ships(config) else nullcontext(),
+        _run_monitor(run) if _should_monitor(config) else nullcontext(),
+        _run_shipper(run, config, stop) if is_first and _should_ship(config) else nullcontext(),
     ):
         verdict = _attempt(run, config, attempt, stop, is_first=is_first)
         if is_first:
@@ -60,51 +61,51 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _attempt(
-    run: RunDir, config: Config, attempt: int, stop: StopRequest, *, is_first: bool
-) -> Verdict:
+    run: RunDir, config: Config, attempt: int, stop: StopSignal, *, is_first: bool
+) -> RunOutcome:
     log.info("attempt %d: importing torch", attempt)  # which is silent for seconds
-    from data_sharding.manifest import DataError, UnavailableError
-    from orchestrator.training.checkpoint import CheckpointError
-    from orchestrator.training.metrics import MetricLog
-    from orchestrator.training.saver import SaveError
+    from data_sharding.errors import DataError, UnavailableError
+    from orchestrator.checkpoint.store import CheckpointError
+    from orchestrator.training.distributed.world import init_world
+    from orchestrator.training.monitoring.metric_log import MetricLog
+    from orchestrator.training.monitoring.watchdog import hang_watchdog
+    from orchestrator.training.state.async_saver import SaveError
     from orchestrator.training.train import train
-    from orchestrator.training.watchdog import watching
-    from orchestrator.training.world import join_world
 
-    startup.done("imports")
+    startup_timer.done("imports")
     # Starting again would end the same way: these are the user's to mend.
-    hopeless = (NeverRestartError, ConfigError, DataError, CheckpointError)
+    hopeless = (FatalRunError, ConfigError, DataError, CheckpointError)
     metrics_file = run.metrics_file if is_first else None
     try:
         with (
             MetricLog(metrics_file, attempt) as metrics,
-            join_world(config.cluster) as world,
-            watching(config.cluster.hang_timeout_s),
+            init_world(config.cluster) as world,
+            hang_watchdog(config.cluster.hang_timeout_s),
         ):
-            startup.done("rendezvous")
+            startup_timer.done("rendezvous")
             return train(run, config, world, metrics, stop)
     except (SaveError, UnavailableError) as error:
         log.error("%s", error)  # without a traceback, which would hide what it says
         sys.exit(_CRASHED)  # without a verdict: there may be room, or keys, at another time
     except hopeless as error:
         log.error("%s", error)
-        return Verdict("never_restart", None, str(error))
+        return RunOutcome("never_restart", None, str(error))
 
 
-def _ships(config: Config) -> bool:
+def _should_ship(config: Config) -> bool:
     """Whether to ship while training: no job of a cluster opens SQLite on a shared file system."""
     is_local = config.launcher.name == "local"
     return config.tracking.enabled and (is_local or config.tracking.uri.startswith("http"))
 
 
 @contextmanager
-def _shipping(run: RunDir, config: Config, stop: StopRequest) -> Iterator[None]:
+def _run_shipper(run: RunDir, config: Config, stop: StopSignal) -> Iterator[None]:
     """Let another process send the metrics to MLflow; at the end give it some time to catch up.
 
     Little, where this rank was asked to stop: Slurm kills it half a minute later (KillWait), and an
     attempt that has saved would look like one that was lost. The next one sends the rest.
     """
-    command = [sys.executable, "-m", "orchestrator.tracking.ship", str(run.path)]
+    command = [sys.executable, "-m", "orchestrator.tracking.shipping.shipper", str(run.path)]
     timeout_s = config.tracking.drain_timeout_s
     shipper = subprocess.Popen(
         [*command, "--drain-timeout-s", str(timeout_s)], stdin=subprocess.PIPE
@@ -120,19 +121,19 @@ def _shipping(run: RunDir, config: Config, stop: StopRequest) -> Iterator[None]:
             shipper.wait(_STOPPING_DRAIN_S if stop else timeout_s + 30)
         except subprocess.TimeoutExpired:
             shipper.kill()
-            log.warning("not all has reached MLflow; `tahoe sync %s` sends it", run.quoted)
+            log.warning("not all has reached MLflow; `tahoe sync %s` sends it", run.shell_path)
 
 
-def _monitors(config: Config) -> bool:
+def _should_monitor(config: Config) -> bool:
     """Whether to watch this node from here: its first rank does."""
     wanted = config.tracking.enabled and config.tracking.system_every_s is not None
     return wanted and os.environ["LOCAL_RANK"] == "0"
 
 
 @contextmanager
-def _monitoring(run: RunDir) -> Iterator[None]:
+def _run_monitor(run: RunDir) -> Iterator[None]:
     """Let another process note how this node is doing; no end of a rank waits for it."""
-    command = [sys.executable, "-m", "orchestrator.tracking.node_monitor", str(run.path)]
+    command = [sys.executable, "-m", "orchestrator.tracking.shipping.system_metrics", str(run.path)]
     monitor = subprocess.Popen(command, stdin=subprocess.PIPE)
     try:
         yield

@@ -67,7 +67,15 @@ def _images(source: Path) -> list[tuple[str, str, bytes]]:
 
 
 def make_shards(folder: Path, url: Path) -> None:
-    command = [sys.executable, "-m", "orchestrator.cli", "shard", "folder", str(folder), str(url)]
+    command = [
+        sys.executable,
+        "-m",
+        "orchestrator.cli.main",
+        "shard",
+        "folder",
+        str(folder),
+        str(url),
+    ]
     per_shard = -(-NUM_IMAGES // NUM_SHARDS)
     subprocess.run([*command, "--samples-per-shard", str(per_shard)], check=True)
 

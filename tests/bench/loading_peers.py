@@ -27,19 +27,19 @@ def tahoe(data: Path, num_workers: int) -> Iterator[object]:
     """Tahoe as it trains: shuffled in lanes, ten thousand steps long."""
     from functools import partial
 
-    from data_sharding.augment import random_resized_crop
-    from data_sharding.batches import TrainSet
-    from data_sharding.curriculum import ImageSizes
-    from data_sharding.distort import Distortion
-    from data_sharding.loader import load
-    from data_sharding.manifest import read_manifest
-    from data_sharding.order import Order
-    from data_sharding.samples import ShardSet
-    from data_sharding.stores import open_store
+    from data_sharding.format.manifest import read_manifest
+    from data_sharding.loading.datasets import TrainDataset
+    from data_sharding.loading.loader import iter_batches
+    from data_sharding.loading.split_reader import SplitReader
+    from data_sharding.sampling.sample_order import SampleOrder
+    from data_sharding.storage.shard_store import open_store
+    from data_sharding.transforms.crops import random_resized_crop
+    from data_sharding.transforms.pixel_transforms import PixelAugment
+    from data_sharding.transforms.progressive_resize import ImageSizeSchedule
 
     manifest = read_manifest(str(data / "shards"), "train")
     view = partial(random_resized_crop, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip_prob=0.5)
-    order = Order(
+    order = SampleOrder(
         manifest.shards.num_samples,
         seed=0,
         global_batch_size=BATCH_SIZE,
@@ -47,10 +47,10 @@ def tahoe(data: Path, num_workers: int) -> Iterator[object]:
         num_micro_batches=1,
     )
     store = open_store(str(data / "shards/train"), None, manifest.labels)
-    shards = ShardSet("train", manifest, store)
-    dataset = TrainSet(shards, order, view, Distortion(()), ImageSizes(SIZE), 3)
+    shards = SplitReader("train", manifest, store)
+    dataset = TrainDataset(shards, order, view, PixelAugment(()), ImageSizeSchedule(SIZE), 3)
     names = [(step, 0) for step in range(10_000)]
-    return (batch.images for batch in load(dataset, names, num_workers))
+    return (batch.images for batch in iter_batches(dataset, names, num_workers))
 
 
 def webdataset_pil(data: Path, num_workers: int) -> Iterator[object]:

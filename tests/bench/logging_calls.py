@@ -21,10 +21,10 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from orchestrator.config import to_dict
+from orchestrator.config.parse import to_dict
 from orchestrator.launch.compose import compose
-from orchestrator.rundir import RunDir
-from orchestrator.training.metrics import MetricLog
+from orchestrator.run.rundir import RunDir
+from orchestrator.training.monitoring.metric_log import MetricLog
 
 NUM_CALLS = 5000
 PAUSE_S = 0.001
@@ -47,7 +47,7 @@ def with_tahoe(place: Path) -> list[float]:
     run = RunDir(place / "run")
     run.path.mkdir()
     run.write_config(to_dict(composed.config))
-    command = [sys.executable, "-m", "orchestrator.tracking.ship", run.path]
+    command = [sys.executable, "-m", "orchestrator.tracking.shipping.shipper", run.path]
     shipper = subprocess.Popen(
         [*command, "--drain-timeout-s", "1"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
     )

@@ -25,10 +25,10 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from orchestrator.config import to_dict
+from orchestrator.config.parse import to_dict
 from orchestrator.launch.compose import compose
-from orchestrator.rundir import RunDir
-from orchestrator.tracking.ship import sync
+from orchestrator.run.rundir import RunDir
+from orchestrator.tracking.shipping.shipper import sync
 
 SYSTEMS = ("lenet5_1998", "alexnet_2012", "vgg11_2014", "resnet18", "timm/convnext_tiny")
 BATCHES = (64, 128, 256, 512)
@@ -36,7 +36,7 @@ NUM_LINES, FIGURES = 25, ("train/loss", "train/lr", "perf/images_per_s", "val/to
 VERBS = {"list": ("list",), "compare": ("compare",), "report": ("report", "--data", "digits")}
 MLFLOW = """
 import sys
-from orchestrator.tracking.store import MlflowClient
+from orchestrator.tracking.mlflow_store.client import MlflowClient
 client, token, count = MlflowClient(tracking_uri=sys.argv[1]), None, 0
 places = [one.experiment_id for one in client.search_experiments()]
 while True:
@@ -63,7 +63,7 @@ def make_run(place: Path, number: int) -> RunDir:
     lines = [{"attempt": 1, **times}, {"attempt": 1, "ended_s": 1.7e9 + number + 3600}]
     run.attempts_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     verdict = {"verdict": "finished", "step": NUM_LINES, "attempt": 1, "reason": "all is done"}
-    run.write_json(run.verdict_file, verdict)
+    run.write_json(run.outcome_file, verdict)
     with run.metrics_file.open("w") as file:
         for step, figures in enumerate(figures_of(number), start=1):
             line = {"step": step, "time_ms": 1_700_000_000_000 + step, "attempt": 1}
@@ -149,7 +149,7 @@ def timed(*command: object) -> float:
 
 
 def asked(place: Path, uri: str, num_runs: int) -> dict[str, Callable[[], float]]:
-    tahoe = ("-m", "orchestrator.cli")
+    tahoe = ("-m", "orchestrator.cli.main")
     output = {"report": ("--output", place / "report")}
     found: dict[str, Callable[[], float]] = {
         "MLflow's client": lambda: timed("-c", MLFLOW, uri, num_runs)

@@ -20,12 +20,12 @@ import timm
 import torch
 from ranks import run_on_ranks
 
+from orchestrator.config.schema import Config
 from orchestrator.launch.compose import compose
-from orchestrator.schema import Config
-from orchestrator.training.gradients import wrap
-from orchestrator.training.slots import large
-from orchestrator.training.state import TrainState
-from orchestrator.training.world import World
+from orchestrator.training.distributed.optimizer_state import large_tensors
+from orchestrator.training.distributed.world import World
+from orchestrator.training.state.train_state import TrainState
+from orchestrator.training.step.train_step import wrap_ddp
 
 STRATEGIES = ("ddp", "ddp_zero1")
 
@@ -39,14 +39,14 @@ def measure(world: World, config: Config, model: str) -> None:
     before = resident_bytes()
     network = timm.create_model(model)
     state = TrainState.create(network, config, world)
-    ddp = wrap(network)
+    ddp = wrap_ddp(network)
     for _ in range(2):
         ddp(torch.randn(1, 3, 224, 224)).square().mean().backward()
         state.update()
     kept = state.optimizer.state_dict()["state"]
-    slots = sum(tensor.nbytes for one in kept.values() for tensor in large(one))
+    slots = sum(tensor.nbytes for one in kept.values() for tensor in large_tensors(one))
     found = world.gather_objects((slots, resident_bytes() - before))
-    if world.is_first:
+    if world.is_main:
         most_slots, most = max(s for s, _ in found) / 1e9, max(r for _, r in found) / 1e9
         print(
             f"{model}, {world.size} ranks, {config.strategy:10} slots {most_slots:.2f} GB, "

@@ -21,14 +21,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_sharding.manifest import Manifest, read_manifest, write_manifest
-from data_sharding.order import Order
-from data_sharding.samples import ShardSet
-from data_sharding.shard_table import ShardTable
-from orchestrator.config import parse, to_dict
+from data_sharding.format.manifest import Manifest, read_manifest, write_manifest
+from data_sharding.format.shard_table import ShardTable
+from data_sharding.loading.split_reader import SplitReader
+from data_sharding.sampling.sample_order import SampleOrder
+from orchestrator.config.parse import parse, to_dict
+from orchestrator.config.schema import Config
 from orchestrator.launch.compose import compose
-from orchestrator.plan import data_fingerprint, make_plan
-from orchestrator.schema import Config
+from orchestrator.run.plan import data_fingerprint, make_plan
 
 NUM_RANKS = 4096
 SAMPLES_PER_SHARD = 10_000
@@ -94,7 +94,7 @@ def _plan(config: Config) -> list[Stage]:
     data_fingerprint(train, val)
     done("fingerprint")
     plan = make_plan(config, NUM_RANKS, train, val)
-    order = Order(
+    order = SampleOrder(
         train.shards.num_samples,
         seed=config.seed,
         global_batch_size=plan.global_batch_size,
@@ -106,7 +106,7 @@ def _plan(config: Config) -> list[Stage]:
     (micro,) = plan.micro_batches_of(NUM_RANKS // 2)
     ids = order.micro_batch(plan.steps_per_epoch * 3 // 2, micro).ids
     done("first micro-batch")
-    shards = ShardSet("train", train, None)  # type: ignore[arg-type]  # nothing is opened
+    shards = SplitReader("train", train, None)  # type: ignore[arg-type]  # nothing is opened
     [train.shards[number] for number in shards.shards_of(ids).tolist()]
     done("its shards")
     return stages
@@ -121,7 +121,7 @@ def _most_mb() -> float:
 
 def resume_s(manifest: Manifest, share: float) -> float:
     """Return the seconds that the first micro-batch takes after so much of an epoch."""
-    order = Order(manifest.shards.num_samples, 0, 1024, 64, 8)
+    order = SampleOrder(manifest.shards.num_samples, 0, 1024, 64, 8)
     step = int(order.steps_per_epoch * (3 + share))
     start_s = time.perf_counter()
     order.micro_batch(step, 0)

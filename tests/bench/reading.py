@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import webdataset
 
-from data_sharding.order import Order
-from data_sharding.places import locate
-from data_sharding.shard import ShardReader
+from data_sharding.format.shard_reader import ShardReader
+from data_sharding.sampling.locate import locate
+from data_sharding.sampling.sample_order import SampleOrder
 
 
 def tahoe(shards: list[Path]) -> int:
@@ -30,7 +30,7 @@ def tahoe(shards: list[Path]) -> int:
     readers = [ShardReader(str(path)) for path in shards]
     sizes = np.array([len(reader) for reader in readers])
     ends = np.cumsum(sizes)
-    order = Order(sizes, seed=0, global_batch_size=256, num_lanes=64, num_micro_batches=1)
+    order = SampleOrder(sizes, seed=0, global_batch_size=256, num_lanes=64, num_micro_batches=1)
     num_bytes = 0
     for step in range(order.steps_per_epoch):
         places = (x.tolist() for x in locate(ends, order.global_batch(step).ids))

@@ -24,15 +24,16 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from s3 import S3, Shards, make_shards, serve
 
-from data_sharding.cache import CacheSettings
-from data_sharding.fetch import Transfer, download
-from data_sharding.labels import LabelRule
-from data_sharding.prefetch import prefetching
-from data_sharding.stores import open_store
+from data_sharding.format.labels import LabelRule
+from data_sharding.io.download import DownloadSettings
+from data_sharding.storage.cache import CacheSettings
+from data_sharding.storage.fetch_shard import download
+from data_sharding.storage.prefetch import prefetching
+from data_sharding.storage.shard_store import open_store
 
 NUM_SHARDS, NUM_SAMPLES, NUM_BYTES, BATCH = 96, 160, 200_000, 32
 LATENCY_S = 0.002
-TRANSFER = Transfer(part_timeout_s=10)
+TRANSFER = DownloadSettings(part_timeout_s=10)
 
 
 class Fetching(NamedTuple):
@@ -78,7 +79,7 @@ def train(s3: S3, shards: Shards, directory: Path, mb_per_s: float) -> Training:
             waits_s.append(time.perf_counter() - start_s)
             first = batch % (NUM_SAMPLES // BATCH) * BATCH
             num_bytes = sum(len(bytes(reader.image(i))) for i in range(first, first + BATCH))
-            store.forget_evicted()
+            store.close_evicted()
             progress.advance()
             assert num_bytes == BATCH * NUM_BYTES
             time.sleep(step_s)

@@ -27,12 +27,12 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
+from orchestrator.checkpoint.store import CheckpointStore
 from orchestrator.launch.compose import compose
-from orchestrator.training.checkpoint import CheckpointStore
-from orchestrator.training.restore import restore
-from orchestrator.training.saver import Saver
-from orchestrator.training.state import TrainState
-from orchestrator.training.world import World
+from orchestrator.training.distributed.world import World
+from orchestrator.training.state.async_saver import AsyncCheckpointer
+from orchestrator.training.state.restore import restore
+from orchestrator.training.state.train_state import TrainState
 
 NUM_SAVES, STEPS_BETWEEN = 5, 5
 
@@ -123,8 +123,8 @@ def with_async_save(state: TrainState, directory: Path) -> dict[str, float]:
 
 def with_tahoe(state: TrainState, directory: Path) -> dict[str, float]:
     (composed,) = compose([])
-    saver = Saver(CheckpointStore(str(directory)), composed.config.checkpoint)
-    return measure(lambda step: saver.save(state, step, {}), saver.finish)
+    saver = AsyncCheckpointer(CheckpointStore(str(directory)), composed.config.checkpoint)
+    return measure(lambda step: saver.save(state, step, {}), saver.wait)
 
 
 def resuming(state: TrainState, world: World, store: CheckpointStore) -> tuple[float, float]:
@@ -137,7 +137,7 @@ def resuming(state: TrainState, world: World, store: CheckpointStore) -> tuple[f
             sha256(file.read_bytes()).hexdigest()
         bare.append(time.perf_counter() - start_s)
         start_s = time.perf_counter()
-        with store.open_newest() as found:
+        with store.open_latest() as found:
             assert found is not None
             restore(state, found[1], world)
         whole.append(time.perf_counter() - start_s)

@@ -27,13 +27,13 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from orchestrator.config import to_dict
+from orchestrator.config.parse import to_dict
+from orchestrator.drill.mlflow_points import count_missing_and_duplicate_points
 from orchestrator.launch.compose import compose
-from orchestrator.rundir import RunDir
-from orchestrator.tracking.held import lost_and_doubled
-from orchestrator.tracking.store import Metric, MlflowClient
-from orchestrator.tracking.ui import command, environment
-from orchestrator.training.metrics import MetricLog
+from orchestrator.run.rundir import RunDir
+from orchestrator.tracking.mlflow_store.client import Metric, MlflowClient
+from orchestrator.tracking.mlflow_ui.serve import command, environment
+from orchestrator.training.monitoring.metric_log import MetricLog
 
 Log = Callable[[int, dict[str, float]], object]
 
@@ -102,7 +102,7 @@ def with_tahoe(place: Path, url: str, options: argparse.Namespace) -> None:
         run.write_config(to_dict(composed.config))
         run.write_json(run.identity_file, {"uid": str(number), "created_s": time.time()})
         run.begin_attempt()
-        ship = [sys.executable, "-m", "orchestrator.tracking.ship", str(run.path)]
+        ship = [sys.executable, "-m", "orchestrator.tracking.shipping.shipper", str(run.path)]
         shippers.append(subprocess.Popen(ship, stdin=subprocess.PIPE))
         runs.append(run)
     until_s = time.monotonic() + 120
@@ -123,7 +123,7 @@ def with_tahoe(place: Path, url: str, options: argparse.Namespace) -> None:
     for shipper in shippers:
         shipper.communicate(timeout=300)
     drained_s = time.perf_counter() - end_s
-    found = [lost_and_doubled(run, url) for run in runs]
+    found = [count_missing_and_duplicate_points(run, url) for run in runs]
     print(
         f"Tahoe: a call {1e3 * statistics.median(calls_s):.2f} ms (median), "
         f"{1e3 * max(calls_s):.1f} ms (longest); the server is {statistics.median(behind_s):.1f} s "

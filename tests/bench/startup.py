@@ -71,7 +71,7 @@ def bare(digits: Path) -> float:
 
 def tahoe(run: Path, attempt: int, *arguments: str) -> tuple[float, str]:
     """Return the seconds to the first step of an attempt, and what the log says of them."""
-    command = [sys.executable, "-m", "orchestrator.cli", *arguments]
+    command = [sys.executable, "-m", "orchestrator.cli.main", *arguments]
     start_s = time.time()
     subprocess.run(command, stdout=subprocess.DEVNULL, timeout=120, check=True)
     ends, said = [], ""
@@ -88,7 +88,7 @@ def main() -> None:
     num_rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as place:
         digits, taken = Path(place, "digits"), {"bare": [], "launch": [], "resume": []}
-        make = [sys.executable, "-m", "orchestrator.cli", "shard", "digits", str(digits)]
+        make = [sys.executable, "-m", "orchestrator.cli.main", "shard", "digits", str(digits)]
         subprocess.run(make, stdout=subprocess.DEVNULL, check=True)
         told = {}
         for number in range(num_rounds):

@@ -57,16 +57,16 @@ def images_of(folder: Path) -> list[Path]:
 
 def tahoe(folder: Path, out: Path, num_workers: int, *, decode: bool = False) -> None:
     """Everything that `tahoe shard folder --no-decode` does: none of the others decodes."""
-    from data_sharding.folder_source import folder as class_folders
-    from data_sharding.write import write_dataset
-    from data_sharding.write_shard import Checks
+    from data_sharding.sources.folder import folder as class_folders
+    from data_sharding.writing.dataset_writer import write_dataset
+    from data_sharding.writing.shard_writer import ImageChecks
 
     write_dataset(
         class_folders(folder),
         str(out),
         seed=0,
         samples_per_shard=SAMPLES_PER_SHARD,
-        checks=Checks(decode=decode),
+        checks=ImageChecks(decode=decode),
         num_workers=num_workers,
     )
 
@@ -132,8 +132,8 @@ def run_one(method: str, folder: Path, out: Path, num_workers: int) -> None:
     """Print the seconds that a method takes; modules are imported before the clock starts."""
     import webdataset  # noqa: F401
 
-    import data_sharding.sources
-    import data_sharding.write  # noqa: F401
+    import data_sharding.sources.base
+    import data_sharding.writing.dataset_writer  # noqa: F401
 
     start_s = time.perf_counter()
     METHODS[method](folder, out, num_workers)

@@ -8,15 +8,15 @@ import pytest
 from cluster_runs import NETWORK, Jobs
 from running import Tahoe
 
-from orchestrator.rundir import RunDir
-from slurm.rehearsal import Rehearsal, missing
+from orchestrator.run.rundir import RunDir
+from slurm.local_cluster import LocalCluster, missing
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Rehearsal]:
+def cluster() -> Iterator[LocalCluster]:
     if lacking := missing():
         pytest.skip("no rehearsal cluster here: " + "; ".join(lacking))
-    cluster = Rehearsal.up(3)
+    cluster = LocalCluster.start(3)
     before = dict(os.environ)
     os.environ.update(cluster.environ)
     try:
@@ -35,7 +35,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def jobs(cluster: Rehearsal, home: Path, digits: Path) -> Jobs:
+def jobs(cluster: LocalCluster, home: Path, digits: Path) -> Jobs:
     return Jobs(Tahoe(home), digits, cluster)
 
 

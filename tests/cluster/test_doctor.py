@@ -25,9 +25,9 @@ def doctor(tahoe: Tahoe, jobs: Jobs, *more: str) -> tuple[int, list[dict[str, st
 
 def test_nodes_are_looked_at(jobs: Jobs, tmp_path: Path) -> None:
     code, found = doctor(Tahoe(tmp_path), jobs, "--on-nodes")
-    assert {one["level"] for one in found} == {"ok"}, found
+    assert {one["status"] for one in found} == {"ok"}, found
     assert code == 0
-    said = {one["what"]: one["said"] for one in found}
+    said = {one["name"]: one["message"] for one in found}
     assert "node1: 0, node2: 0" in said["GPUs"]
     assert "on 2 nodes" in said["software"]
     assert "GB/s between 4 ranks" in said["all-reduce"]
@@ -39,17 +39,17 @@ def test_nodes_are_looked_at(jobs: Jobs, tmp_path: Path) -> None:
 def test_what_slurm_does_not_take_is_told(jobs: Jobs, tmp_path: Path) -> None:
     code, found = doctor(Tahoe(tmp_path), jobs, "cluster.partition=gpuu", "--on-nodes")
     slurm, nodes = found[-2:]
-    assert (code, slurm["what"], slurm["level"]) == (1, "Slurm", "fail")
-    assert "Invalid partition" in slurm["said"]
-    assert nodes["said"] == "not checked: Slurm does not take the job"
+    assert (code, slurm["name"], slurm["status"]) == (1, "Slurm", "fail")
+    assert "Invalid partition" in slurm["message"]
+    assert nodes["message"] == "not checked: Slurm does not take the job"
 
 
 def test_ranks_that_cannot_meet_are_told(jobs: Jobs, tmp_path: Path) -> None:
     missing = "cluster.network_interface=ib0"
     code, found = doctor(Tahoe(tmp_path), jobs, "--on-nodes", missing)
-    assert (code, found[-1]["level"]) == (1, "fail")
-    assert f"{missing}: node1 has no ib0" in found[-1]["said"]
-    assert "Traceback" not in found[-1]["said"]
+    assert (code, found[-1]["status"]) == (1, "fail")
+    assert f"{missing}: node1 has no ib0" in found[-1]["message"]
+    assert "Traceback" not in found[-1]["message"]
     assert len(list((tmp_path / "runs" / "doctor").iterdir())) == 1  # to be read
 
 
@@ -69,8 +69,8 @@ def test_a_node_that_does_not_see_the_directory_is_named(jobs: Jobs, tmp_path: P
     (tmp_path / "runs").mkdir()
     with hidden_on_node2(jobs, tmp_path / "runs"):
         code, found = doctor(Tahoe(tmp_path), jobs, "--on-nodes")
-    assert (code, found[-1]["what"], found[-1]["level"]) == (1, "run directory", "fail")
-    assert found[-1]["said"].startswith(f"node2 cannot see {tmp_path}/runs/doctor/")
+    assert (code, found[-1]["name"], found[-1]["status"]) == (1, "run directory", "fail")
+    assert found[-1]["message"].startswith(f"node2 cannot see {tmp_path}/runs/doctor/")
 
 
 def test_data_that_one_node_cannot_read_hides_nothing_else(
@@ -81,10 +81,12 @@ def test_data_that_one_node_cannot_read_hides_nothing_else(
     with hidden_on_node2(jobs, copy):
         code, found = doctor(Tahoe(tmp_path), jobs, "--on-nodes", f"data.url='{copy}'")
     assert code == 1
-    (failed,) = [one for one in found if one["level"] == "fail"]
-    assert failed["what"] == "shards"
-    assert "1 of 2 nodes cannot read the data, as node2: DataError: no data set" in failed["said"]
-    assert "all-reduce" in [one["what"] for one in found]
+    (failed,) = [one for one in found if one["status"] == "fail"]
+    assert failed["name"] == "shards"
+    assert (
+        "1 of 2 nodes cannot read the data, as node2: DataError: no data set" in failed["message"]
+    )
+    assert "all-reduce" in [one["name"] for one in found]
 
 
 def test_an_interrupt_cancels_the_job(jobs: Jobs, tmp_path: Path) -> None:
@@ -96,4 +98,4 @@ def test_an_interrupt_cancels_the_job(jobs: Jobs, tmp_path: Path) -> None:
     watched.process.send_signal(signal.SIGINT)
     watched.wait_for(f"job {job_id} is cancelled")
     assert watched.finish() != 0
-    assert client.jobs([job_id])[job_id].state == "CANCELLED"
+    assert client.queued_jobs([job_id])[job_id].state == "CANCELLED"

@@ -9,9 +9,9 @@ import pytest
 from cluster_runs import NUM_STEPS, Jobs, ends, everything_said
 from results import figures, global_batches, weights
 
-from orchestrator.rundir import RunDir, read_json_lines
-from orchestrator.tracking.outcome import attempts
-from orchestrator.tracking.store import opened
+from orchestrator.run.outcome import read_attempts
+from orchestrator.run.rundir import RunDir, read_json_lines
+from orchestrator.tracking.mlflow_store.client import open_client
 from slurm import client
 
 pytestmark = [
@@ -100,7 +100,7 @@ def test_a_job_goes_on_without_a_lost_node(
     assert len(ends(run)) == 2
     (lost,) = [line for line in read_json_lines(run.attempts_file) if line.get("lost")]
     assert lost["failed_node"] == node
-    second = client.node_names(attempts(run)[2]["nodes"])
+    second = client.node_names(read_attempts(run)[2]["nodes"])
     assert {file.stem for file in run.system_dir.glob("*.jsonl")} >= {*second}
     jobs.tahoe("sync", str(run.path))
     assert shown_steps(jobs, run) == list(range(1, NUM_STEPS + 1))  # no zig-zag
@@ -187,7 +187,7 @@ def test_a_cancelled_job_stays_cancelled(jobs: Jobs) -> None:
 def test_a_crash_that_repeats_is_given_up(jobs: Jobs) -> None:
     run = jobs.submit("hopeless", "cluster.max_crashes=1", "cluster.srun_args=['--no-such-option']")
     jobs.wait_for_end(run)
-    verdict = run.read_json(run.verdict_file)
+    verdict = run.read_json(run.outcome_file)
     assert verdict is not None
     assert verdict["verdict"] == "never_restart"
     assert "crashed 2 times in a row" in verdict["reason"]
@@ -198,7 +198,7 @@ def shown_steps(jobs: Jobs, run: RunDir) -> list[int]:
     """Return the steps of a curve in MLflow, in the order in which it draws them."""
     mark = run.read_json(run.mlflow_file)
     assert mark is not None
-    with opened(f"sqlite:///{jobs.tahoe.cwd}/mlflow.db") as store:
+    with open_client(f"sqlite:///{jobs.tahoe.cwd}/mlflow.db") as store:
         points = store.get_metric_history(mark["run_id"], "train/loss")
     return [point.step for point in sorted(points, key=lambda point: point.timestamp)]
 

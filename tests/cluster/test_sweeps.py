@@ -11,9 +11,9 @@ from results import global_batches
 from running import Tahoe
 from sweepers import install_sweeper
 
-from orchestrator.launch.submit import queued_jobs
-from orchestrator.rundir import RunDir
-from orchestrator.tracking.store import opened
+from orchestrator.jobs.submit import queued_jobs
+from orchestrator.run.rundir import RunDir
+from orchestrator.tracking.mlflow_store.client import open_client
 
 pytestmark = [
     pytest.mark.cluster,
@@ -96,7 +96,7 @@ def test_of_six_points_one_is_requeued_and_one_is_bad(jobs: Jobs, tahoe: Tahoe) 
     ]
 
     tahoe("sync", str(sweep))
-    with opened(f"sqlite:///{tahoe.cwd}/mlflow.db") as client:
+    with open_client(f"sqlite:///{tahoe.cwd}/mlflow.db") as client:
         in_mlflow = client.search_runs([client.get_experiment_by_name("tahoe").experiment_id])
     (parent,) = [run for run in in_mlflow if run.info.run_name == sweep.name]
     children = [run for run in in_mlflow if run is not parent]

@@ -8,8 +8,8 @@ import pytest
 from cluster_runs import Jobs, everything_said
 from running import Tahoe
 
-from orchestrator.rundir import RunDir, read_json_lines
-from orchestrator.tracking.store import opened
+from orchestrator.run.rundir import RunDir, read_json_lines
+from orchestrator.tracking.mlflow_store.client import open_client
 
 pytestmark = [
     pytest.mark.cluster,
@@ -67,7 +67,7 @@ def test_a_job_is_followed_and_not_reached_by_later_edits(jobs: Jobs, tmp_path: 
     assert "finished" in tahoe("list", "--runs-dir", str(home)).stdout
 
     tahoe("sync", "held")
-    with opened(f"sqlite:///{home}/mlflow.db") as client:
+    with open_client(f"sqlite:///{home}/mlflow.db") as client:
         found = client.search_runs([client.get_experiment_by_name("tahoe").experiment_id])
     assert len(found) == 1
     assert found[0].info.status == "FINISHED"

@@ -6,7 +6,7 @@ import pytest
 from fork_server import restart_fork_server
 from s3 import S3
 
-from data_sharding.manifest import ShardInfo
+from data_sharding.format.manifest import ShardInfo
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,35 +16,35 @@ from numpy.typing import NDArray
 from scipy import stats
 from torchvision.transforms import v2
 
-from data_sharding.augment import (
-    NUM_DRAWS,
-    ChooseView,
+from data_sharding.rng import derive_key, uniform
+from data_sharding.transforms.crops import (
+    NUM_RANDOMS,
+    CropFn,
+    CropSpec,
     Draws,
-    View,
-    padded_crop,
+    random_crop_padded,
     random_resized_crop,
-    scaled_crop,
+    resize_crop,
 )
-from data_sharding.counter import derive, uniform
 
 LEAST_P = 1e-4
 USUAL, SCALE = (3 / 4, 4 / 3), (0.08, 1.0)
 
 examples = settings()
 sides = st.one_of(st.integers(1, 12), st.integers(1, 20_000))
-draws = st.lists(st.floats(0, 1, exclude_max=True), min_size=NUM_DRAWS, max_size=NUM_DRAWS).map(
+draws = st.lists(st.floats(0, 1, exclude_max=True), min_size=NUM_RANDOMS, max_size=NUM_RANDOMS).map(
     np.array
 )
 
 
 def many_draws(num: int) -> Draws:
-    return uniform(derive(0, "augment", np.arange(num)), NUM_DRAWS)
+    return uniform(derive_key(0, "augment", np.arange(num)), NUM_RANDOMS)
 
 
 # ---------------------------------------------------------------- random resized crop
 
 
-def boxes(choose: ChooseView, width: int, height: int, num: int) -> NDArray[np.float64]:
+def boxes(choose: CropFn, width: int, height: int, num: int) -> NDArray[np.float64]:
     """Return left, top, width and height of many crops; shape (num, 4)."""
     found = [choose(width, height, draw).box for draw in many_draws(num)]
     left, top, right, bottom = np.array(found, dtype=float).T
@@ -141,7 +141,7 @@ def test_place_and_flip_are_independent() -> None:
 
 @pytest.mark.parametrize("padding", [0, 2, 4])
 def test_all_shifts_are_equally_likely(padding: int) -> None:
-    choose = partial(padded_crop, padding=padding, flip_prob=0.5)
+    choose = partial(random_crop_padded, padding=padding, flip_prob=0.5)
     views = [choose(40, 30, draw) for draw in many_draws(5000)]
     assert {view.box for view in views} == {(0, 0, 40, 30)}
     shifts, counts = np.unique([view.shift for view in views], axis=0, return_counts=True)
@@ -160,10 +160,10 @@ def test_all_shifts_are_equally_likely(padding: int) -> None:
     [
         partial(random_resized_crop, scale=SCALE, ratio=USUAL),
         partial(random_resized_crop, scale=(1.0, 1.0), ratio=(9.0, 9.0)),  # only the fallback
-        partial(padded_crop, padding=4),
+        partial(random_crop_padded, padding=4),
     ],
 )
-def test_flips_are_as_frequent_as_asked(choose: Callable[..., View], prob: float) -> None:
+def test_flips_are_as_frequent_as_asked(choose: Callable[..., CropSpec], prob: float) -> None:
     num = 2000
     flips = sum(choose(40, 30, draw, flip_prob=prob).flip for draw in many_draws(num))
     assert abs(flips - num * prob) <= 4 * sqrt(num * prob * (1 - prob))
@@ -173,12 +173,12 @@ def test_flips_are_as_frequent_as_asked(choose: Callable[..., View], prob: float
     "choose",
     [
         partial(random_resized_crop, scale=SCALE, ratio=USUAL, flip_prob=0.5),
-        partial(padded_crop, padding=4, flip_prob=0.5),
+        partial(random_crop_padded, padding=4, flip_prob=0.5),
     ],
 )
-def test_a_view_depends_on_its_key_alone(choose: ChooseView) -> None:
-    def views(epoch: int, ids: NDArray[np.int64]) -> list[View]:
-        drawn = uniform(derive(0, "augment", epoch, ids), NUM_DRAWS)
+def test_a_view_depends_on_its_key_alone(choose: CropFn) -> None:
+    def views(epoch: int, ids: NDArray[np.int64]) -> list[CropSpec]:
+        drawn = uniform(derive_key(0, "augment", epoch, ids), NUM_RANDOMS)
         return [choose(500, 375, draw) for draw in drawn]
 
     ids = np.arange(500)
@@ -202,7 +202,7 @@ def test_a_scaled_crop_is_a_square_of_what_was_resized(
 ) -> None:
     shorter, found = min(width, height), set[float]()
     for draw in many_draws(500):
-        view = scaled_crop(
+        view = resize_crop(
             width, height, draw, crop=224, sides=(256, 512), central_square=central_square,
             flip_prob=0.5,
         )  # fmt: skip
@@ -222,13 +222,13 @@ def test_a_scaled_crop_is_a_square_of_what_was_resized(
 
 
 def test_both_ends_of_a_range_of_sides_are_drawn() -> None:
-    crop = partial(scaled_crop, crop=224, sides=(256, 258), central_square=True, flip_prob=0.5)
+    crop = partial(resize_crop, crop=224, sides=(256, 258), central_square=True, flip_prob=0.5)
     boxes = (crop(300, 300, draw).box for draw in many_draws(100))
     assert {round(224 * 300 / (right - left)) for left, _, right, _ in boxes} == {256, 257, 258}
 
 
 def test_alexnets_crops_are_everywhere_in_the_central_square() -> None:
-    crop = partial(scaled_crop, crop=224, sides=(256, 256), central_square=True, flip_prob=0.5)
+    crop = partial(resize_crop, crop=224, sides=(256, 256), central_square=True, flip_prob=0.5)
     views = [crop(512, 256, draw) for draw in many_draws(2000)]
     lefts = np.array([view.box[0] for view in views]) - 128
     tops = np.array([view.box[1] for view in views])

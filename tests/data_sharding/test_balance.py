@@ -10,16 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_sharding.balance import (
+from data_sharding.errors import DataError
+from data_sharding.format.labels import LabelRule
+from data_sharding.format.manifest import Manifest, ShardInfo
+from data_sharding.io.mapped_arrays import arrays_to_safetensors, mmap_safetensors
+from data_sharding.sampling.class_balanced import (
     FILE_NAME,
     BalancedOrder,
     ClassIndex,
     read_class_index,
     write_class_index,
 )
-from data_sharding.columns import columns_to_bytes, map_columns
-from data_sharding.labels import LabelRule
-from data_sharding.manifest import DataError, Manifest, ShardInfo
 
 
 def order_of(sizes, seed=0, batch=8, micros=2):
@@ -139,7 +140,7 @@ def test_a_damaged_index_is_refused(tmp_path):
     url, path = str(tmp_path), tmp_path / "train" / FILE_NAME
     write_class_index(url, "train", manifest(), LABELS)
     sound = path.read_bytes()
-    columns = {name: column.copy() for name, column in map_columns(path).items()}
+    columns = {name: column.copy() for name, column in mmap_safetensors(path).items()}
     for changes in (
         {"ends": np.array([0, 10])},
         {"ends": np.array([3, 9])},
@@ -150,7 +151,7 @@ def test_a_damaged_index_is_refused(tmp_path):
         {"samples": np.arange(10, dtype=np.uint8)},
         {"samples": np.arange(10)[:, None]},
     ):
-        path.write_bytes(columns_to_bytes(columns | changes))
+        path.write_bytes(arrays_to_safetensors(columns | changes))
         with pytest.raises(DataError, match=r"does not divide 10 samples among 2 classes"):
             read_class_index(url, "train", manifest())
     for damaged in (b"", b"nothing", sound[:-1], sound.replace(b'"samples"', b'"simples"')):

@@ -17,11 +17,17 @@ import pytest
 from s3 import make_shards
 
 import data_sharding
-from data_sharding.cache import Cache, CacheSettings, Prefetched, cache_directory, room_warning
-from data_sharding.labels import LabelRule
-from data_sharding.manifest import DataError
-from data_sharding.shard import ShardError, ShardReader
-from data_sharding.stores import CachedStore
+from data_sharding.errors import DataError, ShardError
+from data_sharding.format.labels import LabelRule
+from data_sharding.format.shard_reader import ShardReader
+from data_sharding.storage.cache import (
+    Cache,
+    CacheSettings,
+    PrefetchResult,
+    cache_directory,
+    small_cache_warning,
+)
+from data_sharding.storage.shard_store import CachedStore
 
 NUM_SHARDS, NUM_SAMPLES = 6, 5
 DEADLINE_S = 60
@@ -64,10 +70,10 @@ def test_a_shard_is_fetched_once_and_read_as_it_is(s3, directory, source, shards
     for _ in range(2):
         store = open_store(s3, directory)
         for shard in shards:
-            store.preload([(shard, 0)])
+            store.prefetch_samples([(shard, 0)])
             assert_right(store.open(shard), source, shard)
             assert store.open(shard) is store.open(shard)
-            store.forget_evicted()
+            store.close_evicted()
     assert s3.downloads() == {shard.name: 1 for shard in shards}
     assert names(directory) == sorted(f"{shard.sha256}.tar" for shard in shards)
     assert not names(directory, "part")
@@ -92,7 +98,7 @@ def test_a_small_cache_gives_the_same_samples(s3, directory, source, shards, num
             assert_right(store.open(shard), source, shard)
             held = sum(path.stat().st_size for path in directory.glob("*.tar"))
             assert held <= max(max_bytes, shards[0].num_bytes)
-        store.forget_evicted()
+        store.close_evicted()
 
 
 def mapped(directory):
@@ -107,7 +113,7 @@ def test_an_evicted_shard_stays_readable_until_it_is_forgotten(s3, directory, so
     assert names(directory) == [f"{shards[1].sha256}.tar"]
     assert_right(first, source, shards[0])
     assert len([line for line in mapped(directory) if "(deleted)" in line]) == 1
-    store.forget_evicted()
+    store.close_evicted()
     with ShardReader(source / shards[0].name) as expected:
         assert bytes(image) == bytes(expected.image(2))
     del first, image
@@ -122,7 +128,7 @@ def test_one_that_was_fetched_anew_since_is_another_file(s3, directory, source, 
     store.open(shards[0])
     for shard in shards[1], shards[0]:
         other.open(shard)
-    store.forget_evicted()
+    store.close_evicted()
     gc.collect()
     assert not [line for line in mapped(directory) if f"{shards[0].sha256}.tar (del" in line]
 
@@ -146,7 +152,7 @@ def test_what_is_evicted_follows_from_the_plan_and_not_from_the_last_use(
             ahead = order[position:]
             plan.write(position, {s.sha256: position + ahead.index(s) for s in ahead})
             assert_right(store.open(shard), source, shard)
-            store.forget_evicted()
+            store.close_evicted()
     assert sum(s3.downloads().values()) == num_misses(order, 3, lambda held, ahead: max(
         held, key=lambda s: ahead.index(s) if s in ahead else 99)) == 9  # fmt: skip
     assert num_misses(order, 3, lambda held, ahead: held[0]) == 20
@@ -171,10 +177,10 @@ def num_misses(order, num_held, choose_victim):
 READING = """
 import hashlib, json, sys
 from pathlib import Path
-from data_sharding.cache import CacheSettings
-from data_sharding.labels import LabelRule
-from data_sharding.manifest import ShardInfo
-from data_sharding.stores import CachedStore
+from data_sharding.storage.cache import CacheSettings
+from data_sharding.format.labels import LabelRule
+from data_sharding.format.manifest import ShardInfo
+from data_sharding.storage.shard_store import CachedStore
 
 url, directory, max_bytes, shards = json.loads(sys.argv[1])
 settings = CacheSettings(Path(directory), max_bytes, part_bytes=50_000, part_timeout_s=5)
@@ -185,7 +191,7 @@ for shard in shards:
     reader = store.open(ShardInfo(**shard))
     images = b"".join(bytes(reader.image(i)) for i in range(len(reader)))
     print(shard["name"], hashlib.sha256(images).hexdigest(), flush=True)
-    store.forget_evicted()
+    store.close_evicted()
 """
 
 
@@ -375,21 +381,23 @@ def test_fetching_ahead_tells_what_came_of_it(s3, directory, shards):
     urls = {shard: s3.url("cache", shard.name) for shard in shards}
     with cache.plan() as plan:
         plan.write(0, {shards[0].sha256: 3})
-        assert cache.prefetch(shards[0], urls[shards[0]], 3) is Prefetched.IS_THERE
+        assert cache.prefetch(shards[0], urls[shards[0]], 3) is PrefetchResult.CACHED
         assert cache.has(shards[0])
-        assert cache.prefetch(shards[1], urls[shards[1]], 3) is Prefetched.NO_ROOM
-        assert cache.prefetch(shards[1], urls[shards[1]], 2) is Prefetched.IS_THERE
+        assert cache.prefetch(shards[1], urls[shards[1]], 3) is PrefetchResult.NO_SPACE
+        assert cache.prefetch(shards[1], urls[shards[1]], 2) is PrefetchResult.CACHED
         assert not cache.has(shards[0])
     s3.fail(stalls=1)
     with start(s3, directory, shards[2:3]) as fetching:
         go_on(fetching)
         wait_for_request(s3)
-        assert cache.prefetch(shards[2], urls[shards[2]], 0) is Prefetched.IS_COMING
+        assert cache.prefetch(shards[2], urls[shards[2]], 0) is PrefetchResult.IN_FLIGHT
 
 
 def test_a_cache_that_is_too_small_for_a_step_is_told_at_the_start(directory):
-    assert room_warning(settings(directory, 100), shards_in_use=10, mean_shard_bytes=10) is None
-    text = room_warning(settings(directory, 10**8), shards_in_use=11, mean_shard_bytes=10**7)
+    assert (
+        small_cache_warning(settings(directory, 100), shards_in_use=10, mean_shard_bytes=10) is None
+    )
+    text = small_cache_warning(settings(directory, 10**8), shards_in_use=11, mean_shard_bytes=10**7)
     assert "100.0 MB" in text
     assert "11 shards of 10.0 MB" in text
     assert "cluster.cache.max_gb above 0.11" in text

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_sharding.cache_plans import live_plan, read_distances
-from data_sharding.cache_room import Room
-from data_sharding.node_files import locked, pinned
+from data_sharding.io.file_lock import exclusive_lock, shared_lock
+from data_sharding.storage.access_plans import next_use_distances, publish_access_plan
+from data_sharding.storage.cache_eviction import SpaceBudget
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def put(directory, name, num_bytes, age=0):
 
 def reserve(room, directory, num_bytes, distance):
     """Reserve room for a shard as one that is being fetched; leave it there if there was room."""
-    with locked(directory / "new.part") as part:
+    with exclusive_lock(directory / "new.part") as part:
         took = room.reserve(part, num_bytes, distance)
         if took:
             room.publish(directory / "new.part", directory / "new.tar")
@@ -42,10 +42,10 @@ def names(directory):
 
 
 def test_what_no_plan_wants_goes_first_and_the_oldest_before_the_others(directory):
-    room = Room(directory, 100)
+    room = SpaceBudget(directory, 100)
     for name, age in ("a", 1), ("b", 3), ("c", 2), ("wanted", 9):
         put(directory, name, 25, age)
-    with live_plan(room.plans, room.lock) as plan:
+    with publish_access_plan(room.plans, room.lock) as plan:
         plan.write(0, {"wanted": 500})
         for gone in "b", "c", "a":
             assert reserve(room, directory, 25, 500)
@@ -56,12 +56,12 @@ def test_what_no_plan_wants_goes_first_and_the_oldest_before_the_others(director
 
 
 def test_then_goes_what_all_plans_need_last_not_what_was_used_last(directory):
-    room = Room(directory, 100)
+    room = SpaceBudget(directory, 100)
     for name, age in ("soon", 100), ("late", 0), ("later", 50), ("late-for-one", 0):
         put(directory, name, 25, age)
     with (
-        live_plan(room.plans, room.lock) as ours,
-        live_plan(room.plans, room.lock) as theirs,
+        publish_access_plan(room.plans, room.lock) as ours,
+        publish_access_plan(room.plans, room.lock) as theirs,
     ):
         ours.write(10, {"soon": 11, "late": 30, "later": 31, "late-for-one": 900})
         theirs.write(70, {"late-for-one": 72, "soon": 300})
@@ -74,10 +74,10 @@ def test_then_goes_what_all_plans_need_last_not_what_was_used_last(directory):
 
 
 def test_nothing_that_is_needed_sooner_is_evicted_for_a_shard_that_is_fetched_ahead(directory):
-    room = Room(directory, 100)
+    room = SpaceBudget(directory, 100)
     for name in "abcd":
         put(directory, name, 25)
-    with live_plan(room.plans, room.lock) as plan:
+    with publish_access_plan(room.plans, room.lock) as plan:
         plan.write(5, {"a": 6, "b": 7, "c": 8, "d": 9})
         assert not reserve(room, directory, 50, 3)  # as soon as c, and d alone is not enough
         assert names(directory) == set("abcd")
@@ -86,21 +86,21 @@ def test_nothing_that_is_needed_sooner_is_evicted_for_a_shard_that_is_fetched_ah
 
 
 def test_the_plan_of_a_process_that_has_ended_counts_for_nothing(directory):
-    room = Room(directory, 100)
-    with live_plan(room.plans, room.lock) as plan:
+    room = SpaceBudget(directory, 100)
+    with publish_access_plan(room.plans, room.lock) as plan:
         plan.write(0, {"a": 3})
         (path,) = room.plans.iterdir()
         left = path.read_bytes()
-        assert read_distances(room.plans) == {"a": 3}
+        assert next_use_distances(room.plans) == {"a": 3}
     path.write_bytes(left)
-    assert read_distances(room.plans) == {}
+    assert next_use_distances(room.plans) == {}
     assert not list(room.plans.iterdir())
 
 
 def test_a_shard_that_is_being_fetched_counts_in_full_and_a_dead_one_is_removed(directory):
-    room = Room(directory, 100)
+    room = SpaceBudget(directory, 100)
     (directory / "dead.part").write_bytes(bytes(70))
-    with locked(directory / "live.part") as live:
+    with exclusive_lock(directory / "live.part") as live:
         live.truncate(60)
         put(directory, "a", 30)
         assert reserve(room, directory, 40, None)
@@ -111,9 +111,9 @@ def test_a_shard_that_is_being_fetched_counts_in_full_and_a_dead_one_is_removed(
 
 
 def test_a_shard_that_is_being_opened_is_not_evicted(directory, caplog):
-    room = Room(directory, 100)
+    room = SpaceBudget(directory, 100)
     path = put(directory, "a", 60)
-    with pinned(path) as file:
+    with shared_lock(path) as file:
         assert file
         assert not reserve(room, directory, 60, 1)
         assert reserve(room, directory, 60, None)  # correct batches come before the bound
@@ -137,14 +137,14 @@ def test_the_bound_holds_and_as_little_as_possible_goes(cached, num_bytes, dista
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         (directory / "plans").mkdir()
-        room = Room(directory, 100)
+        room = SpaceBudget(directory, 100)
         wanted = {}
         for i, (size, mine) in enumerate(cached):
             put(directory, str(i), size, age=i)
             wanted |= {} if mine is None else {str(i): mine}
         before = names(directory)
         sizes = {str(i): size for i, (size, _) in enumerate(cached)} | {"new": num_bytes}
-        with live_plan(room.plans, room.lock) as plan:
+        with publish_access_plan(room.plans, room.lock) as plan:
             plan.write(0, wanted)
             took = reserve(room, directory, num_bytes, distance)
         gone = before - names(directory)

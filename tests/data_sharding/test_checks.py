@@ -12,18 +12,18 @@ import pytest
 from foreign import bomb, contents, encoded, jpeg, photo, png
 from PIL import Image
 
-from data_sharding.csv_source import Columns, csv_file
-from data_sharding.dedupe import find_duplicates
-from data_sharding.findings import MAX_NAMES, Findings
-from data_sharding.folder_source import folder
-from data_sharding.images import convert, load_image
-from data_sharding.labels import LabelRule
-from data_sharding.manifest import DataError
-from data_sharding.reencode import Shrink
-from data_sharding.shard import ShardReader
-from data_sharding.sources import Sample, Source
-from data_sharding.write import Dataset, write_dataset
-from data_sharding.write_shard import Checks
+from data_sharding.errors import DataError
+from data_sharding.format.labels import LabelRule
+from data_sharding.format.shard_reader import ShardReader
+from data_sharding.image.open_image import load_image, to_mode
+from data_sharding.image.quality_report import MAX_NAMES, QualityFindings
+from data_sharding.image.resize import ResizeSettings
+from data_sharding.sources.base import Sample, Source
+from data_sharding.sources.csv_file import Columns, csv_file
+from data_sharding.sources.folder import folder
+from data_sharding.writing.dataset_writer import Dataset, write_dataset
+from data_sharding.writing.dedupe import find_duplicates
+from data_sharding.writing.shard_writer import ImageChecks
 
 SPLITS = ("train", "val")
 
@@ -44,10 +44,12 @@ def pets(num: int = 40) -> dict[str, bytes]:
     }
 
 
-def write(root: Path, url: Path, checks: Checks | None = None, num_workers: int = 1) -> Dataset:
+def write(
+    root: Path, url: Path, checks: ImageChecks | None = None, num_workers: int = 1
+) -> Dataset:
     return write_dataset(
         folder(root), str(url), seed=0, samples_per_shard=4, num_workers=num_workers,
-        checks=checks or Checks(max_bad_share=0.5),
+        checks=checks or ImageChecks(max_bad_share=0.5),
     )  # fmt: skip
 
 
@@ -99,10 +101,10 @@ def test_an_image_that_changes_while_writing_is_stopped_is_read_again(tmp_path: 
     images = {**pets(), "val/a/1.bmp": encoded(photo(1), "bmp"), "train/a/1.jpg": b"broken"}
     root = make(tmp_path / "pets", images)
     with pytest.raises(DataError, match="are corrupt"):
-        write(root, tmp_path / "set", Checks(max_bad_share=0))
+        write(root, tmp_path / "set", ImageChecks(max_bad_share=0))
     changed = {"val/a/1.bmp": encoded(photo(2), "bmp")}
     make(root, changed)
-    write(root, tmp_path / "set", Checks(max_bad_share=0.5))
+    write(root, tmp_path / "set", ImageChecks(max_bad_share=0.5))
     found = [data for shard in stored(tmp_path / "set").values() for _, data in shard.values()]
     assert changed["val/a/1.bmp"] in found
     assert images["val/a/1.bmp"] not in found
@@ -139,14 +141,14 @@ def test_what_decodes_with_damage_is_named_and_kept_or_left_out(tmp_path: Path) 
     root = make(tmp_path / "pets", pets() | odd)
     for drop, rule, num_stored in ((False, "damaged", 40), (True, "damaged_left_out", 38)):
         url = tmp_path / rule
-        dataset = write(root, url, Checks(drop_damaged=drop))  # they are no corrupt ones
+        dataset = write(root, url, ImageChecks(drop_damaged=drop))  # they are no corrupt ones
         ((found, (num, names)),) = rules(dataset).items()
         assert (found, num) == (rule, 2)
         assert sorted(name.partition(":")[0] for name in names) == sorted(odd)
         assert sum(manifest.num_samples for manifest in dataset.manifests.values()) == num_stored
         images = {data for shard in stored(url).values() for _, data in shard.values()}
         assert (images >= set(odd.values())) is not drop
-    assert rules(write(root, tmp_path / "trusted", Checks(decode=False))) == {}
+    assert rules(write(root, tmp_path / "trusted", ImageChecks(decode=False))) == {}
 
 
 def test_an_empty_shard_is_dropped(tmp_path: Path) -> None:
@@ -170,10 +172,10 @@ def test_too_many_corrupt_images_stop_it(tmp_path: Path, num_workers: int) -> No
     with pytest.raises(
         DataError, match=r"2 of 40 images .* allows 0\.025 .*(1|5)\.jpg: is none of"
     ):
-        write(root, url, Checks(max_bad_share=1 / 40), num_workers)
+        write(root, url, ImageChecks(max_bad_share=1 / 40), num_workers)
     assert not list(url.glob("*/manifest.json"))
     kept = {path: path.stat().st_mtime_ns for path in url.glob("val/*.tar")}
-    assert write(root, url, Checks(max_bad_share=2 / 40), num_workers).report
+    assert write(root, url, ImageChecks(max_bad_share=2 / 40), num_workers).report
     assert {path: path.stat().st_mtime_ns for path in url.glob("val/*.tar")} == kept
 
 
@@ -184,7 +186,7 @@ def test_a_large_image_is_not_called_corrupt(tmp_path: Path) -> None:
     num, (name,) = found["too_large"]
     assert (num, name.partition(": is too large")[0]) == (1, "train/a/bomb.png")
     with pytest.raises(DataError, match="2 of 42 images or more are corrupt or too large"):
-        write(root, tmp_path / "other", Checks(max_bad_share=0.03))
+        write(root, tmp_path / "other", ImageChecks(max_bad_share=0.03))
 
 
 def test_a_huge_jpeg_is_made_smaller(tmp_path: Path) -> None:
@@ -193,7 +195,9 @@ def test_a_huge_jpeg_is_made_smaller(tmp_path: Path) -> None:
     data = encoded(huge)
     images = {**pets(), "train/a/huge.jpg": data, "train/b/cut.jpg": data[: len(data) // 2]}
     root = make(tmp_path / "pets", images)
-    found = rules(write(root, tmp_path / "set", Checks(0.5, shrink=Shrink(max_side=360))))
+    found = rules(
+        write(root, tmp_path / "set", ImageChecks(0.5, shrink=ResizeSettings(max_side=360)))
+    )
     assert found["shrunk"][0] == 1
     assert sum(num for rule, (num, _) in found.items() if rule in ("corrupt", "too_large")) == 1
     members = {k: d for shard in stored(tmp_path / "set").values() for k, (_, d) in shard.items()}
@@ -208,7 +212,7 @@ def test_a_huge_jpeg_is_made_smaller(tmp_path: Path) -> None:
 def test_all_of_a_split_is_corrupt(tmp_path: Path) -> None:
     root = make(tmp_path / "pets", dict.fromkeys(pets(), b"x"))
     with pytest.raises(DataError, match="no image of val is left"):
-        write(root, tmp_path / "set", Checks(max_bad_share=1))
+        write(root, tmp_path / "set", ImageChecks(max_bad_share=1))
 
 
 def test_a_wrong_extension_is_mended(tmp_path: Path) -> None:
@@ -240,7 +244,7 @@ def test_names_in_the_report_do_not_know_the_place(tmp_path: Path) -> None:
 
 
 def test_many_findings_are_counted_and_some_named() -> None:
-    findings = Findings()
+    findings = QualityFindings()
     for number in range(MAX_NAMES + 50):
         findings.add("corrupt", str(number))
     assert findings.counts["corrupt"] == MAX_NAMES + 50
@@ -256,7 +260,7 @@ def test_duplicates(tmp_path: Path, num_workers: int) -> None:
         "train/a/leak.jpg": images["val/a/8.jpg"],
         "val/b/twice.jpg": images["val/a/8.jpg"],
     }
-    checks = Checks(dedupe=True)
+    checks = ImageChecks(dedupe=True)
     dataset = write(make(tmp_path / "pets", images | copies), tmp_path / "set", checks, num_workers)
     assert rules(dataset) == {
         "leak": (1, ["train/a/leak.jpg is val/a/8.jpg"]),
@@ -281,7 +285,7 @@ def test_a_class_that_is_left_in_val_alone_is_told(tmp_path: Path, cause: str) -
     for name in [name for name in images if name.startswith("train/b/")]:
         if cause != "neither":
             images[name] = images["train/a/1.jpg"] if cause == "copies" else b"x"
-    root, checks = make(tmp_path / "pets", images), Checks(0.9, dedupe=True)
+    root, checks = make(tmp_path / "pets", images), ImageChecks(0.9, dedupe=True)
     for _ in range(2):  # made, and there already
         report = write(root, tmp_path / "set", checks).report
         assert report is not None
@@ -294,7 +298,7 @@ def test_a_class_that_a_fraction_puts_into_val_alone_is_told(tmp_path: Path) -> 
     (tmp_path / "list.csv").write_text("path,label\n1.jpg,a;b\n2.jpg,a;c\n")
     source = csv_file(tmp_path / "list.csv", Columns(separator=";"), val_fraction=0.5)
     url = str(tmp_path / "set")
-    report = write_dataset(source, url, seed=0, samples_per_shard=4, checks=Checks()).report
+    report = write_dataset(source, url, seed=0, samples_per_shard=4, checks=ImageChecks()).report
     assert report is not None
     alone = source.classes[source.splits["val"][0].labels[-1]]
     assert [f"in train: {alone}." in warning for warning in report["warnings"]] == [True]
@@ -305,7 +309,7 @@ def test_a_link_is_a_copy_for_dedupe_and_kept_else(tmp_path: Path) -> None:
     (root / "train/a/0.jpg").symlink_to(root / "train/b/6.jpg")  # listed before the file
     link = ["train/b/6.jpg is train/a/0.jpg"]
     assert rules(write(root, tmp_path / "kept")) == {"linked_twice": (1, link)}
-    found = rules(write(root, tmp_path / "set", Checks(dedupe=True)))
+    found = rules(write(root, tmp_path / "set", ImageChecks(dedupe=True)))
     assert found.pop("label_conflict") == (1, [f"{link[0]}: a and b"])
     assert found == {"duplicate": (1, link)}
     keys = {key.partition("-")[2] for shard in stored(tmp_path / "set").values() for key in shard}
@@ -316,7 +320,7 @@ def test_equal_sizes_are_no_duplicates(tmp_path: Path) -> None:
     images = {name: encoded(photo(number), "bmp") for number, name in enumerate(pets(12))}
     root = make(tmp_path / "pets", images)
     assert len({path.stat().st_size for path in root.rglob("*.jpg")}) == 1
-    dataset = write(root, tmp_path / "set", Checks(dedupe=True))
+    dataset = write(root, tmp_path / "set", ImageChecks(dedupe=True))
     assert set(rules(dataset)) == {"wrong_extension"}
 
 
@@ -324,8 +328,8 @@ def test_large_images_are_made_smaller(tmp_path: Path) -> None:
     large = {"train/a/1.jpg": encoded(photo(1, (300, 200))), "train/b/5.jpg": png(5)}
     large["train/a/2.jpg"] = encoded(photo(2, (300, 200)), "png")
     root = make(tmp_path / "pets", pets() | large)
-    shrink = Shrink(max_side=100)
-    dataset = write(root, tmp_path / "set", Checks(shrink=shrink))
+    shrink = ResizeSettings(max_side=100)
+    dataset = write(root, tmp_path / "set", ImageChecks(shrink=shrink))
     images = {
         key.partition("-")[2]: data
         for shard in stored(tmp_path / "set").values()
@@ -339,7 +343,7 @@ def test_large_images_are_made_smaller(tmp_path: Path) -> None:
     assert rules(dataset)["wrong_extension"][0] == 2  # of the files as they were
     assert dataset.manifests["train"].source["shrink"] == {"max_side": 100, "quality": 90}
     with pytest.raises(DataError, match=r"quality': 90.*quality': 80"):
-        write(root, tmp_path / "set", Checks(shrink=Shrink(max_side=100, quality=80)))
+        write(root, tmp_path / "set", ImageChecks(shrink=ResizeSettings(max_side=100, quality=80)))
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])
@@ -349,15 +353,15 @@ def test_greys_of_12_bits_in_16_are_scaled_if_asked_for(tmp_path: Path, kind: st
     dark = encoded(Image.fromarray(values), kind)
     root = make(tmp_path / "pets", {**pets(8), "train/a/dark.tif": dark})
     assert rules(write(root, tmp_path / "as it is"))["few_levels"][0] == 1
-    found = rules(write(root, tmp_path / "set", Checks(0, bit_depth=12)))
+    found = rules(write(root, tmp_path / "set", ImageChecks(0, bit_depth=12)))
     assert (found["widened"], found["16_bit"][0]) == ((1, []), 1)
     assert "few_levels" not in found
     members = {k: d for shard in stored(tmp_path / "set").values() for k, (_, d) in shard.items()}
     (data,) = (data for key, data in members.items() if key.endswith("-dark"))
-    assert np.array_equal(np.asarray(convert(load_image(data), "L")), values >> 4)
+    assert np.array_equal(np.asarray(to_mode(load_image(data), "L")), values >> 4)
     assert sorted(set(members.values()) - {data}) == sorted(pets(8).values())
     with pytest.raises(DataError, match="has values from 0 to 4095: known are 0 to 1023"):
-        write(root, tmp_path / "other", Checks(0, bit_depth=10))
+        write(root, tmp_path / "other", ImageChecks(0, bit_depth=10))
 
 
 def test_labels_in_another_order_are_no_conflict() -> None:

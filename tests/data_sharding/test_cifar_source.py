@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from running import Tahoe
 
-from data_sharding.cifar_source import cifar
-from data_sharding.manifest import DataError, read_manifest
+from data_sharding.errors import DataError
+from data_sharding.format.manifest import read_manifest
+from data_sharding.sources.cifar import cifar
 
 RNG = np.random.default_rng(0)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from data_sharding.counter import UInts, derive, mix, permute, uniform
+from data_sharding.rng import UInts, derive_key, permute_index, splitmix64, uniform
 
 LEAST_P = 1e-4
 LARGEST = 2**62
@@ -31,7 +31,7 @@ sizes = st.one_of(
 
 
 def keys(num: int, purpose: str = "test") -> UInts:
-    return derive(0, purpose, np.arange(num))
+    return derive_key(0, purpose, np.arange(num))
 
 
 def p_of_counts(draws: NDArray[np.int64], num_cells: int) -> float:
@@ -43,7 +43,7 @@ def p_of_counts(draws: NDArray[np.int64], num_cells: int) -> float:
 
 def tables(size: int, num: int) -> NDArray[np.int64]:
     """Return the whole permutation of range(size) for `num` keys; shape (num, size)."""
-    return permute(np.arange(size), size, keys(num, f"table-{size}")[:, None])
+    return permute_index(np.arange(size), size, keys(num, f"table-{size}")[:, None])
 
 
 # ---------------------------------------------------------------- the numbers never change
@@ -52,7 +52,11 @@ def tables(size: int, num: int) -> NDArray[np.int64]:
 def test_mixing_is_that_of_splitmix64() -> None:
     """The first outputs of its authors' program for the seed 0."""
     counters = np.uint64(0x9E3779B97F4A7C15) * np.arange(1, 4, dtype=np.uint64)
-    assert mix(counters).tolist() == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    assert splitmix64(counters).tolist() == [
+        0xE220A8397B1DCDAF,
+        0x6E789E6AA1B965F4,
+        0x06C45D188009454F,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -68,11 +72,11 @@ def test_mixing_is_that_of_splitmix64() -> None:
     ],
 )
 def test_known_keys(arguments: tuple[int, str], key: int) -> None:
-    assert derive(*arguments).tolist() == [key]
+    assert derive_key(*arguments).tolist() == [key]
 
 
 def test_known_floats() -> None:
-    draws = uniform(derive(0, "augment", 3, 7), 4)
+    draws = uniform(derive_key(0, "augment", 3, 7), 4)
     expected = [0.5460900779572143, 0.9306695731205099, 0.7158024364485163, 0.7438224030714377]
     assert draws.tolist() == [expected]
 
@@ -90,7 +94,7 @@ def test_known_floats() -> None:
     ],
 )
 def test_known_permutations(size: int, start: list[int]) -> None:
-    assert permute(np.arange(len(start)), size, derive(0, "order", 5)).tolist() == start
+    assert permute_index(np.arange(len(start)), size, derive_key(0, "order", 5)).tolist() == start
 
 
 # ---------------------------------------------------------------- elementwise
@@ -99,9 +103,9 @@ def test_known_permutations(size: int, start: list[int]) -> None:
 @examples
 @given(seeds, st.text("az/é犬\0"), st.lists(counters, min_size=1, max_size=20), counters)
 def test_arrays_are_drawn_elementwise(seed: int, purpose: str, ids: list[int], epoch: int) -> None:
-    together = derive(seed, purpose, epoch, np.array(ids, dtype=np.uint64))
+    together = derive_key(seed, purpose, epoch, np.array(ids, dtype=np.uint64))
     assert together.shape == (len(ids),)
-    assert together.tolist() == [derive(seed, purpose, epoch, i).item() for i in ids]
+    assert together.tolist() == [derive_key(seed, purpose, epoch, i).item() for i in ids]
     draws = uniform(together, 3)
     assert draws.shape == (len(ids), 3)
     assert np.array_equal(draws, np.concatenate([uniform(key[None], 3) for key in together]))
@@ -113,14 +117,14 @@ def test_arrays_are_drawn_elementwise(seed: int, purpose: str, ids: list[int], e
 def test_permutations_are_computed_elementwise(many: list[int], data: st.DataObject) -> None:
     indices = [data.draw(st.integers(0, size - 1)) for size in many]
     key = keys(len(many))
-    together = permute(indices, many, key)
-    apart = [permute(i, size, k[None]) for i, size, k in zip(indices, many, key, strict=True)]
+    together = permute_index(indices, many, key)
+    apart = [permute_index(i, size, k[None]) for i, size, k in zip(indices, many, key, strict=True)]
     assert together.tolist() == np.concatenate(apart).tolist()
 
 
 def test_arguments_are_not_written_to() -> None:
     index, size, key = np.arange(9, dtype=np.uint64), np.full(9, 9, dtype=np.uint64), keys(9)
-    permute(index, size, key)
+    permute_index(index, size, key)
     uniform(key, 3)
     assert index.tolist() == list(range(9))
     assert size.tolist() == [9] * 9
@@ -131,9 +135,11 @@ def test_arguments_are_not_written_to() -> None:
 
 
 def test_different_arguments_give_different_keys() -> None:
-    key = [derive(seed, "test", epoch, np.arange(100)) for seed in range(50) for epoch in range(50)]
-    key += [derive(0, "test", np.arange(1000)), derive(0, "test"), derive(1, "0/test")]
-    key += [derive(0, purpose, np.arange(1000)) for purpose in ("", "tes", "testt", "test ")]
+    key = [
+        derive_key(seed, "test", epoch, np.arange(100)) for seed in range(50) for epoch in range(50)
+    ]
+    key += [derive_key(0, "test", np.arange(1000)), derive_key(0, "test"), derive_key(1, "0/test")]
+    key += [derive_key(0, purpose, np.arange(1000)) for purpose in ("", "tes", "testt", "test ")]
     found = np.concatenate(key)
     assert len(np.unique(found)) == len(found)
 
@@ -142,7 +148,7 @@ def test_every_bit_of_a_counter_changes_half_the_bits_of_its_key() -> None:
     start = np.arange(1000, dtype=np.uint64)
     for bit in range(64):
         flipped = start ^ (np.uint64(1) << np.uint64(bit))
-        changed = derive(0, "test", start) ^ derive(0, "test", flipped)
+        changed = derive_key(0, "test", start) ^ derive_key(0, "test", flipped)
         ones = np.unpackbits(changed.view(np.uint8).reshape(-1, 8), axis=1)
         assert abs(ones.mean() - 0.5) < 0.01
         assert np.all(abs(ones.mean(axis=0) - 0.5) < 0.1)
@@ -151,10 +157,10 @@ def test_every_bit_of_a_counter_changes_half_the_bits_of_its_key() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        pytest.param(derive(0, "shift", np.arange(50_000)), id="purpose"),
-        pytest.param(derive(1, "test", np.arange(50_000)), id="seed"),
-        pytest.param(derive(0, "test", np.arange(50_000) + 1), id="neighbour"),
-        pytest.param(derive(0, "test", np.arange(50_000), 0), id="number of counters"),
+        pytest.param(derive_key(0, "shift", np.arange(50_000)), id="purpose"),
+        pytest.param(derive_key(1, "test", np.arange(50_000)), id="seed"),
+        pytest.param(derive_key(0, "test", np.arange(50_000) + 1), id="neighbour"),
+        pytest.param(derive_key(0, "test", np.arange(50_000), 0), id="number of counters"),
     ],
 )
 def test_keys_that_differ_in_one_thing_are_independent(other: UInts) -> None:
@@ -193,7 +199,7 @@ def test_draws_of_one_key_are_independent() -> None:
 @pytest.mark.parametrize("purpose", ["a", "b"])
 def test_small_ranges_are_permuted(purpose: str) -> None:
     for size in range(1, 301):
-        places = permute(np.arange(size), size, derive(0, purpose, size))
+        places = permute_index(np.arange(size), size, derive_key(0, purpose, size))
         assert np.array_equal(np.sort(places), np.arange(size))
 
 
@@ -204,7 +210,7 @@ def test_large_ranges_are_permuted(size: int, seed: int, data: st.DataObject) ->
     start = data.draw(st.integers(0, max(0, size - 2000)))
     index = set(range(start, min(start + 2000, size))) | {0, size // 2, size - 1}
     index |= data.draw(st.sets(st.integers(0, size - 1), max_size=20))
-    places = permute(sorted(index), size, derive(seed, "test"))
+    places = permute_index(sorted(index), size, derive_key(seed, "test"))
     assert places.min() >= 0
     assert places.max() < size
     assert len(np.unique(places)) == len(index)
@@ -242,13 +248,13 @@ def test_neighbours_stay_neighbours_by_chance_only(size: int) -> None:
 @pytest.mark.parametrize("size", [10**6, 2**40 + 1, isqrt(LARGEST) ** 2, LARGEST])
 def test_large_ranges_are_filled_evenly(size: int) -> None:
     index = np.linspace(0, size - 1, 20_000, dtype=np.int64)
-    for places in permute(index, size, keys(1)), permute(7, size, keys(20_000)):
+    for places in permute_index(index, size, keys(1)), permute_index(7, size, keys(20_000)):
         assert stats.kstest(places / size, "uniform").pvalue > LEAST_P
         assert stats.pearsonr(places[:-1] / size, places[1:] / size).pvalue > LEAST_P
 
 
 @pytest.mark.parametrize("size", [8, 10**6])
 def test_neighbouring_keys_permute_independently(size: int) -> None:
-    places = permute(3, size, keys(50_000)) / size
+    places = permute_index(3, size, keys(50_000)) / size
     for distance in 1, 2, 8:
         assert stats.pearsonr(places[:-distance], places[distance:]).pvalue > LEAST_P

@@ -12,11 +12,11 @@ from foreign import jpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_sharding.csv_source import Columns, csv_file
-from data_sharding.labels import LabelRule
-from data_sharding.manifest import DataError
-from data_sharding.sources import Source
-from data_sharding.write import write_dataset
+from data_sharding.errors import DataError
+from data_sharding.format.labels import LabelRule
+from data_sharding.sources.base import Source
+from data_sharding.sources.csv_file import Columns, csv_file
+from data_sharding.writing.dataset_writer import write_dataset
 
 SINGLE = Columns()
 NO_LABELS = Columns(label=None)
@@ -202,7 +202,9 @@ def test_facts_know_the_labels_and_not_the_place(tmp_path: Path) -> None:
     for place, label in (("here", "a"), ("there", "a"), ("there", "b")):
         make(tmp_path / place, "1.jpg", "2.jpg", "3.jpg", "4.jpg")
         rows = [f"{n}.jpg,{'x' if n > 2 else label}" for n in range(1, 5)]
-        facts.append(csv_file(table(tmp_path / place / "x.csv", *rows), val_fraction=0.5).facts)
+        facts.append(
+            csv_file(table(tmp_path / place / "x.csv", *rows), val_fraction=0.5).fingerprint
+        )
     assert facts[0] == facts[1] != facts[2]
 
 
@@ -213,7 +215,7 @@ def test_an_image_that_changed_and_kept_its_size_is_noticed(tmp_path: Path) -> N
     assert csv_file(path, val_fraction=0.5).times_sha256 == before.times_sha256
     (tmp_path / "1.jpg").write_bytes(jpeg(0)[::-1])
     after = csv_file(path, val_fraction=0.5)
-    assert after.facts == before.facts
+    assert after.fingerprint == before.fingerprint
     assert after.times_sha256 != before.times_sha256
 
 

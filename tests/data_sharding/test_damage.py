@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from odd_jpegs import blocks
 
-from data_sharding.augment import View
-from data_sharding.damage import find_damage
-from data_sharding.decode import decode, decode_whole
-from data_sharding.images import convert, load_image
-from data_sharding.inspect_image import inspect
-from data_sharding.shard import BadSample
+from data_sharding.errors import BadSample
+from data_sharding.image.inspect import inspect_image
+from data_sharding.image.open_image import load_image, to_mode
+from data_sharding.image.strict_decode import find_damage
+from data_sharding.transforms.crops import CropSpec
+from data_sharding.transforms.decode import decode, decode_whole
 
 SIZE = (160, 120)
 SOUND = encoded(photo(3, SIZE))
@@ -42,7 +42,7 @@ def zeroed(data):
 def trained_on(data, box=None, channels=3):
     """Return the pixels of a view, and the damage that decoding it met."""
     out = np.empty((1, 32, 32, channels), dtype=np.uint8)
-    damage = decode(memoryview(data), lambda w, h: [View(box or (0, 0, w, h))], out)
+    damage = decode(memoryview(data), lambda w, h: [CropSpec(box or (0, 0, w, h))], out)
     return out, damage
 
 
@@ -51,10 +51,10 @@ def trained_on(data, box=None, channels=3):
 def test_a_damaged_scan_with_an_end_mark_is_seen(damaged, options):
     sound = encoded(photo(3, SIZE), **options)
     assert find_damage(sound) is None
-    assert inspect(sound, "jpg").damage is None
+    assert inspect_image(sound, "jpg").damage is None
     found = find_damage(damaged(sound))
     assert found
-    assert inspect(damaged(sound), "jpg").damage == found
+    assert inspect_image(damaged(sound), "jpg").damage == found
 
 
 @pytest.mark.parametrize("damaged", [closed, zeroed])
@@ -107,17 +107,17 @@ def test_any_sampling_factors_are_read_or_refused_by_all_alike(channels):
     for factors in SAMPLINGS:
         data = blocks(factors, 70, 50)
         try:
-            wanted = convert(load_image(data), "RGB" if channels == 3 else "L")
+            wanted = to_mode(load_image(data), "RGB" if channels == 3 else "L")
         except BadSample:
             with pytest.raises(BadSample):
-                inspect(data, "jpg")
+                inspect_image(data, "jpg")
             with pytest.raises(BadSample):
                 trained_on(data, channels=channels)
             continue
         num_read += 1
-        assert inspect(data, "jpg").damage is None
+        assert inspect_image(data, "jpg").damage is None
         out = np.empty((1, 50, 50, channels), dtype=np.uint8)
-        decode(memoryview(data), lambda w, h: [View((0, 0, 50, 50))], out)
+        decode(memoryview(data), lambda w, h: [CropSpec((0, 0, 50, 50))], out)
         wanted = np.asarray(wanted.crop((0, 0, 50, 50))).reshape(50, 50, channels)
         assert np.abs(out[0] - wanted.astype(int)).max() <= 1, factors
     assert num_read > 50
@@ -125,9 +125,9 @@ def test_any_sampling_factors_are_read_or_refused_by_all_alike(channels):
 
 @pytest.mark.parametrize("data", [ARITHMETIC, ARITHMETIC + b"padding"])
 def test_arithmetic_coding(data):
-    assert inspect(data, "jpg").damage is None
+    assert inspect_image(data, "jpg").damage is None
     out = np.empty((1, 32, 32, 3), dtype=np.uint8)
-    assert decode(memoryview(data), lambda w, h: [View((0, 0, 32, 32))], out) is None
+    assert decode(memoryview(data), lambda w, h: [CropSpec((0, 0, 32, 32))], out) is None
     assert np.abs(out[0] - np.asarray(photo(1, (48, 32)))[:, :32].astype(int)).mean() < 12
 
 

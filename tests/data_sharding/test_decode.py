@@ -12,11 +12,11 @@ from PIL import Image, ImageCms, ImageOps
 from torchvision.transforms.functional import center_crop, resize
 from torchvision.transforms.v2 import functional
 
-from data_sharding.augment import View
-from data_sharding.decode import decode, decode_whole
-from data_sharding.images import load_image, open_image, stored_size
-from data_sharding.protocol import parse_protocol
-from data_sharding.shard import BadSample
+from data_sharding.errors import BadSample
+from data_sharding.image.open_image import load_image, open_image, stored_size
+from data_sharding.transforms.crops import CropSpec
+from data_sharding.transforms.decode import decode, decode_whole
+from data_sharding.transforms.eval_protocol import parse_protocol
 
 WIDTH, HEIGHT, SIZE = 60, 44, 16
 
@@ -38,7 +38,7 @@ def encoded(image, kind, **options):
 
 def decoded(data, view=None, channels=3):
     out = np.full((1, SIZE, SIZE, channels), 77, dtype=np.uint8)
-    whole = View((0, 0, WIDTH, HEIGHT))
+    whole = CropSpec((0, 0, WIDTH, HEIGHT))
     decode(memoryview(data), lambda width, height: [view or whole], out)
     return out[0]
 
@@ -72,7 +72,7 @@ def test_lossy_files_give_nearly_the_same_pixels(kind):
 @pytest.mark.parametrize("box", [(0, 0, 30, 44), (7, 5, 41, 39), (10.5, 2.25, 50.25, 40)])
 def test_a_view_is_cropped_and_resized_at_once(box):
     data = encoded(picture(), "PNG")
-    assert nearly_equal(decoded(data, View(box)), expected(picture(), box))
+    assert nearly_equal(decoded(data, CropSpec(box)), expected(picture(), box))
 
 
 def photograph(width, height):
@@ -109,7 +109,7 @@ def test_crops_are_those_of_torchvision(width, height, box, tensor):
     theirs = functional.resized_crop(image, top, left, size[1], size[0], [56, 56], antialias=True)
     theirs = theirs.permute(1, 2, 0).numpy() if tensor else np.asarray(theirs)
     ours = np.empty((1, 56, 56, 3), dtype=np.uint8)
-    decode(memoryview(data), lambda width, height: [View(box)], ours)
+    decode(memoryview(data), lambda width, height: [CropSpec(box)], ours)
     assert np.abs(ours[0] - theirs.astype(int)).mean() < 1
 
 
@@ -127,7 +127,7 @@ def test_the_view_is_chosen_by_width_and_height():
     sizes = []
     decode(
         memoryview(encoded(picture(), "PNG")),
-        lambda width, height: sizes.append((width, height)) or [View((0, 0, 1, 1))],
+        lambda width, height: sizes.append((width, height)) or [CropSpec((0, 0, 1, 1))],
         np.empty((1, SIZE, SIZE, 3), dtype=np.uint8),
     )
     assert sizes == [(WIDTH, HEIGHT)]
@@ -141,15 +141,15 @@ def test_what_comes_in_from_outside_is_zero(shift, flip):
     plain = np.pad(decoded(data), ((40, 40), (40, 40), (0, 0)))
     x, y = 40 + shift[0], 40 + shift[1]
     wanted = plain[y : y + SIZE, x : x + SIZE]
-    found = decoded(data, View(box, shift, flip))
+    found = decoded(data, CropSpec(box, shift, flip))
     assert np.array_equal(found, wanted[:, ::-1] if flip else wanted)
 
 
 def test_flip_mirrors_and_shift_brings_zeros():
     data, box = encoded(picture(), "PNG"), (0, 0, WIDTH, HEIGHT)
     plain = decoded(data)
-    assert np.array_equal(decoded(data, View(box, flip=True)), plain[:, ::-1])
-    shifted = decoded(data, View(box, shift=(2, -3)))
+    assert np.array_equal(decoded(data, CropSpec(box, flip=True)), plain[:, ::-1])
+    shifted = decoded(data, CropSpec(box, shift=(2, -3)))
     assert np.array_equal(shifted[3:, :-2], plain[:-3, 2:])
     assert not shifted[:3].any()
     assert not shifted[:, -2:].any()
@@ -191,7 +191,7 @@ def test_orientation_is_left_alone_in_every_format(kind, orientation):
 
     def read(data):
         out = np.empty((1, SIZE, SIZE, 3), dtype=np.uint8)
-        decode(memoryview(data), lambda *size: sizes.append(size) or [View((0, 0, *size))], out)
+        decode(memoryview(data), lambda *size: sizes.append(size) or [CropSpec((0, 0, *size))], out)
         return out
 
     assert np.array_equal(read(marked), read(plain))
@@ -317,7 +317,7 @@ def reading(data):
     """Return the pixels, or None for a bad sample, which must leave the output alone."""
     out = np.full((1, SIZE, SIZE, 3), 77, dtype=np.uint8)
     try:
-        decode(memoryview(data), lambda width, height: [View((0, 0, width, height))], out)
+        decode(memoryview(data), lambda width, height: [CropSpec((0, 0, width, height))], out)
     except BadSample:
         assert np.all(out == 77)
         return None

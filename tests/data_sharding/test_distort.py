@@ -8,7 +8,7 @@ import torch
 from timm.data import create_transform
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from data_sharding.distort import ColourNoise, make_distortion
+from data_sharding.transforms.pixel_transforms import PcaLighting, make_augment
 
 NONE = {
     "policy": None,
@@ -39,7 +39,7 @@ def image(size=32):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_key_gives_the_same_image(kind):
-    distortion = make_distortion(**{**NONE, **kind})
+    distortion = make_augment(**{**NONE, **kind})
     before, state = image(), torch.random.get_rng_state()
     pythons, numpys = random.getstate(), np.random.get_state()[1].tolist()
     found = [distortion(before, key) for key in (*range(20), *range(20))]
@@ -55,7 +55,7 @@ def test_the_same_key_gives_the_same_image(kind):
 def test_timms_policy_is_what_its_recipes_have():
     """As timm's own training script builds it, with its generators seeded alike."""
     options = {"config": "rand-m9-mstd0.5-inc1"}
-    ours = make_distortion(**{**NONE, "policy": "timm_randaugment", "policy_options": options})
+    ours = make_augment(**{**NONE, "policy": "timm_randaugment", "policy_options": options})
     chain = create_transform(
         64, is_training=True, auto_augment=options["config"], interpolation="bicubic"
     )
@@ -73,17 +73,17 @@ def test_timms_policy_is_what_its_recipes_have():
 def test_the_strongest_posterizing_leaves_one_bit():
     """timm asks Pillow for none, which Pillow 13 refuses: one image in a thousand."""
     options = {"config": "rand-m10-n1-p1-inc1"}
-    strong = make_distortion(**{**NONE, "policy": "timm_randaugment", "policy_options": options})
+    strong = make_augment(**{**NONE, "policy": "timm_randaugment", "policy_options": options})
     levels = [set(strong(image(), key).flatten().tolist()) for key in range(100)]
     assert {0, 128} in levels
 
 
 def test_nothing_asked_for_is_nothing_done():
-    assert not make_distortion(**NONE)
+    assert not make_augment(**NONE)
 
 
 def test_erasing_fills_with_the_given_pixel():
-    found = make_distortion(**{**NONE, "erase_prob": 1.0})(image(), 3)
+    found = make_augment(**{**NONE, "erase_prob": 1.0})(image(), 3)
     changed = (found != image()).any(dim=0)
     assert 0.02 < changed.float().mean() < 0.5
     assert {tuple(pixel.tolist()) for pixel in found[:, changed].T} == {(124, 116, 104)}
@@ -92,7 +92,7 @@ def test_erasing_fills_with_the_given_pixel():
 def test_colour_noise_has_the_covariance_of_natural_colours():
     """Of the first component some 12 levels, as in AlexNet's code, which has color_stdevs."""
     torch.manual_seed(0)
-    noise = ColourNoise(std=0.1)
+    noise = PcaLighting(std=0.1)
     grey = torch.full((3, 1, 1), 128, dtype=torch.uint8)
     shifts = torch.stack([noise(grey).float().flatten() - 128 for _ in range(4000)]) / 255
     std = torch.linalg.eigvalsh(torch.cov(shifts.T)).clamp_min(0).sqrt()
@@ -118,4 +118,4 @@ def test_colour_noise_has_the_covariance_of_natural_colours():
 )
 def test_what_does_not_fit_is_told(kind, message):
     with pytest.raises(ValueError, match=message):
-        make_distortion(**{**NONE, **kind})
+        make_augment(**{**NONE, **kind})

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from s3 import make_shards
 from web import serve
 
-from data_sharding.fetch import Piece, Transfer, download, fetch, write_at
-from data_sharding.manifest import DataError, ShardInfo, UnavailableError
-from data_sharding.shard import ShardError
+from data_sharding.errors import DataError, ShardError, UnavailableError
+from data_sharding.format.manifest import ShardInfo
+from data_sharding.io.download import ByteRange, DownloadSettings, fetch, write_at
+from data_sharding.storage.fetch_shard import download
 
-QUICK = Transfer(num_connections=4, part_bytes=100_000, part_timeout_s=2, deadline_s=60)
+QUICK = DownloadSettings(num_connections=4, part_bytes=100_000, part_timeout_s=2, deadline_s=60)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,9 @@ def test_a_shard_comes_in_parts(s3, url, shard, directory, file):
 @pytest.mark.parametrize("kind", ["errors", "cuts", "stalls"])
 def test_the_bytes_are_right_whatever_fails(s3, url, shard, directory, file, kind):
     s3.fail(**{kind: 0.3}, seed=3)
-    patience = Transfer(8, 50_000, part_timeout_s=0.3 if kind == "stalls" else 5, deadline_s=60)
+    patience = DownloadSettings(
+        8, 50_000, part_timeout_s=0.3 if kind == "stalls" else 5, deadline_s=60
+    )
     download(url, shard, file, patience)
     assert read(file) == (directory / shard.name).read_bytes()
     assert sum(request["fault"] == kind[:-1] for request in s3.requests()) >= 3
@@ -78,7 +81,7 @@ def test_the_bytes_are_right_whatever_fails(s3, url, shard, directory, file, kin
 
 def test_all_connections_work_at_the_same_time(s3, url, shard):
     s3.fail(latency_s=0.05)
-    pieces = [Piece(url, i, i + 1) for i in range(4)]
+    pieces = [ByteRange(url, i, i + 1) for i in range(4)]
     meet = threading.Barrier(4, timeout=30)  # a fetch one after the other would never pass
     fetch(pieces, QUICK, lambda number, data: meet.wait() and None)
 
@@ -89,7 +92,7 @@ def test_pieces_of_several_files_come_with_their_numbers(s3, url, shard, directo
     ranges = [(i * 999, i * 999 + 1 + i) for i in range(20)]
     urls = [url, s3.url("other", shard.name)]
     found = {}
-    pieces = [Piece(urls[i % 2], *r) for i, r in enumerate(ranges)]
+    pieces = [ByteRange(urls[i % 2], *r) for i, r in enumerate(ranges)]
     fetch(pieces, QUICK, lambda number, data: found.update({number: data}))
     assert found == {i: data[a:b] for i, (a, b) in enumerate(ranges)}
 
@@ -111,7 +114,7 @@ def test_a_missing_shard_is_an_error_at_once(s3, url, shard, file):
 
 def test_the_error_at_the_deadline_says_what_was_tried(s3, url, shard, file):
     s3.fail(cuts=1)
-    impatient = Transfer(2, 100_000, part_timeout_s=5, deadline_s=1)
+    impatient = DownloadSettings(2, 100_000, part_timeout_s=5, deadline_s=1)
     with pytest.raises(DataError) as error:
         download(url, shard, file, impatient)
     message = str(error.value)
@@ -122,7 +125,7 @@ def test_the_error_at_the_deadline_says_what_was_tried(s3, url, shard, file):
 
 def test_a_server_that_is_silent_for_good_is_an_error_at_the_deadline(s3, url, shard, file):
     s3.fail(stalls=1)
-    impatient = Transfer(2, 100_000, part_timeout_s=0.2, deadline_s=1)
+    impatient = DownloadSettings(2, 100_000, part_timeout_s=0.2, deadline_s=1)
     with pytest.raises(DataError, match=r"no answer within 0.2 s"):
         download(url, shard, file, impatient)
 
@@ -130,7 +133,7 @@ def test_a_server_that_is_silent_for_good_is_an_error_at_the_deadline(s3, url, s
 def test_the_deadline_counts_from_what_came_last(s3, url, shard, file):
     """A shard that takes longer than the deadline in all, but moves, is no error."""
     s3.fail(stalls=0.25, seed=7)
-    slow = Transfer(1, 50_000, part_timeout_s=0.4, deadline_s=1)
+    slow = DownloadSettings(1, 50_000, part_timeout_s=0.4, deadline_s=1)
     download(url, shard, file, slow)
     assert sum(request["fault"] == "stall" for request in s3.requests()) * 0.4 > 1
 
@@ -138,27 +141,29 @@ def test_the_deadline_counts_from_what_came_last(s3, url, shard, file):
 def test_a_server_that_sends_other_bytes_than_asked_for_is_an_error(web, shard, file):
     """Python's own knows no ranges: it sends the whole file."""
     url = f"{web.url}/{shard.name}"
-    impatient = Transfer(1, 100_000, part_timeout_s=5, deadline_s=0.2)
+    impatient = DownloadSettings(1, 100_000, part_timeout_s=5, deadline_s=0.2)
     with pytest.raises(DataError, match="890880 bytes came instead of 100000"):
         download(url, shard, file, impatient)
-    download(url, shard, file, Transfer())  # in one part it is what was asked for
+    download(url, shard, file, DownloadSettings())  # in one part it is what was asked for
 
 
 def test_a_store_that_refuses_once_is_asked_again(web, shard, directory, file):
     statuses = iter([403, 403])  # to HEAD and GET
     web.answer = lambda path: next(statuses, 0)
-    download(f"{web.url}/{shard.name}", shard, file, Transfer())
+    download(f"{web.url}/{shard.name}", shard, file, DownloadSettings())
     assert read(file) == (directory / shard.name).read_bytes()
 
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refusal_is_told_at_once_and_no_fault_of_the_data(web, shard, file, status):
     url = f"{web.url}/{shard.name}"
-    download(url, shard, file, Transfer())
+    download(url, shard, file, DownloadSettings())
     web.answer = lambda path: status
     for call in (
-        lambda: download(url, shard, file, Transfer()),
-        lambda: fetch([Piece(url, 0, shard.num_bytes)], Transfer(), lambda number, data: None),
+        lambda: download(url, shard, file, DownloadSettings()),
+        lambda: fetch(
+            [ByteRange(url, 0, shard.num_bytes)], DownloadSettings(), lambda number, data: None
+        ),
     ):
         with pytest.raises(UnavailableError, match=f"not allowed to read {url}: .*{status}"):
             call()
@@ -168,10 +173,10 @@ def test_a_server_that_fails_is_no_missing_shard(web, shard, file):
     url = f"{web.url}/{shard.name}"
     web.answer = lambda path: 500
     with pytest.raises(UnavailableError, match=r"attempts at the same bytes failed.*500"):
-        download(url, shard, file, Transfer(deadline_s=0.3))
+        download(url, shard, file, DownloadSettings(deadline_s=0.3))
     web.answer = lambda path: 404
     with pytest.raises(ShardError, match="no shard at"):
-        download(url, shard, file, Transfer())
+        download(url, shard, file, DownloadSettings())
 
 
 def test_keys_are_read_again_when_they_have_expired(
@@ -188,7 +193,7 @@ def test_keys_are_read_again_when_they_have_expired(
 
     renew("first")
     s3.fail(key="first")
-    fetch([Piece(url, 0, 100)], QUICK, lambda number, data: None)
+    fetch([ByteRange(url, 0, 100)], QUICK, lambda number, data: None)
     renew("second")
     s3.fail(key="second")
     download(url, shard, file, QUICK)

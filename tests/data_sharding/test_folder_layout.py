@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from folders import listed, make, refusal
 
-from data_sharding.folder_source import folder
+from data_sharding.sources.folder import folder
 
 
 def test_test_stands_in_for_val(tmp_path: Path) -> None:
@@ -16,7 +16,7 @@ def test_test_stands_in_for_val(tmp_path: Path) -> None:
     make(tmp_path, "val/a/3.png")
     source = folder(tmp_path)
     assert listed(source, "val") == [("00000000-3", "png", 0, "val/a/3.png")]
-    assert source.ignored == {"beside the splits": 1}
+    assert source.skipped == {"beside the splits": 1}
 
 
 @pytest.mark.parametrize("train", ["train", "Train", "TRAINING"])

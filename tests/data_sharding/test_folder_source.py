@@ -13,14 +13,14 @@ from folders import listed, make, refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_sharding.folder_source import Lenience, folder
-from data_sharding.manifest import DataError
-from data_sharding.sources import Sample, Samples
+from data_sharding.errors import DataError
+from data_sharding.sources.base import Sample, Samples
+from data_sharding.sources.folder import FolderOptions, folder
 
-ANY = Lenience(max_passed_over=1)
+ANY = FolderOptions(max_passed_over=1)
 LIST_EACH = """
 import sys
-from data_sharding.folder_source import DataError, folder
+from data_sharding.sources.folder import DataError, folder
 for directory in sys.argv[1:]:
     try:
         folder(directory, 0.5)
@@ -98,7 +98,7 @@ def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
     source = folder(tmp_path, lenience=ANY)
     assert source.classes == ("a", "b")
     assert [len(source.splits[split]) for split in ("train", "val")] == [2, 1]
-    assert source.ignored == {
+    assert source.skipped == {
         ".txt": 2, "no extension": 1, "hidden": 3, "outside of classes": 1, ".csv": 1, ".db": 1,
         "left by other programs": 4, "beside the splits": 2, "neither file nor directory": 1,
     }  # fmt: skip
@@ -110,14 +110,14 @@ def test_a_large_share_that_is_passed_over_is_refused(tmp_path: Path) -> None:
     make(tmp_path, *(f"{name}/{n}.jpg" for name in "ab" for n in range(9)))
     make(tmp_path, "a/1.heic", "b/2.HEIC", *(f"a/{n}.txt" for n in range(99)))
     source = folder(tmp_path, 0.5)
-    assert source.ignored == {".heic": 2, ".txt": 99}
+    assert source.skipped == {".heic": 2, ".txt": 99}
     assert "heif-convert" in " ".join(source.notes)
     make(tmp_path, "a/3.heic")
     message = refusal(tmp_path, 0.5)
     assert "14%" in message
     assert "3 .heic" in message
     assert "heif-convert" in message
-    assert folder(tmp_path, 0.5, lenience=ANY).ignored == {".heic": 3, ".txt": 99}
+    assert folder(tmp_path, 0.5, lenience=ANY).skipped == {".heic": 3, ".txt": 99}
 
 
 def test_links(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_links(tmp_path: Path) -> None:
     source = folder(root, lenience=ANY)
     assert [text for *_, text in listed(source, "train")] == ["train/a/1.jpg", "3.jpg", "b/2.jpg"]
     loops = {"link to what it lies in": 2, "dead link": 3}
-    assert source.ignored == {"linked directory": 1, **loops}
+    assert source.skipped == {"linked directory": 1, **loops}
     assert source.ignored_names["dead link"] == [
         "train/c", "train/a/gone.jpg", "train/a/self.jpg",
     ]  # fmt: skip
@@ -143,7 +143,7 @@ def test_links(tmp_path: Path) -> None:
     assert [text for *_, text in listed(source, "train")] == [
         "train/a/1.jpg", "3.jpg", "more/4.jpg", "b/2.jpg",
     ]  # fmt: skip
-    assert source.ignored == loops
+    assert source.skipped == loops
     assert not source.found.counts
 
 
@@ -162,27 +162,27 @@ def test_an_image_that_a_link_lists_again_is_told(tmp_path: Path) -> None:
 
 def test_facts_identify_the_files_and_not_their_place(tmp_path: Path) -> None:
     names = ["train/a/1.jpg", "train/b/2.jpg", "val/a/3.jpg"]
-    facts = folder(make(tmp_path / "here", *names)).facts
-    assert facts == folder(make(tmp_path / "there", *names)).facts
+    facts = folder(make(tmp_path / "here", *names)).fingerprint
+    assert facts == folder(make(tmp_path / "there", *names)).fingerprint
     assert (facts["num_files"], facts["num_bytes"]) == (3, 13 + 13 + 11)
     renamed = ["train/a/1.jpg", "train/b/4.jpg", "val/a/3.jpg"]
-    assert facts != folder(make(tmp_path / "renamed", *renamed)).facts
+    assert facts != folder(make(tmp_path / "renamed", *renamed)).fingerprint
     moved = make(tmp_path / "moved", "train/b/1.jpg", "train/a/2.jpg", "val/a/3.jpg")
-    assert facts != folder(moved).facts
+    assert facts != folder(moved).fingerprint
     (tmp_path / "there/val/a/3.jpg").write_text("longer than before")
-    assert facts != folder(tmp_path / "there").facts
+    assert facts != folder(tmp_path / "there").fingerprint
 
 
 def test_empty_class(tmp_path: Path) -> None:
     make(tmp_path, "train/a/1.jpg", "train/b/x.txt", "train/c/2.jpg", "val/a/2.jpg")
     assert str(tmp_path / "train" / "b") in refusal(tmp_path)
-    source = folder(tmp_path, lenience=Lenience(allow_empty=True))
+    source = folder(tmp_path, lenience=FolderOptions(allow_empty=True))
     assert source.classes == ("a", "b", "c")
     assert [label for _, _, label, _ in listed(source, "train")] == [0, 2]
     assert "train/b" in source.notes[0]
     make(tmp_path, "val/b/1.jpg")
     with pytest.raises(DataError, match="that train has none of: b"):
-        folder(tmp_path, lenience=Lenience(allow_empty=True))
+        folder(tmp_path, lenience=FolderOptions(allow_empty=True))
 
 
 def test_val_need_not_have_every_class(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_each_file_is_a_sample_or_in_a_count(
         (root / place).mkdir(parents=True, exist_ok=True)
         target = {"dead.jpg": store / "none", "link.png": store / "9.png", "dir": store / "dir"}
         (root / place / name).symlink_to(target[name])
-    lenience = Lenience(follows, allow_empty=True, max_passed_over=1)
+    lenience = FolderOptions(follows, allow_empty=True, max_passed_over=1)
     try:
         source = folder(root, lenience=lenience)
     except DataError as error:
@@ -275,7 +275,7 @@ def test_each_file_is_a_sample_or_in_a_count(
     samples = {source.name(sample) for split in source.splits.values() for sample in each(split)}
     assert sum(map(len, source.splits.values())) == len(samples)
     over = [name for names in source.ignored_names.values() for name in names]
-    assert sum(source.ignored.values()) == len(over)
+    assert sum(source.skipped.values()) == len(over)
     assert len(set(over)) == len(over)
     for directory, _, files in os.walk(root, followlinks=True):
         for file in files:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_sharding.folder_source import folder
-from data_sharding.glimpse import look
-from data_sharding.manifest import read_manifest
-from data_sharding.write import write_dataset
+from data_sharding.format.manifest import read_manifest
+from data_sharding.sources.folder import folder
+from data_sharding.tools.image_profile import profile_images
+from data_sharding.writing.dataset_writer import write_dataset
 
 
 def grey(number: int) -> Image.Image:
@@ -41,7 +41,7 @@ def test_colours_are_told_by_pixels_and_not_by_modes(tmp_path: Path) -> None:
         "palette.gif": grey(3),
     }
     url = written(tmp_path / "images", images, str(tmp_path / "set"))
-    seen = look(url, "train", read_manifest(url, "train"))
+    seen = profile_images(url, "train", read_manifest(url, "train"))
     assert seen is not None
     assert (seen.num_seen, seen.num_coloured, seen.sizes) == (5, 0, {(30, 20)})
 
@@ -49,7 +49,7 @@ def test_colours_are_told_by_pixels_and_not_by_modes(tmp_path: Path) -> None:
 def test_a_share_of_the_shards_is_enough(tmp_path: Path) -> None:
     images = {f"{i}.png": (coloured if i % 5 == 0 else grey)(i) for i in range(100)}
     url = written(tmp_path / "images", images, f"memory://{tmp_path.name}", num=10)
-    seen = look(url, "train", read_manifest(url, "train"))
+    seen = profile_images(url, "train", read_manifest(url, "train"))
     assert seen is not None
     assert seen.num_seen == 32
     assert 0 < seen.num_coloured < 20
@@ -71,13 +71,13 @@ def test_what_cannot_be_read_is_not_judged(tmp_path: Path, damage: str) -> None:
         shard.write_bytes(b"x" * 2000)
     elif damage == "no images":
         shard.write_bytes(content.replace(b"PNG", b"GNP"))
-    assert look(url, "train", manifest) is None
+    assert profile_images(url, "train", manifest) is None
 
 
 def test_a_large_jpeg_is_not_decoded_whole(tmp_path: Path) -> None:
     large = Image.fromarray(np.zeros((3000, 4000, 3), dtype=np.uint8))
     large.putpixel((0, 0), (255, 0, 0))
     url = written(tmp_path / "images", {"a.jpg": large, "b.jpg": large}, str(tmp_path / "set"))
-    seen = look(url, "train", read_manifest(url, "train"))
+    seen = profile_images(url, "train", read_manifest(url, "train"))
     assert seen is not None
     assert seen.sizes == {(4000, 3000)}

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from data_sharding.labels import LabelRule
-from data_sharding.shard import BadSample, ShardError, ShardReader
+from data_sharding.errors import BadSample, ShardError
+from data_sharding.format.labels import LabelRule
+from data_sharding.format.shard_reader import ShardReader
 
 Files = list[tuple[str, bytes]]
 

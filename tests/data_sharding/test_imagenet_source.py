@@ -10,10 +10,11 @@ from PIL import Image
 from running import Tahoe
 from scipy.io import savemat
 
-from data_sharding import imagenet_source
-from data_sharding.imagenet_source import Archives, imagenet
-from data_sharding.manifest import DataError, read_manifest
-from data_sharding.sources import Source
+from data_sharding.errors import DataError
+from data_sharding.format.manifest import read_manifest
+from data_sharding.sources import imagenet as imagenet_source
+from data_sharding.sources.base import Source
+from data_sharding.sources.imagenet import Archives, imagenet
 
 # In the kit's own order, which is not the sorted one; the last has children and is no class.
 KIT = [(1, "n03", 0), (2, "n01", 0), (3, "n02", 0), (4, "n00", 2)]
@@ -102,7 +103,7 @@ def test_each_image_has_its_bytes_and_its_label(tmp_path: Path) -> None:
     assert source.num_bytes["train"].sum() == sum(
         len(d) for i in TRAIN.values() for d in i.values()
     )
-    assert subset(write(tmp_path)).facts == source.facts
+    assert subset(write(tmp_path)).fingerprint == source.fingerprint
 
 
 def test_written_as_shards_without_unpacking(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from foreign import by_gnu_tar, by_webdataset, contents, jpeg, labelled, photo, png
 
-from data_sharding.index import find_shards, index_shards, publish, read_class_names
-from data_sharding.labels import LabelRule
-from data_sharding.manifest import DataError, Manifest, read_manifest
-from data_sharding.reshard import Reading, webdataset
-from data_sharding.shard import ShardReader
+from data_sharding.errors import DataError
+from data_sharding.format.labels import LabelRule
+from data_sharding.format.manifest import Manifest, read_manifest
+from data_sharding.format.shard_reader import ShardReader
+from data_sharding.sources.shards import ReadOptions, from_webdataset
+from data_sharding.tools.index import find_shards, index_shards, read_class_names, write_manifests
 
 CLS, TXT = LabelRule(), LabelRule(extension="txt")
 
@@ -28,7 +29,7 @@ def index(
 ) -> tuple[dict[str, Manifest], bool]:
     found = find_shards(str(root), split, pattern)
     manifests, _ = index_shards(found, rule, classes=classes, num_workers=num_workers)
-    return manifests, publish(str(root), found, manifests, force=force)
+    return manifests, write_manifests(str(root), found, manifests, force=force)
 
 
 def refusal(root: Path, rule: LabelRule = CLS, **settings: Any) -> str:
@@ -129,7 +130,7 @@ def test_directories_of_splits_may_be_called_otherwise(
     root = tmp_path / "set"
     by_webdataset(root / train / "a.tar", labelled([0, 1, 1]))
     by_webdataset(root / val / "a.tar", labelled([1, 0], first=20))
-    source = webdataset([str(root)], CLS, Reading(tmp_path))
+    source = from_webdataset([str(root)], CLS, ReadOptions(tmp_path))
     assert {split: len(mine) for split, mine in source.splits.items()} == {"train": 3, "val": 2}
     assert f"of val are those in {val}/" in caplog.text
     for _ in range(2):
@@ -149,7 +150,7 @@ def test_tars_where_none_are_looked_for_are_told(
     if verb == "index":
         index(tmp_path)
     else:
-        webdataset([str(tmp_path)], CLS, Reading(tmp_path / "scratch"))
+        from_webdataset([str(tmp_path)], CLS, ReadOptions(tmp_path / "scratch"))
     (told,) = [record.getMessage() for record in caplog.records]
     what = told.partition("not used: ")[2].partition(". Move")[0]
     assert what == (
@@ -206,7 +207,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     found = find_shards(str(tmp_path), None)
     manifests, _ = index_shards(found, CLS, classes=None, num_workers=1)
     with pytest.raises(DataError, match=r"cannot write /proc/train/manifest\.json"):
-        publish("/proc", found, manifests, force=True)
+        write_manifests("/proc", found, manifests, force=True)
 
 
 def test_hidden_files_are_no_shards(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_sharding.inspect_image import Look, inspect
-from data_sharding.shard import BadSample
+from data_sharding.errors import BadSample
+from data_sharding.image.inspect import ImageInfo, inspect_image
 
 
 def saved(image: Image.Image, kind: str, **settings: Any) -> bytes:
@@ -30,7 +30,7 @@ def turned(orientation: int) -> Image.Exif:
 
 def refusal(data: bytes, extension: str = "jpg") -> str:
     with pytest.raises(BadSample) as caught:
-        inspect(data, extension)
+        inspect_image(data, extension)
     return str(caught.value)
 
 
@@ -76,15 +76,15 @@ FRAMES = [photo(number, (24, 16)) for number in range(3)]
     ],
 )  # fmt: skip
 def test_what_an_image_is(data: bytes, extension: str, rules: tuple[str, ...]) -> None:
-    assert inspect(data, extension) == Look(extension, 24, 16, rules)
+    assert inspect_image(data, extension) == ImageInfo(extension, 24, 16, rules)
     other = "png" if extension == "jpg" else "jpg"
-    assert inspect(data, other) == Look(extension, 24, 16, (*rules, "wrong_extension"))
+    assert inspect_image(data, other) == ImageInfo(extension, 24, 16, (*rules, "wrong_extension"))
 
 
 def test_other_spellings_are_right() -> None:
-    assert inspect(jpeg(1), "jpeg") == Look("jpeg", 24, 16, ())
-    assert inspect(saved(IMAGE, "TIFF"), "tiff") == Look("tiff", 24, 16, ())
-    assert inspect(saved(IMAGE.convert("L"), "PPM"), "pgm") == Look("pgm", 24, 16, ())
+    assert inspect_image(jpeg(1), "jpeg") == ImageInfo("jpeg", 24, 16, ())
+    assert inspect_image(saved(IMAGE, "TIFF"), "tiff") == ImageInfo("tiff", 24, 16, ())
+    assert inspect_image(saved(IMAGE.convert("L"), "PPM"), "pgm") == ImageInfo("pgm", 24, 16, ())
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
@@ -98,7 +98,7 @@ def test_a_truncated_image_does_not_pass(kind: str) -> None:
 def test_a_preview_in_the_header_is_not_the_end() -> None:
     exif = turned(1)
     whole = saved(photo(1, (64, 48)), "JPEG", exif=exif.tobytes() + jpeg(2))
-    assert inspect(whole, "jpg").width == 64
+    assert inspect_image(whole, "jpg").width == 64
     assert "is truncated: it is a JPEG without its end" in refusal(whole[:-10])
 
 
@@ -118,7 +118,7 @@ def test_hostile_bytes_are_refused_or_looked_at(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 5))):
         whole[data.draw(st.integers(0, min(len(whole), 150) - 1))] = data.draw(st.integers(0, 255))
     try:
-        look = inspect(bytes(whole), "jpg")
+        look = inspect_image(bytes(whole), "jpg")
     except BadSample:
         return
     assert look.width > 0 < look.height

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from data_sharding.job_pool import Advance, work_off
-from data_sharding.manifest import DataError
+from data_sharding.errors import DataError
+from data_sharding.io.process_pool import ProgressFn, parallel_map
 
 DEADLINE_S = 30
 
@@ -16,13 +16,13 @@ def ignore(done: int) -> None:
     pass
 
 
-def power(exponent: int, item: int, advance: Advance) -> int:
+def power(exponent: int, item: int, advance: ProgressFn) -> int:
     for _ in range(item):
         advance(1)
     return int(item**exponent)
 
 
-def fail_at_three(job: None, item: int, advance: Advance) -> int:
+def fail_at_three(job: None, item: int, advance: ProgressFn) -> int:
     if item == 3:
         raise DataError("three")
     deadline_s = time.monotonic() + DEADLINE_S
@@ -31,7 +31,7 @@ def fail_at_three(job: None, item: int, advance: Advance) -> int:
     raise AssertionError("nobody has stopped this")
 
 
-def die(job: None, item: int, advance: Advance) -> None:
+def die(job: None, item: int, advance: ProgressFn) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -39,7 +39,7 @@ def die(job: None, item: int, advance: Advance) -> None:
 def test_results_are_in_order_and_progress_ends_at_the_sum(num_workers: int) -> None:
     seen: list[int] = []
     results: list[int] = []
-    found = work_off(
+    found = parallel_map(
         power, 2, range(20), num_workers=num_workers, on_progress=seen.append,
         on_result=results.append,
     )  # fmt: skip
@@ -51,7 +51,7 @@ def test_results_are_in_order_and_progress_ends_at_the_sum(num_workers: int) -> 
 def test_an_error_ends_the_others() -> None:
     start_s = time.monotonic()
     with pytest.raises(DataError, match="three"):
-        work_off(fail_at_three, None, [1, 3], num_workers=2, on_progress=ignore)
+        parallel_map(fail_at_three, None, [1, 3], num_workers=2, on_progress=ignore)
     assert time.monotonic() - start_s < DEADLINE_S
 
 
@@ -60,9 +60,9 @@ def test_an_error_about_a_result_ends_the_others() -> None:
         raise DataError("enough")
 
     with pytest.raises(DataError, match="enough"):
-        work_off(power, 2, [1] * 100, num_workers=2, on_progress=ignore, on_result=refuse)
+        parallel_map(power, 2, [1] * 100, num_workers=2, on_progress=ignore, on_result=refuse)
 
 
 def test_a_killed_process_is_told() -> None:
     with pytest.raises(DataError, match="probably because memory ran out"):
-        work_off(die, None, [1, 2], num_workers=2, on_progress=ignore)
+        parallel_map(die, None, [1, 2], num_workers=2, on_progress=ignore)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_sharding.jpeg import cut_below, read_header
+from data_sharding.image.jpeg import cut_below, read_header
 
 WIDTH, HEIGHT = 83, 131
 RNG = np.random.default_rng(0)

@@ -16,9 +16,10 @@ DEADLINE_S = 60
 EACH_OPERATION = """
 import os, sys
 from pathlib import Path
-from data_sharding import files, write
-from data_sharding.folder_source import folder
-from data_sharding.write_shard import Checks
+from data_sharding.io import filesystem
+from data_sharding.sources.folder import folder
+from data_sharding.writing import dataset_writer
+from data_sharding.writing.shard_writer import ImageChecks
 
 source, root = folder(sys.argv[1]), Path(sys.argv[2])
 left = 0  # operations on files until the power goes
@@ -37,12 +38,13 @@ def write_in_a_process(url, num_operations):
     pid = os.fork()
     if pid == 0:
         left = num_operations
-        write.write_dataset(source, url, seed=0, samples_per_shard=4, checks=Checks(1, dedupe=True))
+        checks = ImageChecks(1, dedupe=True)
+        dataset_writer.write_dataset(source, url, seed=0, samples_per_shard=4, checks=checks)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-for module, name in ((files, "write_bytes"), (files, "create"), (files, "remove"),
-                     (files, "remove_directory"), (Path, "unlink"), (Path, "replace")):
+of_files = ("write_bytes", "open_for_write", "remove", "remove_directory")
+for module, name in (*((filesystem, n) for n in of_files), (Path, "unlink"), (Path, "replace")):
     setattr(module, name, counted(getattr(module, name)))
 for number in range(1, 1000):
     url = str(root / str(number))

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from data_sharding.labels import INTEGERS, TEXTS, BadLabelError, LabelRule
+from data_sharding.errors import BadLabelError
+from data_sharding.format.labels import INTEGERS, TEXTS, LabelRule
 
 NUMBERS = {"cat": 0, "çäß 犬": 1, "two words": 2}
 

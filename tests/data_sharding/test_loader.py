@@ -19,23 +19,24 @@ from foreign import encoded, photo
 from PIL import Image
 
 import data_sharding
-from data_sharding import files
-from data_sharding.augment import NUM_DRAWS, random_resized_crop
-from data_sharding.batches import EvalSet, TrainSet
-from data_sharding.counter import derive, uniform
-from data_sharding.curriculum import ImageSizes
-from data_sharding.distort import Distortion, make_distortion
-from data_sharding.folder_source import folder
-from data_sharding.loader import Batch, load, ring_bytes
-from data_sharding.manifest import DataError, UnavailableError, read_manifest
-from data_sharding.order import Order
-from data_sharding.protocol import parse_protocol
-from data_sharding.ring import SHARED_MEMORY, check_space
-from data_sharding.samples import ShardSet
-from data_sharding.shard import BadSample, ShardError, ShardReader
-from data_sharding.sources import Sample, Source
-from data_sharding.stores import open_store
-from data_sharding.write import write_dataset
+from data_sharding.errors import BadSample, DataError, ShardError, UnavailableError
+from data_sharding.format.manifest import read_manifest
+from data_sharding.format.shard_reader import ShardReader
+from data_sharding.io import filesystem
+from data_sharding.loading.datasets import EvalDataset, TrainDataset
+from data_sharding.loading.loader import Batch, iter_batches, ring_bytes
+from data_sharding.loading.shared_buffers import SHARED_MEMORY, check_space
+from data_sharding.loading.split_reader import SplitReader
+from data_sharding.rng import derive_key, uniform
+from data_sharding.sampling.sample_order import SampleOrder
+from data_sharding.sources.base import Sample, Source
+from data_sharding.sources.folder import folder
+from data_sharding.storage.shard_store import open_store
+from data_sharding.transforms.crops import NUM_RANDOMS, random_resized_crop
+from data_sharding.transforms.eval_protocol import parse_protocol
+from data_sharding.transforms.pixel_transforms import PixelAugment, make_augment
+from data_sharding.transforms.progressive_resize import ImageSizeSchedule
+from data_sharding.writing.dataset_writer import write_dataset
 
 NUM_TRAIN, NUM_VAL, BATCH, MICROS = 50, 21, 16, 2
 CUT = (3, 4)  # training images, by number, that are cut in half: two in a row
@@ -75,28 +76,30 @@ def damaged_url(tmp_path_factory):
     return write(where / "images", str(where / "set"), cut=CUT)
 
 
-NOTHING = Distortion(())
+NOTHING = PixelAugment(())
 
 
 def shard_set(url, split):
     manifest = read_manifest(url, split)
-    return ShardSet(split, manifest, open_store(files.join(url, split), None, manifest.labels))
+    return SplitReader(
+        split, manifest, open_store(filesystem.join(url, split), None, manifest.labels)
+    )
 
 
-def train_set(url, *, sizes=ImageSizes(16), distortion=NOTHING, **options):  # noqa: B008
+def train_set(url, *, sizes=ImageSizeSchedule(16), distortion=NOTHING, **options):  # noqa: B008
     shards = shard_set(url, "train")
     sizes_of_shards = shards.manifest.shards.num_samples
-    order = Order(sizes_of_shards, 7, BATCH, 4, MICROS, block_size=8, **options)
-    return TrainSet(shards, order, crop, distortion, sizes, 3)
+    order = SampleOrder(sizes_of_shards, 7, BATCH, 4, MICROS, block_size=8, **options)
+    return TrainDataset(shards, order, crop, distortion, sizes, 3)
 
 
 def eval_set(url, batch_size=8, protocol="center-16-of-20"):
-    return EvalSet(shard_set(url, "val"), batch_size, parse_protocol(protocol), 3)
+    return EvalDataset(shard_set(url, "val"), batch_size, parse_protocol(protocol), 3)
 
 
 def collect(dataset, wanted, num_workers=0):
     """Return all batches, copied out of the memory that they come in."""
-    loaded = load(dataset, wanted, num_workers)
+    loaded = iter_batches(dataset, wanted, num_workers)
     return [batch._replace(images=batch.images.clone()) for batch in loaded]
 
 
@@ -193,7 +196,7 @@ def test_an_unreadable_sample_is_replaced_by_the_next_and_named(damaged_url):
     found = np.empty((1, 16, 16, 3), dtype=np.uint8)
     for name, batch in zip(names(0, 3), batches, strict=True):
         asked = ours.order.micro_batch(*name).ids
-        draws = uniform(derive(7, "augment", 0, asked), NUM_DRAWS)
+        draws = uniform(derive_key(7, "augment", 0, asked), NUM_RANDOMS)
         for i, sample in enumerate(asked.tolist()):
             while sample in bad:
                 sample = (sample + 1) % NUM_TRAIN  # noqa: PLW2901
@@ -233,7 +236,7 @@ def unreadable(url):
     shards, reasons = train_set(url).shards, {}
     for sample in range(NUM_TRAIN):
         try:
-            shards.read(sample, seen(np.full(NUM_DRAWS, 0.5)), np.empty((1, 4, 4, 3), np.uint8))
+            shards.read(sample, seen(np.full(NUM_RANDOMS, 0.5)), np.empty((1, 4, 4, 3), np.uint8))
         except BadSample as error:
             reasons[sample] = str(error)
     return reasons
@@ -289,7 +292,7 @@ def test_a_batch_is_whole_until_the_next_but_one_is_asked_for(url):
     """What the rank holds while it copies: the batch in use, and the one after it."""
     dataset, wanted = train_set(url), names(0, 12)
     copies = collect(dataset, wanted)
-    batches, before = load(dataset, wanted, 2), None
+    batches, before = iter_batches(dataset, wanted, 2), None
     for batch, copy in zip(batches, copies, strict=True):
         if before is not None:
             assert torch.equal(before[0].images, before[1].images)
@@ -298,14 +301,14 @@ def test_a_batch_is_whole_until_the_next_but_one_is_asked_for(url):
 
 
 def test_sizes_may_grow_with_the_step(url):
-    sizes = ImageSizes(16, 8, from_step=0, to_step=4, multiple_of=4)
+    sizes = ImageSizeSchedule(16, 8, from_step=0, to_step=4, multiple_of=4)
     grown = collect(train_set(url, sizes=sizes), names(0, 6), 1)
     assert [batch.images.shape[-1] for batch in grown[::MICROS]] == [8, 8, 12, 16, 16, 16]
     assert_equal(grown[4 * MICROS :], collect(train_set(url), names(4, 6)))
 
 
 def test_distortions_depend_on_the_sample_and_not_on_the_worker(url):
-    distortion = make_distortion(
+    distortion = make_augment(
         policy="trivialaugment",
         policy_options={},
         jitter=(0, 0, 0, 0),
@@ -355,12 +358,12 @@ def test_shared_memory_that_others_use_may_be_free_at_another_time(url):
         dataset = eval_set(url, batch_size=1)
         num_held = whole // dataset.max_bytes - 4  # with all that there is, it would go
         with pytest.raises(UnavailableError, match=r"data\.num_workers or evaluate\.batch_size"):
-            load(dataset, [0], 1, num_held=num_held)
+            iter_batches(dataset, [0], 1, num_held=num_held)
 
 
 def test_batches_that_are_held_stay_as_they_are(url):
     dataset, wanted = train_set(url), names(0, 3)
-    held = list(load(dataset, wanted, 0, num_held=len(wanted)))
+    held = list(iter_batches(dataset, wanted, 0, num_held=len(wanted)))
     assert_equal(held, collect(dataset, wanted))
 
 
@@ -369,8 +372,8 @@ def test_batches_that_are_held_stay_as_they_are(url):
 CRAMPED = """
 import os, resource, sys
 sys.path += sys.argv[2:]
-from data_sharding.loader import load
-from data_sharding.manifest import DataError
+from data_sharding.errors import DataError
+from data_sharding.loading.loader import iter_batches
 from fork_server import restart_fork_server
 from test_loader import names, train_set
 
@@ -378,7 +381,7 @@ restart_fork_server()
 num_open, most = len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 30, most))
 try:
-    load(train_set(sys.argv[1]), names(0, 1), 16)
+    iter_batches(train_set(sys.argv[1]), names(0, 1), 16)
 except DataError as error:
     print("refused:", error, flush=True)
 """
@@ -396,28 +399,28 @@ LOADING = """
 import signal, sys, time, torch
 from types import SimpleNamespace
 import numpy as np
-from data_sharding.batches import Filled
-from data_sharding.loader import load
+from data_sharding.loading.datasets import BatchMeta
+from data_sharding.loading.loader import iter_batches
 
 class Slow:
     max_bytes, shards_of, size_key = 1, None, ""
     shards = SimpleNamespace(store=None, manifest=SimpleNamespace(shards=()))
-    def fill(self, name, memory):
+    def write_batch(self, name, memory):
         time.sleep(0.02)
         memory[0] = name
-        return Filled((1, 1, 1, 1), *[np.array([name])] * 3, [])
+        return BatchMeta((1, 1, 1, 1), *[np.array([name])] * 3, [])
 
 def main():
     received = []
     for number in signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2:
         signal.signal(number, lambda number, frame: received.append(number))
     print("loading", flush=True)
-    batches = load(Slow(), range(100), 2)
+    batches = iter_batches(Slow(), range(100), 2)
     numbers = [next(batches).images.item()]
     print("reading", flush=True)
     numbers += [batch.images.item() for batch in batches]
     print(sorted(received), numbers == list(range(100)), flush=True)
-    batches = load(Slow(), range(100), 2)
+    batches = iter_batches(Slow(), range(100), 2)
     next(batches)
     print("again", flush=True)
     if sys.argv[1] == "crash":

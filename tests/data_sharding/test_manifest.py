@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 
 import data_sharding
-from data_sharding import files
-from data_sharding.labels import LabelRule
-from data_sharding.manifest import (
+from data_sharding.errors import DataError
+from data_sharding.format.labels import LabelRule
+from data_sharding.format.manifest import (
     TABLE_NAME,
-    DataError,
     Manifest,
     ShardInfo,
     read_manifest,
     write_manifest,
 )
-from data_sharding.shard_table import ShardTable
+from data_sharding.format.shard_table import ShardTable
+from data_sharding.io import filesystem
 
 SHARDS = (
     ShardInfo("shard-000000.tar", 3, 10240, "0" * 64),
@@ -46,7 +46,7 @@ def test_round_trip(url: str) -> None:
     assert read == MANIFEST
     assert read.fingerprint == MANIFEST.fingerprint
     assert (read.num_samples, read.num_bytes) == (5, 30720)
-    assert json.loads(files.read_bytes(files.join(url, "train", "manifest.json"))) == {
+    assert json.loads(filesystem.read_bytes(filesystem.join(url, "train", "manifest.json"))) == {
         "format": "tahoe-shards-1",
         "classes": ["cat", "çäß 犬"],
         "shards": [
@@ -102,7 +102,7 @@ def values(**changes: object) -> dict[str, object]:
 
 
 def read(tmp_path: Path, text: str | bytes) -> Manifest:
-    files.write_bytes(
+    filesystem.write_bytes(
         str(tmp_path / "train" / "manifest.json"), text.encode() if isinstance(text, str) else text
     )
     return read_manifest(str(tmp_path), "train")
@@ -178,50 +178,51 @@ def test_a_failed_write_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "a b" / "manifest.json"
-    files.write_bytes(str(target), b"old")
+    filesystem.write_bytes(str(target), b"old")
 
     def no_space(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", no_space)
     with pytest.raises(OSError, match="No space left"):
-        files.write_bytes(str(target), b"new")
+        filesystem.write_bytes(str(target), b"new")
     assert target.read_bytes() == b"old"
     assert [path.name for path in target.parent.iterdir()] == ["manifest.json"]
 
 
 def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
     target = tmp_path / "manifest.json"
-    files.write_bytes(str(target), b"old")
+    filesystem.write_bytes(str(target), b"old")
     with target.open("rb") as reader:
-        files.write_bytes(str(target), b"new")
+        filesystem.write_bytes(str(target), b"new")
         assert reader.read() == b"old"
     assert target.read_bytes() == b"new"
 
 
 def test_files_by_url(url: str) -> None:
-    assert files.list_names(url) == []
+    assert filesystem.list_names(url) == []
     for name in "b", "a":
-        files.write_bytes(files.join(url, "sub dir", name), name.encode())
-    assert files.list_names(files.join(url + "/", "sub dir")) == ["a", "b"]
-    assert files.read_bytes(files.join(url, "sub dir", "b")) == b"b"
-    files.remove(files.join(url, "sub dir", "a"))
-    files.remove(files.join(url, "sub dir", "a"))
-    assert not files.exists(files.join(url, "sub dir", "a"))
-    path = files.local_path(url)
+        filesystem.write_bytes(filesystem.join(url, "sub dir", name), name.encode())
+    assert filesystem.list_names(filesystem.join(url + "/", "sub dir")) == ["a", "b"]
+    assert filesystem.read_bytes(filesystem.join(url, "sub dir", "b")) == b"b"
+    filesystem.remove(filesystem.join(url, "sub dir", "a"))
+    filesystem.remove(filesystem.join(url, "sub dir", "a"))
+    assert not filesystem.exists(filesystem.join(url, "sub dir", "a"))
+    path = filesystem.local_path(url)
     assert (path is None) == url.startswith("memory")
     assert path is None or (path / "sub dir" / "b").is_file()
 
 
 def test_published_files_have_the_usual_permissions(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
-    files.write_bytes(str(tmp_path / "published"), b"")
+    filesystem.write_bytes(str(tmp_path / "published"), b"")
     assert (tmp_path / "published").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_planning_imports_no_torch() -> None:
     code = (
-        "import sys, data_sharding.manifest, data_sharding.sources, data_sharding.shard;"
+        "import sys, data_sharding.format.manifest, data_sharding.format.shard_reader;"
+        "import data_sharding.sources.base;"
         "sys.exit(any(name in sys.modules for name in ('torch', 'webdataset', 'sklearn', 'hydra')))"
     )
     home = Path(data_sharding.__file__).parent.parent
@@ -249,8 +250,8 @@ def test_many_shards_are_a_table_beside_the_manifest(tmp_path: Path) -> None:
         assert found.fingerprint == manifest.fingerprint
         assert found.num_samples == sum(shard.num_samples for shard in manifest.shards)
         assert list(found.shards) == list(manifest.shards)
-    assert files.list_names(str(tmp_path / "a" / "train")) == ["manifest.json"]
-    assert files.list_names(str(tmp_path / "b" / "train")) == ["manifest.json", TABLE_NAME]
+    assert filesystem.list_names(str(tmp_path / "a" / "train")) == ["manifest.json"]
+    assert filesystem.list_names(str(tmp_path / "b" / "train")) == ["manifest.json", TABLE_NAME]
     assert listed.fingerprint != table.fingerprint
 
 
@@ -271,7 +272,7 @@ def test_a_remote_table_is_copied_once(tmp_path: Path, monkeypatch: pytest.Monke
         (copy,) = tmp_path.glob("tahoe-*/tables/*.safetensors")
         copy.write_bytes(copy.read_bytes()[:-1])  # cut short by a full disk, say
         assert read_manifest("memory://many", "train") == manifest
-        files.remove(f"memory://many/train/{TABLE_NAME}")
+        filesystem.remove(f"memory://many/train/{TABLE_NAME}")
         assert read_manifest("memory://many", "train") == manifest
         copy.unlink()
         with pytest.raises(DataError, match=f"{TABLE_NAME} is no usable manifest: "):

@@ -6,8 +6,14 @@ import threading
 
 import pytest
 
-from data_sharding.manifest import DataError
-from data_sharding.node_files import is_at, locked, make_private, pinned, remove_unless_held
+from data_sharding.errors import DataError
+from data_sharding.io.file_lock import (
+    exclusive_lock,
+    is_same_file,
+    make_private,
+    remove_if_unlocked,
+    shared_lock,
+)
 
 
 @pytest.fixture
@@ -30,22 +36,22 @@ def waiting(context, seen):
 
 
 def test_one_at_a_time_holds_a_file(path):
-    with locked(path) as file:
+    with exclusive_lock(path) as file:
         assert file
-        assert is_at(file, path)
-        with locked(path, wait=False) as other:
+        assert is_same_file(file, path)
+        with exclusive_lock(path, wait=False) as other:
             assert other is None
-        assert not remove_unless_held(path)
-    with locked(path, wait=False) as file:
+        assert not remove_if_unlocked(path)
+    with exclusive_lock(path, wait=False) as file:
         assert file
 
 
 @pytest.mark.parametrize("is_replaced", [False, True])
 def test_who_waited_for_a_file_that_is_gone_holds_its_successor(path, tmp_path, is_replaced):
     seen = []
-    with locked(path) as file:
+    with exclusive_lock(path) as file:
         old = os.fstat(file.fileno()).st_ino
-        thread = waiting(locked(path), seen)
+        thread = waiting(exclusive_lock(path), seen)
         path.rename(tmp_path / "published")
         if is_replaced:
             path.touch()
@@ -58,7 +64,7 @@ def test_what_was_removed_before_it_could_be_pinned_is_not_there(path):
     seen = []
     with path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        thread = waiting(pinned(path), seen)
+        thread = waiting(shared_lock(path), seen)
         path.unlink()
     thread.join()
     assert seen == [False]
@@ -66,13 +72,13 @@ def test_what_was_removed_before_it_could_be_pinned_is_not_there(path):
 
 def test_what_is_pinned_is_not_removed(path):
     path.touch()
-    with pinned(path) as one, pinned(path) as another:
+    with shared_lock(path) as one, shared_lock(path) as another:
         assert one
         assert another
-        assert not remove_unless_held(path)
-    assert remove_unless_held(path)
-    assert remove_unless_held(path)
-    with pinned(path) as file:
+        assert not remove_if_unlocked(path)
+    assert remove_if_unlocked(path)
+    assert remove_if_unlocked(path)
+    with shared_lock(path) as file:
         assert file is None
 
 

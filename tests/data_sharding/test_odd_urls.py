@@ -6,16 +6,17 @@ import pytest
 from foreign import by_webdataset, jpeg, labelled
 from s3 import S3
 
-from data_sharding import files
-from data_sharding.folder_source import folder
-from data_sharding.index import find_shards
-from data_sharding.journal import clear, open_journal
-from data_sharding.labels import LabelRule
-from data_sharding.manifest import DataError, read_manifest
-from data_sharding.reshard import Reading, merge, webdataset
-from data_sharding.sources import Sample, Source
-from data_sharding.write import write_dataset
-from data_sharding.write_shard import Checks
+from data_sharding.errors import DataError
+from data_sharding.format.labels import LabelRule
+from data_sharding.format.manifest import read_manifest
+from data_sharding.io import filesystem
+from data_sharding.sources.base import Sample, Source
+from data_sharding.sources.folder import folder
+from data_sharding.sources.shards import ReadOptions, from_webdataset, merge
+from data_sharding.tools.index import find_shards
+from data_sharding.writing.dataset_writer import write_dataset
+from data_sharding.writing.journal import open_journal, remove
+from data_sharding.writing.shard_writer import ImageChecks
 
 _SAMPLES = [Sample("a", "jpg", 0, "a", lambda: b"bytes")]
 SOURCE = Source(("x",), {"train": _SAMPLES, "val": _SAMPLES}, {})
@@ -34,11 +35,11 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_a_place_with_a_pattern_for_a_name_has_a_journal(root: str) -> None:
     journals = {}
     for name in ("a 1", "aXb", "a [1]", "a*b"):
-        journals[name] = open_journal(files.join(root, name), {}, None)
+        journals[name] = open_journal(filesystem.join(root, name), {}, None)
         journals[name].add("train-[0]", {"name": name})
     for name in ("a [1]", "a*b"):
         assert journals[name].read() == {"train-[0]": {"name": name}}
-        clear(files.join(root, name))
+        remove(filesystem.join(root, name))
         assert journals[name].read() == {}
     for name in ("a 1", "aXb"):
         assert journals[name].read() == {"train-[0]": {"name": name}}
@@ -51,7 +52,7 @@ def test_a_write_that_was_stopped_is_taken_up_there(tmp_path: Path) -> None:
         image.write_bytes(jpeg(number) if number else b"broken")
     out = tmp_path / "a [1]"
     write = lambda share: write_dataset(  # noqa: E731
-        folder(tmp_path / "[in]"), str(out), seed=0, samples_per_shard=1, checks=Checks(share)
+        folder(tmp_path / "[in]"), str(out), seed=0, samples_per_shard=1, checks=ImageChecks(share)
     )
     with pytest.raises(DataError, match="are corrupt"):
         write(0)
@@ -68,7 +69,7 @@ def test_one_place_within_another_is_refused(tmp_path: Path, url: str) -> None:
         lambda: write_dataset(SOURCE, url, seed=0, samples_per_shard=1),
         lambda: find_shards(url, None),
         lambda: read_manifest(url, "train"),
-        lambda: merge([url], Reading(tmp_path)),
+        lambda: merge([url], ReadOptions(tmp_path)),
     ):
         with pytest.raises(DataError, match="without '::'"):
             call()
@@ -86,5 +87,5 @@ def test_only_stars_and_question_marks_are_patterns_of_shards(tmp_path: Path) ->
         by_webdataset(tmp_path / name / "x.tar", labelled([0] * num, first=10 * num))
     for pattern, num in (("a [1]/*.tar", 2), ("b*/x.tar", 4), ("a*/?.tar", 5)):
         urls, val = [str(tmp_path / pattern)], [str(tmp_path / "val")]
-        source = webdataset(urls, LabelRule(), Reading(tmp_path), val_urls=val)
+        source = from_webdataset(urls, LabelRule(), ReadOptions(tmp_path), val_urls=val)
         assert len(source.splits["train"]) == num, pattern

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from data_sharding.order import Order
+from data_sharding.sampling.sample_order import SampleOrder
 
 Ints = NDArray[np.int64]
 
@@ -29,14 +29,14 @@ epochs = st.one_of(st.integers(0, 3), st.integers(0, 10**6))
 
 
 @st.composite
-def orders(draw: st.DrawFn) -> Order:
+def orders(draw: st.DrawFn) -> SampleOrder:
     """Any order whose epoch has 1 to MAX_STEPS steps."""
     lanes_each, num_micro, per_lane = (draw(st.integers(1, 6)) for _ in range(3))
     global_batch_size = lanes_each * num_micro * per_lane
     sizes = draw(st.lists(st.integers(1, 2 * global_batch_size), max_size=MAX_STEPS // 2 - 1))
     if sum(sizes) < global_batch_size:
         sizes.append(draw(st.integers(global_batch_size, 2 * global_batch_size)))
-    return Order(
+    return SampleOrder(
         shard_sizes=np.array(sizes),
         seed=draw(st.integers(-(2**65), 2**65)),
         global_batch_size=global_batch_size,
@@ -47,18 +47,20 @@ def orders(draw: st.DrawFn) -> Order:
     )
 
 
-def plain(*sizes: int, **settings: Any) -> Order:
+def plain(*sizes: int, **settings: Any) -> SampleOrder:
     """Return an order of one lane and whole batches, unless told otherwise."""
-    return Order(np.array(sizes), **{"seed": 0, "num_lanes": 1, "num_micro_batches": 1} | settings)
+    return SampleOrder(
+        np.array(sizes), **{"seed": 0, "num_lanes": 1, "num_micro_batches": 1} | settings
+    )
 
 
-def batches(order: Order, epoch: int = 0) -> Ints:
+def batches(order: SampleOrder, epoch: int = 0) -> Ints:
     """Return an epoch's global batches; shape (steps, global_batch_size)."""
     first = epoch * order.steps_per_epoch
     return np.stack([order.global_batch(first + step).ids for step in range(order.steps_per_epoch)])
 
 
-def left_over(order: Order, epoch: int) -> set[int]:
+def left_over(order: SampleOrder, epoch: int) -> set[int]:
     return set(range(order.num_samples)) - set(batches(order, epoch).ravel().tolist())
 
 
@@ -66,7 +68,7 @@ def divisors(number: int) -> Iterator[int]:
     return (part for part in range(1, number + 1) if number % part == 0)
 
 
-def rank_batch(order: Order, step: int, rank: int, world_size: int) -> Ints:
+def rank_batch(order: SampleOrder, step: int, rank: int, world_size: int) -> Ints:
     """Return what a rank reads for a step: its micro-batches, one after the other."""
     each = order.num_micro_batches // world_size
     return np.concatenate(
@@ -81,7 +83,7 @@ def rank_batch(order: Order, step: int, rank: int, world_size: int) -> Ints:
 @given(orders(), epochs)
 @example(plain(1, global_batch_size=1), 0)
 @example(plain(5, 1, 3, global_batch_size=9), 1)
-def test_nothing_comes_twice_and_only_the_remainder_is_left(order: Order, epoch: int) -> None:
+def test_nothing_comes_twice_and_only_the_remainder_is_left(order: SampleOrder, epoch: int) -> None:
     seen = batches(order, epoch).ravel()
     assert seen.min() >= 0
     assert seen.max() < order.num_samples == sum(order.shard_sizes)
@@ -114,7 +116,7 @@ def test_an_unshuffled_epoch_is_the_shards_as_they_lie() -> None:
 
 @examples
 @given(orders(), st.integers(0, 10**9))
-def test_every_world_size_sees_the_same_batch(order: Order, step: int) -> None:
+def test_every_world_size_sees_the_same_batch(order: SampleOrder, step: int) -> None:
     expected = order.global_batch(step).ids
     assert expected.shape == (order.global_batch_size,)
     for world_size in divisors(order.num_micro_batches):
@@ -125,7 +127,7 @@ def test_every_world_size_sees_the_same_batch(order: Order, step: int) -> None:
 
 @examples
 @given(orders(), st.integers(0, 10**9))
-def test_the_number_of_micro_batches_only_cuts_the_batch(order: Order, step: int) -> None:
+def test_the_number_of_micro_batches_only_cuts_the_batch(order: SampleOrder, step: int) -> None:
     expected = order.global_batch(step).ids
     for number in divisors(order.num_lanes):
         other = replace(order, num_micro_batches=number)
@@ -139,7 +141,9 @@ def test_the_number_of_micro_batches_only_cuts_the_batch(order: Order, step: int
 
 @examples
 @given(orders(), st.lists(st.integers(0, 3 * MAX_STEPS), min_size=1, max_size=20))
-def test_a_step_can_be_looked_up_without_those_before_it(order: Order, steps: list[int]) -> None:
+def test_a_step_can_be_looked_up_without_those_before_it(
+    order: SampleOrder, steps: list[int]
+) -> None:
     sequence = np.concatenate([batches(order, epoch) for epoch in range(2)])
     resumed = pickle.loads(pickle.dumps(replace(order)))
     for step in (step % len(sequence) for step in steps):
@@ -170,7 +174,7 @@ def test_lanes_and_blocks_are_shuffled_independently() -> None:
 
 def test_known_batches() -> None:
     """A run that is resumed years later goes on in its order."""
-    small = Order(np.array([5, 3, 9, 7]), 7, 8, 4, 2, block_size=3)
+    small = SampleOrder(np.array([5, 3, 9, 7]), 7, 8, 4, 2, block_size=3)
     assert [small.global_batch(step).ids.tolist() for step in (0, 1, 2, 3, 3 * 10**6)] == [
         [13, 12, 18, 19, 1, 2, 5, 7],
         [15, 14, 20, 21, 0, 3, 9, 6],
@@ -178,7 +182,7 @@ def test_known_batches() -> None:
         [11, 10, 22, 23, 16, 17, 2, 1],
         [12, 11, 5, 23, 19, 17, 2, 3],
     ]
-    large = Order(np.array([1200, 900, 1000] * 2), 7, 8, 4, 2, block_size=64)
+    large = SampleOrder(np.array([1200, 900, 1000] * 2), 7, 8, 4, 2, block_size=64)
     assert [large.micro_batch(step, 1).ids.tolist() for step in (0, 774, 775, 10**9)] == [
         [3472, 3419, 2422, 2437],
         [1856, 1827, 5158, 5120],
@@ -207,7 +211,7 @@ def test_all_orders_of_a_tiny_lane_are_equally_likely() -> None:
     assert stats.chisquare(counts).pvalue > LEAST_P
 
 
-def displacements(order: Order) -> NDArray[np.float64]:
+def displacements(order: SampleOrder) -> NDArray[np.float64]:
     """Return how far samples come from their places on disk, for one lane and one shard.
 
     The sequence is rotated by a random offset first: that is, up to the turn that centres them.
@@ -344,7 +348,7 @@ def test_a_million_shards_and_four_thousand_ranks_cost_little() -> None:
 
 @pytest.mark.parametrize("repeats", [2, 4])
 def test_repeats_share_a_micro_batch_and_differ_in_their_pass(repeats: int) -> None:
-    order = Order(np.array([50, 77, 61]), 3, 16, 4, 2, block_size=8, repeats=repeats)
+    order = SampleOrder(np.array([50, 77, 61]), 3, 16, 4, 2, block_size=8, repeats=repeats)
     assert order.steps_per_pass == 188 // (16 // repeats)
     drawn: dict[int, list[int]] = {}
     for step in range(2 * order.steps_per_pass):
@@ -364,7 +368,9 @@ def test_repeats_share_a_micro_batch_and_differ_in_their_pass(repeats: int) -> N
 
 @examples
 @given(orders(), st.integers(2, 4), st.integers(0, 10**9))
-def test_repeats_are_the_plain_order_more_slowly(order: Order, repeats: int, step: int) -> None:
+def test_repeats_are_the_plain_order_more_slowly(
+    order: SampleOrder, repeats: int, step: int
+) -> None:
     batch = order.global_batch_size * repeats
     assume(order.num_samples >= batch)
     repeated = replace(order, global_batch_size=batch, repeats=repeats)

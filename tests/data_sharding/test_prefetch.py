@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from s3 import make_shards
 
 import data_sharding
-from data_sharding.cache import CacheSettings
-from data_sharding.labels import LabelRule
-from data_sharding.manifest import ShardInfo
-from data_sharding.prefetch import Window, prefetching
-from data_sharding.shard import ShardError, ShardReader
-from data_sharding.stores import open_store
+from data_sharding.errors import ShardError
+from data_sharding.format.labels import LabelRule
+from data_sharding.format.manifest import ShardInfo
+from data_sharding.format.shard_reader import ShardReader
+from data_sharding.storage.cache import CacheSettings
+from data_sharding.storage.prefetch import LookaheadWindow, prefetching
+from data_sharding.storage.shard_store import open_store
 
 NUM_SHARDS, NUM_SAMPLES = 8, 4
 DEADLINE_S = 60
@@ -69,7 +70,7 @@ def read(store, shard, source):
     with ShardReader(source / shard.name) as expected:
         for i in range(len(expected)):
             assert bytes(reader.image(i)) == bytes(expected.image(i))
-    store.forget_evicted()
+    store.close_evicted()
 
 
 def test_shards_come_before_they_are_read_and_as_many_as_there_is_room_for(
@@ -180,11 +181,11 @@ RANK = """
 import sys
 from pathlib import Path
 import numpy as np
-from data_sharding.cache import CacheSettings
-from data_sharding.labels import LabelRule
-from data_sharding.manifest import ShardInfo
-from data_sharding.prefetch import prefetching
-from data_sharding.stores import open_store
+from data_sharding.storage.cache import CacheSettings
+from data_sharding.format.labels import LabelRule
+from data_sharding.format.manifest import ShardInfo
+from data_sharding.storage.prefetch import prefetching
+from data_sharding.storage.shard_store import open_store
 
 def main():
     url, directory, name, num_samples, num_bytes, sha256 = sys.argv[1:]
@@ -245,7 +246,7 @@ batches = st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=3, unique=Tr
 @given(batches, st.integers(1, 60), st.integers(0, 35))
 def test_the_window_says_when_each_shard_is_needed_next(names, max_bytes, num_advances):
     shards = [ShardInfo(f"{i}.tar", 1, 10, f"{i}" * 64) for i in range(6)]
-    window = Window(shards, iter(names), max_bytes)
+    window = LookaheadWindow(shards, iter(names), max_bytes)
     for position in range(num_advances + 1):
         ahead = names[position:]
         assert window.extend() == bool(ahead)

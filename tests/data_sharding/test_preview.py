@@ -7,12 +7,12 @@ import pytest
 from foreign import bomb, by_webdataset, encoded, jpeg, labelled
 from PIL import Image
 
-from data_sharding import contact_sheet
-from data_sharding.contact_sheet import Row, Tile, draw_sheet, fit_image, grid, printable
-from data_sharding.index import find_shards, index_shards
-from data_sharding.labels import LabelRule
-from data_sharding.manifest import Manifest
-from data_sharding.preview import preview
+from data_sharding.format.labels import LabelRule
+from data_sharding.format.manifest import Manifest
+from data_sharding.image import contact_sheet
+from data_sharding.image.contact_sheet import Row, Tile, draw_sheet, fit_image, grid, printable
+from data_sharding.tools.index import find_shards, index_shards
+from data_sharding.tools.preview import preview
 
 RED = (255, 0, 0)
 

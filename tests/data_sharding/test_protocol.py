@@ -10,9 +10,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from data_sharding.augment import View
-from data_sharding.decode import decode
-from data_sharding.protocol import Dense, Protocol, parse_dense, parse_protocol
+from data_sharding.transforms.crops import CropSpec
+from data_sharding.transforms.decode import decode
+from data_sharding.transforms.eval_protocol import (
+    DenseProtocol,
+    EvalProtocol,
+    parse_dense,
+    parse_protocol,
+)
 
 examples = settings(max_examples=300)
 sides = st.integers(1, 5000)
@@ -37,7 +42,7 @@ def test_the_central_crop_is_that_of_torchvision(
     width: int, height: int, crop: int, more: int
 ) -> None:
     resize = crop + more
-    ours = Protocol("", crop, (resize,)).views(width, height)[0].box
+    ours = EvalProtocol("", crop, (resize,)).views(width, height)[0].box
     theirs = box_of_torchvision(width, height, crop, resize)
     assert np.allclose(ours, theirs, rtol=1e-9)
     assert ours[0] >= 0
@@ -58,7 +63,7 @@ def test_the_central_crop_is_that_of_torchvision(
 def test_protocols_say_what_is_seen(protocol: str, size: int, box: tuple[int, ...]) -> None:
     found = parse_protocol(protocol)
     assert found.crop == size
-    assert found.views(364, 256) == (View(box),)
+    assert found.views(364, 256) == (CropSpec(box),)
 
 
 def waves_of(width: int, height: int) -> Image.Image:
@@ -157,8 +162,8 @@ def test_other_names_are_no_protocols(protocol: str) -> None:
 
 
 def test_whole_images_are_for_evaluate_alone() -> None:
-    assert parse_dense("dense-256") == Dense((256,))
-    assert parse_dense("dense-256-384-512") == Dense((256, 384, 512))
+    assert parse_dense("dense-256") == DenseProtocol((256,))
+    assert parse_dense("dense-256-384-512") == DenseProtocol((256, 384, 512))
     assert parse_dense("center-224-of-256") is None
     with pytest.raises(ValueError, match="each of its own shape: only `tahoe evaluate`"):
         parse_protocol("dense-256-384-512")
@@ -169,7 +174,7 @@ def test_whole_images_are_for_evaluate_alone() -> None:
 def test_whole_images_are_resized_as_by_torchvision(
     width: int, height: int, resizes: list[int]
 ) -> None:
-    found = Dense(tuple(resizes)).sizes(width, height)
+    found = DenseProtocol(tuple(resizes)).sizes(width, height)
     for (new_width, new_height), resize in zip(found, resizes, strict=True):
         image = torch.empty((1, height, width), device="meta")
         assert functional.resize(image, [resize]).shape == (1, new_height, new_width)

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_sharding.folder_source import folder
-from data_sharding.manifest import DataError
-from data_sharding.reencode import Shrink, try_out
-from data_sharding.shard import BadSample
+from data_sharding.errors import BadSample, DataError
+from data_sharding.image.resize import ResizeSettings
+from data_sharding.sources.folder import folder
+from data_sharding.writing.resize_trial import measure_resize
 
 SIDES = st.integers(1, 5000)
 
@@ -21,7 +21,10 @@ SIDES = st.integers(1, 5000)
 @given(SIDES, SIDES, SIDES)
 def test_sizes(width: int, height: int, limit: int) -> None:
     longer, shorter = max(width, height), min(width, height)
-    for shrink, side in ((Shrink(limit), longer), (Shrink(short_side=limit), shorter)):
+    for shrink, side in (
+        (ResizeSettings(limit), longer),
+        (ResizeSettings(short_side=limit), shorter),
+    ):
         size = shrink.size(width, height)
         if side <= limit:
             assert size is None
@@ -37,7 +40,7 @@ def test_sizes(width: int, height: int, limit: int) -> None:
 )
 def test_settings_that_make_no_sense(settings: tuple[int | None, ...]) -> None:
     with pytest.raises(DataError, match="nothing was written"):
-        Shrink(*settings)  # type: ignore[arg-type]
+        ResizeSettings(*settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -46,7 +49,7 @@ def test_settings_that_make_no_sense(settings: tuple[int | None, ...]) -> None:
      ("RGBA", "PNG", "RGB"), ("LA", "PNG", "L"), ("I;16", "PNG", "L")],
 )  # fmt: skip
 def test_every_kind_becomes_a_smaller_jpeg(mode: str, kind: str, expected: str) -> None:
-    shrink = Shrink(max_side=100, quality=95)
+    shrink = ResizeSettings(max_side=100, quality=95)
     image = photo(1, (300, 150))
     if mode == "I;16":
         image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) << 8)
@@ -66,14 +69,14 @@ def test_orientation_is_not_applied() -> None:
     exif[0x0112] = 6
     file = BytesIO()
     photo(1, (300, 150)).save(file, "JPEG", exif=exif)
-    with Image.open(BytesIO(Shrink(100).apply(file.getvalue()))) as found:
+    with Image.open(BytesIO(ResizeSettings(100).apply(file.getvalue()))) as found:
         assert found.size == (100, 50)
         assert not found.getexif()
 
 
 def test_damaged_images() -> None:
     with pytest.raises(BadSample):
-        Shrink(100).apply(encoded(photo(1, (300, 150)))[:-2000])
+        ResizeSettings(100).apply(encoded(photo(1, (300, 150)))[:-2000])
 
 
 def test_trial(tmp_path: Path) -> None:
@@ -83,12 +86,12 @@ def test_trial(tmp_path: Path) -> None:
         size = (300, 200) if number % 2 else (30, 20)
         path.write_bytes(encoded(photo(number, size)))
     (tmp_path / "train/a/3.jpg").write_bytes(b"no image")
-    found = try_out(Shrink(100), folder(tmp_path), seed=0)
+    found = measure_resize(ResizeSettings(100), folder(tmp_path), seed=0)
     assert (found.num_images, found.num_shrunk) == (27, 13)
     sizes = [path.stat().st_size for path in (tmp_path / "train").rglob("*.jpg")]
     assert found.bytes_before == sum(sizes) - len(b"no image")
     assert found.bytes_after < found.bytes_before / 2
     assert min(found.rate_after, found.rate_before) > 0
     assert 0 < found.mean_difference < found.max_difference <= 255
-    best = try_out(Shrink(100, quality=100), folder(tmp_path), seed=0)
+    best = measure_resize(ResizeSettings(100, quality=100), folder(tmp_path), seed=0)
     assert best.mean_difference < found.mean_difference

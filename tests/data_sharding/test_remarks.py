@@ -11,22 +11,23 @@ from foreign import by_webdataset, jpeg, labelled
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_sharding.index import choose_classes, find_shards, index_shards, publish
-from data_sharding.label_checks import describe_gaps, describe_runs
-from data_sharding.labels import LabelRule
-from data_sharding.manifest import DataError, read_manifest
-from data_sharding.reshard import Reading, ValChoice, webdataset
-from data_sharding.scan import Target, scan_shards
-from data_sharding.stats import measure
-from data_sharding.verify import verify
+from data_sharding.errors import DataError
+from data_sharding.format.label_checks import describe_gaps, describe_runs
+from data_sharding.format.labels import LabelRule
+from data_sharding.format.manifest import read_manifest
+from data_sharding.sources.shards import ReadOptions, ValSplit, from_webdataset
+from data_sharding.tools.index import find_shards, index_shards, resolve_classes, write_manifests
+from data_sharding.tools.scan import Target, scan_shards
+from data_sharding.tools.stats import measure
+from data_sharding.tools.verify import verify
 
-CLS, HALF = LabelRule(), ValChoice(0.5, seed=0)
+CLS, HALF = LabelRule(), ValSplit(0.5, seed=0)
 
 
 def index(root: Path) -> None:
     found = find_shards(str(root), None)
     manifests, _ = index_shards(found, CLS, classes=None, num_workers=1)
-    publish(str(root), found, manifests, force=True)
+    write_manifests(str(root), found, manifests, force=True)
 
 
 def concatenate(path: Path, *parts: Path) -> None:
@@ -71,7 +72,7 @@ def test_index_and_webdataset_count_what_they_pass_over(
     assert read_manifest(str(odd), "train").num_samples == 5
     assert all(part in caplog.text for part in EXPECTED), caplog.text
     caplog.clear()
-    source = webdataset([str(odd)], CLS, Reading(tmp_path))
+    source = from_webdataset([str(odd)], CLS, ReadOptions(tmp_path))
     assert len(source.splits["train"]) == 5
     assert all(part in caplog.text for part in EXPECTED), caplog.text
 
@@ -122,7 +123,7 @@ def test_a_count_that_missed_hard_links_is_not_confirmed(tmp_path: Path) -> None
     text = manifest.read_text()
     manifest.write_text(text.replace('"num_samples": 2', '"num_samples": 1'))
     (problem,) = verify(str(tmp_path)).problems
-    assert problem.what == "holds 2 samples, and the manifest says 1"
+    assert problem.message == "holds 2 samples, and the manifest says 1"
 
 
 # ---------------------------------------------------------------- labels
@@ -149,13 +150,13 @@ def test_labels_from_1_are_told_and_can_be_renumbered(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     by_webdataset(tmp_path / "in/a.tar", labelled([1, 2, 3] * 4))
-    reading = Reading(tmp_path)
-    plain = webdataset([str(tmp_path / "in")], CLS, reading, val=HALF)
+    reading = ReadOptions(tmp_path)
+    plain = from_webdataset([str(tmp_path / "in")], CLS, reading, val=HALF)
     assert plain.classes == ("0", "1", "2", "3")
     assert "counted from 1" in caplog.text
     caplog.clear()
     for names in None, ["cat", "dog", "犬"]:
-        source = webdataset(
+        source = from_webdataset(
             [str(tmp_path / "in")], CLS, reading, val=HALF, classes=names, relabel=True
         )
         assert source.classes == tuple(names or "123")
@@ -164,10 +165,12 @@ def test_labels_from_1_are_told_and_can_be_renumbered(
             (sample.label, int(sample.origin[-2:]) % 3)
             for sample in map(train.__getitem__, range(6))
         ] == [(n, n) for n in (int(train[i].origin[-2:]) % 3 for i in range(6))]
-        assert source.facts != plain.facts
+        assert source.fingerprint != plain.fingerprint
     assert caplog.records == []
     with pytest.raises(DataError, match="names 2 classes, and 3 labels occur"):
-        webdataset([str(tmp_path / "in")], CLS, reading, val=HALF, classes=["a", "b"], relabel=True)
+        from_webdataset(
+            [str(tmp_path / "in")], CLS, reading, val=HALF, classes=["a", "b"], relabel=True
+        )
 
 
 def test_what_relabel_cannot_number(tmp_path: Path) -> None:
@@ -175,17 +178,19 @@ def test_what_relabel_cannot_number(tmp_path: Path) -> None:
     by_webdataset(tmp_path / "v.tar", labelled([1, 7], first=9))
     train, val = str(tmp_path / "t.tar"), str(tmp_path / "v.tar")
     with pytest.raises(DataError, match="these are none: 7"):
-        webdataset([train], CLS, Reading(tmp_path), val_urls=[val], relabel=True)
+        from_webdataset([train], CLS, ReadOptions(tmp_path), val_urls=[val], relabel=True)
     by_webdataset(tmp_path / "n.tar", labelled(["a", "b"], "txt"))
     text = LabelRule(extension="txt")
     with pytest.raises(DataError, match="these are none: 'a', 'b'"):
-        webdataset([str(tmp_path / "n.tar")], text, Reading(tmp_path), val=HALF, relabel=True)
+        from_webdataset(
+            [str(tmp_path / "n.tar")], text, ReadOptions(tmp_path), val=HALF, relabel=True
+        )
 
 
 def test_given_classes_are_not_doubted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = by_webdataset(tmp_path / "a.tar", labelled([1, 2]))
     scans = {"train": scan_shards([Target(str(path))], CLS, num_workers=1)}
-    assert choose_classes(scans, ["a", "b", "c"]) == ("a", "b", "c")
+    assert resolve_classes(scans, ["a", "b", "c"]) == ("a", "b", "c")
     assert caplog.records == []
 
 

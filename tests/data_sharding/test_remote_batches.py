@@ -8,17 +8,17 @@ import torch
 from running import Tahoe
 from s3 import S3
 
-from data_sharding import files
-from data_sharding.augment import random_resized_crop
-from data_sharding.batches import TrainSet
-from data_sharding.cache import CacheSettings
-from data_sharding.curriculum import ImageSizes
-from data_sharding.distort import Distortion
-from data_sharding.loader import Batch, load
-from data_sharding.manifest import read_manifest
-from data_sharding.order import Order
-from data_sharding.samples import ShardSet
-from data_sharding.stores import open_store
+from data_sharding.format.manifest import read_manifest
+from data_sharding.io import filesystem
+from data_sharding.loading.datasets import TrainDataset
+from data_sharding.loading.loader import Batch, iter_batches
+from data_sharding.loading.split_reader import SplitReader
+from data_sharding.sampling.sample_order import SampleOrder
+from data_sharding.storage.cache import CacheSettings
+from data_sharding.storage.shard_store import open_store
+from data_sharding.transforms.crops import random_resized_crop
+from data_sharding.transforms.pixel_transforms import PixelAugment
+from data_sharding.transforms.progressive_resize import ImageSizeSchedule
 
 MICROS, STEPS = 4, range(20, 24)  # an epoch has 22 steps
 VIEW = partial(random_resized_crop, scale=(0.3, 1.0), ratio=(0.75, 1.33), flip_prob=0.5)
@@ -40,21 +40,21 @@ def remote(local: Path, s3_server: S3) -> str:
     return s3_server.url("digits")
 
 
-def train_set(url: str, settings: CacheSettings | None) -> TrainSet:
+def train_set(url: str, settings: CacheSettings | None) -> TrainDataset:
     manifest = read_manifest(url, "train")
-    store = open_store(files.join(url, "train"), settings, manifest.labels)
-    order = Order(manifest.shards.num_samples, 3, 64, 16, MICROS, block_size=64)
-    shards = ShardSet("train", manifest, store)
-    return TrainSet(shards, order, VIEW, Distortion(()), ImageSizes(12), 1)
+    store = open_store(filesystem.join(url, "train"), settings, manifest.labels)
+    order = SampleOrder(manifest.shards.num_samples, 3, 64, 16, MICROS, block_size=64)
+    shards = SplitReader("train", manifest, store)
+    return TrainDataset(shards, order, VIEW, PixelAugment(()), ImageSizeSchedule(12), 1)
 
 
-def batches(dataset: TrainSet, ranks: int, workers: int) -> dict[tuple[int, int], Batch]:
+def batches(dataset: TrainDataset, ranks: int, workers: int) -> dict[tuple[int, int], Batch]:
     """Return the micro-batches that the ranks load, each its own, one rank after the other."""
     found, each = {}, MICROS // ranks
     for rank in range(ranks):
         micros = range(rank * each, (rank + 1) * each)
         names = [(step, micro) for step in STEPS for micro in micros]
-        for name, batch in zip(names, load(dataset, names, workers), strict=True):
+        for name, batch in zip(names, iter_batches(dataset, names, workers), strict=True):
             found[name] = batch._replace(images=batch.images.clone())
     return found
 

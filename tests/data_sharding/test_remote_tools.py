@@ -10,14 +10,20 @@ from fsspec.config import conf
 from running import Tahoe
 from s3 import S3
 
-from data_sharding import files
-from data_sharding.index import classes_of_other_split, find_shards, index_shards, publish
-from data_sharding.labels import LabelRule
-from data_sharding.manifest import DataError, read_manifest
-from data_sharding.preview import preview
-from data_sharding.reshard import Reading, ValChoice, merge, webdataset
-from data_sharding.stats import measure
-from data_sharding.verify import COPY_AGAIN, verify
+from data_sharding.errors import DataError
+from data_sharding.format.labels import LabelRule
+from data_sharding.format.manifest import read_manifest
+from data_sharding.io import filesystem
+from data_sharding.sources.shards import ReadOptions, ValSplit, from_webdataset, merge
+from data_sharding.tools.index import (
+    classes_of_other_split,
+    find_shards,
+    index_shards,
+    write_manifests,
+)
+from data_sharding.tools.preview import preview
+from data_sharding.tools.stats import measure
+from data_sharding.tools.verify import COPY_AGAIN, verify
 
 CLS = LabelRule()
 
@@ -50,7 +56,7 @@ def remote(s3: S3, local: Path) -> str:
 def index(url: str) -> None:
     found = find_shards(url, None)
     manifests, _ = index_shards(found, CLS, classes=None, num_workers=1)
-    publish(url, found, manifests, force=True)
+    write_manifests(url, found, manifests, force=True)
 
 
 @pytest.fixture
@@ -77,11 +83,11 @@ def test_each_shard_is_read_once(s3: S3, remote: str, scratch: Path) -> None:
 
 
 def test_missing_and_damaged(s3: S3, remote: str) -> None:
-    files.remove(files.join(remote, "train", "1.tar"))
-    data = files.read_bytes(files.join(remote, "train", "2.tar"))
-    files.write_bytes(files.join(remote, "train", "2.tar"), data[:6000])
+    filesystem.remove(filesystem.join(remote, "train", "1.tar"))
+    data = filesystem.read_bytes(filesystem.join(remote, "train", "2.tar"))
+    filesystem.write_bytes(filesystem.join(remote, "train", "2.tar"), data[:6000])
     found = verify(remote, num_workers=1).problems
-    whole = [(p.shard, p.what, p.remedy) for p in found if not p.key][:2]
+    whole = [(p.shard, p.message, p.fix) for p in found if not p.key][:2]
     assert whole == [
         ("1.tar", "is missing", COPY_AGAIN),
         ("2.tar", f"is truncated: 6,000 of {len(data):,} bytes", COPY_AGAIN),
@@ -100,19 +106,19 @@ def test_figures_and_pictures(remote: str, local: Path, scratch: Path) -> None:
         for seed in (None, 0)
     ]
     assert sheets[0].size == sheets[1].size
-    files.remove(files.join(remote, "train", "0.tar"))
+    filesystem.remove(filesystem.join(remote, "train", "0.tar"))
     with pytest.raises(DataError, match=r"cannot read the shard s3://.*0\.tar"):
         preview(remote, "train", manifest, num=3, seed=None, scratch=str(scratch))
     assert list(scratch.iterdir()) == []
 
 
 def test_new_sets_from_remote_shards(remote: str, local: Path, scratch: Path) -> None:
-    reading = Reading(scratch, num_workers=1)
-    val = ValChoice(0.5, 0)
-    pattern = files.join(remote, "train", "*.tar")
-    there = webdataset([pattern], CLS, reading, val=val)
-    here = webdataset([str(local / "train")], CLS, reading, val=val)
-    assert there.facts == here.facts
+    reading = ReadOptions(scratch, num_workers=1)
+    val = ValSplit(0.5, 0)
+    pattern = filesystem.join(remote, "train", "*.tar")
+    there = from_webdataset([pattern], CLS, reading, val=val)
+    here = from_webdataset([str(local / "train")], CLS, reading, val=val)
+    assert there.fingerprint == here.fingerprint
     for split in "train", "val":
         for i in range(len(there.splits[split])):
             one, other = there.splits[split][i], here.splits[split][i]
@@ -123,7 +129,7 @@ def test_new_sets_from_remote_shards(remote: str, local: Path, scratch: Path) ->
 
 
 def test_in_processes(s3: S3, remote: str, tahoe: Tahoe) -> None:
-    files.remove(files.join(remote, "train", "1.tar"))
+    filesystem.remove(filesystem.join(remote, "train", "1.tar"))
     found = tahoe("shard", "verify", remote, "--json", "--num-workers", "2", check=False)
     assert found.returncode == 1, found.stderr
     assert [p["shard"] for p in json.loads(found.stdout)["problems"]] == ["1.tar"]
@@ -149,15 +155,15 @@ def test_a_store_out_of_reach_is_one_sentence(
     monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
     found = find_shards(str(local), None)
     manifests, _ = index_shards(found, CLS, classes=None, num_workers=1)
-    reading = Reading(scratch)
-    half = ValChoice(0.5, seed=0)
+    reading = ReadOptions(scratch)
+    half = ValSplit(0.5, seed=0)
     for call in (
-        lambda: webdataset(["s3://bucket/none-*.tar"], CLS, reading, val=half),
-        lambda: webdataset(["s3://bucket/none"], CLS, reading, val=half),
-        lambda: webdataset(["s3://bucket/none.tar"], CLS, reading, val=half),
+        lambda: from_webdataset(["s3://bucket/none-*.tar"], CLS, reading, val=half),
+        lambda: from_webdataset(["s3://bucket/none"], CLS, reading, val=half),
+        lambda: from_webdataset(["s3://bucket/none.tar"], CLS, reading, val=half),
         lambda: merge(["s3://bucket/none", "s3://bucket/another"], reading),
         lambda: find_shards("s3://bucket/none", None),
-        lambda: publish("s3://bucket/none", found, manifests, force=False),
+        lambda: write_manifests("s3://bucket/none", found, manifests, force=False),
         lambda: classes_of_other_split("s3://bucket/none", {"train": found["train"]}),
         lambda: verify("s3://bucket/none"),
     ):

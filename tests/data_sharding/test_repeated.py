@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 from foreign import by_webdataset, contents, labelled
 
-from data_sharding.index import find_shards, index_shards, publish
-from data_sharding.labels import LabelRule
-from data_sharding.manifest import DataError, read_manifest
-from data_sharding.repeated import refuse_same_places
-from data_sharding.reshard import Reading, ValChoice, merge, split_anew, webdataset
-from data_sharding.verify import COUNTED_TWICE, verify
+from data_sharding.errors import DataError
+from data_sharding.format.labels import LabelRule
+from data_sharding.format.manifest import read_manifest
+from data_sharding.sources.shards import ReadOptions, ValSplit, from_webdataset, merge, resplit
+from data_sharding.tools.duplicate_shards import refuse_same_places
+from data_sharding.tools.index import find_shards, index_shards, write_manifests
+from data_sharding.tools.verify import COUNTED_TWICE, verify
 
-CLS, HALF = LabelRule(), ValChoice(0.5, seed=0)
+CLS, HALF = LabelRule(), ValSplit(0.5, seed=0)
 
 
 @pytest.fixture
@@ -23,27 +24,27 @@ def tar(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def reading(tmp_path: Path) -> Reading:
-    return Reading(tmp_path)
+def reading(tmp_path: Path) -> ReadOptions:
+    return ReadOptions(tmp_path)
 
 
 def index(root: Path, split: str | None = None, pattern: str = "*.tar") -> None:
     found = find_shards(str(root), split, pattern)
     manifests, _ = index_shards(found, CLS, classes=None, num_workers=1)
-    publish(str(root), found, manifests, force=True)
+    write_manifests(str(root), found, manifests, force=True)
 
 
 @pytest.mark.parametrize("other", ["in/a.tar", "./in/../in/a.tar", "link.tar", "copy.tar"])
 @pytest.mark.parametrize("is_val", [False, True])
 def test_a_tar_given_twice(
-    tmp_path: Path, tar: Path, reading: Reading, other: str, is_val: bool
+    tmp_path: Path, tar: Path, reading: ReadOptions, other: str, is_val: bool
 ) -> None:
     (tmp_path / "link.tar").symlink_to(tar)
     shutil.copy(tar, tmp_path / "copy.tar")
     urls = [str(tar), f"{tmp_path}/{other}"]
     train, val = (urls[:1], urls[1:]) if is_val else (urls, [])
     with pytest.raises(DataError, match="twice") as caught:
-        webdataset(train, CLS, reading, val_urls=val, val=None if is_val else HALF)
+        from_webdataset(train, CLS, reading, val_urls=val, val=None if is_val else HALF)
     assert all(url in str(caught.value) for url in urls)
 
 
@@ -56,7 +57,7 @@ def test_stores_have_places_too() -> None:
 
 
 def test_sets_that_are_one(
-    tmp_path: Path, reading: Reading, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, reading: ReadOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, first in ("A", 0), ("B", 50):
         by_webdataset(tmp_path / name / "train/a.tar", labelled([0, 1], first=first))
@@ -73,7 +74,7 @@ def test_sets_that_are_one(
         merge(["A", "B"], reading)
 
 
-def test_a_shard_in_both_splits(tmp_path: Path, reading: Reading) -> None:
+def test_a_shard_in_both_splits(tmp_path: Path, reading: ReadOptions) -> None:
     root = tmp_path / "set"
     for name, first in ("train", 0), ("val", 50):
         by_webdataset(root / f"{name}/{name}.tar", labelled([0, 1] * 2, first=first))
@@ -90,9 +91,9 @@ def test_a_shard_in_both_splits(tmp_path: Path, reading: Reading) -> None:
     values["shards"].append({**of_val, "name": "again.tar"})
     manifest.write_text(json.dumps(values))
     (problem,) = verify(str(root)).problems
-    assert {problem.shard, problem.remedy} <= {"again.tar", "val.tar", COUNTED_TWICE}
+    assert {problem.shard, problem.fix} <= {"again.tar", "val.tar", COUNTED_TWICE}
     with pytest.raises(DataError, match="same bytes"):
-        split_anew(str(root), None, reading, val=HALF)
+        resplit(str(root), None, reading, val=HALF)
     index(root, "train", "train*")  # as the message says
     assert verify(str(root)).problems == ()
 

@@ -14,23 +14,24 @@ import pytest
 import webdataset as plain_webdataset
 from foreign import by_gnu_tar, by_webdataset, contents, jpeg, labelled, png
 
-from data_sharding.index import find_shards, index_shards, publish
-from data_sharding.labels import LabelRule
-from data_sharding.manifest import DataError, read_manifest
-from data_sharding.reshard import Reading, ValChoice, merge, split_anew, webdataset
-from data_sharding.shard import ShardReader
-from data_sharding.sources import Source
-from data_sharding.write import write_dataset
+from data_sharding.errors import DataError
+from data_sharding.format.labels import LabelRule
+from data_sharding.format.manifest import read_manifest
+from data_sharding.format.shard_reader import ShardReader
+from data_sharding.sources.base import Source
+from data_sharding.sources.shards import ReadOptions, ValSplit, from_webdataset, merge, resplit
+from data_sharding.tools.index import find_shards, index_shards, write_manifests
+from data_sharding.writing.dataset_writer import write_dataset
 
 CLS, TXT = LabelRule(), LabelRule(extension="txt")
-HALF = ValChoice(0.5, seed=0)
+HALF = ValSplit(0.5, seed=0)
 
 
 @pytest.fixture
-def reading(tmp_path: Path) -> Reading:
+def reading(tmp_path: Path) -> ReadOptions:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    return Reading(scratch)
+    return ReadOptions(scratch)
 
 
 def write(source: Source, out: Path, seed: int = 0, samples_per_shard: int = 5) -> Path:
@@ -61,7 +62,7 @@ def keys(root: Path, split: str) -> list[str]:
 def index(root: Path, rule: LabelRule = CLS, classes: Sequence[str] | None = None) -> Path:
     found = find_shards(str(root), None)
     manifests, _ = index_shards(found, rule, classes=classes, num_workers=1)
-    publish(str(root), found, manifests, force=True)
+    write_manifests(str(root), found, manifests, force=True)
     return root
 
 
@@ -72,12 +73,12 @@ def refusal(call: Any, *arguments: Any, **settings: Any) -> str:
 
 
 @pytest.mark.slow
-def test_foreign_shards_are_resharded(tmp_path: Path, reading: Reading) -> None:
+def test_foreign_shards_are_resharded(tmp_path: Path, reading: ReadOptions) -> None:
     names = ["cat", "dog", "犬"] * 4
     by_webdataset(tmp_path / "in/a.tar", labelled(names, "txt"))
     by_gnu_tar(tmp_path / "in/b.tar", labelled(names, "txt", first=50))
     before = contents(tmp_path / "in")
-    source = webdataset([str(tmp_path / "in")], TXT, reading, val=HALF)
+    source = from_webdataset([str(tmp_path / "in")], TXT, reading, val=HALF)
     out = write(source, tmp_path / "out")
     expected = Counter((jpeg(first + i), name) for first in (0, 50) for i, name in enumerate(names))
     assert read(out, "train") + read(out, "val") == expected
@@ -90,12 +91,12 @@ def test_foreign_shards_are_resharded(tmp_path: Path, reading: Reading) -> None:
     assert contents(tmp_path / "in") == before
 
 
-def test_equal_input_gives_equal_bytes(tmp_path: Path, reading: Reading) -> None:
+def test_equal_input_gives_equal_bytes(tmp_path: Path, reading: ReadOptions) -> None:
     by_webdataset(tmp_path / "in/a.tar", labelled([0, 1] * 10))
 
     def out(name: str, seed: int = 0, val_seed: int = 0) -> dict[str, str]:
-        val = ValChoice(0.5, val_seed)
-        source = webdataset([str(tmp_path / "in")], CLS, reading, val=val)
+        val = ValSplit(0.5, val_seed)
+        source = from_webdataset([str(tmp_path / "in")], CLS, reading, val=val)
         return contents(write(source, tmp_path / name, seed))
 
     first = out("1")
@@ -105,17 +106,17 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path, reading: Reading) -> None
     assert read(tmp_path / "4", "val") != read(tmp_path / "1", "val")
 
 
-def test_keys_are_unique_where_shards_repeat_them(tmp_path: Path, reading: Reading) -> None:
+def test_keys_are_unique_where_shards_repeat_them(tmp_path: Path, reading: ReadOptions) -> None:
     for name in "a", "b":
         by_webdataset(tmp_path / f"in/{name}.tar", labelled([0, 0, 1, 1]))
-    source = webdataset([str(tmp_path / "in")], CLS, reading, val=HALF)
+    source = from_webdataset([str(tmp_path / "in")], CLS, reading, val=HALF)
     for samples in source.splits.values():
         assert len({samples[i].key for i in range(len(samples))}) == 4
 
 
-def test_a_source_can_be_sent_to_other_processes(tmp_path: Path, reading: Reading) -> None:
+def test_a_source_can_be_sent_to_other_processes(tmp_path: Path, reading: ReadOptions) -> None:
     by_webdataset(tmp_path / "in/a.tar", labelled([0, 1] * 3))
-    source = webdataset([str(tmp_path / "in")], CLS, reading, val=HALF)
+    source = from_webdataset([str(tmp_path / "in")], CLS, reading, val=HALF)
     copy = pickle.loads(pickle.dumps(source))
     for split, samples in source.splits.items():
         for i in range(len(samples)):
@@ -123,7 +124,7 @@ def test_a_source_can_be_sent_to_other_processes(tmp_path: Path, reading: Readin
             assert (one.key, one.label, one.read()) == (other.key, other.label, other.read())
 
 
-def test_patterns_splits_and_extensions(tmp_path: Path, reading: Reading) -> None:
+def test_patterns_splits_and_extensions(tmp_path: Path, reading: ReadOptions) -> None:
     for number in range(3):
         by_webdataset(tmp_path / f"in/t-{number}.tar", labelled([0, 1], first=2 * number))
     by_webdataset(tmp_path / "in/v.tar", {"a/b c": {"jpg": png(1), "cls": b"1"}})
@@ -131,57 +132,59 @@ def test_patterns_splits_and_extensions(tmp_path: Path, reading: Reading) -> Non
         str(tmp_path / "in/t-{0..1}.tar"),
         str(tmp_path / "in/t-[2].tar").replace("[2]", "?"),
     ]
-    source = webdataset(patterns[:1], CLS, reading, val_urls=[str(tmp_path / "in/v.tar")])
+    source = from_webdataset(patterns[:1], CLS, reading, val_urls=[str(tmp_path / "in/v.tar")])
     assert (len(source.splits["train"]), len(source.splits["val"])) == (4, 1)
     sample = source.splits["val"][0]
     assert (sample.key, sample.extension) == ("00000000-b_c", "png")  # by content; it was .jpg
-    source = webdataset(patterns[1:], CLS, reading, val=HALF)
+    source = from_webdataset(patterns[1:], CLS, reading, val=HALF)
     assert sum(map(len, source.splits.values())) == 6
-    assert "match" in refusal(webdataset, [str(tmp_path / "*.tar")], CLS, reading, val=HALF)
+    assert "match" in refusal(from_webdataset, [str(tmp_path / "*.tar")], CLS, reading, val=HALF)
 
 
-def test_something_must_say_what_is_for_validation(tmp_path: Path, reading: Reading) -> None:
+def test_something_must_say_what_is_for_validation(tmp_path: Path, reading: ReadOptions) -> None:
     by_webdataset(tmp_path / "in/train/a.tar", labelled([0, 1] * 3))
     url = str(tmp_path / "in")
-    assert "--val-fraction 0.1" in refusal(webdataset, [url], CLS, reading)
+    assert "--val-fraction 0.1" in refusal(from_webdataset, [url], CLS, reading)
     by_webdataset(tmp_path / "in/val/a.tar", labelled([0, 1]))
-    assert "Leave one of them out" in refusal(webdataset, [url], CLS, reading, val=HALF)
-    assert len(webdataset([url], CLS, reading).splits["val"]) == 2
-    assert "nothing is there" in refusal(webdataset, [url + "x"], CLS, reading, val=HALF)
+    assert "Leave one of them out" in refusal(from_webdataset, [url], CLS, reading, val=HALF)
+    assert len(from_webdataset([url], CLS, reading).splits["val"]) == 2
+    assert "nothing is there" in refusal(from_webdataset, [url + "x"], CLS, reading, val=HALF)
 
 
-def test_a_missing_shard_is_named(tmp_path: Path, reading: Reading) -> None:
-    assert "none.tar" in refusal(webdataset, [str(tmp_path / "none.tar")], CLS, reading, val=HALF)
+def test_a_missing_shard_is_named(tmp_path: Path, reading: ReadOptions) -> None:
+    assert "none.tar" in refusal(
+        from_webdataset, [str(tmp_path / "none.tar")], CLS, reading, val=HALF
+    )
 
 
 @pytest.mark.slow
-def test_a_split_is_stratified_and_chosen_from_all(tmp_path: Path, reading: Reading) -> None:
+def test_a_split_is_stratified_and_chosen_from_all(tmp_path: Path, reading: ReadOptions) -> None:
     by_webdataset(tmp_path / "in/train/a.tar", labelled([0] * 20 + [1] * 10))
     by_webdataset(tmp_path / "in/val/a.tar", labelled([0, 1] * 5, first=50))
     url = str(index(tmp_path / "in"))
     everything = read(Path(url), "train") + read(Path(url), "val")
-    out = write(split_anew(url, None, reading, val=ValChoice(0.2, 7)), tmp_path / "out")
+    out = write(resplit(url, None, reading, val=ValSplit(0.2, 7)), tmp_path / "out")
     assert read(out, "train") + read(out, "val") == everything
     assert Counter(name for _, name in read(out, "val").elements()) == {"0": 5, "1": 3}
-    out = write(split_anew(url, "train", reading, val=ValChoice(0.2, 7)), tmp_path / "out2")
+    out = write(resplit(url, "train", reading, val=ValSplit(0.2, 7)), tmp_path / "out2")
     assert read(out, "train") + read(out, "val") == read(Path(url), "train")
-    small = ValChoice(0.01, 7)
-    source = split_anew(url, None, reading, val=small)
+    small = ValSplit(0.01, 7)
+    source = resplit(url, None, reading, val=small)
     assert [len(source.splits[split]) for split in ("train", "val")] == [38, 2]
     assert "0, 1" in source.notes[0]
-    assert "between 0 and 1" in refusal(split_anew, url, None, reading, val=ValChoice(1.5, 7))
+    assert "between 0 and 1" in refusal(resplit, url, None, reading, val=ValSplit(1.5, 7))
 
 
-def test_a_set_that_has_only_train_is_split(tmp_path: Path, reading: Reading) -> None:
+def test_a_set_that_has_only_train_is_split(tmp_path: Path, reading: ReadOptions) -> None:
     by_webdataset(tmp_path / "in/train/a.tar", labelled([0, 2] * 4))  # class 1 has no samples
     url = str(index(tmp_path / "in"))
-    out = write(split_anew(url, None, reading, val=HALF), tmp_path / "out")
+    out = write(resplit(url, None, reading, val=HALF), tmp_path / "out")
     assert Counter(name for _, name in read(out, "val").elements()) == {"0": 2, "2": 2}
     assert read_manifest(str(out), "val").classes == ("0", "1", "2")
 
 
 @pytest.mark.slow
-def test_sets_of_equal_classes_are_merged(tmp_path: Path, reading: Reading) -> None:
+def test_sets_of_equal_classes_are_merged(tmp_path: Path, reading: ReadOptions) -> None:
     urls = []
     for number, first in enumerate((0, 100)):
         root = tmp_path / f"in{number}"
@@ -194,7 +197,7 @@ def test_sets_of_equal_classes_are_merged(tmp_path: Path, reading: Reading) -> N
         assert len(set(keys(out, split))) == len(keys(out, split))
 
 
-def test_labels_follow_the_names_of_classes(tmp_path: Path, reading: Reading) -> None:
+def test_labels_follow_the_names_of_classes(tmp_path: Path, reading: ReadOptions) -> None:
     classes = {"one": ["cat", "dog"], "two": ["犬", "dog", "cat"]}
     for number, (name, names) in enumerate(classes.items()):
         for split, first in ("train", 0), ("val", 50):
@@ -211,11 +214,11 @@ def test_labels_follow_the_names_of_classes(tmp_path: Path, reading: Reading) ->
         assert read(out, split) == read(Path(urls[0]), split) + read(Path(urls[1]), split)
 
 
-def test_several_labels_and_none(tmp_path: Path, reading: Reading) -> None:
+def test_several_labels_and_none(tmp_path: Path, reading: ReadOptions) -> None:
     lists = [[0, 2], [], [1], [2, 1]] * 2
     by_webdataset(tmp_path / "several/a.tar", labelled([{"t": x} for x in lists], "json"))
     rule = LabelRule("multi", "json", "t")
-    source = webdataset([str(tmp_path / "several")], rule, reading, val=HALF)
+    source = from_webdataset([str(tmp_path / "several")], rule, reading, val=HALF)
     out = write(source, tmp_path / "out several")
     found = []
     for split in "train", "val":
@@ -229,7 +232,7 @@ def test_several_labels_and_none(tmp_path: Path, reading: Reading) -> None:
 
     by_webdataset(tmp_path / "none/a.tar", {str(i): {"jpg": jpeg(i)} for i in range(4)})
     none = LabelRule("none")
-    source = webdataset([str(tmp_path / "none")], none, reading, val=HALF)
+    source = from_webdataset([str(tmp_path / "none")], none, reading, val=HALF)
     assert source.splits["train"][0].label is None
     out = write(source, tmp_path / "out none")
     images = []
@@ -244,13 +247,13 @@ def open_split(root: Path, split: str) -> ShardReader:
     return ShardReader(root / split / manifest.shards[0].name, labels=manifest.labels)
 
 
-def test_equal_bytes_from_any_number_of_processes(tmp_path: Path, reading: Reading) -> None:
+def test_equal_bytes_from_any_number_of_processes(tmp_path: Path, reading: ReadOptions) -> None:
     by_webdataset(tmp_path / "in/a.tar", labelled([0, 1] * 10))
     by_webdataset(tmp_path / "in/b.tar", labelled([0, 1] * 10))
     outs = []
     for num_workers in 1, 2:
         many = replace(reading, num_workers=num_workers)
-        source = webdataset([str(tmp_path / "in")], CLS, many, val=HALF)
+        source = from_webdataset([str(tmp_path / "in")], CLS, many, val=HALF)
         out = tmp_path / f"out{num_workers}"
         write_dataset(source, str(out), seed=0, samples_per_shard=6, num_workers=num_workers)
         outs.append(contents(out))
@@ -258,7 +261,7 @@ def test_equal_bytes_from_any_number_of_processes(tmp_path: Path, reading: Readi
 
 
 def test_shards_whose_labels_mean_others_now_are_another_set(
-    tmp_path: Path, reading: Reading
+    tmp_path: Path, reading: ReadOptions
 ) -> None:
     for name in "one", "two":
         for split in "train", "val":
@@ -267,15 +270,15 @@ def test_shards_whose_labels_mean_others_now_are_another_set(
     one = str(index(tmp_path / "one", classes=["cat", "dog"]))
     two = str(index(tmp_path / "two", classes=["dog", "cat"]))
     write(merge([one, two], reading, union_classes=True), tmp_path / "merged")
-    write(split_anew(two, "train", reading, val=HALF), tmp_path / "split")
+    write(resplit(two, "train", reading, val=HALF), tmp_path / "split")
     index(tmp_path / "two", classes=["cat", "dog"])
     again = merge([one, two], reading, union_classes=True)
     assert "classes_of_sets_sha256" in refusal(write, again, tmp_path / "merged")
-    anew = split_anew(two, "train", reading, val=HALF)
+    anew = resplit(two, "train", reading, val=HALF)
     assert "with other classes" in refusal(write, anew, tmp_path / "split")
 
 
-def test_what_does_not_go_together_is_not_merged(tmp_path: Path, reading: Reading) -> None:
+def test_what_does_not_go_together_is_not_merged(tmp_path: Path, reading: ReadOptions) -> None:
     by_webdataset(tmp_path / "a/train/a.tar", labelled([0, 1]))
     by_webdataset(tmp_path / "b/train/a.tar", labelled(["0", "1"], "txt"))
     one, other = str(index(tmp_path / "a")), str(index(tmp_path / "b", TXT))
@@ -283,9 +286,9 @@ def test_what_does_not_go_together_is_not_merged(tmp_path: Path, reading: Readin
     assert "has a val split" in refusal(merge, [one], reading)
 
 
-def test_shards_must_be_what_their_manifest_says(tmp_path: Path, reading: Reading) -> None:
+def test_shards_must_be_what_their_manifest_says(tmp_path: Path, reading: ReadOptions) -> None:
     by_webdataset(tmp_path / "a/train/a.tar", labelled([0, 1] * 4))
     url = str(index(tmp_path / "a"))
     by_webdataset(tmp_path / "a/train/a.tar", labelled([0, 1] * 4, first=3))
-    message = refusal(split_anew, url, None, reading, val=HALF)
+    message = refusal(resplit, url, None, reading, val=HALF)
     assert "is not the shard of the manifest" in message

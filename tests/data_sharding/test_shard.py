@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import webdataset
 
-from data_sharding import shard as shard_module
-from data_sharding.labels import BadLabelError, LabelRule
-from data_sharding.manifest import DataError, ShardInfo
-from data_sharding.shard import BadSample, ShardError, ShardReader
+from data_sharding.errors import BadLabelError, BadSample, DataError, ShardError
+from data_sharding.format import shard_reader as shard_module
+from data_sharding.format.labels import LabelRule
+from data_sharding.format.manifest import ShardInfo
+from data_sharding.format.shard_reader import ShardReader
 
 Samples = list[tuple[str, bytes, int]]
 BLOCK = 512
@@ -77,7 +78,7 @@ def no_tarfile(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> None:
         raise AssertionError("the fast walk gave up")
 
-    monkeypatch.setattr(shard_module, "_walk_any", fail)
+    monkeypatch.setattr(shard_module, "_walk_with_tarfile", fail)
 
 
 @pytest.fixture(params=["fast", "tarfile"])

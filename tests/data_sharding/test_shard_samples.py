@@ -16,9 +16,10 @@ from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from data_sharding.formats import IMAGE_EXTENSIONS
-from data_sharding.labels import LabelRule
-from data_sharding.shard import BadSample, ShardError, ShardReader
+from data_sharding.errors import BadSample, ShardError
+from data_sharding.format.image_formats import IMAGE_EXTENSIONS
+from data_sharding.format.labels import LabelRule
+from data_sharding.format.shard_reader import ShardReader
 
 FORMATS = (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT)
 RULES = tuple(LabelRule(extension=e) for e in ("cls", "txt", "json", "meta.id"))

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from data_sharding.columns import columns_to_bytes, map_columns
-from data_sharding.shard_table import ShardInfo, ShardTable
+from data_sharding.format.shard_table import ShardInfo, ShardTable
+from data_sharding.io.mapped_arrays import arrays_to_safetensors, mmap_safetensors
 
 Columns = dict[str, NDArray[Any]]
 
@@ -33,7 +33,7 @@ def infos(num: int = 5) -> list[ShardInfo]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "shards.safetensors"
-    path.write_bytes(ShardTable.of(infos()).to_bytes())
+    path.write_bytes(ShardTable.from_infos(infos()).to_bytes())
     return path
 
 
@@ -46,9 +46,9 @@ def test_a_table_is_a_sequence_of_its_shards(
     given: list[ShardInfo], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("table") / "a.safetensors"
-    table = ShardTable.of(given)
+    table = ShardTable.from_infos(given)
     path.write_bytes(table.to_bytes())
-    for found in table, ShardTable.map(path), pickle.loads(pickle.dumps(table)):
+    for found in table, ShardTable.from_file(path), pickle.loads(pickle.dumps(table)):
         found.check()
         assert list(found) == given
         assert [found[i] for i in range(-len(given), 0)] == given
@@ -63,20 +63,20 @@ def test_a_table_is_a_sequence_of_its_shards(
 @settings(max_examples=100)
 @given(lists, st.slices(8))
 def test_parts_are_tables_too(given: list[ShardInfo], part: slice) -> None:
-    assert ShardTable.of(given)[part] == ShardTable.of(given[part])
-    assert list(ShardTable.of(given)[part]) == given[part]
+    assert ShardTable.from_infos(given)[part] == ShardTable.from_infos(given[part])
+    assert list(ShardTable.from_infos(given)[part]) == given[part]
 
 
 @settings(max_examples=100)
 @given(lists, st.data())
 def test_the_digest_changes_with_anything(given: list[ShardInfo], data: st.DataObject) -> None:
-    table, at = ShardTable.of(given), data.draw(st.integers(0, len(given) - 1))
+    table, at = ShardTable.from_infos(given), data.draw(st.integers(0, len(given) - 1))
     field = data.draw(st.sampled_from(["name", "num_samples", "num_bytes", "sha256"]))
     values = asdict(given[at])
     values[field] = data.draw({"name": names, "sha256": digests}.get(field, counts))
     other = [*given[:at], ShardInfo(**values), *given[at + 1 :]]
-    assert (ShardTable.of(other).sha256 == table.sha256) == (other == given)
-    assert (ShardTable.of(given[::-1]) == table) == (given[::-1] == given)
+    assert (ShardTable.from_infos(other).sha256 == table.sha256) == (other == given)
+    assert (ShardTable.from_infos(given[::-1]) == table) == (given[::-1] == given)
 
 
 def test_the_file_is_a_common_one(path: Path) -> None:
@@ -86,23 +86,23 @@ def test_the_file_is_a_common_one(path: Path) -> None:
         shard.name for shard in infos()
     ]
     save_file(dict(reversed(columns.items())), path, metadata={"made": "elsewhere"})
-    assert list(ShardTable.map(path)) == infos()
+    assert list(ShardTable.from_file(path)) == infos()
 
 
 # ---------------------------------------------------------------- other processes
 
 
 def test_a_mapped_table_travels_as_its_path(path: Path) -> None:
-    table = ShardTable.map(path)
+    table = ShardTable.from_file(path)
     assert len(pickle.dumps(table)) < 1000
     assert pickle.loads(pickle.dumps(table)) == table
 
 
 def test_a_process_that_starts_later_reads_the_same_table(path: Path) -> None:
-    table = ShardTable.map(path)
+    table = ShardTable.from_file(path)
     sent = pickle.dumps(table)
     other = path.with_name("new")
-    other.write_bytes(ShardTable.of(infos(6)).to_bytes())
+    other.write_bytes(ShardTable.from_infos(infos(6)).to_bytes())
     other.replace(path)
     assert list(table) == infos()
     with pytest.raises(ValueError, match="was replaced while a process was using it"):
@@ -114,7 +114,7 @@ def test_a_process_that_starts_later_reads_the_same_table(path: Path) -> None:
 
 def changed(change: Callable[[Columns], object], num: int = 5) -> ShardTable:
     """Return a table that something was done to."""
-    table = ShardTable.of(infos(num))
+    table = ShardTable.from_infos(infos(num))
     columns = {name: column.copy() for name, column in table._columns.items()}
     change(columns)
     return ShardTable(**columns)
@@ -177,10 +177,10 @@ def test_short_names_are_names() -> None:
 
 def test_a_name_far_behind_the_first_is_found() -> None:
     shards = infos(70_000)
-    ShardTable.of(shards).check()
+    ShardTable.from_infos(shards).check()
     shards.reverse()
-    ShardTable.of(shards).check()
-    table = ShardTable.of([*shards, shards[69_000]])
+    ShardTable.from_infos(shards).check()
+    table = ShardTable.from_infos([*shards, shards[69_000]])
     with pytest.raises(ValueError, match=f"the shard '{shards[69_000].name}' is listed twice"):
         table.check()
     table._names[69_999, 0] = ord("/")
@@ -190,7 +190,7 @@ def test_a_name_far_behind_the_first_is_found() -> None:
 
 def test_no_shards() -> None:
     with pytest.raises(ValueError, match="there are no shards"):
-        ShardTable.of([]).check()
+        ShardTable.from_infos([]).check()
 
 
 # ---------------------------------------------------------------- files that are none
@@ -210,11 +210,11 @@ def test_no_shards() -> None:
     ],
 )
 def test_other_columns(path: Path, change: Callable[[Columns], object]) -> None:
-    columns = dict(map_columns(path))
+    columns = dict(mmap_safetensors(path))
     change(columns)
-    path.write_bytes(columns_to_bytes(columns))
+    path.write_bytes(arrays_to_safetensors(columns))
     with pytest.raises(ValueError, match="its columns are not those of a table of shards"):
-        ShardTable.map(path)
+        ShardTable.from_file(path)
 
 
 def described(**changes: Any) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def test_headers_that_make_no_sense(tmp_path: Path, header: Any) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(len(data).to_bytes(8, "little") + data + bytes(16))
     with pytest.raises(ValueError, match="it is damaged: "):
-        map_columns(path)
+        mmap_safetensors(path)
 
 
 @pytest.mark.parametrize("blanks", range(8))
@@ -260,7 +260,7 @@ def test_arrays_need_not_be_aligned(tmp_path: Path, blanks: int) -> None:
     data = json.dumps(described()).encode() + b" " * blanks
     path = tmp_path / "a.safetensors"
     path.write_bytes(len(data).to_bytes(8, "little") + data + np.arange(2).tobytes())
-    assert map_columns(path)["a"].tolist() == [0, 1]
+    assert mmap_safetensors(path)["a"].tolist() == [0, 1]
 
 
 @settings(max_examples=300)
@@ -269,12 +269,12 @@ def test_damage_raises_nothing_else(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "damaged.safetensors"
-    damaged = bytearray(ShardTable.of(infos()).to_bytes())
+    damaged = bytearray(ShardTable.from_infos(infos()).to_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(damaged[: data.draw(st.integers(0, 2 * len(damaged)))])
     try:
-        table = ShardTable.map(path)
+        table = ShardTable.from_file(path)
         table.check()
     except ValueError:
         return

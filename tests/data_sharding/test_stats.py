@@ -8,16 +8,17 @@ import pytest
 from foreign import bomb, by_webdataset, encoded, jpeg, labelled, photo, png
 from PIL import Image
 
-from data_sharding.index import find_shards, index_shards, publish
-from data_sharding.labels import LabelRule
-from data_sharding.manifest import DataError, read_manifest
-from data_sharding.stats import Stats, measure
+from data_sharding.errors import DataError
+from data_sharding.format.labels import LabelRule
+from data_sharding.format.manifest import read_manifest
+from data_sharding.tools.index import find_shards, index_shards, write_manifests
+from data_sharding.tools.stats import Stats, measure
 
 
 def stats(root: Path, num_measured: int = 2000, num_workers: int = 1) -> Stats:
     found = find_shards(str(root), None)
     manifests, _ = index_shards(found, LabelRule(), classes=None, num_workers=1)
-    publish(str(root), found, manifests, force=True)
+    write_manifests(str(root), found, manifests, force=True)
     manifest = read_manifest(str(root), "train")
     return measure(str(root), "train", manifest, num_measured=num_measured, num_workers=num_workers)
 

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from s3 import make_shards
 
-from data_sharding.fetch import Transfer
-from data_sharding.labels import LabelRule
-from data_sharding.manifest import DataError, ShardInfo
-from data_sharding.shard import BadSample, ShardError
-from data_sharding.stores import LocalStore, open_store
-from data_sharding.stream import StreamedStore
+from data_sharding.errors import BadSample, DataError, ShardError
+from data_sharding.format.labels import LabelRule
+from data_sharding.format.manifest import ShardInfo
+from data_sharding.io.download import DownloadSettings
+from data_sharding.storage.range_reads import RangeReadStore
+from data_sharding.storage.shard_store import LocalStore, open_store
 
-QUICK = Transfer(num_connections=4, part_bytes=100_000, part_timeout_s=2, deadline_s=30)
+QUICK = DownloadSettings(num_connections=4, part_bytes=100_000, part_timeout_s=2, deadline_s=30)
 LABELS = LabelRule()
 
 
@@ -39,7 +39,7 @@ def _temporary_directory(tmp_path, monkeypatch):
 
 @pytest.fixture
 def store(s3):
-    return StreamedStore(s3.url("stream"), LABELS, QUICK)
+    return RangeReadStore(s3.url("stream"), LABELS, QUICK)
 
 
 def sample(store, shard, i):
@@ -68,10 +68,10 @@ def test_a_streamed_sample_is_the_mapped_one(s3, store, source, shards, faults):
     places = all_samples(shards)
     for start in range(0, len(places), 8):
         batch = places[start : start + 8]
-        store.preload(batch)
+        store.prefetch_samples(batch)
         for shard, i in batch:
             assert sample(store, shard, i) == sample(local, shard, i)
-        store.forget_evicted()
+        store.close_evicted()
     assert [len(store.open(shard)) for shard in shards] == [12, 12, 12]
 
 
@@ -103,9 +103,9 @@ def test_so_is_one_of_any_dialect(s3, tmp_path, form, labels):
     directory.mkdir()
     shard = odd_tar(directory / f"odd-{form}.tar", form)
     s3.put(s3.url("odd"), directory)
-    store, local = StreamedStore(s3.url("odd"), labels, QUICK), LocalStore(directory, labels)
+    store, local = RangeReadStore(s3.url("odd"), labels, QUICK), LocalStore(directory, labels)
     places = [(shard, i) for i in range(6)]
-    store.preload(places[::2])  # the others come one by one
+    store.prefetch_samples(places[::2])  # the others come one by one
     for _, i in places:
         assert sample(store, shard, i) == sample(local, shard, i)
     assert sample(store, shard, 2)[0].startswith("has no image of a known kind")
@@ -114,7 +114,7 @@ def test_so_is_one_of_any_dialect(s3, tmp_path, form, labels):
 def test_only_what_is_asked_for_is_fetched(s3, store, shards):
     bounds = store.open(shards[0]).bounds
     s3.forget()
-    store.preload([(shards[0], i) for i in (7, 2, 9)])
+    store.prefetch_samples([(shards[0], i) for i in (7, 2, 9)])
     for i in 2, 7, 9, 2:
         sample(store, shards[0], i)
     assert ranges(s3) == [(bounds[i], bounds[i + 1]) for i in (2, 7, 9)]
@@ -123,13 +123,13 @@ def test_only_what_is_asked_for_is_fetched(s3, store, shards):
 def test_samples_side_by_side_come_with_one_request_up_to_a_part(s3, store, shards):
     bounds = store.open(shards[0]).bounds
     s3.forget()
-    store.preload([(shards[0], i) for i in range(7)])
+    store.prefetch_samples([(shards[0], i) for i in range(7)])
     assert ranges(s3) == [(bounds[a], bounds[b]) for a, b in ((0, 2), (2, 4), (4, 6), (6, 7))]
 
 
 def test_an_image_stays_valid(store, source, shards):
     image = store.open(shards[0]).image(3)
-    store.preload([(shards[1], 0)])
+    store.prefetch_samples([(shards[1], 0)])
     store.open(shards[0]).close()
     assert bytes(image) == sample(LocalStore(source, LABELS), shards[0], 3)[0]
 
@@ -138,10 +138,12 @@ def test_where_samples_lie_is_found_once_a_node(s3, source, shards):
     """By four processes at the same time."""
     s3.fail(latency_s=0.01)
     stores = [open_store(s3.url("stream"), None, LABELS) for _ in range(4)]
-    assert isinstance(stores[0], StreamedStore)
+    assert isinstance(stores[0], RangeReadStore)
     context = multiprocessing.get_context("spawn")
     with context.Pool(4) as pool:
-        tasks = [pool.apply_async(StreamedStore.preload, (s, [(shards[0], 1)])) for s in stores]
+        tasks = [
+            pool.apply_async(RangeReadStore.prefetch_samples, (s, [(shards[0], 1)])) for s in stores
+        ]
         for task in tasks:
             task.get(timeout=60)
     sizes = Counter(r["method"] for r in s3.requests())
@@ -149,7 +151,7 @@ def test_where_samples_lie_is_found_once_a_node(s3, source, shards):
 
 
 def test_a_store_that_travels_takes_its_url_along(s3, store, source, shards):
-    store.preload([(shards[0], 0)])
+    store.prefetch_samples([(shards[0], 0)])
     copy = pickle.loads(pickle.dumps(store))
     assert sample(copy, shards[0], 0) == sample(LocalStore(source, LABELS), shards[0], 0)
 
@@ -167,7 +169,7 @@ def test_a_shard_that_is_replaced_while_it_is_read_is_an_error(s3, tmp_path, sha
     directory = tmp_path / "changing"
     (shard,) = make_shards(directory, 1, 5, 9_000)
     s3.put(s3.url("changing"), directory)
-    store = StreamedStore(s3.url("changing"), LABELS, QUICK)
+    store = RangeReadStore(s3.url("changing"), LABELS, QUICK)
     sample(store, shard, 1)
     (directory / shard.name).write_bytes(b"other" * (shard.num_bytes // 5))
     s3.put(s3.url("changing"), directory)

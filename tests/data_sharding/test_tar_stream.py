@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_sharding.tar_stream import TarStream, header
+from data_sharding.format.tar_writer import TarStream, header
 
 NAMES = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=120)
 

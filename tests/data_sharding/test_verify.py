@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from foreign import bomb, by_webdataset, encoded, jpeg, labelled, photo, png
 
-from data_sharding.index import find_shards, index_shards, publish
-from data_sharding.labels import LabelRule
-from data_sharding.manifest import DataError, url_of
-from data_sharding.verify import (
+from data_sharding.errors import DataError
+from data_sharding.format.labels import LabelRule
+from data_sharding.format.manifest import url_of
+from data_sharding.tools.index import find_shards, index_shards, write_manifests
+from data_sharding.tools.verify import (
     COPY_AGAIN,
     DAMAGED,
     MEND_LABEL,
@@ -33,7 +34,7 @@ def root(tmp_path: Path) -> Path:
 def index(root: Path, rule: LabelRule | None = None) -> None:
     found = find_shards(str(root), None)
     manifests, _ = index_shards(found, rule or LabelRule(), classes=None, num_workers=1)
-    publish(str(root), found, manifests, force=True)
+    write_manifests(str(root), found, manifests, force=True)
 
 
 def problems(root: Path, *, decode: bool = True, num_workers: int = 1) -> list[Problem]:
@@ -59,18 +60,18 @@ def test_every_damage_is_found_at_once(root: Path, num_workers: int) -> None:
     (root / "train/1.tar").write_bytes(data[:5000])
     flip(root / "val/0.tar", 512 + 300)  # in the pixels of the first image
     found = problems(root, num_workers=num_workers)
-    assert [(p.split, p.shard, p.what) for p in found if not p.key] == [
+    assert [(p.split, p.shard, p.message) for p in found if not p.key] == [
         ("train", "0.tar", "is missing"),
         ("train", "1.tar", f"is truncated: 5,000 of {len(data):,} bytes"),
-        ("train", "1.tar", next(p.what for p in found if "no usable samples" in p.what)),
+        ("train", "1.tar", next(p.message for p in found if "no usable samples" in p.message)),
         ("val", "0.tar", "has the right size and other bytes: its digest is not the manifest's"),
     ]
-    assert {p.remedy for p in found} == {COPY_AGAIN}
+    assert {p.fix for p in found} == {COPY_AGAIN}
 
 
 def test_other_samples_than_listed(root: Path) -> None:
     by_webdataset(root / "val/0.tar", labelled([0, 1, 2, 0]))
-    assert any(p.what == "holds 4 samples, and the manifest says 3" for p in problems(root))
+    assert any(p.message == "holds 4 samples, and the manifest says 3" for p in problems(root))
 
 
 def test_every_image_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
@@ -89,11 +90,11 @@ def test_every_image_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     index(tmp_path)
     found = {p.key: p for p in problems(tmp_path)}
     assert set(found) == {"half", "bomb", "large", "text", "empty", "犬"}
-    assert "truncated" in found["half"].what
-    assert found["bomb"].what.startswith("is too large: Image size (2500000000 pixels)")
-    assert found["large"].what.startswith("is too large: 10000 x 10000 pixels")
-    assert found["text"].what.startswith("is none of JPEG, PNG")
-    assert {p.remedy for p in found.values()} == {REPLACE_IMAGE}
+    assert "truncated" in found["half"].message
+    assert found["bomb"].message.startswith("is too large: Image size (2500000000 pixels)")
+    assert found["large"].message.startswith("is too large: 10000 x 10000 pixels")
+    assert found["text"].message.startswith("is none of JPEG, PNG")
+    assert {p.fix for p in found.values()} == {REPLACE_IMAGE}
     assert {(p.split, p.shard) for p in found.values()} == {("train", "a.tar")}
     assert problems(tmp_path, decode=False) == []
 
@@ -105,8 +106,8 @@ def test_damage_that_decoders_get_over_is_named(tmp_path: Path) -> None:
     by_webdataset(tmp_path / "train/a.tar", samples)
     index(tmp_path)
     (found,) = problems(tmp_path)
-    assert (found.shard, found.key, found.remedy) == ("a.tar", "closed", DAMAGED)
-    assert "damage" in found.what
+    assert (found.shard, found.key, found.fix) == ("a.tar", "closed", DAMAGED)
+    assert "damage" in found.message
     assert problems(tmp_path, decode=False) == []
 
 
@@ -117,7 +118,7 @@ def test_labels_without_a_class_are_named(tmp_path: Path) -> None:
     values = json.loads(manifest.read_text())
     values["classes"] = ["only", "two"]
     manifest.write_text(json.dumps(values))
-    assert [(p.key, p.what, p.remedy) for p in problems(tmp_path)] == [
+    assert [(p.key, p.message, p.fix) for p in problems(tmp_path)] == [
         ("0002", "has the label 2, and there are 2 classes", MEND_LABEL)
     ]
 
@@ -125,7 +126,7 @@ def test_labels_without_a_class_are_named(tmp_path: Path) -> None:
 def test_splits_of_other_classes(root: Path) -> None:
     manifest = Path(url_of(str(root), "val"))
     manifest.write_text(manifest.read_text().replace('"2"', '"two"'))
-    assert [(p.split, p.shard, p.remedy) for p in problems(root)] == [("val", "", SAME_CLASSES)]
+    assert [(p.split, p.shard, p.fix) for p in problems(root)] == [("val", "", SAME_CLASSES)]
 
 
 def test_nothing_to_verify(tmp_path: Path) -> None:

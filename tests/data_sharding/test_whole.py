@@ -8,15 +8,16 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from data_sharding import files
-from data_sharding.folder_source import folder
-from data_sharding.loader import Batch
-from data_sharding.manifest import DataError, read_manifest
-from data_sharding.protocol import Dense
-from data_sharding.samples import ShardSet
-from data_sharding.stores import open_store
-from data_sharding.whole import load_whole
-from data_sharding.write import write_dataset
+from data_sharding.errors import DataError
+from data_sharding.format.manifest import read_manifest
+from data_sharding.io import filesystem
+from data_sharding.loading.full_images import load_whole
+from data_sharding.loading.loader import Batch
+from data_sharding.loading.split_reader import SplitReader
+from data_sharding.sources.folder import folder
+from data_sharding.storage.shard_store import open_store
+from data_sharding.transforms.eval_protocol import DenseProtocol
+from data_sharding.writing.dataset_writer import write_dataset
 
 BROKEN = 1
 SHAPES = [(20, 24), (24, 20), (16, 16), (40, 17), (33, 70), (1, 9), (16, 32), (19, 20)]
@@ -38,13 +39,15 @@ def url(tmp_path: Path) -> str:
     return url
 
 
-def open_val(url: str) -> ShardSet:
+def open_val(url: str) -> SplitReader:
     manifest = read_manifest(url, "val")
-    return ShardSet("val", manifest, open_store(files.join(url, "val"), None, manifest.labels))
+    return SplitReader(
+        "val", manifest, open_store(filesystem.join(url, "val"), None, manifest.labels)
+    )
 
 
-def key(shards: ShardSet, sample: int) -> int:
-    (place,) = shards.places(np.array([sample]))
+def key(shards: SplitReader, sample: int) -> int:
+    (place,) = shards.locate(np.array([sample]))
     name = shards.store.open(shards.manifest.shards[place.shard]).key(place.sample)
     return int(name.rpartition("-")[2])
 
@@ -53,7 +56,7 @@ def key(shards: ShardSet, sample: int) -> int:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_of_any_shape(url: str, tmp_path: Path, scales: tuple[int, ...], channels: int):
     shards = open_val(url)
-    batches: list[Batch] = list(load_whole(shards, Dense(scales), channels))
+    batches: list[Batch] = list(load_whole(shards, DenseProtocol(scales), channels))
     assert len(batches) == len(SHAPES) * len(scales)
     read = [key(shards, sample) for sample in range(len(SHAPES))]
     assert sorted(read) == list(range(len(SHAPES)))
@@ -78,7 +81,7 @@ def test_images_of_any_shape(url: str, tmp_path: Path, scales: tuple[int, ...], 
 def test_an_error_is_raised_where_it_is_read(url: str) -> None:
     shards = open_val(url)
     (Path(url) / "val" / shards.manifest.shards[1].name).unlink()
-    batches = load_whole(shards, Dense((16,)), 3)
+    batches = load_whole(shards, DenseProtocol((16,)), 3)
     for _ in range(3):
         next(batches)
     with pytest.raises(DataError, match=shards.manifest.shards[1].name):
@@ -88,7 +91,7 @@ def test_an_error_is_raised_where_it_is_read(url: str) -> None:
 def test_nothing_is_left_running_when_nobody_asks_for_more(url: str) -> None:
     import threading
 
-    batches = load_whole(open_val(url), Dense((16,)), 3)
+    batches = load_whole(open_val(url), DenseProtocol((16,)), 3)
     next(batches)
     batches.close()  # type: ignore[attr-defined]  # a generator
     assert not [one for one in threading.enumerate() if one.name.startswith("whole-images")]

@@ -20,15 +20,17 @@ from folders import make
 from foreign import png
 
 import data_sharding
-from data_sharding import files
-from data_sharding.csv_source import csv_file
-from data_sharding.folder_source import Lenience, folder
-from data_sharding.journal import Journal
-from data_sharding.manifest import DataError, Manifest, read_manifest
-from data_sharding.shard import ShardReader
-from data_sharding.sources import Sample, Source, digits
-from data_sharding.write import Dataset, write_dataset
-from data_sharding.write_shard import Checks
+from data_sharding.errors import DataError
+from data_sharding.format.manifest import Manifest, read_manifest
+from data_sharding.format.shard_reader import ShardReader
+from data_sharding.io import filesystem
+from data_sharding.sources.base import Sample, Source
+from data_sharding.sources.csv_file import csv_file
+from data_sharding.sources.digits import digits
+from data_sharding.sources.folder import FolderOptions, folder
+from data_sharding.writing.dataset_writer import Dataset, write_dataset
+from data_sharding.writing.journal import Journal
+from data_sharding.writing.shard_writer import ImageChecks
 
 SPLITS = ("train", "val")
 
@@ -159,7 +161,7 @@ def test_object_store(source: Source, written: Path, tmp_path: Path) -> None:
     store = fsspec.filesystem("memory")
     for name, data in contents(written).items():
         assert store.cat_file(f"{tmp_path}/a set/{name}") == data
-    assert not files.exists(files.join(url, "unfinished.json"))
+    assert not filesystem.exists(filesystem.join(url, "unfinished.json"))
     assert write(source, url).reused
 
 
@@ -303,7 +305,7 @@ def one_more_class(root: Path) -> tuple[Source, Source]:
         path.write_bytes(png(number))
     before = folder(root)
     (root / "train" / "a").mkdir()
-    return before, folder(root, lenience=Lenience(allow_empty=True))
+    return before, folder(root, lenience=FolderOptions(allow_empty=True))
 
 
 @pytest.mark.parametrize("make_sources", [other_border, one_more_class])
@@ -312,11 +314,11 @@ def test_other_labels_or_splits_of_the_same_files_are_another_set(
 ) -> None:
     (tmp_path / "images").mkdir()
     before, after = make_sources(tmp_path / "images")
-    assert before.facts == after.facts
+    assert before.fingerprint == after.fingerprint
 
     def write_checked(source: Source, name: str) -> Dataset:
         url = str(tmp_path / name)
-        return write_dataset(source, url, seed=0, samples_per_shard=2, checks=Checks())
+        return write_dataset(source, url, seed=0, samples_per_shard=2, checks=ImageChecks())
 
     write_checked(before, "whole")
     assert write_checked(before, "whole").reused
@@ -384,7 +386,7 @@ def test_shards_of_a_size_in_bytes(tmp_path: Path, shard_bytes: int) -> None:
 def test_two_writers_at_once(
     source: Source, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_sharding.journal._LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("data_sharding.writing.journal._LOCK_TIMEOUT_S", 0.1)
     with started(tmp_path / "ä set", 800) as process:
         with pytest.raises(DataError, match="another process is writing to"):
             write(source, tmp_path / "ä set")
@@ -399,7 +401,7 @@ def test_two_writers_at_once(
 def test_a_full_disk_is_told(
     source: Source, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import data_sharding.write
+    import data_sharding.writing.dataset_writer
 
     def fail(url: str, split: str, manifest: Manifest) -> None:
         if split == "train":
@@ -408,9 +410,9 @@ def test_a_full_disk_is_told(
             raise OSError(28, "No space left on device")
         write_manifest(url, split, manifest)
 
-    write_manifest: Callable[..., Any] = data_sharding.write.write_manifest
+    write_manifest: Callable[..., Any] = data_sharding.writing.dataset_writer.write_manifest
     with monkeypatch.context() as patch:
-        patch.setattr(data_sharding.write, "write_manifest", fail)
+        patch.setattr(data_sharding.writing.dataset_writer, "write_manifest", fail)
         with pytest.raises(DataError, match=r"No space left on device.* Nothing was published"):
             write(source, tmp_path)
     write(source, tmp_path)
@@ -419,8 +421,8 @@ def test_a_full_disk_is_told(
 
 STARTED = """
 import sys
-from data_sharding.sources import digits
-from data_sharding.write import write_dataset
+from data_sharding.sources.digits import digits
+from data_sharding.writing.dataset_writer import write_dataset
 
 def wait(done, num):
     if done == int(sys.argv[2]):

@@ -11,11 +11,11 @@ import pytest
 from running import Tahoe
 from s3 import S3
 
-from data_sharding import files
-from orchestrator.config import parse
-from orchestrator.launch.drill_judge import Report, compare
-from orchestrator.launch.drill_schedule import ENDING, KINDS
-from orchestrator.rundir import RunDir
+from data_sharding.io import filesystem
+from orchestrator.config.parse import parse
+from orchestrator.drill.compare import Report, compare
+from orchestrator.drill.faults import FATAL, KINDS
+from orchestrator.run.rundir import RunDir
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +44,7 @@ def test_every_kind_of_fault(
     faults = report["faults"]
     assert set(faults) == set(KINDS)
     assert sum(faults.values()) >= 0.95 * NUM_FAULTS  # the last attempt may end before its last
-    assert sum(faults[kind] for kind in ENDING) >= NUM_FAULTS // 5
+    assert sum(faults[kind] for kind in FATAL) >= NUM_FAULTS // 5
     assert report["most_lost_steps"] < 30
 
 
@@ -67,7 +67,7 @@ def test_checkpoints_in_a_store(
     report = json.loads(done.stdout)
     assert set(report["faults"]) == set(kinds)
     assert report["lost_steps"] > 0
-    names = files.list_names(s3_server.url("checkpoints", "drills", "drill", "hurt"))
+    names = filesystem.list_names(s3_server.url("checkpoints", "drills", "drill", "hurt"))
     assert names[-1] == f"step-{report['num_steps']:09d}"
 
 
@@ -157,7 +157,7 @@ def test_what_goes_wrong_is_noticed(tahoe: Tahoe, digits: Path, tmp_path: Path) 
         )
         found = {name for name in counts if getattr(report, name)}
         assert found | (set() if report.weights_equal else {"weights_equal"}) == noticed, harm
-        assert report.is_well == (noticed == set())
+        assert report.passed == (noticed == set())
 
     shutil.copytree(done_there, tahoe.cwd / "drill", dirs_exist_ok=True)
     refused = tahoe("drill", "drill/hurt", "seed=1", check=False)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from models.alexnet_2012 import AlexNet, Dropout, MapNorm, TowerNorm
+from models.historical.alexnet_2012 import AlexNet, Dropout, MapNorm, TowerNorm
 
 
 def lrn(a: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from models.autoencoder_2006 import Autoencoder, Machine
+from models.historical.autoencoder_2006 import RBM, Autoencoder
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def test_the_papers_size() -> None:
 
 @pytest.mark.parametrize("is_code", [False, True])
 def test_the_gradient_is_contrastive_divergence(is_code: bool) -> None:
-    machine = Machine(12, 5, is_code=is_code)
+    machine = RBM(12, 5, is_code=is_code)
     v = torch.rand(7, 12)
     torch.manual_seed(1)
     machine(v).mean().backward()

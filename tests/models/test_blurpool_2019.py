@@ -5,7 +5,7 @@ import torchvision
 from torch import nn
 from torch.testing import assert_close
 
-from models.blurpool_2019 import BlurredConv, resnet_blurpool
+from models.historical.blurpool_2019 import BlurredConv, resnet_blurpool
 
 
 def test_maps_are_blurred_before_each_stride_but_the_first() -> None:

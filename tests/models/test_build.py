@@ -57,7 +57,7 @@ def test_own_network():
 
 def test_every_own_network_has_a_file_of_its_name():
     for name, target in models.OWN.items():
-        assert target.startswith(f"models.{name}:")
+        assert target.startswith(f"models.historical.{name}:")
 
 
 def test_timm_network_with_one_channel():

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from models.cat_2012 import Cat, Level, best_neuron
+from models.historical.cat_2012 import LocalRicaNet, RicaStage, best_neuron
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_level_place_by_place(stride: int) -> None:
     torch.manual_seed(0)
-    level = Level(2, 13, 4, 3, stride, 1, sparsity=0.1).double()
+    level = RicaStage(2, 13, 4, 3, stride, 1, sparsity=0.1).double()
     with torch.no_grad():
         level.decoder.normal_(std=0.3)
     x = torch.randn(2, 2, 13, 13, dtype=torch.float64)
@@ -37,7 +37,7 @@ def test_a_level_place_by_place(stride: int) -> None:
 
 def test_a_stage_has_no_gradient_from_the_next() -> None:
     torch.manual_seed(0)
-    network = Cat(num_classes=0, image_size=32, field=6, maps=2, stages=2)
+    network = LocalRicaNet(num_classes=0, image_size=32, field=6, maps=2, stages=2)
     images = torch.randn(2, 3, 32, 32)
     network(images).mean().backward()
     together = network.levels[0].encoder.grad.clone()
@@ -49,7 +49,7 @@ def test_a_stage_has_no_gradient_from_the_next() -> None:
 
 def test_the_cost_falls() -> None:
     torch.manual_seed(0)
-    network = Cat(num_classes=0, image_size=24, field=6, maps=4, stages=1)
+    network = LocalRicaNet(num_classes=0, image_size=24, field=6, maps=4, stages=1)
     images = torch.rand(16, 3, 24, 24)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     costs = []
@@ -64,14 +64,14 @@ def test_the_cost_falls() -> None:
 
 def test_paper_scale_is_a_billion_weights_almost() -> None:
     with torch.device("meta"):
-        network = Cat(num_classes=0)
+        network = LocalRicaNet(num_classes=0)
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(0.75e9, rel=0.02)
     assert network.levels[0].encoder.shape == (183 * 183, 18 * 18 * 3, 8)
 
 
 def test_what_is_too_small() -> None:
     with pytest.raises(ValueError, match="Stage 2 sees maps of 6x6"):
-        Cat(num_classes=0, image_size=32)
+        LocalRicaNet(num_classes=0, image_size=32)
 
 
 def test_the_best_neuron() -> None:

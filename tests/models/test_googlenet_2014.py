@@ -1,6 +1,6 @@
 import torch
 
-from models.googlenet_2014 import GoogLeNet
+from models.historical.googlenet_2014 import GoogLeNet
 
 
 def test_table_1() -> None:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from models.lenet5_1998 import SEEN_BY_C3, LeNet5, SparseConv2d, Subsampling, squash
+from models.historical.lenet5_1998 import SEEN_BY_C3, LeNet5, SparseConv2d, Subsampling, scaled_tanh
 
 HEADS = ["linear", "rbf"]
 
@@ -91,8 +91,8 @@ def test_subsampling_scales_the_sum_of_four():
 
 
 def test_squash_maps_one_to_one():
-    assert_close(squash(torch.tensor([-1.0, 0.0, 1.0])), torch.tensor([-1.0, 0.0, 1.0]))
-    assert_close(squash(torch.tensor(100.0)), torch.tensor(1.7159))
+    assert_close(scaled_tanh(torch.tensor([-1.0, 0.0, 1.0])), torch.tensor([-1.0, 0.0, 1.0]))
+    assert_close(scaled_tanh(torch.tensor(100.0)), torch.tensor(1.7159))
 
 
 def test_every_layer_up_to_f6_is_squashed():

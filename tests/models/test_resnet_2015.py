@@ -6,7 +6,7 @@ import torchvision
 from torch.testing import assert_close
 from torchvision.models.resnet import Bottleneck
 
-from models.resnet_2015 import resnet
+from models.historical.resnet_2015 import resnet
 
 
 @pytest.mark.parametrize("depth", [18, 50])

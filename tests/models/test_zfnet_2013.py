@@ -1,7 +1,7 @@
 import torch
 from torch.testing import assert_close
 
-from models.zfnet_2013 import ZFNet
+from models.historical.zfnet_2013 import ZFNet
 
 
 def test_filters_that_are_too_large_shrink_to_a_tenth() -> None:

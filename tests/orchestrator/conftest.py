@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from data_sharding.manifest import Manifest, ShardInfo, write_manifest
-from orchestrator.config import to_dict
+from data_sharding.format.manifest import Manifest, ShardInfo, write_manifest
+from orchestrator.config.parse import to_dict
 from orchestrator.launch.compose import compose
 
 

@@ -12,10 +12,10 @@ import pytest
 from running import Tahoe
 
 import conf
-from orchestrator.cli import main
-from orchestrator.launch import local
-from orchestrator.rundir import RunDir
-from orchestrator.sweepdir import SweepDir, sweep_of
+from orchestrator.cli.main import main
+from orchestrator.launch import local_launcher
+from orchestrator.run.rundir import RunDir
+from orchestrator.run.sweepdir import SweepDir, sweep_of
 
 VERBS = (
     *("train", "submit", "resume", "status", "list", "logs", "cancel", "compare", "report"),
@@ -27,7 +27,7 @@ TAHOE = Path(sys.executable).with_name("tahoe")
 LIST_HEAVY_MODULES = """
 import sys
 import conf
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 try:
     main(sys.argv[1:])
 finally:
@@ -210,7 +210,7 @@ def test_a_broken_pipe_that_is_not_the_output_is_no_silence(
     def fail(options: object) -> int:
         raise BrokenPipeError
 
-    monkeypatch.setattr("orchestrator.cli._train", fail)
+    monkeypatch.setattr("orchestrator.cli.main._train", fail)
     with pytest.raises(BrokenPipeError):
         main(["train"])
 
@@ -257,7 +257,7 @@ def test_a_stop_ends_the_sweep_and_a_failure_does_not(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     codes = iter(ends)
-    monkeypatch.setattr(local, "run_attempt", lambda *_: next(codes))
+    monkeypatch.setattr(local_launcher, "run_attempt", lambda *_: next(codes))
     assert main(["train", f"data.url='{shards}'", "-m", "seed=1,2"]) == exit_code
     assert len(list(codes)) == 2 - num_started
     (place,) = (tmp_path / "runs" / "sweeps").iterdir()
@@ -274,7 +274,7 @@ def test_a_point_that_runs_elsewhere_does_not_keep_the_others_from_running(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     started: list[RunDir] = []
-    monkeypatch.setattr(local, "run_attempt", lambda run, *_: started.append(run) or 0)
+    monkeypatch.setattr(local_launcher, "run_attempt", lambda run, *_: started.append(run) or 0)
     command = ["train", f"data.url='{shards}'", "-m", "seed=1,2,3"]
     assert main(command) == 0
     first, second, third = started

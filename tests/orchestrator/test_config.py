@@ -9,11 +9,18 @@ import pytest
 import yaml
 
 import conf
-from orchestrator import config as schemas
-from orchestrator.config import ConfigError, flatten, identity, is_safe, parse, to_dict
+from orchestrator.config import parse as schemas
+from orchestrator.config.parse import (
+    ConfigError,
+    config_hash,
+    flatten,
+    is_mutable_key,
+    parse,
+    to_dict,
+)
+from orchestrator.config.schema import Config
 from orchestrator.launch.compose import compose
-from orchestrator.rundir import RunDir
-from orchestrator.schema import Config
+from orchestrator.run.rundir import RunDir
 
 CONF = Path(conf.__file__).parent
 CHOICES = sorted(CONF.glob("*/*.yaml"))
@@ -216,7 +223,7 @@ def with_other_value(config: Config, key: str) -> Config:
 def test_the_identity_is_all_but_the_safe_keys(values: dict[str, Any]) -> None:
     config = parse(values)
     for key in flatten(values):
-        is_same = identity(with_other_value(config, key)) == identity(config)
+        is_same = config_hash(with_other_value(config, key)) == config_hash(config)
         is_safe = key in SAFE_KEYS or key.startswith(SAFE_SECTIONS)
         assert is_same == is_safe, key
 
@@ -232,12 +239,12 @@ def test_a_key_that_is_new_in_the_schema_changes_the_identity_when_it_is_said(
         return later
 
     config = parse(values)
-    before = identity(config)
+    before = config_hash(config)
     for since in (3, 4):
         of_section = copy.deepcopy(config)
         object.__setattr__(of_section, "data", newer(type(config.data), config.data, since))
         for later in (newer(Config, config, since), of_section):
-            assert (identity(later) == before) == (since == 3)
+            assert (config_hash(later) == before) == (since == 3)
 
 
 @pytest.mark.parametrize(
@@ -245,14 +252,14 @@ def test_a_key_that_is_new_in_the_schema_changes_the_identity_when_it_is_said(
     [("data.url", True), ("data.url_of_another", False), ("launcher.x.y", True), ("launch", False)],
 )
 def test_safe_are_a_key_and_what_lies_below_it(key: str, expected: bool) -> None:
-    assert is_safe(key) == expected
+    assert is_mutable_key(key) == expected
 
 
 def test_the_identity_does_not_depend_on_how_a_number_is_written(values: dict[str, Any]) -> None:
-    before = identity(parse(values))
+    before = config_hash(parse(values))
     values["recipe"]["epochs"] = 20
     values["recipe"]["optimizer"]["momentum"] = 9e-1
-    assert identity(parse(dict(reversed(values.items())))) == before
+    assert config_hash(parse(dict(reversed(values.items())))) == before
 
 
 def test_a_limit_leaves_time_before_the_ranks_are_told_to_stop(values: dict[str, Any]) -> None:

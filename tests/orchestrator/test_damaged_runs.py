@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cli import main
-from orchestrator.config import parse
-from orchestrator.launch import attempt
-from orchestrator.launch.compose import Composed
-from orchestrator.launch.create import open_run
-from orchestrator.rundir import RunDir
+from orchestrator.cli.main import main
+from orchestrator.config.parse import parse
+from orchestrator.jobs import job_hooks
+from orchestrator.launch.compose import ComposedConfig
+from orchestrator.launch.create_run import create_or_open_run
+from orchestrator.run.rundir import RunDir
 
 TRUNCATED = '{"verdict": "fin'
 DAMAGES = [
@@ -37,7 +37,9 @@ def runs(values: dict[str, Any], shards: Path, tmp_path: Path) -> tuple[RunDir, 
     found = []
     for seed in (1, 2):
         path = str(tmp_path / "runs" / f"run-{seed}")
-        run, _ = open_run(Composed(parse(values | {"run_dir": path, "seed": seed}), ()))
+        run, _ = create_or_open_run(
+            ComposedConfig(parse(values | {"run_dir": path, "seed": seed}), ())
+        )
         run.begin_attempt(num_steps=14)
         found.append(run)
     return found[0], found[1]
@@ -110,7 +112,7 @@ def test_an_attempt_that_is_not_noted_is_counted_all_the_same(runs: tuple[RunDir
 LIST_AND_LOOK = """
 import sys
 from pathlib import Path
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 run = Path(sys.argv[1])
 assert main(["list", "--json", "--runs-dir", str(run.parent)]) == 0
 assert main(["status", str(run)]) == 1
@@ -136,7 +138,7 @@ def test_a_job_says_which_file_is_damaged(
     runs: tuple[RunDir, RunDir], capfd: pytest.CaptureFixture[str]
 ) -> None:
     file = damage(runs[0], "verdict.json", TRUNCATED)
-    assert attempt.main(["begin", str(runs[0].path)]) == 1
+    assert job_hooks.main(["begin", str(runs[0].path)]) == 1
     said = capfd.readouterr()
     assert said.out == ""
     assert str(file) in said.err

@@ -17,21 +17,21 @@ from timm.layers import DropPath
 from torch import nn
 
 import conf
-from data_sharding.folder_source import folder
-from data_sharding.manifest import Manifest, ShardInfo, write_manifest
-from data_sharding.write import write_dataset
-from orchestrator.config import parse
+from data_sharding.format.manifest import Manifest, ShardInfo, write_manifest
+from data_sharding.sources.folder import folder
+from data_sharding.writing.dataset_writer import write_dataset
+from orchestrator.config.parse import parse
+from orchestrator.config.schema import Config
+from orchestrator.jobs.dry_run import dry_run
 from orchestrator.launch.compose import compose
-from orchestrator.launch.create import open_run
-from orchestrator.launch.preview import preview
-from orchestrator.rundir import RunDir, read_json_lines
-from orchestrator.schema import Config
-from orchestrator.training.initialise import initialise
-from orchestrator.training.metrics import MetricLog
-from orchestrator.training.network import build_network
+from orchestrator.launch.create_run import create_or_open_run
+from orchestrator.run.rundir import RunDir, read_json_lines
+from orchestrator.training.distributed.world import World
+from orchestrator.training.monitoring.metric_log import MetricLog
+from orchestrator.training.stop_signal import StopSignal
+from orchestrator.training.task.model import build_model
+from orchestrator.training.task.warm_start import load_initial_weights
 from orchestrator.training.train import train
-from orchestrator.training.verdict import StopRequest
-from orchestrator.training.world import World
 
 FILES = sorted(Path(conf.__file__).parent.glob("experiment/*.yaml"))
 HISTORY = [
@@ -83,7 +83,7 @@ def test_inception_v3_has_its_auxiliary_classifier_in_training_alone() -> None:
     (composed,) = compose(["experiment=inception_v3_2015", "data.url=anywhere"])
     assert composed.config.recipe.aux_weight == 0.4
     with torch.device("meta"):
-        network = build_network(composed.config, 1000)
+        network = build_model(composed.config, 1000)
         images = torch.empty(2, 3, 299, 299)
         assert [tuple(one.shape) for one in network.train()(images)] == [(2, 1000)] * 2
         assert tuple(network.eval()(images).shape) == (2, 1000)
@@ -142,7 +142,7 @@ def test_what_is_dropped_is_as_published(name: str, of_paths: float, of_units: f
     (composed,) = compose([f"experiment={name}", "data.url=anywhere"])
     config = composed.config
     with torch.device("meta"):
-        network = build_network(config, 1000)
+        network = build_model(config, 1000)
     paths = [layer.drop_prob for layer in network.modules() if isinstance(layer, DropPath)]
     units = [layer.p for layer in network.modules() if isinstance(layer, nn.Dropout)]
     units.append(getattr(network, "drop_rate", 0.0))
@@ -167,13 +167,13 @@ def test_the_weights_that_it_begins_with_fit(name: str, tmp_path: Path) -> None:
     source = str(config.init_from).removeprefix("timm/")
     assert timm.models.is_model_pretrained(source)
     with torch.device("meta"):
-        theirs, ours = timm.create_model(source), build_network(config, 1000)
+        theirs, ours = timm.create_model(source), build_model(config, 1000)
     file = tmp_path / "weights.safetensors"
     save_file({name: torch.ones(one.shape) for name, one in theirs.state_dict().items()}, file)
     ours = ours.to_empty(device="cpu")
     for parameter in ours.parameters():
         parameter.data.fill_(2.0)
-    initialise(ours, file, 1000, 3)
+    load_initial_weights(ours, file, 1000, 3)
     file.unlink()
     learned = [one for one in ours.parameters() if not (one == 2.0).all()]
     assert sum(one.numel() for one in learned) > 0.95 * sum(p.numel() for p in ours.parameters())
@@ -201,7 +201,7 @@ def test_all_can_be_submitted_at_their_own_size(
         write_manifest(str(tmp_path), split, Manifest(classes, shards, {}))
     # One set stands for all of them, so that it cannot be what each is named.
     given = [f"data.url={tmp_path}", "launcher=slurm", "cluster=slurm", "data.expected=null"]
-    preview(["-m", f"experiment={','.join(names)}", *given])
+    dry_run(["-m", f"experiment={','.join(names)}", *given])
     shown = capsys.readouterr().out
     assert f"# an array of {len(names)} jobs like this:" in shown
     for name in names:
@@ -261,12 +261,12 @@ def small(name: str, url: Path, place: Path) -> list[str]:
 def train_all(world: World, config: Config, runs: list[str]) -> None:
     for path in runs:
         run = RunDir(Path(path))
-        attempt = run.num_attempts if world.is_first else 1
-        with MetricLog(run.metrics_file if world.is_first else None, attempt) as metrics:
-            stop = StopRequest(run, polls_file=False)
+        attempt = run.num_attempts if world.is_main else 1
+        with MetricLog(run.metrics_file if world.is_main else None, attempt) as metrics:
+            stop = StopSignal(run, polls_file=False)
             train(run, parse(run.read_config()), world, metrics, stop)
-        world.wait_for_all()
-        if world.is_first:
+        world.barrier()
+        if world.is_main:
             shutil.rmtree(run.checkpoints_dir)  # of hundreds of megabytes
 
 
@@ -276,7 +276,7 @@ def test_two_steps_on_two_ranks(images: Path, tmp_path: Path) -> None:
     runs = []
     for name in (*TRAINED, *LINEAGE):
         (composed,) = compose(small(name, images, tmp_path))
-        run, plan = open_run(composed)
+        run, plan = create_or_open_run(composed)
         run.begin_attempt(num_steps=plan.num_steps)
         runs.append(run)
     run_on_ranks(train_all, 2, composed.config, [str(run.path) for run in runs])

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import figures
-from orchestrator.figures import clock, counted, shown
+from orchestrator import number_format
+from orchestrator.number_format import format_duration, format_metric, pluralize
 
 
 def test_the_examples_hold() -> None:
-    assert doctest.testmod(figures).failed == 0
+    assert doctest.testmod(number_format).failed == 0
 
 
 @pytest.mark.parametrize(
@@ -28,17 +28,22 @@ def test_the_examples_hold() -> None:
     ],
 )
 def test_a_figure_has_the_form_of_its_kind(name: str, value: float | None, text: str) -> None:
-    assert shown(name, value) == text
+    assert format_metric(name, value) == text
 
 
 @given(st.integers(0, 10**7))
 def test_a_clock_tells_all_seconds(seconds: int) -> None:
-    hours, minutes, rest = map(int, clock(seconds).split(":"))
+    hours, minutes, rest = map(int, format_duration(seconds).split(":"))
     assert 3600 * hours + 60 * minutes + rest == seconds
     assert max(minutes, rest) < 60
 
 
 def test_what_is_one_is_no_plural() -> None:
     nouns = ("run", "class", "batch", "image")
-    assert [counted(1, noun) for noun in nouns] == ["1 run", "1 class", "1 batch", "1 image"]
-    assert [counted(0, noun) for noun in nouns] == ["0 runs", "0 classes", "0 batches", "0 images"]
+    assert [pluralize(1, noun) for noun in nouns] == ["1 run", "1 class", "1 batch", "1 image"]
+    assert [pluralize(0, noun) for noun in nouns] == [
+        "0 runs",
+        "0 classes",
+        "0 batches",
+        "0 images",
+    ]

@@ -9,7 +9,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from orchestrator.layout import PACKAGES, check_not_shadowed
+from orchestrator.import_guard import PACKAGES, check_not_shadowed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -25,7 +25,7 @@ def test_a_foreign_package_stops_the_program(name: str, tmp_path: Path) -> None:
     foreign.parent.mkdir()
     foreign.write_text("raise SystemExit('the foreign one was run')")
     environ = os.environ | {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
-    command = [sys.executable, "-P", "-m", "orchestrator.cli", "--help"]
+    command = [sys.executable, "-P", "-m", "orchestrator.cli.main", "--help"]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 from without_locks import NUMBERS, without_locks
 
-from data_sharding.cache import free_bytes
-from data_sharding.manifest import DataError
-from data_sharding.node_files import locked, pinned, remove_unless_held
-from orchestrator.cli import main
-from orchestrator.config import parse
-from orchestrator.launch.checks import writable
-from orchestrator.launch.compose import Composed
-from orchestrator.launch.create import open_run
-from orchestrator.rundir import RunDir, RunError
-from orchestrator.tracking.store import opened
+from data_sharding.errors import DataError
+from data_sharding.io.file_lock import exclusive_lock, remove_if_unlocked, shared_lock
+from data_sharding.storage.cache import free_bytes
+from orchestrator.cli.main import main
+from orchestrator.config.parse import parse
+from orchestrator.launch.compose import ComposedConfig
+from orchestrator.launch.create_run import create_or_open_run
+from orchestrator.preflight.local_checks import check_run_dir
+from orchestrator.run.rundir import RunDir, RunError
+from orchestrator.tracking.mlflow_store.client import open_client
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def run(values: dict[str, Any], shards: Path, tmp_path: Path) -> RunDir:
     values["data"]["url"] = str(shards)
     values["tracking"]["uri"] = f"sqlite:///{tmp_path / 'mlflow.db'}"
     path = tmp_path / "runs" / "one"
-    made, _ = open_run(Composed(parse(values | {"run_dir": str(path)}), ()))
+    made, _ = create_or_open_run(ComposedConfig(parse(values | {"run_dir": str(path)}), ()))
     made.begin_attempt(num_steps=14)
     return made
 
@@ -73,7 +73,7 @@ def test_a_run_is_not_begun_there(
     assert "without locks" in capsys.readouterr().err
     assert not new.exists()
     with pytest.raises(RunError, match="without locks"):
-        writable(parse(run.read_config()))
+        check_run_dir(parse(run.read_config()))
 
 
 @pytest.mark.parametrize(
@@ -101,12 +101,15 @@ def test_stores_and_files_of_a_node_say_so_too(
     file = tmp_path / "file"
     file.touch()
     without_locks(tmp_path, monkeypatch, errno.ENOLCK)
-    with pytest.raises(RunError, match="without locks"), opened(f"sqlite:///{tmp_path}/mlflow.db"):
+    with (
+        pytest.raises(RunError, match="without locks"),
+        open_client(f"sqlite:///{tmp_path}/mlflow.db"),
+    ):
         pass
-    for lock in (locked, pinned):
+    for lock in (exclusive_lock, shared_lock):
         with pytest.raises(OSError, match="without locks"), lock(file):
             pass
     with pytest.raises(OSError, match="without locks"):
-        remove_unless_held(file)
+        remove_if_unlocked(file)
     with pytest.raises(DataError, match="without locks"):
         free_bytes(tmp_path)

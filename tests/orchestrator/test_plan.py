@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_sharding.manifest import Manifest, ShardInfo
-from orchestrator.config import ConfigError, parse
-from orchestrator.plan import Plan, check_sizes, make_plan
+from data_sharding.format.manifest import Manifest, ShardInfo
+from orchestrator.config.parse import ConfigError, parse
+from orchestrator.run.plan import Plan, check_sizes, make_plan
 
 CLASSES = ("cat", "dog")
 
@@ -153,7 +153,7 @@ def test_it_is_evaluated_regularly_and_after_the_last_step(
     values: dict[str, Any], every_epochs: float, steps: list[int]
 ) -> None:
     plan = plan_of(values, steps=32, every_epochs=every_epochs)
-    assert [step for step in range(1, 33) if plan.evaluates_at(step)] == steps
+    assert [step for step in range(1, 33) if plan.should_evaluate(step)] == steps
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -161,13 +161,13 @@ def test_the_ranks_share_the_micro_batches_of_every_step(
     values: dict[str, Any], world_size: int
 ) -> None:
     plan = plan_of(values, steps=3, world_size=world_size)
-    assert plan.micro_batch_size * plan.num_accumulated * plan.world_size == 64
+    assert plan.micro_batch_size * plan.accumulation_steps * plan.world_size == 64
     computed = [pair for rank in range(world_size) for pair in plan.micro_batches(rank, 1)]
     assert sorted(computed) == [(step, micro) for step in (1, 2) for micro in range(4)]
 
 
 def test_the_numbers_are_told_multiplied_out(values: dict[str, Any]) -> None:
-    assert plan_of(values, epochs=2).lines() == [
+    assert plan_of(values, epochs=2).summary_lines() == [
         "30 steps of 64 images = 2 epochs = 1,920 images, evaluated on 100 every 15 steps",
         "1,000 training images = 15 steps an epoch (40 images left for another epoch)",
         "global batch 64 = 2 ranks x micro-batch 16 x accumulation 2, "

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from bench.planning import make_set, plan_in_a_process, resume_s
 
-from data_sharding.manifest import read_manifest
+from data_sharding.format.manifest import read_manifest
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.rundir import (
+from orchestrator.run.rundir import (
     RunDir,
     RunError,
     append_json_line,
@@ -25,15 +25,15 @@ WRITE_ON_AND_ON = """
 import sys
 from itertools import count
 from pathlib import Path
-from orchestrator.rundir import RunDir
+from orchestrator.run.rundir import RunDir
 run = RunDir(Path(sys.argv[1]))
 for n in count(1):
-    run.write_json(run.verdict_file, {"n": n, "filling": [n] * 50_000})
+    run.write_json(run.outcome_file, {"n": n, "filling": [n] * 50_000})
 """
 HOLD_THE_LOCK = """
 import subprocess, sys, time
 from pathlib import Path
-from orchestrator.rundir import RunDir
+from orchestrator.run.rundir import RunDir
 with RunDir(Path(sys.argv[1])).lock() as lock:
     if "with a rank" in sys.argv:
         rank = subprocess.Popen(["sleep", "60"], pass_fds=[lock], stdout=subprocess.DEVNULL)
@@ -71,7 +71,7 @@ def test_a_killed_writer_leaves_a_whole_file(run: RunDir) -> None:
 
 
 def whole_number(run: RunDir) -> int:
-    content = run.read_json(run.verdict_file) or {"n": 0, "filling": [0] * 50_000}
+    content = run.read_json(run.outcome_file) or {"n": 0, "filling": [0] * 50_000}
     assert content["filling"] == [content["n"]] * 50_000
     number: int = content["n"]
     return number
@@ -79,7 +79,7 @@ def whole_number(run: RunDir) -> int:
 
 NO_ROOM = """
 import pathlib, resource, sys
-from orchestrator.rundir import write_atomic
+from orchestrator.run.rundir import write_atomic
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
@@ -181,7 +181,7 @@ def test_a_run_is_finished_when_its_last_attempt_says_so(run: RunDir) -> None:
     for verdict, is_finished in (("stopped", False), ("finished", True)):
         attempt = run.begin_attempt()
         assert not run.is_finished
-        run.write_json(run.verdict_file, {"verdict": verdict, "attempt": attempt})
+        run.write_json(run.outcome_file, {"verdict": verdict, "attempt": attempt})
         assert run.is_finished == is_finished
     run.begin_attempt()  # it was extended
     assert not run.is_finished

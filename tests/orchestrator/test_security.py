@@ -21,10 +21,10 @@ import torch
 from running import Tahoe
 from safetensors import SafetensorError
 
-from orchestrator.config import ConfigError, parse
-from orchestrator.launch.init_from import bring
-from orchestrator.rundir import RunDir, RunError
-from orchestrator.training.safetensors_file import read_tensors
+from orchestrator.checkpoint.safetensors_io import read_tensors
+from orchestrator.config.parse import ConfigError, parse
+from orchestrator.launch.init_weights import fetch_initial_weights
+from orchestrator.run.rundir import RunDir, RunError
 
 SECRETS = {
     "AWS_ACCESS_KEY_ID": "AKIA0canary0key",
@@ -66,7 +66,7 @@ def test_a_safetensors_file_that_lies_is_an_error(tmp_path: Path, data: bytes) -
     with pytest.raises(SafetensorError):
         read_tensors(file)
     with pytest.raises(ConfigError, match="is no safetensors file"):
-        bring(str(file), tmp_path / "init.safetensors")
+        fetch_initial_weights(str(file), tmp_path / "init.safetensors")
 
 
 def test_aliases_of_tensors_that_are_not_there_are_passed_over(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_run_leaves_no_secret_and_nothing_for_others(tahoe: Tahoe, digits: Pat
     # No single quote: MLflow 3.17 puts its working directory into a statement of SQL as it is.
     place = tahoe.cwd / 'a $(touch canary) `touch canary`; "b"'
     place.mkdir()
-    command = [sys.executable, "-m", "orchestrator.cli", "train", f"data.url='{digits}'"]
+    command = [sys.executable, "-m", "orchestrator.cli.main", "train", f"data.url='{digits}'"]
     options = ["run_dir=run", "recipe.steps=3", "checkpoint.every_steps=1"]
     done = subprocess.run(
         [*command, *options],

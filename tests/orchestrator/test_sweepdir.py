@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.rundir import RunDir
-from orchestrator.sweepdir import SweepDir, expand, is_sweep, sweep_of
+from orchestrator.run.rundir import RunDir
+from orchestrator.run.sweepdir import SweepDir, expand_sweeps, is_sweep, sweep_of
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_a_sweep_stands_for_its_runs(
     relative = Path("sweeps") / sweep.id
     assert is_sweep(relative)
     assert not is_sweep(Path("c"))
-    assert expand([Path("c"), relative]) == [runs[2], *runs[:2]]
+    assert expand_sweeps([Path("c"), relative]) == [runs[2], *runs[:2]]
 
 
 @pytest.mark.parametrize("is_absolute", [False, True])

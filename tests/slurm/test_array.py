@@ -6,26 +6,26 @@ from pathlib import Path
 
 import pytest
 
-from slurm.array import Array, render_array, together
-from slurm.job import Job
+from slurm.job_array import JobArray, group_compatible, render_array
+from slurm.sbatch import SbatchRequest
 
 GOLDEN = Path(__file__).parent / "golden"
-JOB = Job("tahoe run", "/runs/a", "/venv/bin/python", nodes=2, array_parallelism=8)
+JOB = SbatchRequest("tahoe run", "/runs/a", "/venv/bin/python", nodes=2, array_parallelism=8)
 
 
 def test_the_script_is_what_somebody_has_looked_at() -> None:
-    array = Array("tahoe sweep-1", "/runs/sweeps/a sweep", "array-1.txt", JOB, 200)
+    array = JobArray("tahoe sweep-1", "/runs/sweeps/a sweep", "array-1.txt", JOB, 200)
     assert render_array(array) == (GOLDEN / "array.sbatch").read_text()
 
 
 def test_only_jobs_that_ask_for_the_same_are_one_array() -> None:
-    def job(i: int, **asked: int) -> Job:
+    def job(i: int, **asked: int) -> SbatchRequest:
         return replace(JOB, name=f"tahoe run-{i}", run_dir=f"/runs/{i}", **asked)
 
-    assert together([job(0), job(1), job(2)]) == [[0, 1, 2]]
-    assert together([job(0), job(1, nodes=4), job(2), job(3, nodes=4)]) == [[0, 2], [1, 3]]
-    assert together([job(0), job(1, array_parallelism=1)]) == [[0], [1]]
-    assert together([]) == []
+    assert group_compatible([job(0), job(1), job(2)]) == [[0, 1, 2]]
+    assert group_compatible([job(0), job(1, nodes=4), job(2), job(3, nodes=4)]) == [[0, 2], [1, 3]]
+    assert group_compatible([job(0), job(1, array_parallelism=1)]) == [[0], [1]]
+    assert group_compatible([]) == []
 
 
 @pytest.mark.parametrize("name", ["a run", "it's", '"$(touch x)"', "%j;*"])
@@ -38,7 +38,7 @@ def test_an_element_becomes_the_job_of_its_run(tmp_path: Path, name: str) -> Non
         (run / "job.sbatch").write_text('printf %s "$0" && exit 75\n')
     (sweep / "array-1.txt").write_text("".join(f"{run}\n" for run in runs))
     (sweep / "7_1.out").write_text("said\n")
-    script = render_array(Array("n", str(sweep), "array-1.txt", JOB, 3))
+    script = render_array(JobArray("n", str(sweep), "array-1.txt", JOB, 3))
 
     def element(i: int) -> "subprocess.CompletedProcess[str]":
         environ = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": str(i), "PATH": "/bin"}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from slurm.blame import failed_node
+from slurm.node_failure import failed_node
 
 TERMINATING = "srun: launch/slurm: _step_signal: Terminating StepId=7.0"
 

@@ -3,11 +3,11 @@
 import subprocess
 from pathlib import Path
 
-from slurm.checkup import render_checkup
-from slurm.job import Job
+from slurm.node_check import render_checkup
+from slurm.sbatch import SbatchRequest
 
 GOLDEN = Path(__file__).parent / "golden"
-JOB = Job(
+JOB = SbatchRequest(
     "tahoe run",
     "/runs/doctor/a look",
     "/venv/bin/python",
@@ -23,7 +23,7 @@ JOB = Job(
 
 
 def test_the_script_is_what_somebody_has_looked_at(tmp_path: Path) -> None:
-    script = render_checkup(JOB)
+    script = render_checkup(JOB, worker="orchestrator.torch_workers.node_probe")
     assert script == (GOLDEN / "checkup.sbatch").read_text()
     (tmp_path / "job.sbatch").write_text(script)
     subprocess.run(["bash", "-n", tmp_path / "job.sbatch"], check=True)

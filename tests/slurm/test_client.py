@@ -24,7 +24,7 @@ def test_a_machine_without_slurm_is_told_so(bin_dir: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PATH", str(bin_dir))
     with pytest.raises(client.SlurmError, match=r"no `sbatch` on this machine.*tahoe train"):
         client.submit(bin_dir / "job.sbatch")
-    assert client.jobs([]) == {}  # nothing was submitted, so nobody need be asked
+    assert client.queued_jobs([]) == {}  # nothing was submitted, so nobody need be asked
 
 
 def test_what_slurm_says_is_passed_on(bin_dir: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_submit_from_inside_a_job_takes_nothing_from_it(
 def test_only_jobs_that_were_asked_for_are_told(bin_dir: Path) -> None:
     line = "%s|PENDING|Resources|2|2026-01-01T00:00:00|1:00|1:00"
     program(bin_dir, "squeue", f"printf '{line}\\n' 3 4_1 5")
-    found = client.jobs(["4_1", "9"])
+    found = client.queued_jobs(["4_1", "9"])
     assert list(found) == ["4_1"]
     assert (found["4_1"].state, found["4_1"].num_nodes) == ("PENDING", 2)
 
@@ -68,7 +68,7 @@ def test_what_slurm_does_not_know_is_nothing(
     bin_dir: Path, line: str, reason: str, start: str | None, time_left: str
 ) -> None:
     program(bin_dir, "squeue", f"echo '5|{line}'")
-    job = client.jobs(["5"])["5"]
+    job = client.queued_jobs(["5"])["5"]
     assert (job.reason, job.time_left) == (reason, time_left)
     assert start is None or job.start == start
 
@@ -77,20 +77,20 @@ def test_accounting_is_asked_where_there_is_any(
     bin_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(bin_dir))
-    assert client.ends(["5"]) == {}  # no such program
+    assert client.final_states(["5"]) == {}  # no such program
     program(bin_dir, "sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
-    assert client.ends(["5"]) == {}
+    assert client.final_states(["5"]) == {}
     program(bin_dir, "sacct", 'echo "$@" > $0.asked; printf "4_1|NODE_FAIL\\n5|CANCELLED by 0\\n"')
-    assert client.ends(["4_1", "5"]) == {"4_1": "NODE_FAIL", "5": "CANCELLED by 0"}
+    assert client.final_states(["4_1", "5"]) == {"4_1": "NODE_FAIL", "5": "CANCELLED by 0"}
     assert "--jobs 4_1,5" in (bin_dir / "sacct.asked").read_text()
     program(bin_dir, "sacct", "echo '5|FAILED'")
-    assert client.ends([]) == {}  # nobody need be asked
+    assert client.final_states([]) == {}  # nobody need be asked
 
 
 def test_slurm_says_when_a_job_would_start(bin_dir: Path) -> None:
     program(bin_dir, "sbatch", 'echo "$1 $2" > $0.asked; echo "sbatch: Job 3 to start at 9" >&2')
     script = bin_dir / "job.sbatch"
-    assert client.would_start(script) == "Job 3 to start at 9"
+    assert client.test_submission(script) == "Job 3 to start at 9"
     assert (bin_dir / "sbatch.asked").read_text() == f"--test-only {script}\n"
 
 

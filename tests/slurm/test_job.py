@@ -2,14 +2,19 @@
 
 import subprocess
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from slurm.job import Job, overruled, render, sbatch_options
+from slurm import sbatch
+from slurm.sbatch import SbatchRequest, overruled, sbatch_options
 
+render = partial(
+    sbatch.render_sbatch, worker="orchestrator.training.worker", hooks="orchestrator.jobs.job_hooks"
+)
 GOLDEN = Path(__file__).parent / "golden"
 HOSTILE = [
     "a b",
@@ -30,8 +35,8 @@ texts = st.one_of(
     st.sampled_from(HOSTILE),
     st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=20),
 )
-PLAIN = Job("tahoe run", "/runs/a run", "/venv/bin/python")
-WHOLE = Job(
+PLAIN = SbatchRequest("tahoe run", "/runs/a run", "/venv/bin/python")
+WHOLE = SbatchRequest(
     "tahoe run",
     "/runs/run",
     "/venv/bin/python",
@@ -53,12 +58,12 @@ WHOLE = Job(
     additional_parameters={"reservation": "night", "exclusive": True, "comment": 'it\'s "ours"'},
     environ={"OMP_NUM_THREADS": "12"},
 )
-PYXIS = Job(
+PYXIS = SbatchRequest(
     *("tahoe run", "/runs/run", "/venv/bin/python", ("/code",)),
     container_image="nvcr.io#nvidia/pytorch:25.10-py3",
     container_mounts=("/data",),
 )
-APPTAINER = Job(
+APPTAINER = SbatchRequest(
     *("tahoe run", "/runs/run", "/venv/bin/python", ("/code",)),
     gpus_per_node=1,
     container_image="/images/py torch.sif",
@@ -71,7 +76,7 @@ APPTAINER = Job(
     ("name", "job"),
     [("plain", PLAIN), ("whole", WHOLE), ("pyxis", PYXIS), ("apptainer", APPTAINER)],
 )
-def test_scripts_are_what_somebody_has_looked_at(name: str, job: Job) -> None:
+def test_scripts_are_what_somebody_has_looked_at(name: str, job: SbatchRequest) -> None:
     assert render(job) == (GOLDEN / f"{name}.sbatch").read_text()
 
 
@@ -81,7 +86,7 @@ def test_scripts_are_what_somebody_has_looked_at(name: str, job: Job) -> None:
 def test_a_shell_reads_back_what_was_meant(
     run_dir: str, python: str, python_path: list[str], value: str
 ) -> None:
-    job = Job("n", f"/{run_dir}", python, tuple(python_path), environ={"MINE": value})
+    job = SbatchRequest("n", f"/{run_dir}", python, tuple(python_path), environ={"MINE": value})
     if {"\n", "\r", "\\"} & set(run_dir):
         with pytest.raises(ValueError, match=r"line break|backslash"):
             render(job)
@@ -114,7 +119,7 @@ def test_the_whole_script_is_bash(tmp_path: Path) -> None:
 )
 def test_what_no_script_can_hold_is_refused(wrong: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        render(Job(**{"name": "n", "run_dir": "/r", "python": "python"} | wrong))
+        render(SbatchRequest(**{"name": "n", "run_dir": "/r", "python": "python"} | wrong))
 
 
 @pytest.mark.parametrize(

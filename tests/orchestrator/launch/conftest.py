@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config import parse
-from orchestrator.launch.compose import Composed
-from orchestrator.launch.create import open_run
-from orchestrator.rundir import RunDir
+from orchestrator.config.parse import parse
+from orchestrator.launch.compose import ComposedConfig
+from orchestrator.launch.create_run import create_or_open_run
+from orchestrator.run.rundir import RunDir
 
 
 @pytest.fixture
@@ -16,5 +16,7 @@ def run(values: dict[str, Any], shards: Path, tmp_path: Path) -> RunDir:
     """Return a run of 14 steps, 7 an epoch, that no attempt has been made of."""
     values["data"]["url"] = str(shards)
     values["recipe"]["epochs"] = 2
-    run, _ = open_run(Composed(parse(values | {"run_dir": str(tmp_path / "my run")}), ()))
+    run, _ = create_or_open_run(
+        ComposedConfig(parse(values | {"run_dir": str(tmp_path / "my run")}), ())
+    )
     return run

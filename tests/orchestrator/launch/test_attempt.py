@@ -10,16 +10,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.launch.attempt import Ended, begin, decide, end, excluded_nodes
-from orchestrator.rundir import RunDir, read_json_lines
-from orchestrator.training.verdict import Verdict
+from orchestrator.jobs.job_hooks import (
+    AttemptEnd,
+    choose_next_action,
+    excluded_nodes,
+    on_job_end,
+    on_job_start,
+)
+from orchestrator.run.exit_status import RunOutcome
+from orchestrator.run.rundir import RunDir, read_json_lines
 
 
 def after(
     verdict: str | None, state: str = "RUNNING None", *, crashes: int = 0, stop: bool = False
 ) -> str | int:
-    ended = Ended(verdict, state=state, crashes=crashes)
-    return decide(ended, stop_requested=stop, max_crashes=3).next
+    ended = AttemptEnd(verdict, state=state, crashes=crashes)
+    return choose_next_action(ended, stop_requested=stop, max_crashes=3).next
 
 
 @pytest.mark.parametrize(
@@ -69,11 +75,11 @@ def in_a_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_an_attempt_whose_end_nobody_noted_is_closed(run: RunDir, in_a_job: Path) -> None:
-    assert begin(run) == "1"
+    assert on_job_start(run) == "1"
     sinfo = in_a_job / "sinfo"
     sinfo.write_text("#!/bin/sh\nprintf 'node1 alloc\\nnode2 down*\\nnode2 down*\\n'\n")
     sinfo.chmod(0o755)
-    assert begin(run) == "2"
+    assert on_job_start(run) == "2"
     first, lost, second = read_json_lines(run.attempts_file)
     assert (first["slurm_job_id"], lost["attempt"], lost["lost"]) == ("7", 1, True)
     assert lost["failed_node"] == "node2"
@@ -85,7 +91,7 @@ def test_nothing_begins_where_a_stop_is_asked_for(
 ) -> None:
     run.stop_file.parent.mkdir()
     run.stop_file.touch()
-    assert begin(run) == ""
+    assert on_job_start(run) == ""
     assert "remove it" in capfd.readouterr().err
     assert run.num_attempts == 0
 
@@ -103,7 +109,7 @@ def test_the_second_death_on_a_node_excludes_it(
         attempt = run.begin_attempt()
         run.log_dir(attempt).mkdir(parents=True)
         (run.log_dir(attempt) / "srun.log").write_text(f"srun: error: {what}\n")
-        assert end(run, attempt, 137, "RUNNING None") == "requeue"
+        assert on_job_end(run, attempt, 137, "RUNNING None") == "requeue"
         excluded.append(excluded_nodes(run))
     assert excluded == ["", "", "node3"]
     assert "excluded from now on: node3" in capfd.readouterr().err
@@ -131,7 +137,7 @@ def test_a_store_that_cannot_be_asked_ends_no_run(
     run.end_attempt(attempt, checkpoint_step=20)
     for expected in ("requeue", 93):
         attempt = ended_rank(run, "task 3: Exited with exit code 1", "not allowed to read\n")
-        assert end(run, attempt, 1, "RUNNING None") == expected
+        assert on_job_end(run, attempt, 1, "RUNNING None") == expected
     lines = [line for line in read_json_lines(run.attempts_file) if "ended_s" in line]
     assert [line["checkpoint_step"] for line in lines] == [20, 20, 20]
 
@@ -145,8 +151,8 @@ def test_where_slurm_ends_a_job_only_a_lost_node_is_blamed(run: RunDir) -> None:
             run.log_dir(attempt).mkdir(parents=True)
             (run.log_dir(attempt) / "srun.log").write_text(said)
             if is_noted:
-                end(run, attempt, 137, "COMPLETING None")
-    begin(run)  # closes those that nobody has
+                on_job_end(run, attempt, 137, "COMPLETING None")
+    on_job_start(run)  # closes those that nobody has
     lines = sorted(read_json_lines(run.attempts_file), key=lambda line: line["attempt"])
     blamed = [line["failed_node"] for line in lines if "ended_s" in line]
     assert blamed == [None, None, "node4", "node4"]
@@ -166,7 +172,7 @@ def test_the_rank_that_failed_by_itself_gives_the_reason(run: RunDir) -> None:
     """srun's exit code is the highest, of the ranks that it killed."""
     log = "step 3\nTraceback:\nRuntimeError: a bad layer\n[W] closing\n"
     attempt = ended_rank(run, "task 3: Exited with exit code 1", log)
-    assert end(run, attempt, 137, "RUNNING None") == "requeue"
+    assert on_job_end(run, attempt, 137, "RUNNING None") == "requeue"
     line = [*read_json_lines(run.attempts_file)][-1]
     assert line["why"].startswith("rank 3 on node2: Exited with exit code 1 (RuntimeError: a bad")
     assert (line["crashed"], line["failed_node"]) == (True, None)
@@ -175,14 +181,14 @@ def test_the_rank_that_failed_by_itself_gives_the_reason(run: RunDir) -> None:
 def test_a_taken_port_is_no_crash_of_the_run(run: RunDir) -> None:
     for _ in range(9):  # cluster.max_crashes is fewer
         attempt = ended_rank(run, "task 3: Exited with exit code 1", "... EADDRINUSE ...\n")
-        assert end(run, attempt, 137, "RUNNING None") == "requeue"
+        assert on_job_end(run, attempt, 137, "RUNNING None") == "requeue"
     assert not any(line.get("crashed") for line in read_json_lines(run.attempts_file))
 
 
 def test_a_full_disk_is_no_fault_of_a_node(run: RunDir) -> None:
     for _ in range(2):
         attempt = ended_rank(run, "task 3: Killed", "OSError: No space left on device\n")
-        end(run, attempt, 137, "RUNNING None")
+        on_job_end(run, attempt, 137, "RUNNING None")
     assert excluded_nodes(run) == ""
 
 
@@ -190,8 +196,8 @@ def test_a_full_disk_is_no_fault_of_a_node(run: RunDir) -> None:
 def test_an_attempt_that_had_saved_was_not_lost(run: RunDir) -> None:
     """Killed while it waited for what it sends to MLflow, say."""
     attempt = run.begin_attempt()
-    Verdict("stopped", 7, "asked to stop; saved at step 7").write(run, attempt)
-    begin(run)
+    RunOutcome("stopped", 7, "asked to stop; saved at step 7").write(run, attempt)
+    on_job_start(run)
     closed = [line for line in read_json_lines(run.attempts_file) if "ended_s" in line]
     assert [line["why"] for line in closed] == ["asked to stop; saved at step 7"]
     assert not closed[0].get("lost")
@@ -199,10 +205,10 @@ def test_an_attempt_that_had_saved_was_not_lost(run: RunDir) -> None:
 
 END = """
 import resource, sys
-from orchestrator.launch import attempt
-attempt._ROOM_WAIT_S, attempt._ROOM_POLL_S = 0.2, 0.05
+from orchestrator.jobs import job_hooks
+job_hooks._ROOM_WAIT_S, job_hooks._ROOM_POLL_S = 0.2, 0.05
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # nothing can be written to any file
-sys.exit(attempt.main(sys.argv[1:]))
+sys.exit(job_hooks.main(sys.argv[1:]))
 """
 
 

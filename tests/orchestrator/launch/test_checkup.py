@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config import parse
-from orchestrator.launch.checkup import judge
-from orchestrator.launch.cost import Cost
+from orchestrator.config.parse import parse
+from orchestrator.launch.checks.model_cost import ModelCost
+from orchestrator.preflight.node_checks import evaluate_report
 
-COST = Cost(num_params=25_000_000, gmacs=4.1, petaflop=1.0)
+COST = ModelCost(num_params=25_000_000, gmacs=4.1, petaflop=1.0)
 RANK: dict[str, Any] = {
     "host": "node1",
     "versions": "Python 3.12.1, torch 2.14.1",
@@ -70,9 +70,9 @@ def test_each_line(
     ranks = report(second=second)
     if cluster and "num_gpus" in second:
         ranks[0]["num_gpus"] = cluster["gpus_per_node"]
-    found = [one for one in judge(parse(values), COST, ranks) if one.what == what]
-    assert found[0].level == level
-    assert said in found[0].said
+    found = [one for one in evaluate_report(parse(values), COST, ranks) if one.name == what]
+    assert found[0].status == level
+    assert said in found[0].message
 
 
 @pytest.mark.parametrize(
@@ -90,11 +90,11 @@ def test_each_node_keeps_remote_shards(
     ranks = report(second={"cache": second})
     if second:
         ranks[0]["cache"] = {"free_bytes": 500 * 10**9}
-    found = [one for one in judge(parse(values), COST, ranks) if one.what == "cache"]
-    assert [one.level for one in found] == levels
+    found = [one for one in evaluate_report(parse(values), COST, ranks) if one.name == "cache"]
+    assert [one.status for one in found] == levels
     if levels == ["fail", "ok"]:
-        assert "node2: the cache /scratch" in found[0].said
+        assert "node2: the cache /scratch" in found[0].message
 
 
 def test_one_rank_alone_reduces_nothing(values: dict[str, Any]) -> None:
-    assert "all-reduce" not in [one.what for one in judge(parse(values), COST, [RANK])]
+    assert "all-reduce" not in [one.name for one in evaluate_report(parse(values), COST, [RANK])]

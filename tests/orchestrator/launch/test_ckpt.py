@@ -9,7 +9,7 @@ import safetensors.torch
 from running import Tahoe
 
 import models
-from orchestrator.rundir import RunDir
+from orchestrator.run.rundir import RunDir
 
 pytestmark = pytest.mark.slow  # a run is trained for them
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config import ConfigError, parse, to_dict
+from orchestrator.config.parse import ConfigError, parse, to_dict
+from orchestrator.config.recipe import ProgressiveResize
+from orchestrator.config.schema import Cache, Config
 from orchestrator.launch.compose import absolute, compose, merge
-from orchestrator.schema import Cache, Config
-from orchestrator.schema_recipe import Progressive
 
 
 @pytest.fixture(autouse=True)
@@ -212,7 +212,7 @@ def test_a_section_that_is_null_is_given_whole() -> None:
     (argument,) = shlex.split(message.rpartition("all of it: ")[2])
     filled = argument.replace("VALUE", "4")
     whole = config_of(filled.replace("to_epoch: 4", "to_epoch: 5"))
-    assert whole.recipe.progressive == Progressive(
+    assert whole.recipe.progressive == ProgressiveResize(
         first_size=4, from_epoch=4, to_epoch=5, multiple_of=4
     )
 

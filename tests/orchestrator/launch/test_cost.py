@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config import ConfigError, parse
-from orchestrator.launch.cost import cost_of
-from orchestrator.launch.create import plan_of
-from orchestrator.schema import Config
+from orchestrator.config.parse import ConfigError, parse
+from orchestrator.config.schema import Config
+from orchestrator.launch.checks.model_cost import model_cost
+from orchestrator.launch.create_run import make_plan_for
 
 # C1, C3 (dense), C5, F6 and the output of LeNet-5 on 32 x 32 pixels: LeCun et al. 1998, section II.
 LENET_MACS = 6 * 25 * 28**2 + 16 * 6 * 25 * 10**2 + 120 * 400 + 84 * 120 + 10 * 84
@@ -29,17 +29,17 @@ def with_model(config: Config, name: str, **options: Any) -> Config:
 
 @pytest.mark.slow
 def test_it_is_what_the_layers_multiply(config: Config) -> None:
-    line = str(cost_of(config, plan_of(config)))
+    line = str(model_cost(config, make_plan_for(config)))
     assert f"{LENET_MACS / 1e9:.4g} GMACs an image" in line
     assert f"about {6 * LENET_MACS * 64_000 / 1e15:.4g} petaFLOP to train" in line
 
 
 def test_a_network_that_cannot_be_built_is_refused(config: Config) -> None:
     with pytest.raises(ConfigError, match="unexpected keyword argument 'depth'"):
-        cost_of(with_model(config, "lenet5_1998", depth=1), plan_of(config))
+        model_cost(with_model(config, "lenet5_1998", depth=1), make_plan_for(config))
 
 
 @pytest.mark.slow
 def test_a_network_that_does_not_take_the_images_is_refused(config: Config) -> None:
     with pytest.raises(ConfigError, match=r"image_size=32.*Input height \(32\) doesn't match"):
-        cost_of(with_model(config, "timm/vit_tiny_patch16_224"), plan_of(config))
+        model_cost(with_model(config, "timm/vit_tiny_patch16_224"), make_plan_for(config))

@@ -17,14 +17,20 @@ from typing import Any
 
 import pytest
 
-from data_sharding.manifest import DataError
-from orchestrator.config import ConfigError, parse, to_dict
-from orchestrator.launch.compose import Composed
-from orchestrator.launch.create import open_run, open_runs, run_id, run_of, run_path
-from orchestrator.launch.software import code_version, current_software, note_software
-from orchestrator.rundir import RunDir, RunError
-from orchestrator.schema import Config
-from orchestrator.tracking import facts
+from data_sharding.errors import DataError
+from orchestrator.config.parse import ConfigError, parse, to_dict
+from orchestrator.config.schema import Config
+from orchestrator.launch.compose import ComposedConfig
+from orchestrator.launch.create_run import (
+    create_or_open_run,
+    create_or_open_runs,
+    run_id,
+    run_of,
+    run_path,
+)
+from orchestrator.launch.software import code_version, current_software, record_software
+from orchestrator.run.rundir import RunDir, RunError
+from orchestrator.tracking.mlflow_store import run_metadata
 
 ConfigOf = Callable[..., Config]
 
@@ -42,13 +48,13 @@ def config_of(values: dict[str, Any], shards: Path, tmp_path: Path) -> ConfigOf:
 
 
 def opened(config: Config, *overrides: str) -> RunDir:
-    run, _ = open_run(Composed(config, overrides))
+    run, _ = create_or_open_run(ComposedConfig(config, overrides))
     return run
 
 
 def finish(run: RunDir) -> None:
     verdict = {"verdict": "finished", "step": 1, "attempt": run.begin_attempt(), "reason": ""}
-    run.write_json(run.verdict_file, verdict)
+    run.write_json(run.outcome_file, verdict)
 
 
 def content(run: RunDir) -> dict[str, bytes]:
@@ -81,7 +87,9 @@ def test_a_config_has_a_directory_of_its_own(config_of: ConfigOf) -> None:
 def test_an_unfinished_run_is_found_again_with_its_safe_keys_changed(config_of: ConfigOf) -> None:
     run = opened(config_of())
     before = run.read_json(run.identity_file)
-    again, plan = open_run(Composed(config_of(logging={"every_steps": 3, "sample_ids": True}), ()))
+    again, plan = create_or_open_run(
+        ComposedConfig(config_of(logging={"every_steps": 3, "sample_ids": True}), ())
+    )
     assert again == run
     assert plan.num_train == 1000
     assert run.read_config()["logging"]["every_steps"] == 3
@@ -208,12 +216,12 @@ def test_impossible_arithmetic_makes_no_directory(config_of: ConfigOf, tmp_path:
 
 def test_points_of_a_sweep_that_are_one_run_are_refused(config_of: ConfigOf) -> None:
     logging = {"every_steps": 3, "sample_ids": True}
-    first = Composed(config_of(), ("logging.every_steps=10",))
-    second = Composed(config_of(logging=logging), ("logging.every_steps=3",))
-    other = Composed(config_of(seed=1), ("seed=1",))
+    first = ComposedConfig(config_of(), ("logging.every_steps=10",))
+    second = ComposedConfig(config_of(logging=logging), ("logging.every_steps=3",))
+    other = ComposedConfig(config_of(seed=1), ("seed=1",))
     with pytest.raises(ConfigError, match=r"one run: .*=10\] and \[logging\.every_steps=3\]"):
-        open_runs([first, other, second])
-    assert len({run.path for run, _ in open_runs([first, other])}) == 2
+        create_or_open_runs([first, other, second])
+    assert len({run.path for run, _ in create_or_open_runs([first, other])}) == 2
 
 
 def test_runs_on_other_data_are_other_runs(
@@ -226,13 +234,13 @@ def test_runs_on_other_data_are_other_runs(
     file.write_text(file.read_text().replace("0" * 64, "f" * 64))
     data = to_dict(config_of())["data"]
 
-    def on(name: str) -> Composed:
+    def on(name: str) -> ComposedConfig:
         url = str(shards.with_name(name))
-        return Composed(config_of(data=data | {"url": url}), (f"data.url={url}",))
+        return ComposedConfig(config_of(data=data | {"url": url}), (f"data.url={url}",))
 
     points = [on(shards.name), on("other")]
     for _ in range(2):
-        (first, _), (second, _) = open_runs(points)
+        (first, _), (second, _) = create_or_open_runs(points)
         assert first.path == run_path(points[0].config)
         assert second.path.parent == first.path.parent
         assert second.read_config()["data"]["url"] == str(shards.with_name("other"))
@@ -242,19 +250,21 @@ def test_runs_on_other_data_are_other_runs(
     assert told == f"{first.path} began with other data; {second.path} is a run of its own\n"
     finish(second)
     with pytest.raises(RunError, match="is finished"):
-        open_run(points[1])
-    assert open_run(on("copy"))[0] == first
+        create_or_open_run(points[1])
+    assert create_or_open_run(on("copy"))[0] == first
     with pytest.raises(ConfigError, match=r"one run: .*/copy\]"):
-        open_runs([points[0], on("copy")])
+        create_or_open_runs([points[0], on("copy")])
 
 
 def test_points_of_a_sweep_with_one_place_for_checkpoints_are_refused(
     config_of: ConfigOf, tmp_path: Path
 ) -> None:
     checkpoint = to_dict(config_of())["checkpoint"] | {"url": str(tmp_path / "checkpoints")}
-    points = [Composed(config_of(seed=n, checkpoint=checkpoint), (f"seed={n}",)) for n in (1, 2)]
+    points = [
+        ComposedConfig(config_of(seed=n, checkpoint=checkpoint), (f"seed={n}",)) for n in (1, 2)
+    ]
     with pytest.raises(ConfigError, match=r"\[seed=1\] and \[seed=2\] both lie at .*/checkpoints,"):
-        open_runs(points)
+        create_or_open_runs(points)
 
 
 def test_a_new_run_does_not_continue_the_checkpoints_of_another(
@@ -318,7 +328,7 @@ def test_a_run_that_goes_on_with_other_software_says_so(
     assert capsys.readouterr().err.count(f"torch 2.9.0 -> {version('torch')}") == 1
     (later,) = json.loads(run.identity_file.read_text())["continued_with"]
     assert later["packages"]["torch"] == version("torch")
-    assert "continued_with" in facts.environment(run)
+    assert "continued_with" in run_metadata.environment(run)
 
 
 def test_a_run_that_goes_on_with_another_network_of_the_users_says_so(
@@ -338,12 +348,12 @@ def test_a_run_that_goes_on_with_another_network_of_the_users_says_so(
     assert software["network"] == {"sha256": digest, "git": None}
     run.write_config(to_dict(config_of(model=model)))
     run.write_json(run.identity_file, software)
-    note_software(run)
+    record_software(run)
     assert run.read_json(run.identity_file) == software
     (code / "wide.py").write_text("def make(num_classes, in_channels): return 2")
     capsys.readouterr()
     for _ in range(2):  # it is news once
-        note_software(run)
+        record_software(run)
     assert capsys.readouterr().err.count(digest[:8]) == 1
     (later,) = json.loads(run.identity_file.read_text())["continued_with"]
     assert later["network"]["sha256"] != digest
@@ -416,11 +426,11 @@ def test_code_outside_a_checkout_has_no_commit(
 OPEN_A_RUN = """
 import sys
 from orchestrator.launch.compose import compose
-from orchestrator.launch.create import open_runs
-from orchestrator.launch.local import run_attempt
-from orchestrator.launch.resume import reopen_run
-((run, _),) = open_runs(compose(sys.argv[1:]))
-reopen_run(run, ["recipe.epochs=30"])
+from orchestrator.launch.create_run import create_or_open_runs
+from orchestrator.launch.local_launcher import run_attempt
+from orchestrator.launch.resume_run import resume_run
+((run, _),) = create_or_open_runs(compose(sys.argv[1:]))
+resume_run(run, ["recipe.epochs=30"])
 print(sorted({"torch", "mlflow", "timm", "sklearn"} & set(sys.modules)))
 """
 

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_sharding.manifest import DataError, read_manifest
-from orchestrator.config import ConfigError
+from data_sharding.errors import DataError
+from data_sharding.format.manifest import read_manifest
+from orchestrator.cli.dataset.preview import add_data_verbs
+from orchestrator.config.parse import ConfigError
+from orchestrator.config.schema import Config
+from orchestrator.evaluation.augmented_views import _augmented, _first_draws
 from orchestrator.launch.compose import compose
-from orchestrator.launch.data_preview import add_data_verbs
-from orchestrator.plan import make_plan
-from orchestrator.schema import Config
-from orchestrator.training.datasets import open_train_set
-from orchestrator.training.seen import _as_seen, _first_draws
+from orchestrator.run.plan import make_plan
+from orchestrator.training.inputs.datasets import open_train_set
 
 
 def options(*arguments: str) -> argparse.Namespace:
@@ -46,12 +47,12 @@ def test_pixels_are_those_of_the_run(digits: Path) -> None:
     plan = make_plan(config, 1, train, val)
     train_set = open_train_set(config, train, plan)
     memory = np.zeros(train_set.max_bytes, np.uint8)
-    shape = train_set.fill((0, 0), memory).shape
+    shape = train_set.write_batch((0, 0), memory).shape
     in_run = memory.reshape(shape)[..., 0]
     first = _first_draws(train_set, plan.num_micro_batches, 5)
-    shown = [np.asarray(tile.image.convert("L")) for tile in _as_seen(train_set, first, 0, 32)]
+    shown = [np.asarray(tile.image.convert("L")) for tile in _augmented(train_set, first, 0, 32)]
     assert (np.stack(shown) == in_run[:5]).all()
-    later = [np.asarray(tile.image.convert("L")) for tile in _as_seen(train_set, first, 1, 32)]
+    later = [np.asarray(tile.image.convert("L")) for tile in _augmented(train_set, first, 1, 32)]
     assert not (np.stack(later) == in_run[:5]).all()
 
 

@@ -13,15 +13,15 @@ import pytest
 from running import Tahoe
 from s3 import S3
 
-from data_sharding.manifest import DataError
-from orchestrator.config import parse
-from orchestrator.launch import checks
-from orchestrator.launch.cost import Cost
-from orchestrator.launch.finding import Finding
-from orchestrator.rundir import RunError
-from orchestrator.schema import Cache, Config
+from data_sharding.errors import DataError
+from orchestrator.config.parse import parse
+from orchestrator.config.schema import Cache, Config
+from orchestrator.launch.checks.model_cost import ModelCost
+from orchestrator.preflight import local_checks
+from orchestrator.preflight.check_result import CheckResult
+from orchestrator.run.rundir import RunError
 
-COST = Cost(num_params=10**6, gmacs=1.0, petaflop=1.0)
+COST = ModelCost(num_params=10**6, gmacs=1.0, petaflop=1.0)
 
 
 @pytest.fixture
@@ -35,31 +35,31 @@ def with_url(config: Config, url: str) -> Config:
 
 
 def test_data_is_read_and_not_only_found(config: Config, digits: Path, tmp_path: Path) -> None:
-    assert "train: 1,438 images in 3 shards" in checks.readable(config)
+    assert "train: 1,438 images in 3 shards" in local_checks.check_data(config)
     copy = tmp_path / "set"
     for split in ("train", "val"):
         (copy / split).mkdir(parents=True)
         manifest = (digits / split / "manifest.json").read_bytes()
         (copy / split / "manifest.json").write_bytes(manifest)
     with pytest.raises(DataError, match=r"train/.*tar: FileNotFoundError.*the shard is not"):
-        checks.readable(with_url(config, str(copy)))
+        local_checks.check_data(with_url(config, str(copy)))
 
 
 def test_a_bucket_is_read_too(config: Config, s3_server: S3, digits: Path) -> None:
     s3_server.fail()  # no longer
     url = s3_server.url("looked at")
     s3_server.put(url, digits)
-    assert url in checks.readable(with_url(config, url))
+    assert url in local_checks.check_data(with_url(config, url))
 
 
 def test_a_place_for_runs_is_tried(config: Config, tmp_path: Path) -> None:
-    assert str(tmp_path) in checks.writable(config)
+    assert str(tmp_path) in local_checks.check_run_dir(config)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "runs").touch()
     with pytest.raises(RunError, match="cannot be written: Not a directory"):
-        checks.writable(config)
+        local_checks.check_run_dir(config)
     with pytest.raises(RunError, match="cannot be written"):
-        checks.writable(replace(config, runs_dir="/proc/1/runs"))
+        local_checks.check_run_dir(replace(config, runs_dir="/proc/1/runs"))
 
 
 @pytest.mark.long
@@ -67,34 +67,36 @@ def test_a_place_for_runs_is_tried(config: Config, tmp_path: Path) -> None:
 def test_a_place_that_may_not_be_entered(config: Config, tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0)
-    command = [sys.executable, "-m", "orchestrator.cli", "doctor", "--json"]
+    command = [sys.executable, "-m", "orchestrator.cli.main", "doctor", "--json"]
     command += [f"data.url='{config.data.url}'", f"runs_dir='{closed}/runs'", "tracking=none"]
     if os.geteuid() == 0:  # whom nothing is closed to, unless this is taken away
         rights = "-dac_override,-dac_read_search"
         command = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}", *command]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    (found,) = [one for one in json.loads(done.stdout) if one["what"] == "run directory"]
-    assert found["level"] == "fail"
-    assert f"{closed} cannot be written: Permission denied" in found["said"]
+    (found,) = [one for one in json.loads(done.stdout) if one["name"] == "run directory"]
+    assert found["status"] == "fail"
+    assert f"{closed} cannot be written: Permission denied" in found["message"]
 
 
 def test_checkpoints_need_room(config: Config) -> None:
-    assert checks.disk(config, COST).level == "ok"
-    assert "up to about 0.064 GB" in checks.disk(config, COST).said
+    assert local_checks.check_disk(config, COST).status == "ok"
+    assert "up to about 0.064 GB" in local_checks.check_disk(config, COST).message
     huge = replace(COST, num_params=10**15)
-    assert checks.disk(config, huge).level == "fail"
-    assert checks.disk(config, None).level == "warn"
+    assert local_checks.check_disk(config, huge).status == "fail"
+    assert local_checks.check_disk(config, None).status == "warn"
 
-    def saved_at(url: str) -> Finding:
-        return checks.disk(replace(config, checkpoint=replace(config.checkpoint, url=url)), huge)
+    def saved_at(url: str) -> CheckResult:
+        return local_checks.check_disk(
+            replace(config, checkpoint=replace(config.checkpoint, url=url)), huge
+        )
 
-    assert "not known here" in saved_at("s3://bucket/run").said
-    assert saved_at("odd://bucket/run").level == "fail"
-    assert "Protocol not known: odd" in saved_at("odd://bucket/run").said
+    assert "not known here" in saved_at("s3://bucket/run").message
+    assert saved_at("odd://bucket/run").status == "fail"
+    assert "Protocol not known: odd" in saved_at("odd://bucket/run").message
 
 
 def test_a_cache_needs_room_where_data_is_remote(config: Config, tmp_path: Path) -> None:
-    assert list(checks.cache(config)) == []
+    assert list(local_checks.check_cache_space(config)) == []
     away = with_url(config, "memory://set")
     assert isinstance(away.cluster.cache, Cache)
     there, file = str(tmp_path / "cache"), str(tmp_path / "file")
@@ -106,32 +108,36 @@ def test_a_cache_needs_room_where_data_is_remote(config: Config, tmp_path: Path)
         ("/proc/1/cache", 1e-3, "fail"),
     ):
         cache = replace(away.cluster.cache, dir=place, max_gb=max_gb)
-        (found,) = checks.cache(replace(away, cluster=replace(away.cluster, cache=cache)))
-        assert (found.what, found.level) == ("cache", level)
+        (found,) = local_checks.check_cache_space(
+            replace(away, cluster=replace(away.cluster, cache=cache))
+        )
+        assert (found.name, found.status) == ("cache", level)
     cache = replace(away.cluster.cache, dir="$NOT_SET_ANYWHERE/cache")
-    (found,) = checks.cache(replace(away, cluster=replace(away.cluster, cache=cache)))
-    assert (found.what, found.level) == ("cache", "fail")
+    (found,) = local_checks.check_cache_space(
+        replace(away, cluster=replace(away.cluster, cache=cache))
+    )
+    assert (found.name, found.status) == ("cache", "fail")
 
 
 def test_versions_are_those_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    (well,) = checks.versions()
-    assert well.level == "ok"
-    assert "torch " in well.said
+    (well,) = local_checks.check_versions()
+    assert well.status == "ok"
+    assert "torch " in well.message
     needed = ["torch>=99", "not-there>1", 's3fs; extra == "s3"']
-    monkeypatch.setattr(checks, "requires", lambda _: needed)
-    monkeypatch.setattr(checks, "metadata", lambda _: {"Requires-Python": "<3"})
-    python, old, missing, rest = checks.versions()
-    assert (python.level, old.level, missing.level) == ("fail", "fail", "fail")
-    assert "Tahoe needs <3" in python.said
-    assert "Tahoe needs >=99" in old.said
-    assert "not-there is not installed" in missing.said
-    assert rest.said == f"Python {platform.python_version()}"
+    monkeypatch.setattr(local_checks, "requires", lambda _: needed)
+    monkeypatch.setattr(local_checks, "metadata", lambda _: {"Requires-Python": "<3"})
+    python, old, missing, rest = local_checks.check_versions()
+    assert (python.status, old.status, missing.status) == ("fail", "fail", "fail")
+    assert "Tahoe needs <3" in python.message
+    assert "Tahoe needs >=99" in old.message
+    assert "not-there is not installed" in missing.message
+    assert rest.message == f"Python {platform.python_version()}"
 
 
 def doctor(tahoe: Tahoe, *arguments: str) -> tuple[int, dict[str, tuple[str, str]]]:
     done = tahoe("doctor", "--json", *arguments, check=False)
     found = json.loads(done.stdout)
-    return done.returncode, {one["what"]: (one["level"], one["said"]) for one in found}
+    return done.returncode, {one["name"]: (one["status"], one["message"]) for one in found}
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.launch.drill_schedule import ENDING, KINDS, PASSING, schedule
+from orchestrator.drill.faults import FATAL, KINDS, TRANSIENT, schedule
 
 
 @given(
@@ -25,12 +25,12 @@ def test_every_fault_is_dealt_and_the_last_attempt_is_left_alone(
     counts = Counter([fault.kind for fault in passing])
     counts.update(fault.kind for fault in ending if fault)
     assert sum(counts.values()) == num_faults
-    rounds = num_faults // sum(1 if kind in ENDING else 3 for kind in kinds)
+    rounds = num_faults // sum(1 if kind in FATAL else 3 for kind in kinds)
     for kind in kinds:
-        share = 1 if kind in ENDING else 3
+        share = 1 if kind in FATAL else 3
         assert rounds * share <= counts[kind] <= (rounds + 1) * share
-    assert {fault.kind for fault in passing} <= set(PASSING)
-    assert {fault.kind for fault in ending if fault} <= set(ENDING)
+    assert {fault.kind for fault in passing} <= set(TRANSIENT)
+    assert {fault.kind for fault in ending if fault} <= set(FATAL)
 
 
 def test_another_seed_is_another_drill() -> None:

@@ -2,14 +2,14 @@
 
 import pytest
 
+from orchestrator.config.schema import Config
+from orchestrator.launch.checks.unused_keys import unused_keys, warn_unused_keys
 from orchestrator.launch.compose import compose
-from orchestrator.launch.idle import idle, tell_idle
-from orchestrator.schema import Config
 
 
 def told(*arguments: str) -> list[str]:
     (composed,) = compose(arguments)
-    return [line.split()[0] for line in idle(composed.config, composed.overrides)]
+    return [line.split()[0] for line in unused_keys(composed.config, composed.overrides)]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_points_of_a_sweep_are_told_once(capsys: pytest.CaptureFixture[str]) -> 
         for point in compose(["-m", "recipe.mix.prob=0.25", "seed=1,2"])
     ]
     for config, overrides in configs:
-        tell_idle(config, overrides)
+        warn_unused_keys(config, overrides)
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.count("recipe.mix.prob has no effect") == 1

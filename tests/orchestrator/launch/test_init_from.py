@@ -13,10 +13,10 @@ import safetensors.torch
 import torch
 from running import Tahoe
 
-from orchestrator.config import ConfigError
-from orchestrator.launch.init_from import bring
-from orchestrator.rundir import RunDir
-from orchestrator.training.checkpoint import CheckpointStore
+from orchestrator.checkpoint.store import CheckpointStore
+from orchestrator.config.parse import ConfigError
+from orchestrator.launch.init_weights import fetch_initial_weights
+from orchestrator.run.rundir import RunDir
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def weights(tmp_path: Path) -> Path:
 def test_a_file_of_ones_own_may_be_written_over_afterwards(weights: Path, tmp_path: Path) -> None:
     target, other = tmp_path / "init.safetensors", tmp_path / "other.safetensors"
     safetensors.torch.save_file({"a": torch.zeros(3)}, str(other))
-    facts = bring(str(weights), target)
+    facts = fetch_initial_weights(str(weights), target)
     shutil.copyfile(other, weights)  # where it lies, as `cp` does
     assert sha256(target.read_bytes()).hexdigest() == facts["sha256"]
 
@@ -37,19 +37,21 @@ def test_a_file_of_ones_own_may_be_written_over_afterwards(weights: Path, tmp_pa
 def test_a_checkpoint_is_linked(weights: Path, tmp_path: Path) -> None:
     target, store = tmp_path / "init.safetensors", CheckpointStore(str(tmp_path / "checkpoints"))
     store.save(1, {"model.safetensors": lambda file: file.write(weights.read_bytes())}, {})
-    bring(store.location(1), target)
+    fetch_initial_weights(store.location(1), target)
     assert target.samefile(Path(store.location(1)) / "model.safetensors")
 
 
 def test_a_file_is_copied_or_fetched(weights: Path, tmp_path: Path) -> None:
     target = tmp_path / "init.safetensors"
-    facts = bring(str(weights), target)
+    facts = fetch_initial_weights(str(weights), target)
     assert facts["sha256"] == sha256(weights.read_bytes()).hexdigest()
     assert facts["num_tensors"] == 1
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/shelf/w.safetensors", weights.read_bytes())
     target.unlink()
-    assert bring("memory://shelf/w.safetensors", target)["sha256"] == facts["sha256"]
+    assert (
+        fetch_initial_weights("memory://shelf/w.safetensors", target)["sha256"] == facts["sha256"]
+    )
     memory.rm("/", recursive=True)
 
 
@@ -79,7 +81,7 @@ def test_what_cannot_be_had_is_told(
     Path("broken/step-000000001/manifest.json").write_text("{")
     CheckpointStore("empty").save(1, {}, {})
     with pytest.raises(ConfigError, match="init_from") as refused:
-        bring(source, tmp_path / "init.safetensors")
+        fetch_initial_weights(source, tmp_path / "init.safetensors")
     assert said in str(refused.value)
 
 
@@ -91,7 +93,7 @@ def test_without_a_network_it_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ConfigError, match=r"init_from=timm/resnet18\.a1_in1k: its weights cannot"):
-        bring("timm/resnet18.a1_in1k", tmp_path / "init.safetensors")
+        fetch_initial_weights("timm/resnet18.a1_in1k", tmp_path / "init.safetensors")
 
 
 @pytest.fixture

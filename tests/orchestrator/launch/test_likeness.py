@@ -9,13 +9,13 @@ import yaml
 from PIL import Image
 
 import conf
-from data_sharding.folder_source import folder
-from data_sharding.write import write_dataset
-from orchestrator.config import ConfigError
+from data_sharding.sources.folder import folder
+from data_sharding.writing.dataset_writer import write_dataset
+from orchestrator.config.parse import ConfigError
+from orchestrator.jobs.dry_run import dry_run
 from orchestrator.launch.compose import compose
-from orchestrator.launch.create import open_run
-from orchestrator.launch.preview import preview
-from orchestrator.rundir import RunDir
+from orchestrator.launch.create_run import create_or_open_run
+from orchestrator.run.rundir import RunDir
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def open_it(tmp_path: Path) -> Open:
 
     def open_it(url: Path, *arguments: str) -> RunDir:
         (composed,) = compose([f"data.url='{url}'", f"runs_dir='{tmp_path / 'runs'}'", *arguments])
-        run, _ = open_run(composed)
+        run, _ = create_or_open_run(composed)
         return run
 
     return open_it
@@ -75,7 +75,7 @@ def test_another_set_is_refused_with_what_to_write(
     assert str(url) in str(refused.value)
     assert not (tmp_path / "runs").exists()
     with pytest.raises(ConfigError, match=remedy):
-        preview([f"data.url='{url}'", "launcher=slurm", *arguments])
+        dry_run([f"data.url='{url}'", "launcher=slurm", *arguments])
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,15 @@ import pytest
 import safetensors.torch
 from timm.optim import list_optimizers
 
-from models import build, hub
-from orchestrator.config import ConfigError, parse
-from orchestrator.launch import names
-from orchestrator.launch.compose import Composed, compose
-from orchestrator.launch.create import open_run
-from orchestrator.launch.names import are_plain, refuse_fetching
-from orchestrator.rundir import RunDir
-from orchestrator.schema import Config
-from orchestrator.training.checkpoint import CheckpointStore
+from models import build, external
+from orchestrator.checkpoint.store import CheckpointStore
+from orchestrator.config.parse import ConfigError, parse
+from orchestrator.config.schema import Config
+from orchestrator.launch.checks import known_names
+from orchestrator.launch.checks.known_names import are_known, reject_downloads
+from orchestrator.launch.compose import ComposedConfig, compose
+from orchestrator.launch.create_run import create_or_open_run
+from orchestrator.run.rundir import RunDir
 
 
 def config_of(*arguments: str) -> Config:
@@ -31,15 +31,15 @@ def open_it(values: dict[str, Any], shards: Path, tmp_path: Path) -> Callable[..
     def open_it(*arguments: str) -> None:
         place = (f"data.url='{shards}'", f"runs_dir='{tmp_path / 'runs'}'")
         (composed,) = compose([*place, *arguments])
-        open_run(composed)
+        create_or_open_run(composed)
 
     return open_it
 
 
 def test_what_is_found_without_torch_is_what_there_is() -> None:
-    assert names._networks() == set(hub.names())
-    assert names._optimizers() <= set(list_optimizers())
-    assert {"sgd", "momentum", "adamw", "lamb"} <= names._optimizers()
+    assert known_names._networks() == set(external.names())
+    assert known_names._optimizers() <= set(list_optimizers())
+    assert {"sgd", "momentum", "adamw", "lamb"} <= known_names._optimizers()
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_what_is_found_without_torch_is_what_there_is() -> None:
     ],
 )
 def test_what_is_asked_of_torch(arguments: list[str], plain: bool) -> None:
-    assert are_plain(config_of(*arguments)) == plain
+    assert are_known(config_of(*arguments)) == plain
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_weights_are_fetched_by_init_from_alone(
     arguments: list[str], key: str, remedy: str
 ) -> None:
     with pytest.raises(ConfigError) as refused:
-        refuse_fetching(config_of(*arguments))
+        reject_downloads(config_of(*arguments))
     assert key in str(refused.value)
     assert remedy in str(refused.value)
 
@@ -90,7 +90,7 @@ def test_weights_are_fetched_by_init_from_alone(
     ],
 )
 def test_other_options_are_let_through(arguments: list[str]) -> None:
-    refuse_fetching(config_of(*arguments))
+    reject_downloads(config_of(*arguments))
 
 
 @pytest.mark.parametrize(
@@ -126,10 +126,10 @@ def test_a_run_that_is_there_goes_on_with_what_it_has(
 ) -> None:
     values["data"]["url"] = str(shards)
     values["run_dir"] = str(tmp_path / "run")
-    run, _ = open_run(Composed(parse(values), ()))
+    run, _ = create_or_open_run(ComposedConfig(parse(values), ()))
     values["model"]["options"] = {"unheard_of": 1}
     run.write_config(values)  # by a Tahoe that did not look
-    open_run(Composed(parse(values), ()))
+    create_or_open_run(ComposedConfig(parse(values), ()))
 
 
 @pytest.mark.slow
@@ -143,7 +143,7 @@ def test_weights_of_another_network_are_told_by_both_names(
     weights = safetensors.torch.save(
         build("resnet9_2018", num_classes=10, in_channels=1).state_dict()
     )
-    store = CheckpointStore.of(run, parse(values))
+    store = CheckpointStore.for_run(run, parse(values))
     store.save(1, {"model.safetensors": lambda file: file.write(weights)}, {})
     with pytest.raises(ConfigError) as refused:
         open_it("model=timm/resnet18", f"init_from='{run.path}'")

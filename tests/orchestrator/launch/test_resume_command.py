@@ -11,18 +11,19 @@ from typing import Any
 import pytest
 from running import Tahoe
 
-from data_sharding.manifest import DataError, read_manifest, write_manifest
-from orchestrator.config import ConfigError, parse
-from orchestrator.launch.compose import Composed
-from orchestrator.launch.create import open_run
-from orchestrator.launch.extend import Choice
-from orchestrator.launch.resume import reopen_run
-from orchestrator.rundir import RunDir, RunError, append_json_line
+from data_sharding.errors import DataError
+from data_sharding.format.manifest import read_manifest, write_manifest
+from orchestrator.config.parse import ConfigError, parse
+from orchestrator.launch.compose import ComposedConfig
+from orchestrator.launch.create_run import create_or_open_run
+from orchestrator.launch.extend_schedule import Choice
+from orchestrator.launch.resume_run import resume_run
+from orchestrator.run.rundir import RunDir, RunError, append_json_line
 
 
 def end(run: RunDir, verdict: str, step: int) -> None:
     attempt = run.begin_attempt()
-    run.write_json(run.verdict_file, {"verdict": verdict, "step": step, "attempt": attempt})
+    run.write_json(run.outcome_file, {"verdict": verdict, "step": step, "attempt": attempt})
 
 
 def set_schedule(run: RunDir, name: str, **options: Any) -> None:
@@ -40,14 +41,14 @@ def save_checkpoint(run: RunDir, step: int) -> None:
 def test_an_unfinished_run_is_continued_as_it_is(run: RunDir) -> None:
     before = run.read_config()
     end(run, "stopped", 5)
-    assert reopen_run(run, []).num_steps == 14
+    assert resume_run(run, []).num_steps == 14
     assert run.read_config() == before
 
 
 def test_a_finished_run_with_nothing_added_is_told_how_to_add(run: RunDir) -> None:
     end(run, "finished", 14)
     with pytest.raises(RunError, match="finished after 14 steps") as refused:
-        reopen_run(run, [])
+        resume_run(run, [])
     assert f"`tahoe resume '{run.path}' recipe.epochs=4`" in str(refused.value)
 
 
@@ -60,17 +61,17 @@ def test_a_run_from_before_a_key_was_there_is_continued(run: RunDir) -> None:
     del values["recipe"]["optimizer"]["layer_decay"]
     run.write_config(values)
     end(run, "stopped", 5)
-    assert reopen_run(run, ["strategy=ddp_zero1"]).num_steps == 14
+    assert resume_run(run, ["strategy=ddp_zero1"]).num_steps == 14
     assert run.read_config()["strategy"] == "ddp_zero1"
     with pytest.raises(ConfigError, match=r"recipe.optimizer.layer_decay cannot change"):
-        reopen_run(run, ["recipe.optimizer.layer_decay=0.7"])
+        resume_run(run, ["recipe.optimizer.layer_decay=0.7"])
 
 
 @pytest.mark.parametrize("override", ["recipe.epochs=3", "recipe.steps=21", "recipe.images=2688"])
 def test_a_finished_run_can_be_extended(run: RunDir, override: str) -> None:
     set_schedule(run, "constant")
     end(run, "finished", 14)
-    assert reopen_run(run, [override]).num_steps == 21
+    assert resume_run(run, [override]).num_steps == 21
     recipe = run.read_config()["recipe"]
     assert sum(recipe[name] is not None for name in ("epochs", "images", "steps")) == 1
 
@@ -78,9 +79,9 @@ def test_a_finished_run_can_be_extended(run: RunDir, override: str) -> None:
 def test_an_extension_that_was_killed_is_continued(run: RunDir) -> None:
     set_schedule(run, "constant")
     end(run, "finished", 14)
-    reopen_run(run, ["recipe.epochs=3"])
+    resume_run(run, ["recipe.epochs=3"])
     run.begin_attempt()
-    assert reopen_run(run, []).num_steps == 21
+    assert resume_run(run, []).num_steps == 21
 
 
 @pytest.mark.parametrize(
@@ -101,24 +102,24 @@ def test_what_the_rate_of_an_extended_run_does_is_chosen(
 ) -> None:
     set_schedule(run, name, warmup_epochs=1.0, final_share=0.1 if choice == "keep" else 0.0)
     end(run, "finished", 14)
-    assert reopen_run(run, ["recipe.epochs=4"], choice).num_steps == 28
+    assert resume_run(run, ["recipe.epochs=4"], choice).num_steps == 28
     assert run.read_config()["recipe"]["schedule"]["cycles"] == cycles
     first, last = steps
     told = capsys.readouterr().out
     assert f"{first:.4g} at step 15" in told
     assert f"{last:.4g} at step 28" in told
     run.begin_attempt()
-    assert reopen_run(run, []).num_steps == 28  # killed: there is nothing to choose any more
+    assert resume_run(run, []).num_steps == 28  # killed: there is nothing to choose any more
 
 
 def test_a_rate_that_would_jump_is_a_question(run: RunDir) -> None:
     before = run.read_config()
     end(run, "finished", 14)
     with pytest.raises(ConfigError, match=r"--schedule stretch(.|\n)*--schedule restart") as asked:
-        reopen_run(run, ["recipe.epochs=4"])
+        resume_run(run, ["recipe.epochs=4"])
     assert "--schedule keep" not in str(asked.value)  # at a rate of 0 nothing would be learned
     with pytest.raises(ConfigError, match="--schedule keep means nothing"):
-        reopen_run(run, ["recipe.epochs=4"], "keep")
+        resume_run(run, ["recipe.epochs=4"], "keep")
     assert run.read_config() == before
 
 
@@ -126,14 +127,14 @@ def test_a_rate_that_would_jump_is_a_question(run: RunDir) -> None:
 def test_a_rate_of_a_run_that_is_to_be_shorter_is_a_question_too(run: RunDir) -> None:
     end(run, "stopped", 5)
     with pytest.raises(ConfigError, match=r"--schedule stretch(.|\n)*--schedule keep") as asked:
-        reopen_run(run, ["recipe.steps=7"])
+        resume_run(run, ["recipe.steps=7"])
     assert "--schedule restart" not in str(asked.value)
-    assert reopen_run(run, ["recipe.steps=7"], "keep").num_steps == 7
+    assert resume_run(run, ["recipe.steps=7"], "keep").num_steps == 7
     assert run.read_config()["recipe"]["schedule"]["cycles"] == [[0, 14]]
 
 
 def test_before_the_first_step_a_run_may_have_any_length(run: RunDir) -> None:
-    assert reopen_run(run, ["recipe.epochs=4"]).num_steps == 28
+    assert resume_run(run, ["recipe.epochs=4"]).num_steps == 28
     assert run.read_config()["recipe"]["schedule"]["cycles"] == []
 
 
@@ -142,25 +143,25 @@ def test_figures_that_stay_although_their_rates_do_not_are_named(
 ) -> None:
     run.begin_attempt()  # killed before it had saved
     append_json_line(run.metrics_file, {"step": 6, "metrics": {"val/top1": 50.0}})
-    reopen_run(run, [])
+    resume_run(run, [])
     assert "steps 1 to 6" not in capsys.readouterr().err
-    reopen_run(run, ["recipe.epochs=4"])
+    resume_run(run, ["recipe.epochs=4"])
     assert "steps 1 to 6" in capsys.readouterr().err
 
 
 def test_a_run_cannot_be_shortened(run: RunDir) -> None:
     set_schedule(run, "constant")
     end(run, "stopped", 10)
-    assert reopen_run(run, ["recipe.steps=10"]).num_steps == 10
+    assert resume_run(run, ["recipe.steps=10"]).num_steps == 10
     with pytest.raises(ConfigError, match="has done 10 steps, more than the 9 asked for"):
-        reopen_run(run, ["recipe.steps=9"])
+        resume_run(run, ["recipe.steps=9"])
     run.begin_attempt()  # killed after it had saved
     save_checkpoint(run, 12)
     with pytest.raises(ConfigError, match="has done 12 steps, more than the 11"):
-        reopen_run(run, ["recipe.steps=11"])
+        resume_run(run, ["recipe.steps=11"])
     append_json_line(run.metrics_file, {"step": 13, "metrics": {"val/top1": 50.0}})  # not saved
     with pytest.raises(ConfigError, match="has done 13 steps, more than the 12"):
-        reopen_run(run, ["recipe.steps=12"])
+        resume_run(run, ["recipe.steps=12"])
     assert run.read_config()["recipe"]["steps"] == 10
 
 
@@ -177,7 +178,7 @@ def test_a_run_cannot_be_shortened(run: RunDir) -> None:
 )
 def test_how_and_where_a_run_goes_may_change(run: RunDir, override: str) -> None:
     before = run.read_config()
-    reopen_run(run, [override])
+    resume_run(run, [override])
     key, _, value = override.partition("=")
     section, name = key.split(".")
     after = run.read_config()
@@ -199,7 +200,7 @@ def test_how_and_where_a_run_goes_may_change(run: RunDir, override: str) -> None
 def test_what_a_run_is_may_not_change(run: RunDir, override: str, key: str) -> None:
     before = run.read_config()
     with pytest.raises(ConfigError, match="cannot change within a run") as refused:
-        reopen_run(run, ["launcher.num_procs=2", override])
+        resume_run(run, ["launcher.num_procs=2", override])
     named, _, rest = str(refused.value).partition(" cannot change")
     assert key in named.split(", ")
     assert "launcher.num_procs" not in named
@@ -220,7 +221,7 @@ def test_what_a_run_is_may_not_change(run: RunDir, override: str, key: str) -> N
 def test_what_cannot_be_run_is_refused(run: RunDir, overrides: list[str], expected: str) -> None:
     before = run.read_config()
     with pytest.raises(ConfigError) as refused:
-        reopen_run(run, overrides)
+        resume_run(run, overrides)
     assert expected in str(refused.value)
     assert run.read_config() == before
 
@@ -228,13 +229,13 @@ def test_what_cannot_be_run_is_refused(run: RunDir, overrides: list[str], expect
 def test_a_data_set_that_has_gone_is_named(run: RunDir, shards: Path) -> None:
     shards.rename(shards.with_name("moved"))
     with pytest.raises(DataError, match="no data set at"):
-        reopen_run(run, [])
-    reopen_run(run, [f"data.url={shards.with_name('moved')}"])
+        resume_run(run, [])
+    resume_run(run, [f"data.url={shards.with_name('moved')}"])
 
 
 def test_the_config_of_a_running_attempt_is_left_alone(run: RunDir) -> None:
     with run.lock(), pytest.raises(RunError, match="is running"):
-        reopen_run(run, ["logging.every_steps=1"])
+        resume_run(run, ["logging.every_steps=1"])
     assert run.read_config()["logging"]["every_steps"] == 10
 
 
@@ -250,7 +251,9 @@ def test_another_data_set_at_the_same_place_is_refused_by_the_worker(
 ) -> None:
     values["data"]["url"] = str(shards)
     values["tracking"]["enabled"] = False
-    run, _ = open_run(Composed(parse(values | {"run_dir": str(tahoe.cwd / "run")}), ()))
+    run, _ = create_or_open_run(
+        ComposedConfig(parse(values | {"run_dir": str(tahoe.cwd / "run")}), ())
+    )
     for split in ("train", "val"):
         manifest = read_manifest(str(shards), split)
         write_manifest(str(shards), split, replace(manifest, classes=manifest.classes[::-1]))
@@ -276,6 +279,6 @@ def test_a_rank_that_outlives_its_launcher_keeps_others_out(tahoe: Tahoe, shards
         started.process.kill()
         started.finish()
         with pytest.raises(RunError, match="an attempt of run is running"):
-            reopen_run(RunDir(tahoe.cwd / "run"), [])
+            resume_run(RunDir(tahoe.cwd / "run"), [])
     finally:
         os.kill(ranks[0], signal.SIGKILL)

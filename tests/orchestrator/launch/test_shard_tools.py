@@ -9,8 +9,8 @@ import pytest
 from foreign import by_gnu_tar, by_webdataset, contents, encoded, labelled, photo
 from PIL import Image
 
-from data_sharding.manifest import read_manifest
-from orchestrator.cli import main
+from data_sharding.format.manifest import read_manifest
+from orchestrator.cli.main import main
 
 
 @pytest.fixture

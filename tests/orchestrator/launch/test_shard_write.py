@@ -15,7 +15,7 @@ from foreign import bomb, contents, encoded, jpeg, photo, png
 from running import Tahoe
 from s3 import S3
 
-from data_sharding.manifest import read_manifest
+from data_sharding.format.manifest import read_manifest
 
 DEADLINE_S = 60
 
@@ -127,7 +127,7 @@ def test_progress_on_a_terminal(tahoe: Tahoe, pets: Path) -> None:
     ours, theirs = pty.openpty()
     arguments = ["shard", "folder", str(pets), "set", "--max-bad-share", "0.1", "--dedupe"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator.cli", *arguments],
+        [sys.executable, "-m", "orchestrator.cli.main", *arguments],
         cwd=tahoe.cwd, env={**os.environ, "TERM": "xterm", "COLUMNS": "150"},
         stdin=theirs, stdout=theirs, stderr=theirs,
     )  # fmt: skip

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.launch.snapshot import snapshot
-from orchestrator.rundir import RunDir, RunError
+from orchestrator.launch.code_snapshot import snapshot_code
+from orchestrator.run.rundir import RunDir, RunError
 
 
 @pytest.fixture
@@ -25,17 +25,17 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_git_does_not_ignore_is_copied_and_comes_first(project: Path, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    src, elsewhere, *tahoe = map(Path, snapshot(run, max_mb=100))
+    src, elsewhere, *tahoe = map(Path, snapshot_code(run, max_mb=100))
     assert src.is_relative_to(run.code_dir)
     assert (src / "net.py").read_text() == "x = 1"
     assert not (src.parent / "data.bin").exists()
     assert elsewhere == tmp_path / "elsewhere"
     for place in tahoe:  # Tahoe's own checkout, where it is one
-        assert (place / "orchestrator" / "cli.py").exists()
+        assert (place / "orchestrator" / "cli" / "main.py").exists()
     (project / "src" / "net.py").write_text("x = 2")
     assert (src / "net.py").read_text() == "x = 1"
     (src / "gone.py").write_text("")  # as if it had been there the time before
-    snapshot(run, max_mb=100)
+    snapshot_code(run, max_mb=100)
     assert not (src / "gone.py").exists()
     assert (src / "net.py").read_text() == "x = 2"  # a new submit takes the code as it is then
 
@@ -43,12 +43,12 @@ def test_what_git_does_not_ignore_is_copied_and_comes_first(project: Path, tmp_p
 def test_a_checkout_that_is_too_large_is_named(project: Path, tmp_path: Path) -> None:
     (project / "weights.pt").write_bytes(bytes(9_000_000))
     with pytest.raises(RunError, match=r"weights\.pt.*cluster\.snapshot_mb"):
-        snapshot(RunDir(tmp_path / "run"), max_mb=8.5)
+        snapshot_code(RunDir(tmp_path / "run"), max_mb=8.5)
 
 
 def test_a_removed_file_is_not_missed(project: Path, tmp_path: Path) -> None:
     subprocess.run(["git", "add", "src/net.py"], check=True)
     (project / "src" / "net.py").unlink()
     (project / "src" / "other.py").write_text("")
-    src, *_ = snapshot(RunDir(tmp_path / "run"), max_mb=100)
+    src, *_ = snapshot_code(RunDir(tmp_path / "run"), max_mb=100)
     assert [path.name for path in Path(src).iterdir()] == ["other.py"]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.launch import logs, status
-from orchestrator.launch.logs import lines
-from orchestrator.rundir import RunDir, RunError, append_json_line
+from orchestrator.jobs import logs, status
+from orchestrator.jobs.logs import follow_log
+from orchestrator.run.rundir import RunDir, RunError, append_json_line
 
 
 def log_step(run: RunDir, step: int) -> None:
@@ -18,7 +18,7 @@ def log_step(run: RunDir, step: int) -> None:
 
 
 def test_a_run_that_was_never_started_is_scheduled(run: RunDir) -> None:
-    (one,) = status.standings([run])
+    (one,) = status.run_statuses([run])
     assert (one.state, one.num_attempts, one.step, one.metrics) == ("scheduled", 0, None, {})
 
 
@@ -32,9 +32,9 @@ def test_a_stopped_run_tells_its_steps_figures_and_ends(run: RunDir) -> None:
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_text("{}")
     verdict = {"verdict": "stopped", "step": 3, "attempt": attempt, "reason": "asked to stop"}
-    run.write_json(run.verdict_file, verdict)
+    run.write_json(run.outcome_file, verdict)
     run.end_attempt(attempt, exit_code=75)
-    (one,) = status.standings([run])
+    (one,) = status.run_statuses([run])
     assert (one.state, one.why, one.step, one.num_steps) == ("stopped", "asked to stop", 3, 14)
     assert one.metrics["train/loss"] == pytest.approx(1 / 3)
     assert one.checkpoint_age_s is not None
@@ -50,17 +50,17 @@ def test_an_attempt_that_was_killed_is_counted(
     run.end_attempt(run.begin_attempt(), exit_code=75)
     run.begin_attempt()  # and was killed
     run.end_attempt(run.begin_attempt(), exit_code=1)
-    (one,) = status.standings([run])
+    (one,) = status.run_statuses([run])
     assert (one.num_attempts, len(one.ends)) == (3, 3)
     assert "75" in one.ends[0]
     assert "no end is known" in one.ends[1]
-    status.show_whole(one)
+    status.print_details(one)
     lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("attempt")]
     assert [line.split()[1] for line in lines] == ["1", "2", "3"]
     assert "exit code 1" in lines[2]
     run.begin_attempt()
     with run.lock():
-        (one,) = status.standings([run])
+        (one,) = status.run_statuses([run])
     assert one.ends[3] == "running"
 
 
@@ -69,7 +69,7 @@ def test_a_long_name_does_not_touch_its_value(
 ) -> None:
     figures = {"perf/host_memory_gb": 1.65503, "eval/ten-crop-224-of-256/real_top1": 70.0}
     append_json_line(run.metrics_file, {"step": 1, "time_ms": 1, "attempt": 1, "metrics": figures})
-    status.show_whole(status.standings([run])[0])
+    status.print_details(status.run_statuses([run])[0])
     shown = dict(line.split() for line in capsys.readouterr().out.splitlines() if "/" in line[:8])
     assert shown["perf/host_memory_gb"] == "1.655"
     assert shown["eval/ten-crop-224-of-256/real_top1"] == "70.00"
@@ -79,7 +79,7 @@ def test_an_attempt_that_is_alive_has_an_eta(run: RunDir) -> None:
     run.begin_attempt(num_steps=14)
     log_step(run, 4)
     with run.lock():
-        (one,) = status.standings([run])
+        (one,) = status.run_statuses([run])
     batch = run.read_config()["recipe"]["global_batch_size"]
     assert (one.state, one.eta_s) == ("running", 10 * batch / 100)
 
@@ -89,7 +89,7 @@ def test_without_slurm_the_directory_is_enough(
 ) -> None:
     append_json_line(run.jobs_file, {"slurm_job_id": "5", "submitted_s": time.time()})
     monkeypatch.setenv("PATH", "")
-    (one,) = status.standings([run])
+    (one,) = status.run_statuses([run])
     assert one.state == "scheduled"
     assert "no `squeue` on this machine" in capsys.readouterr().err
 
@@ -116,12 +116,12 @@ def test_a_job_that_is_gone_is_not_waited_for(
             (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     append_json_line(run.jobs_file, {"slurm_job_id": "5", "num_steps": 14})
-    (one,) = status.standings([run])
+    (one,) = status.run_statuses([run])
     assert (one.state, one.why) == ("stopped", f"ended before an attempt began (job 5: {said})")
     assert status.never_begun([run]) == {run: one.why}
     run.begin_attempt()
     assert status.never_begun([run]) == {}
-    (one,) = status.standings([run])
+    (one,) = status.run_statuses([run])
     assert (one.state, one.why) == ("crashed", f"attempt 1 left no verdict (job 5: {said})")
 
 
@@ -129,8 +129,8 @@ def test_a_long_reason_hides_no_number(run: RunDir, capsys: pytest.CaptureFixtur
     attempt = run.begin_attempt()
     reason = "diverged: " + "the loss became nan between steps 1 and 10. " * 8
     verdict = {"verdict": "never_restart", "step": 3, "attempt": attempt, "reason": reason}
-    run.write_json(run.verdict_file, verdict)
-    status.show_table(status.standings([run]))
+    run.write_json(run.outcome_file, verdict)
+    status.show_table(status.run_statuses([run]))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if run.id in line]
     assert line.split()[: run.id.count(" ") + 3][-2:] == ["never_restart", "-"]
     assert reason.strip() in line
@@ -139,12 +139,12 @@ def test_a_long_reason_hides_no_number(run: RunDir, capsys: pytest.CaptureFixtur
 def test_logs_go_across_attempts(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "_ASK_EVERY_S", 0)
     with pytest.raises(RunError, match="no log of rank 0"):
-        list(lines(run, 0, goes_on=lambda: False))
+        list(follow_log(run, 0, goes_on=lambda: False))
     for attempt, text in ((1, "one\n"), (2, "two\nand")):
         run.log_dir(attempt).mkdir(parents=True)
         (run.log_dir(attempt) / "rank-00000.log").write_text(text)
     asked = iter([True, False])
-    assert list(lines(run, 0, goes_on=lambda: next(asked))) == [
+    assert list(follow_log(run, 0, goes_on=lambda: next(asked))) == [
         *("== attempt-0001", "one", "== attempt-0002", "two")
     ]
 
@@ -171,6 +171,6 @@ def test_a_job_says_no_more_than_slurm_knows(
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     append_json_line(run.jobs_file, {"slurm_job_id": "5", "num_steps": 14})
-    (one,) = status.standings([run])
+    (one,) = status.run_statuses([run])
     assert (one.state, one.why.endswith(why)) == (state, True)
     assert (one.start or "")[:4] == (start or "")

@@ -12,12 +12,12 @@ from omegaconf import OmegaConf
 from running import Tahoe
 from sweepers import install_sweeper
 
-from orchestrator.config import ConfigError
-from orchestrator.launch.slurm_launcher import refuse_minimising
-from orchestrator.launch.status import standings
-from orchestrator.launch.sweep import _worth
-from orchestrator.rundir import RunDir, RunError, append_json_line
-from orchestrator.training.verdict import Verdict
+from orchestrator.config.parse import ConfigError
+from orchestrator.jobs.status import run_statuses
+from orchestrator.jobs.sweep import _objective_value
+from orchestrator.launch.hydra_plugin import refuse_minimising
+from orchestrator.run.exit_status import RunOutcome
+from orchestrator.run.rundir import RunDir, RunError, append_json_line
 
 Direction = Enum("Direction", "minimize maximize")  # as that of the Optuna sweeper
 
@@ -203,9 +203,9 @@ def test_a_sweeper_is_told_what_a_point_has_measured(
     for step, figure in enumerate(figures, start=1):
         line = {"step": step, "time_ms": step, "attempt": 1, "metrics": {"val/top1": figure}}
         append_json_line(run.metrics_file, line)
-    Verdict(verdict, 3, "asked to stop").write(run, attempt)
+    RunOutcome(verdict, 3, "asked to stop").write(run, attempt)
     run.end_attempt(attempt, exit_code=0)
-    told = _worth(run, standings([run])[0])
+    told = _objective_value(run, run_statuses([run])[0])
     assert isinstance(told, RunError) if expected is None else told == expected
     is_usual = verdict == "finished" and expected is not None
     assert (str(run.path) in capsys.readouterr().err) != is_usual

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.rundir import RunDir
-from orchestrator.tracking.store import MlflowClient, Run, opened
+from orchestrator.run.rundir import RunDir
+from orchestrator.tracking.mlflow_store.client import MlflowClient, Run, open_client
 
 REPOSITORY = Path(__file__).parents[3]
 DEADLINE_S = 60.0
@@ -55,7 +55,7 @@ class Scene:
 
     def judge(self, verdict: str, attempt: int = 1, reason: str = "") -> None:
         self.run.write_json(
-            self.run.verdict_file,
+            self.run.outcome_file,
             {"verdict": verdict, "step": 1, "attempt": attempt, "reason": reason},
         )
 
@@ -105,7 +105,7 @@ class Scene:
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty store; making its tables takes seconds."""
     file = tmp_path_factory.mktemp("template") / "mlflow.db"
-    with opened(f"sqlite:///{file}"):
+    with open_client(f"sqlite:///{file}"):
         return file
 
 
@@ -177,7 +177,7 @@ def ship(start: Callable[..., Any]) -> Callable[..., "subprocess.Popen[str]"]:
     """Starts a shipper whose stdin is a pipe, as rank 0 does."""
 
     def begin(scene: Scene, *options: object, **settings: Any) -> "subprocess.Popen[str]":
-        module = ("-m", "orchestrator.tracking.ship")
+        module = ("-m", "orchestrator.tracking.shipping.shipper")
         process: subprocess.Popen[str] = start(*module, scene.run.path, *options, **settings)
         return process
 

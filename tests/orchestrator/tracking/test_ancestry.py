@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from orchestrator.rundir import RunDir
-from orchestrator.tracking.ancestry import Link, generations, links
-from orchestrator.tracking.record import read_record
+from orchestrator.run.rundir import RunDir
+from orchestrator.tracking.records.provenance import Edge, provenance_edges, topological_rows
+from orchestrator.tracking.records.record import read_record
 
 
 def begun_with(make_scene, name: str, **init_from: object) -> object:
@@ -21,26 +21,26 @@ def test_a_family(make_scene):
         begun_with(make_scene, "young", uid="uid-middle", run="middle", step=5),
         begun_with(make_scene, "other", source="timm/resnet50"),
     ]
-    found = links(records)
+    found = provenance_edges(records)
     assert found == [
-        Link("old", "middle", "weights of step 1,200"),
-        Link("middle", "young", "weights of step 5"),
-        Link("timm/resnet50", "other", "weights"),
+        Edge("old", "middle", "weights of step 1,200"),
+        Edge("middle", "young", "weights of step 5"),
+        Edge("timm/resnet50", "other", "weights"),
     ]
-    assert generations(found) == [["old", "timm/resnet50"], ["middle", "other"], ["young"]]
+    assert topological_rows(found) == [["old", "timm/resnet50"], ["middle", "other"], ["young"]]
     gone = [dataclasses.replace(one, uid=None) for one in records]
-    assert links(gone)[0].parent == "its old name"
+    assert provenance_edges(gone)[0].parent == "its old name"
 
 
 def test_a_circle_ends():
-    assert generations([Link("a", "b", ""), Link("b", "a", "")])
+    assert topological_rows([Edge("a", "b", ""), Edge("b", "a", "")])
 
 
 def test_an_ensemble_comes_from_its_members(make_scene):
     judged = {"ensemble": {"runs": ["a", "b"], "top1": 1.0}}
     members = [read_record(make_scene(name).run) for name in ("a", "b")]
     alike = [dataclasses.replace(one, evaluations=[judged, judged, {}]) for one in members]
-    assert links(alike) == [
-        Link("a", "ensemble of a, b", "member"),
-        Link("b", "ensemble of a, b", "member"),
+    assert provenance_edges(alike) == [
+        Edge("a", "ensemble of a, b", "member"),
+        Edge("b", "ensemble of a, b", "member"),
     ]

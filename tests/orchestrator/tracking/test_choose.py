@@ -2,9 +2,9 @@
 
 import pytest
 
-from orchestrator.rundir import RunDir, RunError
-from orchestrator.sweepdir import SweepDir
-from orchestrator.tracking.choose import choose
+from orchestrator.cli.verbs.select_runs import select_runs
+from orchestrator.run.rundir import RunDir, RunError
+from orchestrator.run.sweepdir import SweepDir
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def place(make_scene):
 
 
 def chosen(place, *words):
-    return [one.id for one in choose(words, place)]
+    return [one.id for one in select_runs(words, place)]
 
 
 def test_no_words_mean_all(place):
@@ -66,4 +66,4 @@ def test_directories_of_runs_and_sweeps(place):
 )
 def test_what_is_not_there(place, words, message):
     with pytest.raises(RunError, match=message):
-        choose(words, place)
+        select_runs(words, place)

@@ -14,10 +14,10 @@ from PIL import Image
 from rich.console import Console
 from running import Tahoe
 
-from orchestrator.tracking.compare import Row, Spread, compare
-from orchestrator.tracking.compare_show import tables
-from orchestrator.tracking.curves import draw_curves, label_of
-from orchestrator.tracking.record import read_record
+from orchestrator.tracking.records.record import read_record
+from orchestrator.tracking.reports.compare import MeanStd, RunGroup, compare
+from orchestrator.tracking.reports.compare_table import tables
+from orchestrator.tracking.reports.curves import draw_curves, label_of
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_seed_that_was_run_again_counts_once(made):
         assert "same seed: again.1" in shown([section])
     (section,) = compare(runs[:2])
     assert section.rows[0].name == "again"
-    assert section.rows[0].figures["val/top1"] == Spread(52.0, None, 1)
+    assert section.rows[0].figures["val/top1"] == MeanStd(52.0, None, 1)
 
 
 def test_seeds_are_one_row_with_their_spread(made):
@@ -79,7 +79,7 @@ def test_seeds_are_one_row_with_their_spread(made):
     spread = row.figures["val/top1"]
     assert (spread.mean, spread.num) == (53.0, 3)
     assert spread.std == pytest.approx(statistics.stdev([51, 52, 56]))
-    assert best.figures["val/top1"] == Spread(80.0, None, 1)
+    assert best.figures["val/top1"] == MeanStd(80.0, None, 1)
     text = shown([section])
     assert "53.00 ± 2.65" in text
     assert "3 finished" in text
@@ -89,7 +89,10 @@ def test_seeds_are_one_row_with_their_spread(made):
 def test_a_legend_tells_the_data_and_single_options(made):
     record = made("a", 50.0)
     differs = {"model.name": "x", "data.name": "digits", "model.options.width": "0.5"}
-    assert label_of(Row((record,), differs, {})) == f"{record.system}, data=digits, width=0.5"
+    assert (
+        label_of(RunGroup((record,), differs, {}))
+        == f"{record.model_title}, data=digits, width=0.5"
+    )
 
 
 def test_a_run_that_came_less_far_is_no_seed_of_the_others(made):
@@ -137,7 +140,7 @@ def test_many_differences_have_a_table_of_their_own(made, make_scene):
 
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=5))
 def test_a_spread_is_the_samples(values):
-    spread = Spread.of([None, *values])
+    spread = MeanStd.of([None, *values])
     assert spread.num == len(values)
     assert spread.mean == pytest.approx(sum(values) / len(values), abs=1e-9)
     squares = sum((value - spread.mean) ** 2 for value in values)
@@ -145,7 +148,7 @@ def test_a_spread_is_the_samples(values):
 
 
 def test_nothing_is_known_of_no_values():
-    assert Spread.of([None, None]) is None
+    assert MeanStd.of([None, None]) is None
 
 
 @pytest.mark.parametrize("ending", ["png", "svg"])

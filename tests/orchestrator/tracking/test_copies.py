@@ -4,12 +4,12 @@ import shutil
 
 import pytest
 
-from orchestrator.tracking.choose import choose, everything
-from orchestrator.tracking.compare import compare
-from orchestrator.tracking.compare_show import tables
-from orchestrator.tracking.curves import _seen_before
-from orchestrator.tracking.record import read_record
-from orchestrator.tracking.ship import sync
+from orchestrator.cli.verbs.select_runs import all_runs, select_runs
+from orchestrator.tracking.records.record import read_record
+from orchestrator.tracking.reports.compare import compare
+from orchestrator.tracking.reports.compare_table import tables
+from orchestrator.tracking.reports.curves import _seen_before
+from orchestrator.tracking.shipping.shipper import sync
 
 # MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -62,12 +62,12 @@ def test_a_run_and_a_link_to_it_are_one(finished):
     link, copy = place / "link", place / "copy"
     link.symlink_to(finished.run.path)
     shutil.copytree(finished.run.path, copy)
-    chosen = choose([str(finished.run.path), str(link), str(copy)], place)
+    chosen = select_runs([str(finished.run.path), str(link), str(copy)], place)
     assert [one.id for one in chosen] == ["run-1"]
-    assert len(everything(place)) == 1
+    assert len(all_runs(place)) == 1
     sync(finished.run.path)
     sync(copy)  # from now on it is another
-    assert len(choose([str(finished.run.path), str(link), str(copy)], place)) == 2
+    assert len(select_runs([str(finished.run.path), str(link), str(copy)], place)) == 2
 
 
 @pytest.mark.parametrize(("decay", "weights"), [(0.9, "averaged"), (None, "raw")])

@@ -5,13 +5,13 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from orchestrator.rundir import RunError
-from orchestrator.sweepdir import SweepDir
-from orchestrator.tracking.deep_links import LINEAGE, links_to
-from orchestrator.tracking.ship import sync
-from orchestrator.tracking.store import MlflowClient
-from orchestrator.tracking.ui import links
-from orchestrator.tracking.views import table_page
+from orchestrator.run.rundir import RunError
+from orchestrator.run.sweepdir import SweepDir
+from orchestrator.tracking.mlflow_store.client import MlflowClient
+from orchestrator.tracking.mlflow_ui.links import LINEAGE, ui_links
+from orchestrator.tracking.mlflow_ui.serve import links
+from orchestrator.tracking.mlflow_ui.views import table_page
+from orchestrator.tracking.shipping.shipper import sync
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 URL = "https://mlflow.example.org"
@@ -51,15 +51,15 @@ def test_a_run_and_its_ancestors(make_scene, store):
     begin_with(scenes["young"], "middle")
     for scene in scenes.values():
         sync(scene.run.path)
-    own, family = links_to(URL, [scenes["young"].run.path])
+    own, family = ui_links(URL, [scenes["young"].run.path])
     assert own == (
         f"{URL}/#/experiments/{scenes['young'].mark['experiment_id']}/runs/"
         f"{scenes['young'].mark['run_id']}?workflowType=machine_learning  young"
     )
     assert shown_by(family, scenes["young"]) == {"young", "middle", "old"}
-    assert len(links_to(URL, [scenes["other"].run.path])) == 1
+    assert len(ui_links(URL, [scenes["other"].run.path])) == 1
     begin_with(scenes["old"], "young")  # a circle ends
-    assert shown_by(links_to(URL, [scenes["young"].run.path])[1], scenes["young"]) == {
+    assert shown_by(ui_links(URL, [scenes["young"].run.path])[1], scenes["young"]) == {
         *("young", "middle", "old")
     }
 
@@ -69,10 +69,10 @@ def test_a_sweep(make_scene, store, tmp_path):
     sweep = SweepDir.of(tmp_path, [scene.run for scene in scenes[:2]])
     sweep.add((scene.run, [f"seed={scene.run.id}"]) for scene in scenes[:2])
     with pytest.raises(RunError, match="does not know"):
-        links_to(URL, [sweep.path])
+        ui_links(URL, [sweep.path])
     for scene in scenes:
         sync(scene.run.path)
-    (link,) = links_to(URL, [sweep.path])
+    (link,) = ui_links(URL, [sweep.path])
     assert shown_by(link, scenes[0]) == {"a", "b"}
 
 
@@ -125,6 +125,6 @@ def test_the_lineage(make_scene, store):
 
 def test_a_run_that_mlflow_does_not_know(make_scene, tmp_path):
     with pytest.raises(RunError, match="`tahoe sync` sends it"):
-        links_to(URL, [make_scene().run.path])
+        ui_links(URL, [make_scene().run.path])
     with pytest.raises(RunError, match="no run at"):
-        links_to(URL, [tmp_path / "nowhere"])
+        ui_links(URL, [tmp_path / "nowhere"])

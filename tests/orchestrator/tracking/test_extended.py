@@ -5,12 +5,12 @@ import json
 import pytest
 from running import Tahoe
 
-from orchestrator.rundir import append_json_line
-from orchestrator.tracking.compare import compare
-from orchestrator.tracking.curves import label_of
-from orchestrator.tracking.record import read_record
-from orchestrator.tracking.ship import sync
-from orchestrator.tracking.stored import stored_records
+from orchestrator.run.rundir import append_json_line
+from orchestrator.tracking.mlflow_store.mlflow_records import records_from_mlflow
+from orchestrator.tracking.records.record import read_record
+from orchestrator.tracking.reports.compare import compare
+from orchestrator.tracking.reports.curves import label_of
+from orchestrator.tracking.shipping.shipper import sync
 
 # MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -78,7 +78,7 @@ def test_mlflow_knows_it_as_well(made, store):
     for scene in (made("a", 28), made("extended", 14, 28, seed=3)):
         sync(scene.run.path)
     assert scene.shown().data.tags["tahoe.extended"] == "14 -> 28 steps"
-    (section,) = compare(stored_records(store))
+    (section,) = compare(records_from_mlflow(store))
     assert {row.differs["extended"] for row in section.rows} == {"-", "14 -> 28 steps"}
 
 

@@ -2,11 +2,15 @@
 
 import pytest
 
-from orchestrator.rundir import RunError
-from orchestrator.tracking import imported
-from orchestrator.tracking.imported import import_runs, published, timm_results
-from orchestrator.tracking.lineage import shelf
-from orchestrator.tracking.store import MlflowClient
+from orchestrator.run.rundir import RunError
+from orchestrator.tracking.mlflow_store import import_results
+from orchestrator.tracking.mlflow_store.client import MlflowClient
+from orchestrator.tracking.mlflow_store.import_results import (
+    import_runs,
+    published_results,
+    timm_results,
+)
+from orchestrator.tracking.records.catalog import load_catalog
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 
@@ -24,7 +28,7 @@ def stored(uri):
 
 
 def test_the_shelf(store):
-    wanted = [one for one in published(shelf()) if one.year in (1998, 2012)]
+    wanted = [one for one in published_results(load_catalog()) if one.year in (1998, 2012)]
     assert import_runs(wanted, store, "tests") == (len(wanted), 0)
     assert import_runs(wanted, store, "tests") == (0, len(wanted))
     alexnet = stored(store)["AlexNet, as published"]
@@ -42,9 +46,11 @@ def test_what_was_cut_short_is_filled_and_not_doubled(store, monkeypatch):
     def crash(*_):
         raise KeyboardInterrupt
 
-    (one,) = [one for one in published(shelf()) if one.uid == "published:alexnet_2012"]
+    (one,) = [
+        one for one in published_results(load_catalog()) if one.uid == "published:alexnet_2012"
+    ]
     with monkeypatch.context() as patch:
-        patch.setattr(imported, "as_text", crash)  # after the run is made
+        patch.setattr(import_results, "truncate_json", crash)  # after the run is made
         with pytest.raises(KeyboardInterrupt):
             import_runs([one], store, "tests")
     assert import_runs([one], store, "tests") == (1, 0)

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.rundir import RunError
-from orchestrator.tracking import index
-from orchestrator.tracking.index import all_records, records
-from orchestrator.tracking.record import read_record
+from orchestrator.run.rundir import RunError
+from orchestrator.tracking.records import record_index
+from orchestrator.tracking.records.record import read_record
+from orchestrator.tracking.records.record_index import all_records, load_records
 
 INDEX = ".index.jsonl"
 
 
 @pytest.fixture(autouse=True)
 def _every_index_is_worth_reading(monkeypatch):
-    monkeypatch.setattr(index, "_FEW", 0)
+    monkeypatch.setattr(record_index, "_FEW", 0)
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def runs(make_scene):
 
 
 def told(scenes):
-    return [one.metrics["val/top1"] for one in records([scene.run for scene in scenes])]
+    return [one.metrics["val/top1"] for one in load_records([scene.run for scene in scenes])]
 
 
 def place_of(scenes) -> Path:
@@ -38,7 +38,7 @@ def place_of(scenes) -> Path:
 
 def test_records_are_those_of_the_directories(runs):
     for _ in range(2):  # read, and then remembered
-        assert records([scene.run for scene in runs]) == [read_record(s.run) for s in runs]
+        assert load_records([scene.run for scene in runs]) == [read_record(s.run) for s in runs]
         assert all_records(place_of(runs)) == [read_record(s.run) for s in runs]
 
 
@@ -60,14 +60,14 @@ def test_runs_that_were_moved_are_where_they_lie_now(runs):
 
 def test_a_change_of_any_file_is_seen(runs):
     scene = runs[1]
-    before = records([scene.run])[0]
+    before = load_records([scene.run])[0]
     scene.log(20, {"val/top1": 77.0})
     assert told(runs) == [0.0, 77.0, 20.0]
     scene.configure(recipe={"epochs": 92})
     scene.run.begin_attempt(world_size=2)
     scene.judge("finished")
     scene.run.evaluations_file.write_text('{"top1": 1.0}\n')
-    after = records([scene.run])[0]
+    after = load_records([scene.run])[0]
     assert after == read_record(scene.run) != before
     assert (after.config["recipe.epochs"], after.status) == (92, "finished")
     assert after.evaluations == [{"top1": 1.0}]
@@ -102,9 +102,9 @@ def test_an_attempt_that_lives_is_running_however_it_is_remembered(runs):
     run = runs[0].run
     run.begin_attempt()
     with run.lock():
-        assert records([run])[0].status == "running"
-        assert records([run])[0].status == "running"
-    assert records([run])[0].status == "crashed"
+        assert load_records([run])[0].status == "running"
+        assert load_records([run])[0].status == "running"
+    assert load_records([run])[0].status == "crashed"
 
 
 def test_where_it_cannot_be_written(runs, capsys):
@@ -114,7 +114,7 @@ def test_where_it_cannot_be_written(runs, capsys):
 
 
 def test_a_few_among_thousands_are_read_from_their_directories(runs, monkeypatch):
-    monkeypatch.setattr(index, "_FEW", 2)
+    monkeypatch.setattr(record_index, "_FEW", 2)
     told(runs)
     file = place_of(runs) / INDEX
     file.write_text(file.read_text().replace("20.0", "99.0"))

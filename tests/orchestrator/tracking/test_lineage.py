@@ -14,14 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import conf
 import models
-from orchestrator.config import ConfigError
-from orchestrator.schema import Published
-from orchestrator.tracking.index import records
-from orchestrator.tracking.lineage import description, shelf, system
-from orchestrator.tracking.record import read_record
+from orchestrator.config.parse import ConfigError
+from orchestrator.config.schema import Reference
+from orchestrator.tracking.records.catalog import describe, find_entry, load_catalog
+from orchestrator.tracking.records.record import read_record
+from orchestrator.tracking.records.record_index import load_records
 
 CONFIGS = Path(conf.__file__).parent
-SYSTEMS = shelf()
+SYSTEMS = load_catalog()
 NAMES = [one.name for one in SYSTEMS]
 # Of papers that name no crop.
 SIZES = {
@@ -37,8 +37,8 @@ SIZES = {
 def test_what_is_published_is_complete(one):
     values = dict(one.published)
     values["traps"] = tuple(values["traps"])
-    Published(**values)
-    assert set(one.published) == set(Published.__dataclass_fields__)
+    Reference(**values)
+    assert set(one.published) == set(Reference.__dataclass_fields__)
     assert one.published["title"]
     assert (
         one.name.endswith(f"_{one.published['year']}") or f"_{one.published['year']}_" in one.name
@@ -118,9 +118,11 @@ def test_the_best_run_is_on_the_images_of_the_paper(make_scene):
         record = read_record(measure(make_scene, name, top1=top1, title="AlexNet", data=data))
         published = {**record.published, "dataset": "cifar10"}
         found.append(replace(record, published=published, data_fingerprint=images))
-    measured = system("alexnet_2012", shelf(found)).measured
+    measured = find_entry("alexnet_2012", load_catalog(found)).measured
     assert (measured.top1_err, measured.fingerprint) == (39.0, "c")
-    measured = system("alexnet_2012", shelf(found[:1])).measured  # nothing else was trained on
+    measured = find_entry(
+        "alexnet_2012", load_catalog(found[:1])
+    ).measured  # nothing else was trained on
     assert (measured.top1_err, measured.data) == (1.0, "digits")
 
 
@@ -132,20 +134,20 @@ def test_the_best_run_of_each_system(make_scene, tmp_path, monkeypatch):
         measure(make_scene, "other", top1=99.0, title="a system of yours"),
         make_scene("nothing").run,
     ]
-    found = shelf(records(runs))
+    found = load_catalog(load_records(runs))
     measured = {one.name: one.measured for one in found if one.measured}
     assert set(measured) == {"alexnet_2012"}
     best = measured["alexnet_2012"]
     assert (best.top1_err, best.data, best.run) == (24.5, "digits", str(runs[1].path))
-    text = description(system("alexnet_2012", found))
+    text = describe(find_entry("alexnet_2012", found))
     assert "24.50 on digits, center-28-of-32" in text
     assert "recipe=alexnet_2012: Krizhevsky et al. 2012, section 5" in text
     assert "  tahoe submit experiment=alexnet_2012 data.url=URL" in text
-    unlike = description(system("autoencoder_2006", found))
+    unlike = describe(find_entry("autoencoder_2006", found))
     assert "  tahoe train model=autoencoder_2006 recipe=autoencoder_2006 data.url=URL" in unlike
-    swin = system("swin_2021", found)
+    swin = find_entry("swin_2021", found)
     without = {**swin.model, "published": {**swin.published, "recipe": None}}
-    assert "no recipe of its paper" in description(replace(swin, model=without))
+    assert "no recipe of its paper" in describe(replace(swin, model=without))
 
     tahoe = Tahoe(tmp_path)
     table = tahoe("lineage", "--runs", "my runs", "--measured").stdout
@@ -171,4 +173,4 @@ def test_the_best_run_of_each_system(make_scene, tmp_path, monkeypatch):
 
 def test_there_is_no_such_system():
     with pytest.raises(ConfigError, match="no system 'fv_svm_2011'"):
-        system("fv_svm_2011", SYSTEMS)
+        find_entry("fv_svm_2011", SYSTEMS)

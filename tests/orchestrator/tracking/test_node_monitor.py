@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from orchestrator.tracking.node_monitor import node_name
-from orchestrator.tracking.ship import sync
+from orchestrator.tracking.shipping.shipper import sync
+from orchestrator.tracking.shipping.system_metrics import node_name
 
 DEADLINE_S = 60
 # MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
@@ -21,7 +21,7 @@ def test_a_node_is_watched_for_as_long_as_its_rank_lives(scene, start, eventuall
     assert node_name() == "gpu_07"
     monkeypatch.delenv("SLURMD_NODENAME")
     scene.configure(tracking={"system_every_s": 0.2})
-    monitor = start("-m", "orchestrator.tracking.node_monitor", scene.run.path)
+    monitor = start("-m", "orchestrator.tracking.shipping.system_metrics", scene.run.path)
     file = scene.run.system_file(node_name())
     eventually(lambda: len(noted(file)) > 6)
     assert monitor.communicate(timeout=DEADLINE_S) == ("", "")

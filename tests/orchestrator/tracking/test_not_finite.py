@@ -5,17 +5,17 @@ import math
 
 import pytest
 
-from orchestrator.cli import main
-from orchestrator.tracking.compare import Spread, compare
-from orchestrator.tracking.compare_show import _cell
-from orchestrator.tracking.curves import draw_curves
-from orchestrator.tracking.held import lost_and_doubled
-from orchestrator.tracking.lineage import _best
-from orchestrator.tracking.record import read_record
-from orchestrator.tracking.report import report
-from orchestrator.tracking.ship import sync
-from orchestrator.tracking.store import Metric
-from orchestrator.tracking.stored import history, stored_records
+from orchestrator.cli.main import main
+from orchestrator.drill.mlflow_points import count_missing_and_duplicate_points
+from orchestrator.tracking.mlflow_store.client import Metric
+from orchestrator.tracking.mlflow_store.mlflow_records import metric_history, records_from_mlflow
+from orchestrator.tracking.records.catalog import _best
+from orchestrator.tracking.records.record import read_record
+from orchestrator.tracking.reports.compare import MeanStd, compare
+from orchestrator.tracking.reports.compare_table import _cell
+from orchestrator.tracking.reports.curves import draw_curves
+from orchestrator.tracking.reports.report import report
+from orchestrator.tracking.shipping.shipper import sync
 
 # MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -62,10 +62,10 @@ def test_infinity_is_no_figure_in_mlflow(diverged, store):
     held = {key: value for (key, step), ((value, _),) in diverged.stored().items() if step == 2}
     assert len(held) == 4
     assert all(math.isnan(value) for value in held.values()), held
-    (record,) = stored_records(store)
+    (record,) = records_from_mlflow(store)
     assert math.isnan(record.metrics["val/loss"])
-    assert history(store)(record, "val/loss") == {1: 2.0}
-    assert lost_and_doubled(diverged.run, store) == (0, 0)
+    assert metric_history(store)(record, "val/loss") == {1: 2.0}
+    assert count_missing_and_duplicate_points(diverged.run, store) == (0, 0)
 
 
 def test_what_older_stores_hold_for_infinity_is_no_figure_either(diverged, store):
@@ -73,9 +73,9 @@ def test_what_older_stores_hold_for_infinity_is_no_figure_either(diverged, store
     for step, value in ((3, math.inf), (4, -math.inf)):  # as it was sent before
         metrics = [Metric("val/loss", value, diverged.clock_ms, step)]
         diverged.client().log_batch(diverged.mark["run_id"], metrics=metrics)
-    (record,) = stored_records(store)
+    (record,) = records_from_mlflow(store)
     assert math.isnan(record.metrics["val/loss"])
-    assert history(store)(record, "val/loss") == {1: 2.0}
+    assert metric_history(store)(record, "val/loss") == {1: 2.0}
 
 
 def test_a_figure_that_is_never_finite_is_not_drawn(make_scene, tmp_path):
@@ -114,7 +114,7 @@ def test_a_run_that_diverged_is_no_best(make_scene):
 
 @pytest.mark.parametrize("values", [[1e200, 3e200], [1.7e308, 1.7e308], [math.inf, -math.inf]])
 def test_the_mean_of_huge_losses(values):
-    spread = Spread.of(values)
+    spread = MeanStd.of(values)
     if all(map(math.isfinite, values)):
         assert spread.mean == pytest.approx(sum(value / 2 for value in values))
         assert spread.std == pytest.approx(abs(values[0] - values[1]) / math.sqrt(2))
@@ -124,6 +124,6 @@ def test_the_mean_of_huge_losses(values):
 
 @pytest.mark.parametrize("loss", [1.7e29, -1.7e29, 0.00123456, 2.30258, 123456789.0])
 def test_a_loss_has_few_digits_however_large(loss):
-    shown = _cell("val/loss", Spread(loss, loss / 3, 2), 1)
+    shown = _cell("val/loss", MeanStd(loss, loss / 3, 2), 1)
     assert len(shown) < 25
     assert float(shown.partition(" ")[0]) == pytest.approx(loss, rel=1e-3)

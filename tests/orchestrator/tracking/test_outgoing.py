@@ -2,9 +2,9 @@
 
 import pytest
 
-from orchestrator.rundir import RunDir
-from orchestrator.tracking import facts
-from orchestrator.tracking.outgoing import as_text, legal_name, redacted, summary, without_secrets
+from orchestrator.redact import mlflow_safe_name, one_line_error, redact, redact_urls, truncate_json
+from orchestrator.run.rundir import RunDir
+from orchestrator.tracking.mlflow_store import run_metadata
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from orchestrator.tracking.outgoing import as_text, legal_name, redacted, summar
     ],
 )
 def test_urls_lose_their_secrets(text, clean):
-    assert without_secrets(text) == clean
+    assert redact_urls(text) == clean
 
 
 def test_secrets_by_name_are_hidden_and_the_rest_stays():
@@ -30,7 +30,7 @@ def test_secrets_by_name_are_hidden_and_the_rest_stays():
         "options": {"class_token": True, "num_tokens": 5, "global_pool": "token"},
         "storage": {"secret": "x", "aws_access_key": "y", "urls": ["s3://u:p@b/1", 2, None]},
     }
-    assert redacted(config) == {
+    assert redact(config) == {
         "options": {"class_token": True, "num_tokens": 5, "global_pool": "token"},
         "storage": {"secret": "***", "aws_access_key": "***", "urls": ["s3://b/1", 2, None]},
     }
@@ -39,8 +39,8 @@ def test_secrets_by_name_are_hidden_and_the_rest_stays():
 def test_values_are_json_except_strings_and_are_cut_visibly():
     values = ("adam", "", None, True, 1e-5, [1, "a", None], {})
     texts = ["adam", "", "null", "true", "1e-05", '[1, "a", null]', "{}"]
-    assert [as_text(value, 20) for value in values] == texts
-    assert as_text("x" * 30, 20) == "x" * 19 + "…"
+    assert [truncate_json(value, 20) for value in values] == texts
+    assert truncate_json("x" * 30, 20) == "x" * 19 + "…"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_values_are_json_except_strings_and_are_cut_visibly():
      ("..", "_"), ("..a", "a"), ("é/ß", "é/ß"), ("x" * 300, "x" * 250)],
 )  # fmt: skip
 def test_names(name, legal):
-    assert legal_name(name) == legal
+    assert mlflow_safe_name(name) == legal
 
 
 def test_params_are_the_config_without_what_others_published():
@@ -58,7 +58,7 @@ def test_params_are_the_config_without_what_others_published():
         "model": {"name": "alexnet", "options": {}, "published": {"top1_err": 40.7}},
         "recipe": {"rates": [0.1, 0.01], "ema": None, "mix": {"cutmix": 1.0}},
     }
-    assert facts.params(config) == {
+    assert run_metadata.run_params(config) == {
         "seed": "3",
         "model.name": "alexnet",
         "model.options": "{}",
@@ -71,23 +71,23 @@ def test_params_are_the_config_without_what_others_published():
 def test_published_figures_are_numbers_or_tags(tmp_path):
     said = {"year": 2012, "top1_err": 40.7, "gmacs": None, "verified": False, "source": "paper"}
     config = {"model": {"name": "alexnet", "published": said}}
-    assert facts.published(config) == {"published/top1_err": 40.7}
-    tags = facts.tags(RunDir(tmp_path), config)
+    assert run_metadata.published(config) == {"published/top1_err": 40.7}
+    tags = run_metadata.run_tags(RunDir(tmp_path), config)
     assert tags["year"] == "2012"
     assert tags["published/verified"] == "false"
     assert tags["published/source"] == "paper"
 
 
 def test_a_bare_run_directory_says_what_it_can(tmp_path):
-    tags = facts.tags(RunDir(tmp_path), {"model": None, "data": "odd"})
+    tags = run_metadata.run_tags(RunDir(tmp_path), {"model": None, "data": "odd"})
     assert tags == {"tahoe.run_dir": str(tmp_path), "attempts": "0"}
-    assert facts.params({"model": None}) == {"model": "null"}
+    assert run_metadata.run_params({"model": None}) == {"model": "null"}
 
 
 def test_of_a_long_error_the_beginning_and_the_end_stay():
     error = OSError(f"cannot send https://me:pass@host/{'x' * 2000}: certificate verify failed")
-    told = summary(error)
+    told = one_line_error(error)
     assert told.startswith("cannot send https://host/xxx")
     assert told.endswith("xxx: certificate verify failed")
     assert len(told) < 420
-    assert summary(OSError()) == "OSError()"
+    assert one_line_error(OSError()) == "OSError()"

@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from orchestrator.sweepdir import SweepDir
-from orchestrator.tracking.ship import sync
-from orchestrator.tracking.store import opened
+from orchestrator.run.sweepdir import SweepDir
+from orchestrator.tracking.mlflow_store.client import open_client
+from orchestrator.tracking.shipping.shipper import sync
 
 # MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -26,7 +26,7 @@ def sweep(scenes, tmp_path):
 
 
 def parents(scene):
-    with opened(scene.uri) as client:
+    with open_client(scene.uri) as client:
         found = client.search_runs([scene.shown().info.experiment_id])
     return [run for run in found if "tahoe.sweep" in run.data.tags]
 
@@ -128,5 +128,5 @@ def test_a_sweep_that_has_ended_has_a_summary(scenes, sweep, tmp_path):
     assert {file.name for file in pictures} == {"importance.png", "parallel-coordinates.png"}
     for scene in scenes:
         sync(scene.run.path)
-    with opened(scenes[0].uri) as client:
+    with open_client(scenes[0].uri) as client:
         assert len(client.get_metric_history(parent.info.run_id, "best/val/top1")) == 1

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.rundir import RunDir
-from orchestrator.tracking.points import Point, Sieve, Tail, curve
-from orchestrator.tracking.record import read_record
+from orchestrator.run.metric_stream import MetricTail, Point, PointDeduplicator, curve
+from orchestrator.run.rundir import RunDir
+from orchestrator.tracking.records.record import read_record
 
 BATCH = 1000
 
@@ -24,7 +24,7 @@ def lines(*records):
 
 
 def read(file, shipped_bytes=0, size=BATCH):
-    return [point for batch, _ in Tail(file).batches(shipped_bytes, size) for point in batch]
+    return [point for batch, _ in MetricTail(file).batches(shipped_bytes, size) for point in batch]
 
 
 # An attempt resumes at or below the last step, logs each key at a pace, and is torn or not.
@@ -60,7 +60,7 @@ def test_batches_and_marks_miss_nothing(tmp_path_factory, steps, size):
     file.write_text(lines(*(record(step, {"a": 0, "b": 1}) for step in steps)))
     whole = read(file)
     sent, mark = [], 0
-    for batch, mark in Tail(file).batches(0, size):
+    for batch, mark in MetricTail(file).batches(0, size):
         sent += batch
         assert sent + read(file, shipped_bytes=mark) == whole
     assert sent == whole
@@ -68,7 +68,7 @@ def test_batches_and_marks_miss_nothing(tmp_path_factory, steps, size):
 
 def test_a_line_counts_when_it_is_ended(tmp_path):
     file, line = tmp_path / "metrics.jsonl", lines(record(1, {"a": 0.5}))
-    tail = Tail(file)
+    tail = MetricTail(file)
     assert list(tail.batches(0, BATCH)) == []  # no file yet
     for present in (line[:20], line[:-1]):
         file.write_text(present)
@@ -91,20 +91,26 @@ def test_a_damaged_line_is_passed_over(tmp_path, damaged):
 
 def test_only_numbers_are_points():
     values = {"a": None, "b": True, "c": "1", "d": [1], "e": 1, "nan": math.nan, "inf": math.inf}
-    assert [point.key for point in Sieve().fresh(record(1, values))] == ["e", "nan", "inf"]
+    assert [point.key for point in PointDeduplicator().new_points(record(1, values))] == [
+        "e",
+        "nan",
+        "inf",
+    ]
 
 
 def test_names_are_made_legal():
-    (point,) = Sieve().fresh(record(1, {"../val//top-1 @ 224%": 1}))
+    (point,) = PointDeduplicator().new_points(record(1, {"../val//top-1 @ 224%": 1}))
     assert point.key == "val/top-1 _ 224_"
 
 
 def test_rollbacks_tell_what_was_computed_again():
-    sieve = Sieve()
+    sieve = PointDeduplicator()
     for attempt, steps in ((1, range(1, 58)), (2, range(41, 52)), (3, range(49, 70))):
-        sieve.fresh(record(0, {"model/num_params": 5}, attempt))  # said by each, and no rollback
+        sieve.new_points(
+            record(0, {"model/num_params": 5}, attempt)
+        )  # said by each, and no rollback
         for step in steps:
-            sieve.fresh(record(step, {"train/loss": 0}, attempt))
+            sieve.new_points(record(step, {"train/loss": 0}, attempt))
     assert sieve.rollbacks == (
         "attempt 2: steps 41-51 computed again; attempt 3: steps 49-57 computed again"
     )
@@ -119,7 +125,7 @@ def test_steps_that_another_pace_logs_are_no_news_and_not_lost(tmp_path: Path):
     run.metrics_file.write_text(lines(*begun, *goes_on))
     values = [(2, 1.0), (3, 2.0), (4, 1.0), (5, 2.0), (6, 1.0)]
     assert [*curve(run, "train/loss").items()] == values
-    tail = Tail(run.metrics_file)
+    tail = MetricTail(run.metrics_file)
     assert [point.step for batch, _ in tail.batches(0, BATCH) for point in batch] == [2, 4, 6, 3, 5]
     assert tail.sieve.rollbacks == "attempt 2: steps 3-5 computed again"
     run.write_config({})
@@ -129,6 +135,6 @@ def test_steps_that_another_pace_logs_are_no_news_and_not_lost(tmp_path: Path):
 def test_an_undisturbed_run_has_no_rollbacks(tmp_path: Path):
     file = tmp_path / "metrics.jsonl"
     file.write_text(lines(record(1, {"a": 1}), record(2, {"a": 1}, attempt=2)))
-    tail = Tail(file)
+    tail = MetricTail(file)
     assert len(list(tail.batches(0, BATCH))) == 1
     assert tail.sieve.rollbacks == ""

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from orchestrator.rundir import RunDir, RunError, append_json_line
-from orchestrator.tracking.record import read_record
+from orchestrator.run.rundir import RunDir, RunError, append_json_line
+from orchestrator.tracking.records.record import read_record
 
 
 def test_what_a_run_achieved(make_scene):
@@ -52,14 +52,14 @@ def test_what_is_sent_after_the_end_is_no_training(make_scene):
     for number in (1, 2):
         attempt = run.begin_attempt(world_size=2)
         verdict = {"verdict": "stopped", "attempt": attempt, "reason": f"asked {number}"}
-        verdict["time_s"] = run.launched_s(attempt) + 100 * number
-        run.write_json(run.verdict_file, verdict)
+        verdict["time_s"] = run.attempt_start_s(attempt) + 100 * number
+        run.write_json(run.outcome_file, verdict)
         if number == 1:  # the other's launcher still waits for what is sent
-            run.end_attempt(attempt, ended_s=verdict["time_s"] + 50, **run.agreed_end(attempt))
+            run.end_attempt(attempt, ended_s=verdict["time_s"] + 50, **run.attempt_outcome(attempt))
     found = read_record(run)
     assert found.training_s == pytest.approx(300)
     assert found.device_s == pytest.approx(600)
-    assert found.ends == ["asked 1", "asked 2"]
+    assert found.attempt_outcomes == ["asked 1", "asked 2"]
 
 
 def test_what_is_not_known_is_none(make_scene):
@@ -68,7 +68,7 @@ def test_what_is_not_known_is_none(make_scene):
     assert found.metrics == {}
     unknown = (found.step, found.num_images, found.training_s, found.images_per_s, found.petaflop)
     assert unknown == (None,) * 5
-    assert found.system == "alexnet"
+    assert found.model_title == "alexnet"
 
 
 def test_no_secret_is_in_a_record(make_scene):
@@ -96,7 +96,7 @@ def test_why_is_a_line(make_scene):
     scene.run.end_attempt(attempt, why="a tensor\n" * 1000)
     scene.judge("never_restart", attempt, "what failed\n" + "a tensor\n" * 1000 + "and why")
     found = read_record(scene.run)
-    for text in (found.reason, *found.ends):
+    for text in (found.reason, *found.attempt_outcomes):
         assert len(text) < 500
         assert "\n" not in text
     assert found.reason.startswith("what failed")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.rundir import RunError
-from orchestrator.tracking.run import attach
-from orchestrator.tracking.ship import sync
-from orchestrator.tracking.stored import stored_records
+from orchestrator.run.rundir import RunError
+from orchestrator.tracking.mlflow_store.mlflow_records import records_from_mlflow
+from orchestrator.tracking.mlflow_store.run import get_or_create_run
+from orchestrator.tracking.shipping.shipper import sync
 
 # MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -120,16 +120,16 @@ def test_the_shipper_says_what_was_refused(scene, ship):
 
 
 def test_a_run_that_is_deleted_meanwhile_is_no_refused_value(scene):
-    tracked = attach(scene.run, scene.run.read_config())
+    tracked = get_or_create_run(scene.run, scene.run.read_config())
     scene.client().delete_run(tracked.run_id)
     with pytest.raises(RunError, match="has been deleted"):
-        tracked.tag({"a": "b"})
+        tracked.set_tags({"a": "b"})
     assert tracked.refusals.told == {}
 
 
 def test_a_param_that_was_cut_comes_back_whole(scene):
     sync(scene.run.path)
-    (record,) = stored_records(scene.uri)
+    (record,) = records_from_mlflow(scene.uri)
     assert record.config["recipe.stages"] == scene.run.read_config()["recipe"]["stages"]
     assert record.metrics["val/top1"] == 80.0
     assert not math.isnan(record.metrics["train/loss"])

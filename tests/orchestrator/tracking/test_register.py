@@ -14,7 +14,7 @@ from running import Tahoe
 
 import conf
 import models
-from orchestrator.tracking.store import MlflowClient
+from orchestrator.tracking.mlflow_store.client import MlflowClient
 
 # MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -23,7 +23,7 @@ LOAD = """
 import sys, json, mlflow, numpy
 mlflow.set_tracking_uri("sqlite:///mlflow.db")
 model = mlflow.pyfunc.load_model(sys.argv[1])
-assert "/artifacts/code/models/" in sys.modules["models.served"].__file__
+assert "/artifacts/code/models/" in sys.modules["models.pyfunc"].__file__
 print(json.dumps(model.predict(numpy.load("images.npy")).tolist()))
 """
 

@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 from running import Tahoe
 
-from orchestrator.tracking.ancestry import Link
-from orchestrator.tracking.lineage import shelf
-from orchestrator.tracking.record import read_record
-from orchestrator.tracking.report import report
-from orchestrator.tracking.report_curves import learning_curves
-from orchestrator.tracking.report_figures import figures, mark_off
-from orchestrator.tracking.report_page import write_report
+from orchestrator.tracking.records.catalog import load_catalog
+from orchestrator.tracking.records.provenance import Edge
+from orchestrator.tracking.records.record import read_record
+from orchestrator.tracking.reports.figures import figures, mark_off
+from orchestrator.tracking.reports.learning_curves import learning_curves
+from orchestrator.tracking.reports.page import write_report
+from orchestrator.tracking.reports.report import report
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def runs(make_scene):
 
 
 def test_measured_points_are_rows_under_one_protocol(runs):
-    told = report(runs, shelf(), "imagenet")
+    told = report(runs, load_catalog(), "imagenet")
     alexnet, mine = sorted(told.measured, key=lambda point: point.system)
     assert (alexnet.system, alexnet.year, alexnet.num_runs) == ("AlexNet", 2012, 2)
     assert (alexnet.top1, alexnet.top5) == (58.0, 38.0)
@@ -58,16 +58,16 @@ def test_measured_points_are_rows_under_one_protocol(runs):
     assert alexnet.petaflop == 4.2
     assert (mine.system, mine.year, mine.top1_std) == ("mine", None, None)
     assert told.protocols == ("center-224-of-256",)
-    assert told.passed_over == ("ten-crop-224-of-256",)
+    assert told.other_protocols == ("ten-crop-224-of-256",)
 
 
 def test_another_protocol_and_a_pattern_of_several(runs):
-    (point,) = report(runs, shelf(), "imagenet", "ten-crop-224-of-256").measured
+    (point,) = report(runs, load_catalog(), "imagenet", "ten-crop-224-of-256").measured
     assert (point.top1, point.num_runs) == (50.0, 1)
-    told = report(runs, shelf(), "imagenet", "*-224-of-256")
+    told = report(runs, load_catalog(), "imagenet", "*-224-of-256")
     assert len(told.measured) == 3
     assert told.protocols == ("center-224-of-256", "ten-crop-224-of-256")
-    assert told.passed_over == ()
+    assert told.other_protocols == ()
 
 
 def test_runs_on_other_images_of_the_same_name_are_not_drawn(runs, tmp_path):
@@ -78,7 +78,7 @@ def test_runs_on_other_images_of_the_same_name_are_not_drawn(runs, tmp_path):
     (point,) = told.measured
     assert (point.top1, point.num_runs) == (58.0, 2)
     assert (told.fingerprint, told.other_images) == ("1" * 33, ("2" * 33,))
-    assert told.passed_over == ()
+    assert told.other_protocols == ()
     assert "2" * 33 in write_report(told, [], tmp_path)[0].read_text()
     told = report([*other, *same], [], "imagenet", "ten-*")  # which only the others have
     (point,) = told.measured
@@ -86,7 +86,7 @@ def test_runs_on_other_images_of_the_same_name_are_not_drawn(runs, tmp_path):
 
 
 def test_published_points_are_those_of_the_shelf(runs):
-    told = report([], shelf(), "imagenet")
+    told = report([], load_catalog(), "imagenet")
     assert told.measured == []
     known = {point.system: point for point in told.published}
     assert (known["AlexNet"].top5, known["AlexNet"].is_verified) == (18.2, True)
@@ -95,8 +95,8 @@ def test_published_points_are_those_of_the_shelf(runs):
 
 
 def test_the_page_needs_no_network_and_its_figures_are_beside_it(runs, tmp_path):
-    family = [Link("a <b>", "mine", "weights of step 3")]
-    told = report(runs, shelf(), "imagenet")
+    family = [Edge("a <b>", "mine", "weights of step 3")]
+    told = report(runs, load_catalog(), "imagenet")
     page, *figures = write_report(told, family, tmp_path / "out")
     text = page.read_text()
     assert not re.search(r"(src|href)=\"(?!#)", text)
@@ -130,12 +130,12 @@ def test_a_caption_tells_of_what_is_drawn(runs, tmp_path):
         page, *_ = write_report(told, [], tmp_path)
         return re.findall(r"<figcaption>(.*?)</figcaption>", page.read_text(), flags=re.DOTALL)
 
-    year, compute, parameters = captions(runs, shelf())
+    year, compute, parameters = captions(runs, load_catalog())
     assert all("Squares" in caption for caption in (compute, parameters))
     assert "Diamonds" in year
     assert "Diamonds" not in compute + parameters  # the cost of an ensemble is not known
     assert "Hollow" in year
-    assert not [caption for caption in captions([], shelf()) if "Squares" in caption]
+    assert not [caption for caption in captions([], load_catalog()) if "Squares" in caption]
 
 
 def many(runs, number=5):
@@ -196,7 +196,7 @@ def test_what_few_runs_have_learned_is_what_they_logged(runs):
 def test_published_levels_are_drawn_beside_few_runs(runs):
     (mine,) = (run for run in runs if run.id == "mine")
     config = mine.config | {"data.name": "mnist"}
-    told = report([replace(mine, config=config)], shelf(), "mnist")
+    told = report([replace(mine, config=config)], load_catalog(), "mnist")
     assert 0 < len(told.published) < 5
     _, figure = next(learning_curves(told, lambda *_: {1: 90.0, 2: 99.0}))
     drawn = [line.get_label() for line in figure.axes[0].get_lines()]
@@ -255,7 +255,7 @@ def test_the_verb(runs, tmp_path):
 
 
 def test_ensembles_have_their_own_points():
-    told = report([], shelf(), "imagenet")
+    told = report([], load_catalog(), "imagenet")
     known = {point.system: point for point in told.published if point.is_ensemble}
     googlenet = known["GoogLeNet, 7 networks"]
     assert (googlenet.top1, googlenet.top5, googlenet.num_params) == (None, 6.656, None)

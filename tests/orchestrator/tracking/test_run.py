@@ -8,11 +8,12 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 
-from orchestrator.rundir import RunDir, RunError, append_json_line
-from orchestrator.tracking import facts, ship
-from orchestrator.tracking.run import attach
-from orchestrator.tracking.ship import sync
-from orchestrator.tracking.stored import stored_records
+from orchestrator.run.rundir import RunDir, RunError, append_json_line
+from orchestrator.tracking.mlflow_store import run_metadata
+from orchestrator.tracking.mlflow_store.mlflow_records import records_from_mlflow
+from orchestrator.tracking.mlflow_store.run import get_or_create_run
+from orchestrator.tracking.shipping import shipper
+from orchestrator.tracking.shipping.shipper import sync
 
 # MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -97,7 +98,7 @@ def test_a_run_is_found_again_after_a_crash_before_it_was_written_down(scene, mo
     with monkeypatch.context() as patch:
         patch.setattr(RunDir, "write_json", crash)
         with pytest.raises(Crash):
-            attach(scene.run, scene.run.read_config())
+            get_or_create_run(scene.run, scene.run.read_config())
     made = scene.shown().info.run_id
     assert not scene.run.mlflow_file.exists()
     sync(scene.run.path)
@@ -262,7 +263,7 @@ def test_evaluations_of_other_data_are_told_apart_by_their_bytes(make_scene):
         line = {"data": data, "fingerprint": fingerprint, "split": "val", "step": 7, "top1": top1}
         line |= {"protocol": "center-28-of-28", "weights": "raw", "time_ms": 1000 + number}
         append_json_line(scene.run.evaluations_file, line)
-    found = {point.key: point.value for point in facts.evaluations(scene.run)}
+    found = {point.key: point.value for point in run_metadata.evaluations(scene.run)}
     assert found == {
         "eval/val10-aaaaaaaa/center-28-of-28/top1": 50.0,
         "eval/val10-bbbbbbbb/center-28-of-28/top1": 20.0,
@@ -297,7 +298,7 @@ def test_of_very_many_ensembles_the_latest_are_kept(scene):
         names = [f"run-{number:03d}-{member}" for member in range(5)]
         append_json_line(scene.run.evaluations_file, {"ensemble": {"runs": names}})
     sync(scene.run.path)
-    (record,) = stored_records(scene.uri)
+    (record,) = records_from_mlflow(scene.uri)
     kept = [one["ensemble"]["runs"] for one in record.evaluations]
     first = 300 - len(kept)
     assert 50 < len(kept) < 300
@@ -342,12 +343,12 @@ def test_status_by_verdict(scene, verdict, status):
 
 def test_a_run_lasted_as_long_as_its_training_whenever_it_is_sent(scene):
     attempt = scene.run.begin_attempt(world_size=1)
-    trained_until_s = scene.run.launched_s(attempt) + 41
+    trained_until_s = scene.run.attempt_start_s(attempt) + 41
     verdict = {"verdict": "finished", "attempt": attempt, "reason": "", "time_s": trained_until_s}
-    scene.run.write_json(scene.run.verdict_file, verdict)
+    scene.run.write_json(scene.run.outcome_file, verdict)
     sync(scene.run.path)  # as the shipper does, for which the launcher waits
     assert scene.shown().info.end_time == int(1000 * trained_until_s)
-    end = {"ended_s": trained_until_s + 25, **scene.run.agreed_end(attempt)}
+    end = {"ended_s": trained_until_s + 25, **scene.run.attempt_outcome(attempt)}
     scene.run.end_attempt(attempt, **end)
     sync(scene.run.path)
     assert scene.shown().info.end_time == int(1000 * trained_until_s)
@@ -412,6 +413,6 @@ def test_no_run_there(tmp_path):
 
 
 def test_one_shipper_at_a_time(scene):
-    with ship._lock(scene.run), pytest.raises(RunError, match=r"another shipper of run-1.*log"):
+    with shipper._lock(scene.run), pytest.raises(RunError, match=r"another shipper of run-1.*log"):
         sync(scene.run.path, wait_s=0.2)
     sync(scene.run.path)

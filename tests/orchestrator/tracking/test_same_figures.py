@@ -6,16 +6,16 @@ from datetime import timedelta
 import pytest
 from rich.console import Console
 
-from orchestrator.figures import shown
-from orchestrator.launch import status
-from orchestrator.launch.evaluate import _cells
-from orchestrator.rundir import read_json_lines
-from orchestrator.tracking.compare import compare
-from orchestrator.tracking.compare_show import tables
-from orchestrator.tracking.record import read_record
-from orchestrator.tracking.report import report
-from orchestrator.tracking.ship import sync
-from orchestrator.tracking.stored import stored_records
+from orchestrator.cli.verbs.evaluate import _cells
+from orchestrator.jobs import status
+from orchestrator.number_format import format_metric
+from orchestrator.run.rundir import read_json_lines
+from orchestrator.tracking.mlflow_store.mlflow_records import records_from_mlflow
+from orchestrator.tracking.records.record import read_record
+from orchestrator.tracking.reports.compare import compare
+from orchestrator.tracking.reports.compare_table import tables
+from orchestrator.tracking.reports.report import report
+from orchestrator.tracking.shipping.shipper import sync
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 FIGURES = ("val/top1", "val/top5", "val/loss", "train/loss")
@@ -53,10 +53,10 @@ def speed_of(scene):
 def test_every_view_has_the_figures_of_the_file(scene):
     logged = last_logged(scene)
     record = read_record(scene.run)
-    (one,) = status.standings([scene.run])
+    (one,) = status.run_statuses([scene.run])
     ((row,),) = [section.rows for section in compare([record])]
     (point,) = report([record], [], "digits").measured
-    (from_mlflow,) = stored_records(scene.uri)
+    (from_mlflow,) = records_from_mlflow(scene.uri)
     in_mlflow = scene.shown().data.metrics
     for name in FIGURES:
         assert in_mlflow[name] == record.metrics[name] == one.metrics[name] == logged[name]
@@ -71,10 +71,10 @@ def test_every_view_has_the_figures_of_the_file(scene):
 def test_every_table_shows_them_alike(scene, capsys):
     logged, speed = last_logged(scene), speed_of(scene)
     record = read_record(scene.run)
-    found = status.standings([scene.run])
+    found = status.run_statuses([scene.run])
     status.show_table(found)
     listed = capsys.readouterr().out
-    status.show_whole(found[0])
+    status.print_details(found[0])
     whole = capsys.readouterr().out
     for table in tables(compare([record])):
         Console(width=1000).print(table)
@@ -82,12 +82,12 @@ def test_every_table_shows_them_alike(scene, capsys):
     judged = {name: logged[f"val/{name}"] for name in ("top1", "top5", "loss")}
     evaluated = _cells({**judged, "real_top1": None})
     for name in ("val/top1", "val/loss"):
-        text = shown(name, logged[name])
+        text = format_metric(name, logged[name])
         assert text in evaluated
         for view in (listed, whole, compared):
             assert f" {text} " in f"{view} ".replace("\n", " "), (name, text, view)
     for view in (listed, whole, compared):
-        assert f" {shown('images_per_s', speed)} " in view.replace("\n", " ")
-    assert shown("training_s", record.training_s) == str(
+        assert f" {format_metric('images_per_s', speed)} " in view.replace("\n", " ")
+    assert format_metric("training_s", record.training_s) == str(
         timedelta(seconds=round(record.training_s))
     )

@@ -16,7 +16,7 @@ import pytest
 import trustme
 from running import Tahoe
 
-from orchestrator.tracking.ui import environment
+from orchestrator.tracking.mlflow_ui.serve import environment
 
 DEADLINE_S = 100
 PASSWORD = "correct horse battery"

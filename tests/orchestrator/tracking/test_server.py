@@ -13,13 +13,15 @@ from urllib.parse import quote
 import pytest
 from running import Tahoe
 
-from orchestrator.tracking.ship import sync
-from orchestrator.tracking.store import MlflowClient
+from orchestrator.tracking.mlflow_store.client import MlflowClient
+from orchestrator.tracking.shipping.shipper import sync
 
 DEADLINE_S = 100
-SERVE = (
-    "import sys; from orchestrator.tracking.ui import serve; serve(sys.argv[1], int(sys.argv[2]))"
-)
+SERVE = """
+import sys
+from orchestrator.tracking.mlflow_ui.serve import serve_ui
+serve_ui(sys.argv[1], int(sys.argv[2]))
+"""
 # MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
 pytestmark = [
     pytest.mark.slow,

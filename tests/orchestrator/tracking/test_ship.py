@@ -8,8 +8,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from orchestrator.tracking.lifeline import GaveUpError, Lifeline
-from orchestrator.tracking.ship import _follow, _lock, sync
+from orchestrator.tracking.shipping.parent_watch import ParentWatch, RetryTimeoutError
+from orchestrator.tracking.shipping.shipper import _follow_run, _lock, sync
 
 DEADLINE_S = 60
 # MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
@@ -73,12 +73,13 @@ def test_a_killed_shipper_leaves_nothing_undone(scene, ship, eventually):
 FOUR_AT_ONCE = """
 import os, sys
 from pathlib import Path
-from orchestrator.tracking import run, ship
+from orchestrator.tracking.mlflow_store import run
+from orchestrator.tracking.shipping import shipper
 children = []
 for path in sys.argv[1:]:
     children.append(os.fork())  # MLflow is imported once for all, so that they meet at the store
     if children[-1] == 0:
-        ship.sync(Path(path))
+        shipper.sync(Path(path))
         os._exit(0)
 sys.exit(any(os.waitpid(child, 0)[1] for child in children))
 """
@@ -103,7 +104,7 @@ def test_a_dead_server_is_given_up_after_the_end(make_scene, ship, free_port):
     scene.log(1, {"a": 1})
     code, out, err = end(ship(scene, "--drain-timeout-s", 1))
     assert (code, out) == (1, "")
-    assert f"run `tahoe sync {scene.run.quoted}` later" in err
+    assert f"run `tahoe sync {scene.run.shell_path}` later" in err
     log = scene.run.path.joinpath("logs", "shipper.log").read_text()
     assert "trying again" in log
     assert "hunter2" not in err + log
@@ -131,8 +132,8 @@ def test_sigterm_alone_is_no_end_of_the_run(scene, follow, eventually):
     scene.log(1, {"a": 1})
     shipper = follow(scene, drain_timeout_s=0.5)
     eventually(lambda: scene.is_shipped)
-    shipper.lifeline.hurry()  # what SIGTERM calls; rank 0 still holds the pipe
-    with pytest.raises(GaveUpError, match="SIGTERM came while the run went on"):
+    shipper.lifeline.start_deadline()  # what SIGTERM calls; rank 0 still holds the pipe
+    with pytest.raises(RetryTimeoutError, match="SIGTERM came while the run went on"):
         shipper.done.result(DEADLINE_S)
     assert scene.stored() == scene.logged()
     assert scene.shown().info.status == "RUNNING"
@@ -160,8 +161,8 @@ def follow():
 class Follower:
     def __init__(self, pool, scene, drain_timeout_s=60.0):
         read, self._rank_0 = os.pipe()
-        self.lifeline = Lifeline(drain_timeout_s, read)
-        self.done = pool.submit(_follow, scene.run, scene.run.read_config(), self.lifeline)
+        self.lifeline = ParentWatch(drain_timeout_s, read)
+        self.done = pool.submit(_follow_run, scene.run, scene.run.read_config(), self.lifeline)
         self.done.add_done_callback(lambda _: os.close(read))
 
     def close(self):

@@ -7,20 +7,20 @@ from dataclasses import asdict
 import pytest
 from running import Tahoe
 
-from orchestrator.rundir import RunError, append_json_line
-from orchestrator.tracking.ancestry import links
-from orchestrator.tracking.choose import choose
-from orchestrator.tracking.imported import import_runs, timm_results
-from orchestrator.tracking.outgoing import as_text
-from orchestrator.tracking.record import read_record
-from orchestrator.tracking.ship import sync
-from orchestrator.tracking.stored import history, stored_records
+from orchestrator.cli.verbs.select_runs import select_runs
+from orchestrator.redact import truncate_json
+from orchestrator.run.rundir import RunError, append_json_line
+from orchestrator.tracking.mlflow_store.import_results import import_runs, timm_results
+from orchestrator.tracking.mlflow_store.mlflow_records import metric_history, records_from_mlflow
+from orchestrator.tracking.records.provenance import provenance_edges
+from orchestrator.tracking.records.record import read_record
+from orchestrator.tracking.shipping.shipper import sync
 
 # MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 ALEXNET = {"title": "AlexNet", "year": 2012, "top1_err": 40.7, "source": "a paper"}
 ORIGIN = {"source": "elsewhere", "run": "older", "uid": "uid-older", "step": 7}
-UNKNOWN_THERE = ("ends", "job_ids", "nodes", "num_steps", "sweep", "evaluations")
+UNKNOWN_THERE = ("attempt_outcomes", "job_ids", "nodes", "num_steps", "sweep", "evaluations")
 
 
 @pytest.fixture
@@ -63,13 +63,13 @@ def known(record):
     told = asdict(record)
     for name in UNKNOWN_THERE:
         del told[name]
-    told["config"] = {key: as_text(value, 100) for key, value in told["config"].items()}
+    told["config"] = {key: truncate_json(value, 100) for key, value in told["config"].items()}
     taken = {name: told.pop(name) for name in ("training_s", "device_s", "images_per_s")}
     return told, taken
 
 
 def test_a_run_in_the_store_is_that_of_the_directory(runs, store):
-    found = stored_records(store)
+    found = records_from_mlflow(store)
     assert [one.id for one in found] == ["b", "a", "c"]
     assert [one.status for one in found] == ["finished", "scheduled", "running"]
     assert found[0].config["recipe.epochs"] == 100
@@ -80,15 +80,15 @@ def test_a_run_in_the_store_is_that_of_the_directory(runs, store):
         assert told == told_here
         for name, value in taken_here.items():
             assert taken[name] == (value and pytest.approx(value, rel=1e-5))
-        assert links([one]) == links([here])
+        assert provenance_edges([one]) == provenance_edges([here])
     assert found[0].images_per_s == 200
     assert found[2].images_per_s == 300  # of a run that goes on, the last
-    assert history(store)(found[0], "train/loss") == {30: 2.0, 40: 1.0}
+    assert metric_history(store)(found[0], "train/loss") == {30: 2.0, 40: 1.0}
 
 
 def test_what_is_meant(runs, store, tmp_path):
     def chosen(*words):
-        return [one.id for one in choose(words, tmp_path, store)]
+        return [one.id for one in select_runs(words, tmp_path, store)]
 
     assert chosen() == ["b", "a", "c"]
     assert chosen("model=net1,net2") == ["a", "c"]
@@ -102,7 +102,7 @@ def test_what_is_meant(runs, store, tmp_path):
     with pytest.raises(RunError, match=r"no runs were read from sqlite.*d{32}"):
         chosen("d" * 32)
     with pytest.raises(RunError, match="no tracking store at"):
-        choose([], tmp_path, f"sqlite:///{tmp_path}/no/where.db")
+        select_runs([], tmp_path, f"sqlite:///{tmp_path}/no/where.db")
     assert not (tmp_path / "no").exists()
 
 

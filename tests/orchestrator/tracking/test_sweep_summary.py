@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from orchestrator.launch.status import standings
-from orchestrator.launch.sweep import _worth
-from orchestrator.tracking.record import read_record
-from orchestrator.tracking.sweep_summary import Point, Summary, draw_summary, summarise
+from orchestrator.jobs.status import run_statuses
+from orchestrator.jobs.sweep import _objective_value
+from orchestrator.tracking.records.record import read_record
+from orchestrator.tracking.reports.sweep_summary import Point, Summary, draw_summary, summarize
 
 
 def test_importance_is_the_share_of_variance():
@@ -36,10 +36,10 @@ def test_the_best_is_first_and_what_came_to_nothing_is_left_out(make_scene, tmp_
     records = [record("a", loss=1.0), record("b", **{"val/loss": 2.0}),
                record("c", **{"val/loss": 1.0}), record("d", **{"val/loss": math.nan})]  # fmt: skip
     values = [{"lr": str(10.0**-i), "model": "x"} for i in range(4)]
-    (summary,) = summarise(records, values)
+    (summary,) = summarize(records, values)
     assert [point.run for point in summary.points] == ["c", "b"]
     assert summary.figure == "val/loss"
-    assert summarise(records[:2], values[:2]) == []
+    assert summarize(records[:2], values[:2]) == []
     for file in draw_summary(summary, tmp_path):
         assert file.stat().st_size > 5000
 
@@ -52,7 +52,10 @@ def test_points_are_worth_what_a_sweeper_is_told_and_compare_under_one_protocol(
             scene.log(step, {"val/top1": value})
         scene.run.begin_attempt()
         scene.judge(verdict)
-        assert _worth(scene.run, standings([scene.run])[0]) == max(top1) or verdict != "finished"
+        assert (
+            _objective_value(scene.run, run_statuses([scene.run])[0]) == max(top1)
+            or verdict != "finished"
+        )
         return read_record(scene.run)
 
     records = [
@@ -63,7 +66,7 @@ def test_points_are_worth_what_a_sweeper_is_told_and_compare_under_one_protocol(
         record("easier", "ten-crop-28-of-32", 95.0),
         record("alone", "warp-28-of-32", 97.0),
     ]
-    first, second = summarise(records, [{"seed": str(n)} for n in range(6)])
+    first, second = summarize(records, [{"seed": str(n)} for n in range(6)])
     assert [(point.run, point.worth) for point in first.points] == [("early", 80.0), ("late", 70.0)]
     assert [point.run for point in second.points] == ["easier", "easy"]
     assert (first.place, second.place) == ("digits/center-28-of-32", "digits/ten-crop-28-of-32")

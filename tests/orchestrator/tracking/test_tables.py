@@ -11,14 +11,14 @@ from mlflow.store.db.utils import _get_alembic_config
 from mlflow.store.tracking.dbmodels.initial_models import Base
 from sqlalchemy import create_engine
 
-from orchestrator.cli import main
-from orchestrator.rundir import RunError
-from orchestrator.tracking.reach import reach
-from orchestrator.tracking.ship import sync
-from orchestrator.tracking.store import MlflowClient, opened
-from orchestrator.tracking.stored import stored_records
-from orchestrator.tracking.tables import Tables, _revisions, tables_of
-from orchestrator.tracking.ui import serve
+from orchestrator.cli.main import main
+from orchestrator.run.rundir import RunError
+from orchestrator.tracking.mlflow_store.client import MlflowClient, open_client
+from orchestrator.tracking.mlflow_store.connectivity import check_connection
+from orchestrator.tracking.mlflow_store.database import Tables, _revisions, tables_of
+from orchestrator.tracking.mlflow_store.mlflow_records import records_from_mlflow
+from orchestrator.tracking.mlflow_ui.serve import serve_ui
+from orchestrator.tracking.shipping.shipper import sync
 
 # MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -55,8 +55,8 @@ def revision(file):
 
 
 def looks(uri, tmp_path):
-    yield lambda: stored_records(uri)
-    yield lambda: serve(uri, 5999)
+    yield lambda: records_from_mlflow(uri)
+    yield lambda: serve_ui(uri, 5999)
     yield lambda: main(["list", "--from-mlflow", uri])
     yield lambda: main(["compare", "--from-mlflow", uri])
 
@@ -64,7 +64,7 @@ def looks(uri, tmp_path):
 def test_what_looks_leaves_an_older_store_as_it_is(old, tmp_path, capsys):
     before, uri = old.read_bytes(), f"sqlite:///{old}"
     assert tables_of(uri) == (Tables.OLDER, OLD)
-    assert "older MLflow" in reach(uri, "tests")
+    assert "older MLflow" in check_connection(uri, "tests")
     for look in looks(uri, tmp_path):
         try:
             assert look() == 1
@@ -116,10 +116,10 @@ def test_a_newer_store_has_a_sentence_of_its_own(store, make_scene, tmp_path):
     before = file.read_bytes()
     scene = make_scene(uri=store)
     for look in (
-        lambda: stored_records(store),
-        lambda: reach(store, "tests"),
+        lambda: records_from_mlflow(store),
+        lambda: check_connection(store, "tests"),
         lambda: sync(scene.run.path),
-        lambda: serve(store, 5999),
+        lambda: serve_ui(store, 5999),
     ):
         with pytest.raises(RunError, match=r"of a newer MLflow than 3\."):
             look()
@@ -149,7 +149,8 @@ def test_an_empty_file_is_filled(make_scene, tmp_path):
 @pytest.mark.parametrize("num_bytes", [1, pytest.param(500_000, marks=pytest.mark.slow)])
 def test_a_kill_while_the_tables_are_made_leaves_none(start, tmp_path, eventually, num_bytes):
     place, uri = tmp_path / "store", f"sqlite:///{tmp_path}/store/mlflow.db"
-    code = f"from orchestrator.tracking.store import opened\nwith opened({uri!r}): input()"
+    client = "orchestrator.tracking.mlflow_store.client"
+    code = f"from {client} import open_client\nwith open_client({uri!r}): input()"
     process = start("-c", code)
 
     def is_begun():
@@ -159,7 +160,7 @@ def test_a_kill_while_the_tables_are_made_leaves_none(start, tmp_path, eventuall
     eventually(is_begun)
     process.send_signal(signal.SIGKILL)
     process.wait(DEADLINE_S)
-    with opened(uri) as client:
+    with open_client(uri) as client:
         assert client.search_experiments()
     assert MlflowClient(tracking_uri=uri).get_experiment_by_name("Default")
     assert {file.name for file in place.iterdir()} == {"mlflow.db", "mlflow.db.lock"}

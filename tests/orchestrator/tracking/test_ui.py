@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from orchestrator.rundir import RunError
-from orchestrator.tracking.ship import sync
-from orchestrator.tracking.ui import command, serve, store_of
+from orchestrator.run.rundir import RunError
+from orchestrator.tracking.mlflow_ui.serve import command, serve_ui, tracking_uri_of
+from orchestrator.tracking.shipping.shipper import sync
 
 # MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -30,7 +30,7 @@ def test_on_all_interfaces_it_answers_to_its_names_only():
 
 
 def test_a_server_that_runs_elsewhere_is_only_named(capsys):
-    serve("https://me:hunter2@mlflow.example.org")
+    serve_ui("https://me:hunter2@mlflow.example.org")
     assert capsys.readouterr().out == (
         "https://mlflow.example.org/#/experiments?workflowType=machine_learning\n"
     )
@@ -39,7 +39,7 @@ def test_a_server_that_runs_elsewhere_is_only_named(capsys):
 def test_no_store_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RunError, match=rf"{tmp_path}/mlflow.db.*`tahoe train` first.*--uri"):
-        serve("sqlite:///mlflow.db")
+        serve_ui("sqlite:///mlflow.db")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -49,17 +49,17 @@ def test_a_taken_port(store):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(RunError, match=f"port {port}: .*`--port {port + 1}`"):
-            serve(store, port)
+            serve_ui(store, port)
 
 
 def test_no_such_port(store):
     with pytest.raises(RunError, match="there is no port 99999"):
-        serve(store, 99999)
+        serve_ui(store, 99999)
 
 
 def test_what_is_no_store():
     with pytest.raises(RunError, match=r"no pages of foo://bar: .*unsupported URI"):
-        serve("foo://bar", 5977)
+        serve_ui("foo://bar", 5977)
 
 
 def test_the_store_is_that_of_the_runs(make_scene, store, tmp_path):
@@ -67,9 +67,11 @@ def test_the_store_is_that_of_the_runs(make_scene, store, tmp_path):
         make_scene(name, uri=uri)
         for name, uri in (("a", store), ("b", store), ("c", f"sqlite:///{tmp_path}/other.db"))
     )
-    assert store_of([]) == store_of([here.run.path]) == "sqlite:///mlflow.db"  # not sent yet
+    assert (
+        tracking_uri_of([]) == tracking_uri_of([here.run.path]) == "sqlite:///mlflow.db"
+    )  # not sent yet
     for scene in (here, also, elsewhere):
         sync(scene.run.path)
-    assert store_of([here.run.path, also.run.path]) == store
+    assert tracking_uri_of([here.run.path, also.run.path]) == store
     with pytest.raises(RunError, match=r"in different stores: .*Name one with --uri"):
-        store_of([here.run.path, elsewhere.run.path])
+        tracking_uri_of([here.run.path, elsewhere.run.path])

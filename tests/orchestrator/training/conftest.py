@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from orchestrator.config.recipe import Recipe
+from orchestrator.config.schema import Config
 from orchestrator.launch.compose import compose
-from orchestrator.schema import Config
-from orchestrator.schema_recipe import Recipe
-from orchestrator.training.world import World, join_world
+from orchestrator.training.distributed.world import World, init_world
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +32,6 @@ def world(config: Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     for name, value in {**names, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, str(value))
     threads = torch.get_num_threads()
-    with join_world(config.cluster) as joined:
+    with init_world(config.cluster) as joined:
         yield joined
     torch.set_num_threads(threads)

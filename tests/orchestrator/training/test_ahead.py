@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from data_sharding.manifest import DataError
-from orchestrator.training.ahead import Ahead
+from data_sharding.errors import DataError
+from orchestrator.training.inputs.lookahead import Ahead
 
 
 def failing(num: int) -> Iterator[Any]:

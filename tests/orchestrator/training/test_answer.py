@@ -7,7 +7,8 @@ from itertools import count
 
 import pytest
 
-from orchestrator.training.answer import TELL_FD, counted
+from orchestrator.run.exit_status import TELL_FD
+from orchestrator.torch_workers.entry import counted
 
 
 def told(fd: int, monkeypatch: pytest.MonkeyPatch, *, step_s: float) -> list[int]:

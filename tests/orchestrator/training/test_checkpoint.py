@@ -13,8 +13,8 @@ import fsspec
 import pytest
 from s3 import S3
 
-from data_sharding import files
-from orchestrator.training.checkpoint import CheckpointError, CheckpointStore, Part
+from data_sharding.io import filesystem
+from orchestrator.checkpoint.store import CheckpointError, CheckpointStore, WriteFn
 
 PARTS = {"model.safetensors": b"weights" * 1000, "state.json": b'{"step": 1}'}
 
@@ -28,7 +28,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Checkpoint
         fsspec.filesystem("memory").rm("/", recursive=True)
 
 
-def part(data: bytes, on_write: Callable[[], None] = lambda: None) -> Part:
+def part(data: bytes, on_write: Callable[[], None] = lambda: None) -> WriteFn:
     """Return what writes a file in three pieces, each of which is announced."""
 
     def write(file: IO[bytes]) -> None:
@@ -50,7 +50,7 @@ def save(
 
 
 def newest(store: CheckpointStore) -> int | None:
-    with store.open_newest() as found:
+    with store.open_latest() as found:
         return found and found[0]
 
 
@@ -60,7 +60,7 @@ def load(store: CheckpointStore, step: int) -> dict[str, bytes]:
 
 
 def damage(store: CheckpointStore, step: int, name: str, data: bytes) -> None:
-    files.write_bytes(files.join(store.location(step), name), data)
+    filesystem.write_bytes(filesystem.join(store.location(step), name), data)
 
 
 def test_what_is_saved_is_loaded(store: CheckpointStore) -> None:
@@ -85,7 +85,7 @@ def test_a_flipped_bit_sends_us_to_the_checkpoint_before(
         load(store, 20)
     assert newest(store) == 10
     assert store.steps() == [10]  # set aside, not deleted
-    assert files.exists(files.join(store.location(20), "manifest.json.bad"))
+    assert filesystem.exists(filesystem.join(store.location(20), "manifest.json.bad"))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_manifest_that_cannot_be_believed_is_not(store: CheckpointStore, manif
 
 def test_a_missing_file_is_noticed(store: CheckpointStore) -> None:
     save(store, 10)
-    files.remove(files.join(store.location(10), "state.json"))
+    filesystem.remove(filesystem.join(store.location(10), "state.json"))
     with pytest.raises(CheckpointError, match="missing"):
         load(store, 10)
     assert newest(store) is None
@@ -131,7 +131,7 @@ def test_a_kill_at_any_write_leaves_the_checkpoint_before(
         pass
 
     save(store, 10)
-    publish = files.write_bytes
+    publish = filesystem.write_bytes
     for survived in range(3 * len(PARTS) + 1):
         count = itertools.count()
 
@@ -145,7 +145,7 @@ def test_a_kill_at_any_write_leaves_the_checkpoint_before(
 
         parts = {name: part(data, live) for name, data in PARTS.items()}
         with monkeypatch.context() as patch:
-            patch.setattr(files, "write_bytes", dying)
+            patch.setattr(filesystem, "write_bytes", dying)
             with pytest.raises(KilledError):
                 store.save(20, parts, {})
         assert newest(store) == 10
@@ -168,7 +168,7 @@ def test_what_a_kill_left_over_is_cleaned_away(store: CheckpointStore) -> None:
     save(store, 20)
     save(store, 30)
     store.prune({20, 30})
-    assert files.list_names(store.url) == ["step-000000020", "step-000000030"]
+    assert filesystem.list_names(store.url) == ["step-000000020", "step-000000030"]
 
 
 def killed_saves(url: str) -> list[dict[str, Any]]:

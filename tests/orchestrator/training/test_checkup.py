@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config import parse, to_dict
-from orchestrator.rundir import RunDir
+from orchestrator.config.parse import parse, to_dict
+from orchestrator.run.rundir import RunDir
 
 NO_LOCKS = """
 import errno, fcntl, os
@@ -45,7 +45,7 @@ def test_each_rank_reports(
             "MASTER_PORT": str(port),
             "PYTHONPATH": str(modules),
         }
-        command = [sys.executable, "-m", "orchestrator.training.checkup", str(tmp_path)]
+        command = [sys.executable, "-m", "orchestrator.torch_workers.node_probe", str(tmp_path)]
         ranks.append(subprocess.Popen(command, env=environ))
     assert [rank.wait(timeout=60) for rank in ranks] == [0, 0]
 

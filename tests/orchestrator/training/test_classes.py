@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from data_sharding.manifest import DataError, Manifest, read_manifest, write_manifest
-from orchestrator.config import ConfigError, parse
-from orchestrator.launch.compose import Composed
-from orchestrator.launch.create import open_run
-from orchestrator.rundir import RunDir
-from orchestrator.schema import Config
-from orchestrator.training.classes import check_classes, own_classes
-from orchestrator.training.datasets import check_fingerprint
+from data_sharding.errors import DataError
+from data_sharding.format.manifest import Manifest, read_manifest, write_manifest
+from orchestrator.config.parse import ConfigError, parse
+from orchestrator.config.schema import Config
+from orchestrator.launch.compose import ComposedConfig
+from orchestrator.launch.create_run import create_or_open_run
+from orchestrator.run.rundir import RunDir
+from orchestrator.training.inputs.class_names import check_classes, own_classes
+from orchestrator.training.inputs.datasets import check_fingerprint
 
 LETTERS = tuple("abcdefghij")
 NUMBERS = tuple("0123456789")
@@ -36,7 +37,7 @@ def made(
         name_classes(shards, *classes)
         values["data"]["url"] = str(shards)
         config = parse(values | {"run_dir": str(tmp_path / "run")})
-        return open_run(Composed(config, ()))[0], config
+        return create_or_open_run(ComposedConfig(config, ()))[0], config
 
     return made
 

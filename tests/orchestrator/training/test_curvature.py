@@ -15,19 +15,19 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import models
-from orchestrator.config import ConfigError
-from orchestrator.rundir import RunDir
-from orchestrator.schema_recipe import Recipe
-from orchestrator.training.curvature import second_derivatives
-from orchestrator.training.levenberg_marquardt import DiagonalLM
-from orchestrator.training.objectives import (
-    Classification,
-    MaximumAPosteriori,
+from orchestrator.config.parse import ConfigError
+from orchestrator.config.recipe import Recipe
+from orchestrator.run.rundir import RunDir
+from orchestrator.training.optim.diagonal_lm import DiagonalLM
+from orchestrator.training.optim.factory import make_optimizer
+from orchestrator.training.step.diagonal_hessian import second_derivatives
+from orchestrator.training.task.losses import (
+    ClassificationTask,
+    MapCrossEntropy,
     make_objective,
 )
-from orchestrator.training.optimizer import make_optimizer
 
-CROSS_ENTROPY = Classification(nn.CrossEntropyLoss(), 0.3)
+CROSS_ENTROPY = ClassificationTask(nn.CrossEntropyLoss(), 0.3)
 
 
 def found(network: nn.Module, images: Tensor, labels: Tensor, objective: Any) -> dict[str, Tensor]:
@@ -120,7 +120,7 @@ def test_radial_basis_functions_belong_to_the_loss() -> None:
     network = models.build("lenet5_1998", num_classes=10, in_channels=1, head="rbf")
     images, labels = torch.randn(3, 1, 32, 32), torch.tensor([7, 1, 4])
     constant = 80.0
-    ours = found(network, images, labels, Classification(MaximumAPosteriori(constant), 0.3))
+    ours = found(network, images, labels, ClassificationTask(MapCrossEntropy(constant), 0.3))
     with torch.no_grad():
         x = network.forward_features(images)
         bitmaps = network.head.bitmaps
@@ -179,7 +179,7 @@ def test_each_weight_moves_at_its_own_rate() -> None:
     optimizer = DiagonalLM(
         [weight, other], lr=0.1, momentum=0.0, weight_decay=0.5, damping=0.02, num_samples=1
     )
-    optimizer.set_curvature([torch.tensor([0.0, 0.08, 0.98]), torch.tensor([0.0])])
+    optimizer.set_hessian_diagonal([torch.tensor([0.0, 0.08, 0.98]), torch.tensor([0.0])])
     weight.grad, other.grad = torch.tensor([1.0, -1.0, 2.0]), torch.tensor([1.0])
     optimizer.step()
     expected = [1 - 0.1 / 0.02 * 1.5, 2 - 0.1 / 0.1 * 0.0, 3 - 0.1 / 1.0 * 3.5]

@@ -12,21 +12,21 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from data_sharding import files
-from data_sharding.batches import EvalSet
-from data_sharding.folder_source import folder
-from data_sharding.loader import load
-from data_sharding.manifest import DataError, read_manifest
-from data_sharding.protocol import parse_protocol
-from data_sharding.samples import ShardSet
-from data_sharding.shard import ShardError
-from data_sharding.stores import open_store
-from data_sharding.write import write_dataset
-from orchestrator.schema import Config
-from orchestrator.training.device import Device
-from orchestrator.training.evaluate import evaluate
-from orchestrator.training.objectives import make_objective
-from orchestrator.training.world import World
+from data_sharding.errors import DataError, ShardError
+from data_sharding.format.manifest import read_manifest
+from data_sharding.io import filesystem
+from data_sharding.loading.datasets import EvalDataset
+from data_sharding.loading.loader import iter_batches
+from data_sharding.loading.split_reader import SplitReader
+from data_sharding.sources.folder import folder
+from data_sharding.storage.shard_store import open_store
+from data_sharding.transforms.eval_protocol import parse_protocol
+from data_sharding.writing.dataset_writer import write_dataset
+from orchestrator.config.schema import Config
+from orchestrator.training.distributed.world import World
+from orchestrator.training.inputs.device import Device
+from orchestrator.training.step.evaluate import evaluate
+from orchestrator.training.task.losses import make_objective
 
 CPU = torch.device("cpu")
 NUM_CLASSES, NUM_VAL, NUM_UNREADABLE = 6, 33, 3
@@ -95,7 +95,7 @@ def judge(told: Config, url: str, network: nn.Module) -> Callable[[int, int], di
         for rank in range(num_ranks):
             world = OneOfSeveral(rank, rank, num_ranks, CPU, None, tables)  # type: ignore[arg-type]
             if rank == num_ranks - 1:
-                return evaluate(network, objective, dataset, told, world, device).figures
+                return evaluate(network, objective, dataset, told, world, device).metrics
             with pytest.raises(AssertionError, match="evaluated"):  # the others are still missing
                 evaluate(network, objective, dataset, told, world, device)
         raise AssertionError
@@ -103,10 +103,10 @@ def judge(told: Config, url: str, network: nn.Module) -> Callable[[int, int], di
     return run
 
 
-def eval_set(url: str, batch_size: int, protocol: str = "center-32-of-36") -> EvalSet:
+def eval_set(url: str, batch_size: int, protocol: str = "center-32-of-36") -> EvalDataset:
     manifest = read_manifest(url, "val")
-    store = open_store(files.join(url, "val"), None, manifest.labels)
-    return EvalSet(ShardSet("val", manifest, store), batch_size, parse_protocol(protocol), 3)
+    store = open_store(filesystem.join(url, "val"), None, manifest.labels)
+    return EvalDataset(SplitReader("val", manifest, store), batch_size, parse_protocol(protocol), 3)
 
 
 def test_every_number_of_ranks_gives_the_same_figures(
@@ -121,7 +121,7 @@ def test_figures_are_those_of_a_plain_loop(
     judge: Callable[[int, int], dict[str, float]], url: str, network: nn.Module
 ) -> None:
     correct1 = correct5 = loss = 0.0
-    for batch in load(eval_set(url, 1), range(NUM_VAL), 0):
+    for batch in iter_batches(eval_set(url, 1), range(NUM_VAL), 0):
         images = (batch.images.float() / 255 - 0.5) / 0.2
         with torch.no_grad():
             logits = network.eval()(images)
@@ -141,7 +141,7 @@ def test_figures_are_those_of_a_plain_loop(
 
 def test_what_cannot_be_read_is_named_and_counted(url: str) -> None:
     dataset = eval_set(url, 8)
-    batches = list(load(dataset, range(len(dataset)), 0))
+    batches = list(iter_batches(dataset, range(len(dataset)), 0))
     bad = [line for batch in batches for line in batch.bad]
     assert len(bad) == sum(int((~batch.readable).sum()) for batch in batches) == NUM_UNREADABLE
     assert all("val/shard-" in line for line in bad)
@@ -178,7 +178,7 @@ def test_ten_crops_are_judged_by_their_mean_probability(
     judge: Callable[..., dict[str, float]], url: str, network: nn.Module
 ) -> None:
     correct, protocol = 0, "ten-crop-32-of-36"
-    for batch in load(eval_set(url, 1, protocol), range(NUM_VAL), 0):
+    for batch in iter_batches(eval_set(url, 1, protocol), range(NUM_VAL), 0):
         with torch.no_grad():
             logits = network.eval()((batch.images.float() / 255 - 0.5) / 0.2)
         best = logits.softmax(dim=1).mean(dim=0).argmax()

@@ -9,18 +9,18 @@ import torch
 from PIL import Image
 from running import Tahoe
 
-from data_sharding.loader import Batch
-from data_sharding.sources import digits
-from data_sharding.write import write_dataset
+from data_sharding.loading.loader import Batch
+from data_sharding.sources.digits import digits
+from data_sharding.writing.dataset_writer import write_dataset
+from orchestrator.checkpoint.store import CheckpointStore
+from orchestrator.config.recipe import Recipe
+from orchestrator.evaluation import run_plots
 from orchestrator.launch.compose import compose
-from orchestrator.launch.create import open_run
-from orchestrator.rundir import RunDir
-from orchestrator.schema_recipe import Recipe
-from orchestrator.training import gallery
-from orchestrator.training.answers import Answers, read_answers, write_answers
-from orchestrator.training.checkpoint import CheckpointStore
-from orchestrator.training.network import build_network
-from orchestrator.training.objectives import make_objective
+from orchestrator.launch.create_run import create_or_open_run
+from orchestrator.run.rundir import RunDir
+from orchestrator.training.monitoring.predictions import Predictions, read_answers, save_predictions
+from orchestrator.training.task.losses import make_objective
+from orchestrator.training.task.model import build_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 
@@ -34,14 +34,14 @@ def run(tmp_path: Path) -> RunDir:
         ["data=digits", f"data.url={tmp_path}/set", f"run_dir={tmp_path}/run", "recipe.steps=1",
          "recipe.epochs=null", f"tracking.uri={store}"]
     )  # fmt: skip
-    run, plan = open_run(composed)
+    run, plan = create_or_open_run(composed)
     run.begin_attempt()
-    run.write_json(run.verdict_file, {"verdict": "finished", "attempt": 1, "step": 1})
+    run.write_json(run.outcome_file, {"verdict": "finished", "attempt": 1, "step": 1})
     table = torch.zeros(plan.num_val, 3, dtype=torch.float64)
     table[:, 0] = torch.arange(plan.num_val) % 10
     table[:, 1], table[:, 2] = 3, torch.linspace(0.1, 0.9, plan.num_val)
     table[5, 1] = -1
-    write_answers(run, table)
+    save_predictions(run, table)
     return run
 
 
@@ -52,7 +52,7 @@ def test_answers_come_back(run: RunDir) -> None:
     confusion = kept.confusion(10, 10)
     assert confusion.sum() == len(kept.labels) - 1
     assert confusion[:, 3].sum() == confusion.sum()
-    mistakes = kept.surest_mistakes
+    mistakes = kept.top_errors
     assert 5 not in mistakes  # of which nothing was said
     assert not (kept.labels[mistakes] == 3).any()
     assert (np.diff(kept.probabilities[mistakes]) <= 0).all()
@@ -63,7 +63,7 @@ def test_answers_of_views_are_those_of_their_mean(recipe: Recipe) -> None:
     logits = torch.randn(8, 5)  # two views of four images
     labels, readable = torch.tensor([0, 1, 2, 3]), torch.tensor([True, True, False, True])
     batch = Batch(torch.zeros(8, 1, 1, 1), labels, torch.arange(4), readable, [])
-    found = objective.answers(logits, batch)
+    found = objective.predictions(logits, batch)
     assert found is not None
     mean = logits.softmax(1).view(4, 2, 5).mean(1)
     sure, best = mean.max(1)
@@ -73,9 +73,9 @@ def test_answers_of_views_are_those_of_their_mean(recipe: Recipe) -> None:
 
 
 def test_no_mistakes_and_a_class_without_samples(run: RunDir) -> None:
-    right = Answers(np.array([0, 1]), np.array([0, 1]), np.array([0.9, 0.8]))
-    assert len(right.surest_mistakes) == 0
-    figure = gallery.draw_confusion(right, ["a", "b", "c"])
+    right = Predictions(np.array([0, 1]), np.array([0, 1]), np.array([0.9, 0.8]))
+    assert len(right.top_errors) == 0
+    figure = run_plots.draw_confusion(right, ["a", "b", "c"])
     shown = figure.axes[0].images[0].get_array()
     assert shown is not None
     assert shown.tolist() == [[100, 0, 0], [0, 100, 0], [0, 0, 0]]
@@ -84,8 +84,8 @@ def test_no_mistakes_and_a_class_without_samples(run: RunDir) -> None:
 def test_of_very_many_classes_neighbours_are_one() -> None:
     labels = np.arange(20_000)
     said = np.where(labels < 19_990, labels, 0)
-    answers = Answers(labels, said, np.ones(20_000))
-    shown = gallery.draw_confusion(answers, [*map(str, labels)]).axes[0].images[0].get_array()
+    answers = Predictions(labels, said, np.ones(20_000))
+    shown = run_plots.draw_confusion(answers, [*map(str, labels)]).axes[0].images[0].get_array()
     assert shown is not None
     assert shown.shape == (1000, 1000)
     assert (shown[-1, -1], shown[-1, 0], shown[5, 5]) == (50, 50, 100)
@@ -96,15 +96,15 @@ def test_of_very_many_classes_neighbours_are_one() -> None:
 def test_pictures_are_drawn_once_and_sent(run: RunDir, tmp_path: Path) -> None:
     tahoe = Tahoe(tmp_path)
     tahoe("sync", run.path)
-    drawn = sorted(file.name for file in run.pictures_dir.iterdir())
+    drawn = sorted(file.name for file in run.plots_dir.iterdir())
     assert drawn == ["confusion.png", "mistakes.png", "views.png"]
     (sent,) = (tmp_path / "mlartifacts").glob("*/artifacts/pictures")
     for name in drawn:
         with Image.open(sent / name) as image:
             assert min(image.size) > 300, name
-    times = {file.name: file.stat().st_mtime_ns for file in run.pictures_dir.iterdir()}
+    times = {file.name: file.stat().st_mtime_ns for file in run.plots_dir.iterdir()}
     tahoe("sync", run.path)
-    assert times == {file.name: file.stat().st_mtime_ns for file in run.pictures_dir.iterdir()}
+    assert times == {file.name: file.stat().st_mtime_ns for file in run.plots_dir.iterdir()}
 
 
 @pytest.mark.long
@@ -124,15 +124,15 @@ def test_weights_and_the_rate_of_each(run: RunDir) -> None:
              "recipe.optimizer.lr=0.1")  # fmt: skip
     (composed,) = compose([*asked, "recipe.optimizer.layer_decay=0.5"])
     config = composed.config
-    network = build_network(config, 10)
+    network = build_model(config, 10)
     for tensor in network.parameters():
         torch.nn.init.constant_(tensor, 0.25)
     network.get_parameter("fc.weight").data[:5] = -1
     saved = safetensors.torch.save(network.state_dict())
-    store = CheckpointStore.of(run, config)
+    store = CheckpointStore.for_run(run, config)
     store.save(7, {"model.safetensors": lambda file: file.write(saved) and None}, {})
 
-    figure = gallery.draw_weights(run, config)
+    figure = run_plots.draw_weights(run, config)
     axes, beside = figure.axes[:2]
     names = [label.get_text() for label in axes.get_yticklabels()]
     (mesh,) = axes.collections
@@ -150,4 +150,4 @@ def test_weights_and_the_rate_of_each(run: RunDir) -> None:
     assert depths[-1] == 0
 
     (probe,) = compose([*asked, "recipe.optimizer.layer_decay=null", "recipe.probe=true"])
-    assert gallery.learning_rates(probe.config) == {"fc.weight": 0.1, "fc.bias": 0.1}
+    assert run_plots.learning_rates(probe.config) == {"fc.weight": 0.1, "fc.bias": 0.1}

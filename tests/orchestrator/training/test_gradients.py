@@ -14,13 +14,13 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn import functional as F
 
-from data_sharding.loader import Batch
-from orchestrator.schema import Config
-from orchestrator.schema_recipe import Recipe
-from orchestrator.training.device import Device
-from orchestrator.training.gradients import GradientStep, clip, wrap
-from orchestrator.training.objectives import make_objective
-from orchestrator.training.world import World
+from data_sharding.loading.loader import Batch
+from orchestrator.config.recipe import Recipe
+from orchestrator.config.schema import Config
+from orchestrator.training.distributed.world import World
+from orchestrator.training.inputs.device import Device
+from orchestrator.training.step.train_step import TrainStep, clip_gradients, wrap_ddp
+from orchestrator.training.task.losses import make_objective
 
 NUM_MICROS, MICRO = 4, 8
 PLAN = plan(
@@ -46,14 +46,14 @@ def batches() -> list[Batch]:
 
 
 def fed(config: Config) -> Iterator[Batch]:
-    return Device.create(config, torch.device("cpu")).feed(iter(batches()))
+    return Device.create(config, torch.device("cpu")).prefetch_to_device(iter(batches()))
 
 
-def gradient_step(config: Config, plain: nn.Module, world: World) -> GradientStep:
+def gradient_step(config: Config, plain: nn.Module, world: World) -> TrainStep:
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     device = Device.create(config, torch.device("cpu"))
     objective = make_objective(config.recipe)
-    return GradientStep(wrap(plain), objective, scaler, config, PLAN, device, world)
+    return TrainStep(wrap_ddp(plain), objective, scaler, config, PLAN, device, world)
 
 
 def gradients_of(plain: nn.Module) -> list[torch.Tensor]:
@@ -64,7 +64,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(world: World, config
     plain, reference = network(), network()
     step = gradient_step(config, plain, world)
     step.warm_up()
-    learned = step.run(0, range(NUM_MICROS), fed(config))
+    learned = step.forward_backward(0, range(NUM_MICROS), fed(config))
 
     images = torch.cat([batch.images for batch in batches()]).float() / 255
     images = (images - config.data.mean[0]) / config.data.std[0]
@@ -90,7 +90,7 @@ def test_a_step_communicates_once_however_many_micro_batches(world: World, confi
         return allreduce_hook(group, bucket)
 
     step.ddp.register_comm_hook(None, count)
-    step.run(0, range(NUM_MICROS), fed(config))
+    step.forward_backward(0, range(NUM_MICROS), fed(config))
     assert num_buckets == 1
 
 
@@ -101,10 +101,10 @@ def test_noise_is_named_by_step_and_micro_batch(world: World, config: Config) ->
         plain = network(dropout=0.5)
         step = gradient_step(config, plain, world)
         torch.manual_seed(disturbance)
-        step.run(5, range(NUM_MICROS), fed(config))
+        step.forward_backward(5, range(NUM_MICROS), fed(config))
         found.append(gradients_of(plain))
     again = network(dropout=0.5)
-    gradient_step(config, again, world).run(6, range(NUM_MICROS), fed(config))
+    gradient_step(config, again, world).forward_backward(6, range(NUM_MICROS), fed(config))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(found[0], gradients_of(again), strict=True))
 
@@ -127,7 +127,7 @@ def test_adaptive_clipping_bounds_each_unit_by_its_weights(
     for parameter in plain.parameters():
         parameter.grad = torch.randn_like(parameter) * torch.rand(()).exp()
     before = gradients_of(plain)
-    norm = clip(plain, replace(recipe, clip_adaptive=factor))
+    norm = clip_gradients(plain, replace(recipe, clip_adaptive=factor))
     after = gradients_of(plain)
 
     assert norm.item() == pytest.approx(torch.cat([g.flatten() for g in before]).norm().item())
@@ -144,7 +144,7 @@ def test_clipping_by_the_norm_of_all(recipe: Recipe) -> None:
     plain = network()
     for parameter in plain.parameters():
         parameter.grad = torch.ones_like(parameter)
-    clip(plain, replace(recipe, clip_grad_norm=2.0))
+    clip_gradients(plain, replace(recipe, clip_grad_norm=2.0))
     assert torch.cat([g.flatten() for g in gradients_of(plain)]).norm() == pytest.approx(
         2.0, rel=1e-3
     )

@@ -10,12 +10,12 @@ import timm
 import torch
 from torch import nn
 
-from orchestrator.config import ConfigError
-from orchestrator.rundir import RunDir, RunError
-from orchestrator.schema import Config
-from orchestrator.training.initialise import check_unchanged, initialise
-from orchestrator.training.state import TrainState
-from orchestrator.training.world import World
+from orchestrator.config.parse import ConfigError
+from orchestrator.config.schema import Config
+from orchestrator.run.rundir import RunDir, RunError
+from orchestrator.training.distributed.world import World
+from orchestrator.training.state.train_state import TrainState
+from orchestrator.training.task.warm_start import check_unchanged, load_initial_weights
 
 VIT = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
@@ -46,7 +46,7 @@ def changed(before: dict[str, torch.Tensor], after: nn.Module) -> set[str]:
 
 def test_the_same_network_takes_everything(tmp_path: Path) -> None:
     source, target = vit(), vit(seed=1)
-    initialise(target, saved(source, tmp_path), 10, 3)
+    load_initial_weights(target, saved(source, tmp_path), 10, 3)
     assert changed(source.state_dict(), target) == set()
 
 
@@ -54,7 +54,7 @@ def test_the_same_network_takes_everything(tmp_path: Path) -> None:
 def test_another_number_of_classes_keeps_a_fresh_head(tmp_path: Path, num_source: int) -> None:
     source, target = vit(num_classes=num_source), vit(num_classes=7, seed=1)
     head = target.state_dict()["head.weight"].clone()
-    initialise(target, saved(source, tmp_path), 7, 3)
+    load_initial_weights(target, saved(source, tmp_path), 7, 3)
     ours = target.state_dict()
     assert ours["head.weight"].equal(head)
     body = {name: value for name, value in source.state_dict().items() if "head" not in name}
@@ -63,7 +63,7 @@ def test_another_number_of_classes_keeps_a_fresh_head(tmp_path: Path, num_source
 
 def test_position_embeddings_and_channels_are_adapted(tmp_path: Path) -> None:
     source, target = vit(), vit(img_size=32, in_chans=1, seed=1)
-    initialise(target, saved(source, tmp_path), 10, 1)
+    load_initial_weights(target, saved(source, tmp_path), 10, 1)
     theirs, ours = source.state_dict(), target.state_dict()
     assert ours["pos_embed"].shape != theirs["pos_embed"].shape
     grid = ours["pos_embed"][:, 1:].reshape(8, 8, 16).permute(2, 0, 1)[None]
@@ -79,7 +79,7 @@ def test_a_network_of_one_s_own_takes_another_head(tmp_path: Path) -> None:
 
     source, target = build(5), build(3)
     head = target[2].weight.clone()  # type: ignore[index, union-attr, operator]
-    initialise(target, saved(source, tmp_path), 3, 3)
+    load_initial_weights(target, saved(source, tmp_path), 3, 3)
     assert torch.equal(target[0].weight, source[0].weight)  # type: ignore[index, arg-type]
     assert torch.equal(target[2].weight, head)  # type: ignore[index, arg-type]
 
@@ -98,7 +98,7 @@ def test_weights_of_another_network_are_refused(
 ) -> None:
     before = {name: value.clone() for name, value in target.state_dict().items()}
     with pytest.raises(ConfigError, match="weights of init_from do not fit") as refused:
-        initialise(target, saved(other, tmp_path), 10, 3)
+        load_initial_weights(target, saved(other, tmp_path), 10, 3)
     assert len(str(refused.value)) < 500
     assert changed(before, target) == set()
 

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from orchestrator.config import ConfigError
-from orchestrator.training.interface import use_interface
+from orchestrator.config.parse import ConfigError
+from orchestrator.training.distributed.network_interface import use_interface
 
 BACKENDS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 

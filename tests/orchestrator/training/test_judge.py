@@ -17,26 +17,26 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional
 
 import models
-from data_sharding import files
-from data_sharding.batches import EvalSet
-from data_sharding.folder_source import folder
-from data_sharding.loader import load
-from data_sharding.manifest import read_manifest
-from data_sharding.protocol import parse_protocol
-from data_sharding.samples import ShardSet
-from data_sharding.stores import open_store
-from data_sharding.write import write_dataset
-from orchestrator.config import ConfigError
-from orchestrator.rundir import RunDir, read_json_lines
-from orchestrator.tracking import facts
-from orchestrator.training.judge import (
+from data_sharding.format.manifest import read_manifest
+from data_sharding.io import filesystem
+from data_sharding.loading.datasets import EvalDataset
+from data_sharding.loading.loader import iter_batches
+from data_sharding.loading.split_reader import SplitReader
+from data_sharding.sources.folder import folder
+from data_sharding.storage.shard_store import open_store
+from data_sharding.transforms.eval_protocol import parse_protocol
+from data_sharding.writing.dataset_writer import write_dataset
+from orchestrator.config.parse import ConfigError
+from orchestrator.evaluation.evaluate_runs import (
     _class_top1,
     _confusion,
+    _GroundTruth,
     _real_labels,
-    _Truth,
     _write_confusion,
     timm_protocol,
 )
+from orchestrator.run.rundir import RunDir, read_json_lines
+from orchestrator.tracking.mlflow_store import run_metadata
 
 LOG_PROBS = torch.tensor(
     [[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4], [0.1, 0.8, 0.1]]
@@ -45,14 +45,14 @@ LABELS = torch.tensor([0, 1, 1, 2, 1])
 READABLE = torch.tensor([True, True, True, True, False])
 
 
-def eval_set(url: Path, protocol: str, channels: int = 1) -> EvalSet:
+def eval_set(url: Path, protocol: str, channels: int = 1) -> EvalDataset:
     manifest = read_manifest(str(url), "val")
-    store = open_store(files.join(str(url), "val"), None, manifest.labels)
-    return EvalSet(ShardSet("val", manifest, store), 64, parse_protocol(protocol), channels)
+    store = open_store(filesystem.join(str(url), "val"), None, manifest.labels)
+    return EvalDataset(SplitReader("val", manifest, store), 64, parse_protocol(protocol), channels)
 
 
 def test_what_cannot_be_read_is_wrong() -> None:
-    figures = _Truth(LABELS, READABLE, None).figures(LOG_PROBS)
+    figures = _GroundTruth(LABELS, READABLE, None).figures(LOG_PROBS)
     assert figures.top1 == pytest.approx(60)  # the first, third and fourth
     assert figures.top5 == pytest.approx(80)
     right = np.log([0.7, 0.3, 0.5, 0.4, 1 / 3])
@@ -63,12 +63,12 @@ def test_what_cannot_be_read_is_wrong() -> None:
 def test_reassessed_labels() -> None:
     """An image may show several classes, or none, and then it does not count."""
     real = [[1, 2], [1, 2], [], [2], [1]]
-    figures = _Truth(LABELS, READABLE, real).figures(LOG_PROBS)
+    figures = _GroundTruth(LABELS, READABLE, real).figures(LOG_PROBS)
     assert figures.real_top1 == pytest.approx(100 * 2 / 4)  # the second and fourth, not the fifth
 
 
 def test_who_is_taken_for_whom() -> None:
-    counts = _confusion(LOG_PROBS, _Truth(LABELS, READABLE, None), 3)
+    counts = _confusion(LOG_PROBS, _GroundTruth(LABELS, READABLE, None), 3)
     assert counts.tolist() == [[0, 0, 1], [1, 1, 1], [1, 2, 1], [1, 3, 1], [2, 2, 1]]
     assert _class_top1(counts, 4) == (100, pytest.approx(100 / 3), 100, None)
 
@@ -105,7 +105,7 @@ def test_reassessed_labels_are_found_by_name(tmp_path: Path) -> None:
     dataset = eval_set(tmp_path / "set", "center-16-of-16", 3)
     found = _real_labels(dataset.shards)
     names = []
-    for place in dataset.shards.places(np.arange(4)):
+    for place in dataset.shards.locate(np.arange(4)):
         shard = dataset.shards.manifest.shards[place.shard]
         names.append(int(dataset.shards.store.open(shard).key(place.sample)[-8:]))
     known = dict(zip(names, found, strict=True))
@@ -147,7 +147,7 @@ def test_the_weights_that_are_asked_for_are_judged(
         network = models.build("lenet5_1998", num_classes=10, in_channels=1).eval()
         network.load_state_dict(load_file(next(run.checkpoints_dir.glob(f"*/{file}"))))
         total, num = 0.0, 0
-        for batch in load(eval_set(digits, "center-32-of-32"), range(6), 0):
+        for batch in iter_batches(eval_set(digits, "center-32-of-32"), range(6), 0):
             with torch.no_grad():
                 logits = network((batch.images.float() / 255 - 0.306) / 0.324)
             total += F.cross_entropy(logits, batch.labels, reduction="sum").item()
@@ -179,7 +179,7 @@ def test_a_run_is_judged_on_its_own_data_unless_other_is_named(
     manifest.write_text(json.dumps(values | {"classes": [*"abcdefghij"]}))
     assert "cannot be checked" in tahoe("evaluate", "run", "--data", str(url)).stderr
     other = f"set-{read_manifest(str(url), 'val').fingerprint[:8]}"
-    points = [point.key for point in facts.evaluations(run) if point.key.endswith("top1")]
+    points = [point.key for point in run_metadata.evaluations(run) if point.key.endswith("top1")]
     assert points == ["eval/center-32-of-32/top1", f"eval/{other}/center-32-of-32/top1"]
 
     run.evaluations_file.unlink()
@@ -207,7 +207,7 @@ def test_alone_and_together(tmp_path: Path, digits: Path) -> None:
         network = models.build("lenet5_1998", num_classes=10, in_channels=1).eval()
         network.load_state_dict(load_file(best_one / "ema.safetensors"))
         rows, truth = [], []
-        for batch in load(eval_set(digits, "multi-scale-32-of-32-36"), range(6), 0):
+        for batch in iter_batches(eval_set(digits, "multi-scale-32-of-32-36"), range(6), 0):
             images = (batch.images.float() / 255 - 0.306) / 0.324
             with torch.no_grad():
                 views = F.softmax(network(images), dim=1).view(len(batch.labels), 4, 10)

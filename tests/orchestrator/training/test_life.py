@@ -15,8 +15,8 @@ import pytest
 from running import Tahoe
 from web import serve
 
-from orchestrator.rundir import RunDir, read_json_lines
-from orchestrator.training.checkpoint import CheckpointStore
+from orchestrator.checkpoint.store import CheckpointStore
+from orchestrator.run.rundir import RunDir, read_json_lines
 
 LONG = ("recipe.steps=100000", "logging.every_steps=1")
 
@@ -32,7 +32,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tahoe: Tahoe, digits: Path) -> None:
     os.killpg(started.process.pid, signal.SIGINT)  # what a terminal sends
     assert started.finish() == 75
     run = RunDir(tahoe.cwd / "a run")
-    verdict = run.read_json(run.verdict_file)
+    verdict = run.read_json(run.outcome_file)
     assert verdict is not None
     assert f"saved at step {verdict['step']}" in started.output
     assert f"tahoe resume '{run.path}'" in started.output
@@ -47,7 +47,7 @@ def test_a_step_that_was_stopped_at_can_be_the_best(tahoe: Tahoe, digits: Path) 
     started.process.send_signal(signal.SIGINT)
     assert started.finish() == 75
     run = RunDir(tahoe.cwd / "run")
-    step = (run.read_json(run.verdict_file) or {})["step"]
+    step = (run.read_json(run.outcome_file) or {})["step"]
     tahoe("resume", "run", f"recipe.steps={step + 1}")
     lines = [line for line in read_json_lines(run.metrics_file) if line["step"] == step]
     (logged,) = [line["metrics"] for line in lines if "val/top1" in line["metrics"]]
@@ -127,7 +127,7 @@ def test_data_that_is_refused_for_a_while_costs_no_step(tahoe: Tahoe) -> None:
             done = tahoe(*command, check=False)
             assert done.returncode == 1
             assert "not allowed to read" in done.stderr
-            assert run.read_json(run.verdict_file) is None
+            assert run.read_json(run.outcome_file) is None
             saved += CheckpointStore(str(run.checkpoints_dir)).steps()[-1:]
             assert saved[-1] == [*read_json_lines(run.metrics_file)][-1]["step"]
             command = ["resume", "run"]
@@ -180,7 +180,7 @@ def test_ranks_save_and_stop_when_their_launcher_is_killed(tahoe: Tahoe, digits:
     os.close(rank)
     assert ended, "the rank outlived its launcher by a minute"
     run = RunDir(tahoe.cwd / "run")
-    verdict = run.read_json(run.verdict_file)
+    verdict = run.read_json(run.outcome_file)
     assert verdict is not None
     assert verdict["verdict"] == "stopped"
 
@@ -216,7 +216,7 @@ def test_a_config_that_somebody_has_spoilt_is_never_tried_again(tmp_path: Path) 
     )
     assert done.returncode == 93
     assert "Traceback" not in done.stdout + done.stderr
-    verdict = RunDir(tmp_path).read_json(RunDir(tmp_path).verdict_file)
+    verdict = RunDir(tmp_path).read_json(RunDir(tmp_path).outcome_file)
     assert verdict is not None
     assert verdict["verdict"] == "never_restart"
     assert "seed" in verdict["reason"]
@@ -228,7 +228,7 @@ def test_a_finished_run_can_be_extended(train: Callable[..., RunDir], tahoe: Tah
     tahoe("resume", "run", "recipe.steps=8", "--schedule", "restart")
     steps = [r["step"] for r in read_json_lines(run.metrics_file) if "train/loss" in r["metrics"]]
     assert steps == list(range(1, 9))
-    verdict = run.read_json(run.verdict_file)
+    verdict = run.read_json(run.outcome_file)
     assert verdict is not None
     assert (verdict["verdict"], verdict["step"]) == ("finished", 8)
     assert run.read_config()["recipe"]["steps"] == 8

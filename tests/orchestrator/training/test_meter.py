@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from data_sharding.loader import Batch
-from orchestrator.training.meter import Meter, compute_figures
+from data_sharding.loading.loader import Batch
+from orchestrator.training.monitoring.throughput import ThroughputMeter, compute_figures
 
 
 def batches(number: int, wait_s: float) -> Iterator[Batch]:
@@ -18,36 +18,36 @@ def batches(number: int, wait_s: float) -> Iterator[Batch]:
 
 
 def test_a_reading() -> None:
-    meter = Meter()
-    for step, _ in enumerate(meter.watch(batches(10, 0.002))):
+    meter = ThroughputMeter()
+    for step, _ in enumerate(meter.wrap(batches(10, 0.002))):
         time.sleep(0.05 if step == 5 else 0.004)
-        meter.step_done(8)
-    meter.skip(0.03)  # as if that had been an evaluation
-    found = meter.read(num_ranks=1)
+        meter.end_step(8)
+    meter.exclude(0.03)  # as if that had been an evaluation
+    found = meter.pop(num_ranks=1)
     elapsed_s = 80 / found["perf/images_per_s"]
     assert 0.07 < elapsed_s < 0.2
     assert 0.02 / elapsed_s <= found["perf/data_wait"] < 0.8
     assert 0.006 <= found["perf/step_s_p50"] < found["perf/step_s_p95"]
     assert found["perf/step_s_p95"] >= 0.05
     assert 0.05 < found["perf/host_memory_gb"] < 50
-    assert meter.read(num_ranks=1)["perf/images_per_s"] == 0
+    assert meter.pop(num_ranks=1)["perf/images_per_s"] == 0
 
 
 def test_what_is_read_ahead_counts_in_its_own_step() -> None:
     """As on CUDA, where the last step of a run reads nothing; its speed must not be 0 for that."""
-    meter = Meter()
-    read = meter.watch(batches(3, 0.0))
+    meter = ThroughputMeter()
+    read = meter.wrap(batches(3, 0.0))
     next(read)
     for _ in range(3):
         next(read, None)  # a batch ahead
         time.sleep(0.02)
-        meter.step_done(8)
-        speed = meter.read(1)["perf/images_per_s"]
+        meter.end_step(8)
+        speed = meter.pop(1)["perf/images_per_s"]
         assert 8 / 1.0 < speed <= 8 / 0.02
 
 
 def test_the_parts_of_ranks_add_up() -> None:
-    whole, half = Meter().read(1), Meter().read(2)
+    whole, half = ThroughputMeter().pop(1), ThroughputMeter().pop(2)
     for name in ("perf/data_wait", "perf/step_s_p50"):
         assert half[name] <= whole[name]
     assert half["perf/host_memory_gb"] == pytest.approx(whole["perf/host_memory_gb"], rel=0.01)
@@ -63,9 +63,9 @@ def test_compute() -> None:
 
 
 def test_what_is_left_out_is_in_no_step() -> None:
-    meter = Meter()
+    meter = ThroughputMeter()
     start_s = time.perf_counter()
     time.sleep(0.05)
-    meter.skip(time.perf_counter() - start_s)
-    meter.step_done(8)
-    assert meter.read(1)["perf/step_s_p50"] < 0.03
+    meter.exclude(time.perf_counter() - start_s)
+    meter.end_step(8)
+    assert meter.pop(1)["perf/step_s_p50"] < 0.03

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.rundir import read_json_lines
-from orchestrator.training.metrics import MetricLog
+from orchestrator.run.rundir import read_json_lines
+from orchestrator.training.monitoring.metric_log import MetricLog
 
 LOG_AND_DIE = """
 import os, pathlib, signal, sys
-from orchestrator.training.metrics import MetricLog
+from orchestrator.training.monitoring.metric_log import MetricLog
 log = MetricLog(pathlib.Path(sys.argv[1]), attempt=1)
 for step in range(1000):
     log.log(step, {"train/loss": step / 7})
@@ -24,7 +24,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 # The kernel lets no file grow beyond the limit, in the middle of a line, as a full disk does.
 LOG_WITHOUT_ROOM = """
 import logging, pathlib, resource, sys
-from orchestrator.training.metrics import MetricLog
+from orchestrator.training.monitoring.metric_log import MetricLog
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 limit = lambda soft: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, resource.RLIM_INFINITY))
 with MetricLog(pathlib.Path(sys.argv[1]), attempt=1) as log:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from orchestrator.schema_recipe import Mix
-from orchestrator.training.mixing import Mixing
+from orchestrator.config.recipe import Mixup
+from orchestrator.training.task.mixup import MixupCutmix
 
 NUM_CLASSES = 6
 
@@ -15,8 +15,10 @@ def micro_batch(num: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
     return images.contiguous(), torch.arange(num) % NUM_CLASSES
 
 
-def mixing(mixup: float = 0.0, cutmix: float = 0.0, prob: float = 1.0) -> Mixing:
-    return Mixing(Mix(mixup_alpha=mixup, cutmix_alpha=cutmix, prob=prob), NUM_CLASSES, seed=3)
+def mixing(mixup: float = 0.0, cutmix: float = 0.0, prob: float = 1.0) -> MixupCutmix:
+    return MixupCutmix(
+        Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, prob=prob), NUM_CLASSES, seed=3
+    )
 
 
 @pytest.mark.parametrize("alphas", [{"mixup": 0.8}, {"cutmix": 1.0}])

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from orchestrator.config import ConfigError
+from orchestrator.config.parse import ConfigError
 from orchestrator.launch.compose import compose
-from orchestrator.training.network import build_network, check_step, count_cost
-from orchestrator.training.probe import freeze_all_but_the_head
+from orchestrator.training.task.linear_probe import freeze_backbone
+from orchestrator.training.task.model import build_model, check_step, model_cost
 
 ONE_IMAGE = ("recipe.global_batch_size=4", "recipe.num_micro_batches=4", "data.lanes=4")
 SMALL = ("+model.options.stages=1", "+model.options.field=5")
@@ -17,7 +17,7 @@ GROWING = "recipe.progressive={first_size: 32, from_epoch: 0, to_epoch: 9, multi
 def check(*arguments: str) -> None:
     """Check a network, and that it is as it was before."""
     (composed,) = compose(arguments)
-    network = build_network(composed.config, 10)
+    network = build_model(composed.config, 10)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     check_step(network, composed.config)
     assert network.training
@@ -67,7 +67,7 @@ def test_attention_counts_wherever_it_is_counted(device: str) -> None:
         ["model=timm/vit_tiny_patch16_224", "+model.options.img_size=64", *options, *size]
     )
     with torch.device(device):
-        found = count_cost(build_network(composed.config, 10), composed.config)
+        found = model_cost(build_model(composed.config, 10), composed.config)
     tokens, width = 17, 64
     block = 12 * tokens * width**2 + 2 * tokens**2 * width  # products with weights, and attention
     patches = 16 * (3 * 16 * 16) * width
@@ -81,9 +81,9 @@ def test_a_probe_computes_no_gradient_of_what_is_frozen(model: str) -> None:
     (composed,) = compose([f"model={model}", "recipe.probe=true", *size])
     (trained,) = compose([f"model={model}", *size])
     with torch.device("meta"):
-        network = build_network(composed.config, 10)
-        found, whole = (count_cost(network, one.config) for one in (composed, trained))
-        freeze_all_but_the_head(network, 10)
+        network = build_model(composed.config, 10)
+        found, whole = (model_cost(network, one.config) for one in (composed, trained))
+        freeze_backbone(network, 10)
         with FlopCounterMode(display=False) as counter:
             network(torch.empty(1, 3, 224, 224)).sum().backward()
     assert found["model/training_gmacs"] == pytest.approx(counter.get_total_flops() / 2e9)

@@ -9,13 +9,13 @@ from running import Tahoe
 from safetensors.torch import load_file
 
 import models
-from data_sharding import files
-from data_sharding.batches import EvalSet
-from data_sharding.loader import load
-from data_sharding.manifest import read_manifest
-from data_sharding.protocol import parse_protocol
-from data_sharding.samples import ShardSet
-from data_sharding.stores import open_store
+from data_sharding.format.manifest import read_manifest
+from data_sharding.io import filesystem
+from data_sharding.loading.datasets import EvalDataset
+from data_sharding.loading.loader import iter_batches
+from data_sharding.loading.split_reader import SplitReader
+from data_sharding.storage.shard_store import open_store
+from data_sharding.transforms.eval_protocol import parse_protocol
 
 OPTIONS = {"field": 8, "maps": 2, "stages": 1, "stride": 4}
 
@@ -38,12 +38,12 @@ def test_the_best_neuron_of_a_run(tmp_path: Path, digits: Path) -> None:
     weights = tmp_path / "cat" / "checkpoints" / "step-000000003" / "model.safetensors"
     network.load_state_dict(load_file(weights))
     manifest = read_manifest(str(digits), "val")
-    store = open_store(files.join(str(digits), "val"), None, manifest.labels)
-    dataset = EvalSet(
-        ShardSet("val", manifest, store), 50, parse_protocol("center-32-of-32"), channels=1
+    store = open_store(filesystem.join(str(digits), "val"), None, manifest.labels)
+    dataset = EvalDataset(
+        SplitReader("val", manifest, store), 50, parse_protocol("center-32-of-32"), channels=1
     )
     rows, labels = [], []
-    for batch in load(dataset, range(len(dataset)), 0):
+    for batch in iter_batches(dataset, range(len(dataset)), 0):
         with torch.no_grad():
             rows.append(network.features((batch.images.float() / 255 - 0.306) / 0.324))
         labels.append(batch.labels.clone())

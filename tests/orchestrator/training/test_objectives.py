@@ -8,10 +8,10 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from data_sharding.loader import Batch
-from orchestrator.config import ConfigError
-from orchestrator.schema_recipe import Recipe
-from orchestrator.training.objectives import make_objective
+from data_sharding.loading.loader import Batch
+from orchestrator.config.parse import ConfigError
+from orchestrator.config.recipe import Recipe
+from orchestrator.training.task.losses import make_objective
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.0, 1.0, 3.0], [1.0, 1.5, 0.0], [0.0, 0.0, 1.0]])
 LABELS = torch.tensor([0, 1, 1, 2])
@@ -70,12 +70,12 @@ def test_binary_cross_entropy(recipe: Recipe) -> None:
 
 def test_what_cannot_be_read_is_wrong(recipe: Recipe) -> None:
     objective = make_objective(recipe)
-    assert objective.figures == ("val/top1", "val/top5", "val/loss")
+    assert objective.metric_names == ("val/top1", "val/top5", "val/loss")
     losses = F.cross_entropy(LOGITS, LABELS, reduction="none")
-    top1, top5, loss = objective.judge(LOGITS, batch([True] * 4)).tolist()
+    top1, top5, loss = objective.eval_metrics(LOGITS, batch([True] * 4)).tolist()
     assert (top1, top5) == (300, 400)
     assert loss == pytest.approx(losses.sum().item())
-    top1, top5, loss = objective.judge(LOGITS, batch([False, True, True, True])).tolist()
+    top1, top5, loss = objective.eval_metrics(LOGITS, batch([False, True, True, True])).tolist()
     assert (top1, top5) == (200, 300)
     assert loss == pytest.approx(losses[1:].sum().item() + math.log(3))
 
@@ -85,10 +85,10 @@ def test_a_network_that_answers_nan_is_wrong(recipe: Recipe, broken: float) -> N
     """topk and argmax take NaN for the largest number, so class 0 would have been right."""
     objective, logits = make_objective(recipe), LOGITS.clone()
     logits[0, 0] = broken
-    top1, top5, loss = objective.judge(logits, batch([True] * 4)).tolist()
+    top1, top5, loss = objective.eval_metrics(logits, batch([True] * 4)).tolist()
     assert (top1, top5) == (200, 300)
     assert math.isnan(loss)
-    answers = objective.answers(logits, batch([True] * 4))
+    answers = objective.predictions(logits, batch([True] * 4))
     assert answers is not None
     assert answers[:, 1].tolist() == [-1, 2, 1, 2]
 
@@ -101,22 +101,22 @@ def test_a_confident_mistake_costs_all_of_its_loss(recipe: Recipe) -> None:
         torch.empty(0), torch.tensor([1, 0]), torch.arange(2), torch.tensor([True] * 2), []
     )
     for output in (logits, views):
-        assert make_objective(recipe).judge(output, sample).tolist() == [100, 200, 200]
+        assert make_objective(recipe).eval_metrics(output, sample).tolist() == [100, 200, 200]
 
 
 def test_top1_is_that_of_the_answers_also_where_classes_tie(recipe: Recipe) -> None:
     objective, logits = make_objective(recipe), torch.zeros(4, 3)
-    answers = objective.answers(logits, batch([True] * 4))
+    answers = objective.predictions(logits, batch([True] * 4))
     assert answers is not None
     hits = (answers[:, 0] == answers[:, 1]).sum().item()
-    assert objective.judge(logits, batch([True] * 4))[0].item() == 100 * hits
+    assert objective.eval_metrics(logits, batch([True] * 4))[0].item() == 100 * hits
 
 
 def test_a_network_with_a_cost_of_its_own(recipe: Recipe) -> None:
     objective = make_objective(changed(recipe, objective="own"))
     costs = torch.tensor([1.0, 2.0, 3.0, 6.0])
-    assert objective.figures == ("val/loss",)
+    assert objective.metric_names == ("val/loss",)
     assert objective.loss(costs, LABELS).item() == 3.0
-    assert objective.judge(costs, batch([True] * 4)).tolist() == [12.0]
+    assert objective.eval_metrics(costs, batch([True] * 4)).tolist() == [12.0]
     views = costs.repeat_interleave(2)  # two views of each
-    assert objective.judge(views, batch([True] * 4)).tolist() == [12.0]
+    assert objective.eval_metrics(views, batch([True] * 4)).tolist() == [12.0]

@@ -9,10 +9,10 @@ from plans import plan
 from torch import nn
 from torch.testing import assert_close
 
-from orchestrator.config import ConfigError
-from orchestrator.schema_recipe import Recipe
-from orchestrator.training.optimizer import make_optimizer
-from orchestrator.training.schedule import make_schedule
+from orchestrator.config.parse import ConfigError
+from orchestrator.config.recipe import Recipe
+from orchestrator.training.optim.factory import make_optimizer
+from orchestrator.training.optim.lr_schedule import make_lr_schedule
 
 PLAN = plan(num_steps=30)
 
@@ -39,7 +39,7 @@ def test_velocity_moves_by_krizhevskys_rule(recipe: Recipe, share: float, *, dec
     )  # fmt: skip
     plain = network()
     optimizer = make_optimizer(plain, wanted.optimizer)
-    schedule = make_schedule(optimizer, wanted, PLAN)
+    schedule = make_lr_schedule(optimizer, wanted, PLAN)
     expected = {name: p.detach().clone() for name, p in plain.named_parameters()}
     velocity = {name: torch.zeros_like(p) for name, p in expected.items()}
     for step in range(20):
@@ -85,7 +85,7 @@ def test_it_is_torchs_while_the_rate_stays_and_not_when_it_drops(recipe: Recipe)
 def test_biases_have_their_rate_with_timms_optimizers_too(recipe: Recipe) -> None:
     wanted = changed(recipe, name="momentum", lr=0.1, bias_lr_share=2.0, weight_decay=0.01)
     optimizer = make_optimizer(network(), wanted.optimizer)
-    schedule = make_schedule(optimizer, wanted, PLAN)
+    schedule = make_lr_schedule(optimizer, wanted, PLAN)
     for step, lr in ((0, 0.1), (15, 0.01)):
         schedule.step_update(step)
         found = sorted(

@@ -13,13 +13,13 @@ import fsspec
 import pytest
 from running import Tahoe
 
-from data_sharding import files
-from orchestrator.config import parse
-from orchestrator.launch.compose import Composed
-from orchestrator.launch.create import open_run
-from orchestrator.launch.resume import reopen_run
-from orchestrator.rundir import RunDir, RunError
-from orchestrator.training.owner import claim, owner
+from data_sharding.io import filesystem
+from orchestrator.checkpoint.owner import claim, owner
+from orchestrator.config.parse import parse
+from orchestrator.launch.compose import ComposedConfig
+from orchestrator.launch.create_run import create_or_open_run
+from orchestrator.launch.resume_run import resume_run
+from orchestrator.run.rundir import RunDir, RunError
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -40,7 +40,7 @@ def made(
 
     def made(name: str, seed: int) -> RunDir:
         config = parse(values | {"run_dir": str(tmp_path / name), "seed": seed})
-        return open_run(Composed(config, ()))[0]
+        return create_or_open_run(ComposedConfig(config, ()))[0]
 
     return made
 
@@ -55,7 +55,7 @@ def test_a_second_run_is_refused_before_anything_is_saved(made: Made, url: str) 
     assert not first.path.with_name("second").exists()
     assert owner(url)["run"] == str(first.path)
     assert made("first", 1) == first
-    reopen_run(first, [])
+    resume_run(first, [])
 
 
 def test_of_runs_that_claim_at_once_one_owns_the_store(made: Made, url: str) -> None:
@@ -72,7 +72,7 @@ def test_of_runs_that_claim_at_once_one_owns_the_store(made: Made, url: str) -> 
             return False
         return True
 
-    files.remove(files.join(url, "owner.json"))
+    filesystem.remove(filesystem.join(url, "owner.json"))
     with ThreadPoolExecutor(len(runs)) as pool:
         took = [*pool.map(takes, runs)]
     assert took.count(True) == 1 or url.startswith("memory:")  # which has no exclusive writes
@@ -83,12 +83,12 @@ def test_a_copy_is_refused_and_a_moved_run_is_not(made: Made, url: str) -> None:
     first = made("first", 1)
     copy = RunDir(shutil.copytree(first.path, first.path.with_name("copy")))
     with pytest.raises(RunError, match=f"belongs to the run {first.path}"):
-        reopen_run(copy, [])
+        resume_run(copy, [])
     moved = RunDir(first.path.rename(first.path.with_name("moved")))
-    reopen_run(moved, [])
+    resume_run(moved, [])
     assert owner(url)["run"] == str(moved.path)
     with pytest.raises(RunError, match=f"belongs to the run {moved.path}"):
-        reopen_run(copy, [])
+        resume_run(copy, [])
 
 
 @pytest.mark.slow
@@ -111,5 +111,5 @@ def test_a_worker_leaves_the_checkpoints_of_another_run_alone(
         check=False,
     )
     assert done.returncode == 93, done.stdout + done.stderr
-    assert str(first.path) in (copy.read_json(copy.verdict_file) or {})["reason"]
+    assert str(first.path) in (copy.read_json(copy.outcome_file) or {})["reason"]
     assert {path: path.read_bytes() for path in saved} == saved

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import models
-from orchestrator.config import ConfigError
-from orchestrator.training.probe import freeze_all_but_the_head
+from orchestrator.config.parse import ConfigError
+from orchestrator.training.task.linear_probe import freeze_backbone
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from orchestrator.training.probe import freeze_all_but_the_head
 )
 def test_only_the_head_learns(network, head):
     plain = network()
-    freeze_all_but_the_head(plain, 5)
+    freeze_backbone(plain, 5)
     learning = {name for name, p in plain.named_parameters() if p.requires_grad}
     assert learning == {f"{head}.weight", f"{head}.bias"}
     for one in (plain, copy.deepcopy(plain)):
@@ -37,7 +37,7 @@ def test_only_the_head_learns(network, head):
 
 def test_statistics_do_not_move():
     plain = timm.create_model("resnet18", num_classes=5)
-    freeze_all_but_the_head(plain, 5)
+    freeze_backbone(plain, 5)
     before = {name: buffer.clone() for name, buffer in plain.named_buffers()}
     plain.train()
     plain(torch.randn(4, 3, 32, 32)).sum().backward()
@@ -48,4 +48,4 @@ def test_statistics_do_not_move():
 
 def test_a_network_without_a_head():
     with pytest.raises(ConfigError, match="no linear layer for 5 classes"):
-        freeze_all_but_the_head(nn.Sequential(nn.Flatten(), nn.Linear(3, 4)), 5)
+        freeze_backbone(nn.Sequential(nn.Flatten(), nn.Linear(3, 4)), 5)

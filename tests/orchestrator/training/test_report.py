@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.launch.watch import _PROGRESS_LINE
-from orchestrator.plan import Plan
-from orchestrator.rundir import RunDir
-from orchestrator.training.checkpoint import CheckpointStore
-from orchestrator.training.report import tell_evaluation, tell_progress
+from orchestrator.checkpoint.store import CheckpointStore
+from orchestrator.launch.progress_bar import _PROGRESS_LINE
+from orchestrator.run.plan import Plan
+from orchestrator.run.rundir import RunDir
+from orchestrator.training.monitoring.console_log import log_progress, tell_evaluation
 
 PLAN = Plan(
     num_train=1438,
@@ -23,7 +23,7 @@ PLAN = Plan(
     num_steps=396,
     evaluate_every_steps=22,
     save_every_steps=None,
-    saves_evaluated=True,
+    save_after_eval=True,
 )
 
 
@@ -44,7 +44,7 @@ def test_a_terminal_hides_what_its_bar_shows_and_nothing_else(
     told: pytest.LogCaptureFixture,
 ) -> None:
     figures = {"train/loss": 1.7e29, "train/lr": 0.1, "perf/data_wait": 0.2}
-    tell_progress(PLAN, 44, figures | {"perf/images_per_s": 64.0})
+    log_progress(PLAN, 44, figures | {"perf/images_per_s": 64.0})
     tell_evaluation(PLAN, 44, {"val/loss": 0.5})
     progress, evaluation = told.messages
     assert _PROGRESS_LINE.search(f"2026-11-30 07:39:18,804 INFO    {progress}")

@@ -15,7 +15,7 @@ from results import figures, global_batches, weights
 from running import Tahoe
 from s3 import serve
 
-from orchestrator.rundir import RunDir
+from orchestrator.run.rundir import RunDir
 
 NETWORK = """
 import time
@@ -126,7 +126,7 @@ def test_one_signalled_rank_stops_all_at_one_step_and_loses_nothing(
     os.kill(stopped.rank_pids()[1], signal.SIGUSR1)
     assert stopped.finish() == 75
     run = RunDir(home / "stopped")
-    verdict = run.read_json(run.verdict_file)
+    verdict = run.read_json(run.outcome_file)
     assert verdict is not None
     assert verdict["verdict"] == "stopped"
     assert 12 < verdict["step"] < 22

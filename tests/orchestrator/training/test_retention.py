@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running import Tahoe
 
-from orchestrator.rundir import RunDir
-from orchestrator.schema import Checkpoint
-from orchestrator.training.checkpoint import CheckpointError, Manifest
-from orchestrator.training.retention import best_of, best_or_newest, kept
+from orchestrator.checkpoint.retention import best_checkpoint, best_or_newest, steps_to_keep
+from orchestrator.checkpoint.store import CheckpointError, CheckpointManifest
+from orchestrator.config.schema import Checkpoint
+from orchestrator.run.rundir import RunDir
 
 KEEP = Checkpoint(
     url=None,
@@ -25,10 +25,10 @@ KEEP = Checkpoint(
 TOP1 = {10: 50.0, 20: 70.0, 30: 60.0, 40: 70.0, 60: 20.0, 70: 30.0}
 
 
-def manifests(metric: str = "val/top1") -> list[Manifest]:
+def manifests(metric: str = "val/top1") -> list[CheckpointManifest]:
     """Return those of six evaluated steps and one, 50, that was not."""
-    judged = [Manifest(step, {metric: value}, {}) for step, value in TOP1.items()]
-    return [*judged, Manifest(50, {}, {})]
+    judged = [CheckpointManifest(step, {metric: value}, {}) for step, value in TOP1.items()]
+    return [*judged, CheckpointManifest(50, {}, {})]
 
 
 @pytest.mark.parametrize(
@@ -46,15 +46,15 @@ def manifests(metric: str = "val/top1") -> list[Manifest]:
 def test_the_last_the_best_and_each_nth_are_kept(
     changes: dict[str, object], metric: str, steps: set[int]
 ) -> None:
-    assert kept(manifests(metric), replace(KEEP, **changes)) == steps  # type: ignore[arg-type]
+    assert steps_to_keep(manifests(metric), replace(KEEP, **changes)) == steps  # type: ignore[arg-type]
 
 
 def test_the_lowest_loss_is_the_best() -> None:
-    found = best_of(manifests("val/loss"), replace(KEEP, keep_best="val/loss"))
+    found = best_checkpoint(manifests("val/loss"), replace(KEEP, keep_best="val/loss"))
     assert found is not None
     assert found.step == 60
-    assert best_of(manifests("val/loss"), KEEP) == found  # there is no accuracy to go by
-    assert best_of([], KEEP) is None
+    assert best_checkpoint(manifests("val/loss"), KEEP) == found  # there is no accuracy to go by
+    assert best_checkpoint([], KEEP) is None
 
 
 @given(st.sets(st.integers(1, 200), min_size=1), st.integers(2, 5), st.integers(1, 50))
@@ -62,13 +62,13 @@ def test_pruning_step_by_step_keeps_what_pruning_at_the_end_keeps(
     steps: set[int], keep_last: int, every: int
 ) -> None:
     keep = replace(KEEP, keep_last=keep_last, keep_every_steps=every)
-    left: list[Manifest] = []
+    left: list[CheckpointManifest] = []
     for step in sorted(steps):
-        left.append(Manifest(step, {"val/top1": step % 7}, {}))
-        stay = kept(left, keep)
+        left.append(CheckpointManifest(step, {"val/top1": step % 7}, {}))
+        stay = steps_to_keep(left, keep)
         left = [one for one in left if one.step in stay]
-    everything = [Manifest(step, {"val/top1": step % 7}, {}) for step in steps]
-    assert {one.step for one in left} == kept(everything, keep)
+    everything = [CheckpointManifest(step, {"val/top1": step % 7}, {}) for step in steps]
+    assert {one.step for one in left} == steps_to_keep(everything, keep)
 
 
 FIGURES = st.sampled_from([math.nan, math.inf, -math.inf, 1.0, 2.0, 3.0])
@@ -77,18 +77,20 @@ FIGURES = st.sampled_from([math.nan, math.inf, -math.inf, 1.0, 2.0, 3.0])
 @given(st.lists(FIGURES, min_size=1), st.sampled_from(["val/top1", "val/loss"]))
 def test_what_is_no_number_is_never_the_best(values: list[float], name: str) -> None:
     keep = replace(KEEP, keep_best=name)  # type: ignore[arg-type]
-    judged = [Manifest(step, {name: value}, {}) for step, value in enumerate(values, start=1)]
+    judged = [
+        CheckpointManifest(step, {name: value}, {}) for step, value in enumerate(values, start=1)
+    ]
     finite = [value for value in values if math.isfinite(value)]
-    best = best_of(judged, keep)
+    best = best_checkpoint(judged, keep)
     if finite:
         assert best is not None
         assert best.metrics[name] == (max if name == "val/top1" else min)(finite)
-        assert best.step in kept(judged, keep)
+        assert best.step in steps_to_keep(judged, keep)
         assert best_or_newest(judged, keep) is best
     else:
         assert best is None
         assert best_or_newest(judged, keep) is judged[-1]
-        unjudged = Manifest(0, {}, {})
+        unjudged = CheckpointManifest(0, {}, {})
         assert best_or_newest([unjudged, *judged], keep) is unjudged
 
 
@@ -122,7 +124,7 @@ def test_a_run_that_ends_with_nan_says_so_and_its_best_is_another(
         *("model=network:build", "recipe.steps=14", "recipe.global_batch_size=64"),
         *("evaluate.every_epochs=0.25", "checkpoint.keep_best=val/loss"),
     )
-    verdict = run.read_json(run.verdict_file)
+    verdict = run.read_json(run.outcome_file)
     assert verdict is not None
     assert verdict["verdict"] == "finished"
     assert "val/loss is nan" in verdict["reason"]
@@ -132,8 +134,8 @@ def test_a_run_that_ends_with_nan_says_so_and_its_best_is_another(
 
 
 def test_weights_are_chosen_by_their_kind() -> None:
-    raw = Manifest(1, {}, {"model.safetensors": (1, "")})
-    both = Manifest(1, {}, {"model.safetensors": (1, ""), "ema.safetensors": (1, "")})
+    raw = CheckpointManifest(1, {}, {"model.safetensors": (1, "")})
+    both = CheckpointManifest(1, {}, {"model.safetensors": (1, ""), "ema.safetensors": (1, "")})
     assert [one.chosen(None) for one in (raw, both)] == ["model.safetensors", "ema.safetensors"]
     assert [one.chosen("raw") for one in (raw, both)] == ["model.safetensors"] * 2
     assert both.chosen("ema") == "ema.safetensors"

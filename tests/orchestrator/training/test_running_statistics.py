@@ -11,10 +11,10 @@ from results import figures
 from running import Tahoe
 from torch import Tensor, nn
 
-from orchestrator.rundir import RunDir
-from orchestrator.schema import Config
-from orchestrator.training.running_statistics import RunningStatistics
-from orchestrator.training.world import World
+from orchestrator.config.schema import Config
+from orchestrator.run.rundir import RunDir
+from orchestrator.training.distributed.batch_norm import RunningStatistics
+from orchestrator.training.distributed.world import World
 
 NUM_STEPS, NUM_MICROS = 3, 4
 

@@ -19,13 +19,13 @@ import torch
 from running import Tahoe
 from torch import nn
 
-from orchestrator.rundir import RunDir
-from orchestrator.schema import Checkpoint, Config
-from orchestrator.training.checkpoint import CheckpointStore, Part
-from orchestrator.training.restore import restore
-from orchestrator.training.saver import SaveError, Saver
-from orchestrator.training.state import TrainState
-from orchestrator.training.world import World
+from orchestrator.checkpoint.store import CheckpointStore, WriteFn
+from orchestrator.config.schema import Checkpoint, Config
+from orchestrator.run.rundir import RunDir
+from orchestrator.training.distributed.world import World
+from orchestrator.training.state.async_saver import AsyncCheckpointer, SaveError
+from orchestrator.training.state.restore import restore
+from orchestrator.training.state.train_state import TrainState
 
 DEADLINE_S = 20
 KEEP = Checkpoint(
@@ -45,7 +45,7 @@ class Slow(CheckpointStore):
     go: threading.Event = field(default_factory=threading.Event)
     error: Exception | None = None
 
-    def save(self, step: int, parts: Mapping[str, Part], metrics: Mapping[str, float]) -> None:
+    def save(self, step: int, parts: Mapping[str, WriteFn], metrics: Mapping[str, float]) -> None:
         assert self.go.wait(DEADLINE_S)
         if self.error:
             raise self.error
@@ -62,14 +62,14 @@ def test_what_is_written_is_the_state_of_the_step(
     tmp_path: Path, state: TrainState, world: World
 ) -> None:
     store = Slow(str(tmp_path))
-    saver = Saver(store, KEEP)
+    saver = AsyncCheckpointer(store, KEEP)
     expected = state.network.weight.detach().clone()  # type: ignore[union-attr, operator]
     saver.save(state, 1, {})
     with torch.no_grad():
         state.network.weight.zero_()  # type: ignore[union-attr, operator]
     assert store.steps() == []  # and training has gone on
     store.go.set()
-    saver.finish()
+    saver.wait()
     with store.open(1) as parts:
         assert restore(state, parts, world) == 1
     assert torch.equal(state.network.weight, expected)  # type: ignore[arg-type]
@@ -77,7 +77,7 @@ def test_what_is_written_is_the_state_of_the_step(
 
 def test_a_save_waits_for_the_one_before(tmp_path: Path, state: TrainState) -> None:
     store = Slow(str(tmp_path))
-    saver = Saver(store, KEEP)
+    saver = AsyncCheckpointer(store, KEEP)
     saver.save(state, 1, {})
     begun, done = threading.Event(), threading.Event()
 
@@ -92,7 +92,7 @@ def test_a_save_waits_for_the_one_before(tmp_path: Path, state: TrainState) -> N
     assert not done.wait(0.2)
     store.go.set()
     thread.join(DEADLINE_S)
-    saver.finish()
+    saver.wait()
     assert store.steps() == [1, 2]
 
 
@@ -102,7 +102,7 @@ class Full(CheckpointStore):
 
     too_much: tuple[int, ...] = ()
 
-    def save(self, step: int, parts: Mapping[str, Part], metrics: Mapping[str, float]) -> None:
+    def save(self, step: int, parts: Mapping[str, WriteFn], metrics: Mapping[str, float]) -> None:
         def run_out(file: Any) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -114,25 +114,25 @@ def test_training_goes_on_while_saves_fail_until_too_many_do(
     tmp_path: Path, state: TrainState, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Full(str(tmp_path), too_much=(2, 3, 5, 6, 7))
-    saver = Saver(store, replace(KEEP, max_failed_saves=3))
+    saver = AsyncCheckpointer(store, replace(KEEP, max_failed_saves=3))
     for step in (1, 2, 3, 4, 5, 6, 7):
         saver.save(state, step, {})
     with pytest.raises(SaveError, match="No space left"):
-        saver.finish()
+        saver.wait()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000001", "step-000000004"]
     told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert [step for step in range(1, 8) if any(f"step {step} " in line for line in told)] == [
         *(2, 3, 5, 6)
     ]
-    saver.check()  # told once
+    saver.raise_if_failed()  # told once
 
 
 def test_the_last_save_must_not_fail(tmp_path: Path, state: TrainState) -> None:
-    saver = Saver(Full(str(tmp_path), too_much=(2,)), KEEP)
+    saver = AsyncCheckpointer(Full(str(tmp_path), too_much=(2,)), KEEP)
     saver.save(state, 1, {})
     saver.save(state, 2, {})
     with pytest.raises(SaveError, match="step 2"):
-        saver.finish()
+        saver.wait()
 
 
 def test_a_store_that_is_out_of_reach_is_told_as_a_full_disk_is(
@@ -146,16 +146,16 @@ def test_a_store_that_is_out_of_reach_is_told_as_a_full_disk_is(
     options = {"key": "a", "secret": "b", "endpoint_url": endpoint, "config_kwargs": once}
     monkeypatch.setitem(fsspec.config.conf, "s3", options)
     monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "retries", 1)
-    saver = Saver(CheckpointStore("s3://bucket/run"), KEEP)
+    saver = AsyncCheckpointer(CheckpointStore("s3://bucket/run"), KEEP)
     saver.save(state, 1, {})
     with pytest.raises(SaveError, match="EndpointConnectionError"):
-        saver.finish()
+        saver.wait()
 
 
 def test_what_is_no_want_of_room_is_a_failure(tmp_path: Path, state: TrainState) -> None:
     store = Slow(str(tmp_path), error=TypeError("a mistake of ours"))
     store.go.set()
-    saver = Saver(store, KEEP)
+    saver = AsyncCheckpointer(store, KEEP)
     saver.save(state, 1, {})
     with pytest.raises(TypeError, match="ours"):
         saver.save(state, 2, {})
@@ -164,12 +164,12 @@ def test_what_is_no_want_of_room_is_a_failure(tmp_path: Path, state: TrainState)
 HURT = """
 import sys
 from orchestrator.launch.compose import compose
-from orchestrator.launch.create import open_run
-from orchestrator.launch.local import run_attempt
+from orchestrator.launch.create_run import create_or_open_run
+from orchestrator.launch.local_launcher import run_attempt
 
 (composed,) = compose(sys.argv[1:])
-run, plan = open_run(composed)
-sys.exit(run_attempt(run, composed.config, plan, "orchestrator.training.hurt"))
+run, plan = create_or_open_run(composed)
+sys.exit(run_attempt(run, composed.config, plan, "orchestrator.drill.faulty_worker"))
 """
 
 
@@ -185,7 +185,7 @@ def test_an_attempt_on_a_full_disk_can_be_started_again(tahoe: Tahoe, digits: Pa
     text = (run.log_dir(1) / "rank-00000.log").read_text()
     assert "Traceback" not in text
     assert "No space left" in text.splitlines()[-1]
-    assert run.read_json(run.verdict_file) is None  # so that it may be started again
+    assert run.read_json(run.outcome_file) is None  # so that it may be started again
     steps = CheckpointStore(str(run.checkpoints_dir)).steps()
     assert 0 < steps[-1] < 12
     assert len([*run.checkpoints_dir.iterdir()]) == len(steps)
@@ -193,14 +193,14 @@ def test_an_attempt_on_a_full_disk_can_be_started_again(tahoe: Tahoe, digits: Pa
 
 
 def test_what_an_attempt_began_with_stays(tmp_path: Path, state: TrainState) -> None:
-    saver = Saver(CheckpointStore(str(tmp_path)), KEEP)
+    saver = AsyncCheckpointer(CheckpointStore(str(tmp_path)), KEEP)
     for step in (10, 20, 30):
         saver.save(state, step, {})
-    saver.finish()
+    saver.wait()
     saver.resumed_from = 20
     for step in (40, 50, 60):
         saver.save(state, step, {})
-    saver.finish()
+    saver.wait()
     assert CheckpointStore(str(tmp_path)).steps() == [20, 50, 60]
 
 
@@ -209,7 +209,7 @@ def test_a_save_is_due_once_a_time(
 ) -> None:
     now_s = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
-    saver = Saver(CheckpointStore(str(tmp_path)), replace(KEEP, every_minutes=0.5))
+    saver = AsyncCheckpointer(CheckpointStore(str(tmp_path)), replace(KEEP, every_minutes=0.5))
     assert not saver.is_due()
     now_s += 31
     assert saver.is_due()
@@ -220,7 +220,7 @@ def test_a_save_is_due_once_a_time(
     assert not saver.is_due()  # half a minute after a save, whatever it was for
     now_s += 10
     assert saver.is_due()
-    saver.finish()
-    never = Saver(CheckpointStore(str(tmp_path)), KEEP)
+    saver.wait()
+    never = AsyncCheckpointer(CheckpointStore(str(tmp_path)), KEEP)
     now_s += 1e9
     assert not never.is_due()

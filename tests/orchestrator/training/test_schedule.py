@@ -12,8 +12,8 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import lr_scheduler
 
-from orchestrator.schema_recipe import Recipe
-from orchestrator.training.schedule import make_schedule
+from orchestrator.config.recipe import Recipe
+from orchestrator.training.optim.lr_schedule import make_lr_schedule
 
 PLAN = plan()
 
@@ -25,7 +25,7 @@ def rates(
     slots = dataclasses.replace(recipe.optimizer, lr=1.0)
     recipe = dataclasses.replace(recipe, schedule=changes, optimizer=slots)
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
-    scheduler = make_schedule(optimizer, recipe, dataclasses.replace(PLAN, num_steps=num_steps))
+    scheduler = make_lr_schedule(optimizer, recipe, dataclasses.replace(PLAN, num_steps=num_steps))
     found = []
     for step in steps:
         scheduler.step_update(step)

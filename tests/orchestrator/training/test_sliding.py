@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torchvision import models as torchvision
 
-from orchestrator.training.sliding import slide
+from orchestrator.evaluation.dense import make_dense
 
 
 def as_convolutions(network: nn.Module, window: int) -> nn.Module:
@@ -31,7 +31,7 @@ def as_convolutions(network: nn.Module, window: int) -> nn.Module:
 def test_fully_connected_layers_at_every_place(name: str, window: int, own: int) -> None:
     torch.manual_seed(0)
     network = torchvision.get_model(name, weights=None, num_classes=5).eval()
-    sliding, convolutions = slide(network), as_convolutions(network, window)
+    sliding, convolutions = make_dense(network), as_convolutions(network, window)
     image = torch.randn(2, 3, own, own)
     torch.testing.assert_close(sliding(image), network(image), rtol=1e-4, atol=1e-5)
     larger = torch.randn(1, 3, own + 64, own + 101)
@@ -43,11 +43,11 @@ def test_fully_connected_layers_at_every_place(name: str, window: int, own: int)
 
 def test_one_that_averages_its_maps_is_taken_as_it_is() -> None:
     for network in (timm.create_model("test_resnet"), torchvision.resnet18()):
-        assert slide(network) is network
+        assert make_dense(network) is network
 
 
 def test_maps_of_a_fixed_size_are_refused() -> None:
     """They would be squeezed, and the figure would not be the protocol's."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveMaxPool2d((None, 2)), nn.Flatten())
     with pytest.raises(ValueError, match="its layer 1 makes maps of any size equal"):
-        slide(network)
+        make_dense(network)

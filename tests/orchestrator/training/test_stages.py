@@ -11,18 +11,18 @@ from results import weights
 from running import Tahoe
 from torch import nn
 
-from orchestrator.config import ConfigError
-from orchestrator.rundir import RunDir, read_json_lines
-from orchestrator.schema_recipe import Stage
-from orchestrator.training.stages import Stages
-from orchestrator.training.state import TrainState
+from orchestrator.config.parse import ConfigError
+from orchestrator.config.recipe import Phase
+from orchestrator.run.rundir import RunDir, read_json_lines
+from orchestrator.training.state.train_state import TrainState
+from orchestrator.training.step.stages import Phases
 
 PLAN = plan()
 STAGES = (
-    Stage(to_epoch=0.5, stage=0, momentum=0.5),
-    Stage(to_epoch=1.0, stage=0, momentum=0.9),
-    Stage(to_epoch=2.0, stage=1, lr_share=0.1),
-    Stage(to_epoch=3.0, stage=2),
+    Phase(to_epoch=0.5, stage=0, momentum=0.5),
+    Phase(to_epoch=1.0, stage=0, momentum=0.9),
+    Phase(to_epoch=2.0, stage=1, lr_share=0.1),
+    Phase(to_epoch=3.0, stage=2),
 )
 
 
@@ -41,10 +41,10 @@ def state_of(network: nn.Module) -> TrainState:
     return TrainState(network, copy.deepcopy(network), optimizer, scaler)
 
 
-def begun(stages: Stages, state: TrainState, step: int) -> tuple[int, float, float]:
+def begun(stages: Phases, state: TrainState, step: int) -> tuple[int, float, float]:
     (group,) = state.optimizer.param_groups
     group["lr"] = 1.0  # as the schedule does before each step
-    stages.begin(step)
+    stages.prepare_step(step)
     network: Any = state.network
     ema: Any = state.ema
     assert ema.stage == network.stage
@@ -53,7 +53,7 @@ def begun(stages: Stages, state: TrainState, step: int) -> tuple[int, float, flo
 
 def test_intervals_of_steps() -> None:
     state = state_of(Staged())
-    stages = Stages(state, STAGES, PLAN)
+    stages = Phases(state, STAGES, PLAN)
     found = [begun(stages, state, step) for step in range(40)]
     expected = [(0, 1.0, 0.5)] * 5 + [(0, 1.0, 0.9)] * 5 + [(1, 0.1, 0.9)] * 10
     assert found == [*expected, *[(2, 1.0, 0.9)] * 20]
@@ -68,8 +68,8 @@ def test_a_stage_is_entered_at_its_first_step_alone(
     step: int, stage: int, entered: list[int]
 ) -> None:
     state = state_of(Staged())
-    stages = Stages(state, STAGES, PLAN)
-    stages.show(step - 1)
+    stages = Phases(state, STAGES, PLAN)
+    stages.set_phase(step - 1)
     assert begun(stages, state, step)[0] == stage
     network: Any = state.network
     assert network.entered == entered
@@ -77,12 +77,12 @@ def test_a_stage_is_entered_at_its_first_step_alone(
 
 def test_a_network_without_stages_has_intervals_of_one() -> None:
     state = state_of(nn.Linear(1, 1))
-    intervals = (Stage(to_epoch=1.0, stage=0), Stage(to_epoch=2.0, stage=0, lr_share=0.1))
-    stages, rates = Stages(state, intervals, PLAN), []
+    intervals = (Phase(to_epoch=1.0, stage=0), Phase(to_epoch=2.0, stage=0, lr_share=0.1))
+    stages, rates = Phases(state, intervals, PLAN), []
     (group,) = state.optimizer.param_groups
     for step in range(20):
         group["lr"] = 1.0
-        stages.begin(step)
+        stages.prepare_step(step)
         rates.append(group["lr"])
     assert rates == [1.0] * 10 + [0.1] * 10
     assert not hasattr(state.network, "stage")
@@ -90,7 +90,7 @@ def test_a_network_without_stages_has_intervals_of_one() -> None:
 
 def test_one_stage_alone_is_the_one_that_is_said() -> None:
     state = state_of(Staged())
-    Stages(state, (Stage(to_epoch=1.0, stage=4),), PLAN).begin(0)
+    Phases(state, (Phase(to_epoch=1.0, stage=4),), PLAN).prepare_step(0)
     network: Any = state.network
     assert (network.stage, network.entered) == (4, [4])
 
@@ -99,13 +99,13 @@ def test_a_momentum_for_an_optimizer_without() -> None:
     state = state_of(Staged())
     state.optimizer = torch.optim.AdamW(state.network.parameters())
     with pytest.raises(ConfigError, match="they have a momentum, and this optimizer has none"):
-        Stages(state, STAGES, PLAN)
+        Phases(state, STAGES, PLAN)
 
 
 def test_a_network_without_stages() -> None:
     with pytest.raises(ConfigError, match="this network has none"):
-        Stages(state_of(nn.Linear(1, 1)), STAGES, PLAN)
-    Stages(state_of(nn.Linear(1, 1)), (), PLAN).begin(0)
+        Phases(state_of(nn.Linear(1, 1)), STAGES, PLAN)
+    Phases(state_of(nn.Linear(1, 1)), (), PLAN).prepare_step(0)
 
 
 RUN = (

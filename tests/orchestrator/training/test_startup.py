@@ -6,18 +6,18 @@ import time
 
 import pytest
 
-from orchestrator.training import startup
+from orchestrator.training.monitoring import startup_timer
 
 
 def test_the_phases_add_up(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     began_s = time.time()
-    startup.begin(began_s - 10_000)  # before this process was there
-    startup.done("imports")
-    startup.done("data")
-    assert startup.is_under_way()
-    startup.tell()
-    assert not startup.is_under_way()
+    startup_timer.begin(began_s - 10_000)  # before this process was there
+    startup_timer.done("imports")
+    startup_timer.done("data")
+    assert startup_timer.is_under_way()
+    startup_timer.tell()
+    assert not startup_timer.is_under_way()
     (line,) = caplog.messages
     found = re.fullmatch(
         r"first step after ([\d.]+) s: launch ([\d.]+), imports ([\d.]+), data ([\d.]+), "
@@ -32,6 +32,6 @@ def test_the_phases_add_up(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_process_that_did_not_begin_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    startup.done("imports")
-    assert not startup.is_under_way()
+    startup_timer.done("imports")
+    assert not startup_timer.is_under_way()
     assert caplog.messages == []

@@ -11,18 +11,18 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from orchestrator.config import ConfigError
-from orchestrator.schema import Config
-from orchestrator.training.checkpoint import CheckpointError, Files
-from orchestrator.training.restore import restore
-from orchestrator.training.safetensors_file import (
+from orchestrator.checkpoint.safetensors_io import (
     read_safetensors,
     unique_tensors,
     write_safetensors,
 )
-from orchestrator.training.snapshot import Snapshot
-from orchestrator.training.state import TrainState
-from orchestrator.training.world import World
+from orchestrator.checkpoint.store import CheckpointError, Files
+from orchestrator.config.parse import ConfigError
+from orchestrator.config.schema import Config
+from orchestrator.training.distributed.world import World
+from orchestrator.training.state.host_snapshot import HostSnapshot
+from orchestrator.training.state.restore import restore
+from orchestrator.training.state.train_state import TrainState
 
 
 class Tied(nn.Module):
@@ -60,7 +60,7 @@ def step_on(state: TrainState, config: Config, *, first: int, last: int) -> None
         state.network(torch.randn(5, 1, 8, 8)).square().mean().backward()
         state.update()
         if config.recipe.ema_decay:
-            state.average(step, config.recipe.ema_decay)
+            state.update_ema(step, config.recipe.ema_decay)
 
 
 def to_safetensors(network: nn.Module) -> bytes:
@@ -74,7 +74,7 @@ def to_safetensors(network: nn.Module) -> bytes:
 def to_parts(state: TrainState, step: int, directory: Path) -> Files:
     """Return the files of a checkpoint."""
     parts = {}
-    for name, write in Snapshot().take(state, step).items():
+    for name, write in HostSnapshot().capture(state, step).items():
         parts[name] = directory / name
         with parts[name].open("wb") as file:
             write(file)
@@ -125,7 +125,7 @@ def test_the_average_lags_behind_by_its_decay(world: World, config: Config) -> N
     config = changed(config, ema_decay=0.5)
     state = trained(world, config, 0)
     assert state.ema is not None
-    assert state.evaluated is state.ema
+    assert state.eval_model is state.ema
     expected = copy.deepcopy(list(state.ema.parameters()))
     step_on(state, config, first=20, last=20)
     for before, now, average in zip(
@@ -146,7 +146,7 @@ def test_averages_are_timm_s_with_those_of_batch_norm_s_statistics(
         torch.manual_seed(step)
         state.network(torch.randn(5, 1, 8, 8) + 3).square().mean().backward()
         state.update()
-        state.average(step, 0.9)
+        state.update_ema(step, 0.9)
         reference.update(network)
     assert state.ema is not None
     ours, theirs, raw = (n.state_dict() for n in (state.ema, reference.module, network))

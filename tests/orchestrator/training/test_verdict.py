@@ -7,23 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.rundir import RunDir
-from orchestrator.training.verdict import Exit, StopRequest, Verdict
+from orchestrator.run.exit_status import ExitCode, RunOutcome
+from orchestrator.run.rundir import RunDir
+from orchestrator.training.stop_signal import StopSignal
 
 
 @pytest.fixture(autouse=True)
 def _signals_restored() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in StopRequest.SIGNALS}
+    before = {number: signal.getsignal(number) for number in StopSignal.SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", StopRequest.SIGNALS)
+@pytest.mark.parametrize("number", StopSignal.SIGNALS)
 def test_a_signal_raises_the_flag_and_does_nothing_else(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    stop = StopRequest(RunDir(tmp_path), polls_file=False)
+    stop = StopSignal(RunDir(tmp_path), polls_file=False)
     assert not stop
     os.kill(os.getpid(), number)
     assert stop
@@ -34,8 +35,8 @@ def test_the_stop_file_raises_it_on_the_rank_that_polls(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.stop_file.parent.mkdir()
     run.stop_file.touch()
-    assert StopRequest(run, polls_file=True)
-    assert not StopRequest(run, polls_file=False)
+    assert StopSignal(run, polls_file=True)
+    assert not StopSignal(run, polls_file=False)
 
 
 @pytest.mark.parametrize(
@@ -44,9 +45,9 @@ def test_the_stop_file_raises_it_on_the_rank_that_polls(tmp_path: Path) -> None:
 )
 def test_verdicts_have_their_exit_codes(tmp_path: Path, verdict: str, code: int) -> None:
     run = RunDir(tmp_path)
-    agreed = Verdict(verdict, 7, "because")  # type: ignore[arg-type]
+    agreed = RunOutcome(verdict, 7, "because")  # type: ignore[arg-type]
     agreed.write(run, attempt=3)
-    assert agreed.exit_code == Exit(code) == code
-    written = run.read_json(run.verdict_file)
+    assert agreed.exit_code == ExitCode(code) == code
+    written = run.read_json(run.outcome_file)
     assert written is not None
     assert (written["verdict"], written["step"], written["attempt"]) == (verdict, 7, 3)

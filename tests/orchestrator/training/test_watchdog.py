@@ -5,16 +5,16 @@ import sys
 
 PROGRAM = """
 import sys, time
-from orchestrator.training import watchdog
+from orchestrator.training.monitoring import watchdog
 
 watchdog._EVERY_S = 0.01
 
 def hang_here():
     time.sleep(60)
 
-with watchdog.watching(0.3):
+with watchdog.hang_watchdog(0.3):
     for _ in range(10):
-        watchdog.alive()
+        watchdog.heartbeat()
         time.sleep(0.1)
     print("alive for longer than the timeout", flush=True)
     if sys.argv[1] == "hang":

@@ -11,12 +11,12 @@ from ranks import run_on_ranks
 from results import figures, weights
 from running import Tahoe
 
-from orchestrator.config import ConfigError
-from orchestrator.rundir import RunDir
-from orchestrator.schema import Config
-from orchestrator.training.state import TrainState
-from orchestrator.training.world import World
-from orchestrator.training.zero1 import share_out
+from orchestrator.config.parse import ConfigError
+from orchestrator.config.schema import Config
+from orchestrator.run.rundir import RunDir
+from orchestrator.training.distributed.world import World
+from orchestrator.training.distributed.zero import balance_by_size
+from orchestrator.training.state.train_state import TrainState
 
 # Of timm's: those that need other hardware or a graph of the gradients, and those that are refused.
 NOT_HERE = ("bnb", "fused", "adahessian")
@@ -25,7 +25,7 @@ REFUSED = ("lamb", "clamb", "kron")
 
 @given(st.lists(st.integers(0, 10**9), max_size=50), st.integers(1, 9))
 def test_shares_are_about_equal(sizes: list[int], num_ranks: int) -> None:
-    owners = share_out(sizes, num_ranks)
+    owners = balance_by_size(sizes, num_ranks)
     loads = [sum(n for n, o in zip(sizes, owners, strict=True) if o == r) for r in range(num_ranks)]
     assert sum(loads) == sum(sizes)
     assert max(loads) <= sum(sizes) / num_ranks + max(sizes, default=0)

@@ -1,0 +1,1 @@
+"""Shards and manifests on disk."""

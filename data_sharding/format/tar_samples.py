@@ -1,0 +1,201 @@
+"""Members of a tar -> samples, by webdataset's rule, and an account of all other members.
+
+A sample is a row of consecutive members whose names agree up to the first dot of the file name: its
+key. What follows that dot is the extension.
+"""
+
+import re
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_sharding.format.image_formats import IMAGE_EXTENSIONS
+from data_sharding.format.labels import LabelRule
+from data_sharding.io.clutter import is_clutter
+from data_sharding.io.tally import Tally
+
+# webdataset.tariterators, 1.0: base_plus_ext and tar_file_iterator's skip_meta
+KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+_METADATA = re.compile(r"__[^/]*__($|/)")
+
+ABSENT, UNKNOWN = -1, -2  # instead of an offset: no image; only members of unknown kinds
+
+FILE, DIRECTORY, SYMLINK, SPECIAL = "file", "directory", "symbolic link", "special file"
+CLUTTER, METADATA, NO_EXTENSION = "file of the system", "metadata", "file without an extension"
+MORE_IMAGES = "image with another dot in its name"
+REPEATED_KEY, MORE_ARCHIVES = "repeated key", "archive behind another"
+
+_FIRST_DOT = "the key of a sample ends at the first dot of its file names, as in webdataset"
+
+
+class UnusableError(Exception):
+    """Why the members of a shard make no samples."""
+
+
+class Member(NamedTuple):
+    """A member of a tar: where its header starts, and where its bytes lie."""
+
+    name: str
+    start: int
+    offset: int = 0
+    num_bytes: int = 0
+    kind: str = FILE
+
+
+class GroupedMembers(NamedTuple):
+    """The samples of a shard, and what is to be said of it.
+
+    rows: offsets and sizes in bytes, shape (samples, 5): start of the sample's first header,
+        offset and size of its image, offset and size of its label.
+    passed_over: members that are neither image nor label of a sample, by kind.
+    remarks: what is odd and does no harm by itself, by kind.
+    """
+
+    rows: NDArray[np.int64]
+    passed_over: Tally
+    remarks: Tally
+
+
+def group(archives: Iterable[Sequence[Member]], labels: LabelRule) -> GroupedMembers:
+    """Group the members of a file's archives; a sample ends with its archive.
+
+    Raises:
+        UnusableError: a sample lacks its image or its label, or has two; or there is no sample.
+    """
+    rows, passed_over, remarks = array("q"), Tally(), Tally()
+    for number, members in enumerate(archives):
+        if number and members:
+            remarks.add(MORE_ARCHIVES, members[0].name)
+        rows.extend(_Archive(members, labels, passed_over, remarks).rows())
+    if not rows:
+        raise UnusableError("it holds no samples, that is, no members KEY.jpg and KEY.cls")
+    return GroupedMembers(np.frombuffer(rows, dtype=np.int64).reshape(-1, 5), passed_over, remarks)
+
+
+class _Archive:
+    """The grouping of one archive's members; what is noted goes to the two tallies."""
+
+    def __init__(
+        self, members: Sequence[Member], labels: LabelRule, passed_over: Tally, remarks: Tally
+    ) -> None:
+        self._members, self._pass_over, self._remarks = members, passed_over.add, remarks
+        self._label = None if labels.kind == "none" else labels.extension
+        self._key: str | None = None
+        self._keys, self._extensions = set[str](), set[str]()
+        self._row = [0] * 5
+
+    def rows(self) -> "array[int]":
+        """Return the rows of all samples."""
+        rows = array("q")
+        for member in self._members:
+            match = _match(member, self._pass_over)
+            if match is None:
+                continue
+            if match[1] != self._key:
+                self._finish(rows)
+                self._begin(match[1], member)
+            self._add(member, match[2].lower())
+        self._finish(rows)
+        return rows
+
+    def _begin(self, key: str, member: Member) -> None:
+        self._key, self._extensions = key, set()
+        self._row = [member.start, ABSENT, 0, ABSENT, 0]
+        if key in self._keys:
+            self._remarks.add(REPEATED_KEY, key)
+        self._keys.add(key)
+
+    def _add(self, member: Member, extension: str) -> None:
+        row = self._row
+        if extension in self._extensions:  # webdataset's error too
+            raise UnusableError(f"the sample {self._key!r} has two members .{extension}")
+        self._extensions.add(extension)
+        if extension == self._label:
+            row[3:] = member.offset, member.num_bytes
+        elif extension in IMAGE_EXTENSIONS:
+            if row[1] >= 0:
+                raise UnusableError(f"the sample {self._key!r} has two images")
+            row[1:3] = member.offset, member.num_bytes
+        else:
+            row[1] = UNKNOWN if row[1] == ABSENT else row[1]
+            self._pass_over(_kind_of_more(extension), member.name)
+
+    def _finish(self, rows: "array[int]") -> None:
+        """Check the sample that ends here, and add its row."""
+        if self._key is None:
+            return
+        if len(self._extensions) > 2:
+            self._refuse_swallowed()
+        if self._row[1] == ABSENT:
+            self._refuse("no image", lambda ext: ext.rpartition(".")[2] in IMAGE_EXTENSIONS)
+        if self._row[3] == ABSENT and self._label is not None:
+            what = f"no label ({self._key}.{self._label})"
+            self._refuse(what, lambda ext: ext.endswith(f".{self._label}"))
+        rows.extend(self._row)
+
+    def _refuse_swallowed(self) -> None:
+        """Refuse two samples in one: an image and a label that share more than the key."""
+        dotted = (ext.rpartition(".") for ext in self._extensions if "." in ext)
+        stems = {stem for stem, _, last in dotted if last in IMAGE_EXTENSIONS}
+        swallowed = sorted(stem for stem in stems if f"{stem}.{self._label}" in self._extensions)
+        if swallowed and self._row[1] >= 0:
+            raise UnusableError(
+                f"the image and the label '{self._key}.{swallowed[0]}' would be lost in the sample "
+                f"{self._key!r}: {_FIRST_DOT}. Replace the other dots in the names by '_'"
+            )
+
+    def _refuse(self, what: str, is_meant: Callable[[str], bool]) -> None:
+        """Say what the sample lacks, and why if that can be seen."""
+        behind_dots = sorted(ext for ext in self._extensions if is_meant(ext))
+        apart = [m for m in self._members if _key_of(m) == self._key and not self._has(m)]
+        why = ""
+        if behind_dots:
+            why = (
+                f": it has {self._key}.{behind_dots[0]}, and {_FIRST_DOT}. Replace the other dots "
+                "in the names by '_'"
+            )
+        elif apart and apart[0].kind == SYMLINK:
+            why = (
+                f": {apart[0].name} is a symbolic link, which holds no bytes. Pack the files again "
+                "with `tar --dereference`"
+            )
+        elif apart:
+            why = (
+                f": {apart[0].name} lies elsewhere in the tar, and the members of a sample must "
+                "follow each other. Pack the files again with `tar --sort=name`"
+            )
+        raise UnusableError(f"the sample {self._key!r} has {what}{why}")
+
+    def _has(self, member: Member) -> bool:
+        match = KEY_AND_EXTENSION.match(member.name)
+        is_here = match is not None and match[2].lower() in self._extensions
+        return member.kind == FILE and is_here
+
+
+def _match(member: Member, pass_over: Callable[[str, str], None]) -> re.Match[str] | None:
+    """Return a member's key and extension; None, and a note of it, if it is part of no sample."""
+    name = member.name
+    if member.kind != FILE:
+        pass_over(member.kind, name)
+    elif _METADATA.match(name):
+        pass_over(METADATA, name)
+    elif is_clutter(name):
+        pass_over(CLUTTER, name)
+    elif (match := KEY_AND_EXTENSION.match(name)) is None:
+        pass_over(NO_EXTENSION, name)
+    else:
+        return match
+    return None
+
+
+def _key_of(member: Member) -> str | None:
+    match = KEY_AND_EXTENSION.match(member.name)
+    return match[1] if match else None
+
+
+def _kind_of_more(extension: str) -> str:
+    last = extension.rpartition(".")[2]
+    return MORE_IMAGES if last in IMAGE_EXTENSIONS else f".{last}"

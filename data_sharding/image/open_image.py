@@ -1,0 +1,130 @@
+"""Image files opened by Pillow, safely: known formats only, and no decompression bombs.
+
+What holds for every format, wherever an image is decoded: its pixels are taken as they are stored.
+Orientation tags are left alone and colour profiles ignored, as in the reference ImageNet pipelines,
+torchvision's and timm's. Transparency is dropped; of several frames the first counts.
+"""
+
+import warnings
+from io import BytesIO
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from data_sharding.errors import BadSample
+from data_sharding.format.image_formats import EXTENSIONS
+from data_sharding.format.shard_reader import TooLarge
+from data_sharding.image.high_bit_depth import is_high_bit_depth, to_8_bits
+
+MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb: 256 MiB of RGB
+
+_TURNED_BACK = {  # what undoes each orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def open_image(data: bytes | memoryview) -> Image.Image:
+    """Open an image by its content, never by its name; its pixels are not decoded yet.
+
+    Raises:
+        BadSample: it is of no known format, damaged, or has more than MAX_PIXELS pixels.
+    """
+    try:
+        with warnings.catch_warnings():  # of bombs, which are checked here; of odd metadata
+            warnings.simplefilter("ignore")
+            image = Image.open(BytesIO(data), formats=tuple(EXTENSIONS))
+    except UnidentifiedImageError as error:  # whose message is a memory address
+        raise BadSample(f"is none of {', '.join(EXTENSIONS)}") from error
+    except Image.DecompressionBombError as error:  # twice the limit below
+        raise TooLarge(f"is too large: {error}") from error
+    except Exception as error:  # decoders raise anything on hostile bytes
+        raise undecodable(error) from error
+    if image.width * image.height > MAX_PIXELS:
+        raise TooLarge(
+            f"is too large: {image.width} x {image.height} pixels, more than {MAX_PIXELS}"
+        )
+    return image
+
+
+def load_image(data: bytes | memoryview) -> Image.Image:
+    """Open an image and decode all of its pixels, as they are stored.
+
+    Raises:
+        BadSample: it cannot be decoded.
+    """
+    with open_image(data) as image:
+        load_pixels(image)
+    return image
+
+
+def load_pixels(image: Image.Image) -> None:
+    """Decode all pixels of an opened image, as they are stored.
+
+    Raises:
+        BadSample: it cannot be decoded.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            turned = orientation(image) if image.format == "TIFF" else 1  # which Pillow follows
+            image.load()
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise undecodable(error) from error
+    if turned in _TURNED_BACK:  # in place, as Pillow has turned it
+        image.im = image.im.transpose(_TURNED_BACK[turned])
+        image._size = image.im.size
+
+
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """Return width and height of an image that is opened and not decoded yet, as it is stored."""
+    lies = image.format == "TIFF" and orientation(image) >= 5  # Pillow will turn it
+    return (image.height, image.width) if lies else image.size
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the orientation that an opened image asks for, by EXIF's number; 1 is as it is."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a tag can hold anything
+        return 1
+
+
+def to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Convert to 8 bits a channel ("L" or "RGB"); transparency is dropped, not blended.
+
+    Raises:
+        BadSample: its values are on no known scale, or Pillow cannot convert its kind.
+    """
+    if is_high_bit_depth(image):
+        image = to_8_bits(image)
+    image.info.pop("transparency", None)  # of a palette: Pillow would warn that it is dropped
+    try:
+        return image.convert(mode)
+    except (ValueError, OSError) as error:
+        raise undecodable(error) from error
+
+
+def detect_format(image: Image.Image) -> str:
+    """Return the format of an opened image, as in formats.EXTENSIONS."""
+    # Pillow calls a JPEG with more pictures behind the first, as some cameras make it, MPO.
+    return "JPEG" if image.format == "MPO" else str(image.format)
+
+
+def extension_of(data: bytes | memoryview) -> str:
+    """Return the extension that suits an image's content; `jpg` for what nobody can open."""
+    try:
+        return EXTENSIONS[detect_format(open_image(data))][0]
+    except BadSample:
+        return "jpg"
+
+
+def undecodable(error: Exception) -> BadSample:
+    """Return what to raise where a decoder failed."""
+    return BadSample(f"cannot be decoded: {type(error).__name__}: {error}")

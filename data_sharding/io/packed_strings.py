@@ -1,0 +1,30 @@
+"""Many strings as one piece of memory: a fifth of the room, and sent to a process in one go."""
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import overload
+
+import numpy as np
+
+
+class PackedStrings(Sequence[str]):
+    """Strings, file names among them that are not UTF-8."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        encoded = [os.fsencode(text) for text in texts]
+        self._data = b"".join(encoded)
+        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> "PackedStrings": ...
+    def __getitem__(self, index: int | slice) -> "str | PackedStrings":
+        if isinstance(index, slice):
+            return PackedStrings(self[i] for i in range(*index.indices(len(self))))
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return os.fsdecode(self._data[self._ends[index] : self._ends[index + 1]])

@@ -1,0 +1,1 @@
+"""Samples -> batches -> the rank."""

@@ -1,0 +1,1 @@
+"""Where images to be written come from."""

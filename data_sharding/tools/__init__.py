@@ -1,0 +1,1 @@
+"""Index, verify, describe and preview data sets."""

@@ -1,0 +1,1 @@
+"""Crops, pixel augmentation, evaluation protocols, decoding."""

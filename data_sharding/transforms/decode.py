@@ -1,0 +1,152 @@
+"""Bytes and views -> pixels. The one seam behind which faster decoders go."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional as F
+
+from data_sharding.errors import BadSample
+from data_sharding.image import jpeg
+from data_sharding.image.open_image import MAX_PIXELS, load_image, to_mode, undecodable
+from data_sharding.transforms.crops import CropSpec
+
+Pixels = NDArray[np.uint8]
+ViewsFn = Callable[[int, int], Sequence[CropSpec]]  # from (width, height) in pixels
+ChooseSizes = Callable[[int, int], Sequence[tuple[int, int]]]  # from such a pair, pairs like it
+
+_MODES = {1: "L", 3: "RGB"}
+_BELOW_THE_CUT = "extraneous bytes before marker"  # what a decoder says of rows that are left out
+
+
+class Decoded(NamedTuple):
+    """An image's pixels, perhaps cut off below its views, and what was wrong with its bytes.
+
+    pixels: (height, width, channels).
+    damage: what the decoder has put up with, or None.
+    """
+
+    pixels: Pixels
+    damage: str | None
+
+
+def decode(data: memoryview, choose_views: ViewsFn, out: Pixels) -> str | None:
+    """Decode an image once, cut its views out, and write them to `out`.
+
+    Resizing is bilinear and antialiased, as Pillow and torchvision do it. The kind of file is
+    recognised by its content, never by its name. Pixels are taken as they are stored, by the rules
+    of data_sharding.image.open_image. An ordinary JPEG is not decoded below the lowest view.
+
+    Args:
+        choose_views: called with the image's (width, height) in pixels; as many as `out` holds.
+        out: (views, size, size, channels) with 1 (grey) or 3 (RGB) channels.
+
+    Returns:
+        The damage that a decoder was seen to put up with: parts of the image may be grey or wrong.
+
+    Raises:
+        BadSample: the bytes cannot be decoded.
+    """
+    decoded, views = _decode(data, choose_views, out.shape[-1])
+    for view, place in zip(views, out, strict=True):
+        _crop_and_resize(decoded.pixels, view, place)
+    return decoded.damage
+
+
+def decode_whole(
+    data: memoryview, choose_sizes: ChooseSizes, channels: int
+) -> tuple[list[torch.Tensor], str | None]:
+    """Decode an image once, and resize the whole of it to several sizes, as `decode` does.
+
+    Args:
+        choose_sizes: called with the image's (width, height) in pixels; returns such pairs.
+
+    Returns:
+        uint8 (channels, height, width) of each size; and the damage, as `decode` does.
+
+    Raises:
+        BadSample: the bytes cannot be decoded.
+    """
+    decoded, (whole,) = _decode(data, lambda *size: (CropSpec((0, 0, *size)),), channels)
+    pixels = decoded.pixels
+    height, width = pixels.shape[:2]
+    images = [_resize(pixels, whole.box, size) for size in choose_sizes(width, height)]
+    return images, decoded.damage
+
+
+def _decode(
+    data: memoryview, choose_views: ViewsFn, channels: int
+) -> tuple[Decoded, Sequence[CropSpec]]:
+    try:
+        header = jpeg.read_header(data) if channels == 3 else None  # Pillow weighs RGB to grey
+        if header and header.width * header.height <= MAX_PIXELS:
+            views = choose_views(header.width, header.height)
+            decoded = _decode_jpeg(data, header, views)
+        else:
+            decoded = _decode_by_pillow(data, _MODES[channels])
+            views = choose_views(*decoded.pixels.shape[1::-1])
+    except (BadSample, MemoryError):
+        raise
+    except Exception as error:  # decoders raise anything on hostile bytes
+        raise undecodable(error) from error
+    return decoded, views
+
+
+def _decode_by_pillow(data: memoryview, mode: str) -> Decoded:
+    pixels = np.array(to_mode(load_image(data), mode))
+    return Decoded(pixels.reshape(*pixels.shape[:2], -1), None)
+
+
+def _decode_jpeg(data: memoryview, header: jpeg.JpegHeader, views: Sequence[CropSpec]) -> Decoded:
+    bottom = int(np.ceil(max(view.box[3] for view in views)))
+    cut, height = jpeg.cut_below(data, header, bottom)
+    pixels = np.empty((height, header.width, 3), dtype=np.uint8)
+    try:
+        # A strict decoder goes on to the end, and then raises the first warning that it had.
+        simplejpeg.decode_jpeg(cut, "RGB", buffer=pixels)
+    except ValueError as error:
+        if height < header.height and _BELOW_THE_CUT in str(error):
+            return Decoded(pixels, None)
+        damage = str(error)
+    else:
+        return Decoded(pixels, None)
+    try:
+        return Decoded(simplejpeg.decode_jpeg(cut, "RGB", strict=False), damage)
+    except ValueError:  # it was no warning; TurboJPEG knows fewer sampling factors than libjpeg
+        return _decode_by_pillow(data, "RGB")
+
+
+def _crop_and_resize(pixels: Pixels, view: CropSpec, out: Pixels) -> None:
+    """Write a view of the pixels to `out`, (size, size, channels)."""
+    size = len(out)
+    image = _resize(pixels, view.box, (size, size))
+    x, y = (max(-size, min(shift, size)) for shift in view.shift)
+    if x or y:
+        image = F.pad(image, (-x, x, -y, y))  # cuts off on one side, adds zeros on the other
+    if view.flip:
+        image = image.flip(2)
+    torch.from_numpy(out).permute(2, 0, 1).copy_(image)
+
+
+def _resize(
+    pixels: Pixels, box: tuple[float, float, float, float], size: tuple[int, int]
+) -> torch.Tensor:
+    """Return a box of the image at a (width, height) in pixels; uint8 (channels, height, width)."""
+    width, height = size
+    left, top, right, bottom = (int(edge) for edge in box)
+    if (left, top, right, bottom) != box:  # between pixels: only Pillow has this
+        mode = _MODES[pixels.shape[2]]
+        image = Image.fromarray(pixels if mode == "RGB" else pixels[:, :, 0])
+        image = image.resize(size, Image.Resampling.BILINEAR, box=box)
+        return torch.from_numpy(np.array(image).reshape(height, width, -1)).permute(2, 0, 1)
+    crop = torch.from_numpy(pixels[top:bottom, left:right]).permute(2, 0, 1)
+    if crop.shape[1:] == (height, width):
+        return crop
+    # torch's port of Pillow-SIMD. A crop that is not contiguous would come out with the channels
+    # first, and putting them last again takes longer than the copy.
+    crop = crop[None].contiguous(memory_format=torch.channels_last)
+    return F.interpolate(crop, (height, width), mode="bilinear", antialias=True)[0]

@@ -1,0 +1,49 @@
+"""Progressive resizing: small images first, the size a function of the step.
+
+Leclerc et al., FFCV: Accelerating Training by Removing Data Bottlenecks, CVPR 2023. Theirs grow
+linearly between two epochs: get_resolution in github.com/libffcv/ffcv-imagenet.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+
+@dataclass(frozen=True)
+class ImageSizeSchedule:
+    """The side of the training images in pixels: `first`, growing to `last` between two steps.
+
+    Args:
+        multiple_of: sizes on the way are rounded to multiples of it, never beyond the ends.
+    """
+
+    last: int
+    first: int = 0
+    from_step: int = 0
+    to_step: int = 0
+    multiple_of: int = 1
+
+    def __call__(self, step: int) -> int:
+        """Return the size of a step's images."""
+        if step >= self.to_step:
+            return self.last
+        done = max(step - self.from_step, 0) / (self.to_step - self.from_step)
+        size = self.first + done * (self.last - self.first)
+        rounded = round(size / self.multiple_of) * self.multiple_of
+        return min(max(rounded, min(self.first, self.last)), self.largest)
+
+    def num_of_last(self, num_steps: int) -> float:
+        """Return how many images of the last size have the area of an image of each first step."""
+        num_grown = min(max(num_steps - self.from_step, 0), self.to_step - self.from_step)
+        area = min(num_steps, self.from_step) * self(0) ** 2 + self._areas[num_grown]
+        return area / self.last**2 + max(num_steps - self.to_step, 0)
+
+    @cached_property
+    def _areas(self) -> list[int]:
+        """Pixels of an image of each step, from the step on from which they grow, added up."""
+        growing = range(self.from_step, self.to_step)
+        return [*accumulate((self(step) ** 2 for step in growing), initial=0)]
+
+    @property
+    def largest(self) -> int:
+        return max(self.first, self.last)

@@ -1,0 +1,1 @@
+"""Write a source as shards."""

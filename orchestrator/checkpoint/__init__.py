@@ -1,0 +1,1 @@
+"""Checkpoints as files; no torch in the store and the retention."""

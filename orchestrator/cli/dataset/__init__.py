@@ -1,0 +1,1 @@
+"""`tahoe shard` and `tahoe data`: data sets written, checked, shown."""

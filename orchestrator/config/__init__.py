@@ -1,0 +1,1 @@
+"""Parse and validate the composed config of a run."""

@@ -1,0 +1,1 @@
+"""`tahoe drill`: inject faults into a run, compare it with one left alone."""

@@ -1,0 +1,1 @@
+"""Evaluate and draw finished runs, with torch."""

@@ -1,0 +1,102 @@
+"""Training images as the network sees them, on a sheet: epoch beneath epoch.
+
+The pixels are those of a run with this config, before normalisation; mixing, which happens on the
+device, is not shown.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from data_sharding.format.manifest import read_manifest
+from data_sharding.image.contact_sheet import Row, Tile, draw_sheet
+from data_sharding.loading.datasets import TrainDataset
+from data_sharding.loading.split_reader import SplitReader
+from data_sharding.sampling.locate import Ints
+from data_sharding.sampling.sample_order import SampleDraw
+from data_sharding.tools.preview import stored_tile
+from data_sharding.transforms.progressive_resize import ImageSizeSchedule
+from orchestrator.config.schema import Config
+from orchestrator.run.plan import make_plan
+from orchestrator.training.inputs.datasets import open_train_set
+
+_TILE_PX = 160
+
+
+def draw_augmented_views(config: Config, num: int, num_epochs: int) -> Image.Image:
+    """Return a sheet: a column for each of the first samples of a run, a row for each epoch.
+
+    Raises:
+        ConfigError, DataError: the config cannot be run on its data set.
+    """
+    train, val = (read_manifest(config.data.url, split) for split in ("train", "val"))
+    plan = make_plan(config, config.world_size, train, val)
+    train_set = open_train_set(config, train, plan)
+    first = _first_draws(train_set, plan.num_micro_batches, num)
+    rows = [Row(_stored(train_set.shards, first.ids), "as stored")]
+    for epoch in range(num_epochs):
+        size = train_set.sizes(epoch * plan.steps_per_epoch)
+        rows.append(Row(_augmented(train_set, first, epoch, size), f"epoch {epoch + 1}"))
+    augment = config.data.augment
+    return draw_sheet(
+        rows,
+        title=f"{config.data.name}: what the network sees",
+        subtitle=(
+            f"{config.data.url}, {config.data.image_size} pixels, {augment.kind}, "
+            f"seed {config.seed}; before normalisation and mixing"
+        ),
+        tile_px=_TILE_PX,
+    )
+
+
+def _first_draws(train_set: TrainDataset, num_micro_batches: int, num: int) -> SampleDraw:
+    """Return the first samples of a run's first step, each once."""
+    draws = [train_set.order.micro_batch(0, micro) for micro in range(num_micro_batches)]
+    ids, passes = (np.concatenate(column) for column in zip(*draws, strict=True))
+    first = np.sort(np.unique(ids, return_index=True)[1])[:num]
+    return SampleDraw(ids[first], passes[first])
+
+
+def _stored(shards: SplitReader, samples: Ints) -> list[Tile]:
+    """Return samples as they lie in their shards, with their classes."""
+    manifest = shards.manifest
+    return [
+        stored_tile(shards.store.open(manifest.shards[shard]), i, manifest, _TILE_PX)
+        for shard, i in shards.locate(samples)
+    ]
+
+
+def _augmented(train_set: TrainDataset, first: SampleDraw, epoch: int, size: int) -> list[Tile]:
+    """Return samples as the network sees them in an epoch.
+
+    Args:
+        size: of the images at that time, in pixels.
+    """
+    shown = TrainDataset(
+        train_set.shards,
+        _FixedSampleOrder(train_set.order.seed, first),
+        train_set.choose_view,
+        train_set.distortion,
+        ImageSizeSchedule(size),
+        train_set.channels,
+    )
+    memory = np.empty(shown.max_bytes, dtype=np.uint8)
+    shape = shown.write_batch((epoch, 0), memory).shape
+    pixels = memory[: np.prod(shape)].reshape(shape)
+    return [Tile(Image.fromarray(image.squeeze()).convert("RGB")) for image in pixels]
+
+
+@dataclass(frozen=True)
+class _FixedSampleOrder:
+    """An order whose step t is one micro-batch: the same samples, t passes later."""
+
+    seed: int
+    first: SampleDraw
+
+    @property
+    def micro_batch_size(self) -> int:
+        return len(self.first.ids)
+
+    def micro_batch(self, step: int, micro: int) -> SampleDraw:
+        return self.first._replace(passes=self.first.passes + step)

@@ -1,0 +1,214 @@
+"""Start the ranks of an attempt as processes of this machine, watch them, and say how it ended.
+
+The ranks run in sessions of their own: Ctrl-C reaches the launcher alone, which asks the ranks to
+save and stop. They hold the read end of a pipe whose write end dies with the launcher, so a killed
+launcher stops them the same way.
+"""
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Self
+
+from orchestrator.config.schema import Config
+from orchestrator.launch.progress_bar import ProgressBar
+from orchestrator.run.exit_status import ExitCode
+from orchestrator.run.plan import Plan
+from orchestrator.run.rundir import RunDir
+
+CRASHED = 1
+_POLL_S = 0.2
+
+
+def run_attempt(
+    run: RunDir, config: Config, plan: Plan, worker: str = "orchestrator.training.worker"
+) -> int:
+    """Run one attempt to its end and return its exit code: 0, 75, 93, or 1 for a crash.
+
+    Args:
+        worker: the module that each rank runs.
+
+    Raises:
+        RunError: another attempt of this run is alive.
+    """
+    with run.lock() as lock, _InterruptCounter() as interrupts:
+        attempt = run.begin_attempt(
+            launcher="local", world_size=plan.world_size, num_steps=plan.num_steps
+        )
+        run.stop_file.unlink(missing_ok=True)
+        ranks = _RankProcesses.start(run, config, attempt, lock, worker)
+        with ProgressBar(run, plan, ranks.log_file(0)) as watcher:
+            ranks.watch(watcher, interrupts)
+        exit_code = _report_outcome(run, attempt, ranks)
+        run.end_attempt(
+            attempt,
+            exit_code=exit_code,
+            rank_exit_codes=ranks.exit_codes,
+            **run.attempt_outcome(attempt),
+        )
+    return exit_code
+
+
+def _report_outcome(run: RunDir, attempt: int, ranks: "_RankProcesses") -> int:
+    """Return the exit code of the attempt, and print what the user can do next."""
+    verdict = run.read_json(run.outcome_file) or {}
+    if verdict.get("attempt") == attempt:
+        if verdict["verdict"] == "finished":
+            return ExitCode.FINISHED
+        if verdict["verdict"] == "stopped":
+            print(f"{verdict['reason']}. Continue with:\n  tahoe resume {run.shell_path}")
+            return ExitCode.STOPPED
+        print(f"error: {verdict['reason']}", file=sys.stderr)
+        return ExitCode.NEVER_RESTART
+    if ranks.was_killed:
+        print(
+            f"quit without saving. Continue from the last checkpoint with:\n"
+            f"  tahoe resume {run.shell_path}"
+        )
+        return 128 + signal.SIGINT
+    rank, code = ranks.first_failure()
+    if ranks.was_asked_to_stop and code == -signal.SIGTERM:
+        print(f"stopped before training began. Continue with:\n  tahoe resume {run.shell_path}")
+        return ExitCode.STOPPED
+    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    print(
+        f"error: rank {rank} ended with {how}. The last lines of {ranks.log_file(rank)}:\n"
+        f"{_tail(ranks.log_file(rank))}\n"
+        f"Continue from the last checkpoint with:\n  tahoe resume {run.shell_path}",
+        file=sys.stderr,
+    )
+    return ExitCode.NEVER_RESTART if code == ExitCode.NEVER_RESTART else CRASHED
+
+
+@dataclass
+class _RankProcesses:
+    """The processes of an attempt."""
+
+    processes: list[subprocess.Popen[bytes]]
+    log_dir: Path
+    stop_grace_s: float
+    failures: list[int] = field(default_factory=list)  # ranks, in the order they failed
+    was_asked_to_stop: bool = False
+    was_killed: bool = False
+    deadline_s: float = float("inf")
+
+    @classmethod
+    def start(
+        cls, run: RunDir, config: Config, attempt: int, lock: int, worker: str
+    ) -> "_RankProcesses":
+        log_dir = run.log_dir(attempt)
+        log_dir.mkdir(parents=True)
+        num_procs, port = config.launcher.num_procs, free_port()
+        threads = config.cluster.threads_per_rank or max(1, (os.cpu_count() or 1) // num_procs)
+        ranks = cls([], log_dir, config.launcher.stop_grace_s)
+        for rank in range(num_procs):
+            environ = os.environ | {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(num_procs),
+                "LOCAL_WORLD_SIZE": str(num_procs),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": str(threads),
+                "TAHOE_ATTEMPT": str(attempt),
+                "TAHOE_LAUNCHER_PIPE": "1",
+                "PYTHONSAFEPATH": "1",
+                "PYTHONUNBUFFERED": "1",
+            }
+            with ranks.log_file(rank).open("ab") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", worker, str(run.path)],
+                    env=environ,
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=[lock],  # a killed launcher leaves ranks that hold the run and save
+                    start_new_session=True,
+                )
+            ranks.processes.append(process)
+        return ranks
+
+    @property
+    def exit_codes(self) -> list[int]:
+        return [process.returncode for process in self.processes]
+
+    def log_file(self, rank: int) -> Path:
+        return self.log_dir / f"rank-{rank:05d}.log"
+
+    def watch(self, watcher: ProgressBar, interrupts: "_InterruptCounter") -> None:
+        """Return when all ranks have ended; end those that cannot go on without another."""
+        waiting = {os.pidfd_open(p.pid): rank for rank, p in enumerate(self.processes)}
+        while waiting:
+            ended, _, _ = select.select(list(waiting), [], [], _POLL_S)
+            for pidfd in ended:
+                os.close(pidfd)
+                self._on_end(waiting.pop(pidfd))
+            if interrupts.count >= 1 and not self.was_asked_to_stop:
+                self._ask_to_stop()
+            if interrupts.count >= 2 and not self.was_killed:
+                self.was_killed = True
+                self._send(signal.SIGKILL)
+            if time.monotonic() > self.deadline_s:
+                self._send(signal.SIGKILL)
+            watcher.update()
+
+    def first_failure(self) -> tuple[int, int]:
+        rank = self.failures[0] if self.failures else 0
+        return rank, self.processes[rank].returncode
+
+    def _on_end(self, rank: int) -> None:
+        code = self.processes[rank].wait()
+        if code not in tuple(ExitCode):
+            self.failures.append(rank)
+            self._send(signal.SIGKILL)  # the others wait for a rank that will not come
+        elif self.deadline_s == float("inf"):
+            self.deadline_s = time.monotonic() + self.stop_grace_s + 60
+
+    def _ask_to_stop(self) -> None:
+        print("stopping: the ranks save after this step. Ctrl-C again quits at once.", flush=True)
+        self.was_asked_to_stop = True
+        self.deadline_s = time.monotonic() + self.stop_grace_s
+        self._send(signal.SIGTERM)
+
+    def _send(self, number: signal.Signals) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+
+class _InterruptCounter:
+    """Counts Ctrl-C and SIGTERM while it is entered; a handler does nothing else."""
+
+    count = 0
+
+    def __enter__(self) -> Self:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _tail(file: Path, num_lines: int = 20) -> str:
+    lines = file.read_text(errors="replace").splitlines()[-num_lines:]
+    return "\n".join(f"  {line}" for line in lines)

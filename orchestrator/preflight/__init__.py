@@ -1,0 +1,1 @@
+"""`tahoe doctor`: checks before a job is submitted."""

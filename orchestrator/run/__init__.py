@@ -1,0 +1,1 @@
+"""The run directory, its plan, its outcome."""

@@ -1,0 +1,58 @@
+"""How an attempt ends: exit codes of ranks, requests between ranks, the outcome on disk."""
+
+import time
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal
+
+from orchestrator.run.rundir import RunDir
+
+TELL_FD = "TAHOE_TELL_FD"  # names the stderr of who asked; ours is for what goes wrong
+MENDABLE = 64  # not the config's fault: data, a run, a checkpoint, a file
+
+
+class ExitCode(IntEnum):
+    """Exit codes of a group of workers; anything else is a crash."""
+
+    FINISHED = 0
+    STOPPED = 75  # saved, and wants to go on (EX_TEMPFAIL of sysexits.h)
+    NEVER_RESTART = 93  # a bad config, a diverged run: starting again would end the same
+
+
+class StepRequest(IntEnum):
+    """What a rank offers after each step; the highest of all ranks is done by all."""
+
+    NOTHING = 0
+    SAVE = 1
+    GIVE_UP = 2  # having saved: data that will be needed cannot be read
+    STOP = 3  # having saved
+
+
+class FatalRunError(Exception):
+    """The run cannot go on, however often it is started; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What the ranks agreed on."""
+
+    verdict: Literal["finished", "stopped", "never_restart"]
+    step: int | None
+    reason: str
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode[self.verdict.upper()]
+
+    def write(self, run: RunDir, attempt: int) -> None:
+        """Leave the verdict in the run directory; the launcher believes it before exit codes."""
+        run.write_json(
+            run.outcome_file,
+            {
+                "verdict": self.verdict,
+                "step": self.step,
+                "attempt": attempt,
+                "reason": self.reason,
+                "time_s": time.time(),
+            },
+        )

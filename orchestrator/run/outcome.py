@@ -1,0 +1,43 @@
+"""How a run stands, as its directory says it: attempts.jsonl and verdict.json."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.run.rundir import RunDir, read_json_lines
+
+STATES = ("scheduled", "running", "finished", "stopped", "never_restart", "crashed")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """One of `STATES`, of the attempt that was started last, and why."""
+
+    state: str
+    attempt: int
+    reason: str
+
+
+def read_run_state(run: RunDir) -> RunState:
+    """Return how the last attempt ended; one that left no verdict has crashed, or still runs."""
+    attempt = run.num_attempts
+    if attempt == 0:
+        return RunState("scheduled", 0, "no attempt has been started")
+    verdict = run.read_json(run.outcome_file) or {}
+    if verdict.get("attempt") != attempt:
+        return RunState("crashed", attempt, f"attempt {attempt} left no verdict")
+    state, reason = str(verdict.get("verdict")), str(verdict.get("reason", ""))
+    return RunState(state if state in STATES else "crashed", attempt, reason)
+
+
+def running_state(attempt: int) -> RunState:
+    """Return the outcome of an attempt that is known to be alive."""
+    return RunState("running", attempt, f"attempt {attempt} is running")
+
+
+def read_attempts(run: RunDir) -> dict[int, dict[str, Any]]:
+    """Return what is known of each attempt: its first line and its last, joined."""
+    known: dict[int, dict[str, Any]] = {}
+    for line in read_json_lines(run.attempts_file):
+        if isinstance(line.get("attempt"), int):
+            known.setdefault(line["attempt"], {}).update(line)
+    return known

@@ -1,0 +1,1 @@
+"""Small programs with torch, which the launcher starts."""

@@ -1,0 +1,205 @@
+"""What each rank of `tahoe doctor --on-nodes` does: look around, and tell the first rank.
+
+    python -m orchestrator.torch_workers.node_probe DIRECTORY
+
+It is started as `orchestrator.training.worker` is and trains nothing. DIRECTORY holds config.yaml;
+rank 0 writes report.json there, a list with what each rank has found, in their order.
+"""
+
+import json
+import os
+import platform
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from data_sharding.errors import DataError
+from data_sharding.format.manifest import read_manifest
+from data_sharding.format.shard_table import ShardTable
+from data_sharding.io import filesystem
+from data_sharding.storage.cache import cache_directory, free_bytes
+from orchestrator.config.parse import ConfigError, parse
+from orchestrator.config.schema import Config
+from orchestrator.run.rundir import RunDir, RunError, hold, write_atomic
+from orchestrator.training.distributed.world import World, init_world
+
+_MESSAGE_BYTES = 64 << 20  # about the gradients of a ResNet-34, in one piece
+_NUM_ROUNDS = 5
+_NUM_SMALL = 100
+_READ_BYTES, _READ_S = 256 << 20, 10.0
+_BLOCK_BYTES = 8 << 20
+_SHARED_WITHIN_S = 30.0  # NFS may remember for so long that a file was not there
+
+
+def main(arguments: Sequence[str]) -> int:
+    run = RunDir(Path(arguments[0]))
+    config = parse(run.read_config())
+    try:
+        _look_around(run, config)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)  # which doctor shows, without a traceback
+        return 1
+    return 0
+
+
+def _look_around(run: RunDir, config: Config) -> None:
+    with init_world(config.cluster) as world:
+        found = {
+            "host": socket.gethostname(),
+            "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+            "num_gpus": torch.cuda.device_count(),
+            "gpu": torch.cuda.get_device_name(world.device) if torch.cuda.is_available() else None,
+            "unseen": _invisible_ranks(run, world),
+            "unlocked": _unlocked(run, world),
+            "clock": _clock(world),
+            "all_reduce": _all_reduce(world),
+            "read": _read(config, world) if world.local_rank == 0 else None,
+            "cache": _cache(config),
+        }
+        gathered = world.gather_objects(found)
+        if world.is_main:
+            write_atomic(run.path / "report.json", json.dumps(gathered, indent=2))
+
+
+def _invisible_ranks(run: RunDir, world: World) -> list[int]:
+    """Return the ranks whose files do not appear here: they see another directory."""
+    directory = run.path / "shared"
+    directory.mkdir(exist_ok=True)
+    (directory / str(world.rank)).write_text(f"rank {world.rank}")
+    world.barrier()
+    deadline_s = time.monotonic() + _SHARED_WITHIN_S
+    unseen = list(range(world.size))
+    while unseen and time.monotonic() < deadline_s:
+        unseen = [rank for rank in unseen if not _sees_file(directory, rank)]
+        time.sleep(0.05)
+    world.barrier()
+    return unseen
+
+
+def _sees_file(directory: Path, rank: int) -> bool:
+    try:
+        return (directory / str(rank)).read_text() == f"rank {rank}"
+    except FileNotFoundError:
+        return False
+
+
+def _unlocked(run: RunDir, world: World) -> str | None:
+    """Say why the locks of this directory are of no use here, if they are."""
+    told = None
+    with run.lock_file.open("a") as file:
+        for is_my_turn in (world.is_main, not world.is_main):  # to hold what rank 0 holds
+            try:
+                if is_my_turn and hold(file) != world.is_main:
+                    told = f"{run.path} was locked for two at a time (Lustre: mount with -o flock)"
+            except RunError as error:
+                told = str(error)
+            world.barrier()
+    return told
+
+
+def _clock(world: World) -> dict[str, float]:
+    """Return how far this clock is ahead of rank 0's, and how far that may be wrong; seconds.
+
+    As NTP does it: of several exchanges the fastest counts, whose answer came half-way (RFC 5905).
+    """
+    best = {"ahead_s": 0.0, "within_s": 0.0 if world.is_main else float("inf")}
+    mine, theirs = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for rank in range(1, world.size):
+        for _ in range(_NUM_ROUNDS * 2):
+            if world.is_main:
+                dist.recv(theirs, src=rank, group=world.control)
+                dist.send(torch.tensor([time.time()], dtype=torch.float64), rank, world.control)
+            elif rank == world.rank:
+                mine[0] = asked_s = time.time()
+                dist.send(mine, 0, world.control)
+                dist.recv(theirs, src=0, group=world.control)
+                within_s = (time.time() - asked_s) / 2
+                if within_s < best["within_s"]:
+                    ahead_s = asked_s + within_s - theirs.item()
+                    best = {"ahead_s": ahead_s, "within_s": within_s}
+    return best
+
+
+def _all_reduce(world: World) -> dict[str, float]:
+    """Return the bandwidth and the latency of a sum over all ranks.
+
+    The bandwidth is what a link carries, 2 (n - 1) / n bytes for each byte of the message, so that
+    it can be compared with the hardware's: github.com/NVIDIA/nccl-tests, doc/PERFORMANCE.md.
+    """
+    message = torch.zeros(_MESSAGE_BYTES // 4, device=world.device)
+    carried = 2 * (world.size - 1) / world.size * _MESSAGE_BYTES
+    small = torch.zeros(1, device=world.device)
+
+    def many() -> None:
+        for _ in range(_NUM_SMALL):
+            dist.all_reduce(small)
+
+    return {
+        "bytes_per_s": carried / _median_s(world, lambda: dist.all_reduce(message)),
+        "latency_s": _median_s(world, many) / _NUM_SMALL,
+    }
+
+
+def _median_s(world: World, action: Callable[[], object]) -> float:
+    def timed() -> float:
+        world.barrier()  # which they leave at different times: short actions are done in rows
+        start_s = time.perf_counter()
+        action()
+        if world.device.type == "cuda":
+            torch.cuda.synchronize(world.device)
+        return time.perf_counter() - start_s
+
+    timed()  # which sets up connections
+    return statistics.median(timed() for _ in range(_NUM_ROUNDS))
+
+
+def _read(config: Config, world: World) -> dict[str, Any]:
+    """Return how much of the training shards was read, and in how many seconds; or the error."""
+    try:
+        return _timed_read(config, world)
+    except Exception as error:  # every store raises its own kinds
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _timed_read(config: Config, world: World) -> dict[str, float]:
+    manifest = read_manifest(config.data.url, "train")
+    num_read, start_s = 0, time.monotonic()
+    for block in _blocks(config.data.url, manifest.shards, world):
+        num_read += len(block)
+        if num_read >= _READ_BYTES or time.monotonic() - start_s > _READ_S:
+            break
+    seconds = time.monotonic() - start_s
+    num_images = num_read * manifest.num_samples / manifest.num_bytes
+    return {"num_bytes": num_read, "num_images": num_images, "seconds": seconds}
+
+
+def _blocks(url: str, shards: ShardTable, world: World) -> Iterator[bytes]:
+    """Yield what is in the shards; no two nodes read the same one."""
+    num_local = int(os.environ["LOCAL_WORLD_SIZE"])
+    node, num_nodes = world.rank // num_local, world.size // num_local
+    for i in range(node, len(shards), num_nodes):
+        fs, path = filesystem.store_of(filesystem.join(url, "train", shards[i].name))
+        with fs.open(path, "rb", block_size=_BLOCK_BYTES) as file:
+            while block := file.read(_BLOCK_BYTES):
+                yield block
+
+
+def _cache(config: Config) -> dict[str, Any] | None:
+    """Return the room where remote shards are to be kept, or why none can; None if none are."""
+    if config.cluster.cache == "none" or filesystem.local_path(config.data.url) is not None:
+        return None
+    try:
+        return {"free_bytes": free_bytes(cache_directory(config.cluster.cache.dir))}
+    except DataError as error:
+        return {"error": str(error)}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,39 @@
+"""Pretrained weights of timm, fetched for `launch.init_weights`."""
+
+import sys
+from collections.abc import Mapping
+
+import safetensors.torch
+import timm
+
+from models import external
+from orchestrator.config.parse import ConfigError
+from orchestrator.torch_workers.entry import json_entry_point
+
+
+def fetch(name: str, file: str) -> Mapping[str, str]:
+    """Write the weights of timm/NAME as a safetensors file.
+
+    Raises:
+        ConfigError: there are none, or they cannot be had.
+    """
+    bare_name = name.removeprefix("timm/")
+    if not external.is_known(name) or not timm.models.is_model_pretrained(bare_name):
+        raise ConfigError(
+            f"init_from={name}: timm has no such pretrained weights. List them: python -c "
+            "'import timm; print(timm.list_pretrained(\"*resnet*\"))'"
+        )
+    try:
+        network = timm.create_model(bare_name, pretrained=True)
+    except Exception as error:  # of the hub, of requests, of the network
+        raise ConfigError(
+            f"init_from={name}: its weights cannot be fetched: {type(error).__name__}: {error}. "
+            "Fetch them where there is a network: `tahoe train|submit` does, and keeps them in the "
+            "run directory; or give a safetensors file."
+        ) from error
+    safetensors.torch.save_model(network, file)
+    return {}
+
+
+if __name__ == "__main__":
+    sys.exit(json_entry_point(fetch))

@@ -1,0 +1,148 @@
+"""The best checkpoint of a run in MLflow's registry: safetensors inside, no pickle on the way."""
+
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlflow
+import numpy as np
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+from numpy.typing import NDArray
+
+import models
+from data_sharding.format.manifest import Manifest, read_manifest
+from data_sharding.loading.loader import iter_batches
+from models import pyfunc
+from orchestrator.checkpoint.retention import select_checkpoint
+from orchestrator.checkpoint.store import CheckpointStore
+from orchestrator.config.parse import parse
+from orchestrator.config.schema import Config
+from orchestrator.redact import one_line_error
+from orchestrator.run.rundir import RunDir, RunError, read_json_lines
+from orchestrator.tracking.mlflow_store.client import MlflowException
+from orchestrator.tracking.mlflow_store.run import get_or_create_run
+from orchestrator.training.inputs.class_names import own_classes
+from orchestrator.training.inputs.datasets import open_eval_set
+
+_NEEDED = ("torch", "torchvision", "timm", "safetensors", "numpy")
+
+
+class ModelVersion(NamedTuple):
+    """Where a model is: `uri` as mlflow.pyfunc.load_model takes it."""
+
+    uri: str
+    name: str
+    version: str
+    step: int
+
+
+def register(run: RunDir, name: str | None = None, step: int | None = None) -> ModelVersion:
+    """Make a checkpoint of a run a version of a registered model.
+
+    Args:
+        name: of the model; None: that of the network and the data.
+        step: of the checkpoint; None: the best, or the newest if none is.
+
+    Raises:
+        RunError, CheckpointError, DataError: there is no such checkpoint, its data set is gone, or
+            MLflow does not take it.
+    """
+    config = parse(run.read_config())
+    if config.recipe.objective == "own":
+        raise RunError(f"{run.path} was trained without labels, so that it has nothing to tell.")
+    store = CheckpointStore.for_run(run, config)
+    manifest = select_checkpoint(store, config.checkpoint, step)
+    data, classes = read_manifest(config.data.url, "val"), own_classes(run, config)
+    name = name or re.sub(r"[^\w.-]", "-", f"{config.model.name}-{config.data.name}")
+    example = _example(config, data)
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place) / "network"
+        directory.mkdir()
+        described = json.dumps(_description(config, classes, run), indent=2)
+        (directory / pyfunc.NETWORK).write_text(described)
+        with store.open(manifest.step, [manifest.weights]) as parts:
+            (directory / pyfunc.WEIGHTS).write_bytes(parts[manifest.weights].read_bytes())
+        try:
+            return _log(
+                run,
+                config,
+                name,
+                manifest.step,
+                data_path=str(directory),
+                signature=_signature(example, len(classes)),
+                input_example=example,
+            )
+        except (MlflowException, OSError) as error:
+            raise RunError(
+                f"{run.path} is not registered: {one_line_error(error)}. Nothing of the run is "
+                "changed; try again when the server can be reached."
+            ) from error
+
+
+def _log(run: RunDir, config: Config, name: str, step: int, **files: Any) -> ModelVersion:
+    tracked = get_or_create_run(run, run.read_config())
+    mlflow.set_tracking_uri(config.tracking.uri)
+    mlflow.set_experiment(experiment_id=tracked.experiment_id)  # where its artifacts go
+    info = Model.log(
+        artifact_path=None,
+        name="model",
+        flavor=mlflow.pyfunc,
+        run_id=tracked.run_id,
+        registered_model_name=name,
+        step=step,
+        loader_module=pyfunc.__name__,
+        code_paths=[str(Path(models.__file__).parent)],
+        pip_requirements=[f"{package}=={version(package)}" for package in _NEEDED],
+        metadata={"tahoe.run_id": run.id, "tahoe.step": step, "protocol": config.data.protocol},
+        **files,
+    )
+    number = str(info.registered_model_version)
+    tracked.client.update_model_version(name, number, _told(run, config, step))
+    return ModelVersion(f"models:/{name}/{number}", name, number, step)
+
+
+def _told(run: RunDir, config: Config, step: int) -> str:
+    """Return what the page of a model says of it: where it is from, and what it achieved there."""
+    judged = [
+        line["metrics"]
+        for line in read_json_lines(run.metrics_file)
+        if line.get("step") == step and "val/top1" in line.get("metrics", {})
+    ]
+    found = (f"{key[4:]} {value:.6g}" for key, value in judged[-1].items() if "val/" in key)
+    figures = f" Under {config.data.protocol}: {', '.join(found)}." if judged else ""
+    return f"{config.model.name} on {config.data.name}: step {step} of {run.id}.{figures}"
+
+
+def _description(config: Config, classes: Sequence[str], run: RunDir) -> dict[str, Any]:
+    return {
+        "name": config.model.name,
+        "options": config.model.options,
+        "classes": classes,
+        "channels": config.data.channels,
+        "image_size": config.data.image_size,
+        "mean": list(config.data.mean),
+        "std": list(config.data.std),
+        "protocol": config.data.protocol,
+        "run": run.id,
+    }
+
+
+def _signature(example: NDArray[np.uint8], num_classes: int) -> ModelSignature:
+    images = TensorSpec(np.dtype(np.uint8), (-1, *example.shape[1:]))
+    return ModelSignature(
+        Schema([images]), Schema([TensorSpec(np.dtype(np.float32), (-1, num_classes))])
+    )
+
+
+def _example(config: Any, data: Manifest) -> NDArray[np.uint8]:
+    """Return the first validation image, or its first view: (1, size, size, channels)."""
+    alone = replace(config, evaluate=replace(config.evaluate, batch_size=1))
+    with closing(iter_batches(open_eval_set(alone, "val", data), [0], 0)) as batches:
+        return next(batches).images[:1].permute(0, 2, 3, 1).numpy().copy()

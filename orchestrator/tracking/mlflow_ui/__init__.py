@@ -1,0 +1,1 @@
+"""MLflow's pages: serve them, link to them."""

@@ -1,0 +1,1 @@
+"""Runs as flat records, and the catalogue of published systems."""

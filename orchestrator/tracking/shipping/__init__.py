@@ -1,0 +1,1 @@
+"""Processes beside the ranks: ship metrics, watch the node."""

@@ -1,0 +1,54 @@
+"""Batches looked at before they are needed, so that a rank that will miss one can say so in time.
+
+A step is done by all ranks or by none: one that had no batch would leave the others waiting in it.
+What a rank offers after a step is acted on after the next (`world.Agreement`). So it must know by
+then that it has what the step after that one takes; else they save, and part.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+
+from data_sharding.errors import DataError
+from data_sharding.loading.loader import Batch
+from orchestrator.training.distributed.world import World
+
+NUM_STEPS = 2  # whose batches are held: the next, and the one after
+
+
+class Ahead:
+    """Yields batches while it holds later ones; an error is known early, and raised in its place.
+
+    Args:
+        num_held: how many are held besides those that are in use.
+    """
+
+    def __init__(self, batches: Iterator[Batch], num_held: int) -> None:
+        self.error: DataError | None = None
+        self._batches, self._num_held = batches, num_held
+        self._held: deque[Batch] = deque()
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            for _ in range(2):  # the first batch need not wait until all are held
+                self._hold_another()
+            if not self._held:
+                break
+            yield self._held.popleft()
+        if self.error:
+            raise self.error
+
+    def _hold_another(self) -> None:
+        if len(self._held) > self._num_held:
+            return
+        try:
+            self._held.append(next(self._batches))
+        except StopIteration:
+            pass
+        except DataError as error:
+            self.error = error
+
+
+def first_error(world: World, mine: DataError | None) -> DataError:
+    """Return, on all ranks alike, the error of the first rank that has one."""
+    found: DataError = next(error for error in world.gather_objects(mine) if error)
+    return found

@@ -1,0 +1,1 @@
+"""The training state, saved and restored."""

@@ -1,0 +1,1 @@
+"""Model, loss, mixup."""

@@ -1,0 +1,45 @@
+"""A job that does not train: it starts ranks as a run's job does, and lets them look around."""
+
+from slurm.sbatch import LAUNCH_RANKS, PREAMBLE, SbatchRequest, render_template, sbatch_options
+
+_TIMEOUT_MIN = 5
+
+
+def render_checkup(job: SbatchRequest, *, worker: str) -> str:
+    """Return the script of a check-up of the nodes that a job would run on.
+
+    Args:
+        worker: the module that each rank runs.
+
+    Raises:
+        ValueError: an option of sbatch holds a line break, which no script can.
+    """
+    replaced = {
+        "job-name": "tahoe doctor",
+        "time": _TIMEOUT_MIN,
+        "signal": None,
+        "requeue": False,
+        "no-requeue": True,
+    }
+    return render_template(
+        PREAMBLE + _BEGIN + LAUNCH_RANKS + _END,
+        job,
+        sbatch_options(job, replaced),
+        purpose="A look at the nodes that a run would be given. Written by `tahoe doctor`.",
+        module=worker,
+    )
+
+
+_BEGIN = r"""attempt=1
+mkdir -p "$$run/logs/attempt-0001"
+
+# Ranks on a node that does not see this directory could not even say so. NFS may take a while.
+srun --ntasks="$$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 bash -c '
+    for _ in {1..30}; do [ -d "$$0/logs/attempt-0001" ] && exit; sleep 1; done; hostname' \
+    "$$run" >"$$run/blind" || exit
+[ ! -s "$$run/blind" ] || exit 1
+
+"""
+
+_END = r"""exit "$$code"
+"""
