@@ -51,9 +51,8 @@ def train(
     # The loop counts finished steps. Step t is made with the rate, order, views and noise of t - 1.
     agreement, step, checked = AsyncMaxReduce(world), start, start
     with closing(loaded):  # also when it fails: what reads ahead ends before the interpreter does
-        batches = bad.watch(
-            job.device.prefetch_to_device(meter.wrap(iter(ahead)))
-        )  # which read ahead
+        sent = job.device.prefetch_to_device(meter.wrap(iter(ahead)))
+        batches = bad.watch(sent)  # counted when used: what is before it reads ahead
         if config.logging.sample_ids:
             batches = log_sample_ids(batches, names, run.samples_file(metrics.attempt, world.rank))
         for step in range(start + 1, plan.num_steps + 1):
@@ -75,11 +74,7 @@ def train(
                 check_bad_share(num_bad, max(num_seen, plan.num_train), config.data.max_bad_share)
                 checked = step
             if logging:
-                lr = job.state.lr
-                figures |= {"train/lr": lr, "train/grad_norm": float(grad_norm)}
-                figures |= job.compute_metrics(step, figures["perf/images_per_s"])
-                metrics.log(step, figures)
-                log_progress(plan, step, figures)
+                _log(job, metrics, step, figures | {"train/grad_norm": float(grad_norm)})
 
             pause_s = time.perf_counter()
             result = _evaluate(job, step) if evaluating else {}
@@ -94,9 +89,21 @@ def train(
     job.shutdown()
     if asked == StepRequest.GIVE_UP:
         raise first_error(world, ahead.error)
-    if step < plan.num_steps:
+    return _outcome(job, step)
+
+
+def _outcome(job: TrainContext, step: int) -> RunOutcome:
+    if step < job.plan.num_steps:
         return RunOutcome("stopped", step, f"asked to stop; saved at step {step}")
     return RunOutcome("finished", step, job.tell_end())
+
+
+def _log(job: TrainContext, log: MetricLog, step: int, metrics: dict[str, float]) -> None:
+    """Write the metrics of a step to the log, and the most telling of them to the console."""
+    metrics |= {"train/lr": job.state.lr}
+    metrics |= job.compute_metrics(step, metrics["perf/images_per_s"])
+    log.log(step, metrics)
+    log_progress(job.plan, step, metrics)
 
 
 def _evaluate(job: TrainContext, step: int) -> dict[str, float]:
