@@ -5,7 +5,7 @@ The world size divides the micro-batches, they divide the lanes, the lanes divid
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from data_sharding.format.manifest import Manifest
 from data_sharding.transforms.progressive_resize import ImageSizeSchedule
@@ -106,12 +106,13 @@ def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -
     recipe = config.recipe
     batch, num_train = recipe.global_batch_size, train.num_samples
     is_slurm = config.launcher.name == "slurm"
-    check_sizes(
+    sizes = Sizes(
         *(world_size, recipe.num_micro_batches, config.data.lanes, batch),
         num_train=num_train,
         repeats=recipe.repeats,
         ranks_per_node=config.cluster.ranks_per_node if is_slurm else None,
     )
+    check_sizes(sizes)
     if recipe.objective != "own" and train.labels.kind != "single":
         raise ConfigError(
             f"{config.data.url} has {train.labels.kind} labels ({train.labels}), and the "
@@ -187,45 +188,49 @@ def _num_steps(config: Config, steps_per_epoch: int) -> int:
     return max(1, round(recipe.epochs * steps_per_epoch))
 
 
-def check_sizes(
-    ranks: int,
-    micro_batches: int,
-    lanes: int,
-    batch: int,
-    *,
-    num_train: int,
-    repeats: int = 1,
-    ranks_per_node: int | None = None,
-) -> None:
-    """Refuse a chain of divisions that leaves a remainder, or a batch that is not there.
+@dataclass(frozen=True)
+class Sizes:
+    """The numbers that must divide each other, and what limits them.
 
     Args:
+        batch: the global batch size.
+        num_train: training images.
         ranks_per_node: of a job of Slurm; None on this machine.
+    """
+
+    ranks: int
+    micro_batches: int
+    lanes: int
+    batch: int
+    num_train: int
+    repeats: int = 1
+    ranks_per_node: int | None = None
+
+
+def check_sizes(sizes: Sizes) -> None:
+    """Refuse a chain of divisions that leaves a remainder, or a batch that is not there.
 
     Raises:
         ConfigError: with the nearest sizes that work.
     """
-    wrong = _wrong_with(ranks, micro_batches, lanes, batch, num_train, repeats)
+    wrong = _wrong_with(sizes)
     if wrong is None:
         return
-    sizes = (ranks, micro_batches, lanes, batch)
-    options = [
-        *suggest_divisible(
-            *sizes, num_train=num_train, repeats=repeats, ranks_per_node=ranks_per_node
-        )
-    ]
+    options = [*suggest_divisible(sizes)]
     advice = "The nearest that works:\n  " + "\n  ".join(options)
-    few = f"{num_train} training images are too few for {ranks} ranks: take fewer, or more images."
+    few = (
+        f"{sizes.num_train} training images are too few for {sizes.ranks} ranks: take fewer, or "
+        "more images."
+    )
     raise ConfigError(f"{wrong}. Nothing was started. {advice if options else few}")
 
 
-def _wrong_with(
-    ranks: int, micro_batches: int, lanes: int, batch: int, num_train: int, repeats: int
-) -> str | None:
+def _wrong_with(sizes: Sizes) -> str | None:
     """Return the first thing that sizes do not fulfil."""
+    lanes, batch, repeats, num_train = sizes.lanes, sizes.batch, sizes.repeats, sizes.num_train
     chain = (
-        ("ranks", ranks, "recipe.num_micro_batches", micro_batches),
-        ("recipe.num_micro_batches", micro_batches, "data.lanes", lanes),
+        ("ranks", sizes.ranks, "recipe.num_micro_batches", sizes.micro_batches),
+        ("recipe.num_micro_batches", sizes.micro_batches, "data.lanes", lanes),
         ("data.lanes", lanes, "recipe.global_batch_size", batch),
     )
     for part_name, part, whole_name, whole in chain:
@@ -247,24 +252,17 @@ def _wrong_with(
     return None
 
 
-def suggest_divisible(
-    ranks: int,
-    micro_batches: int,
-    lanes: int,
-    batch: int,
-    *,
-    num_train: int,
-    repeats: int = 1,
-    ranks_per_node: int | None = None,
-) -> Iterator[str]:
+def suggest_divisible(sizes: Sizes) -> Iterator[str]:
     """Yield overrides near the given numbers that work, first those for as many ranks."""
+    ranks, micro_batches, lanes, batch = sizes.ranks, sizes.micro_batches, sizes.lanes, sizes.batch
+    num_train, repeats, ranks_per_node = sizes.num_train, sizes.repeats, sizes.ranks_per_node
     per_node = ranks_per_node or 1
     for size in _sizes_near(batch, ranks * repeats, num_train):
         yield _all_sizes(ranks, micro_batches, lanes, size, repeats)
     if lanes % micro_batches == 0 and micro_batches % ranks == 0:
         for size in _sizes_near(batch, lanes * repeats, num_train):
             yield f"recipe.global_batch_size={size}   (lanes and micro-batches as they are)"
-    if _wrong_with(1, micro_batches, lanes, batch, num_train, repeats) is None:
+    if _wrong_with(replace(sizes, ranks=1)) is None:
         others = [n for n in range(per_node, micro_batches + 1, per_node) if not micro_batches % n]
         fewer, more = [n for n in others if n <= ranks], [n for n in others if n >= ranks]
         for count in sorted({*fewer[-1:], *more[:1]}):

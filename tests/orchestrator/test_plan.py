@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data_sharding.format.manifest import Manifest, ShardInfo
 from orchestrator.config.parse import ConfigError, parse
-from orchestrator.run.plan import Plan, check_sizes, make_plan
+from orchestrator.run.plan import Plan, Sizes, check_sizes, make_plan
 
 CLASSES = ("cat", "dog")
 
@@ -44,7 +44,7 @@ def test_what_divides_is_accepted(
     micro_batches = ranks * each
     lanes = micro_batches * lanes_each
     batch = lanes * size * repeats
-    check_sizes(ranks, micro_batches, lanes, batch, num_train=batch, repeats=repeats)
+    check_sizes(Sizes(ranks, micro_batches, lanes, batch, num_train=batch, repeats=repeats))
 
 
 @settings(max_examples=300)
@@ -76,7 +76,7 @@ def test_what_does_not_work_is_refused_with_sizes_that_do(
 
     def check(first: int, *others: int) -> None:
         ranks = first * (per_node or 1)
-        check_sizes(ranks, *others, **there, ranks_per_node=per_node)  # type: ignore[arg-type]
+        check_sizes(Sizes(ranks, *others, **there, ranks_per_node=per_node))  # type: ignore[arg-type]
 
     try:
         check(*asked.values())
@@ -109,7 +109,7 @@ def test_ten_images_are_told_how_they_can_be_trained_on(
 
 def test_24_ranks_and_a_batch_of_256_are_told_what_is_nearest() -> None:
     with pytest.raises(ConfigError) as refused:
-        check_sizes(24, 4, 32, 256, num_train=1000)
+        check_sizes(Sizes(24, 4, 32, 256, num_train=1000))
     first, *proposals = [line.split("   ")[0].strip() for line in str(refused.value).splitlines()]
     assert "ranks=24 does not divide recipe.num_micro_batches=4" in first
     assert proposals == [
@@ -121,7 +121,7 @@ def test_24_ranks_and_a_batch_of_256_are_told_what_is_nearest() -> None:
 
 def test_a_batch_that_the_lanes_do_not_divide_is_told_the_ones_around_it() -> None:
     with pytest.raises(ConfigError) as refused:
-        check_sizes(2, 4, 32, 250, num_train=1000)
+        check_sizes(Sizes(2, 4, 32, 250, num_train=1000))
     assert "data.lanes=32 does not divide recipe.global_batch_size=250" in str(refused.value)
     assert "recipe.global_batch_size=224   (lanes" in str(refused.value)
     assert "recipe.global_batch_size=256   (lanes" in str(refused.value)
