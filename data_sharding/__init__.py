@@ -2,15 +2,15 @@
 
 The way of the data, where to begin reading each stage:
 
-1. `sources`   where images come from; `csv_source`, `tar_source` and `reshard` are others
-2. `write`     samples, shuffled by seed, become WebDataset tars
-3. `manifest`  one small file a split: shards, sample counts, bytes, digests, classes
-4. `counter`   random numbers that are functions of a key, never of a history
-5. `order`     which samples form global batch t: integers in, integers out
-6. `stores`    where shards are read from: in place, from the node's `cache`, or streamed
-7. `shard`     a memory-mapped tar: sample i -> its bytes and label
-8. `augment`   the view of a sample: crop and flip, keyed by (seed, pass, sample id)
-9. `decode`    bytes and views -> pixels
-10. `batches`  micro-batches by name
-11. `loader`   the same in DataLoader workers
+1. `sources.base`                where images come from; its neighbours are the kinds of sources
+2. `writing.dataset_writer`      samples, shuffled by seed, become WebDataset tars
+3. `format.manifest`             one small file a split: shards, counts, bytes, digests, classes
+4. `rng`                         random numbers that are functions of a key, never of a history
+5. `sampling.sample_order`       which samples form global batch t: integers in, integers out
+6. `storage.shard_store`         where shards are read from: in place, the node's cache, streamed
+7. `format.shard_reader`         a memory-mapped tar: sample i -> its bytes and label
+8. `transforms.crops`            the crop and flip of a sample, keyed by (seed, pass, sample id)
+9. `transforms.decode`           bytes and crops -> pixels
+10. `loading.datasets`           micro-batches by key
+11. `loading.loader`             the same in DataLoader workers
 """

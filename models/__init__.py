@@ -1,6 +1,6 @@
 """A name and a number of classes in, a freshly initialised network out.
 
-    lenet5_1998              Tahoe's own: one file a paper, beside this one
+    lenet5_1998              Tahoe's own: one file a paper, in `historical`
     timm/resnet50            any network of timm, also with a weight tag: timm/resnet50.a1_in1k
     torchvision/resnet50     any classifier of torchvision, with fresh weights
     package.module:function  yours: called with num_classes=, in_channels= and your options

@@ -16,7 +16,7 @@ def names() -> list[str]:
 
 
 def is_known(name: str) -> bool:
-    """Tell whether `build` can build this full name."""
+    """Tell whether `build_external` can build this full name."""
     library, _, bare_name = name.partition("/")
     if library == "torchvision":
         return name in names()

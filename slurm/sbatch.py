@@ -127,7 +127,7 @@ def render_template(
         options: of sbatch.
         purpose: said in its first lines.
         module: what each rank runs, with the run directory as its argument.
-        hooks: see `render`.
+        hooks: see `render_sbatch`.
     """
     lines = list(options)
     names = [line.partition("=")[0] for line in lines]

@@ -115,7 +115,7 @@ def _explained(num_workers: int) -> Iterator[None]:
 
 
 def ring_bytes(dataset: BatchDataset, num_workers: int, num_held: int = 0) -> int:
-    """Return the shared memory that `load` takes for a data set."""
+    """Return the shared memory that `iter_batches` takes for a data set."""
     return _num_slots(num_workers, num_held) * dataset.max_bytes if num_workers else 0
 
 

@@ -66,7 +66,7 @@ class SplitReader:
         """Write a sample's pixels to `out`, (views, size, size, channels).
 
         Raises:
-            BadSample: as `decoded` does.
+            BadSample: as `decode` does.
         """
         return self.decode(sample, lambda data: (out, decode(data, choose_views, out)))
 

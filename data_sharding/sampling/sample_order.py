@@ -23,7 +23,7 @@ steps, while an epoch remains as many images as the data set has (as with DeiT's
 github.com/facebookresearch/deit, samplers.py).
 
 The only array is as long as the list of shards. The permutations of step 4 are computed element by
-element (`counter.permute`), so a look-up costs the same at step 0 and at step 10**9.
+element (`rng.permute_index`), so a look-up costs the same at step 0 and at step 10**9.
 """
 
 from dataclasses import dataclass

@@ -43,7 +43,7 @@ class CacheSettings:
     Args:
         directory: on a disk of the node; network file systems do not know its locks.
         max_bytes: of all shards there together.
-        num_connections, part_bytes, part_timeout_s, deadline_s: see `io.download.Transfer`.
+        num_connections, part_bytes, part_timeout_s, deadline_s: see `DownloadSettings`.
     """
 
     directory: Path

@@ -125,7 +125,7 @@ def config_hash(config: Config) -> str:
 
 
 def _decisive(value: Any, key: str = "") -> Any:
-    """Return a value for `identity`, of a section what is neither safe nor the schema's default."""
+    """Return a value for `config_hash`: no mutable keys, and none with the schema's default."""
     if isinstance(value, tuple):
         return [_decisive(one, key) for one in value]
     if not dataclasses.is_dataclass(value):

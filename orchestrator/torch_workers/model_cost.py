@@ -24,7 +24,7 @@ from orchestrator.training.task.warm_start import load_initial_weights
 def cost(
     config: Mapping[str, Any], num_classes: int, init_file: str | None = None
 ) -> Mapping[str, float]:
-    """Return what `network.count_cost` counts.
+    """Return what `task.model.model_cost` counts.
 
     Args:
         init_file: weights that the network is to begin with, which are tried on it.

@@ -180,7 +180,7 @@ class TrainContext:
         return result
 
     def compute_metrics(self, step: int, images_per_s: float) -> dict[str, float]:
-        """Return what training has taken until a step; see meter.compute_figures."""
+        """Return what training has taken until a step; see `throughput.compute_figures`."""
         peak, sizes = self.config.cluster.peak_tflops, self.data.train.sizes
         all_peaks = peak * self.world.size if peak else None
         num_images = sizes.num_of_last(step) * self.plan.global_batch_size

@@ -1,7 +1,7 @@
 """How an attempt ends: what the ranks are asked to do, what they agree on, and the exit code.
 
 A signal handler sets a flag and does nothing else. The loop offers the flag once a step, the ranks
-agree on the highest (`world.Agreement`), and all act on it at the same step.
+agree on the highest (`world.AsyncMaxReduce`), and all act on it at the same step.
 """
 
 import signal

@@ -156,7 +156,7 @@ def _digest(run: Run) -> str | None:
 
 
 def _value(text: str) -> Any:
-    """Return what was sent as this text, or what has the same one; see outgoing.as_text."""
+    """Return what was sent as this text, or what has the same one; see `redact.truncate_json`."""
     try:
         return json.loads(text)
     except ValueError:

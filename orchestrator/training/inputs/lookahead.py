@@ -1,8 +1,8 @@
 """Batches looked at before they are needed, so that a rank that will miss one can say so in time.
 
 A step is done by all ranks or by none: one that had no batch would leave the others waiting in it.
-What a rank offers after a step is acted on after the next (`world.Agreement`). So it must know by
-then that it has what the step after that one takes; else they save, and part.
+What a rank offers after a step is acted on after the next (`world.AsyncMaxReduce`). So it must know
+by then that it has what the step after that one takes; else they save, and part.
 """
 
 from collections import deque

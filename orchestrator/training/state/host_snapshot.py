@@ -19,14 +19,14 @@ from orchestrator.training.state.train_state import TrainState
 
 @dataclass
 class HostSnapshot:
-    """Memory for the state of a step, which each `take` uses again."""
+    """Memory for the state of a step, which each `capture` uses again."""
 
     _buffers: dict[tuple[str, ...], torch.Tensor] = field(default_factory=dict)
 
     def capture(self, state: TrainState, step: int) -> dict[str, WriteFn]:
         """Copy the state, and return what writes the files of its checkpoint.
 
-        They must have been written, or be given up, before the next `take`.
+        They must have been written, or be given up, before the next `capture`.
         """
         parts = {"model.safetensors": self._weights("model", state.network)}
         if state.ema is not None:

@@ -17,7 +17,7 @@ from orchestrator.config.recipe import Recipe
 class Task(Protocol):
     """What a network is trained for.
 
-    `figures` are the means over samples that an evaluation gives, by name, `val/loss` among them.
+    `metric_names` are the means over samples that an evaluation gives, `val/loss` among them.
     """
 
     metric_names: tuple[str, ...]
