@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -227,6 +228,17 @@ def main() -> None:
     server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
     print(server.port, flush=True)
     server.serve_forever()
+
+
+def take_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `s3://` URLs lead to a port where nobody listens, each asked for once."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{probe.getsockname()[1]}"  # where nobody listens
+    once = {"retries": {"max_attempts": 0}}
+    options = {"key": "a", "secret": "b", "endpoint_url": endpoint, "config_kwargs": once}
+    monkeypatch.setitem(fsspec.config.conf, "s3", options)
+    monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "retries", 1)
 
 
 if __name__ == "__main__":

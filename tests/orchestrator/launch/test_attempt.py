@@ -1,14 +1,13 @@
 """What comes after an attempt: the whole policy, case by case."""
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
-import fsspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from s3 import take_out_of_reach
 
 from orchestrator.jobs.job_hooks import (
     AttemptEnd,
@@ -122,13 +121,7 @@ def test_a_store_that_cannot_be_asked_ends_no_run(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor is it gone on with for ever: nobody can tell that anything was gained."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        endpoint = f"http://127.0.0.1:{probe.getsockname()[1]}"  # where nobody listens
-    once = {"retries": {"max_attempts": 0}}
-    options = {"key": "a", "secret": "b", "endpoint_url": endpoint, "config_kwargs": once}
-    monkeypatch.setitem(fsspec.config.conf, "s3", options)
-    monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "retries", 1)
+    take_out_of_reach(monkeypatch)
     config = run.read_config()
     elsewhere = config["checkpoint"] | {"url": "s3://bucket/run"}
     max_crashes = config["cluster"] | {"max_crashes": 1}

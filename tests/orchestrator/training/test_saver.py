@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -13,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 import torch
 from running import Tahoe
+from s3 import take_out_of_reach
 from torch import nn
 
 from orchestrator.checkpoint.store import CheckpointStore, WriteFn
@@ -139,13 +138,7 @@ def test_a_store_that_is_out_of_reach_is_told_as_a_full_disk_is(
     state: TrainState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """botocore's errors are no OSError: one in a background thread would end the attempt."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        endpoint = f"http://127.0.0.1:{probe.getsockname()[1]}"  # where nobody listens
-    once = {"retries": {"max_attempts": 0}}
-    options = {"key": "a", "secret": "b", "endpoint_url": endpoint, "config_kwargs": once}
-    monkeypatch.setitem(fsspec.config.conf, "s3", options)
-    monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "retries", 1)
+    take_out_of_reach(monkeypatch)
     saver = AsyncCheckpointer(CheckpointStore("s3://bucket/run"), KEEP)
     saver.save(state, 1, {})
     with pytest.raises(SaveError, match="EndpointConnectionError"):
