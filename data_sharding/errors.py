@@ -1,12 +1,31 @@
 """The errors of data sets, shards, samples and labels."""
 
 
-class DataError(Exception):
-    """A data set cannot be used or written as asked; the message says what to do instead."""
+class UserError(Exception):
+    """Report a problem that a user can fix: programs print it without a traceback.
+
+    Args:
+        problem: what is wrong, where, and the consequence; without a full stop at its end.
+        value: the value, path or URL that is wrong, for programs and tests.
+        hint: the remedy, in sentences. Names of parameters stand in backticks.
+    """
+
+    def __init__(self, problem: str, *, value: object = None, hint: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.value = value
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.problem}. {self.hint}" if self.hint else self.problem
+
+
+class DataError(UserError):
+    """A data set cannot be used or written as requested."""
 
 
 class UnavailableError(DataError):
-    """What is needed is refused, out of reach or without room now: at another time it may come."""
+    """Data are refused, out of reach or without space now; a later attempt may succeed."""
 
 
 class ShardError(DataError):
@@ -14,13 +33,14 @@ class ShardError(DataError):
 
 
 class UnavailableShardError(ShardError, UnavailableError):
-    """A shard cannot be read now, by no fault of its own that is known."""
+    """A shard cannot be read now, by no known fault of its own."""
 
 
 class BadSample(Exception):  # noqa: N818  a fact about the data, not about the program
     """One sample cannot be used; the others can.
 
     Args:
+        message: the reason.
         labels: its labels, if they at least are known.
     """
 
@@ -30,4 +50,4 @@ class BadSample(Exception):  # noqa: N818  a fact about the data, not about the 
 
 
 class BadLabelError(Exception):
-    """A label is not what the rule says; the message says what it is."""
+    """A label breaks the label rule; the message quotes it."""

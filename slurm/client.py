@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slurm.conflicting_options import input_variables
+from slurm.errors import SlurmError
 
 _DEADLINE_S = 120
 _NOTHING = {"None", "N/A", "NOT_SET", "INVALID"}  # as squeue says that there is none
@@ -25,10 +26,6 @@ ENDED = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
     *("NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT"),
 }
-
-
-class SlurmError(Exception):
-    """Slurm refused, or cannot be reached; the message says what it said and what to do."""
 
 
 @dataclass(frozen=True)

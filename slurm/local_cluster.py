@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from slurm.errors import SlurmError
+
 PROGRAMS = {
     "slurmctld": "slurm-wlm",
     "slurmd": "slurm-wlm",
@@ -33,8 +35,8 @@ _DEADLINE_S = 30
 _SUBNETS = range(10, 250)
 
 
-class RehearsalError(Exception):
-    """A rehearsal cluster cannot be had; the message says what is missing and what to do."""
+class LocalClusterError(SlurmError):
+    """The local cluster cannot be started, or does not run."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,10 @@ class LocalCluster:
         """Start a cluster in a directory of its own and return when its nodes are idle.
 
         Raises:
-            RehearsalError: something that it needs is missing, or it does not come up.
+            LocalClusterError: something that it needs is missing, or it does not come up.
         """
         if lacking := missing():
-            raise RehearsalError(
+            raise LocalClusterError(
                 "a rehearsal cluster cannot be started here. Missing: " + "; ".join(lacking)
             )
         # Not where the user wants it: slurm.conf takes no blanks, a socket's path 100 bytes.
@@ -88,12 +90,12 @@ class LocalCluster:
         """Return the cluster that was started in a directory.
 
         Raises:
-            RehearsalError: there is none.
+            LocalClusterError: there is none.
         """
         try:
             facts = json.loads((directory / "cluster.json").read_text())
         except FileNotFoundError:
-            raise RehearsalError(
+            raise LocalClusterError(
                 f"no rehearsal cluster at {directory}: cluster.json is missing there. Give the "
                 "directory that `tahoe rehearse up` printed."
             ) from None
@@ -114,7 +116,7 @@ class LocalCluster:
         """Cut a node's network and kill what runs on it, as if its power had gone.
 
         Raises:
-            RehearsalError: there is no such node.
+            LocalClusterError: there is no such node.
         """
         self._check_name(name)
         self._ip(name, "link", "set", "eth0", "down")
@@ -125,7 +127,7 @@ class LocalCluster:
         """Give a killed node its network and its slurmd back, and return when it is idle.
 
         Raises:
-            RehearsalError: there is no such node, or it does not come back.
+            LocalClusterError: there is no such node, or it does not come back.
         """
         self._check_name(name)
         self._ip(name, "link", "set", "eth0", "up")
@@ -252,7 +254,7 @@ class LocalCluster:
     def _daemon(self, *command: str, environ: Mapping[str, str] | None = None) -> None:
         done = _run(*command, environ=environ, check=False)
         if done.returncode:
-            raise RehearsalError(
+            raise LocalClusterError(
                 f"`{' '.join(command)}` failed: {done.stderr.strip() or done.stdout.strip()}. The "
                 f"cluster was ended; its logs are in {self.directory}/log."
             )
@@ -277,7 +279,7 @@ class LocalCluster:
 
     def _check_name(self, name: str) -> None:
         if name not in self.names:
-            raise RehearsalError(f"no node {name!r} here; there are {', '.join(self.names)}")
+            raise LocalClusterError(f"no node {name!r} here; there are {', '.join(self.names)}")
 
     def _pids_in(self, name: str) -> list[int]:
         done = _run("ip", "netns", "pids", self._namespace(name), check=False)
@@ -302,7 +304,7 @@ class LocalCluster:
             except (subprocess.CalledProcessError, KeyError):
                 pass  # slurmctld does not answer yet
             if time.monotonic() > deadline_s:
-                raise RehearsalError(
+                raise LocalClusterError(
                     f"waited {_DEADLINE_S} s until {what}, in vain. Its logs are in "
                     f"{self.directory}/log."
                 )
@@ -326,7 +328,7 @@ def _take_subnet() -> int:
     """Return a number that no rehearsal uses: making the bridge is what takes it.
 
     Raises:
-        RehearsalError: a bridge cannot be made, or too many rehearsals run.
+        LocalClusterError: a bridge cannot be made, or too many rehearsals run.
     """
     for subnet in _SUBNETS:
         bridge = _bridge(subnet)
@@ -336,11 +338,11 @@ def _take_subnet() -> int:
         if made.returncode == 0:
             return subnet
         if not _device(bridge).exists():  # nor has another rehearsal been faster
-            raise RehearsalError(
+            raise LocalClusterError(
                 f"a network bridge cannot be made: {made.stderr.strip()}. A rehearsal cluster "
                 "needs the right to (CAP_NET_ADMIN, which a container has to be given)."
             )
-    raise RehearsalError("too many rehearsal clusters run here: end one (`tahoe rehearse down`)")
+    raise LocalClusterError("too many rehearsal clusters run here: end one (`tahoe rehearse down`)")
 
 
 def _bridge(subnet: int) -> str:

@@ -26,7 +26,7 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import IO, Any, Self
 
-from data_sharding.errors import ShardError
+from data_sharding.errors import ShardError, UserError
 from data_sharding.io import filesystem as files
 from data_sharding.io.download import fetch_file
 from orchestrator.config.schema import Config
@@ -41,7 +41,7 @@ Files = dict[str, Path]  # of a checkpoint, by name
 log = logging.getLogger(__name__)
 
 
-class CheckpointError(Exception):
+class CheckpointError(UserError):
     """A checkpoint is not what its manifest says."""
 
 

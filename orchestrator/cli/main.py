@@ -100,19 +100,13 @@ def _run(given: list[str]) -> int:
 
 def _run_command(call: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
     """Run a verb; what the user can mend is told without a traceback."""
-    from data_sharding.errors import DataError
-    from orchestrator.checkpoint.store import CheckpointError
+    from data_sharding.errors import UserError
     from orchestrator.config.parse import ConfigError
-    from orchestrator.run.rundir import RunError
-    from slurm.client import SlurmError
-    from slurm.local_cluster import RehearsalError
+    from slurm.errors import SlurmError
 
     try:
         return call(options)
-    except (
-        *(CheckpointError, ConfigError, DataError),
-        *(RehearsalError, RunError, SlurmError),
-    ) as error:
+    except (UserError, SlurmError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 93 if isinstance(error, ConfigError) else 1
     except PermissionError as error:

@@ -13,11 +13,12 @@ from typing import Any, cast
 
 from pydantic import TypeAdapter, ValidationError
 
+from data_sharding.errors import UserError
 from orchestrator.config.schema import Config
 from orchestrator.redact import has_credentials, redact_urls
 
 
-class ConfigError(Exception):
+class ConfigError(UserError):
     """The config cannot be run; the message lists what would be valid."""
 
 

@@ -29,7 +29,7 @@ def local_cluster_for(num_losses: int, config: Config) -> LocalCluster:
     Raises:
         ConfigError: a node that two attempts have died of is given to no other, so that too few
             might be left.
-        RunError, RehearsalError: there is no such cluster.
+        RunError, LocalClusterError: there is no such cluster.
     """
     if "SLURM_CONF" not in os.environ:
         raise RunError(

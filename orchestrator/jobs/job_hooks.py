@@ -26,6 +26,7 @@ from orchestrator.run.exit_status import ExitCode, RunOutcome
 from orchestrator.run.outcome import read_attempts
 from orchestrator.run.rundir import RunDir, RunError, read_json_lines
 from slurm import client
+from slurm.errors import SlurmError
 from slurm.node_failure import lost_node
 
 _ROOM_WAIT_S, _ROOM_POLL_S = 300.0, 10.0  # for room on the disk of the run directory
@@ -236,7 +237,7 @@ def _down_node(nodes: str | None) -> str | None:
         return None
     try:
         return next(iter(client.down_nodes(nodes)), None)
-    except client.SlurmError:
+    except SlurmError:
         return None
 
 

@@ -21,6 +21,7 @@ from orchestrator.run.rundir import RunDir
 from orchestrator.tracking.records.record import Record
 from orchestrator.tracking.records.record_index import load_records
 from slurm import client
+from slurm.errors import SlurmError
 
 _UNBOUNDED = 10_000  # columns of text, where no terminal bounds them
 _GAP, _LEAST_REASON = 2, 20  # between two columns of a table; what is shown of the last one
@@ -71,7 +72,7 @@ def run_statuses(runs: Sequence[RunDir], *, passing_over: bool = False) -> list[
     known_runs = load_records(runs, passing_over=passing_over)
     try:
         known = client.queued_jobs(job for one in known_runs for job in one.job_ids)
-    except client.SlurmError as error:  # the directories still tell what has happened
+    except SlurmError as error:  # the directories still tell what has happened
         print(f"warning: of waiting and running jobs nothing is known: {error}", file=sys.stderr)
         return [_standing(one, None, "") for one in known_runs]
     alive = {j: job for j, job in known.items() if job.state not in client.ENDED}

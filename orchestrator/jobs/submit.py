@@ -22,6 +22,7 @@ from orchestrator.run.rundir import (
 )
 from orchestrator.run.sweepdir import SweepDir
 from slurm import client
+from slurm.errors import SlurmError
 from slurm.job_array import JobArray, group_compatible, render_array
 from slurm.sbatch import SbatchRequest, overruled, render_sbatch
 
@@ -80,8 +81,8 @@ def submit_arrays(
         _say_what_wins(job, file)
         try:
             array_id = client.submit(file, after=dependency)
-        except client.SlurmError as error:
-            raise client.SlurmError(f"{error} {_so_far(sweep, submitted)}") from None
+        except SlurmError as error:
+            raise SlurmError(f"{error} {_so_far(sweep, submitted)}") from None
         submitted.append(array_id)
         for i, member in enumerate(some):
             _note(member, f"{array_id}_{i}")

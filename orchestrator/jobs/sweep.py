@@ -19,7 +19,7 @@ from orchestrator.number_format import pluralize
 from orchestrator.run.metric_stream import curve
 from orchestrator.run.rundir import RunDir, RunError, RunningError, write_atomic
 from orchestrator.run.sweepdir import RESULTS, SweepDir
-from slurm.client import SlurmError
+from slurm.errors import SlurmError
 
 OBJECTIVE = "val/top1"  # in percent; a sweeper is told to maximise it
 _ASK_EVERY_S = 5.0

@@ -26,6 +26,7 @@ from orchestrator.preflight.check_result import CheckResult
 from orchestrator.preflight.node_checks import check_node_caches
 from orchestrator.run.rundir import RunDir, RunError, hold
 from slurm import client
+from slurm.errors import SlurmError
 
 DISTRIBUTION = "tahoe-orchestrator"
 # Of the fp32 weights, if there is everything: themselves, two moments of an optimizer, an average.
@@ -167,4 +168,4 @@ def check_queue(config: Config) -> str:
         return client.test_submission(Path(file.name))
 
 
-CHECK_ERRORS = (ConfigError, DataError, RunError, client.SlurmError)
+CHECK_ERRORS = (ConfigError, DataError, RunError, SlurmError)

@@ -18,6 +18,7 @@ from orchestrator.number_format import pluralize
 from orchestrator.preflight.check_result import CheckResult
 from orchestrator.run.rundir import RunDir, RunError, write_atomic
 from slurm import client
+from slurm.errors import SlurmError
 from slurm.node_check import render_checkup
 
 _ASK_EVERY_S = 5.0
@@ -87,7 +88,7 @@ def _wait_for(job_id: str) -> str:
     while True:
         try:
             job = client.queued_jobs([job_id]).get(job_id)
-        except client.SlurmError as error:  # the job goes on, whether asked for or not
+        except SlurmError as error:  # the job goes on, whether asked for or not
             now = f"job {job_id}: {error}"
         else:
             if job is None:

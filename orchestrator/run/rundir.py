@@ -20,12 +20,13 @@ from uuid import uuid4
 
 import yaml
 
+from data_sharding.errors import UserError
 from data_sharding.io.flock import NoLocksError, flock
 
 _SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
 
 
-class RunError(Exception):
+class RunError(UserError):
     """A run directory cannot be used as asked; the message says what to do instead."""
 
 

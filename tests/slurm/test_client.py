@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from slurm import client
+from slurm.errors import SlurmError
 
 
 def program(directory: Path, name: str, body: str) -> None:
@@ -22,7 +23,7 @@ def bin_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_machine_without_slurm_is_told_so(bin_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(bin_dir))
-    with pytest.raises(client.SlurmError, match=r"no `sbatch` on this machine.*tahoe train"):
+    with pytest.raises(SlurmError, match=r"no `sbatch` on this machine.*tahoe train"):
         client.submit(bin_dir / "job.sbatch")
     assert client.queued_jobs([]) == {}  # nothing was submitted, so nobody need be asked
 
@@ -30,7 +31,7 @@ def test_a_machine_without_slurm_is_told_so(bin_dir: Path, monkeypatch: pytest.M
 def test_what_slurm_says_is_passed_on(bin_dir: Path) -> None:
     said = "sbatch: error: invalid partition specified: gpuu"
     program(bin_dir, "sbatch", f"echo '{said}' >&2; exit 1")
-    with pytest.raises(client.SlurmError, match=r"`sbatch` failed: invalid partition .*: gpuu"):
+    with pytest.raises(SlurmError, match=r"`sbatch` failed: invalid partition .*: gpuu"):
         client.submit(bin_dir / "job.sbatch")
 
 

@@ -239,12 +239,12 @@ def rehearse_preempt(options: argparse.Namespace) -> int:
 
 
 def _cluster(options: argparse.Namespace) -> "LocalCluster":
-    from slurm.local_cluster import LocalCluster, RehearsalError
+    from slurm.local_cluster import LocalCluster, LocalClusterError
 
     directory = options.directory
     if directory is None:
         if "SLURM_CONF" not in os.environ:
-            raise RehearsalError(
+            raise LocalClusterError(
                 "which cluster? Give its directory, or export SLURM_CONF as `tahoe rehearse up` "
                 "has printed."
             )
