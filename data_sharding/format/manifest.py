@@ -25,6 +25,8 @@ from data_sharding.io import filesystem
 
 FORMAT = "tahoe-shards-1"
 FILE_NAME = "manifest.json"
+SPLITS = ("train", "val")
+PUBLISH_ORDER = SPLITS[::-1]  # a data set is complete when train has its manifest
 TABLE_NAME: Final = "shards.safetensors"
 _MAX_LISTED = 10_000  # shards; more are a table in a file of its own, mapped and not parsed
 

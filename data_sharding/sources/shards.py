@@ -16,7 +16,7 @@ from braceexpand import braceexpand
 
 from data_sharding.errors import DataError
 from data_sharding.format.labels import LabelRule
-from data_sharding.format.manifest import Manifest, read_manifest
+from data_sharding.format.manifest import SPLITS, Manifest, read_manifest
 from data_sharding.io import filesystem
 from data_sharding.sources.base import Source
 from data_sharding.sources.shard_samples import ShardSamples, split_off
@@ -31,8 +31,6 @@ from data_sharding.tools.index import resolve_classes
 from data_sharding.tools.scan import Scan, Target, scan_shards
 from data_sharding.tools.scan_warnings import describe_scans, warn
 from data_sharding.tools.verify import read_manifests
-
-SPLITS = ("train", "val")
 
 
 @dataclass(frozen=True)

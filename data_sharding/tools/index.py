@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 from data_sharding.errors import DataError
 from data_sharding.format.label_checks import describe_gaps, describe_runs, describe_untrained
 from data_sharding.format.labels import LabelRule, sorted_classes
-from data_sharding.format.manifest import Manifest, read_manifest, url_of, write_manifest
+from data_sharding.format.manifest import (
+    PUBLISH_ORDER,
+    SPLITS,
+    Manifest,
+    read_manifest,
+    url_of,
+    write_manifest,
+)
 from data_sharding.format.shard_table import ShardTable
 from data_sharding.io import filesystem
 from data_sharding.io.text import pluralize
@@ -32,7 +39,6 @@ from data_sharding.tools.find_shards import (
 from data_sharding.tools.scan import Scan, Target, scan_shards
 from data_sharding.tools.scan_warnings import describe_scans, warn
 
-SPLITS = ("val", "train")  # in the order of publishing
 _MAX_CLASSES = 1 << 20  # a number above is an id of something, not of a class
 _SHARD_NAME = re.compile(r"[A-Za-z0-9._-]+\.tar")
 _SHOWN = 5
@@ -68,8 +74,8 @@ def find_shards(url: str, split: str | None, pattern: str = "*.tar") -> dict[str
     found = {}
     with reaching(url):
         is_local = filesystem.local_path(url) is not None
-    directories = split_directories(url) if is_local else {name: name for name in SPLITS}
-    for name in SPLITS if split is None else (split,):
+    directories = split_directories(url) if is_local else {name: name for name in PUBLISH_ORDER}
+    for name in PUBLISH_ORDER if split is None else (split,):
         directory = filesystem.join(url, directories[name])
         names = list_shards(directory, pattern)
         if names:
@@ -175,7 +181,9 @@ def write_manifests(
             its own, or links to the shards cannot be made.
     """
     with reaching(url):
-        there = {s: read_manifest(url, s) for s in SPLITS if filesystem.exists(url_of(url, s))}
+        there = {
+            s: read_manifest(url, s) for s in PUBLISH_ORDER if filesystem.exists(url_of(url, s))
+        }
     refuse_repeated(
         {s: ((i.name, i.sha256) for i in m.shards) for s, m in {**there, **manifests}.items()}
     )
@@ -185,7 +193,7 @@ def write_manifests(
         raise DataError(_other_manifest(url, there, manifests, differing[0]))
     if set(there) == set(manifests) and not differing:
         return False
-    for split in SPLITS:
+    for split in PUBLISH_ORDER:
         if split in manifests:
             _publish_split(url, split, found[split], manifests[split])
     return True
@@ -209,7 +217,7 @@ def _publish_split(url: str, split: str, found: FoundShards, manifest: Manifest)
 
 def classes_of_other_split(url: str, found: Mapping[str, FoundShards]) -> tuple[str, ...] | None:
     """Return the classes of a split that has a manifest and is not among those found."""
-    others = (split for split in SPLITS if split not in found)
+    others = (split for split in PUBLISH_ORDER if split not in found)
     with reaching(url):
         other = next((split for split in others if filesystem.exists(url_of(url, split))), None)
     return None if other is None else read_manifest(url, other).classes

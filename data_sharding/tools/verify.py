@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from data_sharding.errors import BadLabelError, BadSample, ShardError
 from data_sharding.format.labels import LabelRule
-from data_sharding.format.manifest import Manifest, ShardInfo, read_manifest, url_of
+from data_sharding.format.manifest import SPLITS, Manifest, ShardInfo, read_manifest, url_of
 from data_sharding.format.shard_reader import ShardReader
 from data_sharding.image.strict_decode import find_damage
 from data_sharding.io import filesystem
@@ -23,8 +23,6 @@ from data_sharding.tools.duplicate_shards import repeated
 from data_sharding.tools.local_copy import local_copy, reason_of
 from data_sharding.tools.scan import sha256_of
 from data_sharding.tools.scan_warnings import describe, describe_left
-
-SPLITS = ("train", "val")
 
 COPY_AGAIN = "Copy the shard again from where the data set came from, or make the set again."
 REACH = "Check the credentials and the network, and verify again."

@@ -21,7 +21,13 @@ from numpy.typing import NDArray
 
 from data_sharding.errors import DataError
 from data_sharding.format.label_checks import describe_untrained
-from data_sharding.format.manifest import Manifest, read_manifest, url_of, write_manifest
+from data_sharding.format.manifest import (
+    PUBLISH_ORDER,
+    Manifest,
+    read_manifest,
+    url_of,
+    write_manifest,
+)
 from data_sharding.format.shard_table import ShardTable
 from data_sharding.image.quality_report import QualityFindings, report
 from data_sharding.io import filesystem
@@ -31,7 +37,6 @@ from data_sharding.sources.base import Source
 from data_sharding.writing.dedupe import Duplicates, find_duplicates
 from data_sharding.writing.journal import (
     REPORT,
-    SPLITS,
     file_sizes,
     is_in_progress,
     locked,
@@ -153,7 +158,7 @@ def _facts(
 
 def _noted(source: Source) -> dict[str, str]:
     """Return digests that tell a source from one of equal facts; the bytes of a set lack them."""
-    sizes = {split: len(source.splits[split]) for split in SPLITS}
+    sizes = {split: len(source.splits[split]) for split in PUBLISH_ORDER}
     layout = hashlib.sha256(json.dumps([source.classes, sizes]).encode()).hexdigest()
     return {"times_sha256": source.times_sha256, "layout_sha256": layout}
 
@@ -162,7 +167,7 @@ def _reuse(
     source: Source, url: str, facts: Mapping[str, Any], *, is_locked: bool = False
 ) -> Dataset:
     """Return the set at a URL if it was made like this; a split is only there when it is whole."""
-    manifests = {split: read_manifest(url, split) for split in SPLITS}
+    manifests = {split: read_manifest(url, split) for split in PUBLISH_ORDER}
     there = manifests["train"].source
     if there == facts:
         found = _read_report(url)
@@ -256,7 +261,7 @@ class _DatasetWriter:
 
     def _tasks(self, duplicates: Duplicates) -> list[ShardTask]:
         tasks = []
-        for split in SPLITS:
+        for split in PUBLISH_ORDER:
             numbers = np.arange(len(self.job.source.splits[split]))
             if split == "train":
                 numbers = np.delete(numbers, duplicates.left_out)
@@ -292,7 +297,7 @@ class _DatasetWriter:
         source, url = self.job.source, self.job.url
         rule = STORED_LABELS[source.labels.kind]
         manifests = {}
-        for split in SPLITS:
+        for split in PUBLISH_ORDER:
             infos = tuple(s.info for s in shards if s.split == split and s.info is not None)
             if not infos:
                 raise DataError(
@@ -306,7 +311,7 @@ class _DatasetWriter:
         if found is not None:
             text = json.dumps(found, indent=2, ensure_ascii=False)
             filesystem.write_bytes(filesystem.join(url, REPORT), (text + "\n").encode())
-        for split in SPLITS:
+        for split in PUBLISH_ORDER:
             write_manifest(url, split, manifests[split])
         return Dataset(manifests, reused=False, report=found)
 
@@ -336,7 +341,7 @@ def _reusable_shards(
     url: str, tasks: Sequence[ShardTask], records: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, WrittenShard]:
     """Return the shards that are finished and still there, by the names of their records."""
-    there = {split: file_sizes(url, split) for split in SPLITS} if records else {}
+    there = {split: file_sizes(url, split) for split in PUBLISH_ORDER} if records else {}
     kept = {}
     for task in tasks:
         if task.record_name in records:
@@ -377,7 +382,7 @@ def _report(
     over = QualityFindings(
         Counter(source.skipped), {k: [*v] for k, v in source.ignored_names.items()}
     )
-    labels = {split: _labels(source, shards, split) for split in SPLITS}
+    labels = {split: _labels(source, shards, split) for split in PUBLISH_ORDER}
     untrained = describe_untrained(labels["train"], labels["val"])
     more = {"warnings": [*filter(None, [untrained])], "notes": [*source.notes], **_noted(source)}
     return {**report(findings, numbers, over), **more}

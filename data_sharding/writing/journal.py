@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from data_sharding.errors import DataError
-from data_sharding.format.manifest import url_of
+from data_sharding.format.manifest import SPLITS, url_of
 from data_sharding.io import filesystem
 from data_sharding.io.flock import NoLocksError, flock
 
-SPLITS = ("val", "train")  # in the order of publishing
 REPORT = "report.json"
 _MARK = "unfinished.json"
 _RECORDS = "unfinished"
@@ -195,7 +194,7 @@ def _refuse_others(url: str) -> None:
 
 def _discard(url: str) -> None:
     """Remove an unfinished set: the manifests before the records, and those before the shards."""
-    for split in reversed(SPLITS):
+    for split in SPLITS:
         filesystem.remove(url_of(url, split))
     filesystem.remove(filesystem.join(url, REPORT))
     filesystem.remove_directory(filesystem.join(url, _RECORDS))

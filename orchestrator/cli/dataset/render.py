@@ -23,9 +23,9 @@ from rich.table import Table
 from rich.text import Text
 
 from data_sharding.errors import DataError
-from data_sharding.format.manifest import Manifest
+from data_sharding.format.manifest import SPLITS, Manifest
 from data_sharding.tools.stats import PERCENTILES, Stats
-from data_sharding.tools.verify import SPLITS, Problem, VerifyReport
+from data_sharding.tools.verify import Problem, VerifyReport
 from orchestrator.json_output import strict_json
 
 _MAX_ROWS = 50
