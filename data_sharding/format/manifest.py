@@ -22,6 +22,7 @@ from data_sharding.format.labels import LabelRule
 from data_sharding.format.shard_table import Sha256, ShardTable
 from data_sharding.format.shard_table import ShardInfo as ShardInfo  # noqa: PLC0414  exported here too
 from data_sharding.io import filesystem
+from data_sharding.io.node_files import node_copy
 
 FORMAT = "tahoe-shards-1"
 FILE_NAME = "manifest.json"
@@ -178,8 +179,6 @@ def _reason(error: ValidationError) -> str:
 
 def _map_table(url: str, split: str, described: _TableFile) -> ShardTable:
     """Return the table that a manifest describes, from a file on this node."""
-    from data_sharding.io.node_copy import node_copy  # which needs this module
-
     where = filesystem.join(url, split, TABLE_NAME)
     try:
         path = node_copy(where, f"{described.columns_sha256}.safetensors", described.is_in)

@@ -1,4 +1,4 @@
-"""Files and directories that systems leave beside images: they are nobody's data.
+"""Files and directories that operating systems leave beside images.
 
 macOS writes `._x` and `.DS_Store`, and `__MACOSX/` into its archives; Windows `Thumbs.db`;
 Synology `@eaDir/`; Jupyter `.ipynb_checkpoints/`.
@@ -6,32 +6,19 @@ Synology `@eaDir/`; Jupyter `.ipynb_checkpoints/`.
 
 from functools import lru_cache
 
-_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini"))
-_DIRECTORIES = frozenset(
-    (
-        "__MACOSX",
-        "__pycache__",
-        "@eaDir",
-        "#recycle",
-        "$RECYCLE.BIN",
-        "System Volume Information",
-        "lost+found",
-        ".ipynb_checkpoints",
-        ".Trashes",
-        ".Spotlight-V100",
-        ".fseventsd",
-    )
-)
+_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
+_DIRECTORIES = frozenset({"__MACOSX", "__pycache__", ".ipynb_checkpoints", "lost+found"}) | {
+    *("@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information"),
+    *(".Trashes", ".Spotlight-V100", ".fseventsd"),
+}
 
 
-def is_clutter(name: str) -> bool:
-    """Return whether a file is hidden or left by a system, by its path with slashes."""
-    directory, _, file = name.rpartition("/")
-    if file[:1] == "." or file.lower() in _FILES:
-        return True
-    return directory != "" and _has_clutter(directory)
+def is_clutter(path: str) -> bool:
+    """Check whether a file, named by its path with slashes, is hidden or left by a system."""
+    directory, _, name = path.rpartition("/")
+    return name[:1] == "." or name.lower() in _FILES or _has_clutter(directory)
 
 
-@lru_cache(maxsize=256)  # files of a directory come together
+@lru_cache(maxsize=256)  # the files of a directory are listed together
 def _has_clutter(directory: str) -> bool:
     return not _DIRECTORIES.isdisjoint(directory.split("/"))

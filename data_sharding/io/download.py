@@ -1,10 +1,9 @@
-"""Bytes of remote files: in parts, over several connections, each part asked for until a deadline.
+"""Downloads of remote files in chunks: several requests at a time, each retried until a deadline.
 
-Stores fail in many ways that pass: they are busy, close a connection in the middle, or go silent. A
-part counts when all its bytes have come; otherwise it is asked for again, after a pause that grows
-and is drawn at random, so that a thousand ranks do not come back at the same moment.
+Stores fail in many ways that pass: they are busy, close a connection half-way, or go silent. A
+chunk counts when all its bytes have arrived; otherwise it is requested again after a pause.
 
-A file system is made in the process that uses it, never inherited: a copy of its event loop and
+A file system is created in the process that uses it, never inherited: a copy of its event loop and
 sockets in a forked process hangs.
 """
 
@@ -12,43 +11,45 @@ import asyncio
 import errno
 import logging
 import os
-import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from typing import IO, Any, NamedTuple, TypeVar
 
 from fsspec.asyn import get_loop
 
 from data_sharding.errors import ShardError, UnavailableError
 from data_sharding.io import filesystem
+from data_sharding.io.backoff import backoff_pauses
 
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 20.0
-_QUIET_ATTEMPTS = 2  # attempts that fail like this every day
-_random = random.SystemRandom()  # no state: forked processes would share it, and pause alike
+_QUIET_ATTEMPTS = 2  # transient failures are logged at DEBUG up to here
 
-_Answer = TypeVar("_Answer")
+_Response = TypeVar("_Response")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DownloadSettings:
-    """How hard a store is asked.
+    """Limits on the requests to a store.
 
     Args:
-        num_connections: parts that are on their way at the same time.
-        part_bytes: of one request; a shard's last part is shorter.
-        part_timeout_s: after which a request is given up and made again.
-        deadline_s: for which nothing may come before a file counts as out of reach.
+        max_concurrent_requests: the number of requests in flight.
+        chunk_mb: the megabytes of one request; the last chunk of a file is shorter.
+        request_timeout_s: the time after which a request is abandoned and repeated.
+        retry_timeout_s: the time without any response after which a file is unavailable.
     """
 
-    num_connections: int = 8
-    part_bytes: int = 8 << 20
-    part_timeout_s: float = 30.0
-    deadline_s: float = 600.0
+    max_concurrent_requests: int = 8
+    chunk_mb: float = 8.0
+    request_timeout_s: float = 30.0
+    retry_timeout_s: float = 600.0
+
+    @property
+    def chunk_bytes(self) -> int:
+        return max(round(self.chunk_mb * 1e6), 1)
 
 
 class ByteRange(NamedTuple):
@@ -59,64 +60,58 @@ class ByteRange(NamedTuple):
     stop: int
 
 
-def fetch(
-    pieces: Sequence[ByteRange], transfer: DownloadSettings, receive: Callable[[int, bytes], None]
+def fetch_ranges(
+    ranges: Sequence[ByteRange], settings: DownloadSettings, receive: Callable[[int, bytes], None]
 ) -> None:
-    """Get pieces of files, all of them or an error.
+    """Fetch ranges of files: all of them, or raise an error.
 
     Args:
-        receive: is called with the number of a piece and its bytes, in any order, from several
-            threads.
+        receive: called with the index of a range and its bytes, in any order, from several threads.
 
     Raises:
-        ShardError: a file is not there.
+        ShardError: a file does not exist.
         UnavailableError: it may not be read, or could not be until the deadline.
     """
-    remotes = {url: _Remote(url) for url in {piece.url for piece in pieces}}
-    patience = _Retry(transfer)
-    numbers = iter(range(len(pieces)))  # every connection takes the next when it has done one
+    remotes = {url: _Remote(url) for url in {wanted.url for wanted in ranges}}
+    retry = _Retry(settings)
+    indices = iter(range(len(ranges)))  # each task takes the next one when it has finished one
 
-    async def work() -> None:
-        for number in numbers:
-            url, start, stop = pieces[number]
-            remote = remotes[url]
-            data = await patience.call(remote, partial(remote.cat, start, stop))
-            await asyncio.to_thread(receive, number, data)
+    async def fetch_some() -> None:
+        for index in indices:
+            url, start, stop = ranges[index]
+            data = await retry.call(remotes[url], partial(remotes[url].cat, start, stop))
+            await asyncio.to_thread(receive, index, data)
 
-    _run(_run_concurrently(work, min(transfer.num_connections, len(pieces))))
+    _run(_run_concurrently(fetch_some, min(settings.max_concurrent_requests, len(ranges))))
 
 
 def fetch_file(
-    url: str, num_bytes: int, file: IO[bytes], transfer: DownloadSettings = DownloadSettings()
+    url: str, num_bytes: int, file: IO[bytes], settings: DownloadSettings = DownloadSettings()
 ) -> None:
-    """Get a whole file of a known size, unchecked.
+    """Fetch a whole file of a known size, without checking its content.
 
     Raises:
-        ShardError: it is not there.
+        ShardError: the file does not exist.
         UnavailableError: it may not be read, or could not be until the deadline.
-        OSError: the file could not be written.
+        OSError: the local file could not be written.
     """
-    starts = range(0, num_bytes, transfer.part_bytes)
-    parts = [ByteRange(url, start, min(start + transfer.part_bytes, num_bytes)) for start in starts]
-    fetch(parts, transfer, lambda number, data: write_at(file, parts[number].start, data))
+    starts = range(0, num_bytes, settings.chunk_bytes)
+    chunks = [ByteRange(url, i, min(i + settings.chunk_bytes, num_bytes)) for i in starts]
+    fetch_ranges(chunks, settings, lambda index, data: write_at(file, chunks[index].start, data))
 
 
-def file_size(url: str, transfer: DownloadSettings) -> int | None:
-    """Return the size of a file in bytes; None where the store does not say.
-
-    Raises:
-        DataError: it could not be asked for.
-    """
+def file_size(url: str, settings: DownloadSettings) -> int | None:
+    """Return the size of a file in bytes; None if the store does not know it."""
     remote = _Remote(url)
-    return _run(_Retry(transfer).call(remote, remote.size))
+    return _run(_Retry(settings).call(remote, remote.size))
 
 
 def write_at(file: IO[bytes], offset: int, data: bytes) -> None:
-    """Write all of some bytes at a place of a file; the file's position stays."""
-    rest = memoryview(data)
-    while rest:
-        written = os.pwrite(file.fileno(), rest, offset)
-        rest, offset = rest[written:], offset + written
+    """Write all bytes at an offset of a file, leaving the file's position unchanged."""
+    remaining = memoryview(data)
+    while remaining:
+        written = os.pwrite(file.fileno(), remaining, offset)
+        remaining, offset = remaining[written:], offset + written
 
 
 class _Remote:
@@ -126,9 +121,8 @@ class _Remote:
         self.url = url
         self._fs, self._path = filesystem.store_of(url)
 
-    async def renew(self) -> None:
-        """Ask from now on with credentials that are read again."""
-        self._fs, self._path = await asyncio.to_thread(filesystem.renewed, self.url)
+    async def reload_credentials(self) -> None:
+        self._fs, self._path = await asyncio.to_thread(filesystem.reload_credentials, self.url)
 
     async def cat(self, start: int, stop: int) -> bytes:
         fs = self._fs
@@ -137,7 +131,7 @@ class _Remote:
         else:
             data = await asyncio.to_thread(fs.cat_file, self._path, start=start, end=stop)
         if len(data) != stop - start:
-            raise OSError(f"{len(data)} bytes came instead of {stop - start}")
+            raise OSError(f"{len(data)} bytes arrived instead of {stop - start}")
         return data
 
     async def size(self) -> int | None:
@@ -148,77 +142,79 @@ class _Remote:
 
 
 class _Retry:
-    """How long to ask again: until nothing has come for the time of the deadline."""
+    """Repeats requests until there was no response for `retry_timeout_s`."""
 
-    def __init__(self, transfer: DownloadSettings) -> None:
-        self._transfer = transfer
-        self._end_s = time.monotonic() + transfer.deadline_s
+    def __init__(self, settings: DownloadSettings) -> None:
+        self._settings = settings
+        self._deadline_s = time.monotonic() + settings.retry_timeout_s
 
-    async def call(self, remote: _Remote, request: Callable[[], Awaitable[_Answer]]) -> _Answer:
-        """Return what a request brings, making it again as long as there is hope."""
-        is_renewed = False
-        for attempt, pause_s in enumerate(_pauses(), start=1):
+    async def call(self, remote: _Remote, request: Callable[[], Awaitable[_Response]]) -> _Response:
+        pauses_s = backoff_pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
+        attempt, has_reloaded = 0, False
+        while True:
+            attempt += 1
             try:
                 with filesystem.store_errors():
-                    answer = await asyncio.wait_for(request(), self._transfer.part_timeout_s)
+                    response = await asyncio.wait_for(request(), self._settings.request_timeout_s)
+                self._deadline_s = time.monotonic() + self._settings.retry_timeout_s
+                return response
             except Exception as error:
                 reason = self._reason(error)
-                if _is_refusal(error) and not is_renewed:
-                    is_renewed = True
-                    log.info("%s: %s; asking with keys that are read anew", remote.url, reason)
-                    await remote.renew()
+                if isinstance(error, FileNotFoundError):
+                    raise _missing(remote.url) from error
+                if _is_refusal(error):
+                    if has_reloaded:
+                        raise _refused(remote.url, error) from error
+                    log.info("%s: %s; retrying with reloaded credentials", remote.url, reason)
+                    await remote.reload_credentials()
+                    has_reloaded = True
                     continue
-                if _is_refusal(error) or isinstance(error, FileNotFoundError):
-                    raise _refused(remote.url, error) from error
-                if time.monotonic() + pause_s >= self._end_s:
-                    raise self._given_up(remote.url, attempt, reason) from error
-            else:
-                self._end_s = time.monotonic() + self._transfer.deadline_s
-                return answer
+                pause_s = next(pauses_s)
+                if time.monotonic() + pause_s >= self._deadline_s:
+                    raise self._timed_out(remote.url, attempt, reason) from error
             level = logging.WARNING if attempt > _QUIET_ATTEMPTS else logging.DEBUG
             log.log(level, "%s: attempt %d failed: %s", remote.url, attempt, reason)
             await asyncio.sleep(pause_s)
-        raise AssertionError("the pauses never end")
 
     def _reason(self, error: Exception) -> str:
         if isinstance(error, TimeoutError):
-            return f"no answer within {self._transfer.part_timeout_s:g} s"
+            return f"no response within {self._settings.request_timeout_s:g} s"
         return str(error) or type(error).__name__
 
-    def _given_up(self, url: str, attempts: int, reason: str) -> UnavailableError:
+    def _timed_out(self, url: str, attempts: int, reason: str) -> UnavailableError:
         return UnavailableError(
-            f"cannot read {url}: {attempts} attempts at the same bytes failed, and for "
-            f"{self._transfer.deadline_s:g} s nothing has come, at last because: {reason}. "
-            "Training cannot go on without them. Check the network and the store, then resume; "
-            "raise cluster.cache.deadline_s and part_timeout_s if the store is only slow."
+            f"cannot read {url}: {attempts} attempts at the same bytes failed and nothing has "
+            f"arrived for {self._settings.retry_timeout_s:g} s (last error: {reason})",
+            value=url,
+            hint="Check the network and the store, then resume. If the store is only slow, raise "
+            "`retry_timeout_s` and `request_timeout_s`.",
         )
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether a store refuses; S3 answers 400 to a HEAD with a key that has expired."""
+    """Check whether a store refuses; S3 answers 400 to a HEAD with a key that has expired."""
     is_bad_request = isinstance(error, OSError) and error.errno == errno.EINVAL
     return is_bad_request or isinstance(error, PermissionError)
 
 
-def _refused(url: str, error: Exception) -> ShardError | UnavailableError:
-    if isinstance(error, FileNotFoundError):
-        return ShardError(
-            f"no shard at {url}: the data set is incomplete. Copy the missing file from where the "
-            "set came from, or make the set again."
-        )
-    return UnavailableError(
-        f"not allowed to read {url}: {error}. Its samples cannot be used until the credentials of "
-        "this node, which have been read again, allow it. Renew them, and resume."
+def _missing(url: str) -> ShardError:
+    return ShardError(
+        f"no shard at {url}: the data set is incomplete",
+        value=url,
+        hint="Copy the missing file from the source of the data set, or create the set again.",
     )
 
 
-def _pauses() -> Iterator[float]:
-    """Return the pauses between attempts: they double, and each is drawn from its upper half."""
-    return (min(_FIRST_PAUSE_S * 2**i, _LONGEST_PAUSE_S) * _random.uniform(0.5, 1) for i in count())
+def _refused(url: str, error: Exception) -> UnavailableError:
+    return UnavailableError(
+        f"not allowed to read {url}: {error}. Its samples cannot be used",
+        value=url,
+        hint="Renew the credentials of this node, which have been reloaded, and resume.",
+    )
 
 
 async def _run_concurrently(work: Callable[[], Coroutine[Any, Any, None]], num_tasks: int) -> None:
-    """Run tasks side by side; the first error ends them all and is raised."""
+    """Run tasks concurrently; the first error cancels the others and is raised."""
     tasks = [asyncio.ensure_future(work()) for _ in range(num_tasks)]
     try:
         await asyncio.gather(*tasks)
@@ -228,7 +224,7 @@ async def _run_concurrently(work: Callable[[], Coroutine[Any, Any, None]], num_t
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _run(work: Coroutine[Any, Any, _Answer]) -> _Answer:
+def _run(work: Coroutine[Any, Any, _Response]) -> _Response:
     """Run a coroutine on fsspec's event loop, where its file systems live, and wait for it."""
     future = asyncio.run_coroutine_threadsafe(work, get_loop())
     try:

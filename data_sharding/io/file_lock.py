@@ -1,39 +1,70 @@
-"""Files that the processes of a node share: a private directory, and locks that die with a holder.
+"""Locks that are released however their holder ends: `flock` on files.
 
-A lock is `flock` on a file. The kernel releases it however its holder ends, and wakes who waits, so
-there is nothing to poll and nothing to expire. A locked file may have been removed or replaced
-while a process waited for it; every function here looks again after it has the lock.
+The kernel wakes whoever waits, so there is nothing to poll and nothing to expire. A locked file may
+have been removed or replaced while a process waited for it: every function here checks again once
+it has the lock. Not every file system supports `flock`.
 """
 
+import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from data_sharding.errors import DataError
-from data_sharding.io.flock import flock
+_UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
-def make_private(directory: Path) -> None:
-    """Make a directory for this user's files, or check one that is there.
+class NoLocksError(OSError):
+    """A file system does not support locks; the fields are those of `UserError`."""
+
+    def __init__(self, number: int, directory: Path, alternative: str) -> None:
+        super().__init__(
+            number,
+            f"{directory} is on a file system without locks ({os.strerror(number)}): processes "
+            "would overwrite each other's files there",
+        )
+        self.problem, self.value = self.strerror, directory
+        self.hint = f"Mount it with locks (Lustre: -o flock), or choose {alternative}."
+
+    def __str__(self) -> str:
+        return f"{self.problem}. {self.hint}"
+
+
+def flock(
+    file: IO[str] | IO[bytes] | int,
+    path: Path,
+    *,
+    shared: bool = False,
+    wait: bool = False,
+    alternative: str = "another directory",
+) -> bool:
+    """Lock an open file; without `wait`, return False if another process holds it.
+
+    Args:
+        file: an open file; NFS grants exclusive locks only to files open for writing.
+        path: the path of the file, for messages.
+        alternative: the choice that an error suggests where locks are not supported.
 
     Raises:
-        DataError: it belongs to somebody else, who could put anything there.
-        OSError: it cannot be made.
+        NoLocksError: the file system does not support locks.
     """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    owner = directory.stat().st_uid
-    if owner not in (os.getuid(), 0):
-        raise DataError(
-            f"{directory} belongs to the user {owner}: what lies there could be anything, so it is "
-            "not read. Choose a directory of your own (cluster.cache.dir, or TMPDIR)."
-        )
+    operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(file, operation if wait else operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        raise NoLocksError(error.errno, path.parent, alternative) from None
+    return True
 
 
 @contextmanager
 def exclusive_lock(path: Path, *, wait: bool = True) -> Iterator[IO[bytes] | None]:
-    """Make a file if need be and hold it alone; without `wait`, None where somebody holds it."""
+    """Create a file if needed and hold it exclusively; without `wait`, yield None if it is held."""
     while True:
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
             if not flock(file, path, wait=wait):
@@ -46,7 +77,7 @@ def exclusive_lock(path: Path, *, wait: bool = True) -> Iterator[IO[bytes] | Non
 
 @contextmanager
 def shared_lock(path: Path) -> Iterator[IO[bytes] | None]:
-    """Keep a file from being removed by `remove_if_unlocked`; None where there is no file."""
+    """Keep a file from being removed by `remove_if_unlocked`; yield None if it does not exist."""
     try:
         file = path.open("rb", buffering=0)
     except FileNotFoundError:
@@ -58,7 +89,7 @@ def shared_lock(path: Path) -> Iterator[IO[bytes] | None]:
 
 
 def remove_if_unlocked(path: Path) -> bool:
-    """Remove a file that nobody has locked or pinned; return whether it is gone."""
+    """Remove a file that no process holds; return whether it no longer exists."""
     try:
         file = path.open("r+b", buffering=0)
     except FileNotFoundError:
@@ -72,7 +103,7 @@ def remove_if_unlocked(path: Path) -> bool:
 
 
 def is_same_file(file: IO[bytes], path: Path) -> bool:
-    """Return whether an open file is the one that has this path now."""
+    """Check whether an open file is the one that has this path now."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

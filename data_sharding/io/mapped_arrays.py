@@ -1,7 +1,7 @@
-"""Arrays in a file that are mapped, not read: looking at one costs the pages that are looked at.
+"""Memory-mapped arrays in a safetensors file: reading one costs the pages that are touched.
 
-The format is safetensors (github.com/huggingface/safetensors, "Format"): the length of a header,
-the header in JSON, then the arrays as they lie in memory. Nothing in it can be code.
+The format (github.com/huggingface/safetensors, "Format") is the length of a header, the header in
+JSON, then the arrays as they are in memory. Nothing in it can be code.
 """
 
 import json
@@ -21,16 +21,16 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-def arrays_to_safetensors(columns: Mapping[str, NDArray[Any]]) -> bytes:
-    """Return arrays of int64, uint32 or uint8 as the bytes of such a file."""
-    return save({name: np.ascontiguousarray(column) for name, column in columns.items()})
+def arrays_to_safetensors(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Serialize arrays of int64, uint32 or uint8."""
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
 
 def mmap_safetensors(path: Path) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a file, which stay where they are.
+    """Map the arrays of a file into memory.
 
     Raises:
-        ValueError: it is no such file, or damaged.
+        ValueError: the file is damaged or not of this format.
         OSError: it cannot be read.
     """
     data = np.memmap(path, dtype=np.uint8, mode="r")
@@ -40,19 +40,15 @@ def mmap_safetensors(path: Path) -> dict[str, NDArray[Any]]:
     body = data[8 + length :]
     try:
         header = json.loads(data[8 : 8 + length].tobytes())
-        return {
-            name: _array(body, described)
-            for name, described in header.items()
-            if name != "__metadata__"
-        }
+        header.pop("__metadata__", None)
+        return {name: _array(body, entry) for name, entry in header.items()}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"it is damaged: {type(error).__name__}: {error}") from error
 
 
-def _array(body: NDArray[np.uint8], described: Mapping[str, Any]) -> NDArray[Any]:
-    (start, stop), shape = described["data_offsets"], described["shape"]
+def _array(body: NDArray[np.uint8], entry: Mapping[str, Any]) -> NDArray[Any]:
+    start, stop = entry["data_offsets"]
     if not 0 <= start <= stop <= len(body):
         raise ValueError(f"no bytes {start} to {stop}")
-    dtype: np.dtype[Any] = _DTYPES[described["dtype"]]
-    array: NDArray[Any] = body[start:stop].view(dtype).reshape(shape)
+    array: NDArray[Any] = body[start:stop].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return array

@@ -1,4 +1,4 @@
-"""Many strings as one piece of memory: a fifth of the room, and sent to a process in one go."""
+"""Many strings in one buffer: a fifth of the memory, and pickled in one go."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class PackedStrings(Sequence[str]):
-    """Strings, file names among them that are not UTF-8."""
+    """Strings, which may be file names that are not UTF-8."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         encoded = [os.fsencode(text) for text in texts]

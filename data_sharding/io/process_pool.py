@@ -1,6 +1,6 @@
-"""The same work on many items in several processes, which are given the whole job once each.
+"""A process pool for one job on many items; each process receives the job once.
 
-Results come in the order of the items, progress is counted in images.
+Results are in the order of the items, progress is counted in images.
 """
 
 import signal
@@ -15,11 +15,11 @@ from data_sharding.io.worker_process import exit_with_parent, forkserver_context
 Job = TypeVar("Job")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-ProgressFn = Callable[[int], None]  # to be called with the number of images just dealt with
+ProgressFn = Callable[[int], None]  # called with the number of images just processed
 Work = Callable[[Job, Item, ProgressFn], Result]
 
-_LOOK_EVERY_S = 0.1
-_shared: dict[str, Any] = {}  # in a worker: what it has in common with the process that started it
+_POLL_S = 0.1
+_shared: dict[str, Any] = {}  # in a worker: the job, the counter and the stop event
 
 
 class StoppedError(Exception):
@@ -35,25 +35,25 @@ def parallel_map(
     on_progress: Callable[[int], None],
     on_result: Callable[[Result], None] = lambda result: None,
 ) -> list[Result]:
-    """Return what `work` makes of the job and each item, in the order of the items.
+    """Apply `work` to the job and each item; return the results in the order of the items.
 
     The processes end with this one, even if it is killed.
 
     Args:
         work: a function of a module.
-        job: pickled once for each process, while that is being started.
-        num_workers: processes; 1 works in this one.
-        on_progress: called now and then with the number of images dealt with so far.
-        on_result: called as soon as there is one, in any order; what it raises ends the work.
+        job: a value that is pickled once for each process, while that is being started.
+        num_workers: the number of processes; 1 works in this one.
+        on_progress: called repeatedly with the number of images processed so far.
+        on_result: called with each result as it arrives, in any order; an exception ends the work.
 
     Raises:
-        DataError: a process was killed; and whatever `work` raises.
+        DataError: a process was killed.
     """
     if num_workers <= 1 or len(items) <= 1:
-        return _in_this_process(work, job, items, on_progress, on_result)
+        return _map_here(work, job, items, on_progress, on_result)
     context = forkserver_context(__name__, work.__module__)
     num_done, stop = context.Value("q", 0), context.Event()
-    workers = ProcessPoolExecutor(
+    pool = ProcessPoolExecutor(
         min(num_workers, len(items)),
         mp_context=context,
         initializer=_begin,
@@ -61,21 +61,28 @@ def parallel_map(
     )
     try:
         with signals_blocked():
-            results = [workers.submit(_run, work, item) for item in items]
-        _watch(results, lambda: on_progress(num_done.value), on_result)
+            results = [pool.submit(_run, work, item) for item in items]
+        pending: set[Future[Result]] = set(results)
+        while pending:
+            done, pending = wait(pending, timeout=_POLL_S, return_when=FIRST_EXCEPTION)
+            on_progress(num_done.value)
+            for result in done:
+                on_result(result.result())
         return [result.result() for result in results]
     except BrokenProcessPool as error:
         raise DataError(
-            "a process that worked on the data set was killed, probably because memory ran out. "
-            "The work was given up and nothing was published. Run the same command again with "
-            "fewer processes (--num-workers 1), or on a machine with more memory."
+            "a worker process was killed, probably because memory ran out: the work was given up "
+            "and nothing was published",
+            value=num_workers,
+            hint="Run the same command again with a lower `num_workers`, or on a machine with more "
+            "memory.",
         ) from error
     finally:
         stop.set()
-        workers.shutdown(cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
-def _in_this_process(
+def _map_here(
     work: Work[Job, Item, Result],
     job: Job,
     items: Sequence[Item],
@@ -96,22 +103,8 @@ def _in_this_process(
     return results
 
 
-def _watch(
-    results: Sequence[Future[Result]],
-    on_progress: Callable[[], None],
-    on_result: Callable[[Result], None],
-) -> None:
-    """Report until all is done or something has failed."""
-    pending: set[Future[Result]] = set(results)
-    while pending:
-        done, pending = wait(pending, timeout=_LOOK_EVERY_S, return_when=FIRST_EXCEPTION)
-        on_progress()
-        for result in done:
-            on_result(result.result())
-
-
 def _begin(job: Any, num_done: Any, stop: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the process that started this
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     exit_with_parent()
     _shared.update(job=job, num_done=num_done, stop=stop)
 

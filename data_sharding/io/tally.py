@@ -1,4 +1,4 @@
-"""Things counted by kind, with the name of the first of each: for one line of a report."""
+"""Counts by kind, with the name of the first occurrence of each, for one line of a report."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -7,29 +7,29 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Tally:
-    """How many of each kind there are, and the first."""
+    """The number of occurrences of each kind, and the name of the first."""
 
     counts: Counter[str] = field(default_factory=Counter)
     firsts: dict[str, str] = field(default_factory=dict)
 
     def add(self, kind: str, name: str, num: int = 1) -> None:
-        """Count some of a kind; `name` is that of the first of them."""
+        """Count `num` occurrences of a kind, the first of them called `name`."""
         self.counts[kind] += num
         self.firsts.setdefault(kind, name)
 
     def merge(self, other: "Tally") -> None:
-        """Add what was counted after these."""
+        """Add the counts of another tally behind these."""
         for kind, num in other.counts.items():
             self.add(kind, other.firsts[kind], num)
 
-    def within(self, place: str) -> "Tally":
-        """Return the same with names that begin with a place."""
-        names = {kind: f"{place}: {name}" for kind, name in self.firsts.items()}
+    def within(self, prefix: str) -> "Tally":
+        """Return the same counts with the names prefixed."""
+        names = {kind: f"{prefix}: {name}" for kind, name in self.firsts.items()}
         return Tally(self.counts, names)
 
     @classmethod
     def sum_of(cls, tallies: "Iterable[Tally]") -> "Tally":
-        """Return what several tallies have counted, in their order."""
+        """Add up tallies, in their order."""
         total = cls()
         for tally in tallies:
             total.merge(tally)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def pluralize(number: int, noun: str) -> str:
-    """Return a number with its noun.
+    """Format a number with its noun.
 
     >>> pluralize(1, "run"), pluralize(1438, "image"), pluralize(2, "class")
     ('1 run', '1,438 images', '2 classes')
@@ -14,6 +14,6 @@ def pluralize(number: int, noun: str) -> str:
 
 
 def truncated_list(names: Sequence[str], most: int = 5, separator: str = ", ") -> str:
-    """Return the first of some names, and how many more there are."""
+    """Join the first `most` names, and say how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return separator.join(names[:most]) + more

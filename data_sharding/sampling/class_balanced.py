@@ -22,7 +22,7 @@ from data_sharding.errors import DataError, UnavailableError
 from data_sharding.format.manifest import Manifest
 from data_sharding.io import filesystem
 from data_sharding.io.mapped_arrays import arrays_to_safetensors, mmap_safetensors
-from data_sharding.io.node_copy import node_copy
+from data_sharding.io.node_files import node_copy
 from data_sharding.rng import derive_key, permute_index
 from data_sharding.sampling.locate import Ints
 from data_sharding.sampling.sample_order import SampleDraw

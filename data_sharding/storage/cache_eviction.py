@@ -1,10 +1,11 @@
-"""Bounded bytes: room for a shard is made before it is fetched, by evicting what is needed last.
+"""The space budget of the cache: shards that are needed last are evicted before one is fetched.
 
-What no live plan wants goes first, oldest first; then what all plans need latest. Which was used
-last says nothing here: a shard that was just read through is often the one not needed for longest.
+Shards that no live process plans to read go first, oldest first; then those whose next use is
+furthest away (Belady). LRU would be wrong: a shard just read through is often the one that is not
+needed for longest.
 
 All processes of the node that use the cache decide under one lock, and a shard that is being
-fetched counts in full from the beginning, so the bound holds however many fetch at once.
+fetched counts in full from the beginning, so the limit holds however many fetch at once.
 """
 
 import logging
@@ -30,95 +31,96 @@ class SpaceBudget:
         self._directory, self._max_bytes = directory, max_bytes
         self.lock = directory / "room.lock"
         self.plans = directory / "plans"
-        self._has_complained = False
+        self._has_warned = False
 
     def reserve(self, part: IO[bytes], num_bytes: int, distance: int | None) -> bool:
-        """Make room for a shard and let its part file take it.
+        """Free space for a shard and allocate it to its part file.
 
         Args:
-            part: the file that it will be fetched into, held by the caller, of 0 bytes.
-            distance: batches until it is needed: nothing that is needed sooner is evicted for it.
-                None is needed now: anything is evicted, and it is fetched even without room.
+            part: the empty file that it will be fetched into, held by the caller.
+            distance: the number of batches until it is needed: nothing that is needed sooner is
+                evicted for it. None means now: anything is evicted, and it is fetched even if the
+                limit is exceeded.
 
         Returns:
-            Whether the room was taken; nothing was evicted if it could not be.
+            True if the space was allocated; nothing was evicted otherwise.
         """
         with exclusive_lock(self.lock):
             excess = self._bytes_over_limit(num_bytes)
             if excess > 0:
-                victims = self._eviction_candidates(distance)
-                if distance is not None and sum(victim.num_bytes for victim in victims) < excess:
+                candidates = self._eviction_candidates(distance)
+                if distance is not None and sum(shard.num_bytes for shard in candidates) < excess:
                     return False
-                excess = _evict(victims, excess)
+                excess = _evict(candidates, excess)
             if excess > 0 and distance is not None:
                 return False
             part.truncate(num_bytes)
         if excess > 0:
             self._warn_over_limit(excess)
-        os.posix_fallocate(part.fileno(), 0, num_bytes)  # a full disk shows now
+        os.posix_fallocate(part.fileno(), 0, num_bytes)  # fails now if the disk is full
         return True
 
     def publish(self, part: Path, shard: Path) -> None:
-        """Give a whole part its final name, between two counts of the bytes and not during one."""
+        """Rename a complete part under the lock, so that no count of the bytes misses it."""
         with exclusive_lock(self.lock):
             part.replace(shard)
 
-    def tidy(self) -> None:
-        """Remove what processes that have ended left behind."""
+    def remove_stale(self) -> None:
+        """Remove the files of processes that have ended."""
         with exclusive_lock(self.lock):
             self._bytes_over_limit(0)
             next_use_distances(self.plans)
 
     def _bytes_over_limit(self, num_bytes: int) -> int:
-        """Return by how much the bound is exceeded if so many bytes are added."""
+        """Return the bytes by which adding `num_bytes` exceeds the limit; remove stale parts."""
         for path, _ in self._list(PART):
             remove_if_unlocked(path)
-        used = sum(state.st_size for kind in (SHARD, PART) for _, state in self._list(kind))
+        used = sum(stat.st_size for suffix in (SHARD, PART) for _, stat in self._list(suffix))
         return used + num_bytes - self._max_bytes
 
-    def _eviction_candidates(self, distance: int | None) -> "list[_Victim]":
-        """Return the shards that may go for one that is needed in `distance` batches, in order."""
+    def _eviction_candidates(self, distance: int | None) -> "list[_Candidate]":
+        """Return the shards that may go for one needed in `distance` batches, first to go first."""
         distances = next_use_distances(self.plans)
-        found = []
-        for path, state in self._list(SHARD):
-            mine = distances.get(path.stem)
-            if mine is None or distance is None or mine > distance:
-                order = (0, state.st_mtime_ns) if mine is None else (1, -mine)
-                found.append(_Victim(order, path, state.st_size))
-        return sorted(found)
+        candidates = []
+        for path, stat in self._list(SHARD):
+            next_use = distances.get(path.stem)
+            if next_use is None or distance is None or next_use > distance:
+                order = (0, stat.st_mtime_ns) if next_use is None else (1, -next_use)
+                candidates.append(_Candidate(order, path, stat.st_size))
+        return sorted(candidates)
 
     def _list(self, suffix: str) -> Iterator[tuple[Path, os.stat_result]]:
         with os.scandir(self._directory) as entries:
             for entry in entries:
                 if entry.name.endswith(suffix):
-                    with suppress(FileNotFoundError):  # given up by its fetcher just now
+                    with suppress(FileNotFoundError):  # its fetcher has just given up
                         yield Path(entry), entry.stat()
 
     def _warn_over_limit(self, excess: int) -> None:
-        if not self._has_complained:
+        if not self._has_warned:
             log.warning(
-                "the cache %s is %.1f MB above its bound of %.1f MB: all that it holds is being "
-                "fetched or opened right now. The batches are right, but shards are fetched more "
-                "often than once. Raise cluster.cache.max_gb.",
+                "the cache %s is %.1f MB above its limit of %.1f MB: every shard in it is being "
+                "fetched or opened right now. The batches are correct, but shards are fetched "
+                "repeatedly. Raise cache.max_gb.",
                 self._directory,
                 excess / 1e6,
                 self._max_bytes / 1e6,
             )
-        self._has_complained = True
+        self._has_warned = True
 
 
 @dataclass(frozen=True, order=True)
-class _Victim:
+class _Candidate:
     order: tuple[int, int]
     path: Path
     num_bytes: int
 
 
-def _evict(victims: list[_Victim], excess: int) -> int:
-    """Remove shards until the bound holds; return what it is still exceeded by."""
-    for victim in victims:
+def _evict(candidates: list[_Candidate], excess: int) -> int:
+    """Remove shards until the limit holds; return the bytes by which it is still exceeded."""
+    for shard in candidates:
         if excess <= 0:
             break
-        if remove_if_unlocked(victim.path):
-            excess -= victim.num_bytes
+        if remove_if_unlocked(shard.path):
+            excess -= shard.num_bytes
     return excess

@@ -1,4 +1,4 @@
-"""A whole shard fetched into a file and checked by size and digest."""
+"""Fetch a whole shard into a file and check its size and digest."""
 
 import hashlib
 import logging
@@ -10,36 +10,34 @@ from data_sharding.io.download import DownloadSettings, fetch_file, file_size
 
 log = logging.getLogger(__name__)
 
+_NUM_ATTEMPTS = 2  # for the right digest
 
-def download(url: str, shard: ShardInfo, file: IO[bytes], transfer: DownloadSettings) -> None:
-    """Fetch a whole shard into a file and check it by size and digest.
+
+def fetch_shard(url: str, shard: ShardInfo, file: IO[bytes], settings: DownloadSettings) -> None:
+    """Fetch a whole shard into a file and check its size and digest.
 
     Raises:
-        ShardError: it is not there, or not what its manifest says.
+        ShardError: it does not exist, or is not what its manifest says.
         UnavailableError: it could not be read.
         OSError: the file could not be written.
     """
-    _check_size(url, shard, transfer)
-    for is_last in (False, True):
-        fetch_file(url, shard.num_bytes, file, transfer)
+    num_bytes = file_size(url, settings)
+    if num_bytes not in (None, shard.num_bytes):
+        raise _mismatch(url, f"has {num_bytes} bytes and its manifest says {shard.num_bytes}")
+    for _ in range(_NUM_ATTEMPTS):
+        fetch_file(url, shard.num_bytes, file, settings)
         file.seek(0)
-        found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-        if found == shard.sha256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        if digest == shard.sha256:
             return
-        if not is_last:
-            log.warning("%s came with the digest %s; fetching it again", url, found)
-    raise ShardError(
-        f"{url} has the SHA-256 {found}, twice, and its manifest says {shard.sha256}: it was "
-        "damaged or replaced after the manifest was written. None of its samples is used. Copy it "
-        "again from where it came from, or write the manifest anew."
+        log.warning("%s arrived with the wrong digest %s", url, digest)
+    raise _mismatch(url, f"has the SHA-256 {digest}, twice, and its manifest says {shard.sha256}")
+
+
+def _mismatch(url: str, difference: str) -> ShardError:
+    return ShardError(
+        f"{url} {difference}: it was damaged or replaced after the manifest was written, and none "
+        "of its samples is used",
+        value=url,
+        hint="Copy it again from its source, or write the manifest again with `index`.",
     )
-
-
-def _check_size(url: str, shard: ShardInfo, transfer: DownloadSettings) -> None:
-    found = file_size(url, transfer)
-    if found not in (None, shard.num_bytes):
-        raise ShardError(
-            f"{url} has {found} bytes and its manifest says {shard.num_bytes}: it was cut short or "
-            "replaced after the manifest was written. None of its samples is used. Copy it again "
-            "from where it came from, or write the manifest anew."
-        )

@@ -1,4 +1,4 @@
-"""The shards that a process has open: the ones used last, so many that files do not run out."""
+"""The open shards of a process: the most recently used, within the limit on open files."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,13 +15,13 @@ _Reader = TypeVar("_Reader", bound=_Closable)
 
 
 class ReaderPool(Generic[_Reader]):
-    """Readers by name. A copy that goes to another process starts with none."""
+    """Readers by name. A copy sent to another process starts empty."""
 
     def __init__(self) -> None:
         self._readers: OrderedDict[str, _Reader] = OrderedDict()
 
     def get(self, name: str, open_shard: Callable[[], _Reader]) -> _Reader:
-        """Return the reader of that name, opened if it is not open."""
+        """Return the reader of that name, opening it if needed."""
         if name not in self._readers:
             self._readers[name] = open_shard()
             if len(self._readers) > _MAX_OPEN:
@@ -29,9 +29,9 @@ class ReaderPool(Generic[_Reader]):
         self._readers.move_to_end(name)
         return self._readers[name]
 
-    def close_if(self, is_done: Callable[[_Reader], bool]) -> None:
-        """Close the readers of which this is true."""
-        for name in [name for name, reader in self._readers.items() if is_done(reader)]:
+    def close_if(self, condition: Callable[[_Reader], bool]) -> None:
+        """Close the readers for which the condition holds."""
+        for name in [name for name, reader in self._readers.items() if condition(reader)]:
             self._readers.pop(name).close()
 
     def __reduce__(self) -> tuple[Any, ...]:

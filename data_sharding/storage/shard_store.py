@@ -1,7 +1,7 @@
-"""Where the shards of a split are read from: in place, from the node's cache, or over the network.
+"""Stores of a split's shards: read in place, from the node's cache, or by range over the network.
 
-A store travels to the processes that read; what it has open stays behind, and each process opens
-its own. It is used by one thread at a time.
+A store is pickled for the processes that read; its open shards are not, each process opens its own.
+It is used by one thread at a time.
 """
 
 import os
@@ -26,11 +26,11 @@ class Reader(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, i: int) -> memoryview:
-        """Return the bytes of the i-th image; BadSample if it is of no known kind."""
+        """Return the bytes of the i-th image; BadSample if its type is unknown."""
         ...
 
     def label_bytes(self, i: int) -> bytes:
-        """Return what the member with the label holds."""
+        """Return the content of the label member of the i-th sample."""
         ...
 
     def key(self, i: int) -> str:
@@ -38,7 +38,7 @@ class Reader(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the shard up."""
+        """Close the shard."""
         ...
 
 
@@ -46,7 +46,7 @@ class Store(Protocol):
     """The shards of a split."""
 
     def open(self, shard: ShardInfo) -> Reader:
-        """Return the samples of a shard, to be read before anything else is asked of the store.
+        """Open a shard; the reader is valid until the store is used again.
 
         Raises:
             ShardError: it is missing, damaged, or not what its manifest says.
@@ -55,22 +55,22 @@ class Store(Protocol):
         """
         ...
 
-    def prefetch_samples(self, wanted: Sequence[tuple[ShardInfo, int]]) -> None:
-        """Say which samples (shard, index) this process reads next; raises as `open` does."""
+    def prefetch_samples(self, samples: Sequence[tuple[ShardInfo, int]]) -> None:
+        """Announce the samples (shard, index) to be read next; raises as `open` does."""
         ...
 
     def close_evicted(self) -> None:
-        """Close shards that the cache has evicted, so that the disk gets their bytes back."""
+        """Close shards that the cache has evicted, to free their disk space."""
         ...
 
 
 def open_store(url: str, settings: CacheSettings | None, labels: LabelRule) -> Store:
-    """Return the store of a split.
+    """Open the store of a split.
 
     Args:
-        url: of the split; a local one is read in place.
-        settings: of the node's cache; without one, remote samples are streamed.
-        labels: which member of a sample is its label.
+        url: the URL of the split; a local one is read in place.
+        settings: the node's cache; without one, remote samples are fetched by range.
+        labels: the rule that finds and parses the label of a sample.
     """
     directory = filesystem.local_path(url)
     if directory is not None:
@@ -81,7 +81,7 @@ def open_store(url: str, settings: CacheSettings | None, labels: LabelRule) -> S
 
 
 class LocalStore:
-    """Shards in a local directory, mapped where they lie."""
+    """Shards of a local directory, mapped in place."""
 
     def __init__(self, directory: Path, labels: LabelRule) -> None:
         self._directory, self._labels = directory, labels
@@ -91,7 +91,7 @@ class LocalStore:
         path = self._directory / shard.name
         return self._readers.get(shard.name, lambda: ShardReader(path, shard, labels=self._labels))
 
-    def prefetch_samples(self, wanted: Sequence[tuple[ShardInfo, int]]) -> None:
+    def prefetch_samples(self, samples: Sequence[tuple[ShardInfo, int]]) -> None:
         pass
 
     def close_evicted(self) -> None:
@@ -109,7 +109,7 @@ class CachedStore:
     def open(self, shard: ShardInfo) -> Reader:
         return self._readers.get(shard.name, lambda: self._open(shard))
 
-    def prefetch_samples(self, wanted: Sequence[tuple[ShardInfo, int]]) -> None:
+    def prefetch_samples(self, samples: Sequence[tuple[ShardInfo, int]]) -> None:
         pass
 
     def close_evicted(self) -> None:
@@ -117,12 +117,12 @@ class CachedStore:
 
     def _open(self, shard: ShardInfo) -> "_CachedReader":
         url = filesystem.join(self.url, shard.name)
+        read = lambda path: _CachedReader(path, shard, labels=self._labels)  # noqa: E731
         try:
-            return self.cache.open(
-                shard, url, lambda path: _CachedReader(path, shard, labels=self._labels)
-            )
+            return self.cache.open(shard, url, read)
         except ShardError as error:
-            raise type(error)(f"{error} (Read from {url}.)") from error
+            problem = f"{error.problem} (read from {url})"
+            raise type(error)(problem, value=url, hint=error.hint) from error
 
 
 class _CachedReader(ShardReader):
@@ -133,7 +133,7 @@ class _CachedReader(ShardReader):
         self._identity = path.stat()
 
     def was_evicted(self) -> bool:
-        """Return whether the cache has given this file up; it may have fetched another since."""
+        """Check whether the cache has removed this file; it may have fetched it again since."""
         try:
             return not os.path.samestat(self._identity, self.path.stat())
         except FileNotFoundError:

@@ -21,7 +21,7 @@ from typing import Any
 from data_sharding.errors import DataError
 from data_sharding.format.manifest import SPLITS, url_of
 from data_sharding.io import filesystem
-from data_sharding.io.flock import NoLocksError, flock
+from data_sharding.io.file_lock import NoLocksError, flock
 
 REPORT = "report.json"
 _MARK = "unfinished.json"

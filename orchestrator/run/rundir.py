@@ -21,7 +21,7 @@ from uuid import uuid4
 import yaml
 
 from data_sharding.errors import UserError
-from data_sharding.io.flock import NoLocksError, flock
+from data_sharding.io.file_lock import NoLocksError, flock
 
 _SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
 
@@ -304,7 +304,7 @@ def hold(
         RunError: its file system has no locks.
     """
     try:
-        return flock(file, Path(file.name), wait=wait, instead=instead)
+        return flock(file, Path(file.name), wait=wait, alternative=instead)
     except NoLocksError as error:
         raise RunError(str(error)) from None
 

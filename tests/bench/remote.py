@@ -27,13 +27,13 @@ from s3 import S3, Shards, make_shards, serve
 from data_sharding.format.labels import LabelRule
 from data_sharding.io.download import DownloadSettings
 from data_sharding.storage.cache import CacheSettings
-from data_sharding.storage.fetch_shard import download
+from data_sharding.storage.fetch_shard import fetch_shard
 from data_sharding.storage.prefetch import prefetching
 from data_sharding.storage.shard_store import open_store
 
 NUM_SHARDS, NUM_SAMPLES, NUM_BYTES, BATCH = 96, 160, 200_000, 32
 LATENCY_S = 0.002
-TRANSFER = DownloadSettings(part_timeout_s=10)
+TRANSFER = DownloadSettings(request_timeout_s=10)
 
 
 class Fetching(NamedTuple):
@@ -59,7 +59,7 @@ def fetch_all(s3: S3, shards: Shards, scratch: Path) -> Fetching:
     start_s, cpu_s = time.perf_counter(), time.process_time()
     for shard in shards:
         with (scratch / "shard.tar").open("w+b", buffering=0) as file:
-            download(s3.url("set", shard.name), shard, file, TRANSFER)
+            fetch_shard(s3.url("set", shard.name), shard, file, TRANSFER)
     megabytes = sum(shard.num_bytes for shard in shards) / 1e6
     seconds, cpu_s = time.perf_counter() - start_s, time.process_time() - cpu_s
     return Fetching(megabytes / seconds, 1e3 * cpu_s / megabytes)
@@ -67,8 +67,8 @@ def fetch_all(s3: S3, shards: Shards, scratch: Path) -> Fetching:
 
 def train(s3: S3, shards: Shards, directory: Path, mb_per_s: float) -> Training:
     """Play an epoch of steps that need data at this rate; a quarter of the shards have room."""
-    max_bytes = NUM_SHARDS // 4 * shards[0].num_bytes
-    settings = CacheSettings(directory, max_bytes, part_timeout_s=10)
+    max_gb = NUM_SHARDS // 4 * shards[0].num_bytes / 1e9
+    settings = CacheSettings(dir=str(directory), max_gb=max_gb, request_timeout_s=10)
     store = open_store(s3.url("set"), settings, LabelRule())
     names = [[number] for number in range(len(shards)) for _ in range(NUM_SAMPLES // BATCH)]
     step_s, waits_s = BATCH * NUM_BYTES / 1e6 / mb_per_s, []

@@ -45,12 +45,14 @@ def directory(tmp_path):
     return tmp_path / "the cache"
 
 
-def settings(directory, max_bytes=10**9, **more):
-    return CacheSettings(directory, max_bytes, part_bytes=50_000, part_timeout_s=2, **more)
+def settings(directory, max_bytes=10**9):
+    return CacheSettings(
+        dir=str(directory), max_gb=max_bytes / 1e9, chunk_mb=0.05, request_timeout_s=2
+    )
 
 
-def open_store(s3, directory, max_bytes=10**9, **more):
-    return CachedStore(s3.url("cache"), settings(directory, max_bytes, **more), LabelRule())
+def open_store(s3, directory, max_bytes=10**9):
+    return CachedStore(s3.url("cache"), settings(directory, max_bytes), LabelRule())
 
 
 def names(directory, suffix="tar"):
@@ -80,7 +82,7 @@ def test_a_shard_is_fetched_once_and_read_as_it_is(s3, directory, source, shards
     assert directory.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_store_leaves_what_it_has_open_behind_when_it_travels(s3, directory, source, shards):
+def test_a_pickled_store_has_no_open_shards(s3, directory, source, shards):
     store = open_store(s3, directory)
     store.open(shards[0])
     copy = pickle.loads(pickle.dumps(store))
@@ -106,7 +108,7 @@ def mapped(directory):
     return [line for line in lines if str(directory) in line]
 
 
-def test_an_evicted_shard_stays_readable_until_it_is_forgotten(s3, directory, source, shards):
+def test_an_evicted_shard_stays_readable_until_it_is_closed(s3, directory, source, shards):
     store = open_store(s3, directory, shards[0].num_bytes)
     first, image = store.open(shards[0]), store.open(shards[0]).image(2)
     store.open(shards[1])
@@ -123,7 +125,7 @@ def test_an_evicted_shard_stays_readable_until_it_is_forgotten(s3, directory, so
     assert s3.downloads() == {shards[0].name: 1, shards[1].name: 1}
 
 
-def test_one_that_was_fetched_anew_since_is_another_file(s3, directory, source, shards):
+def test_a_shard_evicted_and_fetched_again_is_another_file(s3, directory, source, shards):
     store, other = open_store(s3, directory), open_store(s3, directory, shards[0].num_bytes)
     store.open(shards[0])
     for shard in shards[1], shards[0]:
@@ -141,9 +143,7 @@ def test_a_file_of_the_wrong_size_is_fetched_again(s3, directory, source, shards
     assert s3.downloads() == {shards[0].name: 2}
 
 
-def test_what_is_evicted_follows_from_the_plan_and_not_from_the_last_use(
-    s3, directory, source, shards
-):
+def test_eviction_follows_the_plan_and_not_the_last_use(s3, directory, source, shards):
     """Four shards in turn, room for three: the last used is always the next to be missed."""
     order = [shards[i % 4] for i in range(20)]
     store = open_store(s3, directory, 3 * shards[0].num_bytes)
@@ -176,14 +176,15 @@ def num_misses(order, num_held, choose_victim):
 
 READING = """
 import hashlib, json, sys
-from pathlib import Path
 from data_sharding.storage.cache import CacheSettings
 from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import ShardInfo
 from data_sharding.storage.shard_store import CachedStore
 
 url, directory, max_bytes, shards = json.loads(sys.argv[1])
-settings = CacheSettings(Path(directory), max_bytes, part_bytes=50_000, part_timeout_s=5)
+settings = CacheSettings(
+    dir=directory, max_gb=max_bytes / 1e9, chunk_mb=0.05, request_timeout_s=5
+)
 store = CachedStore(url, settings, LabelRule())
 print("begun", flush=True)
 sys.stdin.readline()
@@ -263,7 +264,7 @@ def wait_for_request(s3):
     timer.cancel()
 
 
-def test_who_waits_for_a_fetcher_that_is_killed_fetches(s3, directory, source, shards):
+def test_a_process_waiting_for_a_killed_fetcher_fetches(s3, directory, source, shards):
     s3.fail(stalls=1)
     with start(s3, directory, shards[:1]) as killed, start(s3, directory, shards) as waiting:
         go_on(killed)
@@ -276,9 +277,7 @@ def test_who_waits_for_a_fetcher_that_is_killed_fetches(s3, directory, source, s
     assert not names(directory, "part")
 
 
-def test_a_fetcher_killed_at_any_moment_leaves_nothing_that_is_believed(
-    s3, directory, source, shards
-):
+def test_a_fetcher_killed_at_any_moment_leaves_no_damaged_shard(s3, directory, source, shards):
     for delay_s in 0, 0.02, 0.05, 0.1:
         s3.fail(latency_s=0.02)
         with start(s3, directory, shards) as killed:
@@ -291,7 +290,7 @@ def test_a_fetcher_killed_at_any_moment_leaves_nothing_that_is_believed(
     store = open_store(s3, directory)
     for shard in shards:
         assert_right(store.open(shard), source, shard)
-    store.cache.tidy()
+    store.cache.remove_stale()
     assert not names(directory, "part")
 
 
@@ -315,26 +314,29 @@ def test_processes_share_a_cache_for_less_than_they_read(s3, directory, source, 
 def test_a_shard_that_is_missing_or_not_what_it_must_be_is_an_error(s3, directory, shards):
     store = open_store(s3, directory)
     shard = shards[0]
-    with pytest.raises(ShardError, match=r"no shard at s3://bucket/cache/none.tar"):
+    with pytest.raises(ShardError) as raised:
         store.open(replace(shard, name="none.tar"))
-    with pytest.raises(ShardError, match="bytes and its manifest says 7"):
+    assert raised.value.value == "s3://bucket/cache/none.tar"
+    with pytest.raises(ShardError, match="its manifest says 7"):
         store.open(replace(shard, num_bytes=7))
-    with pytest.raises(ShardError, match=f"SHA-256 {shard.sha256}, twice"):
+    with pytest.raises(ShardError, match=shard.sha256):
         store.open(replace(shard, sha256="0" * 64))
-    with pytest.raises(ShardError, match=r"5 samples.*6.*Read from s3://bucket/cache/shard-000000"):
+    with pytest.raises(ShardError, match=r"5 samples.*6.*s3://bucket/cache/shard-000000"):
         store.open(replace(shard, num_samples=6))
     assert not names(directory, "part")
 
 
 def test_a_directory_that_cannot_be_made_is_an_error(s3, tmp_path, shards):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"file/cache cannot be used: Not a directory.*cache.dir"):
-        open_store(s3, tmp_path / "file" / "cache").open(shards[0])
-    with pytest.raises(DataError, match="cannot be used: Not a directory"):
-        open_store(s3, tmp_path / "file" / "cache").cache.tidy()
+    store = open_store(s3, tmp_path / "file" / "cache")
+    for use in (lambda: store.open(shards[0])), store.cache.remove_stale:
+        with pytest.raises(DataError, match="Not a directory") as raised:
+            use()
+        assert raised.value.value == tmp_path / "file" / "cache"
+        assert "`cache.dir`" in raised.value.hint
 
 
-def test_a_directory_is_that_of_the_node_and_of_the_user(monkeypatch, tmp_path):
+def test_the_directory_depends_on_the_node_and_the_user(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     mine = cache_directory(None)
     assert mine.parent == tmp_path
@@ -344,8 +346,9 @@ def test_a_directory_is_that_of_the_node_and_of_the_user(monkeypatch, tmp_path):
     monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
     assert cache_directory("$SCRATCH/${SCRATCH}") == Path(f"{tmp_path}/scratch{tmp_path}/scratch")
     monkeypatch.delenv("SCRATCH")
-    with pytest.raises(DataError, match=r"cluster.cache.dir=\$SCRATCH/x"):
+    with pytest.raises(DataError) as raised:
         cache_directory("$SCRATCH/x")
+    assert raised.value.value == "$SCRATCH/x"
 
 
 def give_away(monkeypatch, directory):
@@ -362,7 +365,11 @@ def test_a_directory_of_somebody_else_is_an_error_to_all_who_use_it(
 ):
     give_away(monkeypatch, directory)
     cache = open_store(s3, directory).cache
-    for use in cache.tidy, cache.plan().__enter__, lambda: cache.prefetch(shards[0], "s3://x", 0):
+    for use in (
+        cache.remove_stale,
+        cache.plan().__enter__,
+        lambda: cache.prefetch(shards[0], "s3://x", 0),
+    ):
         with pytest.raises(DataError, match="belongs to the user"):
             use()
 
@@ -371,12 +378,12 @@ def test_a_disk_that_is_full_is_an_error(s3, shards):
     with tempfile.TemporaryDirectory(dir="/dev/shm") as scratch:  # refuses what it cannot hold
         huge = replace(shards[0], num_bytes=10**14)
         store = open_store(s3, Path(scratch, "cache"), max_bytes=10**15)
-        with pytest.raises(DataError, match=r"no room for the 100000000.0 MB of shard-000000.tar"):
+        with pytest.raises(DataError, match=r"100000000.0 MB of shard-000000.tar"):
             store.open(huge)
         assert not list(Path(scratch).rglob("*.part"))
 
 
-def test_fetching_ahead_tells_what_came_of_it(s3, directory, shards):
+def test_prefetching_returns_its_outcome(s3, directory, shards):
     cache, urls = Cache(settings(directory, shards[0].num_bytes)), {}
     urls = {shard: s3.url("cache", shard.name) for shard in shards}
     with cache.plan() as plan:
@@ -393,11 +400,11 @@ def test_fetching_ahead_tells_what_came_of_it(s3, directory, shards):
         assert cache.prefetch(shards[2], urls[shards[2]], 0) is PrefetchResult.IN_FLIGHT
 
 
-def test_a_cache_that_is_too_small_for_a_step_is_told_at_the_start(directory):
+def test_a_cache_too_small_for_a_step_is_warned_about(directory):
     assert (
         small_cache_warning(settings(directory, 100), shards_in_use=10, mean_shard_bytes=10) is None
     )
     text = small_cache_warning(settings(directory, 10**8), shards_in_use=11, mean_shard_bytes=10**7)
     assert "100.0 MB" in text
     assert "11 shards of 10.0 MB" in text
-    assert "cluster.cache.max_gb above 0.11" in text
+    assert "cache.max_gb above 0.11" in text

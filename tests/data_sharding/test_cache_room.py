@@ -26,12 +26,12 @@ def put(directory, name, num_bytes, age=0):
     return path
 
 
-def reserve(room, directory, num_bytes, distance):
-    """Reserve room for a shard as one that is being fetched; leave it there if there was room."""
+def reserve(budget, directory, num_bytes, distance):
+    """Reserve room for a shard as one that is being fetched; leave it there if there was budget."""
     with exclusive_lock(directory / "new.part") as part:
-        took = room.reserve(part, num_bytes, distance)
+        took = budget.reserve(part, num_bytes, distance)
         if took:
-            room.publish(directory / "new.part", directory / "new.tar")
+            budget.publish(directory / "new.part", directory / "new.tar")
         else:
             (directory / "new.part").unlink()
     return took
@@ -41,89 +41,89 @@ def names(directory):
     return {path.stem for path in directory.glob("*.tar")}
 
 
-def test_what_no_plan_wants_goes_first_and_the_oldest_before_the_others(directory):
-    room = SpaceBudget(directory, 100)
+def test_shards_without_a_plan_are_evicted_first_oldest_first(directory):
+    budget = SpaceBudget(directory, 100)
     for name, age in ("a", 1), ("b", 3), ("c", 2), ("wanted", 9):
         put(directory, name, 25, age)
-    with publish_access_plan(room.plans, room.lock) as plan:
+    with publish_access_plan(budget.plans, budget.lock) as plan:
         plan.write(0, {"wanted": 500})
         for gone in "b", "c", "a":
-            assert reserve(room, directory, 25, 500)
+            assert reserve(budget, directory, 25, 500)
             (directory / "new.tar").rename(put(directory, f"kept-{gone}", 0))
             os.utime(directory / f"kept-{gone}.tar", ns=(10**18, 10**18))
             assert gone not in names(directory)
     assert names(directory) == {"wanted", "kept-a", "kept-b", "kept-c"}
 
 
-def test_then_goes_what_all_plans_need_last_not_what_was_used_last(directory):
-    room = SpaceBudget(directory, 100)
+def test_then_the_shard_whose_next_use_is_furthest_away_is_evicted(directory):
+    budget = SpaceBudget(directory, 100)
     for name, age in ("soon", 100), ("late", 0), ("later", 50), ("late-for-one", 0):
         put(directory, name, 25, age)
     with (
-        publish_access_plan(room.plans, room.lock) as ours,
-        publish_access_plan(room.plans, room.lock) as theirs,
+        publish_access_plan(budget.plans, budget.lock) as ours,
+        publish_access_plan(budget.plans, budget.lock) as theirs,
     ):
         ours.write(10, {"soon": 11, "late": 30, "later": 31, "late-for-one": 900})
         theirs.write(70, {"late-for-one": 72, "soon": 300})
-        assert reserve(room, directory, 25, None)
+        assert reserve(budget, directory, 25, None)
         assert names(directory) == {"soon", "late", "late-for-one", "new"}
         (directory / "new.tar").unlink()
         put(directory, "later", 25)
-        assert reserve(room, directory, 50, None)
+        assert reserve(budget, directory, 50, None)
         assert names(directory) == {"soon", "late-for-one", "new"}
 
 
-def test_nothing_that_is_needed_sooner_is_evicted_for_a_shard_that_is_fetched_ahead(directory):
-    room = SpaceBudget(directory, 100)
+def test_nothing_needed_sooner_is_evicted_for_a_prefetched_shard(directory):
+    budget = SpaceBudget(directory, 100)
     for name in "abcd":
         put(directory, name, 25)
-    with publish_access_plan(room.plans, room.lock) as plan:
+    with publish_access_plan(budget.plans, budget.lock) as plan:
         plan.write(5, {"a": 6, "b": 7, "c": 8, "d": 9})
-        assert not reserve(room, directory, 50, 3)  # as soon as c, and d alone is not enough
+        assert not reserve(budget, directory, 50, 3)  # as soon as c, and d alone is not enough
         assert names(directory) == set("abcd")
-        assert reserve(room, directory, 25, 3)
+        assert reserve(budget, directory, 25, 3)
         assert names(directory) == {"a", "b", "c", "new"}
 
 
-def test_the_plan_of_a_process_that_has_ended_counts_for_nothing(directory):
-    room = SpaceBudget(directory, 100)
-    with publish_access_plan(room.plans, room.lock) as plan:
+def test_the_plan_of_an_ended_process_is_ignored(directory):
+    budget = SpaceBudget(directory, 100)
+    with publish_access_plan(budget.plans, budget.lock) as plan:
         plan.write(0, {"a": 3})
-        (path,) = room.plans.iterdir()
+        (path,) = budget.plans.iterdir()
         left = path.read_bytes()
-        assert next_use_distances(room.plans) == {"a": 3}
+        assert next_use_distances(budget.plans) == {"a": 3}
     path.write_bytes(left)
-    assert next_use_distances(room.plans) == {}
-    assert not list(room.plans.iterdir())
+    assert next_use_distances(budget.plans) == {}
+    assert not list(budget.plans.iterdir())
 
 
 def test_a_shard_that_is_being_fetched_counts_in_full_and_a_dead_one_is_removed(directory):
-    room = SpaceBudget(directory, 100)
+    budget = SpaceBudget(directory, 100)
     (directory / "dead.part").write_bytes(bytes(70))
     with exclusive_lock(directory / "live.part") as live:
         live.truncate(60)
         put(directory, "a", 30)
-        assert reserve(room, directory, 40, None)
+        assert reserve(budget, directory, 40, None)
     assert names(directory) == {"new"}
     assert {path.name for path in directory.glob("*.part")} == {"live.part"}
-    room.tidy()
+    budget.remove_stale()
     assert not list(directory.glob("*.part"))
 
 
 def test_a_shard_that_is_being_opened_is_not_evicted(directory, caplog):
-    room = SpaceBudget(directory, 100)
+    budget = SpaceBudget(directory, 100)
     path = put(directory, "a", 60)
     with shared_lock(path) as file:
         assert file
-        assert not reserve(room, directory, 60, 1)
-        assert reserve(room, directory, 60, None)  # correct batches come before the bound
+        assert not reserve(budget, directory, 60, 1)
+        assert reserve(budget, directory, 60, None)  # correct batches come before the bound
         assert names(directory) == {"a", "new"}
-        assert "is 0.0 MB above its bound" in caplog.text
+        assert "is 0.0 MB above its limit" in caplog.text
         caplog.clear()
         put(directory, "new", 0)
-        assert reserve(room, directory, 60, None)
+        assert reserve(budget, directory, 60, None)
         assert not caplog.text  # once is enough
-    assert reserve(room, directory, 60, None)
+    assert reserve(budget, directory, 60, None)
     assert names(directory) == {"new"}
 
 
@@ -133,20 +133,20 @@ def test_a_shard_that_is_being_opened_is_not_evicted(directory, caplog):
     st.integers(1, 60),
     st.none() | st.integers(0, 9),
 )
-def test_the_bound_holds_and_as_little_as_possible_goes(cached, num_bytes, distance):
+def test_the_limit_holds_and_as_little_as_possible_is_evicted(cached, num_bytes, distance):
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         (directory / "plans").mkdir()
-        room = SpaceBudget(directory, 100)
+        budget = SpaceBudget(directory, 100)
         wanted = {}
         for i, (size, mine) in enumerate(cached):
             put(directory, str(i), size, age=i)
             wanted |= {} if mine is None else {str(i): mine}
         before = names(directory)
         sizes = {str(i): size for i, (size, _) in enumerate(cached)} | {"new": num_bytes}
-        with publish_access_plan(room.plans, room.lock) as plan:
+        with publish_access_plan(budget.plans, budget.lock) as plan:
             plan.write(0, wanted)
-            took = reserve(room, directory, num_bytes, distance)
+            took = reserve(budget, directory, num_bytes, distance)
         gone = before - names(directory)
         rank = {name: wanted.get(name, 10**9 + int(name)) for name in before}
         assert took or not gone

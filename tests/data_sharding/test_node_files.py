@@ -10,10 +10,10 @@ from data_sharding.errors import DataError
 from data_sharding.io.file_lock import (
     exclusive_lock,
     is_same_file,
-    make_private,
     remove_if_unlocked,
     shared_lock,
 )
+from data_sharding.io.node_files import make_private
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def waiting(context, seen):
     return thread
 
 
-def test_one_at_a_time_holds_a_file(path):
+def test_an_exclusive_lock_has_one_holder(path):
     with exclusive_lock(path) as file:
         assert file
         assert is_same_file(file, path)
@@ -47,7 +47,7 @@ def test_one_at_a_time_holds_a_file(path):
 
 
 @pytest.mark.parametrize("is_replaced", [False, True])
-def test_who_waited_for_a_file_that_is_gone_holds_its_successor(path, tmp_path, is_replaced):
+def test_a_waiting_process_locks_the_successor_of_a_replaced_file(path, tmp_path, is_replaced):
     seen = []
     with exclusive_lock(path) as file:
         old = os.fstat(file.fileno()).st_ino
@@ -59,7 +59,7 @@ def test_who_waited_for_a_file_that_is_gone_holds_its_successor(path, tmp_path, 
     assert seen == [path.stat().st_ino] != [old]
 
 
-def test_what_was_removed_before_it_could_be_pinned_is_not_there(path):
+def test_a_file_removed_before_it_was_locked_is_missing(path):
     path.touch()
     seen = []
     with path.open("rb") as file:
@@ -70,7 +70,7 @@ def test_what_was_removed_before_it_could_be_pinned_is_not_there(path):
     assert seen == [False]
 
 
-def test_what_is_pinned_is_not_removed(path):
+def test_a_file_with_a_shared_lock_is_not_removed(path):
     path.touch()
     with shared_lock(path) as one, shared_lock(path) as another:
         assert one
@@ -82,16 +82,17 @@ def test_what_is_pinned_is_not_removed(path):
         assert file is None
 
 
-def test_a_directory_is_made_for_this_user_alone(tmp_path):
+def test_a_private_directory_is_for_this_user_alone(tmp_path):
     make_private(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
     make_private(tmp_path / "a" / "b")
 
 
-def test_a_directory_of_somebody_else_is_refused(tmp_path, monkeypatch):
+def test_a_directory_of_another_user_is_refused(tmp_path, monkeypatch):
     if os.getuid() == 0:
         os.chown(tmp_path, 12345, -1)
     else:
         monkeypatch.setattr(os, "getuid", lambda: 12345)
-    with pytest.raises(DataError, match="belongs to the user"):
+    with pytest.raises(DataError) as raised:
         make_private(tmp_path)
+    assert raised.value.value == tmp_path

@@ -47,8 +47,10 @@ def directory(tmp_path):
 @pytest.fixture
 def open_cached(s3, directory, shards):
     def open_it(num_shards):
-        max_bytes = int(num_shards * shards[0].num_bytes)
-        settings = CacheSettings(directory, max_bytes, part_bytes=50_000, part_timeout_s=2)
+        max_gb = num_shards * shards[0].num_bytes / 1e9
+        settings = CacheSettings(
+            dir=str(directory), max_gb=max_gb, chunk_mb=0.05, request_timeout_s=2
+        )
         return open_store(s3.url("prefetch"), settings, LABELS)
 
     return open_it
@@ -73,7 +75,7 @@ def read(store, shard, source):
     store.close_evicted()
 
 
-def test_shards_come_before_they_are_read_and_as_many_as_there_is_room_for(
+def test_as_many_shards_are_prefetched_as_there_is_space_for(
     s3, directory, shards, source, open_cached
 ):
     store = open_cached(3)
@@ -141,7 +143,7 @@ def test_two_jobs_with_other_plans_share_a_bounded_cache(
     assert 3 * shards[0].num_bytes < max(sizes) <= 5 * shards[0].num_bytes
 
 
-def test_a_shard_that_cannot_be_fetched_ahead_is_left_to_its_reader(
+def test_a_shard_that_cannot_be_prefetched_is_left_to_its_reader(
     directory, shards, source, open_cached
 ):
     store = open_cached(8)
@@ -151,11 +153,11 @@ def test_a_shard_that_cannot_be_fetched_ahead_is_left_to_its_reader(
         wait_until(lambda: there(directory, shards) == [2, 4, 5])
         read(store, broken[2], source)
         progress.advance()
-        with pytest.raises(ShardError, match=r"no shard at s3://bucket/prefetch/none.tar"):
+        with pytest.raises(ShardError, match=r"s3://bucket/prefetch/none.tar"):
             store.open(broken[3])
 
 
-def test_a_prefetcher_that_dies_takes_nobody_down(s3, directory, shards, source, open_cached):
+def test_readers_go_on_without_a_killed_prefetcher(s3, directory, shards, source, open_cached):
     store = open_cached(4)
     s3.fail(stalls=1)
     with prefetching(store, shards, [[0], [1], [2]], np.asarray) as progress:
@@ -179,7 +181,6 @@ def test_nothing_is_started_for_stores_without_a_cache(s3, shards, source):
 
 RANK = """
 import sys
-from pathlib import Path
 import numpy as np
 from data_sharding.storage.cache import CacheSettings
 from data_sharding.format.labels import LabelRule
@@ -190,7 +191,7 @@ from data_sharding.storage.shard_store import open_store
 def main():
     url, directory, name, num_samples, num_bytes, sha256 = sys.argv[1:]
     shard = ShardInfo(name, int(num_samples), int(num_bytes), sha256)
-    store = open_store(url, CacheSettings(Path(directory), 10**9), LabelRule())
+    store = open_store(url, CacheSettings(dir=directory, max_gb=1), LabelRule())
     with prefetching(store, [shard], [[0]], np.asarray):
         print("training", flush=True)
         sys.stdin.readline()
@@ -200,7 +201,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_prefetcher_ends_with_its_rank_and_hears_no_signal_before(s3, tmp_path, shards):
+def test_a_prefetcher_ignores_signals_and_ends_with_its_rank(s3, tmp_path, shards):
     s3.fail(stalls=1, stall_s=1)
     script, directory = tmp_path / "rank.py", tmp_path / "cache"
     script.write_text(RANK)
@@ -244,7 +245,7 @@ batches = st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=3, unique=Tr
 
 
 @given(batches, st.integers(1, 60), st.integers(0, 35))
-def test_the_window_says_when_each_shard_is_needed_next(names, max_bytes, num_advances):
+def test_the_window_has_the_next_use_of_each_shard(names, max_bytes, num_advances):
     shards = [ShardInfo(f"{i}.tar", 1, 10, f"{i}" * 64) for i in range(6)]
     window = LookaheadWindow(shards, iter(names), max_bytes)
     for position in range(num_advances + 1):
@@ -263,16 +264,16 @@ def test_the_window_says_when_each_shard_is_needed_next(names, max_bytes, num_ad
         window.advance()
 
 
-def test_a_directory_that_cannot_be_used_is_told_in_a_line(directory, shards, open_cached, capfd):
+def test_an_unusable_directory_is_logged_in_one_line(directory, shards, open_cached, capfd):
     directory.touch()
     store = open_cached(3)
     restart_fork_server()  # its children write to where it does
     with prefetching(store, shards, [[0], [1]], np.asarray):
-        told = ""
+        logged = ""
         deadline_s = time.monotonic() + DEADLINE_S
-        while "not fetched ahead" not in told:
+        while "no prefetching" not in logged:
             assert time.monotonic() < deadline_s
             time.sleep(0.01)
-            told += capfd.readouterr().err
-    assert str(directory) in told
-    assert len(told.splitlines()) == 1
+            logged += capfd.readouterr().err
+    assert str(directory) in logged
+    assert len(logged.splitlines()) == 1

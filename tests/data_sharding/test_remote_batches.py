@@ -88,7 +88,11 @@ def test_remote_batches_are_the_local_ones(
     max_bytes: int | None,
 ) -> None:
     settings = max_bytes and CacheSettings(
-        tmp_path / "cache", max_bytes, part_bytes=60_000, part_timeout_s=2, deadline_s=60
+        dir=str(tmp_path / "cache"),
+        max_gb=max_bytes / 1e9,
+        chunk_mb=0.06,
+        request_timeout_s=2,
+        retry_timeout_s=60,
     )
     s3_server.fail(errors=0.02, cuts=0.02, stalls=0.002, latency_s=0.002, stall_s=4)
     found = batches(train_set(remote, settings or None), ranks, workers)

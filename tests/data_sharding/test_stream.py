@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 from s3 import make_shards
 
-from data_sharding.errors import BadSample, DataError, ShardError
+from data_sharding.errors import BadSample, ShardError, UnavailableError
 from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import ShardInfo
 from data_sharding.io.download import DownloadSettings
 from data_sharding.storage.range_reads import RangeReadStore
 from data_sharding.storage.shard_store import LocalStore, open_store
 
-QUICK = DownloadSettings(num_connections=4, part_bytes=100_000, part_timeout_s=2, deadline_s=30)
+QUICK = DownloadSettings(
+    max_concurrent_requests=4, chunk_mb=0.1, request_timeout_s=2, retry_timeout_s=30
+)
 LABELS = LabelRule()
 
 
@@ -98,7 +100,7 @@ def odd_tar(path, form):
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @pytest.mark.parametrize("labels", [LABELS, LabelRule("none"), LabelRule("single", "json")])
-def test_so_is_one_of_any_dialect(s3, tmp_path, form, labels):
+def test_a_streamed_sample_is_the_mapped_one_in_any_tar_dialect(s3, tmp_path, form, labels):
     directory = tmp_path / "odd"
     directory.mkdir()
     shard = odd_tar(directory / f"odd-{form}.tar", form)
@@ -111,8 +113,8 @@ def test_so_is_one_of_any_dialect(s3, tmp_path, form, labels):
     assert sample(store, shard, 2)[0].startswith("has no image of a known kind")
 
 
-def test_only_what_is_asked_for_is_fetched(s3, store, shards):
-    bounds = store.open(shards[0]).bounds
+def test_only_the_requested_samples_are_fetched(s3, store, shards):
+    bounds = store.open(shards[0]).offsets
     s3.forget()
     store.prefetch_samples([(shards[0], i) for i in (7, 2, 9)])
     for i in 2, 7, 9, 2:
@@ -120,8 +122,8 @@ def test_only_what_is_asked_for_is_fetched(s3, store, shards):
     assert ranges(s3) == [(bounds[i], bounds[i + 1]) for i in (2, 7, 9)]
 
 
-def test_samples_side_by_side_come_with_one_request_up_to_a_part(s3, store, shards):
-    bounds = store.open(shards[0]).bounds
+def test_adjacent_samples_are_one_request_up_to_a_chunk(s3, store, shards):
+    bounds = store.open(shards[0]).offsets
     s3.forget()
     store.prefetch_samples([(shards[0], i) for i in range(7)])
     assert ranges(s3) == [(bounds[a], bounds[b]) for a, b in ((0, 2), (2, 4), (4, 6), (6, 7))]
@@ -134,7 +136,7 @@ def test_an_image_stays_valid(store, source, shards):
     assert bytes(image) == sample(LocalStore(source, LABELS), shards[0], 3)[0]
 
 
-def test_where_samples_lie_is_found_once_a_node(s3, source, shards):
+def test_the_offsets_are_found_once_a_node(s3, source, shards):
     """By four processes at the same time."""
     s3.fail(latency_s=0.01)
     stores = [open_store(s3.url("stream"), None, LABELS) for _ in range(4)]
@@ -150,16 +152,16 @@ def test_where_samples_lie_is_found_once_a_node(s3, source, shards):
     assert sizes == {"HEAD": 1, "GET": 1 + 4}  # the shard once, and its sample four times
 
 
-def test_a_store_that_travels_takes_its_url_along(s3, store, source, shards):
+def test_a_pickled_store_reads_the_same_samples(s3, store, source, shards):
     store.prefetch_samples([(shards[0], 0)])
     copy = pickle.loads(pickle.dumps(store))
     assert sample(copy, shards[0], 0) == sample(LocalStore(source, LABELS), shards[0], 0)
 
 
 def test_a_shard_that_is_missing_or_not_what_it_must_be_is_an_error(store, shards):
-    with pytest.raises(ShardError, match=r"no shard at s3://bucket/stream/none.tar"):
+    with pytest.raises(ShardError, match=r"s3://bucket/stream/none.tar"):
         store.open(replace(shards[0], name="none.tar", sha256="1" * 64))
-    with pytest.raises(ShardError, match=f"SHA-256 {shards[0].sha256}, twice"):
+    with pytest.raises(ShardError, match=shards[0].sha256):
         store.open(replace(shards[0], sha256="0" * 64))
     with pytest.raises(ShardError, match=r"shard s3://bucket/stream/shard-000000.tar: it holds 12"):
         store.open(replace(shards[0], num_samples=13))
@@ -173,15 +175,18 @@ def test_a_shard_that_is_replaced_while_it_is_read_is_an_error(s3, tmp_path, sha
     sample(store, shard, 1)
     (directory / shard.name).write_bytes(b"other" * (shard.num_bytes // 5))
     s3.put(s3.url("changing"), directory)
-    with pytest.raises(ShardError, match=r"sample 2 is not .* shard s3://.*/shard-000000.tar"):
+    with pytest.raises(ShardError, match="sample 2 ") as raised:
         sample(store, shard, 2)
+    assert raised.value.value == s3.url("changing", "shard-000000.tar")
+    assert raised.value.value in raised.value.problem
 
 
 def test_a_directory_that_cannot_be_used_is_an_error(store, shards, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
-    with pytest.raises(DataError, match="set TMPDIR"):
+    with pytest.raises(UnavailableError) as raised:
         store.open(shards[0])
+    assert "TMPDIR" in raised.value.hint
 
 
 def put(s3, tmp_path, name, data, num_samples):
@@ -191,7 +196,7 @@ def put(s3, tmp_path, name, data, num_samples):
     return ShardInfo(name, num_samples, len(data), hashlib.sha256(data).hexdigest())
 
 
-def test_tars_one_behind_the_other(s3, store, source, shards, tmp_path):
+def test_concatenated_tars_are_one_shard(s3, store, source, shards, tmp_path):
     data = b"".join((source / shard.name).read_bytes() for shard in shards[:2])
     shard = put(s3, tmp_path, "two.tar", data, 24)
     found = [sample(store, shard, i) for i in range(24)]
@@ -206,5 +211,6 @@ def test_hard_links_cannot_be_streamed(s3, store, tmp_path):
             member.type, member.linkname = (tarfile.LNKTYPE if target else b"0"), target
             tar.addfile(member)
     shard = put(s3, tmp_path, "linked.tar", file.getvalue(), 2)
-    with pytest.raises(ShardError, match=r"linked\.tar holds hard links.*cluster\.cache\.max_gb"):
+    with pytest.raises(ShardError, match=r"linked\.tar holds hard links") as raised:
         store.open(shard)
+    assert "`cache.max_gb`" in raised.value.hint

@@ -18,7 +18,7 @@ from data_sharding.loading.shared_buffers import check_space
 from data_sharding.loading.split_reader import SplitReader
 from data_sharding.sampling.class_balanced import BalancedOrder, read_class_index
 from data_sharding.sampling.sample_order import SampleOrder
-from data_sharding.storage.cache import CacheSettings, cache_directory, small_cache_warning
+from data_sharding.storage.cache import CacheSettings, small_cache_warning
 from data_sharding.storage.shard_store import open_store
 from data_sharding.transforms.crops import (
     CropFn,
@@ -104,12 +104,12 @@ def _cache_settings(config: Config) -> CacheSettings | None:
     if cache == "none":
         return None
     return CacheSettings(
-        directory=cache_directory(cache.dir),
-        max_bytes=int(cache.max_gb * 1e9),
-        num_connections=cache.num_connections,
-        part_bytes=int(cache.part_mb * 1e6),
-        part_timeout_s=cache.part_timeout_s,
-        deadline_s=cache.deadline_s,
+        dir=cache.dir,
+        max_gb=cache.max_gb,
+        max_concurrent_requests=cache.num_connections,
+        chunk_mb=cache.part_mb,
+        request_timeout_s=cache.part_timeout_s,
+        retry_timeout_s=cache.deadline_s,
     )
 
 

@@ -125,5 +125,5 @@ class AsyncCheckpointer:
         try:
             self._store.save(step, parts, metrics)
         except PermissionError:  # keys may have expired, and others lie where they are read from
-            filesystem.renewed(self._store.url)
+            filesystem.reload_credentials(self._store.url)
             self._store.save(step, parts, metrics)
