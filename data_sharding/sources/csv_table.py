@@ -17,63 +17,61 @@ _DIALECT: dict[str, Any] = {"skipinitialspace": True, "strict": True}
 
 
 class BadHeaderError(Exception):
-    """The first row names no such columns; the message says what it holds."""
+    """The first row lacks a column; the message quotes it."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows below a header: the line that each ends on, and its cells.
+    """The rows below a header.
 
     Args:
-        header: what the first row holds.
-        places: of the columns asked for.
+        header: cells of the first row.
+        columns: indices of the requested columns.
+        rows: number of the last line of each row, and its cells.
     """
 
     header: tuple[str, ...]
-    places: tuple[int, ...]
+    columns: tuple[int, ...]
     delimiter: str
     rows: Iterator[tuple[int, list[str]]]
 
 
 def read_table(lines: Iterable[str], names: Sequence[str], delimiter: str | None) -> Table:
-    """Return the table in some lines; cells are read as `rows` is.
+    """Read a table lazily, as its rows are iterated.
 
     Args:
-        names: of the columns that are needed.
-        delimiter: None takes the first of DELIMITERS that makes a header of the first line.
+        names: names of the requested columns.
+        delimiter: None takes the first of DELIMITERS with which the first line has all columns.
 
     Raises:
-        BadHeaderError: the first line has not each of the names, once.
+        BadHeaderError: the first line does not have each of the names exactly once.
         csv.Error: a line is no CSV.
     """
-    rest = iter(lines)
-    first = next(rest, "")
-    found = [(d, _header(first, d)) for d in ((delimiter,) if delimiter else DELIMITERS)]
-    for separator, header in found:
-        places = [_places(header, name) for name in names]
-        if all(len(place) == 1 for place in places):
-            reader = csv.reader(chain([first], rest), delimiter=separator, **_DIALECT)
+    lines = iter(lines)
+    first = next(lines, "")
+    headers = {d: _cells(first, d) for d in ((delimiter,) if delimiter else DELIMITERS)}
+    for separator, header in headers.items():
+        columns = [_matching_columns(header, name) for name in names]
+        if all(len(matches) == 1 for matches in columns):
+            reader = csv.reader(chain([first], lines), delimiter=separator, **_DIALECT)
             next(reader)
             rows = ((reader.line_num, cells) for cells in reader if cells)
-            return Table(tuple(header), tuple(place[0] for place in places), separator, rows)
-    _, header = max(found, key=lambda one: len(one[1]))  # max takes the first of equals
-    wrong = next(name for name in names if len(_places(header, name)) != 1)
+            return Table(tuple(header), tuple(matches[0] for matches in columns), separator, rows)
+    header = max(headers.values(), key=len)  # the first of equals
+    wrong = next(name for name in names if len(_matching_columns(header, name)) != 1)
+    num = len(_matching_columns(header, wrong))
     raise BadHeaderError(
-        f"has {pluralize(len(_places(header, wrong)), 'column')} called {wrong!r} and needs one "
+        f"has {pluralize(num, 'column')} called {wrong!r} and needs one "
         f"(it has {', '.join(map(repr, header))})"
     )
 
 
-def _header(line: str, delimiter: str) -> list[str]:
+def _cells(line: str, delimiter: str) -> list[str]:
     return next(csv.reader([line], delimiter=delimiter, **_DIALECT), [])
 
 
-def _places(header: Sequence[str], name: str) -> list[int]:
-    """Return which columns are meant: those of that name, else those that are nearly called so."""
-    exact = [place for place, there in enumerate(header) if there == name]
-    near = [place for place, there in enumerate(header) if _plain(there) == _plain(name)]
-    return exact or near
-
-
-def _plain(name: str) -> str:
-    return name.strip().casefold()
+def _matching_columns(header: Sequence[str], name: str) -> list[int]:
+    """Return the indices of columns with exactly that name, or else with a similar one."""
+    exact = [i for i, cell in enumerate(header) if cell == name]
+    folded = name.strip().casefold()
+    return exact or [i for i, cell in enumerate(header) if cell.strip().casefold() == folded]

@@ -1,20 +1,17 @@
-"""scikit-learn's handwritten digits: a data set that needs no download."""
+"""scikit-learn's 1,797 handwritten digits: 8x8 grey PNGs in ten classes, without a download.
+
+E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI, 1998 (its test set).
+"""
 
 from functools import partial
 
 import numpy as np
 
-from data_sharding.sources.base import Sample, Source, encode_png, notes_on_val, stratified_split
+from data_sharding.sources.base import Sample, Source, encode_png, stratified_split
 
 
 def digits(val_fraction: float = 0.2, seed: int = 0) -> Source:
-    """scikit-learn's 1,797 handwritten digits: 8x8 grey PNGs in ten classes; needs no download.
-
-    E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI, 1998 (its test set).
-
-    Raises:
-        DataError: the fraction leaves a class without training or validation samples.
-    """
+    """List the digits; the seed chooses those for validation."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -24,10 +21,9 @@ def digits(val_fraction: float = 0.2, seed: int = 0) -> Source:
         Sample(f"{n:08d}-{label}", "png", int(label), f"digit {n}", partial(encode_png, image))
         for n, (image, label) in enumerate(zip(grey, data.target, strict=True))
     ]
-    in_val = stratified_split(data.target, classes, val_fraction, seed)
+    in_val, notes = stratified_split(data.target, len(samples), classes, val_fraction, seed)
     train, val = ([samples[i] for i in np.flatnonzero(mask)] for mask in (~in_val, in_val))
     facts = {"kind": "digits", "val_fraction": val_fraction, "val_seed": seed}
-    file_bytes = len(samples[0].read())  # of each: they are stored, not compressed
+    file_bytes = len(samples[0].read())  # of every file, since they are not compressed
     sizes = {"train": np.full(len(train), file_bytes), "val": np.full(len(val), file_bytes)}
-    notes = notes_on_val(data.target, classes, val_fraction)
     return Source(classes, {"train": train, "val": val}, facts, num_bytes=sizes, notes=notes)

@@ -1,18 +1,17 @@
 """Directories of images by class: DIR/{train,val}/CLASS/..., or DIR/CLASS/... and a fraction.
 
-Each file below DIR is a sample, or counted among what was passed over. Class names are composed
-(Unicode's NFC), so that disks of macOS and Linux give the same ones.
+Each file below DIR is a sample, or counted as skipped. Class names are composed (Unicode's NFC), so
+that disks of macOS and Linux give the same ones.
 """
 
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from data_sharding.errors import DataError
 from data_sharding.format.image_formats import IMAGE_EXTENSIONS, UNREAD_IMAGES
 from data_sharding.format.labels import sorted_classes
 from data_sharding.image.quality_report import QualityFindings
@@ -22,33 +21,30 @@ from data_sharding.sources.base import (
     ListedImages,
     ListingDigest,
     Source,
-    listed_source,
-    notes_on_val,
+    check_val_choice,
+    source_error,
     stratified_split,
 )
-from data_sharding.sources.folder_layout import Classes, check_classes, find_splits
+from data_sharding.sources.folder_layout import BESIDE_SPLITS, Classes, check_classes, find_splits
 from data_sharding.sources.folder_walk import CLUTTER, HIDDEN, Walk
 
-# What lies beside images and is none: not a sign that images were passed over.
-_COMPANIONS = frozenset(
-    f".{name}"
-    for name in (
-        *("txt", "text", "md", "rst", "pdf", "log", "html", "htm", "xml", "json", "jsonl", "yaml"),
-        *("yml", "csv", "tsv", "xlsx", "db", "ini", "cfg", "names", "lst", "url", "lnk", "md5"),
-        *("sha256", "py", "ipynb", "sh"),
-    )
+# Files that often accompany images: no sign that images were skipped.
+_COMPANIONS = (
+    ".txt .text .md .rst .pdf .log .html .htm .xml .json .jsonl .yaml .yml .csv .tsv .xlsx .db "
+    ".ini .cfg .names .lst .url .lnk .md5 .sha256 .py .ipynb .sh"
 )
-_NO_IMAGES = _COMPANIONS | {HIDDEN, CLUTTER, "beside the splits"}
+_NO_IMAGES = frozenset((*_COMPANIONS.split(), HIDDEN, CLUTTER, BESIDE_SPLITS))
+_FORMATS = f"Add images ({', '.join(sorted(IMAGE_EXTENSIONS))})"
 
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """What is put up with.
+    """Tolerances of a listing.
 
     Args:
-        follow_links: open linked directories below the classes, too.
-        allow_empty: keep classes that have no training images.
-        max_passed_over: the share of files that may be passed over, if they may be images.
+        follow_links: whether linked directories below the classes are opened.
+        allow_empty: whether classes without training images are kept.
+        max_passed_over: fraction of the files that may be skipped although they may be images.
     """
 
     follow_links: bool = False
@@ -60,122 +56,104 @@ def folder(
     directory: str | Path,
     val_fraction: float | None = None,
     seed: int = 0,
-    lenience: FolderOptions = FolderOptions(),
+    options: FolderOptions = FolderOptions(),
 ) -> Source:
-    """List images in one directory a class.
+    """List the images of a directory that has one directory for each class.
 
     Images count at any depth below their class. Links to files are followed, and class directories
-    may be links. What is passed over is counted and named.
+    may be links.
 
     Args:
-        val_fraction: the share of every class that becomes the validation split, for a directory
-            without `train/`; the seed says which images.
-
-    Raises:
-        DataError: the directory is not laid out like this, a class has no images, or too many
-            files are passed over.
+        val_fraction: fraction of every class that becomes the validation split, for a directory
+            without `train/`; the seed chooses the images.
     """
     root = Path(directory)
-    listing = _Listing(root, Walk(root, lenience.follow_links), lenience)
+    listing = _Listing(root, Walk(root, options.follow_links), options)
     try:
         if not root.is_dir():
-            raise DataError(f"no directory at {root}: nothing was written. Check the path.")
+            raise source_error(f"no directory at {root}", root, "Check the path.")
         splits = find_splits(root, listing.walk)
         if splits is not None:
-            return _split_as_found(listing, *splits, val_fraction)
-        return _split_by_choice(listing, val_fraction, seed)
+            return _given_splits(listing, *splits, val_fraction)
+        return _chosen_splits(listing, val_fraction, seed)
     except OSError as error:
-        raise DataError(
-            f"cannot list {error.filename}: {error.strerror}. Nothing was written: make it "
-            "readable, or remove it."
-        ) from error
+        problem = f"cannot list {error.filename}: {error.strerror}"
+        raise source_error(problem, error.filename, "Make it readable, or remove it.") from error
 
 
-def _split_as_found(
+def _given_splits(
     listing: "_Listing", train: Path, val: Path | None, val_fraction: float | None
 ) -> Source:
-    root = listing.root
-    if val_fraction is not None:
-        raise DataError(
-            f"{root} has a {train.name}/, and --val-fraction {val_fraction} asks to choose from "
-            "all there is: nothing was written. Leave out --val-fraction, or let Tahoe choose from "
-            f"{train.name}/ alone: give {train} as the directory."
-        )
-    if val is None:
-        raise DataError(
-            f"{root} has a {train.name}/ but neither val/ nor test/: nothing was written. Add one, "
-            f"or let Tahoe choose from {train.name}/: give {train} as the directory, with "
-            "--val-fraction 0.1"
+    if val is None or val_fraction is not None:
+        problem = "neither val/ nor test/"
+        if val_fraction is not None:
+            problem = f"no use for a validation fraction of {val_fraction:g}"
+        raise source_error(
+            f"{listing.root} has {train.name}/ but {problem}",
+            val_fraction,
+            "Provide both directories and no `val_fraction`; or choose validation images "
+            f"from {train.name}/ alone: {train} as the directory, with a `val_fraction` like 0.1.",
         )
     classes = listing.classes(train)
     check_classes(train, classes)
-    in_val = listing.classes(val)
-    if unknown := sorted(set(in_val) - set(classes)):
-        raise DataError(
-            f"{val} has classes that {train.name}/ lacks: {truncated_list(unknown)}. No model can "
-            "learn them, so nothing was written. Add training images, or remove these directories."
+    val_classes = listing.classes(val)
+    if unknown := sorted(set(val_classes) - set(classes)):
+        raise source_error(
+            f"{val} has classes that {train.name}/ lacks: {truncated_list(unknown)}",
+            unknown[0],
+            "Add training images, or remove these directories.",
         )
-    names = tuple(classes)
-    images = {"train": listing.images(names, classes), "val": listing.images(names, in_val)}
-    listing.check_learned(images["train"], images["val"], classes)
-    return listing.source(names, images, {}, ())
+    splits = {
+        "train": listing.images(classes, classes),
+        "val": listing.images(classes, val_classes),
+    }
+    listing.check_learnable(classes, splits["train"], splits["val"])
+    return listing.source(classes, splits)
 
 
-def _split_by_choice(listing: "_Listing", val_fraction: float | None, seed: int) -> Source:
-    root = listing.root
-    classes = listing.classes(root)
-    check_classes(root, classes)
-    if val_fraction is None:
-        raise DataError(
-            f"{root} has no train/, so nothing says which images are for validation: nothing was "
-            "written. Let Tahoe choose some of every class: --val-fraction 0.1"
-        )
-    names = tuple(classes)
-    images = listing.images(names, classes)
-    listing.check_learned(images, None, classes)
-    assert isinstance(images.labels, np.ndarray)
-    in_val = stratified_split(images.labels, names, val_fraction, seed)
+def _chosen_splits(listing: "_Listing", val_fraction: float | None, seed: int) -> Source:
+    classes = listing.classes(listing.root)
+    check_classes(listing.root, classes)
+    check_val_choice(listing.root, has_val=False, val_fraction=val_fraction)
+    assert val_fraction is not None
+    images = listing.images(classes, classes)
+    listing.check_learnable(classes, images)
+    in_val, notes = stratified_split(images.labels, len(images), [*classes], val_fraction, seed)
     splits = {"train": images.where(~in_val), "val": images.where(in_val)}
-    facts = {"val_fraction": val_fraction, "val_seed": seed}
-    notes = notes_on_val(images.labels, names, val_fraction)
-    return listing.source(names, splits, facts, notes)
+    return listing.source(classes, splits, notes, {"val_fraction": val_fraction, "val_seed": seed})
 
 
 @dataclass(frozen=True)
 class _Listing:
-    """The listing of a directory: its splits share what is passed over and what is linked.
+    """The listing of a directory, shared by its splits.
 
     Args:
-        linked: the file itself of each image that a link leads to, by its path.
+        link_targets: target of each image behind a link, by its path.
         empty: class directories without images.
     """
 
     root: Path
     walk: Walk
-    lenience: FolderOptions
-    tally: ListingDigest = field(default_factory=ListingDigest)
-    linked: dict[str, str] = field(default_factory=dict)
+    options: FolderOptions
+    digest: ListingDigest = field(default_factory=ListingDigest)
+    link_targets: dict[str, str] = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)
 
     def classes(self, split: Path) -> dict[str, list[Path]]:
         """Return the class directories of a split, in the order of their labels."""
-        found: dict[str, list[Path]] = {}
+        directories: dict[str, list[Path]] = {}
         for path in self.walk.directories(split, "outside of classes"):
             if any("\ud800" <= character <= "\udfff" for character in path.name):
-                raise DataError(
-                    f"the name of the class {path.name!r} in {split} is not UTF-8, so no manifest "
-                    "can hold it: nothing was written. Rename the directory."
-                )
-            found.setdefault(unicodedata.normalize("NFC", path.name), []).append(path)
-        if not found:
-            raise DataError(
-                f"{split} has no classes: it holds no directories, so nothing was written. Put the "
-                f"images of every class into a directory of their own: {split}/CLASS/image.jpg"
-            )
-        return {name: found[name] for name in sorted_classes(found)}
+                problem = f"the name of the class {path.name!r} in {split} is not UTF-8"
+                raise source_error(problem, path, "Rename the directory.")
+            directories.setdefault(unicodedata.normalize("NFC", path.name), []).append(path)
+        if not directories:
+            hint = f"Put the images of each class into its own directory: {split}/CLASS/1.jpg"
+            raise source_error(f"{split} has no class directories", split, hint)
+        return {name: directories[name] for name in sorted_classes(directories)}
 
-    def images(self, names: Sequence[str], classes: Classes) -> ListedImages:
-        """List the images of some classes; a label is the place of its class among `names`."""
+    def images(self, names: Sequence[str] | Classes, classes: Classes) -> ListedImages:
+        """List the images of classes; labels are positions in `names`."""
         paths, labels, sizes = list[str](), list[int](), list[int]()
         for label, name in enumerate(names):
             for directory in classes.get(name, ()):
@@ -183,114 +161,96 @@ class _Listing:
                 for image in self.walk.images(directory):
                     paths.append(os.path.relpath(image.path, self.root))
                     sizes.append(image.stat.st_size)
-                    self.tally.add(paths[-1], sizes[-1], image.stat.st_mtime_ns)
+                    self.digest.add(paths[-1], sizes[-1], image.stat.st_mtime_ns)
                     if image.is_linked:
-                        self.linked[paths[-1]] = os.path.realpath(image.path)
+                        self.link_targets[paths[-1]] = os.path.realpath(image.path)
                 labels += [label] * (len(paths) - num_before)
                 if len(paths) == num_before:
                     self.empty.append(os.path.relpath(directory, self.root))
-        return ListedImages(
-            self.root,
-            PackedStrings(paths),
-            np.array(labels, dtype=np.int64),
-            np.array(sizes, dtype=np.int64),
-            np.arange(len(paths)),
-        )
+        label_array, file_bytes = (np.array(values, dtype=np.int64) for values in (labels, sizes))
+        indices = np.arange(len(paths))
+        return ListedImages(self.root, PackedStrings(paths), label_array, file_bytes, indices)
 
-    def check_learned(
-        self, train: ListedImages, val: ListedImages | None, classes: Classes
+    def check_learnable(
+        self, classes: Classes, train: ListedImages, val: ListedImages | None = None
     ) -> None:
-        """Refuse classes without training images.
-
-        Raises:
-            DataError: there are such, and nobody allows for them, or val has images of them.
-        """
-        names, in_val = list(classes), np.zeros(len(classes), dtype=np.int64)
-        in_train = np.bincount(train.labels, minlength=len(names))  # type: ignore[arg-type]
-        if val is not None:
-            in_val = np.bincount(val.labels, minlength=len(names))  # type: ignore[arg-type]
-        empty = [names[label] for label in np.flatnonzero(in_train == 0)]
-        judged = [names[label] for label in np.flatnonzero((in_train == 0) & (in_val > 0))]
-        if judged:
-            raise DataError(
-                f"val has images of classes that train has none of: {truncated_list(judged)}. No "
-                "model can learn them, so nothing was written. Add training images, or remove "
-                "these."
+        """Refuse classes without training images, unless they are allowed and not in val."""
+        in_train, in_val = (
+            np.bincount(images.labels if images else [], minlength=len(classes))  # type: ignore[arg-type]
+            for images in (train, val)
+        )
+        names = np.array([*classes])
+        if val_only := names[(in_train == 0) & (in_val > 0)].tolist():
+            raise source_error(
+                f"val has images of classes that train has none of: {truncated_list(val_only)}",
+                val_only[0],
+                "Add training images, or remove these.",
             )
-        if empty and not self.lenience.allow_empty:
-            where = truncated_list([str(classes[name][0]) for name in empty])
-            raise DataError(
-                f"{pluralize(len(empty), 'class')} without images ({where}): nothing was "
-                f"written. Add some ({', '.join(sorted(IMAGE_EXTENSIONS))}), remove the "
-                "directories, or keep such classes with --allow-empty."
+        empty = [str(classes[name][0]) for name in names[in_train == 0].tolist()]
+        if empty and not self.options.allow_empty:
+            raise source_error(
+                f"{pluralize(len(empty), 'class')} without images ({truncated_list(empty)})",
+                empty[0],
+                f"{_FORMATS}, remove the directories, or keep such classes with `allow_empty`.",
             )
 
     def source(
         self,
-        classes: tuple[str, ...],
+        classes: Classes,
         splits: Mapping[str, ListedImages],
-        facts: Mapping[str, object],
-        notes: tuple[str, ...],
+        notes: Sequence[str] = (),
+        facts: Mapping[str, object] = {},
     ) -> Source:
-        """Return the source of what was listed.
-
-        Raises:
-            DataError: a split has no images, or too many files were passed over.
-        """
+        """Construct the source of the listed images."""
         for split, images in splits.items():
             if not len(images):
-                raise DataError(
-                    f"there are no images for {split} in {self.root}: nothing was written. Add "
-                    f"some ({', '.join(sorted(IMAGE_EXTENSIONS))})."
-                )
-        self._check_passed_over()
-        empty = (
-            [f"class directories without images: {truncated_list(self.empty)}"]
-            if self.empty
-            else []
-        )
-        source = listed_source(
-            classes,
+                problem = f"there are no images for {split} in {self.root}"
+                raise source_error(problem, split, f"{_FORMATS}.")
+        self._check_skipped()
+        empty = [f"class directories without images: {truncated_list(self.empty)}"]
+        return Source(
+            tuple(classes),
             splits,
-            {"kind": "folder", **self.tally.facts, **facts},
-            self.walk.passed_over.counts,
-            notes=(*notes, *empty, *self._unread()),
+            {"kind": "folder", **self.digest.facts, **facts},
+            num_bytes={split: images.num_bytes for split, images in splits.items()},
+            root=str(self.root),
+            notes=(*notes, *empty * bool(self.empty), *self._unread_formats()),
+            skipped=self.walk.skipped,
+            findings=self._linked_twice(splits),
+            times_sha256=self.digest.times_sha256,
         )
-        names = self.walk.passed_over.names
-        found, times = self._linked_twice(splits), self.tally.times_sha256
-        return replace(source, ignored_names=names, found=found, times_sha256=times)
 
-    def _check_passed_over(self) -> None:
-        counts = self.walk.passed_over.counts
+    def _check_skipped(self) -> None:
+        counts, names = self.walk.skipped.counts, self.walk.skipped.names
         kinds = {kind: num for kind, num in counts.most_common() if kind not in _NO_IMAGES}
-        num_files = self.tally.num_files + sum(kinds.values())
-        share = sum(kinds.values()) / max(num_files, 1)
-        if share > self.lenience.max_passed_over:
-            found = truncated_list([f"{num:,} {kind}" for kind, num in kinds.items()])
-            first = self.walk.passed_over.names[next(iter(kinds))][0]
-            raise DataError(
-                f"{share:.0%} of the files in {self.root} would be passed over ({found}; {first} "
-                "for one), and --max-passed-over allows "
-                f"{self.lenience.max_passed_over:g}: nothing was written. "
-                + "".join(f"{text} " for text in self._unread())
-                + "Convert or remove these files, or allow for more: --max-passed-over 1"
+        num_skipped = sum(kinds.values())
+        fraction = num_skipped / max(self.digest.num_files + num_skipped, 1)
+        if fraction > self.options.max_passed_over:
+            shown = truncated_list([f"{num:,} {kind}" for kind, num in kinds.items()])
+            hint = "Convert or remove these files, or raise `max_passed_over`."
+            raise source_error(
+                f"{fraction:.0%} of the files in {self.root} would be skipped ({shown}; "
+                f"{names[next(iter(kinds))][0]} for one), more than "
+                f"{self.options.max_passed_over:.0%}",
+                fraction,
+                " ".join((*self._unread_formats(), hint)),
             )
 
-    def _unread(self) -> list[str]:
-        """Say what can be done about images of formats that are not read."""
-        counts = self.walk.passed_over.counts
+    def _unread_formats(self) -> list[str]:
+        """Return advice on skipped images of formats that are not read."""
+        counts = self.walk.skipped.counts
         return sorted({text for kind, text in UNREAD_IMAGES.items() if counts[f".{kind}"]})
 
     def _linked_twice(self, splits: Mapping[str, ListedImages]) -> QualityFindings:
-        """Return which images are the same file as one before."""
-        found, home, targets = QualityFindings(), self.root.resolve(), set(self.linked.values())
-        seen: dict[str, str] = {}
+        """Find images that are the same file as one before."""
+        findings, first_paths = QualityFindings(), dict[str, str]()
+        root, targets = self.root.resolve(), {*self.link_targets.values()}
         for images in splits.values() if targets else ():
-            for number in images.numbers.tolist():
+            for number in images.indices.tolist():
                 path = images.paths[number]
-                file = self.linked.get(path) or str(home / path)
-                if file in seen:
-                    found.add("linked_twice", f"{path} is {seen[file]}")
+                file = self.link_targets.get(path) or str(root / path)
+                if file in first_paths:
+                    findings.add("linked_twice", f"{path} is {first_paths[file]}")
                 elif file in targets:
-                    seen[file] = path
-        return found
+                    first_paths[file] = path
+        return findings

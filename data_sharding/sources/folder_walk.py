@@ -1,6 +1,6 @@
-"""The images below a directory: every file is listed, or passed over and counted by kind.
+"""Images below a directory: every file is listed, or counted as skipped, by kind.
 
-A directory that is passed over counts once, with all that is in it. Links to files are followed.
+A directory that is skipped counts once, with all that is in it. Links to files are followed.
 """
 
 import os
@@ -15,14 +15,14 @@ from data_sharding.image.quality_report import QualityFindings
 from data_sharding.io.clutter import is_clutter
 
 HIDDEN, CLUTTER = "hidden", "left by other programs"
-DEAD_LINK, LINKED_DIRECTORY, LOOP = "dead link", "linked directory", "link to what it lies in"
+DEAD_LINK, LINKED_DIRECTORY, LOOP = "dead link", "linked directory", "link to a parent directory"
 SPECIAL = "neither file nor directory"
 
-Inode = tuple[int, int]  # tells a file or directory, whatever it is called
+Inode = tuple[int, int]  # identity of a file or directory under any name
 
 
 class ImageFile(NamedTuple):
-    """A file to be listed; `is_linked` if a link leads to it."""
+    """A listed image; `is_linked` if its path goes through a link."""
 
     path: str
     stat: os.stat_result
@@ -31,92 +31,94 @@ class ImageFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Walk:
-    """Walks directories, and counts what it passes over.
+    """A walk through directories that counts what it skips.
 
     Args:
-        home: names are told from here.
-        follows_links: open linked directories, too.
+        root: base of the names of skipped files.
+        follow_links: whether linked directories are opened.
     """
 
-    home: Path
-    follows_links: bool
-    passed_over: QualityFindings = field(default_factory=QualityFindings)
+    root: Path
+    follow_links: bool
+    skipped: QualityFindings = field(default_factory=QualityFindings)
 
     def images(self, directory: Path) -> Iterator[ImageFile]:
         """Yield the images at any depth below a directory, sorted at every level."""
-        real = self.home.resolve() / directory.relative_to(self.home)
-        yield from self._images(directory, _inodes_around(directory), directory.resolve() != real)
+        real = self.root.resolve() / directory.relative_to(self.root)
+        yield from self._images(directory, _ancestors(directory), directory.resolve() != real)
 
-    def directories(self, directory: Path, around_them: str) -> list[Path]:
-        """Return the directories in one, sorted, linked ones too; files in it are passed over.
+    def directories(self, directory: Path, image_kind: str) -> list[Path]:
+        """Return the directories in one, sorted and with linked ones; skip its files.
 
         Args:
-            around_them: the kind that images are counted as which lie there.
+            image_kind: kind under which images beside the directories are counted.
         """
-        found, around = [], _inodes_around(directory)
+        directories, ancestors = [], _ancestors(directory)
         for entry in _entries(directory):
-            if why := _why_not(entry, around, follows=True):
-                self.pass_over(why, entry.path)
+            if kind := _skip_kind(entry, ancestors, follow_links=True):
+                self.skip(kind, entry.path)
             elif entry.is_dir():
-                found.append(Path(entry.path))
+                directories.append(Path(entry.path))
             else:
-                self.pass_over(around_them if _is_image(entry) else _kind(entry), entry.path)
-        return found
+                self.skip(image_kind if _is_image(entry) else _extension(entry), entry.path)
+        return directories
 
-    def pass_over(self, kind: str, path: str | Path) -> None:
-        name = os.path.relpath(path, self.home)
-        self.passed_over.add(kind, os.fsencode(name).decode("utf-8", "backslashreplace"))
+    def skip(self, kind: str, path: str | Path) -> None:
+        """Count a file or directory as skipped."""
+        name = os.path.relpath(path, self.root)
+        self.skipped.add(kind, os.fsencode(name).decode("utf-8", "backslashreplace"))
 
     def _images(
-        self, directory: str | Path, around: Sequence[Inode], is_linked: bool
+        self, directory: str | Path, ancestors: Sequence[Inode], is_linked: bool
     ) -> Iterator[ImageFile]:
         for entry in _entries(directory):
-            if why := _why_not(entry, around, follows=self.follows_links):
-                self.pass_over(why, entry.path)
+            if kind := _skip_kind(entry, ancestors, follow_links=self.follow_links):
+                self.skip(kind, entry.path)
             elif entry.is_dir():
-                inside = (*around, _inode(entry.stat()))
+                inside = (*ancestors, _inode(entry.stat()))
                 yield from self._images(entry.path, inside, is_linked or entry.is_symlink())
             elif _is_image(entry):
                 yield ImageFile(entry.path, entry.stat(), is_linked or entry.is_symlink())
             else:
-                self.pass_over(_kind(entry), entry.path)
+                self.skip(_extension(entry), entry.path)
 
 
 def children(directory: Path) -> Iterator[tuple[str, bool]]:
-    """Yield the names of the directories and images in a directory, and which are directories."""
-    around = _inodes_around(directory)
+    """Yield the directories and images in a directory: name, and True for a directory."""
+    ancestors = _ancestors(directory)
     with os.scandir(directory) as entries:
         for entry in entries:
-            if _why_not(entry, around, follows=True) is None and (
-                entry.is_dir() or _is_image(entry)
-            ):
+            is_used = _skip_kind(entry, ancestors, follow_links=True) is None
+            if is_used and (entry.is_dir() or _is_image(entry)):
                 yield entry.name, entry.is_dir()
 
 
-def _why_not(entry: "os.DirEntry[str]", around: Sequence[Inode], *, follows: bool) -> str | None:
-    """Return why something is neither opened nor listed, whatever its extension."""
+def _skip_kind(
+    entry: "os.DirEntry[str]", ancestors: Sequence[Inode], *, follow_links: bool
+) -> str | None:
+    """Return the kind of an entry that is skipped whatever its extension, or None."""
     if entry.name.startswith("."):
         return HIDDEN
     if is_clutter(f"{entry.name}/_"):
         return CLUTTER
     if entry.is_symlink():
-        return _why_not_link(entry, around, follows=follows)
+        return _skip_kind_of_link(entry, ancestors, follow_links=follow_links)
     return None if entry.is_dir() or entry.is_file() else SPECIAL
 
 
-def _why_not_link(
-    entry: "os.DirEntry[str]", around: Sequence[Inode], *, follows: bool
+def _skip_kind_of_link(
+    entry: "os.DirEntry[str]", ancestors: Sequence[Inode], *, follow_links: bool
 ) -> str | None:
     try:
         target = entry.stat()
-    except OSError as error:
-        if isinstance(error, PermissionError):
-            raise
-        return DEAD_LINK  # it leads nowhere, or in a circle
+    except PermissionError:
+        raise
+    except OSError:
+        return DEAD_LINK  # to nothing, or in a circle
     if stat.S_ISDIR(target.st_mode):
-        if _inode(target) in around:
+        if _inode(target) in ancestors:
             return LOOP
-        return None if follows else LINKED_DIRECTORY
+        return None if follow_links else LINKED_DIRECTORY
     return None if stat.S_ISREG(target.st_mode) else SPECIAL
 
 
@@ -125,19 +127,19 @@ def _entries(directory: str | Path) -> "list[os.DirEntry[str]]":
         return sorted(entries, key=lambda entry: entry.name)
 
 
-def _inodes_around(directory: Path) -> tuple[Inode, ...]:
-    """Return a directory and all above it."""
+def _ancestors(directory: Path) -> tuple[Inode, ...]:
+    """Return the inodes of a directory and all above it."""
     real = directory.resolve()
-    return tuple(_inode(place.stat()) for place in (real, *real.parents))
+    return tuple(_inode(path.stat()) for path in (real, *real.parents))
 
 
-def _inode(found: os.stat_result) -> Inode:
-    return found.st_dev, found.st_ino
+def _inode(status: os.stat_result) -> Inode:
+    return status.st_dev, status.st_ino
 
 
 def _is_image(entry: "os.DirEntry[str]") -> bool:
     return Path(entry.name).suffix[1:].lower() in IMAGE_EXTENSIONS
 
 
-def _kind(entry: "os.DirEntry[str]") -> str:
+def _extension(entry: "os.DirEntry[str]") -> str:
     return Path(entry.name).suffix.lower() or "no extension"

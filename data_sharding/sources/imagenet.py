@@ -1,9 +1,9 @@
 """ImageNet (ILSVRC 2012) straight from its archives: a tar of tars, a tar, and the development kit.
 
-Nothing is unpacked to a disk: the archives' headers are walked once, and an image is read from its
-place in the archive when it is written. Classes are the WordNet ids in ASCII order, as everybody's
-labels are, not the kit's ILSVRC2012_ID. O. Russakovsky et al., IJCV 115, 2015; the layout is that
-which torchvision.datasets.ImageNet unpacks.
+Nothing is unpacked to disk: the headers of the archives are walked once, and an image is read from
+its position in the archive when it is written. Classes are the WordNet ids in ASCII order, as in
+most published labels, not the kit's ILSVRC2012_ID. O. Russakovsky et al., IJCV 115, 2015; the
+layout is the one that torchvision.datasets.ImageNet unpacks.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_sharding.errors import DataError
 from data_sharding.io.packed_strings import PackedStrings
 from data_sharding.io.text import pluralize
-from data_sharding.sources.base import ListingDigest, Sample, Source
+from data_sharding.sources.base import ListingDigest, Sample, Source, read_members, source_error
 
 NUM_CLASSES, NUM_TRAIN, NUM_VAL = 1000, 1_281_167, 50_000
 MD5 = {
@@ -32,6 +32,7 @@ MD5 = {
 _TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _CHUNK = 16 << 20
 _END = bytes(tarfile.BLOCKSIZE)  # a tar ends with two blocks of zeros
+_DOWNLOAD = "Download it again."
 
 
 @dataclass(frozen=True)
@@ -42,195 +43,161 @@ class Archives:
     val: Path
     devkit: Path
 
-    def named(self) -> dict[str, Path]:
-        return {"train": self.train, "val": self.val, "devkit": self.devkit}
+
+class _Image(NamedTuple):
+    """An image file in an archive."""
+
+    name: str
+    start: int
+    num_bytes: int
+    label: int
 
 
-@dataclass(frozen=True, eq=False)
 class ArchivedImages:
-    """Images that lie in an archive, by their place; `names` are without their extension."""
+    """The images of a split, by their position in an archive."""
 
-    archive: Path
-    names: PackedStrings
-    starts: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    labels: NDArray[np.int64]
+    def __init__(self, archive: Path, images: list[_Image]) -> None:
+        self._archive = archive
+        self._names = PackedStrings(_stem(image.name) for image in images)
+        numbers = np.array([image[1:] for image in images], dtype=np.int64).reshape(-1, 3)
+        self._starts, self.num_bytes, self._labels = np.ascontiguousarray(numbers.T)
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return len(self._names)
 
     def __getitem__(self, index: int) -> Sample:
-        name, start, size = self.names[index], int(self.starts[index]), int(self.sizes[index])
+        name = self._names[index]
+        start, num_bytes = int(self._starts[index]), int(self.num_bytes[index])
         return Sample(
             key=f"{index:08d}-{name}",
             extension="jpeg",
-            label=int(self.labels[index]),
-            origin=f"{self.archive}: {name}",
-            read=partial(_read, self.archive, start, size),
+            label=int(self._labels[index]),
+            origin=f"{self._archive}: {name}",
+            read=partial(_read, self._archive, start, num_bytes),
         )
 
 
 def imagenet(archives: Archives, *, is_subset: bool, on_checked: Callable[[int], None]) -> Source:
-    """Return the images of both splits.
+    """List the images of both splits.
 
     Args:
-        is_subset: archives of the same layout that somebody made smaller: neither the counts nor
-            the digests of ImageNet's own are asked for.
-        on_checked: is called with how many megabytes of the archives have been checked.
-
-    Raises:
-        DataError: an archive is not there, not what it should be, or does not fit the others.
+        is_subset: whether the archives are smaller ones of the same layout, whose counts and
+            digests are not those of ImageNet.
+        on_checked: callback for the number of megabytes checked so far.
     """
-    for name, path in archives.named().items():
+    for name, path in vars(archives).items():
         if not path.is_file():
-            raise DataError(f"no file at {path}, the {name} archive: nothing was written.")
+            raise source_error(f"no file at {path}, the {name} archive", path)
     if not is_subset:
         _check_digests(archives, on_checked)
-    tally = ListingDigest()
+    digest = ListingDigest()
     wnids, ids, truth = _read_kit(archives.devkit)
-    train = _train_images(archives.train, wnids, tally)
-    val = _val_images(archives.val, truth, {i: wnids.index(w) for i, w in ids.items()}, tally)
+    labels = {wnid: label for label, wnid in enumerate(wnids)}
+    splits = {
+        "train": _list_train(archives.train, labels, digest),
+        "val": _list_val(archives.val, [labels[ids[number]] for number in truth], digest),
+    }
     if not is_subset:
-        _check_counts(len(wnids), len(train), len(val))
-    facts = {"kind": "imagenet", **tally.facts}
-    sizes = {"train": train.sizes, "val": val.sizes}
-    times = "" if not is_subset else _times(archives)  # ImageNet's own have digests
-    splits = {"train": train, "val": val}
-    return Source(tuple(wnids), splits, facts, num_bytes=sizes, times_sha256=times)
+        _check_counts(len(wnids), len(splits["train"]), len(splits["val"]))
+    return Source(
+        tuple(wnids),
+        splits,
+        {"kind": "imagenet", **digest.facts},
+        num_bytes={split: images.num_bytes for split, images in splits.items()},
+        times_sha256=_times_sha256(archives) if is_subset else "",  # the originals have digests
+    )
 
 
-def _times(archives: Archives) -> str:
-    times = [path.stat().st_mtime_ns for path in archives.named().values()]
+def _times_sha256(archives: Archives) -> str:
+    times = [path.stat().st_mtime_ns for path in vars(archives).values()]
     return hashlib.sha256(str(times).encode()).hexdigest()
 
 
-def _train_images(archive: Path, wnids: list[str], tally: ListingDigest) -> ArchivedImages:
-    names, starts, sizes, labels = list[str](), list[int](), list[int](), list[int]()
-    seen = set[str]()
-    file = _open(archive)
+def _list_train(archive: Path, labels: dict[str, int], digest: ListingDigest) -> ArchivedImages:
+    file, images, wnids = _open(archive), list[_Image](), set[str]()
     for class_tar, start, class_bytes in _members(file, 0, archive.stat().st_size, archive):
         wnid = class_tar.removesuffix(".tar")
-        if wnid not in wnids:
-            raise DataError(
-                f"{archive} holds {class_tar}, a class that the development kit does not know: "
-                "nothing was written. Take the archives of one year, ILSVRC 2012."
-            )
-        seen.add(wnid)
-        label = wnids.index(wnid)
-        inside = _members(file, start, start + class_bytes, f"{archive}: {class_tar}")
-        for name, place, size in inside:
-            names.append(_stem(name))
-            starts.append(place)
-            sizes.append(size)
-            labels.append(label)
-            tally.add(f"train/{name}", size)
-    if missing := sorted(set(wnids) - seen):
-        raise DataError(
-            f"{archive} lacks {pluralize(len(missing), 'class')}, {missing[0]} for one: nothing "
-            "was written. Download it again."
-        )
-    return _archived(archive, names, starts, sizes, labels)
+        if wnid not in labels:
+            problem = f"{archive} has {class_tar}, and the development kit no such class"
+            raise source_error(problem, class_tar, "Use the archives of one year, ILSVRC 2012.")
+        wnids.add(wnid)
+        for image in _members(file, start, start + class_bytes, f"{archive}: {class_tar}"):
+            images.append(_Image(*image, labels[wnid]))
+            digest.add(f"train/{image[0]}", image[2])
+    if missing := sorted(labels.keys() - wnids):
+        problem = f"{archive} lacks {pluralize(len(missing), 'class')}, {missing[0]} for one"
+        raise source_error(problem, missing[0], _DOWNLOAD)
+    return ArchivedImages(archive, images)
 
 
-def _val_images(
-    archive: Path, truth: list[int], labels_of: dict[int, int], tally: ListingDigest
-) -> ArchivedImages:
-    found = _members(_open(archive), 0, archive.stat().st_size, archive)
-    if len(found) != len(truth):
-        raise DataError(
-            f"{archive} has {len(found)} images, and the development kit {len(truth)} labels: "
-            "which belongs to which cannot be told, so nothing was written. Download both again."
-        )
-    for number, (name, _, size) in enumerate(found, start=1):
+def _list_val(archive: Path, labels: list[int], digest: ListingDigest) -> ArchivedImages:
+    members = _members(_open(archive), 0, archive.stat().st_size, archive)
+    if len(members) != len(labels):
+        problem = f"{archive} has {len(members)} images, the development kit {len(labels)} labels"
+        raise source_error(problem, len(members), "Download both again.")
+    for number, (name, _, num_bytes) in enumerate(members, start=1):
         if not _stem(name).endswith(f"_{number:08d}"):
-            raise DataError(
-                f"{archive}: {name} is where image {number} should be, so labels would be shifted: "
-                "nothing was written. Download it again."
-            )
-        tally.add(f"val/{name}", size)
-    names, starts, sizes = (list(column) for column in zip(*found, strict=True))
-    labels = [labels_of[one] for one in truth]
-    return _archived(archive, [_stem(name) for name in names], starts, sizes, labels)
-
-
-def _archived(
-    archive: Path, names: list[str], starts: list[int], sizes: list[int], labels: list[int]
-) -> ArchivedImages:
-    arrays = (np.array(column, dtype=np.int64) for column in (starts, sizes, labels))
-    return ArchivedImages(archive, PackedStrings(names), *arrays)
+            problem = f"{archive} has {name} in place of image {number}: labels would be shifted"
+            raise source_error(problem, name, _DOWNLOAD)
+        digest.add(f"val/{name}", num_bytes)
+    images = [_Image(*member, label) for member, label in zip(members, labels, strict=True)]
+    return ArchivedImages(archive, images)
 
 
 def _members(file: int, start: int, stop: int, where: object) -> list[tuple[str, int, int]]:
-    """Return name, place in the file and size of the members of a tar at [start, stop), by name.
+    """List the files of a tar at [start, stop) by name: name, position and size.
 
-    Names are taken as names, never as paths. `tarfile` would take what is damaged for the end.
+    Names are used as names, never as paths. `tarfile` would take damage for the end of the archive.
     Nothing is dropped or taken twice: links, copies and tars behind the end are refused.
     """
-    found, place = dict[str, tuple[int, int]](), start
-    while (block := os.pread(file, tarfile.BLOCKSIZE, place)) != _END:
+    members, position = dict[str, tuple[int, int]](), start
+    while (block := os.pread(file, tarfile.BLOCKSIZE, position)) != _END:
         try:
             member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
-            raise _no_tar(where, str(error)) from None
-        data = place + tarfile.BLOCKSIZE
-        place = data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        if place > stop:
-            raise _no_tar(where, f"{member.name} ends behind its end")
+            raise _bad_tar(where, str(error)) from None
+        data = position + tarfile.BLOCKSIZE
+        position = data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        if position > stop:
+            raise _bad_tar(where, f"{member.name} is truncated")
         name = member.name.rpartition("/")[2]
         if member.islnk() or member.issym():
-            raise _no_tar(where, f"{name} is a link and holds no image")
-        if name in found and member.isreg():
-            raise _no_tar(where, f"{name} is in it twice")
+            raise _bad_tar(where, f"{name} is a link and holds no image")
+        if member.isreg() and name in members:
+            raise _bad_tar(where, f"{name} is in it twice")
         if member.isreg():
-            found[name] = data, member.size
-    while chunk := os.pread(file, min(_CHUNK, stop - place), place):
+            members[name] = data, member.size
+    while chunk := os.pread(file, min(_CHUNK, stop - position), position):
         if chunk.strip(b"\0"):
-            raise _no_tar(where, "there is more behind its end")
-        place += len(chunk)
-    return sorted((name, data, size) for name, (data, size) in found.items())
-
-
-def _no_tar(where: object, reason: str) -> DataError:
-    return DataError(f"{where} is no whole tar: {reason}. Nothing was written. Download it again.")
+            raise _bad_tar(where, "there is more behind its end")
+        position += len(chunk)
+    return sorted((name, *position_and_size) for name, position_and_size in members.items())
 
 
 def _read_kit(devkit: Path) -> tuple[list[str], dict[int, str], list[int]]:
-    """Return the sorted WordNet ids, those of ILSVRC2012_IDs, and the latter of the val images."""
+    """Return the sorted WordNet ids, those by ILSVRC2012_ID, and that ID of each val image."""
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
-    meta, truth = None, None
     try:
-        with tarfile.open(devkit) as tar:
-            for member in tar:
-                name = member.name.rpartition("/")[2]
-                if member.isfile() and name in ("meta.mat", _TRUTH):
-                    file = tar.extractfile(member)
-                    assert file is not None  # it is a file
-                    if name == _TRUTH:
-                        truth = [int(line) for line in file.read().split()]
-                    else:
-                        meta = loadmat(io.BytesIO(file.read()), squeeze_me=True)["synsets"]
+        files = read_members(devkit, ("meta.mat", _TRUTH))
+        if missing := {"meta.mat", _TRUTH} - files.keys():
+            raise ValueError(f"it has no {min(missing)}")
+        truth = [int(line) for line in files[_TRUTH].split()]
+        synsets = loadmat(io.BytesIO(files["meta.mat"]), squeeze_me=True)["synsets"]
+        leaves = [synset for synset in synsets.tolist() if int(synset[4]) == 0]
+        ids = {int(synset[0]): str(synset[1]) for synset in leaves}
+        if unknown := sorted(set(truth) - set(ids)):
+            raise ValueError(f"it labels images with {unknown[0]}, which is none of its classes")
     except (tarfile.TarError, MatReadError, EOFError, ValueError, KeyError, OSError) as error:
-        raise _no_kit(devkit, str(error)) from None
-    if meta is None or truth is None:
-        raise _no_kit(devkit, f"it has no {_TRUTH if truth is None else 'meta.mat'}")
-    ids = {int(one[0]): str(one[1]) for one in meta.tolist() if int(one[4]) == 0}  # leaves alone
-    if unknown := sorted(set(truth) - set(ids)):
-        raise _no_kit(devkit, f"it labels images with {unknown[0]}, which is no class of it")
+        problem = f"{devkit} is no development kit of ILSVRC 2012: {error}"
+        raise source_error(problem, devkit, "Use ILSVRC2012_devkit_t12.tar.gz.") from None
     return sorted(ids.values()), ids, truth
-
-
-def _no_kit(devkit: Path, reason: str) -> DataError:
-    return DataError(
-        f"{devkit} is no development kit of ILSVRC 2012: {reason}. Without it the validation "
-        "images have no labels, so nothing was written. Its name is ILSVRC2012_devkit_t12.tar.gz."
-    )
 
 
 def _check_digests(archives: Archives, on_checked: Callable[[int], None]) -> None:
     num_bytes = 0
-    for name, path in archives.named().items():
+    for name, path in vars(archives).items():
         digest = hashlib.md5(usedforsecurity=False)
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
@@ -238,21 +205,22 @@ def _check_digests(archives: Archives, on_checked: Callable[[int], None]) -> Non
                 num_bytes += len(chunk)
                 on_checked(num_bytes >> 20)
         if digest.hexdigest() != MD5[name]:
-            raise DataError(
-                f"{path} has the MD5 {digest.hexdigest()}, and ImageNet's {name} archive has "
-                f"{MD5[name]}: it is damaged or another file, so nothing was written. Download it "
-                "again; or say --subset, if it is a smaller one of the same layout."
+            raise source_error(
+                f"{path} has the MD5 {digest.hexdigest()}, not {MD5[name]} of ImageNet's {name}",
+                digest.hexdigest(),
+                "Download it again; or use `subset` for smaller archives of the same layout.",
             )
 
 
-def _check_counts(num_classes: int, num_train: int, num_val: int) -> None:
-    found, expected = (num_classes, num_train, num_val), (NUM_CLASSES, NUM_TRAIN, NUM_VAL)
-    if found != expected:
-        raise DataError(
-            f"the archives have {num_classes} classes, {num_train} training and {num_val} "
-            f"validation images; ImageNet has {expected}. Nothing was written. Say --subset, if "
-            "this is meant to be a smaller one."
-        )
+def _check_counts(*counts: int) -> None:
+    expected = (NUM_CLASSES, NUM_TRAIN, NUM_VAL)
+    if counts != expected:
+        problem = f"classes, training and validation images are {counts}, not {expected}"
+        raise source_error(problem, counts, "Use `subset` if they are meant to be fewer.")
+
+
+def _bad_tar(where: object, reason: str) -> DataError:
+    return source_error(f"{where} is no complete tar: {reason}", where, _DOWNLOAD)
 
 
 def _stem(name: str) -> str:
@@ -264,8 +232,8 @@ def _open(archive: Path) -> int:
     return os.open(archive, os.O_RDONLY)
 
 
-def _read(archive: Path, start: int, size: int) -> bytes:
-    data = os.pread(_open(archive), size, start)
-    if len(data) != size:
-        raise OSError(f"the archive ends after {len(data)} of its {size} bytes")
+def _read(archive: Path, start: int, num_bytes: int) -> bytes:
+    data = os.pread(_open(archive), num_bytes, start)
+    if len(data) != num_bytes:
+        raise OSError(f"the archive ends after {len(data)} of its {num_bytes} bytes")
     return data

@@ -1,8 +1,7 @@
-"""Data sets made of shards that exist: resharded, merged, or split anew.
+"""Sources made of existing shards: those of others, merged data sets, a new validation split.
 
-Each is a source like a directory of images is one. Shards are read where they lie on local disks;
-remote ones are fetched whole to a scratch directory first, since their samples are read in the
-order of the new shards.
+Shards on local disks are read in place. Remote ones are fetched whole to a scratch directory first,
+since their samples are read in the order of the new shards.
 """
 
 import hashlib
@@ -14,12 +13,12 @@ from typing import Any
 
 from braceexpand import braceexpand
 
-from data_sharding.errors import DataError
 from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import SPLITS, Manifest, read_manifest
 from data_sharding.io import filesystem
-from data_sharding.sources.base import Source
-from data_sharding.sources.shard_samples import ShardSamples, split_off
+from data_sharding.io.text import truncated_list
+from data_sharding.sources.base import Source, check_val_choice, source_error, stratified_split
+from data_sharding.sources.shard_samples import ShardSamples
 from data_sharding.tools.duplicate_shards import refuse_repeated, refuse_same_places
 from data_sharding.tools.find_shards import (
     list_shards,
@@ -35,11 +34,11 @@ from data_sharding.tools.verify import read_manifests
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How shards are read to begin with.
+    """Resources for reading the shards.
 
     Args:
-        scratch: an empty directory, for copies of remote shards; the source needs them to the end.
-        on_progress: called now and then with the number of samples seen.
+        scratch: empty directory for copies of remote shards, which must outlive the source.
+        on_progress: callback for the number of samples read so far.
     """
 
     scratch: Path
@@ -49,7 +48,7 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class ValSplit:
-    """A share of every class that becomes the validation split; the seed says which samples."""
+    """A fraction of every class that becomes the validation split; the seed chooses the samples."""
 
     fraction: float
     seed: int
@@ -65,19 +64,15 @@ def from_webdataset(
     classes: Sequence[str] | None = None,
     relabel: bool = False,
 ) -> Source:
-    """Shards that others have made.
+    """List the samples of shards without manifests.
 
     Args:
-        urls: of shards (`{000..099}` and `*` are expanded), of directories of them, or of
-            directories with train/ and val/.
-        val_urls: likewise, of shards for validation.
-        classes: their names; see index_shards.
-        relabel: number the labels that occur in train from 0 on, in their order; `classes` are
-            their names then.
-
-    Raises:
-        DataError: there are no shards, something in them cannot be used, or nothing says which
-            samples are for validation.
+        urls: shards (`{000..099}` and `*` are expanded), directories of them, or directories with
+            train/ and val/.
+        val_urls: the same for validation.
+        classes: names of the classes; see `index_shards`.
+        relabel: whether the labels that occur in train are numbered from 0 on, in their order;
+            `classes` then names these.
     """
     found: dict[str, list[str]] = {split: [] for split in SPLITS}
     for url in urls:
@@ -86,120 +81,116 @@ def from_webdataset(
     for url in val_urls:
         found["val"] += chain.from_iterable(_expand(url, "val").values())
     refuse_same_places(chain.from_iterable(found.values()), "shard")
-    _check_val(bool(found["val"]), val, f"--val-fraction {val.fraction}" if val else "")
+    check_val_choice(truncated_list(urls), bool(found["val"]), val.fraction if val else None)
     scans = _scan(found, rule, reading)
     _refuse_repeated(scans)
     facts: dict[str, Any] = {"kind": "webdataset", "labels": str(rule)}
     if relabel:
-        names, numbers = _renumber(scans, classes)
+        names, label_map = _renumber(scans, classes)
         facts["relabel"] = True
     else:
         names = tuple(classes or ()) if rule.kind == "none" else resolve_classes(scans, classes)
-        numbers = _numbers_in(names, names)
+        label_map = _label_map(names, names)
     samples = {
-        split: ShardSamples.of(mine, [numbers] * len(mine), rule) for split, mine in scans.items()
+        split: ShardSamples.of(split_scans, [label_map] * len(split_scans), rule)
+        for split, split_scans in scans.items()
     }
-    facts["classes_sha256"] = _digest(names)
+    facts["classes_sha256"] = _sha256(names)
     return _source(names, samples, rule, val, {**facts, **_digests(scans)})
 
 
 def resplit(url: str, only: str | None, reading: ReadOptions, *, val: ValSplit) -> Source:
-    """A data set whose validation split is chosen anew.
+    """List the samples of a data set with a new validation split.
 
     Args:
-        only: the only split to take samples from; None takes all there are.
-
-    Raises:
-        DataError: there is no such data set, or it is not what its manifests say.
+        only: the only split to take samples from; None takes both.
     """
     manifests = read_manifests(url) if only is None else {only: read_manifest(url, only)}
     first = next(iter(manifests.values()))
-    _check_alike(manifests, first)
+    _check_compatible(manifests, first)
     scans = _scan_known([(url, split, m) for split, m in manifests.items()], reading)
-    numbers = _numbers_in(first.classes, first.classes)
-    samples = ShardSamples.of(scans, [numbers] * len(scans), first.labels)
+    label_map = _label_map(first.classes, first.classes)
+    samples = ShardSamples.of(scans, [label_map] * len(scans), first.labels)
     facts = {"kind": "split", "of": sorted(manifests), **_digests({"shards": scans})}
     _refuse_repeated({"the set": scans})
     return _source(first.classes, {"train": samples}, first.labels, val, facts)
 
 
 def merge(urls: Sequence[str], reading: ReadOptions, *, union_classes: bool = False) -> Source:
-    """The samples of several data sets, split by split.
+    """List the samples of several data sets, split by split.
 
     Args:
-        union_classes: let the sets have other classes: those of the first, then what each of the
-            others adds. Labels follow the names.
-
-    Raises:
-        DataError: the sets do not go together, one is given twice, or is not what its manifests
-            say.
+        union_classes: whether the sets may differ in classes. The result has those of the first,
+            then what each of the others adds, and labels follow the names.
     """
     refuse_same_places(urls, "data set")
     sets = {url: read_manifests(url) for url in urls}
-    manifests = {f"{url} {split}": m for url, mine in sets.items() for split, m in mine.items()}
+    manifests = {
+        f"{url} {split}": m for url, by_split in sets.items() for split, m in by_split.items()
+    }
     first = next(iter(manifests.values()))
-    _check_alike(manifests, first, classes_too=not union_classes)
+    _check_compatible(manifests, first, any_classes=union_classes)
     classes = tuple(dict.fromkeys(name for m in manifests.values() for name in m.classes))
     samples, scans = {}, {}
     for split in SPLITS:
-        parts = [(url, split, mine[split]) for url, mine in sets.items() if split in mine]
+        parts = [
+            (url, split, by_split[split]) for url, by_split in sets.items() if split in by_split
+        ]
         if not parts:
-            raise DataError(
-                f"none of {', '.join(sets)} has a {split} split, and a data set needs one: nothing "
-                "was written. Choose one first: `tahoe shard split URL OUT --val-fraction 0.1`."
-            )
+            hint = "Choose a validation split first with `split` and `val_fraction`."
+            raise source_error(f"none of {', '.join(sets)} has a {split} split", split, hint)
         scans[split] = _scan_known(parts, reading)
-        numbers = [
-            _numbers_in(classes, manifest.classes)
+        label_maps = [
+            _label_map(classes, manifest.classes)
             for _, _, manifest in parts
             for _ in range(len(manifest.shards))
         ]
-        samples[split] = ShardSamples.of(scans[split], numbers, first.labels)
+        samples[split] = ShardSamples.of(scans[split], label_maps, first.labels)
     _refuse_repeated(scans)
-    facts = {"kind": "merge", "classes_sha256": _digest(classes), **_digests(scans)}
+    facts = {"kind": "merge", "classes_sha256": _sha256(classes), **_digests(scans)}
     if any(manifest.classes != classes for manifest in manifests.values()):
-        named = [name for m in manifests.values() for name in (*m.classes, "")]
-        facts["classes_of_sets_sha256"] = _digest(named)  # equal labels mean others elsewhere
+        names = [name for m in manifests.values() for name in (*m.classes, "")]
+        facts["classes_of_sets_sha256"] = _sha256(names)  # other names change what labels mean
     return _source(classes, samples, first.labels, None, facts)
 
 
 def _source(
     classes: tuple[str, ...],
-    samples: Mapping[str, ShardSamples],
+    splits: Mapping[str, ShardSamples],
     rule: LabelRule,
     val: ValSplit | None,
     facts: Mapping[str, Any],
 ) -> Source:
     notes: tuple[str, ...] = ()
     if val is not None:
-        pool = samples["train"]
-        in_val, notes = split_off(pool, classes, val.fraction, val.seed)
-        samples = {"train": pool.where(~in_val), "val": pool.where(in_val)}
+        samples = splits["train"]
+        in_val, notes = stratified_split(
+            samples.single_labels, len(samples), classes, val.fraction, val.seed
+        )
+        splits = {"train": samples.where(~in_val), "val": samples.where(in_val)}
         facts = {**facts, "val_fraction": val.fraction, "val_seed": val.seed}
-    sizes = {split: mine.num_bytes for split, mine in samples.items()}
-    return Source(classes, samples, facts, labels=rule, num_bytes=sizes, notes=notes)
+    num_bytes = {split: samples.num_bytes for split, samples in splits.items()}
+    return Source(classes, splits, facts, rule, num_bytes, notes=notes)
 
 
 def _expand(url: str, split: str) -> dict[str, list[str]]:
-    """Return the shards that a URL means: those of `split`, or of train and val if it has both."""
+    """Return the shards at a URL: those of `split`, or of train and val if it has both."""
     if url.endswith(".tar"):
-        shards = [shard for pattern in braceexpand(url) for shard in _glob(pattern)]
-        return {split: shards}
+        return {split: [shard for pattern in braceexpand(url) for shard in _glob(pattern)]}
     directories = split_directories(url)
-    by_split = {name: _list(filesystem.join(url, mine)) for name, mine in directories.items()}
+    by_split = {name: _list(filesystem.join(url, path)) for name, path in directories.items()}
     if by_split["train"]:
         warn_unused_tars(url, directories.values(), chain.from_iterable(by_split.values()))
         return by_split if split == "train" else {"val": by_split["val"] or by_split["train"]}
-    flat = _list(url)
-    if not flat:
-        with reaching(url):
-            there = ", ".join(filesystem.list_names(url)[:5])
-        raise DataError(
-            f"no shards at {url}: " + (f"it holds {there}" if there else "nothing is there") + ". "
-            "Nothing was written: give .tar files, a directory of them, or one with train/ and "
-            "val/ (unpack .tar.gz first)."
-        )
-    return {split: flat}
+    if shards := _list(url):
+        return {split: shards}
+    with reaching(url):
+        names = truncated_list(filesystem.list_names(url))
+    raise source_error(
+        f"no shards at {url}, which " + (f"has {names}" if names else "is empty or missing"),
+        url,
+        "Give .tar files, a directory of them, or one with train/ and val/; unpack .tar.gz first.",
+    )
 
 
 def _glob(pattern: str) -> list[str]:
@@ -209,11 +200,11 @@ def _glob(pattern: str) -> list[str]:
         if filesystem.exists(pattern):
             return [pattern]
         fs, path = filesystem.store_of(pattern)
-        names = sorted(fs.glob(path.replace("[", "[[]")))
-        found = [fs.unstrip_protocol(name) for name in names]
-    if not found:
-        raise DataError(f"no shards match {pattern}: nothing was written. Check the pattern.")
-    return [str(filesystem.local_path(url) or url) for url in found]
+        paths = sorted(fs.glob(path.replace("[", "[[]")))
+        urls = [fs.unstrip_protocol(path) for path in paths]
+    if not urls:
+        raise source_error(f"no shards match {pattern}", pattern, "Check the pattern.")
+    return [str(filesystem.local_path(url) or url) for url in urls]
 
 
 def _list(directory: str) -> list[str]:
@@ -221,28 +212,22 @@ def _list(directory: str) -> list[str]:
 
 
 def _scan(
-    found: Mapping[str, Sequence[str]], rule: LabelRule, reading: ReadOptions
+    urls: Mapping[str, Sequence[str]], rule: LabelRule, reading: ReadOptions
 ) -> dict[str, list[Scan]]:
-    """Read the shards of all splits at once; return what was found in each."""
-    targets = {
-        split: [_target(url, reading) for url in urls] for split, urls in found.items() if urls
-    }
+    """Scan the shards of all splits at once."""
+    urls = {split: split_urls for split, split_urls in urls.items() if split_urls}
+    targets = [_target(url, reading) for split_urls in urls.values() for url in split_urls]
     scans = iter(
-        scan_shards(
-            [*chain.from_iterable(targets.values())],
-            rule,
-            num_workers=reading.num_workers,
-            on_progress=reading.on_progress,
-        )
+        scan_shards(targets, rule, num_workers=reading.num_workers, on_progress=reading.on_progress)
     )
-    by_split = {split: [next(scans) for _ in mine] for split, mine in targets.items()}
-    for split, mine in by_split.items():
-        warn(split, describe_scans(mine))
+    by_split = {split: [next(scans) for _ in split_urls] for split, split_urls in urls.items()}
+    for split, split_scans in by_split.items():
+        warn(split, describe_scans(split_scans))
     return by_split
 
 
 def _scan_known(parts: Sequence[tuple[str, str, Manifest]], reading: ReadOptions) -> list[Scan]:
-    """Read the shards of manifests, which must be what these say."""
+    """Scan the shards of manifests, and refuse any that its manifest does not describe."""
     expected = [
         (filesystem.join(url, split, shard.name), shard)
         for url, split, manifest in parts
@@ -252,9 +237,10 @@ def _scan_known(parts: Sequence[tuple[str, str, Manifest]], reading: ReadOptions
     scans = _scan({"all": [url for url, _ in expected]}, rule, reading)["all"]
     for scan, (url, shard) in zip(scans, expected, strict=True):
         if scan.info != shard:
-            raise DataError(
-                f"{url} is not the shard of the manifest: its samples, size or digest differ. "
-                "Nothing was written: `tahoe shard verify` lists all that is wrong."
+            raise source_error(
+                f"{url} is not the shard of the manifest: its samples, size or digest differ",
+                url,
+                "`verify` lists all that is wrong.",
             )
     return scans
 
@@ -263,81 +249,71 @@ def _target(url: str, reading: ReadOptions) -> Target:
     path = filesystem.local_path(url)
     if path is not None:
         return Target(str(path))
-    return Target(url, reading.scratch / f"{_digest([url])}.tar")
+    return Target(url, reading.scratch / f"{_sha256([url])}.tar")
 
 
 def _renumber(
-    scans: Mapping[str, Sequence[Scan]], given: Sequence[str] | None
+    scans: Mapping[str, Sequence[Scan]], names: Sequence[str] | None
 ) -> tuple[tuple[str, ...], dict[int | str, int]]:
-    """Return the names of the labels that train has, and which class each of them is."""
-    by_split = {split: {v for scan in mine for v in scan.values} for split, mine in scans.items()}
-    used = sorted(value for value in by_split["train"] if isinstance(value, int))
-    lacking = sorted(set().union(*by_split.values()) - {*used}, key=str)
-    if lacking or not used:
-        raise DataError(
-            f"--relabel numbers the labels of train, which are numbers then, and these are none: "
-            f"{', '.join(map(repr, lacking[:5])) or 'there are no labels'}. Nothing was written: "
-            "leave --relabel out, or mend the shards."
+    """Return the names of the labels in train, and the class index of each label."""
+    by_split = {
+        split: {v for s in split_scans for v in s.values} for split, split_scans in scans.items()
+    }
+    labels = sorted(value for value in by_split["train"] if isinstance(value, int))
+    others = sorted(set().union(*by_split.values()) - {*labels}, key=str)
+    if others or not labels:
+        shown = truncated_list([repr(value) for value in others]) or "there are none"
+        raise source_error(
+            f"labels cannot be renumbered: all must be integers that occur in train ({shown})",
+            others[0] if others else None,
+            "Leave out `relabel`, or correct the shards.",
         )
-    if given is not None and len(given) != len(used):
-        raise DataError(
-            f"--classes names {len(given):,} classes, and {len(used):,} labels occur: nothing was "
-            "written. With --relabel, name the labels that occur, in their order."
+    if names is not None and len(names) != len(labels):
+        raise source_error(
+            f"{len(names):,} names of classes are given, and {len(labels):,} labels occur",
+            len(names),
+            "With `relabel`, `classes` names the labels that occur, in their order.",
         )
-    names = tuple(given) if given is not None else tuple(map(str, used))
-    return names, {value: number for number, value in enumerate(used)}
+    label_map: dict[int | str, int] = {label: index for index, label in enumerate(labels)}
+    return tuple(map(str, labels)) if names is None else tuple(names), label_map
 
 
-def _numbers_in(classes: Sequence[str], mine: Sequence[str]) -> dict[int | str, int]:
-    """Return the number of a class among `classes`, by its name or its number among `mine`."""
-    by_name = {name: number for number, name in enumerate(classes)}
-    numbers: dict[int | str, int] = {n: by_name[name] for n, name in enumerate(mine)}
-    numbers.update(by_name)
-    return numbers
+def _label_map(classes: Sequence[str], shard_classes: Sequence[str]) -> dict[int | str, int]:
+    """Map names, and indices in `shard_classes`, to indices in `classes`."""
+    by_name = {name: index for index, name in enumerate(classes)}
+    label_map: dict[int | str, int] = {i: by_name[name] for i, name in enumerate(shard_classes)}
+    return label_map | by_name
 
 
-def _check_val(has_val: bool, val: ValSplit | None, given: str) -> None:
-    if has_val and val is not None:
-        raise DataError(
-            f"there are shards for validation, and {given} asks to choose from all there is: "
-            "nothing was written. Leave one of them out."
-        )
-    if not has_val and val is None:
-        raise DataError(
-            "nothing says which samples are for validation: nothing was written. Let Tahoe choose "
-            "some of every class (--val-fraction 0.1), or name their shards (--val URL)."
-        )
-
-
-def _check_alike(
-    manifests: Mapping[str, Manifest], first: Manifest, *, classes_too: bool = True
+def _check_compatible(
+    manifests: Mapping[str, Manifest], first: Manifest, *, any_classes: bool = False
 ) -> None:
+    first_name = next(iter(manifests))
     for name, manifest in manifests.items():
         if manifest.labels != first.labels:
-            raise DataError(
-                f"{name} has labels that are {manifest.labels}, and {next(iter(manifests))} has "
-                f"{first.labels}: they cannot be one data set, so nothing was written. Make both "
-                "alike first: `tahoe shard webdataset`."
+            raise source_error(
+                f"labels of {name} are {manifest.labels}, and of {first_name} {first.labels}",
+                name,
+                "Convert one of them first with `webdataset`.",
             )
-        if classes_too and manifest.classes != first.classes:
+        if not any_classes and manifest.classes != first.classes:
             differing = sorted(set(manifest.classes) ^ set(first.classes))
-            what = ", ".join(map(repr, differing[:5])) or "the same in another order"
-            raise DataError(
-                f"{name} has other classes than {next(iter(manifests))} ({what}): nothing was "
-                "written. `tahoe shard merge --union-classes` maps labels by the names of classes."
+            what = truncated_list([repr(x) for x in differing]) or "the same in another order"
+            raise source_error(
+                f"{name} has other classes than {first_name} ({what})",
+                name,
+                "`merge` with `union_classes` maps labels by the names of classes.",
             )
 
 
 def _refuse_repeated(scans: Mapping[str, Sequence[Scan]]) -> None:
-    refuse_repeated({s: ((i.target.url, i.sha256) for i in mine) for s, mine in scans.items()})
+    refuse_repeated({s: ((i.target.url, i.sha256) for i in found) for s, found in scans.items()})
 
 
 def _digests(scans: Mapping[str, Sequence[Scan]]) -> dict[str, str]:
-    """Return a digest of the shards of each split: equal digests, equal samples."""
-    return {
-        f"{split}_sha256": _digest([scan.sha256 for scan in mine]) for split, mine in scans.items()
-    }
+    """Return a digest of the shards of each split."""
+    return {f"{split}_sha256": _sha256([s.sha256 for s in found]) for split, found in scans.items()}
 
 
-def _digest(lines: Sequence[str]) -> str:
+def _sha256(lines: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -10,7 +10,6 @@ marks the set as unfinished is removed then.
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -367,7 +366,7 @@ def _report(
     source: Source, facts: Mapping[str, Any], shards: Sequence[WrittenShard], duplicates: Duplicates
 ) -> Mapping[str, Any]:
     findings = QualityFindings()
-    findings.merge(source.found)
+    findings.merge(source.findings)
     if facts.get("dedupe"):
         del findings.counts["linked_twice"]  # they are among the copies
     findings.merge(duplicates.findings)
@@ -379,13 +378,10 @@ def _report(
         "num_bytes": sum(shard.num_bytes for shard in shards),
         "num_bytes_stored": sum(shard.num_bytes_stored for shard in shards),
     }
-    over = QualityFindings(
-        Counter(source.skipped), {k: [*v] for k, v in source.ignored_names.items()}
-    )
     labels = {split: _labels(source, shards, split) for split in PUBLISH_ORDER}
     untrained = describe_untrained(labels["train"], labels["val"])
     more = {"warnings": [*filter(None, [untrained])], "notes": [*source.notes], **_noted(source)}
-    return {**report(findings, numbers, over), **more}
+    return {**report(findings, numbers, source.skipped), **more}
 
 
 def _labels(source: Source, shards: Sequence[WrittenShard], split: str) -> set[str]:

@@ -17,9 +17,9 @@ RNG = np.random.default_rng(0)
 
 
 def rows(num: int, num_labels: int, classes: int) -> np.ndarray:
-    found = RNG.integers(0, 256, (num, num_labels + 3072), dtype=np.uint8)
-    found[:, :num_labels] = np.arange(num)[:, None] % classes
-    return found
+    values = RNG.integers(0, 256, (num, num_labels + 3072), dtype=np.uint8)
+    values[:, :num_labels] = np.arange(num)[:, None] % classes
+    return values
 
 
 TEN = {f"data_batch_{i}.bin": rows(20, 1, 10) for i in range(1, 6)} | {
@@ -46,7 +46,7 @@ def ten(**changed: bytes) -> dict[str, bytes]:
     }
 
 
-def test_ten(tmp_path: Path) -> None:
+def test_cifar_10(tmp_path: Path) -> None:
     archive(tmp_path / "ten.tar.gz", ten())
     Tahoe(tmp_path)("shard", "cifar", "ten.tar.gz", "set")
     manifests = [read_manifest(str(tmp_path / "set"), split) for split in ("train", "val")]
@@ -62,7 +62,7 @@ def test_ten(tmp_path: Path) -> None:
         assert (pixels[..., 2].ravel() == row[2049:]).all()
 
 
-def test_hundred_has_the_fine_labels(tmp_path: Path) -> None:
+def test_cifar_100_has_the_fine_labels(tmp_path: Path) -> None:
     names = "".join(f"fine{i}\n" for i in range(100)).encode()
     files = {name: data.tobytes() for name, data in HUNDRED.items()}
     source = cifar(archive(tmp_path / "a", files | {"fine_label_names.txt": names}))
@@ -72,32 +72,33 @@ def test_hundred_has_the_fine_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "value"),
     [
-        ({"data_batch_1": b"a pickle"}, "neither of CIFAR's binary archives"),
-        (ten(test_batch_bin=bytes(3000)), "the val images have 3000 bytes, no multiple of 3073"),
-        (
-            ten(test_batch_bin=bytes([10]) + bytes(3072)),
-            "has the label 10, and there are 10 classes",
-        ),
+        ({"data_batch_1": b"a pickle"}, "a.tar.gz"),
+        (ten(test_batch_bin=bytes(3000)), 3000),
+        (ten(test_batch_bin=bytes([10]) + bytes(3072)), 10),
     ],
 )
-def test_what_is_no_cifar(tmp_path: Path, files: dict[str, bytes], said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_other_or_damaged_archives_are_refused(
+    tmp_path: Path, files: dict[str, bytes], value: object
+) -> None:
+    with pytest.raises(DataError) as caught:
         cifar(archive(tmp_path / "a.tar.gz", files))
+    assert caught.value.value in (value, str(tmp_path / str(value)))
 
 
-def test_no_archive_at_all(tmp_path: Path) -> None:
+def test_an_unreadable_archive_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"nothing")
     for name in ("a", "b"):
-        with pytest.raises(DataError, match="cannot read"):
+        with pytest.raises(DataError) as caught:
             cifar(tmp_path / name)
+        assert caught.value.value == str(tmp_path / name)
 
 
-def test_a_batch_that_is_there_twice(tmp_path: Path) -> None:
+def test_a_batch_that_is_in_the_archive_twice_is_refused(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for place in ("old", "new"):
-            info = tarfile.TarInfo(f"{place}/test_batch.bin")
+        for directory in ("old", "new"):
+            info = tarfile.TarInfo(f"{directory}/test_batch.bin")
             tar.addfile(info, io.BytesIO())
     with pytest.raises(DataError, match=r"test_batch.bin is in it twice"):
         cifar(tmp_path / "a.tar")

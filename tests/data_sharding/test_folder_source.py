@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from folders import listed, make, refusal
+from folders import error_of, listed, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,12 +20,13 @@ from data_sharding.sources.folder import FolderOptions, folder
 ANY = FolderOptions(max_passed_over=1)
 LIST_EACH = """
 import sys
-from data_sharding.sources.folder import DataError, folder
+from data_sharding.errors import DataError
+from data_sharding.sources.folder import folder
 for directory in sys.argv[1:]:
     try:
         folder(directory, 0.5)
     except DataError as error:
-        print(error)
+        print(error.value)
 """
 
 
@@ -83,7 +84,7 @@ def test_keys_are_plain(tmp_path: Path) -> None:
     assert all(re.fullmatch(r"\d{8}-[A-Za-z0-9_-]{1,60}", key) for key in keys)
 
 
-def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
+def test_skipped_files_are_counted(tmp_path: Path) -> None:
     make(
         tmp_path,
         "train/a/1.jpg", "train/a/notes.TXT", "train/a/more/x.txt", "train/a/README",
@@ -95,29 +96,29 @@ def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
         "extra/a/5.jpg", "6.jpg", "train/a/Thumbs.db",
     )  # fmt: skip
     os.mkfifo(tmp_path / "train/a/pipe.jpg")
-    source = folder(tmp_path, lenience=ANY)
+    source = folder(tmp_path, options=ANY)
     assert source.classes == ("a", "b")
     assert [len(source.splits[split]) for split in ("train", "val")] == [2, 1]
-    assert source.skipped == {
+    assert source.skipped.counts == {
         ".txt": 2, "no extension": 1, "hidden": 3, "outside of classes": 1, ".csv": 1, ".db": 1,
         "left by other programs": 4, "beside the splits": 2, "neither file nor directory": 1,
     }  # fmt: skip
-    assert source.ignored_names[".txt"] == ["train/a/more/x.txt", "train/a/notes.TXT"]
-    assert source.ignored_names["beside the splits"] == ["6.jpg", "extra"]
+    assert source.skipped.names[".txt"] == ["train/a/more/x.txt", "train/a/notes.TXT"]
+    assert source.skipped.names["beside the splits"] == ["6.jpg", "extra"]
 
 
-def test_a_large_share_that_is_passed_over_is_refused(tmp_path: Path) -> None:
+def test_too_many_skipped_files_are_refused(tmp_path: Path) -> None:
     make(tmp_path, *(f"{name}/{n}.jpg" for name in "ab" for n in range(9)))
     make(tmp_path, "a/1.heic", "b/2.HEIC", *(f"a/{n}.txt" for n in range(99)))
     source = folder(tmp_path, 0.5)
-    assert source.skipped == {".heic": 2, ".txt": 99}
+    assert source.skipped.counts == {".heic": 2, ".txt": 99}
     assert "heif-convert" in " ".join(source.notes)
     make(tmp_path, "a/3.heic")
-    message = refusal(tmp_path, 0.5)
-    assert "14%" in message
-    assert "3 .heic" in message
-    assert "heif-convert" in message
-    assert folder(tmp_path, 0.5, lenience=ANY).skipped == {".heic": 3, ".txt": 99}
+    error = error_of(tmp_path, 0.5)
+    assert error.value == 3 / (18 + 3)
+    assert "3 .heic" in error.problem
+    assert "heif-convert" in error.hint
+    assert folder(tmp_path, 0.5, options=ANY).skipped.counts == {".heic": 3, ".txt": 99}
 
 
 def test_links(tmp_path: Path) -> None:
@@ -131,29 +132,29 @@ def test_links(tmp_path: Path) -> None:
     (root / "train" / "a" / "self.jpg").symlink_to("self.jpg")
     (root / "train" / "c").symlink_to("nowhere")
     (root / "train" / "up").symlink_to(root)
-    source = folder(root, lenience=ANY)
+    source = folder(root, options=ANY)
     assert [text for *_, text in listed(source, "train")] == ["train/a/1.jpg", "3.jpg", "b/2.jpg"]
-    loops = {"link to what it lies in": 2, "dead link": 3}
-    assert source.skipped == {"linked directory": 1, **loops}
-    assert source.ignored_names["dead link"] == [
+    loops = {"link to a parent directory": 2, "dead link": 3}
+    assert source.skipped.counts == {"linked directory": 1, **loops}
+    assert source.skipped.names["dead link"] == [
         "train/c", "train/a/gone.jpg", "train/a/self.jpg",
     ]  # fmt: skip
-    assert source.ignored_names["linked directory"] == ["train/a/more"]
-    source = folder(root, lenience=replace(ANY, follow_links=True))
+    assert source.skipped.names["linked directory"] == ["train/a/more"]
+    source = folder(root, options=replace(ANY, follow_links=True))
     assert [text for *_, text in listed(source, "train")] == [
         "train/a/1.jpg", "3.jpg", "more/4.jpg", "b/2.jpg",
     ]  # fmt: skip
-    assert source.skipped == loops
-    assert not source.found.counts
+    assert source.skipped.counts == loops
+    assert not source.findings.counts
 
 
-def test_an_image_that_a_link_lists_again_is_told(tmp_path: Path) -> None:
+def test_an_image_listed_again_through_a_link_is_reported(tmp_path: Path) -> None:
     root = make(tmp_path / "set", "train/a/1.jpg", "train/b/2.jpg", "val/b/3.jpg")
     (root / "train/b/again.jpg").symlink_to("../a/1.jpg")
     (root / "train/b/more").symlink_to("../a")
     (root / "val/a").symlink_to("../train/a")
-    found = folder(root, lenience=replace(ANY, follow_links=True)).found
-    assert found.names["linked_twice"] == [
+    findings = folder(root, options=replace(ANY, follow_links=True)).findings
+    assert findings.names["linked_twice"] == [
         "train/b/again.jpg is train/a/1.jpg",
         "train/b/more/1.jpg is train/a/1.jpg",
         "val/a/1.jpg is train/a/1.jpg",
@@ -175,14 +176,15 @@ def test_facts_identify_the_files_and_not_their_place(tmp_path: Path) -> None:
 
 def test_empty_class(tmp_path: Path) -> None:
     make(tmp_path, "train/a/1.jpg", "train/b/x.txt", "train/c/2.jpg", "val/a/2.jpg")
-    assert str(tmp_path / "train" / "b") in refusal(tmp_path)
-    source = folder(tmp_path, lenience=FolderOptions(allow_empty=True))
+    assert error_of(tmp_path).value == str(tmp_path / "train" / "b")
+    source = folder(tmp_path, options=FolderOptions(allow_empty=True))
     assert source.classes == ("a", "b", "c")
     assert [label for _, _, label, _ in listed(source, "train")] == [0, 2]
     assert "train/b" in source.notes[0]
     make(tmp_path, "val/b/1.jpg")
-    with pytest.raises(DataError, match="that train has none of: b"):
-        folder(tmp_path, lenience=FolderOptions(allow_empty=True))
+    with pytest.raises(DataError) as caught:
+        folder(tmp_path, options=FolderOptions(allow_empty=True))
+    assert caught.value.value == "b"
 
 
 def test_val_need_not_have_every_class(tmp_path: Path) -> None:
@@ -191,20 +193,18 @@ def test_val_need_not_have_every_class(tmp_path: Path) -> None:
     assert len(source.splits["val"]) == 1
     assert "val/b" in source.notes[0]
     (tmp_path / "val/a/2.jpg").unlink()
-    assert "no images for val" in refusal(tmp_path)
+    assert error_of(tmp_path).value == "val"
 
 
-def test_class_that_cannot_be_learned(tmp_path: Path) -> None:
+def test_a_class_without_training_images_is_refused(tmp_path: Path) -> None:
     make(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/dog/1.jpg")
-    assert f"{tmp_path / 'val'} has classes that train/ lacks: dog" in refusal(tmp_path)
+    assert error_of(tmp_path).value == "dog"
 
 
 @pytest.mark.parametrize("val_fraction", [0.0, 1.0, -0.1, 1.5, float("nan"), float("inf")])
 def test_fraction_out_of_range(tmp_path: Path, val_fraction: float) -> None:
     make(tmp_path, "a/1.jpg", "b/2.jpg")
-    assert f"fraction is {val_fraction}, and must be between 0 and 1" in refusal(
-        tmp_path, val_fraction
-    )
+    assert repr(error_of(tmp_path, val_fraction).value) == repr(val_fraction)
 
 
 @pytest.mark.parametrize(("val_fraction", "in_val"), [(0.1, 1), (0.4, 1), (0.9, 2)])
@@ -216,17 +216,21 @@ def test_rare_classes_are_in_both_splits(tmp_path: Path, val_fraction: float, in
     assert labels == {0: round(40 * val_fraction), 2: in_val}
     assert len(source.splits["train"]) + len(source.splits["val"]) == 44
     rare = {"one"} if val_fraction == 0.4 else {"one", "three"}
-    told = " ".join(source.notes)
-    assert {name for name in source.classes if name in told} == rare
+    named = {
+        name
+        for name in source.classes
+        if any(f"({name}" in n or f", {name}" in n for n in source.notes)
+    }
+    assert named == rare
 
 
 def test_no_class_can_be_split(tmp_path: Path) -> None:
-    assert "no class has two images" in refusal(make(tmp_path, "a/1.jpg", "b/1.jpg"), 0.5)
+    assert error_of(make(tmp_path, "a/1.jpg", "b/1.jpg"), 0.5).value == 0.5
 
 
 def test_name_that_is_not_utf8(tmp_path: Path) -> None:
     os.makedirs(os.fsencode(tmp_path) + b"/caf\xe9")  # noqa: PTH103  Path takes no bytes
-    assert "is not UTF-8" in refusal(tmp_path, 0.1)
+    assert "UTF-8" in error_of(tmp_path, 0.1).problem
 
 
 def test_directory_that_may_not_be_listed(tmp_path: Path) -> None:
@@ -238,8 +242,8 @@ def test_directory_that_may_not_be_listed(tmp_path: Path) -> None:
         rights = "-dac_override,-dac_read_search"
         command = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}", *command]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    for told, closed in zip(done.stdout.splitlines(), ("set/a/deep", "closed/set"), strict=True):
-        assert f"cannot list {tmp_path / closed}: Permission denied" in told
+    closed = [str(tmp_path / name) for name in ("set/a/deep", "closed/set")]
+    assert done.stdout.splitlines() == closed
 
 
 PLACES = st.sampled_from(
@@ -266,16 +270,16 @@ def test_each_file_is_a_sample_or_in_a_count(
         (root / place).mkdir(parents=True, exist_ok=True)
         target = {"dead.jpg": store / "none", "link.png": store / "9.png", "dir": store / "dir"}
         (root / place / name).symlink_to(target[name])
-    lenience = FolderOptions(follows, allow_empty=True, max_passed_over=1)
+    options = FolderOptions(follows, allow_empty=True, max_passed_over=1)
     try:
-        source = folder(root, lenience=lenience)
+        source = folder(root, options=options)
     except DataError as error:
-        assert "has classes that train/ lacks: dir" in str(error)  # noqa: PT017
+        assert error.value == "dir"  # noqa: PT017
         return
     samples = {source.name(sample) for split in source.splits.values() for sample in each(split)}
     assert sum(map(len, source.splits.values())) == len(samples)
-    over = [name for names in source.ignored_names.values() for name in names]
-    assert sum(source.skipped.values()) == len(over)
+    over = [name for names in source.skipped.names.values() for name in names]
+    assert source.skipped.counts.total() == len(over)
     assert len(set(over)) == len(over)
     for directory, _, files in os.walk(root, followlinks=True):
         for file in files:

@@ -109,9 +109,8 @@ def test_each_image_has_its_bytes_and_its_label(tmp_path: Path) -> None:
 def test_written_as_shards_without_unpacking(tmp_path: Path) -> None:
     write(tmp_path)
     tahoe = Tahoe(tmp_path)
-    asked = ("--train", "train", "--val", "val", "--devkit", "devkit")
-    said = tahoe("shard", "imagenet", *asked, "--subset", "set").stdout
-    assert "18" in said or "12" in said
+    archives = ("--train", "train", "--val", "val", "--devkit", "devkit")
+    tahoe("shard", "imagenet", *archives, "--subset", "set")
     before = sorted(path.name for path in tmp_path.iterdir())
     assert before == ["devkit", "set", "train", "val"]
     manifests = {split: read_manifest(str(tmp_path / "set"), split) for split in ("train", "val")}
@@ -126,24 +125,25 @@ def test_written_as_shards_without_unpacking(tmp_path: Path) -> None:
     assert stored[png] == TRAIN["n01"]["n01_3.JPEG"]
     assert "n01_3" in png
 
-    refused = tahoe("shard", "imagenet", *asked, "another", check=False)
+    refused = tahoe("shard", "imagenet", *archives, "another", check=False)
     assert refused.returncode == 1
     assert "1d675b47d978889d74fa0da5fadfb00e" in refused.stderr
-    assert "say --subset" in refused.stderr
+    assert "subset" in refused.stderr
     assert not (tmp_path / "another").exists()
 
 
-def test_the_counts_are_imagenets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_other_than_those_of_imagenet_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archives, seen = write(tmp_path), list[int]()
     digests = {
         name: imagenet_source.hashlib.md5(path.read_bytes()).hexdigest()
-        for name, path in archives.named().items()
+        for name, path in vars(archives).items()
     }
     monkeypatch.setattr(imagenet_source, "MD5", digests)
-    with pytest.raises(
-        DataError, match=r"3 classes, 12 training and 6 .* \(1000, 1281167, 50000\)"
-    ):
+    with pytest.raises(DataError) as caught:
         imagenet(archives, is_subset=False, on_checked=seen.append)
+    assert caught.value.value == (3, 12, 6)
     assert len(seen) == 3
     for name, number in (("NUM_CLASSES", 3), ("NUM_TRAIN", 12), ("NUM_VAL", 6)):
         monkeypatch.setattr(imagenet_source, name, number)
@@ -173,19 +173,16 @@ TWICE = tar_of({"a/n01_3.JPEG": b"", "b/n01_3.JPEG": b""})
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "named"),
     [
-        ({"train": tar_of({"n01.tar": tar_of(TRAIN["n01"])})}, "lacks 2 classes, n02 for one"),
-        ({"train": tar_of({"n09.tar": tar_of({})})}, "holds n09.tar, a class that"),
-        ({"train": b"no tar" * 200}, "is no whole tar"),
-        ({"train": tar_of({"n01.tar": b"no tar" * 200})}, r"n01.tar is no whole tar"),
-        ({"train": whole()[:-11_000]}, "n01.tar ends behind its end|is no whole tar"),
-        ({"train": damaged()}, "n02.tar is no whole tar"),
-        ({"val": without("ILSVRC2012_val_00000006.JPEG")}, "5 images, and .* 6 labels"),
-        (
-            {"val": tar_of({**VAL, "a.JPEG": b""}), "devkit": kit([*TRUTH, 1])},
-            "where image 7 should",
-        ),
+        ({"train": tar_of({"n01.tar": tar_of(TRAIN["n01"])})}, "2 classes, n02"),
+        ({"train": tar_of({"n09.tar": tar_of({})})}, "n09.tar"),
+        ({"train": b"no tar" * 200}, "train is no complete tar"),
+        ({"train": tar_of({"n01.tar": b"no tar" * 200})}, "n01.tar is no complete tar"),
+        ({"train": whole()[:-11_000]}, "is no complete tar"),
+        ({"train": damaged()}, "n02.tar is no complete tar"),
+        ({"val": without("ILSVRC2012_val_00000006.JPEG")}, "5 images, .* 6 labels"),
+        ({"val": tar_of({**VAL, "a.JPEG": b""}), "devkit": kit([*TRUTH, 1])}, "image 7"),
         ({"train": of_n01(linked(tarfile.LNKTYPE))}, "n01.tar .* n01_3.JPEG is a link"),
         ({"train": of_n01(linked(tarfile.SYMTYPE))}, "n01.tar .* n01_3.JPEG is a link"),
         ({"train": of_n01(TWICE)}, "n01.tar .* n01_3.JPEG is in it twice"),
@@ -194,19 +191,22 @@ TWICE = tar_of({"a/n01_3.JPEG": b"", "b/n01_3.JPEG": b""})
         ({"devkit": b"nothing"}, "no development kit"),
         ({"devkit": tar_of({"a/meta.mat": b"no matlab"}, "w:gz")}, "no development kit"),
         ({"devkit": tar_of({"readme": b""}, "w:gz")}, "it has no ILSVRC2012_validation"),
-        ({"devkit": kit([3, 1, 2, 2, 1, 4])}, "it labels images with 4, which is no class"),
+        ({"devkit": kit([3, 1, 2, 2, 1, 4])}, "labels images with 4"),
     ],
 )
-def test_what_is_no_imagenet(tmp_path: Path, changed: dict[str, bytes], said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_damaged_or_inconsistent_archives_are_refused(
+    tmp_path: Path, changed: dict[str, bytes], named: str
+) -> None:
+    with pytest.raises(DataError, match=named):
         subset(write(tmp_path, **changed))
 
 
-def test_an_archive_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_archive_is_named(tmp_path: Path) -> None:
     archives = write(tmp_path)
     archives.val.unlink()
-    with pytest.raises(DataError, match=r"no file at .*val, the val archive"):
+    with pytest.raises(DataError) as caught:
         subset(archives)
+    assert caught.value.value == str(archives.val)
 
 
 def test_names_are_never_paths(tmp_path: Path) -> None:

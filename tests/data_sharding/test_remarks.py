@@ -167,21 +167,22 @@ def test_labels_from_1_are_told_and_can_be_renumbered(
         ] == [(n, n) for n in (int(train[i].origin[-2:]) % 3 for i in range(6))]
         assert source.fingerprint != plain.fingerprint
     assert caplog.records == []
-    with pytest.raises(DataError, match="names 2 classes, and 3 labels occur"):
+    with pytest.raises(DataError) as caught:
         from_webdataset(
             [str(tmp_path / "in")], CLS, reading, val=HALF, classes=["a", "b"], relabel=True
         )
+    assert (caught.value.value, "`relabel`" in caught.value.hint) == (2, True)
 
 
-def test_what_relabel_cannot_number(tmp_path: Path) -> None:
+def test_labels_that_cannot_be_renumbered(tmp_path: Path) -> None:
     by_webdataset(tmp_path / "t.tar", labelled([1, 5]))
     by_webdataset(tmp_path / "v.tar", labelled([1, 7], first=9))
     train, val = str(tmp_path / "t.tar"), str(tmp_path / "v.tar")
-    with pytest.raises(DataError, match="these are none: 7"):
+    with pytest.raises(DataError, match=r"\(7\)"):
         from_webdataset([train], CLS, ReadOptions(tmp_path), val_urls=[val], relabel=True)
     by_webdataset(tmp_path / "n.tar", labelled(["a", "b"], "txt"))
     text = LabelRule(extension="txt")
-    with pytest.raises(DataError, match="these are none: 'a', 'b'"):
+    with pytest.raises(DataError, match=r"\('a', 'b'\)"):
         from_webdataset(
             [str(tmp_path / "n.tar")], text, ReadOptions(tmp_path), val=HALF, relabel=True
         )

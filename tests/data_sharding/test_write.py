@@ -305,7 +305,7 @@ def one_more_class(root: Path) -> tuple[Source, Source]:
         path.write_bytes(png(number))
     before = folder(root)
     (root / "train" / "a").mkdir()
-    return before, folder(root, lenience=FolderOptions(allow_empty=True))
+    return before, folder(root, options=FolderOptions(allow_empty=True))
 
 
 @pytest.mark.parametrize("make_sources", [other_border, one_more_class])

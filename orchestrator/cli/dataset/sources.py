@@ -99,8 +99,8 @@ def image_source(options: argparse.Namespace) -> "Source":
 
         return digits(options.val_fraction, options.seed)
     if options.verb == "folder":
-        lenience = FolderOptions(options.follow_links, options.allow_empty, options.max_passed_over)
-        return folder(options.directory, options.val_fraction, options.seed, lenience)
+        how = FolderOptions(options.follow_links, options.allow_empty, options.max_passed_over)
+        return folder(options.directory, options.val_fraction, options.seed, how)
     if options.verb == "cifar":
         from data_sharding.sources.cifar import cifar
 
@@ -123,7 +123,7 @@ def _imagenet(options: argparse.Namespace) -> "Source":
     from orchestrator.cli.dataset import render
 
     archives = Archives(options.train, options.val, options.devkit)
-    num_bytes = sum(path.stat().st_size for path in archives.named().values() if path.exists())
+    num_bytes = sum(path.stat().st_size for path in vars(archives).values() if path.exists())
     with render.progress("checking", total=num_bytes >> 20, unit="MB") as on_checked:
         return imagenet(archives, is_subset=options.subset, on_checked=on_checked)
 

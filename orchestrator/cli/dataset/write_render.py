@@ -106,7 +106,7 @@ def print_summary(url: str, source: Source, dataset: Dataset) -> None:
         )
     for note in source.notes:
         console.print(Text(f"  {note}"))
-    if source.skipped:
+    if source.skipped.counts:
         _print_passed_over(console, source)
     if dataset.report and dataset.report["rules"]:
         _print_findings(console, url, dataset.report)
@@ -115,9 +115,9 @@ def print_summary(url: str, source: Source, dataset: Dataset) -> None:
 
 
 def _print_passed_over(console: Console, source: Source) -> None:
-    console.print(f"  passed over: {sum(source.skipped.values()):,}")
-    for kind, num in sorted(source.skipped.items()):
-        names = [*source.ignored_names.get(kind, ())][:_MAX_NAMES]
+    console.print(f"  passed over: {source.skipped.counts.total():,}")
+    for kind, num in sorted(source.skipped.counts.items()):
+        names = [*source.skipped.names.get(kind, ())][:_MAX_NAMES]
         more = f" and {num - len(names):,} more" if names and num > len(names) else ""
         shown = f" ({', '.join(names)}{more})" if names else ""
         console.print(Text(f"    {kind}: {num:,}{shown}"))
