@@ -1,4 +1,4 @@
-"""How the labels of a sample are read from its member `KEY.<extension>`, as webdataset reads it."""
+"""Read the labels of a sample from its member `KEY.<extension>`, as webdataset reads it."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from data_sharding.errors import BadLabelError
 
-# What webdataset.autodecode makes of an extension; pickles and arrays are nobody's labels.
+# webdataset.autodecode's kinds of extensions, without pickles and arrays.
 INTEGERS = frozenset(("cls", "cls2", "index", "inx", "id"))
 TEXTS = frozenset(("txt", "text", "transcript"))
 JSONS = frozenset(("json", "jsn"))
@@ -17,14 +17,14 @@ JSONS = frozenset(("json", "jsn"))
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class LabelRule:
-    """Which member of a sample holds its labels, and what they are.
+    """The member of a sample that holds its labels, and their format.
 
     Args:
-        kind: "single" is one class a sample; "multi" any number of them; "none" is no labels.
-        extension: of the member, without regard to case: an integer (`cls`; for "multi" any number
-            of them), text (`txt`: the name of a class; for "multi" one a line) or JSON (an integer
-            or a name; for "multi" a list of them).
-        field: for JSON, the key of an object under which the labels lie; dots descend.
+        kind: "single" (one class a sample), "multi" (any number of them) or "none" (no labels).
+        extension: extension of the member, in lower case: integer (`cls`; with "multi" any number
+            of them), text (`txt`: a class name; with "multi" one a line) or JSON (an integer or a
+            class name; with "multi" a list of them).
+        field: for JSON, the key of an object that holds the labels; dots descend.
     """
 
     kind: Literal["single", "multi", "none"] = "single"
@@ -33,82 +33,86 @@ class LabelRule:
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        last = self.extension.rpartition(".")[2]
-        if last not in INTEGERS | TEXTS | JSONS:
+        known = INTEGERS | TEXTS | JSONS
+        if self._last_extension not in known:
+            raise ValueError(f"'{self.extension}' holds no labels: {', '.join(sorted(known))}")
+        if self.field is not None and self._last_extension not in JSONS:
             raise ValueError(
-                f"'{self.extension}' holds no labels: {', '.join(sorted(INTEGERS | TEXTS | JSONS))}"
+                f"field '{self.field}' needs JSON, and the extension is {self._last_extension}"
             )
-        if self.field is not None and last not in JSONS:
-            raise ValueError(f"field '{self.field}' needs JSON, and the extension is {last}")
         return self
 
-    def parse(self, data: bytes, numbers: Mapping[str, int]) -> tuple[int, ...]:
-        """Return the labels that a member's bytes say, each below the number of classes.
+    @property
+    def _last_extension(self) -> str:
+        return self.extension.rpartition(".")[2]
+
+    def parse(self, data: bytes, classes: Mapping[str, int]) -> tuple[int, ...]:
+        """Parse the labels in a member's bytes to class indices.
 
         Args:
-            numbers: from the name of a class to its number.
+            classes: index of each class by its name.
 
         Raises:
-            BadLabelError: they are not of this rule, or there is no such class.
+            BadLabelError: they do not follow this rule, or there is no such class.
         """
-        values = self.values(data)
-        return tuple(_number(value, numbers) for value in values)
+        return tuple(class_index(value, classes) for value in self.values(data))
 
     def values(self, data: bytes) -> list[int | str]:
-        """Return the labels as they are written: numbers or names of classes.
+        """Parse the labels in a member's bytes to numbers or names of classes, unchecked.
 
         Raises:
-            BadLabelError: the bytes are not of this rule.
+            BadLabelError: they do not follow this rule.
         """
         if self.kind == "none":
             return []
         try:
-            found = self._read(data)
+            content = self._read(data)
         except (ValueError, LookupError, TypeError, RecursionError):
-            raise BadLabelError(f"has the label {_shown(data)}, which is not {self}") from None
-        values = found if self.kind == "multi" else [found]
+            content = None
+        values = content if self.kind == "multi" else [content]
         if not isinstance(values, list) or not all(type(v) in (int, str) for v in values):
-            raise BadLabelError(f"has the label {_shown(data)}, which is not {self}")
+            quoted = repr(bytes(data[:40])) + ("..." if len(data) > 40 else "")
+            raise BadLabelError(f"has the label {quoted}, which is not {self}")
         return values
 
     def __str__(self) -> str:
         if self.kind == "none":
             return "none"
-        where = f" under '{self.field}'" if self.field else ""
-        return f"{self.kind} {self.extension}{where}"
+        suffix = f" under '{self.field}'" if self.field else ""
+        return f"{self.kind} {self.extension}{suffix}"
 
     def _read(self, data: bytes) -> Any:
-        last = self.extension.rpartition(".")[2]
-        if last in INTEGERS:
+        if self._last_extension in INTEGERS:
             return [int(word) for word in data.split()] if self.kind == "multi" else int(data)
         text = bytes(data).decode("utf-8")
-        if last in TEXTS:
+        if self._last_extension in TEXTS:
             lines = [line.strip() for line in text.split("\n")]
             return [line for line in lines if line] if self.kind == "multi" else text.strip()
-        found = json.loads(text)
+        content = json.loads(text)
         for key in self.field.split(".") if self.field else ():
-            found = found[key]
-        return found
+            content = content[key]
+        return content
+
+
+def class_index(value: int | str, classes: Mapping[str, int]) -> int:
+    """Return the class index of a label.
+
+    Raises:
+        BadLabelError: there is no such class.
+    """
+    index = classes.get(value) if isinstance(value, str) else value
+    if index is None or not 0 <= index < len(classes):
+        raise BadLabelError(f"has the label {value!r}, and there are {len(classes):,} classes")
+    return index
 
 
 def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """Return class names in the order of their labels, one for all sources of images.
+    """Sort class names in the order of their labels, for all sources of images alike.
 
-    By code point, as torchvision's ImageFolder does; if all are whole numbers, by their value, so
-    that classes 0, 1, 2, ... keep their numbers.
+    By code point, as torchvision's ImageFolder does; if all are whole numbers, by value, so that
+    classes 0, 1, 2, ... keep their numbers.
     """
-    every = set(names)
-    if all(name.isascii() and name.isdigit() and str(int(name)) == name for name in every):
-        return tuple(sorted(every, key=int))
-    return tuple(sorted(every))
-
-
-def _number(value: int | str, numbers: Mapping[str, int]) -> int:
-    number = numbers.get(value) if isinstance(value, str) else value
-    if number is None or not 0 <= number < len(numbers):
-        raise BadLabelError(f"has the label {value!r}, and there are {len(numbers):,} classes")
-    return number
-
-
-def _shown(data: bytes) -> str:
-    return repr(bytes(data[:40])) + ("..." if len(data) > 40 else "")
+    unique = set(names)
+    if all(name.isascii() and name.isdigit() and str(int(name)) == name for name in unique):
+        return tuple(sorted(unique, key=int))
+    return tuple(sorted(unique))

@@ -1,16 +1,17 @@
-"""The manifest of a split: all that planning a run needs to know about its shards.
+"""Manifests: all that planning a run needs to know about the shards of a split.
 
-A data set is a URL; `URL/train/manifest.json` and `URL/val/manifest.json` each list the shards that
-lie beside them. The manifest is written last, so a split that has one is whole. What it says is
-checked when it is read, and a shard's name can only be a plain file name: never a path.
+A data set is a URL; `URL/train/manifest.json` and `URL/val/manifest.json` each list the shards
+beside them. A manifest is written after its shards, so a split that has one is complete. Its
+values are checked when it is read; the name of a shard is a plain file name, never a path.
 """
 
 import hashlib
 import json
-import shlex
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -34,17 +35,16 @@ _MAX_LISTED = 10_000  # shards; more are a table in a file of its own, mapped an
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class _TableFile:
-    """A file beside the manifest that holds the shards.
+    """A file beside the manifest that holds the table of shards.
 
-    columns_sha256: the digest (hex) of what is in it, which is also that of the same shards listed.
+    columns_sha256: digest (hex) of its content, equal to that of the same shards in a list.
     """
 
     file: Literal["shards.safetensors"]
     num_bytes: int
     columns_sha256: Sha256
 
-    def is_in(self, path: Path) -> bool:
-        """Return whether a file is this one."""
+    def matches(self, path: Path) -> bool:
         try:
             return ShardTable.from_file(path).sha256 == self.columns_sha256
         except (OSError, ValueError):
@@ -59,7 +59,7 @@ def _as_table(shards: Any) -> ShardTable:
 class Manifest:
     """The shards of a split, in order; label i is the class `classes[i]`.
 
-    `source` says how the shards were made, in plain JSON values; nothing is computed from it.
+    `source` records how the shards were made, in plain JSON values; nothing is computed from it.
     """
 
     classes: tuple[str, ...]
@@ -71,11 +71,15 @@ class Manifest:
     def _check(self) -> Self:
         if not self.classes and self.labels.kind != "none":
             raise ValueError("there are no classes")
-        twice = next((name for name, num in Counter(self.classes).items() if num > 1), None)
-        if twice is not None:
-            raise ValueError(f"the class {twice!r} is listed twice")
+        repeated = next((name for name, num in Counter(self.classes).items() if num > 1), None)
+        if repeated is not None:
+            raise ValueError(f"the class {repeated!r} is listed twice")
         self.shards.check()
         return self
+
+    @cached_property
+    def class_indices(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.classes)}
 
     @property
     def num_samples(self) -> int:
@@ -98,36 +102,52 @@ def url_of(url: str, split: str) -> str:
     return filesystem.join(url, split, FILE_NAME)
 
 
+def read_manifests(url: str) -> dict[str, Manifest]:
+    """Read the manifests of those splits that a data set has, at least one.
+
+    Raises:
+        DataError: there is none, or one cannot be used.
+    """
+    existing = []
+    for split in SPLITS:
+        with suppress(Exception):  # reading it raises the error
+            if not filesystem.exists(url_of(url, split)):
+                continue
+        existing.append(split)
+    return {split: read_manifest(url, split) for split in existing or SPLITS[:1]}
+
+
 def read_manifest(url: str, split: str) -> Manifest:
     """Read the manifest of a split.
 
     Raises:
-        DataError: there is none, it cannot be read, or what it says cannot be true.
+        DataError: it does not exist, cannot be read, or has impossible values.
     """
-    where = url_of(url, split)
+    manifest_url = url_of(url, split)
     try:
-        data = filesystem.read_bytes(where)
+        data = filesystem.read_bytes(manifest_url)
     except FileNotFoundError:
-        quoted = shlex.quote(url)
         raise DataError(
-            f"no data set at {url}: {split}/{FILE_NAME} is missing there, so there is nothing to "
-            f"read. Check the URL, or make the set: `tahoe shard folder DIR {quoted}` from class "
-            f"folders, `tahoe shard digits {quoted}` for scikit-learn's handwritten digits."
+            f"no data set at {url}: {split}/{FILE_NAME} does not exist",
+            value=url,
+            hint="Check the URL, or write a data set: `folder` makes one from directories of "
+            "images, one a class, `digits` from scikit-learn's handwritten digits.",
         ) from None
     except OSError as error:
-        raise _out_of_reach(where, error) from error
-    except Exception as error:  # fsspec, of the protocol
+        raise _unreachable(manifest_url, error) from error
+    except Exception as error:  # of unknown protocols, missing packages, bad options
         raise DataError(
-            f"cannot read {where}: {type(error).__name__}: {error}. The data set cannot be used "
-            "until this works: check the URL."
+            f"cannot read {manifest_url}: {type(error).__name__}: {error}",
+            value=manifest_url,
+            hint="Check the URL.",
         ) from error
     return _parse(data, url, split)
 
 
 def write_manifest(url: str, split: str, manifest: Manifest) -> None:
-    """Publish the manifest of a split, whole or not at all; its shards must be there already.
+    """Publish the manifest of a split, whole or not at all; its shards must exist already.
 
-    Many shards are a table in a file of its own, which the manifest names with its digest.
+    A table of many shards is a file of its own, which the manifest names with its digest.
     """
     values: dict[str, Any] = {"format": FORMAT, "classes": manifest.classes}
     if manifest.labels != LabelRule():
@@ -144,53 +164,55 @@ def write_manifest(url: str, split: str, manifest: Manifest) -> None:
 
 
 def _parse(data: bytes, url: str, split: str) -> Manifest:
-    where = url_of(url, split)
+    manifest_url = url_of(url, split)
     try:
         values = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise _unusable(where, f"it is not JSON ({error})") from error
+        raise _unusable(manifest_url, f"it is not JSON ({error})") from error
     if not isinstance(values, dict):
-        raise _unusable(where, "it is not a JSON object")
-    found = values.pop("format", None)
-    if found != FORMAT:
+        raise _unusable(manifest_url, "it is not a JSON object")
+    version = values.pop("format", None)
+    if version != FORMAT:
         raise DataError(
-            f"{where} has the format {found!r}, and this Tahoe reads {FORMAT!r}: the data set "
-            "cannot be used. Upgrade Tahoe if the set is newer, or make the set again."
+            f"{manifest_url} has the format {version!r}, and this Tahoe reads {FORMAT!r}: the data "
+            "set cannot be used",
+            value=version,
+            hint="Upgrade Tahoe if the set is newer, or write the set again.",
         )
     try:
         if isinstance(values.get("shards"), dict):
-            described = _TABLE.validate_python({"shards": values["shards"]})["shards"]
-            values["shards"] = _map_table(url, split, described)
+            table_file = _TABLE.validate_python({"shards": values["shards"]})["shards"]
+            values["shards"] = _map_table(url, split, table_file)
         elif "shards" in values:
             values["shards"] = _LISTED.validate_python({"shards": values["shards"]})["shards"]
         return _MANIFEST.validate_python(values)
     except ValidationError as error:
-        raise _unusable(where, _reason(error)) from error
+        raise _unusable(manifest_url, _first_problem(error)) from error
 
 
-def _reason(error: ValidationError) -> str:
-    """Return the first thing that is wrong, and where."""
+def _first_problem(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    if not place:  # one of our own checks, which says where
+    key = ".".join(str(name) for name in first["loc"])
+    if not key:  # one of our own checks, which names it
         return str(first["msg"]).removeprefix("Value error, ")
-    return f"{place}: {first['msg']}, found {first['input']!r:.80}"
+    return f"{key}: {first['msg']}, found {first['input']!r:.80}"
 
 
-def _map_table(url: str, split: str, described: _TableFile) -> ShardTable:
-    """Return the table that a manifest describes, from a file on this node."""
-    where = filesystem.join(url, split, TABLE_NAME)
+def _map_table(url: str, split: str, table_file: _TableFile) -> ShardTable:
+    """Map the table that a manifest names, from a file on this node."""
+    table_url = filesystem.join(url, split, TABLE_NAME)
     try:
-        path = node_copy(where, f"{described.columns_sha256}.safetensors", described.is_in)
-        if path.stat().st_size != described.num_bytes:
-            raise ValueError(f"it has {path.stat().st_size} bytes, not {described.num_bytes}")
+        name = f"{table_file.columns_sha256}.safetensors"
+        path = node_copy(table_url, name, table_file.matches)
+        if path.stat().st_size != table_file.num_bytes:
+            raise ValueError(f"it has {path.stat().st_size} bytes, not {table_file.num_bytes}")
         table = ShardTable.from_file(path)
-        if table.sha256 != described.columns_sha256:
-            raise ValueError(f"its digest is {table.sha256}, not {described.columns_sha256}")
+        if table.sha256 != table_file.columns_sha256:
+            raise ValueError(f"its digest is {table.sha256}, not {table_file.columns_sha256}")
     except (FileNotFoundError, ValueError) as error:
-        raise _unusable(where, str(error)) from error
+        raise _unusable(table_url, str(error)) from error
     except OSError as error:
-        raise _out_of_reach(where, error) from error
+        raise _unreachable(table_url, error) from error
     return table
 
 
@@ -199,15 +221,17 @@ _TABLE = TypeAdapter(dict[str, _TableFile])
 _MANIFEST = TypeAdapter(Manifest)
 
 
-def _out_of_reach(where: str, error: OSError) -> UnavailableError:
+def _unreachable(url: str, error: OSError) -> UnavailableError:
     return UnavailableError(
-        f"cannot read {where}: {type(error).__name__}: {error}. The data set cannot be used until "
-        "this works: check the URL, the credentials and the network."
+        f"cannot read {url}: {type(error).__name__}: {error}",
+        value=url,
+        hint="Check the URL, the credentials and the network.",
     )
 
 
-def _unusable(where: str, reason: str) -> DataError:
+def _unusable(url: str, reason: str) -> DataError:
     return DataError(
-        f"{where} is no usable manifest: {reason}. Nothing is read from this data set: restore the "
-        "file from where it was copied, or make the set again."
+        f"{url} is no usable manifest: {reason}. Nothing is read from this data set",
+        value=url,
+        hint="Restore the file from where it was copied, or write the set again.",
     )

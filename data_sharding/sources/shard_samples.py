@@ -64,7 +64,7 @@ class ShardSamples:
         ends = np.cumsum([scan.num_samples for scan in scans], dtype=np.int64)
         return cls(
             paths=tuple(scan.path for scan in scans),
-            origins=tuple(scan.target.url for scan in scans),
+            origins=tuple(scan.url for scan in scans),
             ends=ends,
             labels=np.concatenate([np.zeros(0, np.int32), *labels]),
             label_ends=np.cumsum(

@@ -5,45 +5,29 @@ since their samples are read in the order of the new shards.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from braceexpand import braceexpand
 
 from data_sharding.format.labels import LabelRule
-from data_sharding.format.manifest import SPLITS, Manifest, read_manifest
+from data_sharding.format.manifest import SPLITS, Manifest, read_manifest, read_manifests
 from data_sharding.io import filesystem
 from data_sharding.io.text import truncated_list
 from data_sharding.sources.base import Source, check_val_choice, source_error, stratified_split
 from data_sharding.sources.shard_samples import ShardSamples
-from data_sharding.tools.duplicate_shards import refuse_repeated, refuse_same_places
+from data_sharding.tools.duplicate_shards import refuse_duplicates, refuse_equal_urls
 from data_sharding.tools.find_shards import (
     list_shards,
-    reaching,
+    listing,
     split_directories,
     warn_unused_tars,
 )
 from data_sharding.tools.index import resolve_classes
-from data_sharding.tools.scan import Scan, Target, scan_shards
+from data_sharding.tools.scan import ReadOptions, Scan, scan_shards
 from data_sharding.tools.scan_warnings import describe_scans, warn
-from data_sharding.tools.verify import read_manifests
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """Resources for reading the shards.
-
-    Args:
-        scratch: empty directory for copies of remote shards, which must outlive the source.
-        on_progress: callback for the number of samples read so far.
-    """
-
-    scratch: Path
-    num_workers: int = 1
-    on_progress: Callable[[int], None] = lambda done: None
 
 
 @dataclass(frozen=True)
@@ -80,7 +64,7 @@ def from_webdataset(
             found[split] += shards
     for url in val_urls:
         found["val"] += chain.from_iterable(_expand(url, "val").values())
-    refuse_same_places(chain.from_iterable(found.values()), "shard")
+    refuse_equal_urls(chain.from_iterable(found.values()), "shard")
     check_val_choice(truncated_list(urls), bool(found["val"]), val.fraction if val else None)
     scans = _scan(found, rule, reading)
     _refuse_repeated(scans)
@@ -123,7 +107,7 @@ def merge(urls: Sequence[str], reading: ReadOptions, *, union_classes: bool = Fa
         union_classes: whether the sets may differ in classes. The result has those of the first,
             then what each of the others adds, and labels follow the names.
     """
-    refuse_same_places(urls, "data set")
+    refuse_equal_urls(urls, "data set")
     sets = {url: read_manifests(url) for url in urls}
     manifests = {
         f"{url} {split}": m for url, by_split in sets.items() for split, m in by_split.items()
@@ -184,7 +168,7 @@ def _expand(url: str, split: str) -> dict[str, list[str]]:
         return by_split if split == "train" else {"val": by_split["val"] or by_split["train"]}
     if shards := _list(url):
         return {split: shards}
-    with reaching(url):
+    with listing(url):
         names = truncated_list(filesystem.list_names(url))
     raise source_error(
         f"no shards at {url}, which " + (f"has {names}" if names else "is empty or missing"),
@@ -196,7 +180,7 @@ def _expand(url: str, split: str) -> dict[str, list[str]]:
 def _glob(pattern: str) -> list[str]:
     if "*" not in pattern and "?" not in pattern:
         return [pattern]
-    with reaching(pattern):
+    with listing(pattern):
         if filesystem.exists(pattern):
             return [pattern]
         fs, path = filesystem.store_of(pattern)
@@ -216,10 +200,8 @@ def _scan(
 ) -> dict[str, list[Scan]]:
     """Scan the shards of all splits at once."""
     urls = {split: split_urls for split, split_urls in urls.items() if split_urls}
-    targets = [_target(url, reading) for split_urls in urls.values() for url in split_urls]
-    scans = iter(
-        scan_shards(targets, rule, num_workers=reading.num_workers, on_progress=reading.on_progress)
-    )
+    every_url = [*chain.from_iterable(urls.values())]
+    scans = iter(scan_shards(every_url, rule, reading, keep_copies=True))
     by_split = {split: [next(scans) for _ in split_urls] for split, split_urls in urls.items()}
     for split, split_scans in by_split.items():
         warn(split, describe_scans(split_scans))
@@ -243,13 +225,6 @@ def _scan_known(parts: Sequence[tuple[str, str, Manifest]], reading: ReadOptions
                 "`verify` lists all that is wrong.",
             )
     return scans
-
-
-def _target(url: str, reading: ReadOptions) -> Target:
-    path = filesystem.local_path(url)
-    if path is not None:
-        return Target(str(path))
-    return Target(url, reading.scratch / f"{_sha256([url])}.tar")
 
 
 def _renumber(
@@ -307,7 +282,7 @@ def _check_compatible(
 
 
 def _refuse_repeated(scans: Mapping[str, Sequence[Scan]]) -> None:
-    refuse_repeated({s: ((i.target.url, i.sha256) for i in found) for s, found in scans.items()})
+    refuse_duplicates({s: ((i.url, i.sha256) for i in found) for s, found in scans.items()})
 
 
 def _digests(scans: Mapping[str, Sequence[Scan]]) -> dict[str, str]:

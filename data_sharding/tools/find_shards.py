@@ -1,97 +1,205 @@
-"""Which tars of a directory are the shards of a split, and which lie where none are looked for."""
+"""Find the shards of a data set: `URL/train/*.tar` and `URL/val/*.tar`.
 
-from collections.abc import Iterable, Iterator
+On a local disk the directory of a split may have another usual name (`valid/`), and the shards of
+one split may be in URL itself. `index` then links to them from `train/` or `val/`.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from data_sharding.errors import DataError
+from data_sharding.format.manifest import PUBLISH_ORDER, SPLITS
 from data_sharding.io import filesystem
-from data_sharding.tools.duplicate_shards import place
-from data_sharding.tools.scan_warnings import describe_left, warn
+from data_sharding.io.text import pluralize, truncated_list
+from data_sharding.tools.duplicate_shards import canonical_url
+from data_sharding.tools.scan_warnings import describe_unused, warn
 
 TRAIN = ("train", "training")
 VAL = ("val", "valid", "validation")
 TEST = ("test", "testing")
 
-_WORDS = {"train": (TRAIN,), "val": (VAL, TEST)}  # names of directories, those first that win
+_DIRECTORIES = {"train": TRAIN, "val": VAL + TEST}  # earlier names win
+_WORDS = {"train": {*TRAIN}, "val": {*VAL, *TEST, "dev", "eval"}}  # in names of shards
+_SHARD_NAME = re.compile(r"[A-Za-z0-9._-]+\.tar")
+
+
+@dataclass(frozen=True)
+class FoundShards:
+    """The shards of a split, in a directory that may not be the split's own."""
+
+    url: str  # of the directory
+    names: tuple[str, ...]
+    needs_links: bool
+
+    @property
+    def urls(self) -> list[str]:
+        return [filesystem.join(self.url, name) for name in self.names]
+
+
+def find_shards(url: str, split: str | None, pattern: str = "*.tar") -> dict[str, FoundShards]:
+    """Find the shards of each split at a URL.
+
+    Args:
+        split: the only split to find, whose shards may be in URL itself.
+        pattern: shell pattern that the shards' names match.
+
+    Raises:
+        DataError: there are none, or their names are not usable; it says what is there.
+    """
+    with listing(url):
+        is_local = filesystem.local_path(url) is not None
+    directories = split_directories(url) if is_local else {name: name for name in SPLITS}
+    found = {}
+    for name in PUBLISH_ORDER if split is None else (split,):
+        directory = filesystem.join(url, directories[name])
+        if names := list_shards(directory, pattern):
+            found[name] = FoundShards(directory, names, needs_links=directories[name] != name)
+    flat = () if found else list_shards(url, pattern)
+    if not found and (split is None or not flat):
+        raise _no_shards(url, split, pattern, flat)
+    if found:
+        urls = [shard for shards in found.values() for shard in shards.urls]
+        warn_unused_tars(url, directories.values(), urls)
+    else:
+        assert split is not None
+        _check_flat(url, split, flat, pattern)
+        found = {split: FoundShards(url, flat, needs_links=True)}
+    for shards in found.values():
+        _check_names(shards)
+    return found
 
 
 def list_shards(directory: str, pattern: str = "*.tar") -> tuple[str, ...]:
-    """Return the sorted names of the tars in a directory that match; hidden files are no shards.
-
-    Raises:
-        DataError: the directory cannot be listed.
-    """
-    with reaching(directory):
+    """Return the sorted names of a directory's tars that match a pattern, without hidden files."""
+    with listing(directory):
         names = filesystem.list_names(directory)
     tars = [name for name in names if name.endswith(".tar") and not name.startswith(".")]
     if tars:
-        warn(directory, [describe_left(names, tars)])
+        warn(directory, [describe_unused(names, tars)])
     return tuple(name for name in tars if fnmatchcase(name, pattern))
 
 
 def split_directories(url: str) -> dict[str, str]:
-    """Return what the directories of the splits are called, as directories of images may be.
+    """Return the directory of each split: `train` or `val` if it exists, else a synonym.
 
-    Those called `train` and `val` win; another one is told.
+    A synonym is used if it holds shards, and logged.
     """
-    with reaching(url):
+    with listing(url):
         names = filesystem.list_names(url)
-    found = {split: split for split in _WORDS}
-    for split in set(_WORDS) - {*names}:
-        alike = (name for words in _WORDS[split] for name in names if name.casefold() in words)
-        found[split] = next(
-            (name for name in alike if list_shards(filesystem.join(url, name))), split
-        )
-        if found[split] != split:
-            warn(url, [f"the shards of {split} are those in {found[split]}/"])
-    return found
+    directories = {split: split for split in SPLITS}
+    for split in {*SPLITS} - {*names}:
+        synonyms = (n for word in _DIRECTORIES[split] for n in names if n.casefold() == word)
+        for name in synonyms:
+            if list_shards(filesystem.join(url, name)):
+                directories[split] = name
+                warn(url, [f"the shards of {split} are those in {name}/"])
+                break
+    return directories
 
 
-def warn_unused_tars(url: str, directories: Iterable[str], taken: Iterable[str]) -> None:
-    """Log which tars lie beside or below the directories of splits.
+def warn_unused_tars(url: str, directories: Iterable[str], used: Iterable[str]) -> None:
+    """Log which tars are beside or below the directories of the splits, and not used.
 
     Args:
-        directories: of the splits, by name.
-        taken: the URLs of the shards that are used; links to one are no others.
+        directories: names of the splits' directories.
+        used: URLs of the shards that are used; links to them count as used.
     """
-    with reaching(url):
-        words = {word for kinds in _WORDS.values() for kind in kinds for word in kind}
-        beside = [name for name in filesystem.list_names(url) if name.casefold() in words]
+    words = {*TRAIN, *VAL, *TEST}
+    with listing(url):
+        siblings = {n for n in filesystem.list_names(url) if n.casefold() in words}
         below = [
             f"{name}/{sub}"
             for name in directories
             for sub in filesystem.list_directories(filesystem.join(url, name))
             if not sub.startswith(".")
         ]
-    used, told = {place(shard) for shard in taken}, []
-    for where in ("", *sorted({*beside} - {*directories}), *below):
-        directory = filesystem.join(url, where) if where else url
-        left = [
-            name
-            for name in list_shards(directory)
-            if place(filesystem.join(directory, name)) not in used
+    used_urls = {canonical_url(shard) for shard in used}
+    unused = []
+    for name in ("", *sorted(siblings - {*directories}), *below):
+        directory = filesystem.join(url, name) if name else url
+        tars = [
+            tar
+            for tar in list_shards(directory)
+            if canonical_url(filesystem.join(directory, tar)) not in used_urls
         ]
-        if left:
-            told.append(f"{len(left):,} in {where or '.'}/ (first {left[0]})")
-    if told:
-        what = f"tars that are not used: {', '.join(told)}"
-        warn(url, [f"{what}. Move or link them into train/ or val/ if they belong to the set."])
+        if tars:
+            unused.append(f"{len(tars):,} in {name or '.'}/ (first {tars[0]})")
+    if unused:
+        advice = "Move or link them into train/ or val/ if they belong to the set."
+        warn(url, [f"tars that are not used: {', '.join(unused)}. {advice}"])
 
 
 @contextmanager
-def reaching(url: str) -> Iterator[None]:
-    """Say in one sentence that a URL cannot be reached; every store raises its own kinds.
-
-    Raises:
-        DataError: whatever was raised inside.
-    """
+def listing(url: str) -> Iterator[None]:
+    """Raise a DataError about a URL that cannot be listed."""
     try:
         yield
     except DataError:
         raise
-    except Exception as error:
+    except Exception as error:  # also of unknown protocols, missing packages, bad options
         raise DataError(
-            f"cannot list {url}: {type(error).__name__}: {error}. Nothing was written: check the "
-            "URL, the credentials and the network."
+            f"cannot list {url}: {type(error).__name__}: {error}. Nothing was written",
+            value=url,
+            hint="Check the URL, the credentials and the network.",
         ) from error
+
+
+def _no_shards(url: str, split: str | None, pattern: str, flat: Sequence[str]) -> DataError:
+    if flat and url.rstrip("/").rpartition("/")[2] in SPLITS:
+        return DataError(
+            f"{url} is a split, and manifests are made for the data set that contains it: nothing "
+            "was written",
+            value=url,
+            hint="Give the directory above it, and `split` for this split alone.",
+        )
+    if flat:
+        return DataError(
+            f"{pluralize(len(flat), 'shard')} in {url} itself ({flat[0]}, ...) may be for training "
+            "or for validation: nothing was written",
+            value=url,
+            hint="Choose with `split`, and with `tars` if it is only some of them, or let "
+            "`webdataset` choose a validation split with `val_fraction`.",
+        )
+    names = filesystem.list_names(url)
+    content = f"it holds {truncated_list(names)}" if names else "nothing is there"
+    return DataError(
+        f"no shards at {url}: there is no {split or 'train'}/{pattern}; {content}. Nothing was "
+        "written",
+        value=url,
+        hint="Check the URL. Shards are uncompressed .tar files in train/ and val/ (unpack .tar.gz "
+        "first).",
+    )
+
+
+def _check_flat(url: str, split: str, names: Sequence[str], pattern: str) -> None:
+    """Refuse shards in URL itself on a store without links, or if some are of the other split."""
+    if filesystem.local_path(url) is None:
+        raise DataError(
+            f"the shards are in {url} itself, a data set has them in "
+            f"{filesystem.join(url, split)}, and an object store has no links: nothing was written",
+            value=url,
+            hint="Copy them there, or write a new data set with `webdataset`.",
+        )
+    (other_words,) = (words for name, words in _WORDS.items() if name != split)
+    others = [n for n in names if other_words & {*re.split("[^a-z]+", n.lower())}]
+    if 0 < len(others) < len(names) and pattern == "*.tar":
+        raise DataError(
+            f"{len(others):,} of {len(names):,} shards in {url} are not of {split} by their names "
+            f"({others[0]}): nothing was written",
+            value=others,
+            hint=f"Choose shards with `tars`, such as '*{split}*'.",
+        )
+
+
+def _check_names(shards: FoundShards) -> None:
+    bad = [name for name in shards.names if not _SHARD_NAME.fullmatch(name)]
+    if bad:
+        raise DataError(
+            f"{shards.url} has a shard called {bad[0]!r}, and names of shards are letters, digits, "
+            "'.', '_' and '-' before '.tar': nothing was written",
+            value=bad[0],
+            hint="Rename it, or write a new data set with `webdataset`.",
+        )

@@ -1,6 +1,6 @@
-"""A glimpse of a data set: what some of its images are, by their pixels.
+"""Profile some images of a data set by their pixels: sizes, and whether there is colour.
 
-No manifest says it, and grey images stored as colours are grey all the same.
+No manifest records this, and grey images stored as colour images are still grey.
 """
 
 import tarfile
@@ -14,19 +14,19 @@ from PIL import Image
 
 from data_sharding.errors import BadSample
 from data_sharding.format.image_formats import IMAGE_EXTENSIONS
-from data_sharding.format.manifest import Manifest, ShardInfo
+from data_sharding.format.manifest import Manifest
 from data_sharding.image.open_image import open_image, to_mode
 from data_sharding.io import filesystem
 
-_SHARDS, _IMAGES = 4, 32
-_MAX_BYTES = 1 << 26  # of a file; larger ones are passed over
-_LOOK_PX = 256  # JPEGs are decoded at about this size
-_GREY_TOLERANCE = 16  # of 255 between two colours of a pixel
+_NUM_SHARDS, _NUM_IMAGES = 4, 32
+_MAX_BYTES = 1 << 26  # larger files are skipped
+_DRAFT_PX = 256  # JPEGs are decoded at about this size
+_GREY_TOLERANCE = 16  # of 255 between two channels of a pixel
 
 
 @dataclass(frozen=True)
 class ImageProfile:
-    """What was seen. The sizes are (width, height) in pixels."""
+    """The sizes are (width, height) in pixels."""
 
     num_seen: int
     num_coloured: int
@@ -34,36 +34,34 @@ class ImageProfile:
 
 
 def profile_images(url: str, split: str, manifest: Manifest) -> ImageProfile | None:
-    """Look at the first images of some shards of a split; None if none of them can be read."""
+    """Profile the first images of some shards of a split; None if none of them can be read."""
     table = manifest.shards
-    chosen = np.unique(np.linspace(0, len(table) - 1, _SHARDS).astype(int)).tolist()
-    num = _IMAGES // len(chosen)
-    seen = [one for i in chosen for one in _images_of(url, split, table[i], num)]
-    if not seen:
+    chosen = np.unique(np.linspace(0, len(table) - 1, _NUM_SHARDS).astype(int)).tolist()
+    images = list[tuple[tuple[int, int], bool]]()
+    for i in chosen:
+        shard_url = filesystem.join(url, split, table[i].name)
+        images += _sizes_and_colours(shard_url, _NUM_IMAGES // len(chosen))
+    if not images:
         return None
-    coloured = sum(is_coloured for _, is_coloured in seen)
-    return ImageProfile(len(seen), coloured, frozenset(size for size, _ in seen))
+    sizes, coloured = zip(*images, strict=True)
+    return ImageProfile(len(images), sum(coloured), frozenset(sizes))
 
 
-def _images_of(
-    url: str, split: str, shard: ShardInfo, num: int
-) -> list[tuple[tuple[int, int], bool]]:
-    """Return size and whether there are colours of a shard's first images."""
-    found = []
+def _sizes_and_colours(shard_url: str, num: int) -> Iterator[tuple[tuple[int, int], bool]]:
+    """Yield the sizes of a shard's first images, and whether they have colours."""
     try:
-        fs, path = filesystem.store_of(filesystem.join(url, split, shard.name))
+        fs, path = filesystem.store_of(shard_url)
         with fs.open(path, "rb") as file:
             for data in islice(_image_files(file), num):
                 try:
                     image = open_image(data)
                     size = image.size
-                    image.draft(image.mode, (_LOOK_PX, _LOOK_PX))
-                    found.append((size, _has_colours(image)))
+                    image.draft(image.mode, (_DRAFT_PX, _DRAFT_PX))
+                    yield size, _has_colours(image)
                 except (BadSample, OSError, ValueError):
-                    continue  # what training does with it is another matter
-    except Exception:  # every store, and tarfile, raises its own kinds
-        return found
-    return found
+                    continue
+    except Exception:  # stores and tarfile raise many kinds; the profile is of what can be read
+        return
 
 
 def _image_files(file: IO[bytes]) -> Iterator[bytes]:

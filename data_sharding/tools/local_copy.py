@@ -1,4 +1,4 @@
-"""A shard as a local file, wherever it lies: in place on a local disk, else as a copy."""
+"""A shard as a local file: in place on a local disk, else as a temporary copy."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,14 +14,14 @@ from data_sharding.io.download import fetch_file
 
 
 @contextmanager
-def local_copy(url: str, scratch: str | None = None) -> Iterator[Path]:
-    """Yield the path of a local file, or of a copy of a remote one that is removed afterwards.
+def local_copy(url: str, scratch: str | Path | None = None) -> Iterator[Path]:
+    """Yield the path of a local file, or of a temporary copy of a remote one.
 
     Args:
-        scratch: the directory for copies; the system's for temporary files by default.
+        scratch: directory for copies; by default the system's for temporary files.
 
     Raises:
-        FileNotFoundError: there is no such file. Stores raise other kinds for other reasons.
+        FileNotFoundError: there is no such file.
     """
     path = filesystem.local_path(url)
     if path is not None:
@@ -35,45 +35,39 @@ def local_copy(url: str, scratch: str | None = None) -> Iterator[Path]:
 
 @contextmanager
 def open_shard(
-    url: str, shard: ShardInfo, labels: LabelRule, scratch: str | None = None
+    url: str, shard: ShardInfo, labels: LabelRule, scratch: str | Path | None = None
 ) -> Iterator[ShardReader]:
-    """Yield the samples of a shard, wherever it lies.
+    """Open a local or remote shard of a manifest.
 
     Raises:
-        DataError: it is missing, damaged, or not what its manifest says.
+        DataError: it cannot be read, or differs from its manifest.
     """
     with ExitStack() as stack:
         try:
             path = stack.enter_context(local_copy(url, scratch))
             reader = stack.enter_context(ShardReader(path, shard, labels=labels))
-        except ShardError as error:
-            raise _unreadable(url, reason_of(error)) from error
-        except DataError:
-            raise
-        except Exception as error:  # every store raises its own kinds
-            raise _unreadable(url, f"{type(error).__name__}: {error}") from error
+        except (ShardError, OSError, ValueError, ImportError) as error:
+            raise DataError(
+                f"cannot read the shard {url}: {reason_of(error)}",
+                value=url,
+                hint="`verify` lists all that is wrong with the data set.",
+            ) from error
         yield reader
 
 
-def reason_of(error: ShardError) -> str:
+def reason_of(error: Exception) -> str:
     """Return why a shard cannot be used, without the path, which may be that of a copy."""
-    return str(error.__cause__ or error)
-
-
-def _unreadable(url: str, why: str) -> DataError:
-    return DataError(
-        f"cannot read the shard {url}: {why}. There is nothing to show without it; `tahoe shard "
-        "verify` lists all that is wrong with the data set."
-    )
+    if isinstance(error, ShardError):
+        return str(error.__cause__ or error.problem)
+    return f"{type(error).__name__}: {error}"
 
 
 def download(url: str, path: Path) -> None:
     """Copy a remote file to a local path.
 
     Raises:
-        FileNotFoundError: there is no such file. Stores raise other kinds for other reasons.
-        DataError: its bytes did not come.
+        FileNotFoundError: there is no such file.
+        DataError: it could not be downloaded completely.
     """
-    fs, remote = filesystem.store_of(url)
     with path.open("wb") as file:
-        fetch_file(url, int(fs.size(remote)), file)
+        fetch_file(url, filesystem.size(url), file)

@@ -1,4 +1,4 @@
-"""Stored images of a split on a contact sheet: what training would read, before any view of it."""
+"""Draw stored images of a split on a contact sheet, as training reads them, before any view."""
 
 from collections.abc import Iterator
 
@@ -11,20 +11,21 @@ from data_sharding.image.contact_sheet import Tile, draw_sheet, fit_image, grid
 from data_sharding.image.open_image import load_image, to_mode
 from data_sharding.io import filesystem
 from data_sharding.rng import permutation
+from data_sharding.sampling.locate import Ints, locate
 from data_sharding.storage.shard_store import Reader
 from data_sharding.tools.local_copy import open_shard
 
-_TILE_PX, _COLUMNS = 160, 8  # 160: digits and CIFAR fill it exactly
+_TILE_PX, _COLUMNS = 160, 8  # digits and CIFAR images fill 160 pixels exactly
 
 
 def preview(
     url: str, split: str, manifest: Manifest, *, num: int, seed: int | None, scratch: str | None
 ) -> Image.Image:
-    """Return a sheet of images with their classes.
+    """Draw a sheet of images with their classes.
 
     Args:
-        seed: of a fair draw from the whole split; None takes the first images.
-        scratch: the directory for copies of remote shards.
+        seed: seed of a random choice from the whole split; None takes the first images.
+        scratch: directory for copies of remote shards.
 
     Raises:
         DataError: a shard cannot be read.
@@ -33,41 +34,37 @@ def preview(
     chosen = np.arange(num)
     if seed is not None:
         chosen = np.sort(permutation(seed, "preview", manifest.num_samples)[:num])
-    tiles = list(_tiles(url, split, manifest, chosen.tolist(), scratch))
-    which = f"the first {num:,}" if seed is None else f"{num:,} drawn with seed {seed}"
+    tiles = list(_tiles(url, split, manifest, chosen, scratch))
+    choice = f"the first {num:,}" if seed is None else f"{num:,} chosen with seed {seed}"
     subtitle = (
         f"images: {manifest.num_samples:,}; classes: {len(manifest.classes):,}; "
-        f"shards: {len(manifest.shards):,}; shown: {which}"
+        f"shards: {len(manifest.shards):,}; shown: {choice}"
     )
     rows = grid(tiles, _COLUMNS)
     return draw_sheet(rows, title=f"{url}  {split}", subtitle=subtitle, tile_px=_TILE_PX)
 
 
 def stored_tile(reader: Reader, i: int, manifest: Manifest, size: int) -> Tile:
-    """Return a stored image with its classes, or why it cannot be used.
+    """Make a tile of a stored image with its classes, or with the reason why it is unusable.
 
     Args:
-        size: width and height in pixels that it is to fit.
+        size: width and height in pixels that the image is fitted to.
     """
-    numbers = {name: number for number, name in enumerate(manifest.classes)}
     try:
         image = fit_image(to_mode(load_image(reader.image(i)), "RGB"), size)
-        labels = manifest.labels.parse(reader.label_bytes(i), numbers)
+        labels = manifest.labels.parse(reader.label_bytes(i), manifest.class_indices)
     except (BadSample, BadLabelError) as error:
         return Tile(None, f"{reader.key(i)}: {error}")
     return Tile(image, ", ".join(manifest.classes[label] for label in labels) or reader.key(i))
 
 
 def _tiles(
-    url: str, split: str, manifest: Manifest, chosen: list[int], scratch: str | None
+    url: str, split: str, manifest: Manifest, samples: Ints, scratch: str | None
 ) -> Iterator[Tile]:
-    waiting, first = chosen, 0
-    for shard in manifest.shards:
-        here = [i - first for i in waiting if i < first + shard.num_samples]
-        waiting, first = waiting[len(here) :], first + shard.num_samples
-        if here:
-            shard_url = filesystem.join(url, split, shard.name)
-            with open_shard(shard_url, shard, manifest.labels, scratch) as reader:
-                yield from (stored_tile(reader, i, manifest, _TILE_PX) for i in here)
-        if not waiting:
-            return
+    shards, indices = locate(np.cumsum(manifest.shards.num_samples), samples)
+    for number in np.unique(shards).tolist():
+        shard = manifest.shards[number]
+        shard_url = filesystem.join(url, split, shard.name)
+        with open_shard(shard_url, shard, manifest.labels, scratch) as reader:
+            for i in indices[shards == number].tolist():
+                yield stored_tile(reader, i, manifest, _TILE_PX)

@@ -1,14 +1,16 @@
-"""What a shard holds, found by reading it once: size, digest, samples and their labels.
+"""Read whole shards once: size, digest, and the label and image of every sample.
 
-Nothing is believed beforehand, so it works on shards that others have made.
+Nothing is assumed about a shard beforehand, so scans work on shards that others have made. `index`
+turns them into manifests, `verify` compares them with existing ones, and `webdataset` and `merge`
+take samples from them.
 """
 
 import hashlib
 import tarfile
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -17,50 +19,82 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_sharding.errors import BadLabelError, BadSample, DataError, ShardError
-from data_sharding.format.labels import LabelRule
+from data_sharding.format.labels import LabelRule, class_index
 from data_sharding.format.manifest import ShardInfo
 from data_sharding.format.shard_reader import ShardReader
+from data_sharding.image.inspect import find_damage
+from data_sharding.io import filesystem
 from data_sharding.io.process_pool import ProgressFn, parallel_map
 from data_sharding.io.tally import Tally
+from data_sharding.io.text import truncated_list
 from data_sharding.tools.local_copy import download, local_copy, reason_of
 
-_SHOWN = 5  # of a list of what is wrong
-_NONE, _NO_SIZES = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
+COPY_AGAIN = "Copy the shard again from where the data set came from, or write the set again."
+CHECK_ACCESS = "Check the credentials, the network and the space for copies, and try again."
+FIX_LABEL = "Fix the label where it came from, and write the set again."
+REPLACE_IMAGE = (
+    "Training replaces it by the next readable image, and evaluation counts it as wrong. Replace "
+    "or remove the image where it came from, and write the set again."
+)
+DAMAGED = (
+    "Training and evaluation use it as it is, though areas may be grey or wrong. Replace it where "
+    "it came from, or leave it out with `drop_damaged`, and write the set again; `keep_damaged` "
+    "accepts it here."
+)
 
 
-class Target(NamedTuple):
-    """A shard to be read, and where its copy is kept if it is remote; None keeps none."""
+@dataclass(frozen=True)
+class ReadOptions:
+    """Settings for reading all samples of some shards.
 
-    url: str
-    keep_at: Path | None = None
+    Args:
+        scratch: directory for copies of remote shards; by default the system's for temporary files.
+        num_workers: number of processes.
+        on_progress: called now and then with the number of samples read.
+    """
 
-    @property
-    def name(self) -> str:
-        return self.url.rpartition("/")[2]
+    scratch: str | Path | None = None
+    num_workers: int = 1
+    on_progress: Callable[[int], None] = lambda done: None
+
+
+DEFAULT_OPTIONS = ReadOptions()
+
+
+class ScanProblem(NamedTuple):
+    """A problem of a sample, or of its shard if `key` is empty, and the remedy."""
+
+    key: str
+    message: str
+    fix: str
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a shard holds.
+    """The contents of a shard.
 
-    values: the different labels in it, numbers or names.
-    codes: the labels of all samples one after the other, as positions in `values`.
-    num_labels: how many labels each sample has; shape (samples,).
-    image_bytes: the size of the image file of each sample; shape (samples,).
-    wrong: what cannot be used, a line each.
+    values: distinct labels, numbers or names.
+    codes: labels of all samples one after the other, as indices into `values`.
+    num_labels: number of labels of each sample; shape (samples,).
+    image_bytes: size of each sample's image file; shape (samples,).
     passed_over, remarks: as the reader counts them; names begin with that of the shard.
     """
 
-    target: Target
-    num_bytes: int
-    sha256: str
-    values: tuple[int | str, ...]
-    codes: NDArray[np.int32]
-    num_labels: NDArray[np.int32]
-    image_bytes: NDArray[np.int64]
-    wrong: tuple[str, ...]
+    url: str
+    path: Path = Path()  # on this machine; of a temporary copy if the shard is remote
+    num_bytes: int = 0
+    sha256: str = ""  # empty if the shard could not be read
+    values: tuple[int | str, ...] = ()
+    codes: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    num_labels: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    image_bytes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    problems: tuple[ScanProblem, ...] = ()
     passed_over: Tally = field(default_factory=Tally)
     remarks: Tally = field(default_factory=Tally)
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
 
     @property
     def num_samples(self) -> int:
@@ -68,140 +102,170 @@ class Scan:
 
     @property
     def info(self) -> ShardInfo:
-        return ShardInfo(self.target.name, self.num_samples, self.num_bytes, self.sha256)
-
-    @property
-    def path(self) -> Path:
-        """Where the shard lies on this machine; a remote one that was kept."""
-        return self.target.keep_at or Path(self.target.url)
+        return ShardInfo(self.name, self.num_samples, self.num_bytes, self.sha256)
 
 
 def scan_shards(
-    targets: Sequence[Target],
-    rule: LabelRule,
-    *,
-    num_workers: int,
-    scratch: str | None = None,
-    on_progress: Callable[[int], None] = lambda done: None,
+    urls: Sequence[str], rule: LabelRule, options: ReadOptions, *, keep_copies: bool = False
 ) -> list[Scan]:
-    """Read shards in parallel.
+    """Read shards in parallel, all of whose samples must be usable.
 
     Args:
-        scratch: the directory for copies of remote shards.
+        keep_copies: leave copies of remote shards in `options.scratch`.
 
     Raises:
-        DataError: something in them cannot be used; the message lists it with shard and key.
+        DataError: some are not usable; the problem lists them with shard and key.
     """
-    job = _Job(rule, scratch)
-    scans = parallel_map(_scan, job, targets, num_workers=num_workers, on_progress=on_progress)
-    wrong = [line for scan in scans for line in scan.wrong]
-    if wrong:
-        more = f"\n  and {len(wrong) - _SHOWN:,} more" if len(wrong) > _SHOWN else ""
+    scans = _scan_all(urls, _Job(rule, options.scratch, keep_copies), options, _require_readable)
+    problems = [
+        ": ".join(filter(None, (scan.url, problem.key, problem.message)))
+        for scan in scans
+        for problem in scan.problems
+    ]
+    if problems:
         raise DataError(
-            f"the shards cannot be used (problems: {len(wrong):,}), so nothing was written:\n"
-            + "\n".join(f"  {line}" for line in wrong[:_SHOWN])
-            + more
-            + f"\nThe labels were read as {rule}; choose others with --label, or mend the shards."
+            f"the shards cannot be used (problems: {len(problems):,}), so nothing was written:\n  "
+            + truncated_list(problems, separator="\n  "),
+            value=problems,
+            hint=f"The labels were read as {rule}; choose others with `label`, or fix the shards.",
         )
     return scans
 
 
-def sha256_of(path: Path) -> str:
-    """Return the digest of a local file (hex)."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def inspect_shards(
+    urls: Sequence[str],
+    rule: LabelRule,
+    classes: Mapping[str, int],
+    options: ReadOptions,
+    *,
+    decode: bool,
+) -> list[Scan]:
+    """Read shards in parallel, and collect the problems of all of them.
+
+    Args:
+        classes: indices of the classes by name, which labels have to be among.
+        decode: decode every image.
+    """
+    return _scan_all(urls, _Job(rule, options.scratch, False, classes, decode), options)
 
 
 class _Job(NamedTuple):
     rule: LabelRule
-    scratch: str | None
+    scratch: str | Path | None
+    keep_copies: bool
+    classes: Mapping[str, int] | None = None
+    decode: bool = False
 
 
-def _scan(job: _Job, target: Target, advance: ProgressFn) -> Scan:
-    try:
-        with _path_of(target, job.scratch) as path:
-            num_bytes, sha256 = path.stat().st_size, sha256_of(path)
-            try:
-                with ShardReader(path, labels=job.rule) as reader:
-                    return _scan_samples(target, reader, num_bytes, sha256, job.rule, advance)
-            except ShardError as error:
-                wrong = f"{target.url}: {reason_of(error)}{_members_of(path)}"
-                return Scan(target, num_bytes, sha256, (), _NONE, _NONE, _NO_SIZES, (wrong,))
-    except DataError:
-        raise
-    except Exception as error:  # every store raises its own kinds
-        raise DataError(
-            f"cannot read {target.url}: {type(error).__name__}: {error}. Nothing was written: "
-            "check the URL, the credentials, the network and the space for copies."
-        ) from error
-
-
-def _scan_samples(
-    target: Target,
-    reader: ShardReader,
-    num_bytes: int,
-    sha256: str,
-    rule: LabelRule,
-    advance: ProgressFn,
-) -> Scan:
-    known: dict[int | str, int] = {}
-    codes, num_labels, image_bytes, wrong = array("i"), array("i"), array("q"), []
-    for i in range(len(reader)):
-        try:
-            num_image_bytes = len(reader.image(i))  # touches no byte of it
-            values = labels_of(reader, i, rule)
-        except (BadSample, BadLabelError) as error:
-            wrong.append(f"{target.url}: {reader.key(i)}: {error}")
-            values, num_image_bytes = [], 0
-        codes.extend(known.setdefault(value, len(known)) for value in values)
-        num_labels.append(len(values))
-        image_bytes.append(num_image_bytes)
-        advance(1)
-    return Scan(
-        target,
-        num_bytes,
-        sha256,
-        tuple(known),
-        np.array(codes, dtype=np.int32),
-        np.array(num_labels, dtype=np.int32),
-        np.array(image_bytes, dtype=np.int64),
-        tuple(wrong),
-        reader.passed_over.within(target.name),
-        reader.remarks.within(target.name),
+def _scan_all(
+    urls: Sequence[str],
+    job: _Job,
+    options: ReadOptions,
+    on_scan: Callable[[Scan], None] = lambda scan: None,
+) -> list[Scan]:
+    return parallel_map(
+        _scan,
+        job,
+        urls,
+        num_workers=options.num_workers,
+        on_progress=options.on_progress,
+        on_result=on_scan,
     )
 
 
-def labels_of(reader: ShardReader, i: int, rule: LabelRule) -> list[int | str]:
-    """Return the labels of a sample as they are written; none where there are no labels.
-
-    Raises:
-        BadLabelError, BadSample: they are not of this rule, or there is a negative number.
-    """
-    values = rule.values(reader.label_bytes(i))
-    negative = next((value for value in values if isinstance(value, int) and value < 0), None)
-    if negative is not None:
-        raise BadLabelError(
-            f"has the label {negative}, and classes are numbered from 0; images that have none are "
-            "read with --label none"
+def _require_readable(scan: Scan) -> None:
+    if not scan.sha256:
+        raise DataError(
+            f"the shard {scan.url} {scan.problems[0].message}, so nothing was written",
+            value=scan.url,
+            hint=f"Check the URL. {scan.problems[0].fix}",
         )
-    return values
+
+
+def _scan(job: _Job, url: str, advance: ProgressFn) -> Scan:
+    try:
+        with _local_path(job, url) as path:
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            scan = Scan(url, path, path.stat().st_size, sha256)
+            try:
+                with ShardReader(path, labels=job.rule) as reader:
+                    return _scan_samples(job, scan, reader, advance)
+            except ShardError as error:
+                message = f"has no usable samples: {reason_of(error)}{_first_members(path)}"
+                return replace(scan, problems=(ScanProblem("", message, COPY_AGAIN),))
+    except FileNotFoundError:
+        return Scan(url, problems=(ScanProblem("", "is missing", COPY_AGAIN),))
+    except Exception as error:  # stores and decoders raise many kinds
+        message = f"cannot be read: {reason_of(error)}"
+        return Scan(url, problems=(ScanProblem("", message, CHECK_ACCESS),))
 
 
 @contextmanager
-def _path_of(target: Target, scratch: str | None) -> Iterator[Path]:
-    if target.keep_at is not None:
-        download(target.url, target.keep_at)
-        yield target.keep_at
+def _local_path(job: _Job, url: str) -> Iterator[Path]:
+    if job.keep_copies and filesystem.local_path(url) is None:
+        assert job.scratch is not None
+        copy = Path(job.scratch, f"{hashlib.sha256(url.encode()).hexdigest()}.tar")
+        download(url, copy)
+        yield copy
     else:
-        with local_copy(target.url, scratch) as path:
+        with local_copy(url, job.scratch) as path:
             yield path
 
 
-def _members_of(path: Path) -> str:
-    """Return what a tar begins with, for people who must find out what it is."""
+def _scan_samples(job: _Job, scan: Scan, reader: ShardReader, advance: ProgressFn) -> Scan:
+    codes_of: dict[int | str, int] = {}
+    codes, num_labels, image_bytes = array("i"), array("i"), array("q")
+    problems: list[ScanProblem] = []
+    for i in range(len(reader)):
+        values: list[int | str] = []
+        num_bytes = 0
+        try:
+            values = _labels(job, reader.label_bytes(i))
+        except BadLabelError as error:
+            problems.append(ScanProblem(reader.key(i), str(error), FIX_LABEL))
+        try:
+            image = reader.image(i)  # a view: nothing is read yet
+            num_bytes = len(image)
+            if job.decode and (damage := find_damage(image)):
+                message = f"decodes with damage: {damage}"
+                problems.append(ScanProblem(reader.key(i), message, DAMAGED))
+        except BadSample as error:
+            problems.append(ScanProblem(reader.key(i), str(error), REPLACE_IMAGE))
+        codes.extend(codes_of.setdefault(value, len(codes_of)) for value in values)
+        num_labels.append(len(values))
+        image_bytes.append(num_bytes)
+        advance(1)
+    return replace(
+        scan,
+        values=tuple(codes_of),
+        codes=np.array(codes, dtype=np.int32),
+        num_labels=np.array(num_labels, dtype=np.int32),
+        image_bytes=np.array(image_bytes, dtype=np.int64),
+        problems=tuple(problems),
+        passed_over=reader.passed_over.within(scan.name),
+        remarks=reader.remarks.within(scan.name),
+    )
+
+
+def _labels(job: _Job, data: bytes) -> list[int | str]:
+    values = job.rule.values(data)
+    for value in values:
+        if job.classes is not None:
+            class_index(value, job.classes)
+        elif isinstance(value, int) and value < 0:
+            raise BadLabelError(
+                f"has the label {value}, and classes are numbered from 0; read images without "
+                "labels with `label` none"
+            )
+    return values
+
+
+def _first_members(path: Path) -> str:
+    """Describe the first members of a tar, which often show where it came from."""
     try:
         with tarfile.open(path) as tar:
-            names = [member.name for member in islice(tar, _SHOWN)]
+            names = [member.name for member in islice(tar, 5)]
     except (tarfile.TarError, OSError):
         return ""
     return f"; it begins with {', '.join(names)}" if names else ""

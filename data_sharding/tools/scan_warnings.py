@@ -1,4 +1,4 @@
-"""Remarks on shards that are read: what was passed over in them, and what is odd."""
+"""Warnings about shards that were read: what was passed over in them, and what is odd."""
 
 import logging
 import re
@@ -23,47 +23,38 @@ _LIKE_A_SHARD = re.compile(
 _EXPECTED = (DIRECTORY, METADATA)  # hold no data
 _HINTS = {
     SYMLINK: "a symbolic link holds no bytes: pack the files again with `tar --dereference`",
-    MORE_IMAGES: "a sample is named up to the first dot of its files: if these are samples of "
-    "their own, replace the other dots in their names by '_'",
-    MORE_ARCHIVES: "some files are several tars one behind the other, and all are read: plain "
+    MORE_IMAGES: "the key of a sample ends at the first dot of its file names: if these are "
+    "samples of their own, replace the other dots in their names by '_'",
+    MORE_ARCHIVES: "some files are several tars one after the other, and all are read: plain "
     "`tar` and webdataset stop at the end of the first",
-    REPEATED_KEY: "some keys come again in their shard, perhaps since files were added twice: "
-    "--dedupe leaves out of train what has the same bytes",
+    REPEATED_KEY: "some keys are repeated in their shard, perhaps because files were added twice: "
+    "`dedupe` drops training images with the same bytes",
 }
 
 
-def describe(passed_over: Tally, remarks: Tally) -> list[str]:
-    """Return sentences about what was passed over and what is odd; none if there is nothing."""
-    odd = Tally()
-    odd.merge(passed_over)
-    odd.merge(remarks)
-    told = Tally()
-    for kind, num in odd.counts.items():
-        if kind not in _EXPECTED:
-            told.add(kind, odd.firsts[kind], num)
-    hints = [hint for kind, hint in _HINTS.items() if kind in told.counts]
-    return [f"passed over or odd: {told}", *hints] if told.counts else []
-
-
 def describe_scans(scans: Sequence[Scan]) -> list[str]:
-    """Return sentences about what was passed over in shards, and what is odd in them."""
-    passed_over = Tally.sum_of(scan.passed_over for scan in scans)
-    return describe(passed_over, Tally.sum_of(scan.remarks for scan in scans))
+    """Describe what was passed over in shards and what is odd in them, in sentences; maybe none."""
+    total = Tally.sum_of([*(s.passed_over for s in scans), *(s.remarks for s in scans)])
+    odd = Tally()
+    for kind, num in total.counts.items():
+        if kind not in _EXPECTED:
+            odd.add(kind, total.firsts[kind], num)
+    hints = [hint for kind, hint in _HINTS.items() if kind in odd.counts]
+    return [f"passed over or odd: {odd}", *hints] if odd.counts else []
 
 
-def warn(split: str, sentences: Iterable[str]) -> None:
-    """Log sentences about a split, if there are any."""
-    for sentence in sentences:
-        if sentence:
-            log.warning("%s: %s", split, sentence)
-
-
-def describe_left(names: Sequence[str], taken: Iterable[str]) -> str:
-    """Return which files of a directory look like shards and are not taken; nothing if none is."""
-    left = sorted({name for name in names if _LIKE_A_SHARD.fullmatch(name)} - {*taken})
-    if not left:
+def describe_unused(names: Sequence[str], used: Iterable[str]) -> str:
+    """Describe the files of a directory that look like shards and are not used; may be empty."""
+    unused = sorted({name for name in names if _LIKE_A_SHARD.fullmatch(name)} - {*used})
+    if not unused:
         return ""
     return (
-        f"files that look like shards and are not used: {len(left):,} (first {left[0]}). A shard "
-        "is a plain .tar: if they belong to the set, unpack what is compressed, and index again."
+        f"files that look like shards and are not used: {len(unused):,} (first {unused[0]}). A "
+        "shard is a plain .tar: if they belong to the set, unpack compressed ones, and index again"
     )
+
+
+def warn(subject: str, sentences: Iterable[str]) -> None:
+    """Log those sentences about a split or directory that are not empty."""
+    for sentence in filter(None, sentences):
+        log.warning("%s: %s", subject, sentence)

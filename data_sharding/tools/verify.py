@@ -1,54 +1,37 @@
-"""A data set checked whole: every shard, every label, every image. Never stops at the first error.
+"""Check a whole data set: every shard, label and image; collect all problems, not only the first.
 
-Images are decoded whole by the decoders of training, and strictly: training decodes a JPEG only as
-far down as its crop reaches, and puts up with damage that the decoder can get over.
+Images are decoded whole and strictly, by the decoders of training. Training itself decodes a JPEG
+only down to the lower edge of its crop, and tolerates damage that the decoder can recover from.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import NamedTuple
 
-from data_sharding.errors import BadLabelError, BadSample, ShardError
-from data_sharding.format.labels import LabelRule
-from data_sharding.format.manifest import SPLITS, Manifest, ShardInfo, read_manifest, url_of
-from data_sharding.format.shard_reader import ShardReader
-from data_sharding.image.strict_decode import find_damage
+from data_sharding.format.manifest import Manifest, ShardInfo, read_manifests
 from data_sharding.io import filesystem
-from data_sharding.io.process_pool import ProgressFn, parallel_map
-from data_sharding.io.tally import Tally
 from data_sharding.io.text import pluralize
-from data_sharding.tools.duplicate_shards import repeated
-from data_sharding.tools.local_copy import local_copy, reason_of
-from data_sharding.tools.scan import sha256_of
-from data_sharding.tools.scan_warnings import describe, describe_left
+from data_sharding.tools.duplicate_shards import find_duplicates
+from data_sharding.tools.scan import (
+    COPY_AGAIN,
+    DEFAULT_OPTIONS,
+    ReadOptions,
+    Scan,
+    ScanProblem,
+    inspect_shards,
+)
+from data_sharding.tools.scan_warnings import describe_scans, describe_unused
 
-COPY_AGAIN = "Copy the shard again from where the data set came from, or make the set again."
-REACH = "Check the credentials and the network, and verify again."
-REPLACE_IMAGE = (
-    "Training puts the next readable image in its place, and evaluation counts it as wrong. "
-    "Replace or remove the image where it came from, and make the set again."
-)
-DAMAGED = (
-    "Training and evaluation use it as it is, though parts may be grey or wrong. Replace it where "
-    "it came from, or leave it out with --drop-damaged, and make the set again; --keep-damaged "
-    "lets it pass here."
-)
-MEND_LABEL = "Mend the label where it came from, and make the set again."
 COUNTED_TWICE = (
-    "Its samples count twice, or are learned and judged by. Index the split again without it "
-    "(`tahoe shard index URL --split SPLIT --tars 'PATTERN' --force`), or make the set again."
+    "Its samples count twice, or are used both for training and for validation. `index` the split "
+    "again without it, with `tars` and `force`, or write the set again."
 )
 SAME_CLASSES = "Index or write both splits together, so that they have the same classes."
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: where it is, what it is, and what to do about it.
-
-    `shard` is empty if it is about the split, `key` if it is about the shard.
-    """
+    """A problem and its remedy; `shard` or `key` is empty if it is of a whole split or shard."""
 
     split: str
     shard: str
@@ -59,7 +42,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was checked, all that is wrong with it, and what is odd: (split, sentence)."""
+    """All problems of a data set, and remarks on oddities: (split, sentence)."""
 
     url: str
     manifests: Mapping[str, Manifest]
@@ -67,98 +50,40 @@ class VerifyReport:
     remarks: tuple[tuple[str, str], ...] = ()
 
 
-def read_manifests(url: str) -> dict[str, Manifest]:
-    """Return the manifests of the splits that a data set has; at least one.
-
-    Raises:
-        DataError: there is none, or one cannot be used.
-    """
-    there = [split for split in SPLITS if _may_have(url, split)]
-    return {split: read_manifest(url, split) for split in there or SPLITS[:1]}
-
-
-def _may_have(url: str, split: str) -> bool:
-    try:
-        return filesystem.exists(url_of(url, split))
-    except Exception:  # every store raises its own kinds; to read it tells why
-        return True
-
-
 def verify(
-    url: str,
-    *,
-    decode: bool = True,
-    num_workers: int = 1,
-    scratch: str | None = None,
-    on_progress: Callable[[int], None] = lambda done: None,
+    url: str, options: ReadOptions = DEFAULT_OPTIONS, *, decode: bool = True
 ) -> VerifyReport:
-    """Check all that a data set holds.
+    """Check all shards of a data set against its manifests.
 
     Args:
         decode: decode every image.
-        scratch: the directory for copies of remote shards.
-        on_progress: called now and then with the number of samples checked.
 
     Raises:
         DataError: there is no manifest to check against.
     """
     manifests = read_manifests(url)
-    rules = {split: manifest.labels for split, manifest in manifests.items()}
-    numbers = {split: _numbers(manifest) for split, manifest in manifests.items()}
-    items = [_Item(split, shard) for split, m in manifests.items() for shard in m.shards]
-    job = _Job(url, rules, numbers, decode, scratch)
-    found = parallel_map(_check, job, items, num_workers=num_workers, on_progress=on_progress)
-    problems = [
-        *_compare_classes(manifests),
-        *_repeated(manifests),
-        *(p for part in found for p in part.problems),
-    ]
-    return VerifyReport(url, manifests, tuple(problems), tuple(_remarks(url, manifests, found)))
-
-
-class _Job(NamedTuple):
-    """What all shards have in common; `numbers` are those of the classes, by name, by split."""
-
-    url: str
-    rules: Mapping[str, LabelRule]
-    numbers: Mapping[str, Mapping[str, int]]
-    decode: bool
-    scratch: str | None
-
-
-class _Item(NamedTuple):
-    split: str
-    shard: ShardInfo
-
-    def problem(self, key: str, what: str, remedy: str) -> Problem:
-        return Problem(self.split, self.shard.name, key, what, remedy)
-
-
-class _Found(NamedTuple):
-    """What was found in one shard."""
-
-    split: str
-    problems: list[Problem]
-    passed_over: Tally
-    remarks: Tally
-
-
-def _remarks(
-    url: str, manifests: Mapping[str, Manifest], found: Sequence[_Found]
-) -> Iterator[tuple[str, str]]:
+    problems, remarks = [*_compare_classes(manifests), *_duplicates(manifests)], []
+    num_before = 0
     for split, manifest in manifests.items():
-        with suppress(Exception):  # every store raises its own kinds; its shards were read
-            names = filesystem.list_names(filesystem.join(url, split))
-            left = describe_left(names, (shard.name for shard in manifest.shards))
-            yield from ((split, sentence) for sentence in [left] if sentence)
-        mine = [part for part in found if part.split == split]
-        passed_over = Tally.sum_of(part.passed_over for part in mine)
-        remarks = Tally.sum_of(part.remarks for part in mine)
-        yield from ((split, sentence) for sentence in describe(passed_over, remarks))
+        scans = inspect_shards(
+            [filesystem.join(url, split, shard.name) for shard in manifest.shards],
+            manifest.labels,
+            manifest.class_indices,
+            replace(options, on_progress=_offset(options.on_progress, num_before)),
+            decode=decode,
+        )
+        num_before += manifest.num_samples
+        problems += [
+            Problem(split, shard.name, *problem)
+            for shard, scan in zip(manifest.shards, scans, strict=True)
+            for problem in _compare_shard(shard, scan)
+        ]
+        remarks += [(split, remark) for remark in _remarks(url, split, manifest, scans)]
+    return VerifyReport(url, manifests, tuple(problems), tuple(remarks))
 
 
-def _numbers(manifest: Manifest) -> dict[str, int]:
-    return {name: number for number, name in enumerate(manifest.classes)}
+def _offset(on_progress: Callable[[int], None], num_before: int) -> Callable[[int], None]:
+    return lambda done: on_progress(num_before + done)
 
 
 def _compare_classes(manifests: Mapping[str, Manifest]) -> list[Problem]:
@@ -170,79 +95,40 @@ def _compare_classes(manifests: Mapping[str, Manifest]) -> list[Problem]:
     ]
 
 
-def _repeated(manifests: Mapping[str, Manifest]) -> list[Problem]:
-    shards = {s: ((i.name, i.sha256) for i in m.shards) for s, m in manifests.items()}
+def _duplicates(manifests: Mapping[str, Manifest]) -> list[Problem]:
     return [
         Problem(split, name, "", f"has the same bytes as {first}", COUNTED_TWICE)
-        for split, name, first in repeated(shards)
+        for split, name, first in find_duplicates(
+            {s: ((i.name, i.sha256) for i in m.shards) for s, m in manifests.items()}
+        )
     ]
 
 
-def _check(job: _Job, item: _Item, advance: ProgressFn) -> _Found:
-    found = _Found(item.split, [], Tally(), Tally())
-    found.problems.extend(_problems(job, item, advance, found))
-    return found
+def _compare_shard(expected: ShardInfo, scan: Scan) -> list[ScanProblem]:
+    """Return the problems of a scan, and its differences from the manifest before them."""
+    if not scan.sha256:
+        return [*scan.problems]
+    problems = [*scan.problems]
+    if scan.num_samples not in (0, expected.num_samples):
+        message = (
+            f"holds {pluralize(scan.num_samples, 'sample')}, and the manifest says "
+            f"{expected.num_samples:,}"
+        )
+        problems.insert(0, ScanProblem("", message, COPY_AGAIN))
+    if scan.num_bytes != expected.num_bytes:
+        how = "is truncated" if scan.num_bytes < expected.num_bytes else "is too long"
+        message = f"{how}: {scan.num_bytes:,} of {expected.num_bytes:,} bytes"
+    elif scan.sha256 != expected.sha256:
+        message = "has the right size and other bytes: its digest is not the manifest's"
+    else:
+        return problems
+    # Its samples are then damaged because the shard is.
+    damaged = [problem._replace(fix=COPY_AGAIN) for problem in problems]
+    return [ScanProblem("", message, COPY_AGAIN), *damaged]
 
 
-def _problems(job: _Job, item: _Item, advance: ProgressFn, found: _Found) -> list[Problem]:
-    try:
-        with local_copy(filesystem.join(job.url, item.split, item.shard.name), job.scratch) as path:
-            of_file = _check_file(item, path)
-            of_samples = _check_samples(job, item, path, advance, found)
-            if of_file:  # then the shard is to blame for its samples
-                of_samples = [replace(problem, fix=COPY_AGAIN) for problem in of_samples]
-            return [*of_file, *of_samples]
-    except FileNotFoundError:
-        return [item.problem("", "is missing", COPY_AGAIN)]
-    except Exception as error:  # every store raises its own kinds
-        return [item.problem("", f"cannot be read: {type(error).__name__}: {error}", REACH)]
-
-
-def _check_file(item: _Item, path: Path) -> list[Problem]:
-    num_bytes, expected = path.stat().st_size, item.shard.num_bytes
-    if num_bytes != expected:
-        how = "is truncated" if num_bytes < expected else "is too long"
-        return [item.problem("", f"{how}: {num_bytes:,} of {expected:,} bytes", COPY_AGAIN)]
-    if sha256_of(path) != item.shard.sha256:
-        what = "has the right size and other bytes: its digest is not the manifest's"
-        return [item.problem("", what, COPY_AGAIN)]
-    return []
-
-
-def _check_samples(
-    job: _Job, item: _Item, path: Path, advance: ProgressFn, found: _Found
-) -> list[Problem]:
-    try:
-        with ShardReader(path, labels=job.rules[item.split]) as reader:
-            found.passed_over.merge(reader.passed_over.within(item.shard.name))
-            found.remarks.merge(reader.remarks.within(item.shard.name))
-            problems = _check_count(item, len(reader))
-            for i in range(len(reader)):
-                problems += _check_sample(job, item, reader, i)
-                advance(1)
-            return problems
-    except ShardError as error:
-        return [item.problem("", f"has no usable samples: {reason_of(error)}", COPY_AGAIN)]
-
-
-def _check_count(item: _Item, num_samples: int) -> list[Problem]:
-    if num_samples == item.shard.num_samples:
-        return []
-    there = pluralize(num_samples, "sample")
-    what = f"holds {there}, and the manifest says {item.shard.num_samples:,}"
-    return [item.problem("", what, COPY_AGAIN)]
-
-
-def _check_sample(job: _Job, item: _Item, reader: ShardReader, i: int) -> list[Problem]:
-    found = []
-    try:
-        job.rules[item.split].parse(reader.label_bytes(i), job.numbers[item.split])
-    except (BadLabelError, BadSample) as error:
-        found.append((str(error), MEND_LABEL))
-    try:
-        image = reader.image(i)
-        if job.decode and (damage := find_damage(image)):
-            found.append((f"decodes with damage: {damage}", DAMAGED))
-    except BadSample as error:
-        found.append((str(error), REPLACE_IMAGE))
-    return [item.problem(reader.key(i), *problem) for problem in found]
+def _remarks(url: str, split: str, manifest: Manifest, scans: Sequence[Scan]) -> Iterator[str]:
+    with suppress(OSError):  # the shards were read
+        names = filesystem.list_names(filesystem.join(url, split))
+        yield from filter(None, [describe_unused(names, (s.name for s in manifest.shards))])
+    yield from describe_scans(scans)

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from odd_jpegs import blocks
 
 from data_sharding.errors import BadSample
-from data_sharding.image.inspect import inspect_image
+from data_sharding.image.inspect import find_damage, inspect_image
 from data_sharding.image.open_image import load_image, to_mode
-from data_sharding.image.strict_decode import find_damage
 from data_sharding.transforms.crops import CropSpec
 from data_sharding.transforms.decode import decode, decode_whole
 

@@ -106,7 +106,7 @@ def test_what_is_no_image() -> None:
     assert "is none of JPEG" in refusal(b"<html>not found</html>")
     assert "is too large" in refusal(bomb())
     giant = jpeg(1).replace(struct.pack(">HH", 16, 24), struct.pack(">HH", 60_000, 60_000), 1)
-    assert "is too large: 60000 x 60000 pixels" in refusal(giant)
+    assert "is too large" in refusal(giant)
 
 
 @given(st.data())

@@ -76,18 +76,16 @@ def test_fingerprint_never_changes() -> None:
     assert manifest.fingerprint == sha256(canonical.encode()).hexdigest()
 
 
-def test_no_data_set_names_the_commands_that_make_one(url: str) -> None:
-    with pytest.raises(DataError) as caught:
+def test_a_missing_manifest_is_an_error(url: str) -> None:
+    with pytest.raises(DataError, match="no data set at") as caught:
         read_manifest(url, "val")
-    message = str(caught.value)
-    assert f"no data set at {url}: val/manifest.json is missing" in message
-    assert f"tahoe shard folder DIR '{url}'" in message
-    assert f"tahoe shard digits '{url}'" in message
+    assert caught.value.value == url
+    assert "`folder`" in caught.value.hint
 
 
 def test_unreadable_store(tmp_path: Path) -> None:
     (tmp_path / "train" / "manifest.json").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"cannot read .*manifest\.json: IsADirectoryError"):
+    with pytest.raises(DataError, match="IsADirectoryError"):
         read_manifest(str(tmp_path), "train")
     with pytest.raises(DataError, match="Protocol not known: nope"):
         read_manifest("nope://set", "train")
@@ -118,7 +116,7 @@ def test_the_sound_one_is_sound(tmp_path: Path) -> None:
      "a\\b.tar", "ä.tar", "a b.tar", "a.tar\0", "", ".tar", "s3://b/a.tar", "$(id).tar", 7, None],
 )  # fmt: skip
 def test_hostile_shard_names(tmp_path: Path, name: object) -> None:
-    with pytest.raises(DataError, match=r"no usable manifest: shards\.0\.name: "):
+    with pytest.raises(DataError, match=r"shards\.0\.name: "):
         read(tmp_path, json.dumps(values(name=name)))
 
 
@@ -150,11 +148,12 @@ def test_hostile_shard_names(tmp_path: Path, name: object) -> None:
         ({"source": []}, "source: "),
     ],
 )
-def test_what_cannot_be_true(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
-    with pytest.raises(DataError, match=f"no usable manifest: .*{reason}") as caught:
+def test_impossible_values_are_refused(
+    tmp_path: Path, changes: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(DataError, match=reason) as caught:
         read(tmp_path, json.dumps(values(**changes)))
-    assert str(tmp_path / "train" / "manifest.json") in str(caught.value)
-    assert "make the set again" in str(caught.value)
+    assert caught.value.value == str(tmp_path / "train" / "manifest.json")
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}{}", b"\xff\xfe", "[" * 100_000, "nul", '{"a": 1,}'])
@@ -166,12 +165,10 @@ def test_broken_json(tmp_path: Path, text: str | bytes) -> None:
 def test_json_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="it is not a JSON object"):
         read(tmp_path, "[]")
-    with pytest.raises(
-        DataError, match="has the format None, and this Tahoe reads 'tahoe-shards-1'"
-    ):
-        read(tmp_path, "{}")
-    with pytest.raises(DataError, match=r"format 'tahoe-shards-2'.* Upgrade Tahoe"):
-        read(tmp_path, json.dumps(values(format="tahoe-shards-2")))
+    for version in None, "tahoe-shards-2":
+        with pytest.raises(DataError) as caught:
+            read(tmp_path, json.dumps(values(format=version)))
+        assert caught.value.value == version
 
 
 def test_a_failed_write_leaves_the_old_file(
@@ -275,7 +272,7 @@ def test_a_remote_table_is_copied_once(tmp_path: Path, monkeypatch: pytest.Monke
         filesystem.remove(f"memory://many/train/{TABLE_NAME}")
         assert read_manifest("memory://many", "train") == manifest
         copy.unlink()
-        with pytest.raises(DataError, match=f"{TABLE_NAME} is no usable manifest: "):
+        with pytest.raises(DataError, match=TABLE_NAME):
             read_manifest("memory://many", "train")
     finally:
         fsspec.filesystem("memory").rm("/", recursive=True)
@@ -285,17 +282,17 @@ def test_a_remote_table_is_copied_once(tmp_path: Path, monkeypatch: pytest.Monke
     ("offset", "value"),
     [(0, 1), (7, 255), (8, 0), (30, 0), (-1, 7), (400, 7), (10_001 * 20, 200)],
 )
-def test_a_damaged_table_is_told(tmp_path: Path, offset: int, value: int) -> None:
+def test_a_damaged_table_is_refused(tmp_path: Path, offset: int, value: int) -> None:
     write_manifest(str(tmp_path), "train", many())
     path = tmp_path / "train" / TABLE_NAME
     damaged = bytearray(path.read_bytes())
     damaged[offset] = value if damaged[offset] != value else value + 1
     path.write_bytes(damaged)
-    with pytest.raises(DataError, match=f"{TABLE_NAME} is no usable manifest: "):
+    with pytest.raises(DataError, match=TABLE_NAME):
         read_manifest(str(tmp_path), "train")
 
 
-def test_a_table_with_something_behind_it_is_told(tmp_path: Path) -> None:
+def test_a_table_with_trailing_bytes_is_refused(tmp_path: Path) -> None:
     write_manifest(str(tmp_path), "train", many())
     path = tmp_path / "train" / TABLE_NAME
     size = path.stat().st_size
@@ -305,11 +302,11 @@ def test_a_table_with_something_behind_it_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 7, 100, 10_000, 600_000])
-def test_a_truncated_table_is_told(tmp_path: Path, size: int) -> None:
+def test_a_truncated_table_is_refused(tmp_path: Path, size: int) -> None:
     write_manifest(str(tmp_path), "train", many())
     path = tmp_path / "train" / TABLE_NAME
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(DataError, match=f"{TABLE_NAME} is no usable manifest: "):
+    with pytest.raises(DataError, match=TABLE_NAME):
         read_manifest(str(tmp_path), "train")
     path.unlink()
     with pytest.raises(DataError, match="No such file"):
@@ -329,7 +326,7 @@ def test_a_truncated_table_is_told(tmp_path: Path, size: int) -> None:
         ([b"a.tar", b""], [1, 1], "no plain NAME.tar"),
     ],
 )
-def test_a_table_that_cannot_be_true(
+def test_a_table_with_impossible_values_is_refused(
     names: list[bytes], num_samples: list[int], reason: str
 ) -> None:
     num, as_bytes = len(names), np.array(names, dtype=np.bytes_)
@@ -343,7 +340,7 @@ def test_a_table_that_cannot_be_true(
         Manifest(("a",), table, {})
 
 
-def test_labels_that_are_not_the_usual_ones_are_in_the_manifest(tmp_path: Path) -> None:
+def test_other_label_rules_are_in_the_manifest(tmp_path: Path) -> None:
     rule = LabelRule("multi", "json", "tags")
     shards = (ShardInfo("a.tar", 3, 10240, "0" * 64),)
     manifest = Manifest(("a",), shards, {}, rule)

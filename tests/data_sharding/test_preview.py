@@ -11,7 +11,8 @@ from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import Manifest
 from data_sharding.image import contact_sheet
 from data_sharding.image.contact_sheet import Row, Tile, draw_sheet, fit_image, grid, printable
-from data_sharding.tools.index import find_shards, index_shards
+from data_sharding.tools.find_shards import find_shards
+from data_sharding.tools.index import index_shards
 from data_sharding.tools.preview import preview
 
 RED = (255, 0, 0)
@@ -73,7 +74,7 @@ def test_characters_that_the_font_lacks_are_escaped() -> None:
 
 def indexed(root: Path, rule: LabelRule) -> Manifest:
     found = find_shards(str(root), None)
-    manifests, _ = index_shards(found, rule, classes=None, num_workers=1)
+    manifests, _ = index_shards(found, rule)
     return manifests["train"]
 
 

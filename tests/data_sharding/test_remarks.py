@@ -1,4 +1,4 @@
-"""What is passed over is counted and told, by index, by webdataset and by verify."""
+"""Files that are passed over are counted and logged, by index, webdataset and verify."""
 
 import logging
 import shutil
@@ -15,9 +15,10 @@ from data_sharding.errors import DataError
 from data_sharding.format.label_checks import describe_gaps, describe_runs
 from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import read_manifest
-from data_sharding.sources.shards import ReadOptions, ValSplit, from_webdataset
-from data_sharding.tools.index import find_shards, index_shards, resolve_classes, write_manifests
-from data_sharding.tools.scan import Target, scan_shards
+from data_sharding.sources.shards import ValSplit, from_webdataset
+from data_sharding.tools.find_shards import find_shards
+from data_sharding.tools.index import index_shards, resolve_classes, write_manifests
+from data_sharding.tools.scan import ReadOptions, scan_shards
 from data_sharding.tools.stats import measure
 from data_sharding.tools.verify import verify
 
@@ -26,7 +27,7 @@ CLS, HALF = LabelRule(), ValSplit(0.5, seed=0)
 
 def index(root: Path) -> None:
     found = find_shards(str(root), None)
-    manifests, _ = index_shards(found, CLS, classes=None, num_workers=1)
+    manifests, _ = index_shards(found, CLS)
     write_manifests(str(root), found, manifests, force=True)
 
 
@@ -77,18 +78,18 @@ def test_index_and_webdataset_count_what_they_pass_over(
     assert all(part in caplog.text for part in EXPECTED), caplog.text
 
 
-def test_verify_counts_it_too(odd: Path) -> None:
+def test_verify_counts_what_is_passed_over(odd: Path) -> None:
     index(odd)
     by_webdataset(odd / "val/late.tar", labelled([0, 1], first=50))
     found = verify(str(odd))
     assert found.problems == ()
-    of_train = "\n".join(what for split, what in found.remarks if split == "train")
-    assert all(part in of_train for part in EXPECTED), of_train
-    (of_val,) = (what for split, what in found.remarks if split == "val")
-    assert "not used: 1 (first late.tar)" in of_val
+    train_remarks = "\n".join(text for split, text in found.remarks if split == "train")
+    assert all(part in train_remarks for part in EXPECTED), train_remarks
+    (val_remark,) = (text for split, text in found.remarks if split == "val")
+    assert "not used: 1 (first late.tar)" in val_remark
 
 
-def test_index_tells_of_classes_that_val_alone_has(
+def test_index_warns_of_classes_without_training_images(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     by_webdataset(tmp_path / "train/a.tar", labelled([0, 3]))
@@ -143,10 +144,10 @@ def test_a_count_that_missed_hard_links_is_not_confirmed(tmp_path: Path) -> None
 def test_gaps(values: set[int | str], parts: list[str]) -> None:
     found = describe_gaps(values)
     assert bool(found) == bool(parts)
-    assert all(part in found for part in [*parts, *["--relabel"] * bool(parts)])
+    assert all(part in found for part in [*parts, *["`relabel`"] * bool(parts)])
 
 
-def test_labels_from_1_are_told_and_can_be_renumbered(
+def test_labels_from_1_are_logged_and_can_be_renumbered(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     by_webdataset(tmp_path / "in/a.tar", labelled([1, 2, 3] * 4))
@@ -188,15 +189,15 @@ def test_labels_that_cannot_be_renumbered(tmp_path: Path) -> None:
         )
 
 
-def test_given_classes_are_not_doubted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_given_classes_cause_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = by_webdataset(tmp_path / "a.tar", labelled([1, 2]))
-    scans = {"train": scan_shards([Target(str(path))], CLS, num_workers=1)}
+    scans = {"train": scan_shards([str(path)], CLS, ReadOptions())}
     assert resolve_classes(scans, ["a", "b", "c"]) == ("a", "b", "c")
     assert caplog.records == []
 
 
 @given(st.integers(2, 20), st.integers(40, 300), st.integers(0, 2**32), st.integers(1, 4))
-def test_runs_are_told_of_sorted_samples_only(
+def test_describe_runs_finds_sorted_samples_only(
     num_classes: int, num_samples: int, seed: int, num_shards: int
 ) -> None:
     labels = np.random.default_rng(seed).integers(0, num_classes, num_samples)
@@ -213,18 +214,18 @@ def test_few_or_equal_labels_have_no_order() -> None:
         assert describe_runs(labels) == ""
 
 
-def test_index_and_stat_tell_of_sorted_shards(
+def test_index_and_stat_warn_of_sorted_shards(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     by_webdataset(tmp_path / "train/a.tar", labelled([n // 10 for n in range(40)]))
     shutil.copytree(tmp_path / "train", tmp_path / "other/val")
     by_webdataset(tmp_path / "other/train/a.tar", labelled([n % 4 for n in range(40)], first=50))
     index(tmp_path)
-    assert "train: samples lie sorted by label: 92%" in caplog.text
+    assert "train: samples are sorted by label: 92%" in caplog.text
     manifest = read_manifest(str(tmp_path), "train")
     caplog.clear()
     measure(str(tmp_path), "train", manifest, num_measured=1)
-    assert "train: samples lie sorted by label: 92%" in caplog.text
+    assert "train: samples are sorted by label: 92%" in caplog.text
     caplog.clear()
     index(tmp_path / "other")  # the order of validation does not matter
     assert caplog.records == []

@@ -14,16 +14,13 @@ from data_sharding.errors import DataError
 from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import read_manifest
 from data_sharding.io import filesystem
-from data_sharding.sources.shards import ReadOptions, ValSplit, from_webdataset, merge
-from data_sharding.tools.index import (
-    classes_of_other_split,
-    find_shards,
-    index_shards,
-    write_manifests,
-)
+from data_sharding.sources.shards import ValSplit, from_webdataset, merge
+from data_sharding.tools.find_shards import find_shards
+from data_sharding.tools.index import classes_of_other_split, index_shards, write_manifests
 from data_sharding.tools.preview import preview
+from data_sharding.tools.scan import COPY_AGAIN, ReadOptions
 from data_sharding.tools.stats import measure
-from data_sharding.tools.verify import COPY_AGAIN, verify
+from data_sharding.tools.verify import verify
 
 CLS = LabelRule()
 
@@ -55,7 +52,7 @@ def remote(s3: S3, local: Path) -> str:
 
 def index(url: str) -> None:
     found = find_shards(url, None)
-    manifests, _ = index_shards(found, CLS, classes=None, num_workers=1)
+    manifests, _ = index_shards(found, CLS)
     write_manifests(url, found, manifests, force=True)
 
 
@@ -75,7 +72,7 @@ def test_index(remote: str, local: Path) -> None:
 
 
 def test_each_shard_is_read_once(s3: S3, remote: str, scratch: Path) -> None:
-    found = verify(remote, num_workers=1, scratch=str(scratch))
+    found = verify(remote, ReadOptions(scratch))
     assert found.problems == ()
     tars = Counter({k: n for k, n in s3.downloads().items() if k.endswith(".tar")})
     assert tars == Counter(["0.tar", "1.tar", "2.tar", "9.tar"])
@@ -86,17 +83,18 @@ def test_missing_and_damaged(s3: S3, remote: str) -> None:
     filesystem.remove(filesystem.join(remote, "train", "1.tar"))
     data = filesystem.read_bytes(filesystem.join(remote, "train", "2.tar"))
     filesystem.write_bytes(filesystem.join(remote, "train", "2.tar"), data[:6000])
-    found = verify(remote, num_workers=1).problems
+    found = verify(remote).problems
     whole = [(p.shard, p.message, p.fix) for p in found if not p.key][:2]
     assert whole == [
         ("1.tar", "is missing", COPY_AGAIN),
         ("2.tar", f"is truncated: 6,000 of {len(data):,} bytes", COPY_AGAIN),
     ]
-    with pytest.raises(DataError, match=r"cannot read the shard s3://.*1\.tar"):
+    with pytest.raises(DataError) as caught:
         measure(remote, "train", read_manifest(remote, "train"), num_measured=1)
+    assert caught.value.value == f"{remote}/train/1.tar"
 
 
-def test_figures_and_pictures(remote: str, local: Path, scratch: Path) -> None:
+def test_stats_and_preview(remote: str, local: Path, scratch: Path) -> None:
     index(str(local))
     manifest = read_manifest(remote, "train")
     there, here = (measure(url, "train", manifest, num_measured=5) for url in (remote, str(local)))
@@ -107,8 +105,9 @@ def test_figures_and_pictures(remote: str, local: Path, scratch: Path) -> None:
     ]
     assert sheets[0].size == sheets[1].size
     filesystem.remove(filesystem.join(remote, "train", "0.tar"))
-    with pytest.raises(DataError, match=r"cannot read the shard s3://.*0\.tar"):
+    with pytest.raises(DataError) as caught:
         preview(remote, "train", manifest, num=3, seed=None, scratch=str(scratch))
+    assert caught.value.value == f"{remote}/train/0.tar"
     assert list(scratch.iterdir()) == []
 
 
@@ -136,8 +135,9 @@ def test_in_processes(s3: S3, remote: str, tahoe: Tahoe) -> None:
 
 
 def test_nothing_there(s3: S3) -> None:
-    with pytest.raises(DataError, match="nothing is there"):
+    with pytest.raises(DataError) as caught:
         find_shards(s3.url("none"), None)
+    assert caught.value.value == s3.url("none")
 
 
 OUT_OF_REACH = {
@@ -148,13 +148,13 @@ OUT_OF_REACH = {
 }
 
 
-def test_a_store_out_of_reach_is_one_sentence(
+def test_an_unreachable_store_is_a_data_error(
     scratch: Path, local: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(conf, "s3", OUT_OF_REACH)
     monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
     found = find_shards(str(local), None)
-    manifests, _ = index_shards(found, CLS, classes=None, num_workers=1)
+    manifests, _ = index_shards(found, CLS)
     reading = ReadOptions(scratch)
     half = ValSplit(0.5, seed=0)
     for call in (
@@ -167,5 +167,7 @@ def test_a_store_out_of_reach_is_one_sentence(
         lambda: classes_of_other_split("s3://bucket/none", {"train": found["train"]}),
         lambda: verify("s3://bucket/none"),
     ):
-        with pytest.raises(DataError, match=r"s3://bucket/none\S*: \w+.*credentials"):
+        with pytest.raises(DataError) as caught:
             call()
+        assert caught.value.value.startswith("s3://bucket/none")
+        assert "credentials" in caught.value.hint

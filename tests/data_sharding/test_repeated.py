@@ -10,9 +10,11 @@ from foreign import by_webdataset, contents, labelled
 from data_sharding.errors import DataError
 from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import read_manifest
-from data_sharding.sources.shards import ReadOptions, ValSplit, from_webdataset, merge, resplit
-from data_sharding.tools.duplicate_shards import refuse_same_places
-from data_sharding.tools.index import find_shards, index_shards, write_manifests
+from data_sharding.sources.shards import ValSplit, from_webdataset, merge, resplit
+from data_sharding.tools.duplicate_shards import refuse_equal_urls
+from data_sharding.tools.find_shards import find_shards
+from data_sharding.tools.index import index_shards, write_manifests
+from data_sharding.tools.scan import ReadOptions
 from data_sharding.tools.verify import COUNTED_TWICE, verify
 
 CLS, HALF = LabelRule(), ValSplit(0.5, seed=0)
@@ -30,13 +32,13 @@ def reading(tmp_path: Path) -> ReadOptions:
 
 def index(root: Path, split: str | None = None, pattern: str = "*.tar") -> None:
     found = find_shards(str(root), split, pattern)
-    manifests, _ = index_shards(found, CLS, classes=None, num_workers=1)
+    manifests, _ = index_shards(found, CLS)
     write_manifests(str(root), found, manifests, force=True)
 
 
 @pytest.mark.parametrize("other", ["in/a.tar", "./in/../in/a.tar", "link.tar", "copy.tar"])
 @pytest.mark.parametrize("is_val", [False, True])
-def test_a_tar_given_twice(
+def test_a_tar_given_twice_is_refused(
     tmp_path: Path, tar: Path, reading: ReadOptions, other: str, is_val: bool
 ) -> None:
     (tmp_path / "link.tar").symlink_to(tar)
@@ -48,15 +50,16 @@ def test_a_tar_given_twice(
     assert all(url in str(caught.value) for url in urls)
 
 
-def test_stores_have_places_too() -> None:
-    refuse_same_places(["memory://a/b", "memory://a/c", "s3://bucket/x"], "shard")
-    with pytest.raises(DataError, match="given twice"):
-        refuse_same_places(["s3://bucket/x", "s3://bucket/y", "s3://bucket/x/"], "data set")
-    with pytest.raises(DataError, match="nope://x cannot be read"):
-        refuse_same_places(["nope://x"], "data set")
+def test_equal_remote_urls_are_refused() -> None:
+    refuse_equal_urls(["memory://a/b", "memory://a/c", "s3://bucket/x"], "shard")
+    with pytest.raises(DataError) as caught:
+        refuse_equal_urls(["s3://bucket/x", "s3://bucket/y", "s3://bucket/x/"], "data set")
+    assert caught.value.value == "s3://bucket/x/"
+    with pytest.raises(DataError, match="nope://x"):
+        refuse_equal_urls(["nope://x"], "data set")
 
 
-def test_sets_that_are_one(
+def test_merging_a_set_with_itself_is_refused(
     tmp_path: Path, reading: ReadOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, first in ("A", 0), ("B", 50):
@@ -65,12 +68,13 @@ def test_sets_that_are_one(
         index(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     for urls in ["A", "A"], ["A", "./A"], ["A", "B", f"{tmp_path}/A/"]:
-        with pytest.raises(DataError, match=r"data set \S*A/? is given twice"):
+        with pytest.raises(DataError) as caught:
             merge(urls, reading)
+        assert caught.value.value == urls[-1]
     assert len(merge(["A", "B"], reading).splits["train"]) == 4
     shutil.copy("A/val/a.tar", "B/train/b.tar")
     index(tmp_path / "B")
-    with pytest.raises(DataError, match=r"of val has the same bytes as .* of train"):
+    with pytest.raises(DataError, match="same bytes"):
         merge(["A", "B"], reading)
 
 
@@ -82,8 +86,9 @@ def test_a_shard_in_both_splits(tmp_path: Path, reading: ReadOptions) -> None:
     (root / "train/again.tar").symlink_to(root / "val/val.tar")
     before = contents(root)
     for split in None, "train":
-        with pytest.raises(DataError, match=r"again\.tar of train .* val\.tar of val|val\.tar of"):
+        with pytest.raises(DataError) as caught:
             index(root, split)
+        assert caught.value.value in ("again.tar", "val.tar")
     assert contents(root) == before
     manifest = root / "train/manifest.json"
     values = json.loads(manifest.read_text())
@@ -103,10 +108,10 @@ def test_flat_shards_of_the_other_split_are_not_taken(tmp_path: Path) -> None:
     by_webdataset(tmp_path / "in1k-validation-00.tar", labelled([1, 0], first=9))
     by_webdataset(tmp_path / "latest-valley.tar", labelled([1, 0], first=19))
     for split, named in ("train", "in1k-validation-00.tar"), ("val", "in1k-train-00.tar"):
-        with pytest.raises(DataError, match=f"--tars '\\*{split}\\*'") as caught:
+        with pytest.raises(DataError) as caught:
             find_shards(str(tmp_path), split)
-        assert f"1 of 3 shards in {tmp_path}" in str(caught.value)
-        assert named in str(caught.value)
+        assert caught.value.value == [named]
+        assert f"*{split}*" in caught.value.hint
     (tmp_path / "in1k-train-00.tar").unlink()
     (tmp_path / "latest-valley.tar").unlink()
     index(tmp_path, "train")  # all there is: nothing is mixed

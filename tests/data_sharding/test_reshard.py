@@ -19,8 +19,10 @@ from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import read_manifest
 from data_sharding.format.shard_reader import ShardReader
 from data_sharding.sources.base import Source
-from data_sharding.sources.shards import ReadOptions, ValSplit, from_webdataset, merge, resplit
-from data_sharding.tools.index import find_shards, index_shards, write_manifests
+from data_sharding.sources.shards import ValSplit, from_webdataset, merge, resplit
+from data_sharding.tools.find_shards import find_shards
+from data_sharding.tools.index import index_shards, write_manifests
+from data_sharding.tools.scan import ReadOptions
 from data_sharding.writing.dataset_writer import write_dataset
 
 CLS, TXT = LabelRule(), LabelRule(extension="txt")
@@ -61,7 +63,7 @@ def keys(root: Path, split: str) -> list[str]:
 
 def index(root: Path, rule: LabelRule = CLS, classes: Sequence[str] | None = None) -> Path:
     found = find_shards(str(root), None)
-    manifests, _ = index_shards(found, rule, classes=classes, num_workers=1)
+    manifests, _ = index_shards(found, rule, classes=classes)
     write_manifests(str(root), found, manifests, force=True)
     return root
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from data_sharding.format.manifest import Manifest
+    from data_sharding.tools.scan import ReadOptions
 
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -87,9 +88,9 @@ def index(options: argparse.Namespace) -> int:
     Raises:
         DataError: the shards cannot be used, or another manifest is there.
     """
+    from data_sharding.tools.find_shards import find_shards
     from data_sharding.tools.index import (
         classes_of_other_split,
-        find_shards,
         index_shards,
         read_class_names,
         write_manifests,
@@ -102,12 +103,7 @@ def index(options: argparse.Namespace) -> int:
     of_other = classes_of_other_split(options.url, found)
     with render.progress("reading", total=None) as on_progress:
         manifests, counts = index_shards(
-            found,
-            rule,
-            classes=given or of_other,
-            num_workers=options.num_workers,
-            scratch=options.scratch,
-            on_progress=on_progress,
+            found, rule, _read_options(options, on_progress), classes=given or of_other
         )
     is_written = write_manifests(options.url, found, manifests, force=options.force)
     render.index(
@@ -118,30 +114,24 @@ def index(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     """Check a data set; return 1 if anything is wrong with it."""
-    from data_sharding.tools.verify import DAMAGED, read_manifests
+    from data_sharding.format.manifest import read_manifests
+    from data_sharding.tools.scan import DAMAGED
     from data_sharding.tools.verify import verify as verify_all
     from orchestrator.cli.dataset import render
 
     total = sum(manifest.num_samples for manifest in read_manifests(options.url).values())
     with render.progress("checking", total) as on_progress:
-        verdict = verify_all(
-            options.url,
-            decode=options.decode,
-            num_workers=options.num_workers,
-            scratch=options.scratch,
-            on_progress=on_progress,
-        )
+        report = verify_all(options.url, _read_options(options, on_progress), decode=options.decode)
     show = render.print_verify_report_json if options.json else render.print_verify_report
-    show(verdict)
-    passing = (DAMAGED,) if options.keep_damaged else ()
-    return 1 if any(problem.fix not in passing for problem in verdict.problems) else 0
+    show(report)
+    accepted = (DAMAGED,) if options.keep_damaged else ()
+    return 1 if any(problem.fix not in accepted for problem in report.problems) else 0
 
 
 def stat(options: argparse.Namespace) -> int:
     """Print the numbers of a data set; return the exit code."""
-    from data_sharding.format.manifest import read_manifest
+    from data_sharding.format.manifest import read_manifest, read_manifests
     from data_sharding.tools.stats import measure
-    from data_sharding.tools.verify import read_manifests
     from orchestrator.cli.dataset import render
 
     stats = {}
@@ -154,10 +144,8 @@ def stat(options: argparse.Namespace) -> int:
                 options.url,
                 split,
                 manifest,
+                _read_options(options, on_progress),
                 num_measured=options.num_samples,
-                num_workers=options.num_workers,
-                scratch=options.scratch,
-                on_progress=on_progress,
             )
     show = render.stats_json if options.json else render.stats
     show(options.url, manifests, stats)
@@ -183,6 +171,12 @@ def preview(options: argparse.Namespace) -> int:
     )
     render.save(sheet, options.output)
     return 0
+
+
+def _read_options(options: argparse.Namespace, on_progress: Callable[[int], None]) -> "ReadOptions":
+    from data_sharding.tools.scan import ReadOptions
+
+    return ReadOptions(options.scratch, options.num_workers, on_progress)
 
 
 def _write_class_index(url: str, manifest: "Manifest", labels: "NDArray[np.int32]") -> None:

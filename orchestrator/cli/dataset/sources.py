@@ -8,7 +8,7 @@ from orchestrator.cli.shared.arguments import URL_HELP, add_label_options, add_s
 
 if TYPE_CHECKING:
     from data_sharding.sources.base import Source
-    from data_sharding.sources.shards import ReadOptions
+    from data_sharding.tools.scan import ReadOptions
 
 
 def add_digits(verb: argparse.ArgumentParser) -> None:

@@ -89,7 +89,7 @@ def _source(options: argparse.Namespace) -> "Iterator[Source]":
     if options.verb in ("digits", "folder", "csv", "imagenet", "cifar"):
         yield named.image_source(options)
         return
-    from data_sharding.sources.shards import ReadOptions
+    from data_sharding.tools.scan import ReadOptions
     from orchestrator.cli.dataset import render
 
     with TemporaryDirectory(prefix="tahoe-scratch-", dir=options.scratch) as scratch:
