@@ -55,13 +55,6 @@ class QualityFindings:
                 mine = self.names.setdefault(rule, [])
                 mine += names[: MAX_NAMES - len(mine)]
 
-    def to_json(self) -> dict[str, Any]:
-        return {"counts": dict(self.counts), "names": self.names}
-
-    @classmethod
-    def of_json(cls, values: Mapping[str, Any]) -> "QualityFindings":
-        return cls(Counter(values["counts"]), dict(values["names"]))
-
 
 def report(
     findings: QualityFindings, numbers: Mapping[str, int], passed_over: "QualityFindings"

@@ -1,16 +1,17 @@
-"""Samples become a data set: WebDataset shards and one manifest a split.
+"""Write a source as a data set: WebDataset shards and a manifest for each split.
 
-Samples are shuffled before they are cut into shards, so that a shard is a fair draw of its split.
-Each shard is written by one process straight to where it belongs. Equal sources and settings give
-equal bytes, however many processes there are and however often they are killed.
+Samples are shuffled before they are cut into shards, so that a shard is a random draw of its split.
+Each shard is written by one process straight to its destination. Equal sources and settings give
+equal bytes, whatever the number of processes and of interruptions.
 
-A set is published whole or not at all: `train/manifest.json` is the last file written, and what
-marks the set as unfinished is removed then.
+A set is published as a whole or not at all: `train/manifest.json` is the last file written, and the
+mark of an unfinished set is removed after it.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +32,10 @@ from data_sharding.format.shard_table import ShardTable
 from data_sharding.image.quality_report import QualityFindings, report
 from data_sharding.io import filesystem
 from data_sharding.io.process_pool import parallel_map
+from data_sharding.io.text import truncated_list
 from data_sharding.rng import permutation
 from data_sharding.sources.base import Source
-from data_sharding.writing.dedupe import Duplicates, find_duplicates
+from data_sharding.writing.dedupe import DUPLICATES_JSON, Duplicates, find_duplicates
 from data_sharding.writing.journal import (
     REPORT,
     file_sizes,
@@ -44,26 +46,26 @@ from data_sharding.writing.journal import (
 )
 from data_sharding.writing.shard_writer import (
     RETRY_HINT,
+    SHARD_JSON,
     STORED_LABELS,
     ImageChecks,
     ShardTask,
     WriteJob,
     WrittenShard,
-    cannot_write,
+    write_error,
     write_shard,
 )
 
-Progress = Callable[[int, int], None]  # images dealt with, of all
+Progress = Callable[[int, int], None]  # called with the number of images processed, and of all
 
 _DUPLICATES = "duplicates"
-_RECORDS = 2  # of shards, as they are noted now: those from before lack labels
 _MAX_NAMED = 10
-_LEFT_OUT = {"corrupt": "corrupt", "too_large": "too large"}  # rules, and words for them
+_DROPPED = {"corrupt": "corrupt", "too_large": "too large"}  # rules, and words for them
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The manifests of a data set by split, whether it was there already, and its report."""
+    """A written data set: its manifests by split, True if it existed before, its report."""
 
     manifests: Mapping[str, Manifest]
     reused: bool
@@ -82,24 +84,22 @@ def write_dataset(
     on_progress: Progress = lambda done, total: None,
     on_hashing: Progress = lambda done, total: None,
 ) -> Dataset:
-    """Write a source to a URL as WebDataset shards; a set that was made like this is kept as it is.
+    """Write a source to a URL as WebDataset shards, or keep the same set if it exists.
 
-    A run that was stopped is taken up: shards that were finished are kept.
+    A run that was interrupted is continued: finished shards are kept.
 
     Args:
-        seed: of the order of the samples in the shards.
-        samples_per_shard: at most; the shards of a split differ by one sample or none.
-        shard_bytes: instead of that: of source files in a shard, at most or one file.
-        checks: what is done to the images; None stores them unseen.
-        num_workers: processes; the source must be fit to be pickled if there are more than one.
-        on_progress: called now and then with the number of images written, those of a run that was
-            stopped among them, and of all.
-        on_hashing: likewise, before that, if duplicates are looked for.
+        seed: seed of the order of the samples in the shards.
+        samples_per_shard: maximum; the shards of a split differ by at most one sample.
+        shard_bytes: alternative maximum: total size of the source files in a shard (or one file).
+        checks: treatment of the images; None stores them unseen.
+        num_workers: number of processes; several need a source that can be pickled.
+        on_progress: callback while images are written, those of an interrupted run included.
+        on_hashing: callback before that, while duplicates are searched.
 
     Raises:
-        DataError: the URL holds something else, or is being written by another process; an image
-            cannot be read, or too many are corrupt; the URL cannot be written. Nothing is
-            published then.
+        DataError: the URL holds something else, is being written by another process or cannot be
+            written; an image cannot be read, or too many are corrupt. Nothing is published then.
     """
     facts = _facts(source, seed, samples_per_shard, shard_bytes, checks)
     try:
@@ -108,27 +108,23 @@ def write_dataset(
         if isinstance(filesystem.store_of(url)[0], MemoryFileSystem):
             num_workers = 1  # no other process sees that memory
         with locked(url) as lock:
-            if is_published(url):  # by whoever had the lock
+            if is_published(url):  # by the previous holder of the lock
                 return _reuse(source, url, facts, is_locked=True)
-            known_by = {**facts, **_noted(source), "records": _RECORDS}
-            job = WriteJob(source, url, open_journal(url, known_by, lock), checks)
-            written = _DatasetWriter(job, facts, num_workers, on_progress, on_hashing).run()
+            journal = open_journal(url, {**facts, **_digests(source)}, lock)
+            job = WriteJob(source, url, journal, checks)
+            dataset = _DatasetWriter(job, facts, num_workers, on_progress, on_hashing).run()
             remove(url)
-            return written
+            return dataset
     except (OSError, ImportError, ValueError) as error:  # the last two: fsspec, of the protocol
-        raise cannot_write(url, error) from error
+        raise write_error(url, error) from error
 
 
 def is_published(url: str) -> bool:
-    """Return whether a data set lies at a URL.
-
-    Raises:
-        DataError: nobody can tell.
-    """
+    """Check whether a URL holds a complete data set."""
     try:
         return filesystem.exists(url_of(url, "train"))
     except Exception as error:  # every store raises its own kinds; ImportError without its package
-        raise cannot_write(url, error) from error
+        raise write_error(url, error) from error
 
 
 def _facts(
@@ -138,25 +134,28 @@ def _facts(
     shard_bytes: int | None,
     checks: ImageChecks | None,
 ) -> dict[str, Any]:
-    """Return what tells the set from any other, in JSON values."""
+    """Return JSON values that identify the set."""
     sizes = {"samples_per_shard": samples_per_shard, "shard_bytes": shard_bytes}
     size = {name: value for name, value in sizes.items() if value is not None}
     if len(size) != 1 or min(size.values()) < 1:
+        given = ", ".join(f"{name}={value}" for name, value in size.items()) or "none"
         raise DataError(
-            f"{samples_per_shard} samples per shard, {shard_bytes} bytes per shard: no shard could "
-            "hold any, so nothing was written. Give one of them, at least 1; 1000 to 10000 samples "
-            "suit photographs."
+            f"shards need one maximum size, at least 1, and have {given}; nothing was written",
+            value=samples_per_shard if shard_bytes is None else shard_bytes,
+            hint="Give either `samples_per_shard` (1000 to 10000 suit photographs) or "
+            "`shard_bytes`.",
         )
     if shard_bytes is not None and not source.num_bytes:
         raise DataError(
-            f"shards of {shard_bytes} bytes need the sizes of all files, which this source does "
-            "not know: nothing was written. Give the number of samples per shard."
+            "the file sizes of this source are not known; nothing was written",
+            value=shard_bytes,
+            hint="Use `samples_per_shard` instead of `shard_bytes`.",
         )
     return {**source.fingerprint, "seed": seed, **size, **(checks.facts if checks else {})}
 
 
-def _noted(source: Source) -> dict[str, str]:
-    """Return digests that tell a source from one of equal facts; the bytes of a set lack them."""
+def _digests(source: Source) -> dict[str, str]:
+    """Return digests that distinguish sources of equal fingerprints; shards do not hold them."""
     sizes = {split: len(source.splits[split]) for split in PUBLISH_ORDER}
     layout = hashlib.sha256(json.dumps([source.classes, sizes]).encode()).hexdigest()
     return {"times_sha256": source.times_sha256, "layout_sha256": layout}
@@ -165,66 +164,40 @@ def _noted(source: Source) -> dict[str, str]:
 def _reuse(
     source: Source, url: str, facts: Mapping[str, Any], *, is_locked: bool = False
 ) -> Dataset:
-    """Return the set at a URL if it was made like this; a split is only there when it is whole."""
+    """Return the published set if it is the requested one, and clear what a killed run left."""
     manifests = {split: read_manifest(url, split) for split in PUBLISH_ORDER}
-    there = manifests["train"].source
-    if there == facts:
-        found = _read_report(url)
-        _check_noted(source, url, manifests["train"], found or {})
-        _clear_leftovers(url, is_locked)
-        return Dataset(manifests, reused=True, report=found)
-    differing = sorted(name for name in {**there, **facts} if there.get(name) != facts.get(name))
-    comparison = "; ".join(f"{name}: {there.get(name)} / {facts.get(name)}" for name in differing)
-    raise DataError(
-        f"{url} holds another data set (there / asked for: {comparison}). It was left as it is. "
-        "Write to another URL, or remove that set first."
-    )
-
-
-def _check_noted(source: Source, url: str, there: Manifest, report: Mapping[str, Any]) -> None:
-    """Refuse other classes or splits of the same files, and files that may have changed.
-
-    Reports from before a digest was noted are believed.
-    """
-    noted = _noted(source)
-    differs = {name for name, digest in noted.items() if report.get(name, digest) != digest}
-    if there.classes != source.classes or "layout_sha256" in differs:
-        raise DataError(
-            f"{url} was written from the same files with other classes, or with other ones of them "
-            "for validation, so its labels or splits are not those asked for. The set was left as "
-            "it is. Write to another URL, or remove that set first."
+    old = manifests["train"].source
+    if old != facts:
+        names = sorted(name for name in {**old, **facts} if old.get(name) != facts.get(name))
+        differing = "; ".join(f"{name}: {old.get(name)} / {facts.get(name)}" for name in names)
+        raise _other_dataset(url, f"holds another data set (existing / requested: {differing})")
+    report_url = filesystem.join(url, REPORT)
+    old_report: dict[str, Any] | None = None
+    if filesystem.exists(report_url):
+        old_report = json.loads(filesystem.read_bytes(report_url))
+    new = _digests(source)
+    changed = {name for name in new if old_report and old_report.get(name) != new[name]}
+    if manifests["train"].classes != source.classes or "layout_sha256" in changed:
+        raise _other_dataset(
+            url, "was written from the same files with other classes or another validation split"
         )
-    if "times_sha256" in differs:
-        raise DataError(
-            f"{url} was written from files of the same names and sizes whose time stamps were "
-            "others, so some may have changed since, or all are copies. The set was left as it is. "
-            "Write to another URL, or remove that set first."
+    if "times_sha256" in changed:
+        raise _other_dataset(
+            url, "was written from files of the same names and sizes that may have changed since"
         )
+    if is_in_progress(url):
+        with nullcontext() if is_locked else locked(url):
+            remove(url)
+    return Dataset(manifests, reused=True, report=old_report)
 
 
-def _clear_leftovers(url: str, is_locked: bool) -> None:
-    """Remove what a run has left that was killed after it had published."""
-    if not is_in_progress(url):
-        return
-    if is_locked:
-        remove(url)
-        return
-    with locked(url):
-        remove(url)
-
-
-def _read_report(url: str) -> Mapping[str, Any] | None:
-    where = filesystem.join(url, REPORT)
-    if not filesystem.exists(where):
-        return None
-    found: Mapping[str, Any] = json.loads(filesystem.read_bytes(where))
-    return found
+def _other_dataset(url: str, problem: str) -> DataError:
+    hint = "Write to another URL, or remove that set first."
+    return DataError(f"{url} {problem}; it was left as it is", value=url, hint=hint)
 
 
 @dataclass(frozen=True)
 class _DatasetWriter:
-    """The writing of a set whose place is ours."""
-
     job: WriteJob
     facts: Mapping[str, Any]
     num_workers: int
@@ -232,39 +205,38 @@ class _DatasetWriter:
     on_hashing: Progress
 
     def run(self) -> Dataset:
-        """Write what is not finished yet, and publish."""
+        """Write the shards that are not finished yet, and publish the set."""
         records = self.job.journal.read()
         duplicates = self._duplicates(records)
         tasks = self._tasks(duplicates)
-        finished = _reusable_shards(self.job.url, tasks, records)
-        pending = [task for task in tasks if task.record_name not in finished]
-        judge = _CorruptImageLimit(sum(map(len, self.job.source.splits.values())), self.job.checks)
-        for shard in finished.values():
-            judge(shard)
-        found = self._write(pending, sum(shard.num_files for shard in finished.values()), judge)
-        finished.update(
-            (task.record_name, shard) for task, shard in zip(pending, found, strict=True)
-        )
-        return self._publish([finished[task.record_name] for task in tasks], duplicates)
+        shards = _reusable_shards(self.job.url, tasks, records)
+        pending = [task for task in tasks if task.record_name not in shards]
+        limit = _BadImageLimit(sum(map(len, self.job.source.splits.values())), self.job.checks)
+        for shard in shards.values():
+            limit.add(shard)
+        written = self._write(pending, sum(shard.num_files for shard in shards.values()), limit)
+        for task, shard in zip(pending, written, strict=True):
+            shards[task.record_name] = shard
+        return self._publish([shards[task.record_name] for task in tasks], duplicates)
 
     def _duplicates(self, records: Mapping[str, Mapping[str, Any]]) -> Duplicates:
         if self.job.checks is None or not self.job.checks.dedupe:
-            return Duplicates((), QualityFindings())
+            return Duplicates()
         if _DUPLICATES in records:
-            return Duplicates.of_json(records[_DUPLICATES])
-        found = find_duplicates(
+            return DUPLICATES_JSON.validate_python(records[_DUPLICATES])
+        duplicates = find_duplicates(
             self.job.source, num_workers=self.num_workers, on_progress=self.on_hashing
         )
-        self.job.journal.add(_DUPLICATES, found.to_json())
-        return found
+        self.job.journal.add(_DUPLICATES, DUPLICATES_JSON.dump_python(duplicates, mode="json"))
+        return duplicates
 
     def _tasks(self, duplicates: Duplicates) -> list[ShardTask]:
         tasks = []
         for split in PUBLISH_ORDER:
-            numbers = np.arange(len(self.job.source.splits[split]))
+            indices = np.arange(len(self.job.source.splits[split]))
             if split == "train":
-                numbers = np.delete(numbers, duplicates.left_out)
-            order = numbers[permutation(self.facts["seed"], f"shards/{split}", len(numbers))]
+                indices = np.delete(indices, duplicates.dropped)
+            order = indices[permutation(self.facts["seed"], f"shards/{split}", len(indices))]
             shards = self._cut(order, split)
             tasks += [ShardTask(split, number, members) for number, members in enumerate(shards)]
         return tasks
@@ -278,7 +250,7 @@ class _DatasetWriter:
         return np.array_split(order, -(-len(order) // self.facts["samples_per_shard"]))
 
     def _write(
-        self, tasks: Sequence[ShardTask], num_kept: int, judge: "_CorruptImageLimit"
+        self, tasks: Sequence[ShardTask], num_kept: int, limit: "_BadImageLimit"
     ) -> list[WrittenShard]:
         total = num_kept + sum(len(task.members) for task in tasks)
         if num_kept:
@@ -289,7 +261,7 @@ class _DatasetWriter:
             tasks,
             num_workers=self.num_workers,
             on_progress=lambda done: self.on_progress(num_kept + done, total),
-            on_result=judge,
+            on_result=limit.add,
         )
 
     def _publish(self, shards: Sequence[WrittenShard], duplicates: Duplicates) -> Dataset:
@@ -300,58 +272,63 @@ class _DatasetWriter:
             infos = tuple(s.info for s in shards if s.split == split and s.info is not None)
             if not infos:
                 raise DataError(
-                    f"no image of {split} is left that could be stored, so nothing was published. "
-                    "Add images that are sound and no duplicates."
+                    f"no image of {split} is left to be stored, so nothing was published",
+                    value=split,
+                    hint="Add images that are sound and no duplicates.",
                 )
-            manifests[split] = Manifest(
-                source.classes, ShardTable.from_infos(infos), self.facts, rule
-            )
-        found = _report(source, self.facts, shards, duplicates) if self.job.checks else None
-        if found is not None:
-            text = json.dumps(found, indent=2, ensure_ascii=False)
+            table = ShardTable.from_infos(infos)
+            manifests[split] = Manifest(source.classes, table, self.facts, rule)
+        quality = None
+        if self.job.checks:
+            quality = _report(source, self.facts, shards, duplicates)
+            text = json.dumps(quality, indent=2, ensure_ascii=False)
             filesystem.write_bytes(filesystem.join(url, REPORT), (text + "\n").encode())
-        for split in PUBLISH_ORDER:
-            write_manifest(url, split, manifests[split])
-        return Dataset(manifests, reused=False, report=found)
+        for split, manifest in manifests.items():
+            write_manifest(url, split, manifest)
+        return Dataset(manifests, reused=False, report=quality)
 
 
-class _CorruptImageLimit:
-    """Counts images that are left out, and stops the writing when there are too many."""
+class _BadImageLimit:
+    """Counts dropped images and stops the writing when there are too many."""
 
     def __init__(self, num_files: int, checks: ImageChecks | None) -> None:
-        self._num_files, self._found = num_files, QualityFindings()
-        self._max_bad_share = checks.max_bad_share if checks else 1.0
+        self._num_files, self._findings = num_files, QualityFindings()
+        self._max_fraction = checks.max_bad_fraction if checks else 1.0
 
-    def __call__(self, shard: WrittenShard) -> None:
-        self._found.merge(shard.findings)
-        num_bad = sum(self._found.counts[rule] for rule in _LEFT_OUT)
-        if num_bad > self._max_bad_share * self._num_files:
-            named = [name for rule in _LEFT_OUT for name in self._found.names.get(rule, ())]
-            kinds = " or ".join(_LEFT_OUT[rule] for rule in _LEFT_OUT if self._found.counts[rule])
-            more = f" and {num_bad - _MAX_NAMED} more" if num_bad > _MAX_NAMED else ""
+    def add(self, shard: WrittenShard) -> None:
+        """Count the dropped images of a shard."""
+        self._findings.merge(shard.findings)
+        counts, names = self._findings.counts, self._findings.names
+        num_bad = sum(counts[rule] for rule in _DROPPED)
+        if num_bad > self._max_fraction * self._num_files:
+            kinds = " or ".join(word for rule, word in _DROPPED.items() if counts[rule])
+            bad = [name for rule in _DROPPED for name in names.get(rule, ())]
             raise DataError(
-                f"{num_bad} of {self._num_files} images or more are {kinds}, and --max-bad-share "
-                f"allows {self._max_bad_share:g} of them: {'; '.join(named[:_MAX_NAMED])}{more}. "
-                f"{RETRY_HINT} Mend or remove them, or allow for more (--max-bad-share)."
+                f"{num_bad} or more of {self._num_files} images are {kinds}, above the allowed "
+                f"fraction of {self._max_fraction:g}: {truncated_list(bad, _MAX_NAMED, '; ')}; "
+                "nothing was published",
+                value=num_bad,
+                hint=f"Repair or remove them, or raise `max_bad_fraction`. {RETRY_HINT}",
             )
 
 
 def _reusable_shards(
     url: str, tasks: Sequence[ShardTask], records: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, WrittenShard]:
-    """Return the shards that are finished and still there, by the names of their records."""
-    there = {split: file_sizes(url, split) for split in PUBLISH_ORDER} if records else {}
-    kept = {}
+    """Return the finished shards that still exist, by the names of their records."""
+    sizes = {split: file_sizes(url, split) for split in PUBLISH_ORDER} if records else {}
+    shards = {}
     for task in tasks:
         if task.record_name in records:
-            shard = WrittenShard.of_json(records[task.record_name])
-            if shard.info is None or there[task.split].get(shard.info.name) == shard.info.num_bytes:
-                kept[task.record_name] = shard
-    return kept
+            shard = SHARD_JSON.validate_python(records[task.record_name])
+            info = shard.info
+            if info is None or sizes[task.split].get(info.name) == info.num_bytes:
+                shards[task.record_name] = shard
+    return shards
 
 
 def _starts(num_bytes: NDArray[np.int64], shard_bytes: int) -> list[int]:
-    """Return where shards begin that hold as much as they may, and at least one file."""
+    """Return the starts of shards that hold as much as they may, and at least one file."""
     ends, starts, before = np.cumsum(num_bytes), [], 0
     start = 0
     while start < len(ends):
@@ -369,21 +346,22 @@ def _report(
     findings.merge(source.findings)
     if facts.get("dedupe"):
         del findings.counts["linked_twice"]  # they are among the copies
-    findings.merge(duplicates.findings)
-    for shard in shards:
-        findings.merge(shard.findings)
+    for part in (duplicates.findings, *(shard.findings for shard in shards)):
+        findings.merge(part)
     numbers = {
         "num_files": sum(map(len, source.splits.values())),
         "num_stored": sum(shard.info.num_samples for shard in shards if shard.info),
         "num_bytes": sum(shard.num_bytes for shard in shards),
         "num_bytes_stored": sum(shard.num_bytes_stored for shard in shards),
     }
-    labels = {split: _labels(source, shards, split) for split in PUBLISH_ORDER}
-    untrained = describe_untrained(labels["train"], labels["val"])
-    more = {"warnings": [*filter(None, [untrained])], "notes": [*source.notes], **_noted(source)}
-    return {**report(findings, numbers, source.skipped), **more}
-
-
-def _labels(source: Source, shards: Sequence[WrittenShard], split: str) -> set[str]:
-    """Return the classes that a split has images of."""
-    return {source.classes[label] for s in shards if s.split == split for label in s.labels}
+    in_train, in_val = (
+        {source.classes[label] for s in shards if s.split == split for label in s.labels}
+        for split in ("train", "val")
+    )
+    untrained = describe_untrained(in_train, in_val)
+    return {
+        **report(findings, numbers, source.skipped),
+        "warnings": [untrained] if untrained else [],
+        "notes": [*source.notes],
+        **_digests(source),
+    }

@@ -1,125 +1,111 @@
-"""Images that are there more than once, byte for byte: by the SHA-256 of their files.
+"""Duplicate images, byte for byte: by the SHA-256 of their files.
 
-Whatever lies in val stays there. From train are left out later copies of an image, and every copy
-of one that lies in val, since a model would be judged by what it has learned by heart.
+All of val is kept. From train are dropped later copies of an image, and every copy of one in val,
+since it would let a model be evaluated on what it has memorised.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
+from data_sharding.format.manifest import PUBLISH_ORDER
 from data_sharding.image.quality_report import QualityFindings
 from data_sharding.io.process_pool import ProgressFn, parallel_map
 from data_sharding.sources.base import Sample, Source
 
-_CHUNK = 256  # images a process hashes before it asks for more
+_CHUNK = 256  # images a process hashes at a time
 _DIGEST_BYTES = sha256().digest_size
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """The training samples to be left out, by number and ascending, and what is to be told."""
+    """The training samples to drop, as ascending indices, and the findings to report."""
 
-    left_out: tuple[int, ...]
-    findings: QualityFindings
-
-    def to_json(self) -> dict[str, Any]:
-        return {"left_out": self.left_out, "findings": self.findings.to_json()}
-
-    @classmethod
-    def of_json(cls, values: Mapping[str, Any]) -> "Duplicates":
-        return cls(tuple(values["left_out"]), QualityFindings.of_json(values["findings"]))
+    dropped: tuple[int, ...] = ()
+    findings: QualityFindings = field(default_factory=QualityFindings)
 
 
-@dataclass(frozen=True)
-class _Chunk:
+DUPLICATES_JSON = TypeAdapter(Duplicates)
+
+
+class _Chunk(NamedTuple):
     split: str
-    numbers: NDArray[np.int64]
+    indices: NDArray[np.int64]
 
 
 def find_duplicates(
     source: Source, *, num_workers: int, on_progress: Callable[[int, int], None]
 ) -> Duplicates:
-    """Hash the images of a source and compare; only those whose size another one has, too.
+    """Hash and compare the images of a source whose file size is not unique.
 
     Args:
-        on_progress: called with the number of images hashed and of all to be hashed.
-
-    Raises:
-        DataError: an image cannot be read.
+        on_progress: callback for the number of images hashed so far, and of all to be hashed.
     """
-    splits = ("val", "train")  # in this order: an image of train that is in val is the copy
-    candidates = _candidates(source, splits)
+    candidates = _candidates(source)
     chunks = [
-        _Chunk(split, numbers[start : start + _CHUNK])
-        for split, numbers in candidates.items()
-        for start in range(0, len(numbers), _CHUNK)
+        _Chunk(split, indices[start : start + _CHUNK])
+        for split, indices in candidates.items()
+        for start in range(0, len(indices), _CHUNK)
     ]
     total = sum(map(len, candidates.values()))
-    found = parallel_map(
+    digests = parallel_map(
         _hash,
         source,
         chunks,
         num_workers=num_workers,
         on_progress=lambda done: on_progress(done, total),
     )
-    digests = np.frombuffer(b"".join(found), dtype=f"V{_DIGEST_BYTES}")
-    return _compare(source, digests, candidates["val"], candidates["train"])
+    return _compare(source, np.frombuffer(b"".join(digests), f"V{_DIGEST_BYTES}"), candidates)
 
 
-def _candidates(source: Source, splits: tuple[str, ...]) -> dict[str, NDArray[np.int64]]:
-    """Return the numbers of the samples of each split that can have a copy."""
+def _candidates(source: Source) -> dict[str, NDArray[np.int64]]:
+    """Return the indices of samples that can have a copy, those of val first."""
     if not source.num_bytes:
-        return {split: np.arange(len(source.splits[split])) for split in splits}
-    every = np.concatenate([source.num_bytes[split] for split in splits])
-    values, counts = np.unique(every, return_counts=True)
-    shared = values[counts > 1]
-    return {split: np.flatnonzero(np.isin(source.num_bytes[split], shared)) for split in splits}
+        return {split: np.arange(len(source.splits[split])) for split in PUBLISH_ORDER}
+    all_sizes = np.concatenate([source.num_bytes[split] for split in PUBLISH_ORDER])
+    sizes, counts = np.unique(all_sizes, return_counts=True)
+    shared = sizes[counts > 1]
+    return {
+        split: np.flatnonzero(np.isin(source.num_bytes[split], shared)) for split in PUBLISH_ORDER
+    }
 
 
 def _hash(source: Source, chunk: _Chunk, advance: ProgressFn) -> bytes:
     digests = []
-    for number in chunk.numbers.tolist():
-        sample = source.splits[chunk.split][number]
-        digests.append(sha256(sample.read_or_raise()).digest())
+    for index in chunk.indices.tolist():
+        digests.append(sha256(source.splits[chunk.split][index].read_or_raise()).digest())
         advance(1)
     return b"".join(digests)
 
 
 def _compare(
-    source: Source,
-    digests: NDArray[np.void],
-    val: NDArray[np.int64],
-    train: NDArray[np.int64],
+    source: Source, digests: NDArray[np.void], candidates: Mapping[str, NDArray[np.int64]]
 ) -> Duplicates:
-    """Compare the digests of some samples of val, followed by those of some of train."""
+    """Find the digests, those of all candidates in order, that occurred before."""
+    indices, num_val = np.concatenate([*candidates.values()]), len(candidates["val"])
     _, firsts, inverse = np.unique(digests, return_index=True, return_inverse=True)
     originals = firsts[inverse.ravel()]
-    findings, left_out = QualityFindings(), []
-
-    def sample(i: int) -> Sample:
-        in_val = i < len(val)
-        return source.splits["val" if in_val else "train"][
-            int(val[i] if in_val else train[i - len(val)])
-        ]
-
+    findings, dropped = QualityFindings(), []
     for i in np.flatnonzero(originals != np.arange(len(originals))).tolist():
-        copy, original = sample(i), sample(int(originals[i]))
+        in_val, first_in_val = i < num_val, originals[i] < num_val
+        copy = source.splits["val" if in_val else "train"][int(indices[i])]
+        original = source.splits["val" if first_in_val else "train"][int(indices[originals[i]])]
         what = f"{source.name(copy)} is {source.name(original)}"
-        if i < len(val):
+        if in_val:
             findings.add("duplicate_in_val", what)
         else:
-            findings.add("leak" if originals[i] < len(val) else "duplicate", what)
-            left_out.append(int(train[i - len(val)]))
+            findings.add("leak" if first_in_val else "duplicate", what)
+            dropped.append(int(indices[i]))
         if {*copy.labels} != {*original.labels}:
-            labels = f"{_words(source, original)} and {_words(source, copy)}"
+            labels = f"{_class_names(source, original)} and {_class_names(source, copy)}"
             findings.add("label_conflict", f"{what}: {labels}")
-    return Duplicates(tuple(left_out), findings)
+    return Duplicates(tuple(dropped), findings)
 
 
-def _words(source: Source, sample: Sample) -> str:
-    return "|".join(source.classes[number] for number in sample.labels)
+def _class_names(source: Source, sample: Sample) -> str:
+    return "|".join(source.classes[label] for label in sample.labels)

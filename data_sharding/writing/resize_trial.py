@@ -1,4 +1,4 @@
-"""What making images smaller does to some of them, measured before all are written."""
+"""The effect of shrinking on a sample of the images, measured before all are written."""
 
 import time
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ from data_sharding.sources.base import Source
 
 @dataclass(frozen=True)
 class ResizeTrial:
-    """What making images smaller does to some of them: bytes, time to decode them, pixels.
+    """The images of a trial before and after shrinking.
 
-    Rates are of all images of the trial, in images a second on one thread. Differences are of the
-    images that were made smaller, from what they are before they are encoded, of 255.
+    Rates are images decoded per second on one thread, of all images. Differences are those that
+    JPEG makes to the pixels (0..255) of shrunk images.
     """
 
     num_images: int
@@ -34,15 +34,17 @@ class ResizeTrial:
 def measure_resize(
     shrink: ResizeSettings, source: Source, seed: int, num: int = 100
 ) -> ResizeTrial:
-    """Make some training images smaller, chosen by the seed, and measure what that does."""
-    before = list(_some(source, shrink, seed, num))
+    """Shrink some training images, chosen by the seed, and measure the effect."""
+    before = list(_sound_images(source, shrink, seed, num))
     after, differences = [], []
     for data, is_too_large in before:
         after.append(shrink.apply(data) if is_too_large else data)
         if is_too_large:
-            ideal, real = shrink.resized(data), decode_8bit(after[-1])
-            difference = np.asarray(ideal, dtype=np.int16) - np.asarray(real, dtype=np.int16)
-            differences.append(np.abs(difference))
+            ideal, real = (
+                np.asarray(image, dtype=np.int16)
+                for image in (shrink.resized(data), decode_8bit(after[-1]))
+            )
+            differences.append(np.abs(ideal - real))
     return ResizeTrial(
         num_images=len(before),
         num_shrunk=len(differences),
@@ -55,20 +57,20 @@ def measure_resize(
     )
 
 
-def _some(
+def _sound_images(
     source: Source, shrink: ResizeSettings, seed: int, num: int
 ) -> Iterator[tuple[bytes, bool]]:
-    """Yield some training images, and whether they are too large; none that are corrupt."""
+    """Yield random training images that can be decoded, and True for those that are too large."""
     samples = source.splits["train"]
-    for number in permutation(seed, "trial", len(samples))[:num].tolist():
-        sample = samples[number]
+    for index in permutation(seed, "trial", len(samples))[:num].tolist():
+        sample = samples[index]
         try:
             data = sample.read()
-            look = inspect_image(data, sample.extension)
+            info = inspect_image(data, sample.extension)
             decode_8bit(data)
-        except (BadSample, OSError):  # the writing itself tells
+        except (BadSample, OSError):  # the writing itself reports it
             continue
-        yield data, shrink.size(look.width, look.height) is not None
+        yield data, shrink.size(info.width, info.height) is not None
 
 
 def _decode_rate(images: list[bytes]) -> float:

@@ -1,16 +1,16 @@
-"""One shard: some samples of a source, looked at and written, and a record of what came of it.
+"""One shard: some samples of a source, inspected and written, and a record of the result.
 
-What a shard holds depends on the source, the settings and its members alone, so it can be written
-by any process, and again after that was killed. One sample is in memory at a time.
+A shard depends on the source, the settings and its members alone, so any process can write it, and
+write it again after being killed. One sample is in memory at a time.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from data_sharding.errors import BadSample, DataError
 from data_sharding.format.labels import LabelRule
@@ -25,9 +25,9 @@ from data_sharding.io.process_pool import ProgressFn, StoppedError
 from data_sharding.sources.base import Sample, Source
 from data_sharding.writing.journal import Journal
 
-RETRY_HINT = "Nothing was published; the same command goes on where it stopped."
+RETRY_HINT = "The same command continues where this one stopped."
 
-# How labels are stored, whatever they were read from.
+# Label rules of written shards, whatever the rule of the source.
 STORED_LABELS = {
     "single": LabelRule(),
     "multi": LabelRule(kind="multi", extension="json"),
@@ -37,18 +37,18 @@ STORED_LABELS = {
 
 @dataclass(frozen=True)
 class ImageChecks:
-    """What is done to the images on their way; whatever is found goes into `report.json`.
+    """Treatment of the images on their way; all findings go into `report.json`.
 
     Args:
-        max_bad_share: of the files that may be corrupt or too large; these are left out.
-        shrink: how images are made smaller; None stores all as they are.
-        dedupe: leave out of train what lies there before or in val.
-        drop_damaged: leave out what decodes with damage; else it is kept. It is named either way.
-        decode: decode every image whole; else its header and its end are looked at.
-        bit_depth: bits that greys of 16 use; None takes them to use all.
+        max_bad_fraction: fraction of the files that may be dropped, corrupt or too large.
+        shrink: resizing of large images; None stores all as they are.
+        dedupe: whether training images are dropped that occurred before or are in val.
+        drop_damaged: whether images that decode with damage are dropped; they are named either way.
+        decode: whether every image is decoded completely, or only its header and end are checked.
+        bit_depth: bits in use of 16-bit grey values; None for all.
     """
 
-    max_bad_share: float = 0.01
+    max_bad_fraction: float = 0.01
     shrink: ResizeSettings | None = None
     dedupe: bool = False
     drop_damaged: bool = False
@@ -57,18 +57,21 @@ class ImageChecks:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What tells the result from that of other checks, in JSON values."""
-        shrink = {"shrink": self.shrink.facts} if self.shrink else {}
-        switches = {"dedupe": self.dedupe, "drop_damaged": self.drop_damaged}
-        switches["trusted"] = not self.decode
-        depth = {"bit_depth": self.bit_depth} if self.bit_depth else {}
-        on = {name: True for name, is_on in switches.items() if is_on}
-        return {"inspected": True, **shrink, **depth, **on}
+        """JSON values that identify the result; settings at their defaults are left out."""
+        facts = {
+            "inspected": True,
+            "shrink": self.shrink and self.shrink.facts,
+            "bit_depth": self.bit_depth,
+            "dedupe": self.dedupe,
+            "drop_damaged": self.drop_damaged,
+            "trusted": not self.decode,
+        }
+        return {name: value for name, value in facts.items() if value}
 
 
 @dataclass(frozen=True)
 class WriteJob:
-    """What all shards of a data set have in common; without checks images are stored unseen."""
+    """The part of the work that all shards share; without checks images are stored unseen."""
 
     source: Source
     url: str
@@ -78,7 +81,7 @@ class WriteJob:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard to be written: the samples of a split, by number, in order."""
+    """A shard to be written: sample indices of a split, in order."""
 
     split: str
     number: int
@@ -95,10 +98,13 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class WrittenShard:
-    """A shard that is written; `info` is None if no sample was left, and there is no file then.
+    """The result of a task.
 
-    `labels` are those that occur; `num_files` and `num_bytes` are of the image files read,
-    `num_bytes_stored` of those stored.
+    Args:
+        info: None if no sample was left; there is no file then.
+        labels: class indices that occur.
+        num_files, num_bytes: number and size of the image files read.
+        num_bytes_stored: size of the image files stored.
     """
 
     split: str
@@ -109,53 +115,41 @@ class WrittenShard:
     num_bytes: int
     num_bytes_stored: int
 
-    def to_json(self) -> dict[str, Any]:
-        info = asdict(self.info) if self.info else None
-        return {**vars(self), "info": info, "findings": self.findings.to_json()}
 
-    @classmethod
-    def of_json(cls, values: Mapping[str, Any]) -> "WrittenShard":
-        info = ShardInfo(**values["info"]) if values["info"] else None
-        findings, labels = QualityFindings.of_json(values["findings"]), tuple(values["labels"])
-        return cls(**{**values, "info": info, "labels": labels, "findings": findings})
+SHARD_JSON = TypeAdapter(WrittenShard)
 
 
 def write_shard(job: WriteJob, task: ShardTask, advance: ProgressFn) -> WrittenShard:
-    """Write a shard and its record.
-
-    Raises:
-        DataError: an image cannot be read, or the shard cannot be written.
-    """
+    """Write a shard and its record."""
     url = filesystem.join(job.url, task.split, task.shard_name)
     try:
         with filesystem.open_for_write(url) as file:
-            shard = _Shard(job, TarStream(file))
-            for number in task.members.tolist():
-                shard.add(job.source.splits[task.split][number])
+            writer = _ShardWriter(job, TarStream(file))
+            for index in task.members.tolist():
+                writer.add(job.source.splits[task.split][index])
                 advance(1)
-            shard.tar.finish()
-        finished = shard.finished(task)
-        if finished.info is None:
+            writer.tar.finish()
+        shard = writer.result(task)
+        if shard.info is None:
             filesystem.remove(url)
-        job.journal.add(task.record_name, finished.to_json())
+        job.journal.add(task.record_name, SHARD_JSON.dump_python(shard, mode="json"))
     except (DataError, StoppedError, MemoryError, AssertionError):
         raise
     except Exception as error:  # every store raises its own kinds, which cannot always be pickled
-        raise cannot_write(url, error) from error
-    return finished
+        raise write_error(url, error) from error
+    return shard
 
 
-def cannot_write(url: str, error: Exception) -> DataError:
-    """Return the error that tells that something could not be written."""
+def write_error(url: str, error: Exception) -> DataError:
+    """Construct the error of a URL that cannot be written."""
     return DataError(
-        f"cannot write {url}: {type(error).__name__}: {error}. {RETRY_HINT} Check the URL, the "
-        "permissions and the free space first."
+        f"cannot write {url}: {type(error).__name__}: {error}; nothing was published",
+        value=url,
+        hint=f"Check the URL, the permissions and the free space. {RETRY_HINT}",
     )
 
 
-class _Shard:
-    """A shard that is being written, and what was found on the way."""
-
+class _ShardWriter:
     def __init__(self, job: WriteJob, tar: TarStream) -> None:
         self._job, self.tar = job, tar
         self._rule = STORED_LABELS[job.source.labels.kind]
@@ -163,19 +157,20 @@ class _Shard:
         self._num_files = self._num_samples = self._num_bytes = self._num_bytes_stored = 0
 
     def add(self, sample: Sample) -> None:
+        """Write a sample, or count it among the findings."""
         data, extension = sample.read_or_raise(), sample.extension
         self._num_files += 1
         self._num_bytes += len(data)
         if self._job.checks:
             try:
-                inspected = self._inspected(sample, data, self._job.checks)
+                checked = self._check(sample, data, self._job.checks)
             except BadSample as error:
                 rule = "too_large" if isinstance(error, TooLarge) else "corrupt"
                 self._findings.add(rule, f"{self._job.source.name(sample)}: {error}")
                 return
-            if inspected is None:
+            if checked is None:
                 return
-            data, extension = inspected
+            data, extension = checked
         self.tar.add(f"{sample.key}.{extension}", data)
         if self._rule.kind != "none":
             label = json.dumps(sample.label).encode("ascii")
@@ -184,7 +179,8 @@ class _Shard:
         self._num_samples += 1
         self._num_bytes_stored += len(data)
 
-    def finished(self, task: ShardTask) -> WrittenShard:
+    def result(self, task: ShardTask) -> WrittenShard:
+        """Return the written shard; the tar must be finished."""
         info = None
         if self._num_samples:
             digest = self.tar.sha256.hexdigest()
@@ -199,30 +195,27 @@ class _Shard:
             self._num_bytes_stored,
         )
 
-    def _inspected(
-        self, sample: Sample, data: bytes, checks: ImageChecks
-    ) -> tuple[bytes, str] | None:
-        """Return the bytes to be stored and the extension that suits them; None to leave it out."""
+    def _check(self, sample: Sample, data: bytes, checks: ImageChecks) -> tuple[bytes, str] | None:
+        """Return the bytes to be stored and their extension, or None to drop the sample."""
         name, shrink = self._job.source.name(sample), checks.shrink
         try:
-            look = inspect_image(data, sample.extension, decode=checks.decode)
+            info = inspect_image(data, sample.extension, decode=checks.decode)
         except TooLarge:
             scaled = shrink.apply_scaled(data) if shrink else None
             if scaled is None:
                 raise
             self._findings.add("shrunk", name)
             return scaled, "jpg"
-        extension = look.extension
-        if look.damage:
+        extension, rules = info.extension, info.rules
+        if info.damage:
             rule = "damaged_left_out" if checks.drop_damaged else "damaged"
-            self._findings.add(rule, f"{name}: {look.damage}")
+            self._findings.add(rule, f"{name}: {info.damage}")
             if checks.drop_damaged:
                 return None
-        rules = look.rules
         if checks.bit_depth and (wide := widened(data, checks.bit_depth)):
             data, extension = wide, "png"
             rules = ("widened", *(rule for rule in rules if rule != "few_levels"))
-        if shrink and shrink.size(look.width, look.height):
+        if shrink and shrink.size(info.width, info.height):
             data, extension = shrink.apply(data), "jpg"
             self._findings.add("shrunk", name)
         for rule in rules:

@@ -79,7 +79,7 @@ def test_equal_input_gives_equal_bytes(source: Source, written: Path, tmp_path: 
     assert other["train/shard-000000.tar"] != contents(written)["train/shard-000000.tar"]
 
 
-def test_manifest_tells_the_truth(source: Source, written: Path) -> None:
+def test_the_manifest_describes_the_shards(source: Source, written: Path) -> None:
     listed = {"train/manifest.json", "val/manifest.json"}
     for split, num_shards in ("train", 15), ("val", 4):
         manifest = read_manifest(str(written), split)
@@ -119,7 +119,7 @@ def test_three_readers_agree(source: Source, written: Path, tmp_path: Path, spli
     assert by_webdataset == by_tar == by_us == expected
 
 
-def test_members_are_plain_and_vary_in_nothing(written: Path) -> None:
+def test_members_have_constant_metadata(written: Path) -> None:
     with tarfile.open(written / "val" / "shard-000000.tar") as tar:
         members = tar.getmembers()
     for member in members:
@@ -187,11 +187,10 @@ def test_the_same_set_is_reused(source: Source, written: Path) -> None:
 
 def test_another_set_is_refused(source: Source, written: Path) -> None:
     before = contents(written)
-    with pytest.raises(
-        DataError, match=r"there / asked for: .*samples_per_shard: 100 / 7.*another"
-    ):
+    with pytest.raises(DataError, match="samples_per_shard: 100 / 7") as caught:
         write(source, written, samples_per_shard=7)
-    with pytest.raises(DataError, match=r"holds another data set .*val_fraction: 0\.2 / 0\.3"):
+    assert caught.value.value == str(written)
+    with pytest.raises(DataError, match=r"val_fraction: 0\.2 / 0\.3"):
         write(digits(val_fraction=0.3), written)
     assert contents(written) == before
 
@@ -199,23 +198,24 @@ def test_another_set_is_refused(source: Source, written: Path) -> None:
 def test_shards_of_others_are_left_alone(source: Source, tmp_path: Path) -> None:
     (tmp_path / "val").mkdir()
     (tmp_path / "val" / "shard-000000.tar").write_bytes(b"precious")
-    with pytest.raises(
-        DataError, match=r"holds shards without a manifest \(shard-000000\.tar, 1 in"
-    ):
+    with pytest.raises(DataError, match=r"shard-000000\.tar") as caught:
         write(source, tmp_path)
+    assert caught.value.value == str(tmp_path / "val")
     assert contents(tmp_path) == {"val/shard-000000.tar": b"precious"}
 
 
-def test_nothing_to_hold_a_sample(source: Source, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="0 samples per shard"):
+def test_a_shard_holds_at_least_one_sample(source: Source, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
         write(source, tmp_path / "set", samples_per_shard=0)
+    assert caught.value.value == 0
     assert contents(tmp_path) == {}
 
 
-def test_a_place_that_cannot_be_written(source: Source, tmp_path: Path) -> None:
+def test_a_url_that_cannot_be_written_is_named(source: Source, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"kept")
-    with pytest.raises(DataError, match=r"cannot write .*file.* Nothing was published"):
+    with pytest.raises(DataError) as caught:
         write(source, tmp_path / "file")
+    assert caught.value.value == str(tmp_path / "file")
     assert contents(tmp_path) == {"file": b"kept"}
     with pytest.raises(DataError, match="Protocol not known: nope"):
         write(source, "nope://set")
@@ -234,7 +234,7 @@ def break_sample(source: Source, split: str, number: int, error: BaseException) 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_an_unreadable_image_is_named_and_what_is_done_is_kept(
+def test_an_unreadable_image_is_named_and_finished_shards_are_kept(
     tmp_path: Path, split: str, num_workers: int
 ) -> None:
     names = [
@@ -243,10 +243,11 @@ def test_an_unreadable_image_is_named_and_what_is_done_is_kept(
     root = make(tmp_path / "pets", *names)
     source, bad = folder(root), root / split / "b" / "2.png"
     bad.unlink()
-    with pytest.raises(DataError, match=rf"cannot read the image {bad}: No such file or directory"):
+    with pytest.raises(DataError) as caught:
         write_dataset(
             source, str(tmp_path / "set"), seed=0, samples_per_shard=1, num_workers=num_workers
         )
+    assert caught.value.value == str(bad)
     assert not [name for name in contents(tmp_path / "set") if "manifest" in name]
     make(root, f"{split}/b/2.png")
     write_dataset(source, str(tmp_path / "set"), seed=0, samples_per_shard=1)
@@ -254,7 +255,7 @@ def test_an_unreadable_image_is_named_and_what_is_done_is_kept(
     assert contents(tmp_path / "set") == contents(tmp_path / "undisturbed")
 
 
-def test_an_interrupt_keeps_what_is_done(source: Source, written: Path, tmp_path: Path) -> None:
+def test_an_interrupt_keeps_finished_shards(source: Source, written: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write(break_sample(source, "train", 5, KeyboardInterrupt()), tmp_path)
     kept = {p: p.stat() for p in tmp_path.glob("*/shard-*.tar")}
@@ -274,7 +275,7 @@ def test_an_interrupt_keeps_what_is_done(source: Source, written: Path, tmp_path
             assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
 
 
-def test_other_facts_start_anew(source: Source, written: Path, tmp_path: Path) -> None:
+def test_other_settings_start_from_scratch(source: Source, written: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write(break_sample(source, "train", 5, KeyboardInterrupt()), tmp_path, samples_per_shard=50)
     write(source, tmp_path)
@@ -322,7 +323,7 @@ def test_other_labels_or_splits_of_the_same_files_are_another_set(
 
     write_checked(before, "whole")
     assert write_checked(before, "whole").reused
-    with pytest.raises(DataError, match="its labels or splits are not those asked for"):
+    with pytest.raises(DataError, match="other classes or another validation split"):
         write_checked(after, "whole")
     with pytest.raises(KeyboardInterrupt):
         write_checked(break_sample(before, "train", 1, KeyboardInterrupt()), "killed")
@@ -332,14 +333,14 @@ def test_other_labels_or_splits_of_the_same_files_are_another_set(
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
 
 
-def test_records_of_another_set_do_not_count(tmp_path: Path) -> None:
+def test_records_of_another_set_are_ignored(tmp_path: Path) -> None:
     journal = Journal(str(tmp_path), {"seed": 1}, None)
     journal.add("train-000000", {"a": 1})
     assert journal.read() == {"train-000000": {"a": 1}}
     assert Journal(str(tmp_path), {"seed": 2}, None).read() == {}
 
 
-def test_a_finished_shard_that_is_damaged_is_written_anew(
+def test_a_damaged_finished_shard_is_written_again(
     source: Source, written: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -388,7 +389,7 @@ def test_two_writers_at_once(
 ) -> None:
     monkeypatch.setattr("data_sharding.writing.journal._LOCK_TIMEOUT_S", 0.1)
     with started(tmp_path / "ä set", 800) as process:
-        with pytest.raises(DataError, match="another process is writing to"):
+        with pytest.raises(DataError, match="another process"):
             write(source, tmp_path / "ä set")
         with pytest.raises(DataError, match="no data set at"):  # before all of it is there
             read_manifest(str(tmp_path / "ä set"), "train")
@@ -398,22 +399,22 @@ def test_two_writers_at_once(
     assert contents(tmp_path / "ä set") == contents(written)
 
 
-def test_a_full_disk_is_told(
+def test_a_full_disk_publishes_nothing(
     source: Source, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import data_sharding.writing.dataset_writer
 
     def fail(url: str, split: str, manifest: Manifest) -> None:
         if split == "train":
-            there = [name for name in contents(tmp_path) if not name.startswith("unfinished")]
-            assert len(there) == 15 + 4 + 1  # all but this: it must be the last
+            names = [name for name in contents(tmp_path) if not name.startswith("unfinished")]
+            assert len(names) == 15 + 4 + 1  # all but this: it must be the last
             raise OSError(28, "No space left on device")
         write_manifest(url, split, manifest)
 
     write_manifest: Callable[..., Any] = data_sharding.writing.dataset_writer.write_manifest
     with monkeypatch.context() as patch:
         patch.setattr(data_sharding.writing.dataset_writer, "write_manifest", fail)
-        with pytest.raises(DataError, match=r"No space left on device.* Nothing was published"):
+        with pytest.raises(DataError, match="No space left on device"):
             write(source, tmp_path)
     write(source, tmp_path)
     assert contents(tmp_path) == contents(written)

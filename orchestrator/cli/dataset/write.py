@@ -107,7 +107,7 @@ def _checks(options: argparse.Namespace) -> "ImageChecks":
     if options.max_side is not None or options.short_side is not None:
         shrink = ResizeSettings(options.max_side, options.short_side, options.quality)
     return ImageChecks(
-        max_bad_share=options.max_bad_share,
+        max_bad_fraction=options.max_bad_share,
         shrink=shrink,
         dedupe=options.dedupe,
         drop_damaged=options.drop_damaged,
