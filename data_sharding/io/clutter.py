@@ -7,9 +7,11 @@ Synology `@eaDir/`; Jupyter `.ipynb_checkpoints/`.
 from functools import lru_cache
 
 _FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
-_DIRECTORIES = frozenset({"__MACOSX", "__pycache__", ".ipynb_checkpoints", "lost+found"}) | {
-    *("@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information"),
-    *(".Trashes", ".Spotlight-V100", ".fseventsd"),
+_DIRECTORIES = {
+    *("__MACOSX", ".Trashes", ".Spotlight-V100", ".fseventsd"),  # macOS
+    *("$RECYCLE.BIN", "System Volume Information"),  # Windows
+    *("@eaDir", "#recycle", "lost+found"),  # Synology, Linux
+    *("__pycache__", ".ipynb_checkpoints"),  # Python
 }
 
 

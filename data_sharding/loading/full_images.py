@@ -1,7 +1,7 @@
-"""Whole images at several scales, one at a time, since they have no shape in common.
+"""Full images at several scales, one at a time, since they differ in shape.
 
-A thread reads ahead. Processes and a ring of equal slots, as the loader has them for crops, would
-not pay: a network that is slid over images of this size takes far longer than they do.
+A thread reads ahead. Processes and buffers of equal slots, as the loader has them for crops, would
+not pay: applying a network to images of this size takes far longer than reading them.
 """
 
 from collections import deque
@@ -18,32 +18,32 @@ from data_sharding.loading.split_reader import SplitReader
 from data_sharding.transforms.decode import decode_whole
 from data_sharding.transforms.eval_protocol import DenseProtocol
 
-_AHEAD = 4  # images that are read before they are asked for
-_AT_ONCE = 64  # whose bytes come together from a remote store
+_PREFETCH = 4  # images that are read ahead
+_FETCH_SIZE = 64  # images that are fetched together from a remote store
 
 
-def load_whole(shards: SplitReader, dense: DenseProtocol, channels: int) -> Iterator[Batch]:
-    """Yield of each sample, in order, a batch for each scale: its image and the mirror image.
+def load_full_images(shards: SplitReader, dense: DenseProtocol, channels: int) -> Iterator[Batch]:
+    """Yield, for each sample in order, a batch for each scale: its image and the mirror image.
 
-    A sample that cannot be read is black and marked, as in data_sharding.loading.datasets.EvalSet.
+    An unreadable sample is black and marked, as in `EvalDataset`.
 
     Raises:
         DataError: a shard cannot be read.
     """
     read = partial(_read, shards, dense, channels)
-    coming = deque[Future[list[Batch]]]()
-    with ThreadPoolExecutor(1, "whole-images") as reader:  # a store takes one thread at a time
+    pending = deque[Future[list[Batch]]]()
+    with ThreadPoolExecutor(1, "full-images") as reader:  # a store is used by one thread at a time
         for sample in range(len(shards)):
-            coming.append(reader.submit(read, sample))
-            if len(coming) > _AHEAD:
-                yield from coming.popleft().result()
-        while coming:
-            yield from coming.popleft().result()
+            pending.append(reader.submit(read, sample))
+            if len(pending) > _PREFETCH:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
 
 
 def _read(shards: SplitReader, dense: DenseProtocol, channels: int, sample: int) -> list[Batch]:
-    if sample % _AT_ONCE == 0:
-        shards.preload(np.arange(sample, min(sample + _AT_ONCE, len(shards))))
+    if sample % _FETCH_SIZE == 0:
+        shards.prefetch(np.arange(sample, min(sample + _FETCH_SIZE, len(shards))))
     decoder = partial(decode_whole, choose_sizes=dense.sizes, channels=channels)
     bad = list[str]()
     try:

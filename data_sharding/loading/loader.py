@@ -1,14 +1,13 @@
-"""Batches made by worker processes, in memory that is used again and again.
+"""Batches made by worker processes, in shared memory that is reused.
 
-Only a slot's number and the labels go through a queue: the pixels are written by the worker where
-the rank reads them, as uint8, channels-last. Normalisation happens on the device, where a byte has
-travelled a quarter of the way that a float would.
+Only a slot's number and the labels go through a queue: a worker writes the pixels where the rank
+reads them, as uint8, channels-last. Normalisation happens on the device: a byte is a quarter of the
+traffic of a float.
 """
 
 import atexit
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -25,19 +24,18 @@ from data_sharding.loading.datasets import BatchDataset, BatchMeta
 from data_sharding.loading.shared_buffers import SHARED_MEMORY, SharedBuffers, check_space
 from data_sharding.storage.prefetch import DeliveryCounter, prefetching
 
-_PREFETCH = 2  # batches that every worker makes before they are asked for
+_PREFETCH = 2  # batches that every worker makes ahead
 _IN_USE = 2  # batches that are read: the one in use and the one on its way to the device
+
+_Written = tuple[int, BatchMeta | DataError]  # the slot, and the batch in it or the error
 
 
 class Batch(NamedTuple):
-    """Samples on their way to the device; valid until the next but one is asked for.
+    """Samples on their way to the device, valid until the next but one batch is requested.
 
     images: uint8 (n * views, channels, size, size), channels-last in memory, 0..255.
-    labels: int64 (n,), or float32 (n, classes) where a sample has several.
-    ids: int64 (n,), the samples: in training with those in place of what could not be read.
-    readable: bool (n,); False in evaluation where an image could not be decoded.
-    bad: a line for each sample that could not be read, with shard, key and reason.
-    damaged: such a line for each that was read although a decoder has put up with damage.
+    labels: int64 (n,), or float32 (n, classes) if a sample has several.
+    ids, readable, bad, damaged: see `BatchMeta`.
     """
 
     images: torch.Tensor
@@ -50,72 +48,47 @@ class Batch(NamedTuple):
 
 def iter_batches(
     dataset: BatchDataset,
-    names: Iterable[object],
+    keys: Iterable[object],
     num_workers: int,
     *,
     pin_memory: bool = False,
     num_held: int = 0,
 ) -> Generator[Batch, None, None]:
-    """Yield the batches called `names`, in that order, made by `num_workers` processes.
-
-    0 workers reads in this process.
+    """Yield the batches of `keys`, in that order, made by `num_workers` processes (0: this one).
 
     Args:
-        pin_memory: the device copies from where they lie.
-        num_held: so many more batches stay valid.
+        pin_memory: whether to page-lock the memory, so that the device copies from it directly.
+        num_held: the number of further batches that stay valid.
 
     Raises:
-        DataError, UnavailableError: there is no room for them, or for the workers.
+        DataError, UnavailableError: there is not enough memory, or the workers cannot be started.
     """
     num_slots = _num_slots(num_workers, num_held)
     check_space(ring_bytes(dataset, num_workers, num_held), dataset.size_key)
-    with _explained(num_workers), ExitStack() as begun:  # which is ended if the rest fails
+    with _start_errors(num_workers), ExitStack() as stack:  # closed if a later step fails
         shards = dataset.shards
-        progress = begun.enter_context(
-            prefetching(shards.store, shards.manifest.shards, names, dataset.shards_of)
+        progress = stack.enter_context(
+            prefetching(shards.store, shards.manifest.shards, keys, dataset.shards_of)
         )
-        ring = begun.enter_context(
+        buffers = stack.enter_context(
             SharedBuffers(num_slots, dataset.max_bytes, shared=num_workers > 0, pinned=pin_memory)
         )
-        loader: DataLoader[tuple[int, BatchMeta | DataError]] = DataLoader(
-            _IntoBuffer(dataset, ring),
+        loader: DataLoader[_Written] = DataLoader(
+            _IntoBuffer(dataset, buffers),
             batch_size=None,
-            sampler=_WithSlot(names, num_slots),
+            sampler=_WithSlot(keys, num_slots),
             num_workers=num_workers,
             prefetch_factor=_PREFETCH if num_workers else None,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             worker_init_fn=_begin_worker,
             multiprocessing_context=forkserver_context(__name__) if num_workers else None,
-            generator=torch.Generator(),  # a seed is drawn here, though nobody uses it
+            generator=torch.Generator(),  # a seed is drawn from it, though nobody uses it
         )
-        made = _started(loader)
-        return _batches(made, ring, progress, begun.pop_all())
-
-
-def _started(loader: "DataLoader[Any]") -> Iterator[tuple[int, BatchMeta | DataError]]:
-    """Start the workers; whatever comes of it, this process ends them when it ends."""
-    try:
-        with signals_blocked() if loader.num_workers else nullcontext():
-            return iter(loader)
-    finally:
-        atexit.unregister(kill_workers)
-        atexit.register(kill_workers)  # anew, to come before what torch has registered just now
-
-
-@contextmanager
-def _explained(num_workers: int) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UnavailableError(
-            f"the {num_workers} workers that read data cannot be started: {error}. Nothing can be "
-            f"loaded. Look at what is left of {SHARED_MEMORY} (docker: --shm-size), of open files "
-            "and of processes (ulimit -n, -u), or set data.num_workers lower."
-        ) from error
+        return _batches(_start(loader), buffers, progress, stack.pop_all())
 
 
 def ring_bytes(dataset: BatchDataset, num_workers: int, num_held: int = 0) -> int:
-    """Return the shared memory that `iter_batches` takes for a data set."""
+    """Return the shared memory that `iter_batches` needs for a data set."""
     return _num_slots(num_workers, num_held) * dataset.max_bytes if num_workers else 0
 
 
@@ -123,57 +96,81 @@ def _num_slots(num_workers: int, num_held: int) -> int:
     return _PREFETCH * num_workers + _IN_USE + num_held
 
 
+def _start(loader: DataLoader[_Written]) -> Iterator[_Written]:
+    """Start the workers, and have this process kill them when it ends, even if that fails."""
+    try:
+        with signals_blocked() if loader.num_workers else nullcontext():
+            return iter(loader)
+    finally:
+        atexit.unregister(kill_workers)
+        atexit.register(kill_workers)  # again, to run before what torch has registered just now
+
+
+@contextmanager
+def _start_errors(num_workers: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UnavailableError(
+            f"the {num_workers} workers that read data cannot be started: {error}. Nothing can be "
+            "loaded",
+            value=num_workers,
+            hint=f"Check the free space of {SHARED_MEMORY} (docker: --shm-size) and the limits on "
+            "open files and processes (ulimit -n, -u), or lower `num_workers`.",
+        ) from error
+
+
 def _batches(
-    made: Iterator[tuple[int, BatchMeta | DataError]],
-    ring: SharedBuffers,
+    written: Iterator[_Written],
+    buffers: SharedBuffers,
     progress: DeliveryCounter,
-    begun: ExitStack,
+    stack: ExitStack,
 ) -> Generator[Batch, None, None]:
-    with begun:
-        for slot, filled in made:
-            if isinstance(filled, DataError):
-                raise filled
+    with stack:
+        for slot, meta in written:
+            if isinstance(meta, DataError):
+                raise meta
             progress.advance()
             yield Batch(
-                ring.view(slot, filled.shape).permute(0, 3, 1, 2),
-                torch.from_numpy(filled.labels),
-                torch.from_numpy(filled.ids),
-                torch.from_numpy(filled.readable),
-                filled.bad,
-                filled.damaged,
+                buffers.view(slot, meta.shape).permute(0, 3, 1, 2),
+                torch.from_numpy(meta.labels),
+                torch.from_numpy(meta.ids),
+                torch.from_numpy(meta.readable),
+                meta.bad,
+                meta.damaged,
             )
 
 
-class _IntoBuffer(Dataset[tuple[int, BatchMeta | DataError]]):
-    """(slot, name) -> what is in the slot now, or why nothing is.
+class _IntoBuffer(Dataset[_Written]):
+    """Writes the batch of a (slot, key) into the slot.
 
-    An error that a person has to read is handed over as it is: one that is raised in a worker
-    arrives with torch's tracebacks for its message.
+    A DataError is returned: one that is raised in a worker arrives with torch's tracebacks as its
+    message.
     """
 
-    def __init__(self, dataset: BatchDataset, ring: SharedBuffers) -> None:
-        self._dataset, self._ring = dataset, ring
+    def __init__(self, dataset: BatchDataset, buffers: SharedBuffers) -> None:
+        self._dataset, self._buffers = dataset, buffers
 
-    def __getitem__(self, slot_and_name: tuple[int, Any]) -> tuple[int, BatchMeta | DataError]:
-        slot, name = slot_and_name
+    def __getitem__(self, slot_and_key: tuple[int, Any]) -> _Written:
+        slot, key = slot_and_key
         try:
-            return slot, self._dataset.write_batch(name, self._ring.slot(slot))
+            return slot, self._dataset.write_batch(key, self._buffers.slot(slot))
         except DataError as error:
             return slot, error
 
 
 class _WithSlot:
-    """Names, each with the slot that its batch is to be made in."""
+    """Keys, each with the slot that its batch is written to."""
 
-    def __init__(self, names: Iterable[object], num_slots: int) -> None:
-        self._names, self._num_slots = names, num_slots
+    def __init__(self, keys: Iterable[object], num_slots: int) -> None:
+        self._keys, self._num_slots = keys, num_slots
 
     def __iter__(self) -> Iterator[tuple[int, object]]:
-        return ((i % self._num_slots, name) for i, name in zip(count(), self._names, strict=False))
+        return ((i % self._num_slots, key) for i, key in enumerate(self._keys))
 
 
-def _as_it_is(made: Any) -> Any:
-    return made
+def _identity(written: Any) -> Any:
+    return written
 
 
 def _begin_worker(worker: int) -> None:

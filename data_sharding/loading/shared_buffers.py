@@ -1,7 +1,7 @@
-"""The memory that batches travel in: a few slots, shared with the workers and used again and again.
+"""The memory that batches travel in: a few slots, shared with the workers and reused.
 
 Fresh memory costs a page fault every 4 KiB, which is more than the copying. A slot is written by
-one worker, read by the rank, and then the next one's.
+one worker, read by the rank, and then reused for another batch.
 """
 
 import os
@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from data_sharding.errors import DataError, UnavailableError
 
-SHARED_MEMORY = "/dev/shm"  # noqa: S108  where torch puts what processes share
+SHARED_MEMORY = "/dev/shm"  # noqa: S108  where torch puts memory that processes share
 
 
 class SharedBuffers:
     """`num_slots` buffers of `num_bytes` each.
 
     Args:
-        shared: with the processes that this object is sent to.
-        pinned: locked in memory, so that CUDA copies from it without waiting.
+        shared: whether processes that receive this object share its memory.
+        pinned: whether to page-lock the memory, so that CUDA copies from it without waiting.
     """
 
     def __init__(self, num_slots: int, num_bytes: int, *, shared: bool, pinned: bool) -> None:
@@ -29,8 +29,11 @@ class SharedBuffers:
         self._is_pinned = False
         if shared:
             self._slots.share_memory_()
-        if pinned:
-            self._pin()
+        if pinned:  # in place, as torch.distributed does; copies are merely slower if refused
+            error = torch.cuda.cudart().cudaHostRegister(
+                self._slots.data_ptr(), self._slots.numel(), 0
+            )
+            self._is_pinned = int(error) == 0
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -40,40 +43,27 @@ class SharedBuffers:
         return self._slots[slot].numpy()
 
     def view(self, slot: int, shape: tuple[int, ...]) -> torch.Tensor:
-        """Return the images that lie in a slot as (n, height, width, channels)."""
-        num_bytes = int(np.prod(shape))
-        return self._slots[slot, :num_bytes].view(shape)
-
-    def close(self) -> None:
-        """Give up what CUDA holds of it."""
-        if self._is_pinned:
-            torch.cuda.cudart().cudaHostUnregister(self._slots.data_ptr())
-            self._is_pinned = False
+        """Return the images in a slot as (n, height, width, channels)."""
+        return self._slots[slot, : int(np.prod(shape))].view(shape)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def _pin(self) -> None:
-        """Page-lock the slots where they lie; copies are merely slower where that is refused.
-
-        As torch.distributed does with a shared state dict; CUDA Runtime API, memory management.
-        """
-        error = torch.cuda.cudart().cudaHostRegister(self._slots.data_ptr(), self._slots.numel(), 0)
-        self._is_pinned = int(error) == 0
+        if self._is_pinned:
+            torch.cuda.cudart().cudaHostUnregister(self._slots.data_ptr())
+            self._is_pinned = False
 
 
-def check_space(num_bytes: int, remedy: str) -> None:
-    """Check that there is so much shared memory.
+def check_space(num_bytes: int, size_key: str) -> None:
+    """Check that there is enough shared memory.
 
     Args:
-        remedy: what is set lower, besides the number of workers, so that less is needed.
+        size_key: the setting, besides the number of workers, that lowers the need.
 
     Raises:
-        DataError: the machine has not so much.
-        UnavailableError: others use it now.
+        DataError: the machine has too little.
+        UnavailableError: other processes use it now.
     """
     stat = os.statvfs(SHARED_MEMORY)
     free, total = stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize
@@ -81,6 +71,8 @@ def check_space(num_bytes: int, remedy: str) -> None:
         raise (DataError if num_bytes > total else UnavailableError)(
             f"the batches on their way from the workers need {num_bytes / 1e6:.0f} MB of shared "
             f"memory, and {SHARED_MEMORY} has {free / 1e6:.0f} of {total / 1e6:.0f} MB free: "
-            "nothing can be loaded. Remove what others have left there, give it more (docker: "
-            f"--shm-size), or set data.num_workers or {remedy} lower."
+            "nothing can be loaded",
+            value=num_bytes,
+            hint="Remove files left there by others, enlarge it (docker: --shm-size), or lower "
+            f"`num_workers` or {size_key}.",
         )

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from data_sharding.errors import BadLabelError, BadSample
 from data_sharding.format.manifest import Manifest
-from data_sharding.sampling.locate import Ints, locate
+from data_sharding.sampling.sample_order import Ints, locate
 from data_sharding.storage.shard_store import Store
 from data_sharding.transforms.decode import Pixels, ViewsFn, decode
 
@@ -16,18 +16,18 @@ Decoded = TypeVar("Decoded")
 
 
 class ShardPosition(NamedTuple):
-    """Where a sample lies: the number of its shard, and its own in there."""
+    """The position of a sample: the number of its shard, and its index in there."""
 
     shard: int
-    sample: int  # counted from 0 in its shard
+    sample: int
 
 
 class Reading(NamedTuple, Generic[Decoded]):
-    """A sample that could be read.
+    """A readable sample.
 
-    labels: its classes, by number.
-    image: what was made of its image's bytes.
-    damaged: a line with shard, key and reason, if a decoder has put up with damage.
+    labels: the numbers of its classes.
+    image: the result of decoding its image.
+    damaged: a line with shard, key and reason, if the decoder warned about damage.
     """
 
     labels: tuple[int, ...]
@@ -51,59 +51,52 @@ class SplitReader:
         return np.unique(locate(self._ends, samples)[0])
 
     def locate(self, samples: Ints) -> list[ShardPosition]:
-        """Return where samples lie."""
+        """Return the positions of samples."""
         shards, inside = locate(self._ends, samples)
         return list(map(ShardPosition, shards.tolist(), inside.tolist()))
 
-    def preload(self, samples: Ints) -> None:
-        """Say which samples are about to be read, so that they may come all at once."""
+    def prefetch(self, samples: Ints) -> None:
+        """Announce the samples to be read next, so that they can be fetched at once."""
         shards = self.manifest.shards
-        self.store.prefetch_samples(
-            [(shards[place.shard], place.sample) for place in self.locate(samples)]
-        )
+        self.store.prefetch_samples([(shards[shard], i) for shard, i in self.locate(samples)])
 
     def read(self, sample: int, choose_views: ViewsFn, out: Pixels) -> Reading[Pixels]:
-        """Write a sample's pixels to `out`, (views, size, size, channels).
-
-        Raises:
-            BadSample: as `decode` does.
-        """
+        """Decode a sample's views to `out`, (views, size, size, channels); raises BadSample."""
         return self.decode(sample, lambda data: (out, decode(data, choose_views, out)))
 
     def decode(
         self, sample: int, decoder: Callable[[memoryview], tuple[Decoded, str | None]]
     ) -> Reading[Decoded]:
-        """Return a sample's labels, and what is made of its image's bytes.
+        """Read a sample.
 
         Args:
-            decoder: from those bytes to that, and to the damage that it has put up with.
+            decoder: a function from the bytes of an image to the result and a warning about damage.
 
         Raises:
             BadSample: it cannot be decoded or has no valid label; the message names shard and key.
         """
-        (place,) = self.locate(np.array([sample]))
-        shard = self.manifest.shards[place.shard]
+        ((shard_number, i),) = self.locate(np.array([sample]))
+        shard = self.manifest.shards[shard_number]
         reader = self.store.open(shard)
         labels: tuple[int, ...] | None = None
         try:
-            label = reader.label_bytes(place.sample)
-            labels = self.manifest.labels.parse(label, self._numbers)
-            image, damage = decoder(reader.image(place.sample))
+            labels = self.manifest.labels.parse(reader.label_bytes(i), self._numbers)
+            image, damage = decoder(reader.image(i))
         except (BadSample, BadLabelError) as error:
-            key = reader.key(place.sample)
-            raise BadSample(f"{self.split}/{shard.name}: {key}: {error}", labels) from error
-        damaged = damage and f"{self.split}/{shard.name}: {reader.key(place.sample)}: {damage}"
+            name = f"{self.split}/{shard.name}: {reader.key(i)}"
+            raise BadSample(f"{name}: {error}", labels) from error
+        damaged = damage and f"{self.split}/{shard.name}: {reader.key(i)}: {damage}"
         return Reading(labels, image, damaged)
 
     def encode_labels(self, labels: Sequence[tuple[int, ...]]) -> NDArray[np.generic]:
-        """Return what an objective takes.
+        """Encode the labels of samples for a loss.
 
-        For one label a sample int64 (n,), for several float32 (n, classes) of zeros and ones, for
-        none int64 (n,) of -1.
+        Single labels become int64 (n,), several float32 (n, classes) of zeros and ones, and missing
+        ones int64 (n,) of -1.
         """
         if self.manifest.labels.kind == "multi":
-            hot = np.zeros((len(labels), len(self.manifest.classes)), dtype=np.float32)
-            for row, mine in zip(hot, labels, strict=True):
-                row[list(mine)] = 1
-            return hot
-        return np.array([next(iter(mine), -1) for mine in labels], dtype=np.int64)
+            multi_hot = np.zeros((len(labels), len(self.manifest.classes)), dtype=np.float32)
+            for row, classes in zip(multi_hot, labels, strict=True):
+                row[list(classes)] = 1
+            return multi_hot
+        return np.array([next(iter(classes), -1) for classes in labels], dtype=np.int64)

@@ -1,15 +1,14 @@
-"""An order in which all classes come equally often, whatever their sizes.
+"""Class-balanced sampling: all classes are drawn equally often, whatever their sizes.
 
-Drawn sample number p, counted from the beginning of the run, is of class permutation[p mod C] of
-the cycle p // C: every cycle takes each of the C classes once, in an order of its own. The j-th
-draw of a class with n samples is one of them by a permutation for each j // n: none comes again
-before all have come. So any step can be looked up without the steps before it.
+Draw number p, counted from the beginning of the run, is of class permutation[p mod C] of the cycle
+p // C: every cycle draws each of the C classes once, in an order of its own. The j-th draw of a
+class with n samples is chosen by a permutation for each j // n: none comes again before all have
+come. So any step can be looked up directly.
 
-The samples of a class lie all over the shards, and each step reads from most of them: this order
-wants a data set that lies on a local disk, or fits the node's cache.
+The samples of a class are spread over the shards, and each step reads from most of them: this order
+needs a data set that is on a local disk or fits the node's cache.
 """
 
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +23,9 @@ from data_sharding.io import filesystem
 from data_sharding.io.mapped_arrays import arrays_to_safetensors, mmap_safetensors
 from data_sharding.io.node_files import node_copy
 from data_sharding.rng import derive_key, permute_index
-from data_sharding.sampling.locate import Ints
-from data_sharding.sampling.sample_order import SampleDraw
+from data_sharding.sampling.sample_order import Ints, SampleDraw, check_divides
 
 FILE_NAME = "class_index.safetensors"
-_NUM_UINT32 = 1 << 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +33,7 @@ class ClassIndex:
     """The samples of each class.
 
     samples: int64 or uint32 (samples,), ids sorted by class, then by id; mapped from a file.
-    ends: int64 (classes,), where the samples of each class end.
+    ends: int64 (classes,), the end of each class in `samples`.
     """
 
     samples: NDArray[Any]
@@ -45,7 +42,7 @@ class ClassIndex:
 
 @dataclass(frozen=True, eq=False)
 class BalancedOrder:
-    """The order of training samples with all classes equally often; see Order for the arguments."""
+    """An order of training samples with all classes equally often; arguments as `SampleOrder`."""
 
     index: ClassIndex
     seed: int
@@ -53,109 +50,106 @@ class BalancedOrder:
     num_micro_batches: int
 
     def __post_init__(self) -> None:
-        if self.global_batch_size % self.num_micro_batches:
-            raise ValueError(
-                f"num_micro_batches={self.num_micro_batches} does not divide "
-                f"global_batch_size={self.global_batch_size}"
-            )
+        check_divides(self, "num_micro_batches", "global_batch_size")
 
     @property
     def micro_batch_size(self) -> int:
         return self.global_batch_size // self.num_micro_batches
 
     def micro_batch(self, step: int, micro: int) -> SampleDraw:
-        """Return the samples of micro-batch `micro` of a step."""
+        """Look up the samples of micro-batch `micro` of a step."""
         first = step * self.global_batch_size + micro * self.micro_batch_size
-        return self._draws(first + np.arange(self.micro_batch_size))
+        return self._draw(first + np.arange(self.micro_batch_size))
 
     def global_batch(self, step: int) -> SampleDraw:
-        """Return the samples of a step."""
-        return self._draws(step * self.global_batch_size + np.arange(self.global_batch_size))
+        """Look up the samples of a step."""
+        return self._draw(step * self.global_batch_size + np.arange(self.global_batch_size))
 
-    def _draws(self, number: Ints) -> SampleDraw:
-        num_classes, ends = len(self.index.ends), self.index.ends
-        cycle, place = np.divmod(number, num_classes)
-        label = permute_index(place, num_classes, derive_key(self.seed, "class-order", cycle))
+    def _draw(self, numbers: Ints) -> SampleDraw:
+        samples, ends = self.index.samples, self.index.ends
+        cycle, index = np.divmod(numbers, len(ends))
+        label = permute_index(index, len(ends), derive_key(self.seed, "class-order", cycle))
         start = np.where(label > 0, ends[label - 1], 0)
         size = ends[label] - start
-        passes, place = np.divmod(cycle, size)  # each cycle draws once from every class
+        passes, index = np.divmod(cycle, size)  # each cycle draws once from every class
         key = derive_key(self.seed, "in-class", label, passes)
-        ids = np.asarray(
-            self.index.samples[start + permute_index(place, size, key)], dtype=np.int64
-        )
-        _check_ids(ids, len(self.index.samples))
+        ids = np.asarray(samples[start + permute_index(index, size, key)], dtype=np.int64)
+        outside = ids[(ids < 0) | (ids >= len(samples))]
+        if len(outside):  # checked here since there may be too many to read them all beforehand
+            raise _unusable(
+                FILE_NAME, f"it lists the sample {outside[0]}, and there are {len(samples)}"
+            )
         return SampleDraw(ids, passes)
 
 
 def write_class_index(url: str, split: str, manifest: Manifest, labels: Iterable[int]) -> None:
-    """Publish which samples each class has.
+    """Write the class index of a split.
 
     Args:
-        labels: of all samples of the split, in their order.
+        labels: the labels of all samples of the split, in their order.
 
     Raises:
-        DataError: a class has no samples, or samples have not one class each.
+        DataError: a class has no samples, or the samples do not have exactly one class each.
     """
-    _check_kind(url, split, manifest)
-    found = np.fromiter(labels, dtype=np.int64)
-    sizes = np.bincount(found, minlength=len(manifest.classes))
-    assert (len(found), len(sizes)) == (manifest.num_samples, len(manifest.classes))
+    _check_single_label(url, split, manifest)
+    classes = np.fromiter(labels, dtype=np.int64)
+    sizes = np.bincount(classes, minlength=len(manifest.classes))
+    assert (len(classes), len(sizes)) == (manifest.num_samples, len(manifest.classes))
     empty = [manifest.classes[label] for label in np.flatnonzero(sizes == 0).tolist()]
     if empty:
         raise DataError(
             f"{filesystem.join(url, split)} has no samples of {len(empty)} classes ({empty[0]}, "
-            "...): they cannot be drawn as often as the others, so no class index was written. "
-            "Leave these classes out of the data set."
+            "...): they cannot be drawn, so no class index was written",
+            value=empty[0],
+            hint="Leave these classes out of the data set.",
         )
-    samples = np.argsort(found, kind="stable")
-    columns = {
-        "samples": samples if len(samples) > _NUM_UINT32 else samples.astype(np.uint32),
+    samples = np.argsort(classes, kind="stable")
+    arrays = {
+        "samples": samples if len(samples) > 1 << 32 else samples.astype(np.uint32),
         "ends": np.cumsum(sizes),
         "of": _identity(manifest),
     }
-    filesystem.write_bytes(filesystem.join(url, split, FILE_NAME), arrays_to_safetensors(columns))
+    filesystem.write_bytes(filesystem.join(url, split, FILE_NAME), arrays_to_safetensors(arrays))
 
 
 def read_class_index(url: str, split: str, manifest: Manifest) -> ClassIndex:
-    """Return which samples each class has.
+    """Read the class index of a split.
 
     Raises:
-        DataError: nobody has written it, or it is not this data set's.
+        DataError: it is missing, damaged or another data set's.
     """
-    _check_kind(url, split, manifest)
+    _check_single_label(url, split, manifest)
     where = filesystem.join(url, split, FILE_NAME)
-    again = f"`tahoe shard stat {shlex.quote(url)} --class-index`"
     try:
         path = node_copy(where, f"{manifest.fingerprint}-{FILE_NAME}", _is_whole)
-        columns = mmap_safetensors(path)
-        samples, ends, of = (columns[name] for name in ("samples", "ends", "of"))
+        arrays = mmap_safetensors(path)
+        samples, ends, identity = (arrays[name] for name in ("samples", "ends", "of"))
     except DataError:
         raise
     except FileNotFoundError:
-        raise DataError(
-            f"{where} is missing, and drawing all classes equally often needs it. Nothing was "
-            f"started. Write it with {again}, or set recipe.balanced=false."
-        ) from None
+        raise _unusable(where, "it is missing") from None
     except OSError as error:
         raise UnavailableError(
-            f"cannot read {where}: {error}. Nothing was started. Check the credentials, the "
-            "network and the disk."
+            f"cannot read {where}: {error}. Class-balanced sampling needs it",
+            value=where,
+            hint="Check the credentials, the network and the disk.",
         ) from error
-    except Exception as error:  # what safetensors and a mapping make of other bytes
-        raise DataError(
-            f"{where} cannot be used: {error}. Nothing was started. Write it again: {again}."
-        ) from error
-    if not np.array_equal(of, _identity(manifest)):
-        raise DataError(
-            f"{where} is of another data set, or of this one before it was changed, so it would "
-            f"name other samples. Nothing was started. Write it again: {again}."
-        )
+    except Exception as error:  # safetensors and numpy raise anything on other bytes
+        raise _unusable(where, str(error)) from error
+    if not np.array_equal(identity, _identity(manifest)):
+        raise _unusable(where, "it is of another data set, or of this one before it was changed")
     if not _is_index(samples, ends, manifest):
-        raise DataError(
-            f"{where} cannot be used: it does not divide {manifest.num_samples} samples among "
-            f"{len(manifest.classes)} classes. Nothing was started. Write it again: {again}."
-        )
+        counts = f"{manifest.num_samples} samples among {len(manifest.classes)} classes"
+        raise _unusable(where, f"it does not divide {counts}")
     return ClassIndex(samples, ends)
+
+
+def _unusable(where: str, reason: str) -> DataError:
+    return DataError(
+        f"{where} cannot be used: {reason}. Class-balanced sampling needs it",
+        value=where,
+        hint="Write it with `stat` (`class_index`), or sample without `class_balanced`.",
+    )
 
 
 def _identity(manifest: Manifest) -> NDArray[np.uint8]:
@@ -163,7 +157,7 @@ def _identity(manifest: Manifest) -> NDArray[np.uint8]:
 
 
 def _is_index(samples: NDArray[Any], ends: NDArray[Any], manifest: Manifest) -> bool:
-    """Return whether every class has samples, and all of them are there; not which they are."""
+    """Check that every class has samples and that their number is right, but not which they are."""
     return (
         samples.shape == (manifest.num_samples,)
         and samples.dtype in (np.uint32, np.int64)
@@ -174,22 +168,13 @@ def _is_index(samples: NDArray[Any], ends: NDArray[Any], manifest: Manifest) -> 
     )
 
 
-def _check_ids(ids: Ints, num_samples: int) -> None:
-    """Check samples when they are drawn: there may be too many to read them all beforehand."""
-    outside = ids[(ids < 0) | (ids >= num_samples)]
-    if len(outside):
-        raise DataError(
-            f"{FILE_NAME} lists the sample {outside[0]}, and there are {num_samples}: it is "
-            "damaged, and the batch cannot be made. Write it again: `tahoe shard stat URL "
-            "--class-index`."
-        )
-
-
-def _check_kind(url: str, split: str, manifest: Manifest) -> None:
+def _check_single_label(url: str, split: str, manifest: Manifest) -> None:
     if manifest.labels.kind != "single":
         raise DataError(
-            f"{filesystem.join(url, split)} has {manifest.labels.kind} labels, so no sample is of "
-            "one class: its classes cannot be balanced. Set recipe.balanced=false."
+            f"{filesystem.join(url, split)} has {manifest.labels.kind} labels, so its samples do "
+            "not have one class each and cannot be balanced",
+            value=manifest.labels.kind,
+            hint="Sample without `class_balanced`.",
         )
 
 

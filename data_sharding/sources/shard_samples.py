@@ -17,7 +17,7 @@ from data_sharding.errors import BadSample, DataError
 from data_sharding.format.labels import LabelRule
 from data_sharding.format.shard_reader import ShardReader
 from data_sharding.image.open_image import extension_of
-from data_sharding.sampling.locate import locate
+from data_sharding.sampling.sample_order import locate
 from data_sharding.sources.base import Sample, safe_key
 from data_sharding.tools.scan import Scan
 

@@ -1,8 +1,8 @@
-"""The view of a sample: which part of the image the network sees, and whether mirrored.
+"""Random crops: the part of an image that the network sees, and whether it is mirrored.
 
-A view is a function of the image's size and of draws keyed by (seed, epoch, sample id), so the same
-sample in the same epoch gets the same view in any worker, on any rank, in any attempt. Views are
-plain numbers: nothing here touches pixels.
+A crop is a function of the image's size and of random numbers keyed by (seed, pass, sample id), so
+a sample gets the same crop in any worker, on any rank, in any attempt. Crops are plain numbers:
+nothing here touches pixels.
 """
 
 import math
@@ -12,17 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-NUM_RANDOMS = 23  # ten tries of area and ratio, a place (x, y), a flip
+NUM_RANDOMS = 23  # ten tries of area and ratio, a position (x, y), a flip
 _CROP_TRIES = 10  # torchvision's
 
 
 @dataclass(frozen=True)
 class CropSpec:
-    """Resize `box` of the source to the output, move it by `shift`, mirror it if `flip`.
+    """A box of the source that is resized to the output, shifted, and mirrored if `flip`.
 
     Args:
         box: left, top, right, bottom in source pixels, inside the image.
-        shift: (x, y) in output pixels; what comes in from outside is zero.
+        shift: (x, y) in output pixels; the uncovered border is zero.
     """
 
     box: tuple[float, float, float, float]
@@ -30,18 +30,18 @@ class CropSpec:
     flip: bool = False
 
 
-Draws = NDArray[np.float64]  # NUM_DRAWS numbers in [0, 1)
-CropFn = Callable[[int, int, Draws], CropSpec]  # (width, height, draws)
+Randoms = NDArray[np.float64]  # NUM_RANDOMS numbers in [0, 1)
+CropFn = Callable[[int, int, Randoms], CropSpec]  # (width, height, randoms)
 
 
 def random_resized_crop(
     width: int,
     height: int,
-    draws: Draws,
+    randoms: Randoms,
     *,
     scale: tuple[float, float],
     ratio: tuple[float, float],
-    flip_prob: float,
+    hflip_prob: float,
 ) -> CropSpec:
     """Crop a random area and aspect ratio, in the distribution of torchvision's RandomResizedCrop.
 
@@ -49,19 +49,19 @@ def random_resized_crop(
     Convolutions, section 6.
 
     Args:
-        scale: the crop's area as a share of the image's, from and to.
-        ratio: the crop's width over its height, from and to; drawn uniformly in the logarithm.
-        flip_prob: probability of a horizontal flip.
+        scale: the range of the crop's area as a fraction of the image's.
+        ratio: the range of the crop's width over its height, drawn uniformly in the logarithm.
+        hflip_prob: the probability of a horizontal flip.
     """
     log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
-    flip = bool(draws[22] < flip_prob)
-    for area_draw, ratio_draw in draws[: 2 * _CROP_TRIES].reshape(-1, 2):
-        area = width * height * _between(scale, area_draw)
-        aspect = math.exp(_between(log_ratio, ratio_draw))
+    flip = bool(randoms[22] < hflip_prob)
+    for area_random, ratio_random in randoms[: 2 * _CROP_TRIES].reshape(-1, 2):
+        area = width * height * _between(scale, area_random)
+        aspect = math.exp(_between(log_ratio, ratio_random))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
-            left = int(draws[20] * (width - w + 1))
-            top = int(draws[21] * (height - h + 1))
+            left = int(randoms[20] * (width - w + 1))
+            top = int(randoms[21] * (height - h + 1))
             return CropSpec((left, top, left + w, top + h), flip=flip)
     return CropSpec(_central_box(width, height, ratio), flip=flip)
 
@@ -69,51 +69,51 @@ def random_resized_crop(
 def resize_crop(
     width: int,
     height: int,
-    draws: Draws,
+    randoms: Randoms,
     *,
     crop: int,
-    sides: tuple[int, int],
-    central_square: bool,
-    flip_prob: float,
+    resize_range: tuple[int, int],
+    center_square_first: bool,
+    hflip_prob: float,
 ) -> CropSpec:
-    """Crop a square at a random place, once the shorter side has a length drawn from a range.
+    """Resize the shorter side to a random length, and crop a square at a random position.
 
-    AlexNet's (section 4.1: side 256, from the central square), VGG's (section 3.1.1: 256 to 512),
-    ResNet's (section 3.4: 256 to 480).
+    AlexNet (section 4.1: side 256, from the central square), VGG (section 3.1.1: 256 to 512) and
+    ResNet (section 3.4: 256 to 480) were trained with it.
 
     Args:
-        crop: the square's side, after the resizing.
-        sides: the shorter side's length, from and to, drawn uniformly.
-        central_square: crop from the middle of the image alone.
+        crop: the side of the square, after the resizing.
+        resize_range: the range of the shorter side's length, drawn uniformly.
+        center_square_first: whether to crop from the central square alone.
     """
     shorter = min(width, height)
-    side = sides[0] + int(draws[0] * (sides[1] - sides[0] + 1))
+    side = resize_range[0] + int(randoms[0] * (resize_range[1] - resize_range[0] + 1))
     box = min(shorter, shorter * crop / side)
-    across, down = (shorter, shorter) if central_square else (width, height)
-    left = (width - across) / 2 + draws[20] * (across - box)
-    top = (height - down) / 2 + draws[21] * (down - box)
-    return CropSpec((left, top, left + box, top + box), flip=bool(draws[22] < flip_prob))
+    across, down = (shorter, shorter) if center_square_first else (width, height)
+    left = (width - across) / 2 + randoms[20] * (across - box)
+    top = (height - down) / 2 + randoms[21] * (down - box)
+    return CropSpec((left, top, left + box, top + box), flip=bool(randoms[22] < hflip_prob))
 
 
 def random_crop_padded(
-    width: int, height: int, draws: Draws, *, padding: int, flip_prob: float
+    width: int, height: int, randoms: Randoms, *, padding: int, hflip_prob: float
 ) -> CropSpec:
-    """Shift the resized image by up to `padding` output pixels each way, zeros coming in.
+    """Shift the resized image by up to `padding` output pixels each way, padding with zeros.
 
     The augmentation of CIFAR since Lee et al., Deeply-Supervised Nets (2014): pad by 4, crop 32.
     """
-    x, y = (int(draw * (2 * padding + 1)) - padding for draw in draws[20:22])
-    return CropSpec((0, 0, width, height), shift=(x, y), flip=bool(draws[22] < flip_prob))
+    x, y = (int(value * (2 * padding + 1)) - padding for value in randoms[20:22])
+    return CropSpec((0, 0, width, height), shift=(x, y), flip=bool(randoms[22] < hflip_prob))
 
 
-def _between(bounds: tuple[float, float], draw: float) -> float:
-    return bounds[0] + (bounds[1] - bounds[0]) * draw
+def _between(bounds: tuple[float, float], fraction: float) -> float:
+    return bounds[0] + (bounds[1] - bounds[0]) * fraction
 
 
 def _central_box(
     width: int, height: int, ratio: tuple[float, float]
 ) -> tuple[float, float, float, float]:
-    """Return the largest middle box whose aspect ratio is within bounds."""
+    """Return the largest central box whose aspect ratio is within bounds."""
     w, h = width, height
     if width / height < ratio[0]:
         h = max(round(width / ratio[0]), 1)

@@ -1,4 +1,4 @@
-"""Bytes and views -> pixels. The one seam behind which faster decoders go."""
+"""Decode image bytes and cut crops out: the one seam behind which faster decoders go."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -17,17 +17,17 @@ from data_sharding.transforms.crops import CropSpec
 
 Pixels = NDArray[np.uint8]
 ViewsFn = Callable[[int, int], Sequence[CropSpec]]  # from (width, height) in pixels
-ChooseSizes = Callable[[int, int], Sequence[tuple[int, int]]]  # from such a pair, pairs like it
+SizesFn = Callable[[int, int], Sequence[tuple[int, int]]]  # the same, to such pairs
 
 _MODES = {1: "L", 3: "RGB"}
-_BELOW_THE_CUT = "extraneous bytes before marker"  # what a decoder says of rows that are left out
+_BELOW_THE_CUT = "extraneous bytes before marker"  # the warning about rows that are left out
 
 
 class Decoded(NamedTuple):
-    """An image's pixels, perhaps cut off below its views, and what was wrong with its bytes.
+    """An image's pixels, perhaps cut off below its views, and the damage of its bytes.
 
     pixels: (height, width, channels).
-    damage: what the decoder has put up with, or None.
+    damage: the decoder's warning, or None.
     """
 
     pixels: Pixels
@@ -37,36 +37,33 @@ class Decoded(NamedTuple):
 def decode(data: memoryview, choose_views: ViewsFn, out: Pixels) -> str | None:
     """Decode an image once, cut its views out, and write them to `out`.
 
-    Resizing is bilinear and antialiased, as Pillow and torchvision do it. The kind of file is
-    recognised by its content, never by its name. Pixels are taken as they are stored, by the rules
-    of data_sharding.image.open_image. An ordinary JPEG is not decoded below the lowest view.
+    Resizing is bilinear and antialiased, as in Pillow and torchvision. The image format is detected
+    from the content, never from the name; data_sharding.image.open_image has the rules for pixels.
+    An ordinary JPEG is not decoded below the lowest view.
 
     Args:
-        choose_views: called with the image's (width, height) in pixels; as many as `out` holds.
+        choose_views: a function from the image's (width, height) to as many views as `out` holds.
         out: (views, size, size, channels) with 1 (grey) or 3 (RGB) channels.
 
     Returns:
-        The damage that a decoder was seen to put up with: parts of the image may be grey or wrong.
+        The decoder's warning about damage, if any: parts of the image may be grey or wrong.
 
     Raises:
         BadSample: the bytes cannot be decoded.
     """
     decoded, views = _decode(data, choose_views, out.shape[-1])
-    for view, place in zip(views, out, strict=True):
-        _crop_and_resize(decoded.pixels, view, place)
+    for view, pixels in zip(views, out, strict=True):
+        _crop_and_resize(decoded.pixels, view, pixels)
     return decoded.damage
 
 
 def decode_whole(
-    data: memoryview, choose_sizes: ChooseSizes, channels: int
+    data: memoryview, choose_sizes: SizesFn, channels: int
 ) -> tuple[list[torch.Tensor], str | None]:
     """Decode an image once, and resize the whole of it to several sizes, as `decode` does.
 
-    Args:
-        choose_sizes: called with the image's (width, height) in pixels; returns such pairs.
-
     Returns:
-        uint8 (channels, height, width) of each size; and the damage, as `decode` does.
+        Images, uint8 (channels, height, width), of each size; and the decoder's warning.
 
     Raises:
         BadSample: the bytes cannot be decoded.
@@ -121,7 +118,7 @@ def _decode_jpeg(data: memoryview, header: jpeg.JpegHeader, views: Sequence[Crop
 
 
 def _crop_and_resize(pixels: Pixels, view: CropSpec, out: Pixels) -> None:
-    """Write a view of the pixels to `out`, (size, size, channels)."""
+    """Write a view of the pixels to `out`, shape (size, size, channels)."""
     size = len(out)
     image = _resize(pixels, view.box, (size, size))
     x, y = (max(-size, min(shift, size)) for shift in view.shift)
@@ -135,10 +132,10 @@ def _crop_and_resize(pixels: Pixels, view: CropSpec, out: Pixels) -> None:
 def _resize(
     pixels: Pixels, box: tuple[float, float, float, float], size: tuple[int, int]
 ) -> torch.Tensor:
-    """Return a box of the image at a (width, height) in pixels; uint8 (channels, height, width)."""
+    """Resize a box of the image to (width, height); uint8 (channels, height, width)."""
     width, height = size
     left, top, right, bottom = (int(edge) for edge in box)
-    if (left, top, right, bottom) != box:  # between pixels: only Pillow has this
+    if (left, top, right, bottom) != box:  # fractions of pixels: only Pillow supports them
         mode = _MODES[pixels.shape[2]]
         image = Image.fromarray(pixels if mode == "RGB" else pixels[:, :, 0])
         image = image.resize(size, Image.Resampling.BILINEAR, box=box)

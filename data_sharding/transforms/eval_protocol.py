@@ -1,8 +1,10 @@
-"""Evaluation protocols: which views of an image are judged. Figures compare under equal ones only.
+"""Evaluation protocols: the views of an image that are evaluated.
+
+Metrics compare under equal protocols only.
 
 center-224-of-256            the middle 224 pixels, once the shorter side has 256
-warp-224-of-256              the middle of an image that was made square, whatever its shape was, as
-                             Caffe's tools and its CaffeNet did
+warp-224-of-256              the middle of an image that was warped to a square, as by Caffe's
+                             tools and its CaffeNet
 flip-224-of-256              that, and mirrored: what "test-time augmentation" often means
 ten-crop-224-of-256          that, the four corners, and all five mirrored (Krizhevsky et al.,
                              2012, section 4.1)
@@ -10,8 +12,8 @@ multi-scale-224-of-256-384   the middle at each of several scales, and mirrored
 144-crop-224-of-256-288-320-352    at each scale three squares; of each its corners, its middle
                              and the whole of it, and mirrored (Szegedy et al., Going Deeper
                              with Convolutions, section 7)
-dense-256-384-512            the whole image at each scale, and mirrored, for a network that is slid
-                             over it (Simonyan and Zisserman, 2014, section 3.2)
+dense-256-384-512            the whole image at each scale, and mirrored, for a network that is
+                             applied convolutionally (Simonyan and Zisserman, 2014, section 3.2)
 """
 
 import re
@@ -29,19 +31,19 @@ _DENSE = re.compile(r"dense((?:-[1-9][0-9]*)+)", re.ASCII)
 
 @dataclass(frozen=True)
 class DenseProtocol:
-    """The whole of an image and its mirror image, after its shorter side became `resizes`."""
+    """Whole images and their mirror images, with the shorter side resized to each of `resizes`."""
 
     resizes: tuple[int, ...]
 
     def sizes(self, width: int, height: int) -> list[tuple[int, int]]:
-        """Return the (width, height) at each scale of an image of that size in pixels."""
+        """Return the (width, height) in pixels at each scale of an image of that size."""
         resized = (_Resized(width, height, resize) for resize in self.resizes)
         return [(image.width, image.height) for image in resized]
 
 
 @dataclass(frozen=True)
 class EvalProtocol:
-    """The views of an image, each `crop` pixels square, after its shorter side became `resizes`."""
+    """Square views of `crop` pixels, with the shorter side resized to each of `resizes`."""
 
     name: str
     crop: int
@@ -53,10 +55,10 @@ class EvalProtocol:
         return len(self.views(1000, 1000))
 
     def views(self, width: int, height: int) -> tuple[CropSpec, ...]:
-        """Return the views of an image of that size in pixels.
+        """Return the views of an image of (width, height) pixels.
 
-        Rounds as torchvision's Resize, CenterCrop and TenCrop do, so that figures compare with
-        published ones.
+        They are rounded as by torchvision's Resize, CenterCrop and TenCrop, so that metrics
+        compare with published ones.
         """
         choose = _KINDS[self.kind]
         plain = [
@@ -70,7 +72,7 @@ class EvalProtocol:
 
 
 class _Resized:
-    """An image whose shorter side has been resized, or both, and views of it in source pixels."""
+    """An image whose shorter side (warped: both) was resized, and views of it in source pixels."""
 
     def __init__(self, width: int, height: int, resize: int, is_warped: bool = False) -> None:
         shorter = min(width, height)
@@ -82,7 +84,7 @@ class _Resized:
         self._scale = width / self.width, height / self.height
 
     def view(self, left: int, top: int, side: int) -> CropSpec:
-        """Return the view of a square of the resized image."""
+        """Return a square of the resized image as a view of the source."""
         x, y = self._scale
         width, height = self._source
         right, bottom = (left + side) * x, (top + side) * y
@@ -100,12 +102,12 @@ def _corners_and_middle(image: _Resized, crop: int) -> list[CropSpec]:
     return [*(image.view(x, y, crop) for x, y in corners), *_middle(image, crop)]
 
 
-def _of_three_squares(image: _Resized, crop: int) -> list[CropSpec]:
+def _googlenet_144_crops(image: _Resized, crop: int) -> list[CropSpec]:
     side, views = image.resize, list[CropSpec]()
     across, down = image.width - side, image.height - side
     for x, y in ((0, 0), (round(across / 2), round(down / 2)), (across, down)):
-        rest, middle = side - crop, round((side - crop) / 2)
-        offsets = ((0, 0), (rest, 0), (0, rest), (rest, rest), (middle, middle))
+        end, middle = side - crop, round((side - crop) / 2)
+        offsets = ((0, 0), (end, 0), (0, end), (end, end), (middle, middle))
         views += [image.view(x + dx, y + dy, crop) for dx, dy in offsets]
         views.append(image.view(x, y, side))
     return views
@@ -117,39 +119,34 @@ _KINDS: dict[str, Callable[[_Resized, int], list[CropSpec]]] = {
     "flip": _middle,
     "ten-crop": _corners_and_middle,
     "multi-scale": _middle,
-    "144-crop": _of_three_squares,
+    "144-crop": _googlenet_144_crops,
 }
 
 
 def parse_dense(name: str) -> DenseProtocol | None:
-    """Return the scales of a name such as `dense-256-384-512`, or None: it is no such name."""
+    """Parse a name such as `dense-256-384-512`; return None for any other name."""
     match = _DENSE.fullmatch(name)
-    return DenseProtocol(tuple(int(one) for one in match[1].split("-")[1:])) if match else None
+    return DenseProtocol(tuple(map(int, match[1].split("-")[1:]))) if match else None
 
 
 def parse_protocol(name: str) -> EvalProtocol:
-    """Return the protocol of a name such as `center-224-of-256`.
+    """Parse a name such as `center-224-of-256`.
 
     Raises:
-        ValueError: the name is not of that form, or it crops more than there is, or is dense.
+        ValueError: the name is not of that form, its crop exceeds the image, or it is dense.
     """
     if parse_dense(name):
         raise ValueError(
-            f"'{name}' judges whole images, each of its own shape: only `tahoe evaluate` does "
-            "that, with --protocol. Name one of equal crops here, e.g. center-224-of-256."
+            f"'{name}' evaluates whole images, each of its own shape: only `evaluate` supports it. "
+            "Name a protocol of equal crops here, e.g. center-224-of-256."
         )
     match = _NAME.fullmatch(name)
-    resizes = tuple(int(one) for one in match[3].split("-")) if match else ()
-    is_right = match is not None and all(int(match[2]) <= one for one in resizes)
-    if match is None or not is_right or (len(resizes) > 1) != (match[1] in _SEVERAL):
-        raise ValueError(
-            f"'{name}' is not an evaluation protocol. Figures under an unknown protocol "
-            "compare with nothing. Write center-CROP-of-RESIZE, warp-..., flip-..., ten-crop-..., "
-            "or with several sizes multi-scale-CROP-of-RESIZE-RESIZE or 144-crop-..., with "
-            "CROP <= RESIZE, e.g. center-224-of-256. `tahoe evaluate` also knows "
-            "dense-RESIZE-RESIZE."
-        )
-    return EvalProtocol(name, int(match[2]), resizes, match[1])
-
-
-_SEVERAL = ("multi-scale", "144-crop")
+    if match:
+        kind, crop, resizes = match[1], int(match[2]), tuple(map(int, match[3].split("-")))
+        if crop <= min(resizes) and (len(resizes) > 1) == (kind in ("multi-scale", "144-crop")):
+            return EvalProtocol(name, crop, resizes, kind)
+    raise ValueError(
+        f"'{name}' is not an evaluation protocol. Write center-CROP-of-RESIZE, warp-..., flip-..., "
+        "ten-crop-..., or with several sizes multi-scale-CROP-of-RESIZE-RESIZE or 144-crop-..., "
+        "with CROP <= RESIZE, e.g. center-224-of-256. `evaluate` also supports dense-RESIZE-RESIZE."
+    )

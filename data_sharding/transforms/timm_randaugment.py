@@ -1,10 +1,10 @@
-"""timm's RandAugment in its own words, e.g. rand-m9-mstd0.5-inc1.
+"""timm's RandAugment by its configuration strings, e.g. rand-m9-mstd0.5-inc1.
 
-Many recipes since 2020 are written in them, and torchvision's has no magnitudes that vary, and none
-beyond its range. https://huggingface.co/docs/timm/reference/data
+Many recipes since 2020 are written in them; torchvision's has no random magnitudes, and none beyond
+its range. https://huggingface.co/docs/timm/reference/data
 
-timm draws from Python's and from NumPy's generators, which are of the whole process: they are
-seeded from torch's for one image, and are afterwards as they were.
+timm draws from the global generators of Python and NumPy: they are seeded from torch's for one
+image, and restored afterwards.
 """
 
 import random
@@ -23,24 +23,24 @@ class TimmRandAugment(nn.Module):
     """RandAugment (Cubuk et al., 2020) by a configuration string.
 
     Args:
-        config: as timm's `--aa` takes it.
-        fill: a pixel of 0..255, for what comes in from outside.
+        config: the value of timm's `--aa`.
+        fill: the pixel (0..255) of uncovered borders.
 
     Raises:
-        TypeError: timm does not understand the string.
+        TypeError: timm cannot parse the string.
     """
 
     def __init__(self, config: str, fill: Sequence[float]) -> None:
         super().__init__()
         from timm.data.auto_augment import rand_augment_transform  # takes seconds, in every worker
 
-        # What it turns or shears it interpolates as the recipes do that are written in its words.
-        known = {"img_mean": tuple(map(round, fill)), "interpolation": Image.Resampling.BICUBIC}
+        # The interpolation of the recipes that are written in these strings.
+        params = {"img_mean": tuple(map(round, fill)), "interpolation": Image.Resampling.BICUBIC}
         try:
-            self._transform = rand_augment_transform(config, known)
+            self._transform = rand_augment_transform(config, params)
         except (AssertionError, AttributeError, KeyError, ValueError) as error:
             raise TypeError(
-                f"config={config} is none of timm's RandAugment, such as rand-m9-mstd0.5-inc1: "
+                f"config={config} is not a RandAugment of timm, such as rand-m9-mstd0.5-inc1: "
                 f"{error}"
             ) from error
         for op in self._transform.ops:
@@ -48,26 +48,26 @@ class TimmRandAugment(nn.Module):
                 op.aug_fn = _posterize
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return the changed image; uint8 (3, height, width) both."""
+        """Transform an image; uint8 (3, height, width)."""
         with _seeded(int(torch.randint(2**32, ()))):
-            changed = self._transform(functional.to_pil_image(image))
-        pixels: torch.Tensor = functional.pil_to_tensor(changed)
+            augmented = self._transform(functional.to_pil_image(image))
+        pixels: torch.Tensor = functional.pil_to_tensor(augmented)
         return pixels
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     """Keep at least one bit: the highest magnitudes keep none, which Pillow 13 refuses."""
-    kept: Image.Image = functional.posterize(image, max(1, bits))
-    return kept
+    posterized: Image.Image = functional.posterize(image, max(1, bits))
+    return posterized
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    pythons, numpys = random.getstate(), np.random.get_state()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     random.seed(seed)
     np.random.seed(seed)
     try:
         yield
     finally:
-        random.setstate(pythons)
-        np.random.set_state(numpys)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

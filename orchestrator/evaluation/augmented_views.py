@@ -13,8 +13,7 @@ from data_sharding.format.manifest import read_manifest
 from data_sharding.image.contact_sheet import Row, Tile, draw_sheet
 from data_sharding.loading.datasets import TrainDataset
 from data_sharding.loading.split_reader import SplitReader
-from data_sharding.sampling.locate import Ints
-from data_sharding.sampling.sample_order import SampleDraw
+from data_sharding.sampling.sample_order import Ints, SampleDraw
 from data_sharding.tools.preview import stored_tile
 from data_sharding.transforms.progressive_resize import ImageSizeSchedule
 from orchestrator.config.schema import Config
@@ -76,8 +75,8 @@ def _augmented(train_set: TrainDataset, first: SampleDraw, epoch: int, size: int
     shown = TrainDataset(
         train_set.shards,
         _FixedSampleOrder(train_set.order.seed, first),
-        train_set.choose_view,
-        train_set.distortion,
+        train_set.crop,
+        train_set.augment,
         ImageSizeSchedule(size),
         train_set.channels,
     )

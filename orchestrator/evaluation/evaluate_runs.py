@@ -22,7 +22,7 @@ import torch
 
 from data_sharding.format.manifest import Manifest, read_manifest
 from data_sharding.loading.datasets import EvalDataset
-from data_sharding.loading.full_images import load_whole
+from data_sharding.loading.full_images import load_full_images
 from data_sharding.loading.loader import Batch, iter_batches
 from data_sharding.loading.split_reader import SplitReader
 from data_sharding.transforms.eval_protocol import DenseProtocol, parse_dense, parse_protocol
@@ -274,7 +274,7 @@ def _predict(
 def _load(dataset: EvalDataset, asked: _ResolvedRequest, *, pin_memory: bool) -> Iterator[Batch]:
     data = asked.config.data
     if asked.dense:
-        return load_whole(dataset.shards, asked.dense, data.channels)
+        return load_full_images(dataset.shards, asked.dense, data.channels)
     return iter_batches(dataset, range(len(dataset)), data.num_workers, pin_memory=pin_memory)
 
 

@@ -38,7 +38,7 @@ def tahoe(data: Path, num_workers: int) -> Iterator[object]:
     from data_sharding.transforms.progressive_resize import ImageSizeSchedule
 
     manifest = read_manifest(str(data / "shards"), "train")
-    view = partial(random_resized_crop, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip_prob=0.5)
+    view = partial(random_resized_crop, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), hflip_prob=0.5)
     order = SampleOrder(
         manifest.shards.num_samples,
         seed=0,

@@ -21,8 +21,7 @@ import numpy as np
 import webdataset
 
 from data_sharding.format.shard_reader import ShardReader
-from data_sharding.sampling.locate import locate
-from data_sharding.sampling.sample_order import SampleOrder
+from data_sharding.sampling.sample_order import SampleOrder, locate
 
 
 def tahoe(shards: list[Path]) -> int:

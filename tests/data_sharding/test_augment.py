@@ -21,7 +21,7 @@ from data_sharding.transforms.crops import (
     NUM_RANDOMS,
     CropFn,
     CropSpec,
-    Draws,
+    Randoms,
     random_crop_padded,
     random_resized_crop,
     resize_crop,
@@ -37,7 +37,7 @@ draws = st.lists(st.floats(0, 1, exclude_max=True), min_size=NUM_RANDOMS, max_si
 )
 
 
-def many_draws(num: int) -> Draws:
+def many_draws(num: int) -> Randoms:
     return uniform(derive_key(0, "augment", np.arange(num)), NUM_RANDOMS)
 
 
@@ -84,16 +84,16 @@ def figures(boxes: NDArray[np.float64]) -> list[NDArray[np.float64]]:
 def test_crops_have_the_distribution_of_torchvision(
     width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> None:
-    choose = partial(random_resized_crop, scale=scale, ratio=ratio, flip_prob=0.5)
+    choose = partial(random_resized_crop, scale=scale, ratio=ratio, hflip_prob=0.5)
     ours = boxes(choose, width, height, 4000)
     theirs = boxes_of_torchvision(v2.RandomResizedCrop(224, scale, ratio), width, height, 4000)
     for our, their in zip(figures(ours), figures(theirs), strict=True):
         assert stats.ks_2samp(our, their, method="asymp").pvalue > LEAST_P
 
 
-def test_few_places_are_all_taken() -> None:
+def test_all_of_few_positions_are_drawn() -> None:
     """What a coarser comparison would miss: the last column, and rounding of the sides."""
-    choose = partial(random_resized_crop, scale=(0.25, 0.36), ratio=(1.0, 1.0), flip_prob=0.5)
+    choose = partial(random_resized_crop, scale=(0.25, 0.36), ratio=(1.0, 1.0), hflip_prob=0.5)
     ours = boxes(choose, 6, 7, 3000)
     theirs = boxes_of_torchvision(v2.RandomResizedCrop(6, (0.25, 0.36), (1, 1)), 6, 7, 3000)
     cells = [np.unique(found, axis=0, return_counts=True) for found in (ours, theirs)]
@@ -103,8 +103,8 @@ def test_few_places_are_all_taken() -> None:
 
 @examples
 @given(sides, sides, draws)
-def test_crops_lie_in_the_image(width: int, height: int, draw: Draws) -> None:
-    view = random_resized_crop(width, height, draw, scale=SCALE, ratio=USUAL, flip_prob=0.5)
+def test_crops_are_inside_the_image(width: int, height: int, draw: Randoms) -> None:
+    view = random_resized_crop(width, height, draw, scale=SCALE, ratio=USUAL, hflip_prob=0.5)
     left, top, right, bottom = view.box
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
@@ -119,16 +119,16 @@ def test_crops_lie_in_the_image(width: int, height: int, draw: Draws) -> None:
         (9, 1, (0.2, 0.3), (4, 0, 5, 1)),
     ],
 )
-def test_where_nothing_fits_the_middle_is_taken(
+def test_the_central_crop_is_used_if_no_crop_fits(
     width: int, height: int, ratio: tuple[float, float], box: tuple[int, ...]
 ) -> None:
-    choose = partial(random_resized_crop, scale=(1.0, 1.0), ratio=ratio, flip_prob=0.0)
+    choose = partial(random_resized_crop, scale=(1.0, 1.0), ratio=ratio, hflip_prob=0.0)
     assert {choose(width, height, draw).box for draw in many_draws(20)} == {box}
 
 
 def test_place_and_flip_are_independent() -> None:
     """Looked at in crops of one size, so that the room for their place is the same."""
-    choose = partial(random_resized_crop, scale=(0.25, 0.25), ratio=(1.0, 1.0), flip_prob=0.5)
+    choose = partial(random_resized_crop, scale=(0.25, 0.25), ratio=(1.0, 1.0), hflip_prob=0.5)
     views = [choose(1000, 1000, draw) for draw in many_draws(4000)]
     left, top = np.array([view.box[:2] for view in views]).T
     flip = np.array([view.flip for view in views])
@@ -141,7 +141,7 @@ def test_place_and_flip_are_independent() -> None:
 
 @pytest.mark.parametrize("padding", [0, 2, 4])
 def test_all_shifts_are_equally_likely(padding: int) -> None:
-    choose = partial(random_crop_padded, padding=padding, flip_prob=0.5)
+    choose = partial(random_crop_padded, padding=padding, hflip_prob=0.5)
     views = [choose(40, 30, draw) for draw in many_draws(5000)]
     assert {view.box for view in views} == {(0, 0, 40, 30)}
     shifts, counts = np.unique([view.shift for view in views], axis=0, return_counts=True)
@@ -163,20 +163,20 @@ def test_all_shifts_are_equally_likely(padding: int) -> None:
         partial(random_crop_padded, padding=4),
     ],
 )
-def test_flips_are_as_frequent_as_asked(choose: Callable[..., CropSpec], prob: float) -> None:
+def test_flips_have_the_configured_frequency(choose: Callable[..., CropSpec], prob: float) -> None:
     num = 2000
-    flips = sum(choose(40, 30, draw, flip_prob=prob).flip for draw in many_draws(num))
+    flips = sum(choose(40, 30, draw, hflip_prob=prob).flip for draw in many_draws(num))
     assert abs(flips - num * prob) <= 4 * sqrt(num * prob * (1 - prob))
 
 
 @pytest.mark.parametrize(
     "choose",
     [
-        partial(random_resized_crop, scale=SCALE, ratio=USUAL, flip_prob=0.5),
-        partial(random_crop_padded, padding=4, flip_prob=0.5),
+        partial(random_resized_crop, scale=SCALE, ratio=USUAL, hflip_prob=0.5),
+        partial(random_crop_padded, padding=4, hflip_prob=0.5),
     ],
 )
-def test_a_view_depends_on_its_key_alone(choose: CropFn) -> None:
+def test_a_crop_depends_on_its_key_alone(choose: CropFn) -> None:
     def views(epoch: int, ids: NDArray[np.int64]) -> list[CropSpec]:
         drawn = uniform(derive_key(0, "augment", epoch, ids), NUM_RANDOMS)
         return [choose(500, 375, draw) for draw in drawn]
@@ -196,22 +196,22 @@ def test_a_view_depends_on_its_key_alone(choose: CropFn) -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (256, 256), (90, 40)])
-@pytest.mark.parametrize("central_square", [True, False])
+@pytest.mark.parametrize("center_square_first", [True, False])
 def test_a_scaled_crop_is_a_square_of_what_was_resized(
-    width: int, height: int, *, central_square: bool
+    width: int, height: int, *, center_square_first: bool
 ) -> None:
     shorter, found = min(width, height), set[float]()
     for draw in many_draws(500):
         view = resize_crop(
-            width, height, draw, crop=224, sides=(256, 512), central_square=central_square,
-            flip_prob=0.5,
+            width, height, draw, crop=224, resize_range=(256, 512),
+            center_square_first=center_square_first, hflip_prob=0.5,
         )  # fmt: skip
         left, top, right, bottom = view.box
         assert right - left == pytest.approx(bottom - top)
         side = 224 * shorter / (right - left)  # of the resized image
         assert side == pytest.approx(round(side))
         found.add(round(side))
-        outside = ((width - shorter) / 2, (height - shorter) / 2) if central_square else (0, 0)
+        outside = ((width - shorter) / 2, (height - shorter) / 2) if center_square_first else (0, 0)
         assert outside[0] - 1e-9 <= left
         assert right <= width - outside[0] + 1e-9
         assert outside[1] - 1e-9 <= top
@@ -222,13 +222,17 @@ def test_a_scaled_crop_is_a_square_of_what_was_resized(
 
 
 def test_both_ends_of_a_range_of_sides_are_drawn() -> None:
-    crop = partial(resize_crop, crop=224, sides=(256, 258), central_square=True, flip_prob=0.5)
+    crop = partial(
+        resize_crop, crop=224, resize_range=(256, 258), center_square_first=True, hflip_prob=0.5
+    )
     boxes = (crop(300, 300, draw).box for draw in many_draws(100))
     assert {round(224 * 300 / (right - left)) for left, _, right, _ in boxes} == {256, 257, 258}
 
 
 def test_alexnets_crops_are_everywhere_in_the_central_square() -> None:
-    crop = partial(resize_crop, crop=224, sides=(256, 256), central_square=True, flip_prob=0.5)
+    crop = partial(
+        resize_crop, crop=224, resize_range=(256, 256), center_square_first=True, hflip_prob=0.5
+    )
     views = [crop(512, 256, draw) for draw in many_draws(2000)]
     lefts = np.array([view.box[0] for view in views]) - 128
     tops = np.array([view.box[1] for view in views])

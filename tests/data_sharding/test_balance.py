@@ -115,24 +115,28 @@ def test_a_remote_index_is_copied_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", ["none", "multi"])
 def test_samples_without_one_class_cannot_be_balanced(url, kind):
     for use in (partial(write_class_index, labels=[]), read_class_index):
-        with pytest.raises(DataError, match=f"/train has {kind} labels.*recipe.balanced=false"):
+        with pytest.raises(DataError) as raised:
             use(url, "train", manifest(rule=LabelRule(kind, "json")))
+        assert raised.value.value == kind
 
 
 def test_a_class_without_samples_cannot_be_drawn(url):
-    with pytest.raises(DataError, match=r"/train has no samples of 1 classes \(b, "):
+    with pytest.raises(DataError) as raised:
         write_class_index(url, "train", manifest(), [0] * 10)
+    assert raised.value.value == "b"
 
 
-def test_a_missing_index_names_the_command_that_writes_it(url):
-    with pytest.raises(DataError, match=r"is missing.*tahoe shard stat '.*/a set' --class-index"):
+def test_a_missing_index_is_an_error_with_a_hint(url):
+    with pytest.raises(DataError, match="missing") as raised:
         read_class_index(url, "train", manifest())
+    assert raised.value.value == f"{url}/train/{FILE_NAME}"
+    assert "`class_index`" in raised.value.hint
 
 
 @pytest.mark.parametrize("other", [manifest(11), manifest(sha256="1" * 64)])
 def test_the_index_of_another_data_set_is_refused(url, other):
     write_class_index(url, "train", manifest(), LABELS)
-    with pytest.raises(DataError, match=r"is of another data set.*tahoe shard stat"):
+    with pytest.raises(DataError, match="another data set"):
         read_class_index(url, "train", other)
 
 
@@ -152,19 +156,19 @@ def test_a_damaged_index_is_refused(tmp_path):
         {"samples": np.arange(10)[:, None]},
     ):
         path.write_bytes(arrays_to_safetensors(columns | changes))
-        with pytest.raises(DataError, match=r"does not divide 10 samples among 2 classes"):
+        with pytest.raises(DataError, match="10 samples among 2 classes"):
             read_class_index(url, "train", manifest())
     for damaged in (b"", b"nothing", sound[:-1], sound.replace(b'"samples"', b'"simples"')):
         path.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"cannot be used: .*tahoe shard stat"):
+        with pytest.raises(DataError, match="cannot be used"):
             read_class_index(url, "train", manifest())
 
 
 @pytest.mark.parametrize("sample", [-1, 10, 2**40])
-def test_a_sample_that_is_not_there_is_found_when_it_is_drawn(sample):
+def test_a_sample_out_of_range_is_an_error_when_it_is_drawn(sample):
     index = ClassIndex(np.array([*range(9), sample]), np.array([3, 10]))
     order = BalancedOrder(index, 0, 2, 1)
-    with pytest.raises(DataError, match=f"lists the sample {sample}, and there are 10"):
+    with pytest.raises(DataError, match=f"the sample {sample}, "):
         [order.global_batch(step) for step in range(10)]
 
 
@@ -199,6 +203,6 @@ def test_known_draws():
     assert drawn[2].passes.max() == 1_333_333_334  # of the class with two samples
 
 
-def test_what_cannot_be_divided_is_refused():
+def test_sizes_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="num_micro_batches=3 does not divide global_batch_size=8"):
         order_of([5, 2], micros=3)

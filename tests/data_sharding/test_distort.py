@@ -1,4 +1,4 @@
-"""Distortions change pixels, stay bytes, and are functions of their key."""
+"""Augmentations change pixels, stay bytes, and are functions of their key."""
 
 import random
 
@@ -10,24 +10,29 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from data_sharding.transforms.pixel_transforms import PcaLighting, make_augment
 
+
+def timm(policy):
+    return {"auto_augment": "timm_randaugment", "auto_augment_kwargs": {"config": policy}}
+
+
 NONE = {
-    "policy": None,
-    "policy_options": {},
-    "jitter": (0.0, 0.0, 0.0, 0.0),
-    "noise_std": 0.0,
-    "erase_prob": 0.0,
+    "auto_augment": None,
+    "auto_augment_kwargs": {},
+    "color_jitter": (0.0, 0.0, 0.0, 0.0),
+    "pca_lighting_std": 0.0,
+    "random_erasing_prob": 0.0,
     "fill": (124, 116, 104),
 }
 KINDS = [
-    {"policy": "randaugment", "policy_options": {"num_ops": 2, "magnitude": 9}},
-    {"policy": "trivialaugment"},
-    {"policy": "augmix"},
-    {"policy": "autoaugment"},
-    {"policy": "timm_randaugment", "policy_options": {"config": "rand-m9-mstd0.5-inc1"}},
-    {"policy": "timm_randaugment", "policy_options": {"config": "rand-m15-n2-p1-mmax15"}},
-    {"jitter": (0.4, 0.4, 0.4, 0.1)},
-    {"noise_std": 0.1},
-    {"erase_prob": 1.0},
+    {"auto_augment": "randaugment", "auto_augment_kwargs": {"num_ops": 2, "magnitude": 9}},
+    {"auto_augment": "trivialaugment"},
+    {"auto_augment": "augmix"},
+    {"auto_augment": "autoaugment"},
+    timm("rand-m9-mstd0.5-inc1"),
+    timm("rand-m15-n2-p1-mmax15"),
+    {"color_jitter": (0.4, 0.4, 0.4, 0.1)},
+    {"pca_lighting_std": 0.1},
+    {"random_erasing_prob": 1.0},
 ]
 
 
@@ -39,10 +44,10 @@ def image(size=32):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_key_gives_the_same_image(kind):
-    distortion = make_augment(**{**NONE, **kind})
+    augment = make_augment(**{**NONE, **kind})
     before, state = image(), torch.random.get_rng_state()
     pythons, numpys = random.getstate(), np.random.get_state()[1].tolist()
-    found = [distortion(before, key) for key in (*range(20), *range(20))]
+    found = [augment(before, key) for key in (*range(20), *range(20))]
     assert all(torch.equal(a, b) for a, b in zip(found[:20], found[20:], strict=True))
     assert len({bytes(one.contiguous().numpy()) for one in found[:20]}) > 10
     assert torch.equal(before, image())
@@ -55,7 +60,9 @@ def test_the_same_key_gives_the_same_image(kind):
 def test_timms_policy_is_what_its_recipes_have():
     """As timm's own training script builds it, with its generators seeded alike."""
     options = {"config": "rand-m9-mstd0.5-inc1"}
-    ours = make_augment(**{**NONE, "policy": "timm_randaugment", "policy_options": options})
+    ours = make_augment(
+        **{**NONE, "auto_augment": "timm_randaugment", "auto_augment_kwargs": options}
+    )
     chain = create_transform(
         64, is_training=True, auto_augment=options["config"], interpolation="bicubic"
     )
@@ -73,17 +80,19 @@ def test_timms_policy_is_what_its_recipes_have():
 def test_the_strongest_posterizing_leaves_one_bit():
     """timm asks Pillow for none, which Pillow 13 refuses: one image in a thousand."""
     options = {"config": "rand-m10-n1-p1-inc1"}
-    strong = make_augment(**{**NONE, "policy": "timm_randaugment", "policy_options": options})
+    strong = make_augment(
+        **{**NONE, "auto_augment": "timm_randaugment", "auto_augment_kwargs": options}
+    )
     levels = [set(strong(image(), key).flatten().tolist()) for key in range(100)]
     assert {0, 128} in levels
 
 
-def test_nothing_asked_for_is_nothing_done():
+def test_no_transforms_are_no_change():
     assert not make_augment(**NONE)
 
 
 def test_erasing_fills_with_the_given_pixel():
-    found = make_augment(**{**NONE, "erase_prob": 1.0})(image(), 3)
+    found = make_augment(**{**NONE, "random_erasing_prob": 1.0})(image(), 3)
     changed = (found != image()).any(dim=0)
     assert 0.02 < changed.float().mean() < 0.5
     assert {tuple(pixel.tolist()) for pixel in found[:, changed].T} == {(124, 116, 104)}
@@ -104,18 +113,15 @@ def test_colour_noise_has_the_covariance_of_natural_colours():
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ({"policy": "randaugment", "policy_options": {"strength": 3}}, "strength"),
-        (
-            {"policy": "timm_randaugment", "policy_options": {"config": "rand-x9"}},
-            "config=rand-x9 is none of timm's RandAugment",
-        ),
-        ({"policy": "timm_randaugment", "policy_options": {}}, "config"),
-        ({"policy": "timm_randaugment", "policy_options": {"config": 9}}, "config=9 is none"),
-        ({"policy": "timm_randaugment", "fill": (124,)}, "data.channels=3"),
-        ({"jitter": (0.1, 0, 0, 0), "fill": (124,)}, "data.channels=3"),
-        ({"noise_std": 0.1, "fill": (124,)}, "data.channels=3"),
+        ({"auto_augment": "randaugment", "auto_augment_kwargs": {"strength": 3}}, "strength"),
+        (timm("rand-x9"), "config=rand-x9"),
+        ({"auto_augment": "timm_randaugment", "auto_augment_kwargs": {}}, "config"),
+        (timm(9), "config=9"),
+        ({"auto_augment": "timm_randaugment", "fill": (124,)}, "channels=3"),
+        ({"color_jitter": (0.1, 0, 0, 0), "fill": (124,)}, "channels=3"),
+        ({"pca_lighting_std": 0.1, "fill": (124,)}, "channels=3"),
     ],
 )
-def test_what_does_not_fit_is_told(kind, message):
+def test_invalid_options_are_refused(kind, message):
     with pytest.raises(ValueError, match=message):
         make_augment(**{**NONE, **kind})

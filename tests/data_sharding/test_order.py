@@ -401,6 +401,6 @@ def test_repeats_are_the_plain_order_more_slowly(
         ),
     ],
 )
-def test_what_cannot_be_divided_is_refused(settings: dict[str, int], message: str) -> None:
+def test_sizes_that_do_not_divide_are_refused(settings: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
         plain(10, 20, **{"global_batch_size": 8} | settings)

@@ -21,7 +21,7 @@ from data_sharding.transforms.pixel_transforms import PixelAugment
 from data_sharding.transforms.progressive_resize import ImageSizeSchedule
 
 MICROS, STEPS = 4, range(20, 24)  # an epoch has 22 steps
-VIEW = partial(random_resized_crop, scale=(0.3, 1.0), ratio=(0.75, 1.33), flip_prob=0.5)
+VIEW = partial(random_resized_crop, scale=(0.3, 1.0), ratio=(0.75, 1.33), hflip_prob=0.5)
 ONE_SHARD, ALL = 260_000, 10**9
 
 

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional
 from data_sharding.errors import DataError
 from data_sharding.format.manifest import read_manifest
 from data_sharding.io import filesystem
-from data_sharding.loading.full_images import load_whole
+from data_sharding.loading.full_images import load_full_images
 from data_sharding.loading.loader import Batch
 from data_sharding.loading.split_reader import SplitReader
 from data_sharding.sources.folder import folder
@@ -56,7 +56,7 @@ def key(shards: SplitReader, sample: int) -> int:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_of_any_shape(url: str, tmp_path: Path, scales: tuple[int, ...], channels: int):
     shards = open_val(url)
-    batches: list[Batch] = list(load_whole(shards, DenseProtocol(scales), channels))
+    batches: list[Batch] = list(load_full_images(shards, DenseProtocol(scales), channels))
     assert len(batches) == len(SHAPES) * len(scales)
     read = [key(shards, sample) for sample in range(len(SHAPES))]
     assert sorted(read) == list(range(len(SHAPES)))
@@ -81,7 +81,7 @@ def test_images_of_any_shape(url: str, tmp_path: Path, scales: tuple[int, ...], 
 def test_an_error_is_raised_where_it_is_read(url: str) -> None:
     shards = open_val(url)
     (Path(url) / "val" / shards.manifest.shards[1].name).unlink()
-    batches = load_whole(shards, DenseProtocol((16,)), 3)
+    batches = load_full_images(shards, DenseProtocol((16,)), 3)
     for _ in range(3):
         next(batches)
     with pytest.raises(DataError, match=shards.manifest.shards[1].name):
@@ -91,7 +91,7 @@ def test_an_error_is_raised_where_it_is_read(url: str) -> None:
 def test_nothing_is_left_running_when_nobody_asks_for_more(url: str) -> None:
     import threading
 
-    batches = load_whole(open_val(url), DenseProtocol((16,)), 3)
+    batches = load_full_images(open_val(url), DenseProtocol((16,)), 3)
     next(batches)
     batches.close()  # type: ignore[attr-defined]  # a generator
     assert not [one for one in threading.enumerate() if one.name.startswith("whole-images")]

@@ -168,11 +168,11 @@ def distortion_of(config: Config) -> PixelAugment:
     distort = config.recipe.distort
     try:
         return make_augment(
-            policy=distort.policy,
-            policy_options=distort.policy_options,
-            jitter=distort.jitter,
-            noise_std=distort.noise_std,
-            erase_prob=distort.erase_prob,
+            auto_augment=distort.policy,
+            auto_augment_kwargs=distort.policy_options,
+            color_jitter=distort.jitter,
+            pca_lighting_std=distort.noise_std,
+            random_erasing_prob=distort.erase_prob,
             fill=[255 * value for value in config.data.mean],
         )
     except ValueError as error:
@@ -269,15 +269,15 @@ def _training_view(data: Data) -> CropFn:
         return partial(
             resize_crop,
             crop=data.image_size,
-            sides=augment.sides,
-            central_square=augment.central_square,
-            flip_prob=augment.flip_prob,
+            resize_range=augment.sides,
+            center_square_first=augment.central_square,
+            hflip_prob=augment.flip_prob,
         )
     if augment.kind == "padded_crop":
-        return partial(random_crop_padded, padding=augment.padding, flip_prob=augment.flip_prob)
+        return partial(random_crop_padded, padding=augment.padding, hflip_prob=augment.flip_prob)
     return partial(
         random_resized_crop,
         scale=augment.scale,
         ratio=augment.ratio,
-        flip_prob=augment.flip_prob,
+        hflip_prob=augment.flip_prob,
     )

@@ -290,7 +290,7 @@ def test_whole_images_of_any_shape(tmp_path: Path) -> None:
     assert one["loss"] == pytest.approx(-own.log().mean().item(), rel=1e-4)
     assert one["protocol"] == "dense-32-48"
     for change, said in (
-        (("train", *small, *short, "data.protocol=dense-32"), "only `tahoe evaluate` does"),
+        (("train", *small, *short, "data.protocol=dense-32"), "only `evaluate` supports"),
         (("evaluate", "run", "--protocol", "dense-0"), "dense-RESIZE-RESIZE"),
     ):
         assert said in tahoe(*change, check=False).stderr
