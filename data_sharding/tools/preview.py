@@ -11,7 +11,7 @@ from data_sharding.image.contact_sheet import Tile, draw_sheet, fit_image, grid
 from data_sharding.image.open_image import load_image, to_mode
 from data_sharding.io import filesystem
 from data_sharding.rng import permutation
-from data_sharding.sampling.locate import Ints, locate
+from data_sharding.sampling.sample_order import Ints, locate
 from data_sharding.storage.shard_store import Reader
 from data_sharding.tools.local_copy import open_shard
 
