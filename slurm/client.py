@@ -183,5 +183,5 @@ def _explain(command: Sequence[str], stderr: str) -> str:
     said = re.sub(rf"^{command[0]}: (error: )?", "", stderr.strip(), flags=re.MULTILINE)
     return (
         f"`{command[0]}` failed: {said}. Mend what it names (partition, account "
-        "and limits are keys of `cluster`), or ask those who run the cluster."
+        "and limits are keys of `slurm`), or ask those who run the cluster."
     )

@@ -17,12 +17,12 @@ _RIVALS = {
 # The number of ranks: batches, rendezvous and logs are reckoned with it.
 _OF_THE_RUN = {
     "array": "a sweep is an array by itself: `tahoe submit -m`",
-    "nodes": "set cluster.nodes",
-    "ntasks": "set cluster.nodes and cluster.tasks_per_node",
-    "ntasks-per-core": "set cluster.tasks_per_node",
-    "ntasks-per-gpu": "set cluster.tasks_per_node",
-    "ntasks-per-node": "set cluster.tasks_per_node",
-    "ntasks-per-socket": "set cluster.tasks_per_node",
+    "nodes": "set slurm.nodes",
+    "ntasks": "set slurm.nodes and slurm.tasks_per_node",
+    "ntasks-per-core": "set slurm.tasks_per_node",
+    "ntasks-per-gpu": "set slurm.tasks_per_node",
+    "ntasks-per-node": "set slurm.tasks_per_node",
+    "ntasks-per-socket": "set slurm.tasks_per_node",
     "wait": "`tahoe status RUN` says when it has ended",
 }
 # Input variables that are not named as their options (man sbatch, INPUT ENVIRONMENT VARIABLES).

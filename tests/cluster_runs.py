@@ -49,12 +49,12 @@ class Jobs:
             *(f"run_dir={name}", f"data.url='{self.digits}'", "model=network:build"),
             *(f"recipe.steps={NUM_STEPS}", "recipe.global_batch_size=64", "tracking=none"),
             *("checkpoint.every_steps=10", "evaluate.every_epochs=1", "logging.every_steps=1"),
-            *("logging.sample_ids=true", "data.num_workers=0", "cluster.threads_per_rank=1"),
+            *("logging.log_sample_ids=true", "data.num_workers=0", "runtime.threads_per_rank=1"),
         ]
 
     def submit(self, name: str, *more: str, nodes: int = 2) -> RunDir:
         """Submit a run of two ranks a node."""
-        size = (f"cluster.nodes={nodes}", "cluster.tasks_per_node=2", "cluster=slurm")
+        size = (f"slurm.nodes={nodes}", "slurm.tasks_per_node=2", "slurm=default")
         self.tahoe("submit", *self.overrides(name), *size, *more)
         return RunDir(self.tahoe.cwd / name)
 

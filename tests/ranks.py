@@ -33,5 +33,5 @@ def _on_rank(
     names["LOCAL_WORLD_SIZE"] = num_ranks
     for name, value in {**names, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
         os.environ[name] = str(value)
-    with init_world(config.cluster) as world:
+    with init_world(config.runtime) as world:
         function(world, config, *args)

@@ -86,16 +86,16 @@ def test_make_targets_that_it_names_exist() -> None:
 
 
 def test_its_example_of_a_cluster_is_a_job(tmp_path: Path) -> None:
-    (shown,) = re.findall(r"```yaml\n(defaults: \[slurm.*?)```", README, flags=re.DOTALL)
-    (tmp_path / "conf" / "cluster").mkdir(parents=True)
-    (tmp_path / "conf" / "cluster" / "a100.yaml").write_text(shown)
+    (shown,) = re.findall(r"```yaml\n(# @package _global_\n.*?)```", README, flags=re.DOTALL)
+    (tmp_path / "conf" / "slurm").mkdir(parents=True)
+    (tmp_path / "conf" / "slurm" / "a100.yaml").write_text(shown)
     for split, num_samples in (("train", 100_000), ("val", 1000)):
         shard = ShardInfo("shard-000000.tar", num_samples, 10240, "0" * 64)
         write_manifest(str(tmp_path / "set"), split, Manifest(tuple("abcdefghij"), (shard,), {}))
     commands = re.findall(
         r"^ {4}tahoe (submit .*)$", README.replace("\\\n", " "), flags=re.MULTILINE
     )
-    (command,) = [one for one in commands if "cluster=a100" in one]
+    (command,) = [one for one in commands if "slurm=a100" in one]
     arguments = shlex.split(command.replace("s3://set", "set"), comments=True)
     printed = Tahoe(tmp_path)(*arguments, "--dry-run").stdout
     options = {line for line in printed.splitlines() if line.startswith("#SBATCH ")}

@@ -63,7 +63,7 @@ class Stats:
     def override(self) -> str:
         """The config overrides that normalise images by these numbers."""
         mean, std = (",".join(f"{x:.4f}" for x in numbers) for numbers in (self.mean, self.std))
-        channels = "data.channels=1 " if len(self.mean) == 1 else ""
+        channels = "data.in_channels=1 " if len(self.mean) == 1 else ""
         return f"{channels}data.mean=[{mean}] data.std=[{std}]"
 
 

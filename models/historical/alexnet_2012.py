@@ -160,6 +160,6 @@ def _last_map_size(image_size: int, window: int) -> int:
     if size < 1:
         raise ValueError(
             f"AlexNet leaves nothing of {image_size}x{image_size} images. Its own are 224x224. "
-            "Set data.image_size and model.options.image_size alike, and larger."
+            "Set data.image_size and model.kwargs.image_size alike, and larger."
         )
     return size

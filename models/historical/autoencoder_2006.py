@@ -90,7 +90,7 @@ class Autoencoder(nn.Module):
         if v.shape[1] != seen:
             raise ValueError(
                 f"This autoencoder sees {seen} pixels an image and got {v.shape[1]}. Set "
-                "data.image_size and model.options.image_size alike."
+                "data.image_size and model.kwargs.image_size alike."
             )
 
 

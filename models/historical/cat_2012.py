@@ -48,7 +48,7 @@ class LocalRicaNet(nn.Module):
             if size < field + 4 * stride:
                 raise ValueError(
                     f"Stage {number} sees maps of {size}x{size}, too small for fields of "
-                    f"{field}x{field} and pools of 5x5. Set model.options.field or .stages to less."
+                    f"{field}x{field} and pools of 5x5. Set model.kwargs.field or .stages to less."
                 )
             level = RicaStage(channels, size, field, maps, stride, pool_stride, sparsity)
             self.levels.append(level)

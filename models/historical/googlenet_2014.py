@@ -63,7 +63,7 @@ class GoogLeNet(nn.Module):
         if aux and size < 1:
             raise ValueError(
                 f"GoogLeNet's auxiliary heads see nothing of {image_size}x{image_size} images. Set "
-                "model.options.aux=false, or take larger ones."
+                "model.kwargs.aux=false, or take larger ones."
             )
         heads = [Auxiliary(seen[name], size, num_classes, width) for name in ("4a", "4d")]
         self.aux = nn.ModuleList(heads if aux else [])

@@ -72,8 +72,8 @@ class LeNet5(nn.Module):
     `head="linear"` ends in a linear layer, for any number of classes. `head="rbf"` ends as the
     paper does, in ten Euclidean radial basis functions whose centres are fixed bitmaps of the
     digits. The logits are the negated squared distances, so cross-entropy over them is the paper's
-    MAP criterion (eq. 9) but for its constant j, which is `recipe.map_constant`. ValueError: an
-    unknown head, an rbf head with other than 10 classes, images of another size.
+    MAP criterion (eq. 9) but for its constant j, which is `recipe.map_rejection_penalty`.
+    ValueError: an unknown head, an rbf head with other than 10 classes, images of another size.
 
     `border=2` is for the 28x28 images of MNIST: so many pixels of the background, -0.1, are added
     on each side (section II-B).
@@ -116,7 +116,7 @@ class LeNet5(nn.Module):
             raise ValueError(
                 f"LeNet-5 takes {size}x{size} images and got {x.shape[-2]}x{x.shape[-1]}; its "
                 f"layers would not end in one 84-unit vector. Set data.image_size={size}, or "
-                "model.options.border=2 for 28x28."
+                "model.kwargs.border=2 for 28x28."
             )
         x = F.pad(x, (self.border,) * 4, value=-0.1)
         x = scaled_tanh(self.c1(x))  # [n, 6, 28, 28]

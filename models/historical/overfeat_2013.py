@@ -70,7 +70,7 @@ class OverFeat(nn.Module):
             raise ValueError(
                 f"OverFeat leaves nothing of {image_size}x{image_size} images. Its own are "
                 f"{_SIZE[variant]}x{_SIZE[variant]}. Set data.image_size and "
-                "model.options.image_size alike, and larger."
+                "model.kwargs.image_size alike, and larger."
             )
         self.features = nn.Sequential(*layers)
         first, second = (scale_width(n, width) for n in _HIDDEN[variant])

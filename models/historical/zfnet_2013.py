@@ -85,6 +85,6 @@ def _last_map_size(image_size: int) -> int:
     if size < 1:
         raise ValueError(
             f"ZFNet leaves nothing of {image_size}x{image_size} images. Its own are 224x224. Set "
-            "data.image_size and model.options.image_size alike, and larger."
+            "data.image_size and model.kwargs.image_size alike, and larger."
         )
     return size

@@ -41,7 +41,7 @@ DESCRIPTION = "Train image classifiers on a cluster; resume exactly; compare run
 TRAIN_EPILOG = """\
 OVERRIDES are Hydra's: a group as model=resnet18, a key as recipe.epochs=5.
 
-  tahoe train model=lenet5_1998 data=digits launcher.num_procs=2
+  tahoe train model=lenet5_1998 data=digits launcher.nproc_per_node=2
   tahoe train model=timm/resnet50 data=shards data.url=/data/set
   tahoe train -m model=lenet5_1998,resnet18 seed=1,2     each point after the other
   tahoe train --cfg job                                  print the config and exit
@@ -139,7 +139,7 @@ def _train(options: argparse.Namespace) -> int:
     worst = 0
     for point, (run, plan) in zip(points, opened, strict=True):
         if run.is_finished:
-            print(f"{run.path} is finished already; it is reused (if_finished=reuse)")
+            print(f"{run.path} is finished already; skipped (if_finished=skip)")
             continue
         try:
             if isinstance(plan, RunningError):

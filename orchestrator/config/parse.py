@@ -29,7 +29,8 @@ MUTABLE_KEYS = (
     "runs_dir",
     "if_finished",
     "launcher",
-    "cluster",
+    "runtime",
+    "slurm",
     "logging",
     "tracking",
     "strategy",
@@ -42,6 +43,7 @@ MUTABLE_KEYS = (
     "model.published",  # a corrected quotation does not make another run
     "data.url",  # the data set may have moved; its fingerprint is checked
     "data.num_workers",
+    "data.cache",
     "data.expected",  # looked at when the run is made
 )
 

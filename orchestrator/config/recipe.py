@@ -18,13 +18,13 @@ schema_dataclass = dataclass(
 class Augment:
     """What changes the pixels of a training image; see `transforms.pixel_transforms`."""
 
-    policy: (
+    auto_augment: (
         Literal["autoaugment", "randaugment", "trivialaugment", "augmix", "timm_randaugment"] | None
     )
-    policy_options: dict[str, Any]
-    jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
-    noise_std: NonNegativeFloat
-    erase_prob: Share
+    auto_augment_kwargs: dict[str, Any]
+    color_jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
+    pca_lighting_std: NonNegativeFloat
+    random_erasing_prob: Share
 
 
 @schema_dataclass
@@ -40,14 +40,16 @@ class Mixup:
 class ProgressiveResize:
     """Progressive resizing: the first size grows to data.image_size between two epochs."""
 
-    first_size: Size
-    from_epoch: NonNegativeFloat
-    to_epoch: PositiveFloat
-    multiple_of: PositiveInt
+    start_size: Size
+    start_epoch: NonNegativeFloat
+    end_epoch: PositiveFloat
+    size_divisor: PositiveInt
 
     def __post_init__(self) -> None:
-        if self.from_epoch >= self.to_epoch:
-            raise ValueError(f"from_epoch={self.from_epoch} must be below to_epoch={self.to_epoch}")
+        if self.start_epoch >= self.end_epoch:
+            raise ValueError(
+                f"start_epoch={self.start_epoch} must be below end_epoch={self.end_epoch}"
+            )
 
 
 @schema_dataclass
@@ -60,8 +62,8 @@ class Optimizer:
     momentum: Share
     decay_norm_and_bias: bool
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
-    bias_lr_share: PositiveFloat = 1.0
-    options: dict[str, Any]
+    bias_lr_scale: PositiveFloat = 1.0
+    kwargs: dict[str, Any]
 
 
 @schema_dataclass
@@ -77,13 +79,13 @@ class Schedule:
     are there if a run was extended (`tahoe resume --schedule`), so that what it did stays true.
     """
 
-    name: Literal["constant", "cosine", "linear", "step"]
+    name: Literal["constant", "cosine", "linear", "multistep"]
     warmup_epochs: NonNegativeFloat
     warmup_prefix: bool | None = None
-    final_share: Share
-    drop_epochs: tuple[PositiveFloat, ...]
-    drop_every_epochs: PositiveFloat | None = None
-    drop_factor: PositiveFloat
+    min_lr_factor: Share
+    decay_milestones: tuple[PositiveFloat, ...]
+    decay_every_epochs: PositiveFloat | None = None
+    decay_rate: PositiveFloat
     cycles: tuple[tuple[NonNegativeInt, PositiveInt], ...] = ()
 
     def __post_init__(self) -> None:
@@ -95,20 +97,20 @@ class Schedule:
     @property
     def ends_with_training(self) -> bool:
         """Whether a step's rate depends on how long the training is."""
-        return self.name in ("cosine", "linear") and self.final_share != 1
+        return self.name in ("cosine", "linear") and self.min_lr_factor != 1
 
 
 @schema_dataclass
 class Phase:
-    """One of several intervals of a training, until an epoch; see `step.stages`.
+    """One of several consecutive intervals of a training, up to an epoch; see `step.stages`.
 
-    `lr_share` is of the schedule's rate. `stage` is what the network knows it by: several intervals
-    may be of one stage.
+    `lr_scale` multiplies the schedule's rate. `stage` is the number by which the network knows it;
+    several phases may have the same.
     """
 
-    to_epoch: PositiveFloat
+    end_epoch: PositiveFloat
     stage: NonNegativeInt
-    lr_share: NonNegativeFloat = 1.0
+    lr_scale: NonNegativeFloat = 1.0
     momentum: Share | None = None
 
 
@@ -123,39 +125,39 @@ class Recipe:
     num_micro_batches: PositiveInt
     optimizer: Optimizer
     schedule: Schedule
-    distort: Augment
-    mix: Mixup
-    progressive: ProgressiveResize | None
-    repeats: PositiveInt
-    balanced: bool
+    augment: Augment
+    mixup: Mixup
+    progressive_resize: ProgressiveResize | None
+    augment_repeats: PositiveInt
+    class_balanced: bool
     label_smoothing: Share
     clip_grad_norm: PositiveFloat | None
-    clip_adaptive: PositiveFloat | None = None
+    agc_clip_factor: PositiveFloat | None = None
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
     precision: Literal["fp32", "bf16", "fp16"]
     channels_last: bool
     compile: bool
-    objective: Literal["cross_entropy", "bce", "own"] = "cross_entropy"
-    aux_weight: NonNegativeFloat = 0.3
-    bce_threshold: Share | None = None
-    map_constant: NonNegativeFloat | None = None
-    stages: tuple[Phase, ...] = ()
-    probe: bool = False
+    loss: Literal["cross_entropy", "bce", "model"] = "cross_entropy"
+    aux_loss_weight: NonNegativeFloat = 0.3
+    bce_target_threshold: Share | None = None
+    map_rejection_penalty: NonNegativeFloat | None = None
+    phases: tuple[Phase, ...] = ()
+    linear_probe: bool = False
 
     def __post_init__(self) -> None:
-        ends = [stage.to_epoch for stage in self.stages]
+        ends = [stage.end_epoch for stage in self.phases]
         if ends != sorted(set(ends)):
-            raise ValueError(f"stages: each must end after the one before, not at {ends}")
+            raise ValueError(f"phases: each must end after the one before, not at {ends}")
         given = {k: getattr(self, k) for k in DURATIONS if getattr(self, k) is not None}
         if len(given) != 1:
             raise ValueError(
                 f"the duration must be given once, as one of {', '.join(DURATIONS)}; "
                 f"given: {given or 'none'}. Set the others to null"
             )
-        if self.balanced and self.repeats > 1:
+        if self.class_balanced and self.augment_repeats > 1:
             raise ValueError(
-                f"balanced=true draws samples as often as it needs, so repeats={self.repeats} "
-                "means nothing with it. Set repeats to 1"
+                "class_balanced=true draws samples as often as it needs, so augment_repeats="
+                f"{self.augment_repeats} means nothing with it. Set augment_repeats to 1"
             )
 
 

@@ -39,12 +39,12 @@ class Reference:
     num_params: PositiveInt | None
     gmacs: NonNegativeFloat | None
     hardware: str | None = None
-    time: str | None = None
+    training_time: str | None = None
     petaflop: NonNegativeFloat | None = None
     source: str
     verified: bool
     recipe: str | None = None
-    traps: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
 
 
 @schema_dataclass
@@ -52,7 +52,7 @@ class Model:
     """A network: one of ours, `timm/NAME`, `torchvision/NAME` or `package.module:function`."""
 
     name: str
-    options: dict[str, Any]
+    kwargs: dict[str, Any]
     published: Reference | None
 
 
@@ -60,17 +60,17 @@ class Model:
 class Crop:
     """The training view; see data_sharding.transforms.crops for the meaning of the numbers."""
 
-    kind: Literal["random_resized_crop", "padded_crop", "scaled_crop"]
+    mode: Literal["random_resized_crop", "random_crop_padded", "resize_crop"]
     scale: tuple[Share, Share]
     ratio: tuple[PositiveFloat, PositiveFloat]
     padding: NonNegativeInt
-    flip_prob: Share
-    sides: tuple[Size, Size] = (256, 256)
-    central_square: bool = False
-    shared_by: PositiveInt = 1
+    hflip_prob: Share
+    resize_range: tuple[Size, Size] = (256, 256)
+    center_square_first: bool = False
+    samples_per_crop: PositiveInt = 1
 
     def __post_init__(self) -> None:
-        for name in ("scale", "ratio", "sides"):
+        for name in ("scale", "ratio", "resize_range"):
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name}={low, high} must be given as (from, to)")
@@ -90,33 +90,46 @@ class Expected:
 
 
 @schema_dataclass
+class Cache:
+    """Where a node keeps the shards of remote data sets; see data_sharding.storage.cache."""
+
+    dir: str | None  # resolved on the node, by data_sharding.storage.cache.cache_directory
+    max_gb: PositiveFloat
+    max_concurrent_requests: PositiveInt
+    chunk_mb: PositiveFloat
+    request_timeout_s: PositiveFloat
+    retry_timeout_s: PositiveFloat
+
+
+@schema_dataclass
 class Data:
     """A data set and how it is read."""
 
     name: str
     url: str
     image_size: Size
-    channels: Literal[1, 3]
+    in_channels: Literal[1, 3]
     mean: tuple[float, ...]
     std: tuple[PositiveFloat, ...]
-    augment: Crop
-    protocol: str
-    lanes: PositiveInt
-    block_size: Annotated[int, Field(ge=2)]
+    crop: Crop
+    eval_protocol: str
+    num_lanes: PositiveInt
+    shuffle_block_size: Annotated[int, Field(ge=2)]
     num_workers: NonNegativeInt
-    max_bad_share: Share
+    max_bad_fraction: Share
+    cache: Cache | Literal["none"]
     expected: Expected | None = None
 
     def __post_init__(self) -> None:
         numbers = {"mean": len(self.mean), "std": len(self.std)}
-        wrong = [f"{name} has {n}" for name, n in numbers.items() if n != self.channels]
+        wrong = [f"{name} has {n}" for name, n in numbers.items() if n != self.in_channels]
         if wrong:
-            raise ValueError(f"{' and '.join(wrong)} numbers for channels={self.channels}")
-        parse_protocol(self.protocol)
-        if self.augment.kind == "scaled_crop" and self.augment.sides[0] < self.image_size:
+            raise ValueError(f"{' and '.join(wrong)} numbers for in_channels={self.in_channels}")
+        parse_protocol(self.eval_protocol)
+        if self.crop.mode == "resize_crop" and self.crop.resize_range[0] < self.image_size:
             raise ValueError(
-                f"augment.sides={self.augment.sides}: images of that height have no crop of "
-                f"image_size={self.image_size}. Make the sides larger, or the crop smaller"
+                f"crop.resize_range={self.crop.resize_range}: images of that height have no crop "
+                f"of image_size={self.image_size}. Make the range larger, or the crop smaller"
             )
 
 
@@ -153,23 +166,12 @@ class Checkpoint:
 
 @schema_dataclass
 class Launcher:
-    """How the ranks are started; `num_procs` and `stop_grace_s` are those of this machine."""
+    """How the ranks are started; `nproc_per_node` and `grace_period_s` are those of this "
+    "machine."""
 
     name: Literal["local", "slurm"]
-    num_procs: PositiveInt
-    stop_grace_s: PositiveFloat
-
-
-@schema_dataclass
-class Cache:
-    """Where a node keeps the shards of remote data sets; see data_sharding.storage.cache."""
-
-    dir: str | None  # resolved on the node, by data_sharding.storage.cache.cache_directory
-    max_gb: PositiveFloat
-    num_connections: PositiveInt
-    part_mb: PositiveFloat
-    part_timeout_s: PositiveFloat
-    deadline_s: PositiveFloat
+    nproc_per_node: PositiveInt
+    grace_period_s: PositiveFloat
 
 
 @schema_dataclass
@@ -183,16 +185,29 @@ class Container:
 
 
 @schema_dataclass
-class Cluster:
-    """What the ranks run on. What Slurm is asked for is in submitit's words."""
+class Runtime:
+    """The device of a rank, its threads, its connections, and how long it waits."""
 
     device: Literal["auto", "cpu", "cuda"]
     threads_per_rank: PositiveInt | None
-    collective_timeout_s: PositiveFloat
+    process_group_timeout_s: PositiveFloat
     hang_timeout_s: PositiveFloat | None
     network_interface: str | None
-    peak_tflops: PositiveFloat | None = None
-    cache: Cache | Literal["none"]
+    peak_tflops_per_device: PositiveFloat | None = None
+
+    def __post_init__(self) -> None:
+        if self.network_interface is not None and not _INTERFACES.fullmatch(self.network_interface):
+            raise ValueError(
+                f"network_interface={self.network_interface!r}: gloo, which carries the decisions, "
+                "takes names alone, not NCCL's ^ and =. Give the name of an interface, e.g. ib0, "
+                "or several with commas"
+            )
+
+
+@schema_dataclass
+class Slurm:
+    """What Slurm is asked for, in submitit's words, and when a run is given up."""
+
     nodes: PositiveInt
     tasks_per_node: PositiveInt | None
     gpus_per_node: NonNegativeInt
@@ -205,9 +220,9 @@ class Cluster:
     constraint: str | None
     exclude: str | None
     array_parallelism: PositiveInt | None
-    signal_lead_s: PositiveInt
-    max_crashes: NonNegativeInt
-    snapshot_mb: PositiveFloat | None
+    signal_delay_s: PositiveInt
+    max_consecutive_failures: NonNegativeInt
+    code_snapshot_max_mb: PositiveFloat | None
     modules: tuple[str, ...]
     setup: tuple[str, ...]
     container: Container | None
@@ -215,18 +230,12 @@ class Cluster:
     additional_parameters: dict[str, str | int | float | bool]
 
     def __post_init__(self) -> None:
-        if self.network_interface is not None and not _INTERFACES.fullmatch(self.network_interface):
-            raise ValueError(
-                f"network_interface={self.network_interface!r}: gloo, which carries the decisions, "
-                "takes names alone, not NCCL's ^ and =. Give the name of an interface, e.g. ib0, "
-                "or several with commas"
-            )
         limit_s = None if self.timeout_min is None else 60 * self.timeout_min
-        if limit_s is not None and limit_s <= self.signal_lead_s:
+        if limit_s is not None and limit_s <= self.signal_delay_s:
             raise ValueError(
-                f"timeout_min={self.timeout_min} is {limit_s} s, and signal_lead_s="
-                f"{self.signal_lead_s} before that the ranks save and stop: at once. Give them "
-                "more time, or a shorter lead"
+                f"timeout_min={self.timeout_min} is {limit_s} s, and signal_delay_s="
+                f"{self.signal_delay_s} before that the ranks save and stop: at once. Give them "
+                "more time, or a shorter delay"
             )
 
     @property
@@ -242,9 +251,9 @@ class Tracking:
     enabled: bool
     uri: str
     experiment: str
-    ship_every_s: PositiveFloat
-    system_every_s: PositiveFloat | None = None
-    drain_timeout_s: NonNegativeFloat
+    flush_interval_s: PositiveFloat
+    system_metrics_interval_s: PositiveFloat | None = None
+    flush_timeout_s: NonNegativeFloat
 
 
 @schema_dataclass
@@ -252,8 +261,8 @@ class Logging:
     """How often a step is logged; whether the ids of its samples are; what is drawn at the end."""
 
     every_steps: PositiveInt
-    sample_ids: bool
-    pictures: bool = True
+    log_sample_ids: bool
+    plots: bool = True
     weight_histograms: bool = False
 
 
@@ -266,14 +275,15 @@ class Config:
     init_from: str | None = None
     run_dir: str | None
     runs_dir: str
-    if_finished: Literal["refuse", "reuse", "rerun"]
+    if_finished: Literal["error", "skip", "rerun"]
     model: Model
     recipe: Recipe
     data: Data
     evaluate: Evaluate
     checkpoint: Checkpoint
     launcher: Launcher
-    cluster: Cluster
+    runtime: Runtime
+    slurm: Slurm
     tracking: Tracking
     logging: Logging
 
@@ -281,5 +291,5 @@ class Config:
     def world_size(self) -> int:
         """How many ranks there are."""
         if self.launcher.name == "local":
-            return self.launcher.num_procs
-        return self.cluster.nodes * self.cluster.ranks_per_node
+            return self.launcher.nproc_per_node
+        return self.slurm.nodes * self.slurm.ranks_per_node

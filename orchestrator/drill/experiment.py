@@ -71,7 +71,7 @@ def _here(
     """Run a drill on this machine."""
     place = _make_place(options.directory, config)
     with _surrounded(place, kinds) as (around, tracking_uri):
-        launcher = _changed(config.launcher, name="local", num_procs=options.ranks)
+        launcher = _changed(config.launcher, name="local", nproc_per_node=options.ranks)
         config = cast("Config", _changed(config, launcher=launcher))
         short = _shortened(config, place, tracking_uri, len(attempts))
         if not set(kinds).isdisjoint(OF_STORE):
@@ -198,29 +198,29 @@ def _changed(part: Any, **values: object) -> Any:
 def _shortened(config: Config, place: Path, tracking_uri: str, num_attempts: int) -> Config:
     """Return a config of so few steps that every attempt makes some, and all is looked at."""
     steps = _STEPS_BESIDES + _STEPS_AN_ATTEMPT * num_attempts
-    mlflow: dict[str, object] = {"uri": tracking_uri, "ship_every_s": _SHIP_EVERY_S}
-    tracking = _changed(config.tracking, enabled=True, system_every_s=None, **mlflow)
+    mlflow: dict[str, object] = {"uri": tracking_uri, "flush_interval_s": _SHIP_EVERY_S}
+    tracking = _changed(config.tracking, enabled=True, system_metrics_interval_s=None, **mlflow)
     return cast(
         "Config",
         _changed(
             config,
             runs_dir=str(place),
-            if_finished="refuse",
+            if_finished="error",
             recipe=_changed(config.recipe, epochs=None, images=None, steps=steps),
             checkpoint=_changed(config.checkpoint, every_steps=_SAVE_EVERY, keep_last=3),
-            logging=_changed(config.logging, every_steps=1, sample_ids=True, pictures=False),
+            logging=_changed(config.logging, every_steps=1, log_sample_ids=True, plots=False),
             tracking=tracking,
         ),
     )
 
 
 def _reading_from_the_faulty_store(config: Config, around: FaultyEnvironment) -> Config:
-    path, cluster = filesystem.local_path(config.data.url), config.cluster
+    path, cache = filesystem.local_path(config.data.url), config.data.cache
     url = config.data.url if path is None else f"file://{path.absolute()}"
-    data = _changed(config.data, url=f"{PROTOCOL}::{url}")
-    if cluster.cache != "none":
-        cluster = _changed(cluster, cache=_changed(cluster.cache, dir=str(around.cache)))
-    return cast("Config", _changed(config, data=data, cluster=cluster))
+    if cache != "none":
+        cache = _changed(cache, dir=str(around.cache))
+    data = _changed(config.data, url=f"{PROTOCOL}::{url}", cache=cache)
+    return cast("Config", _changed(config, data=data))
 
 
 def _check_finished(run: RunDir, ends: Sequence[AttemptResult]) -> None:

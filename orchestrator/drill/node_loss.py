@@ -37,7 +37,7 @@ def local_cluster_for(num_losses: int, config: Config) -> LocalCluster:
             "with `tahoe rehearse up`, and export what it prints."
         )
     cluster = LocalCluster.open(Path(os.environ["SLURM_CONF"]).parent)
-    num_nodes, needed = len(cluster.names), config.cluster.nodes
+    num_nodes, needed = len(cluster.names), config.slurm.nodes
     if num_losses > 2 * num_nodes - needed:
         raise ConfigError(
             f"{num_losses} lost nodes are too many for a job of {needed} on a rehearsal of "

@@ -37,12 +37,12 @@ def draw_augmented_views(config: Config, num: int, num_epochs: int) -> Image.Ima
     for epoch in range(num_epochs):
         size = train_set.sizes(epoch * plan.steps_per_epoch)
         rows.append(Row(_augmented(train_set, first, epoch, size), f"epoch {epoch + 1}"))
-    augment = config.data.augment
+    augment = config.data.crop
     return draw_sheet(
         rows,
         title=f"{config.data.name}: what the network sees",
         subtitle=(
-            f"{config.data.url}, {config.data.image_size} pixels, {augment.kind}, "
+            f"{config.data.url}, {config.data.image_size} pixels, {augment.mode}, "
             f"seed {config.seed}; before normalisation and mixing"
         ),
         tile_px=_TILE_PX,

@@ -58,7 +58,7 @@ class EvalRequest:
         real: also against the reassessed labels of ImageNet.
         confusion: where to write who is taken for whom.
         weights: "ema" or "raw"; None: the averaged ones where there are any.
-        max_bad_share: of the images may be unreadable.
+        max_bad_fraction: of the images may be unreadable.
     """
 
     runs: Sequence[str]
@@ -70,7 +70,7 @@ class EvalRequest:
     real: bool
     confusion: str | None
     weights: str | None = None
-    max_bad_share: float | None = None
+    max_bad_fraction: float | None = None
 
 
 @dataclass(frozen=True)
@@ -180,15 +180,15 @@ def evaluate_runs(request: EvalRequest) -> EvalReport:
 
 def _asked(config: Config, request: EvalRequest) -> _ResolvedRequest:
     """Return a run's config with what the request says instead."""
-    if config.recipe.objective == "own":
+    if config.recipe.loss == "model":
         raise ConfigError(f"{config.model.name} was trained without labels: it tells no classes.")
     data = cast("Any", config.data)
-    url, protocol = request.data or config.data.url, request.protocol or config.data.protocol
+    url, protocol = request.data or config.data.url, request.protocol or config.data.eval_protocol
     if protocol == "timm":
         protocol = timm_protocol(config.model.name, config.data.image_size)
     dense = parse_dense(protocol)
     try:
-        crops = config.data.protocol if dense else parse_protocol(protocol).name
+        crops = config.data.eval_protocol if dense else parse_protocol(protocol).name
     except ValueError as error:
         raise ConfigError(str(error)) from None
     batch_size = request.batch_size or config.evaluate.batch_size
@@ -210,11 +210,11 @@ def timm_protocol(model: str, crop: int) -> str:
     known = timm.get_pretrained_cfg(model.removeprefix("timm/"))
     if not model.startswith("timm/") or known is None:
         raise ConfigError(f"--protocol timm: {model} is no network of timm's. Name a protocol.")
-    share = known.crop_pct
+    fraction = known.crop_pct
     if crop == known.input_size[-1] and known.test_input_size:
-        crop, share = known.test_input_size[-1], known.test_crop_pct or share
+        crop, fraction = known.test_input_size[-1], known.test_crop_pct or fraction
     kind = "warp" if known.crop_mode == "squash" else "center"
-    return f"{kind}-{crop}-of-{math.floor(crop / share)}"
+    return f"{kind}-{crop}-of-{math.floor(crop / fraction)}"
 
 
 def _same_data(
@@ -265,16 +265,20 @@ def _predict(
     found = mean_log_probs(torch.cat(log_probs).unflatten(0, (-1, num_scales)), dim=1)
     real = _real_labels(dataset.shards) if request.real else None
     truth = _GroundTruth(torch.cat(labels)[::num_scales], torch.cat(readable)[::num_scales], real)
-    share = config.data.max_bad_share if request.max_bad_share is None else request.max_bad_share
-    named = f"One is {bad[0]}. --max-bad-share allows more." if bad else ""
-    check_bad_share(int((~truth.readable).sum()), len(truth.labels), share, named)
+    fraction = (
+        config.data.max_bad_fraction
+        if request.max_bad_fraction is None
+        else request.max_bad_fraction
+    )
+    named = f"One is {bad[0]}. --max-bad-fraction allows more." if bad else ""
+    check_bad_share(int((~truth.readable).sum()), len(truth.labels), fraction, named)
     return loaded, found, truth
 
 
 def _load(dataset: EvalDataset, asked: _ResolvedRequest, *, pin_memory: bool) -> Iterator[Batch]:
     data = asked.config.data
     if asked.dense:
-        return load_full_images(dataset.shards, asked.dense, data.channels)
+        return load_full_images(dataset.shards, asked.dense, data.in_channels)
     return iter_batches(dataset, range(len(dataset)), data.num_workers, pin_memory=pin_memory)
 
 

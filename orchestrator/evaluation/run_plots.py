@@ -150,7 +150,7 @@ def learning_rates(config: Config) -> dict[str, float]:
     """
     classes = read_manifest(config.data.url, "val").classes
     network = build_model(config, len(classes))
-    if config.recipe.probe:
+    if config.recipe.linear_probe:
         freeze_backbone(network, len(classes))
     groups = make_optimizer(network, config.recipe.optimizer).param_groups
     rates = {

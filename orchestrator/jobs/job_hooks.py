@@ -58,7 +58,7 @@ class NextAction(NamedTuple):
     why: str
 
 
-def choose_next_action(ended: AttemptEnd, *, stop_requested: bool, max_crashes: int) -> NextAction:
+def choose_next_action(ended: AttemptEnd, *, stop_requested: bool, max_failures: int) -> NextAction:
     """Return what comes next: an exit code of the job, or that it goes on in another attempt."""
     if ended.verdict == "finished":
         decision = NextAction(ExitCode.FINISHED, "finished")
@@ -74,11 +74,12 @@ def choose_next_action(ended: AttemptEnd, *, stop_requested: bool, max_crashes: 
         )
     elif ended.verdict == "stopped":
         decision = NextAction("requeue", "saved before the time limit or a preemption; goes on")
-    elif ended.crashes > max_crashes:
+    elif ended.crashes > max_failures:
         decision = NextAction(
             ExitCode.NEVER_RESTART,
             f"crashed {ended.crashes} times in a row without a new checkpoint, and "
-            f"cluster.max_crashes allows {max_crashes}. The last time: {ended.why}. Read the logs, "
+            f"slurm.max_consecutive_failures allows {max_failures}. The last time: {ended.why}. "
+            "Read the logs, "
             "mend it, then `tahoe resume` it",
         )
     else:
@@ -123,7 +124,7 @@ def on_job_end(run: RunDir, attempt: int, code: int, state: str) -> Next:
     decision = choose_next_action(
         AttemptEnd(mine, state, crashes, cause.why),
         stop_requested=run.stop_file.exists(),
-        max_crashes=config.cluster.max_crashes,
+        max_failures=config.slurm.max_consecutive_failures,
     )
     facts = {
         "exit_code": code if mine is None else ExitCode[mine.upper()],
@@ -193,7 +194,7 @@ def excluded_nodes(run: RunDir) -> str:
     if not bad:
         return ""
     _say(f"excluded from now on: {', '.join(bad)}; two attempts died of it")
-    return ",".join(filter(None, [parse(run.read_config()).cluster.exclude, *bad]))
+    return ",".join(filter(None, [parse(run.read_config()).slurm.exclude, *bad]))
 
 
 def _job_still_running(state: str) -> bool:

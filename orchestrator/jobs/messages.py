@@ -31,7 +31,7 @@ def print_array_submission(
     quoted = shlex.quote(str(sweep.path))
     for member in members:
         if member.run.is_finished:
-            print(f"{member.run.path} is finished already; it is reused (if_finished=reuse)")
+            print(f"{member.run.path} is finished already; skipped (if_finished=skip)")
     for array_id, some in arrays:
         print(f"submitted array {array_id} of {pluralize(len(some), 'run')}")
         for i, member in enumerate(some):

@@ -126,7 +126,7 @@ def write_script(run: RunDir, config: Config) -> SbatchRequest:
         RunError: an attempt of this run is alive, or the code is larger than allowed.
         ConfigError: a value cannot stand in a script.
     """
-    limit_mb = config.cluster.snapshot_mb
+    limit_mb = config.slurm.code_snapshot_max_mb
     with run.lock():  # what an attempt that is running reads is not touched
         run.stop_file.unlink(missing_ok=True)
         python_path = current_python_path() if limit_mb is None else snapshot_code(run, limit_mb)
@@ -140,7 +140,7 @@ def render_job_script(job: SbatchRequest) -> str:
     """Return the job script of a run.
 
     Raises:
-        ConfigError: a value of `cluster` cannot stand in a script.
+        ConfigError: a value of `slurm` cannot stand in a script.
     """
     with _as_config_error():
         return render_sbatch(
@@ -152,10 +152,10 @@ def job_request(run: RunDir, config: Config, python_path: Sequence[str]) -> Sbat
     """Return what is asked of Slurm for a run.
 
     Raises:
-        ConfigError: a value of `cluster` makes no job.
+        ConfigError: a value of `slurm` makes no job.
     """
-    cluster, container = config.cluster, config.cluster.container
-    threads = cluster.threads_per_rank or cluster.cpus_per_task or 1
+    asked, container = config.slurm, config.slurm.container
+    threads = config.runtime.threads_per_rank or asked.cpus_per_task or 1
     environ = {"OMP_NUM_THREADS": str(threads)}
     if "SLURM_CONF" in os.environ:
         environ["SLURM_CONF"] = os.environ["SLURM_CONF"]
@@ -172,23 +172,23 @@ def job_request(run: RunDir, config: Config, python_path: Sequence[str]) -> Sbat
             run_dir=str(run.path),
             python=sys.executable,
             python_path=tuple(python_path),
-            nodes=cluster.nodes,
-            tasks_per_node=cluster.ranks_per_node,
-            gpus_per_node=cluster.gpus_per_node,
-            cpus_per_task=cluster.cpus_per_task,
-            mem_gb=cluster.mem_gb,
-            timeout_min=cluster.timeout_min,
-            partition=cluster.partition,
-            account=cluster.account,
-            qos=cluster.qos,
-            constraint=cluster.constraint,
-            exclude=cluster.exclude,
-            array_parallelism=cluster.array_parallelism,
-            signal_lead_s=cluster.signal_lead_s,
-            modules=cluster.modules,
-            setup=cluster.setup,
-            srun_args=cluster.srun_args,
-            additional_parameters=cluster.additional_parameters,
+            nodes=asked.nodes,
+            tasks_per_node=asked.ranks_per_node,
+            gpus_per_node=asked.gpus_per_node,
+            cpus_per_task=asked.cpus_per_task,
+            mem_gb=asked.mem_gb,
+            timeout_min=asked.timeout_min,
+            partition=asked.partition,
+            account=asked.account,
+            qos=asked.qos,
+            constraint=asked.constraint,
+            exclude=asked.exclude,
+            array_parallelism=asked.array_parallelism,
+            signal_lead_s=asked.signal_delay_s,
+            modules=asked.modules,
+            setup=asked.setup,
+            srun_args=asked.srun_args,
+            additional_parameters=asked.additional_parameters,
             environ=environ,
             **(inside if container else {}),  # type: ignore[arg-type]
         )
@@ -200,7 +200,7 @@ def _as_config_error() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ConfigError(f"cluster: {error}. Nothing was submitted.") from None
+        raise ConfigError(f"slurm: {error}. Nothing was submitted.") from None
 
 
 def active_job(run: RunDir) -> client.QueuedJob | None:

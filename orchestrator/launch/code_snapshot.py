@@ -68,9 +68,9 @@ def _copy(root: Path, target: Path, max_mb: float) -> None:
         largest = sorted(sizes, key=lambda file: -sizes[file])[:3]
         raise RunError(
             f"the checkout {root} has {sum(sizes.values()) / 1e6:,.0f} MB that git does not ignore "
-            f"(the largest: {', '.join(map(str, largest))}), and cluster.snapshot_mb allows "
+            f"(the largest: {', '.join(map(str, largest))}), and slurm.code_snapshot_max_mb allows "
             f"{max_mb:g}. Nothing was submitted. Let git ignore what is no code, allow more, or "
-            "say cluster.snapshot_mb=null to run the code in place."
+            "say slurm.code_snapshot_max_mb=null to run the code in place."
         )
     if target.exists():
         shutil.rmtree(target)

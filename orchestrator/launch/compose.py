@@ -165,7 +165,7 @@ def _refuse_of_this_machine(config: DictConfig) -> None:
     for key, value in flatten(written).items():
         if found := _OF_A_NODE.search(str(value)):
             remedy = "a path that all nodes see"
-            if key == "cluster.cache.dir":
+            if key == "data.cache.dir":
                 remedy = f"${found[1]}, which each node reads for itself, or null"
             raise ConfigError(
                 f"{key}={value}: {found[1]} would be this machine's on every node, where it may "

@@ -37,15 +37,15 @@ def create_or_open_run(composed: ComposedConfig) -> tuple[RunDir, Plan]:
     if run.config_file.exists():
         _check_same(run, config)
     is_finished = run.config_file.exists() and run.is_finished
-    if is_finished and config.if_finished == "refuse":
+    if is_finished and config.if_finished == "error":
         raise RunError(
             f"{run.path} is finished. Training again would overwrite its results. Add epochs "
             f"with `tahoe resume {run.shell_path} recipe.epochs=N`, take another seed, or say "
-            "if_finished=rerun (sets the old directory aside) or if_finished=reuse."
+            "if_finished=rerun (sets the old directory aside) or if_finished=skip."
         )
     train, val = (read_manifest(config.data.url, split) for split in ("train", "val"))
     plan = make_plan(config, config.world_size, train, val)
-    if is_finished and config.if_finished == "reuse":
+    if is_finished and config.if_finished == "skip":
         return run, plan
     is_new = is_finished or not run.config_file.exists()
     if is_new:

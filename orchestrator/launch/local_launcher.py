@@ -93,7 +93,7 @@ class _RankProcesses:
 
     processes: list[subprocess.Popen[bytes]]
     log_dir: Path
-    stop_grace_s: float
+    grace_period_s: float
     failures: list[int] = field(default_factory=list)  # ranks, in the order they failed
     was_asked_to_stop: bool = False
     was_killed: bool = False
@@ -105,15 +105,15 @@ class _RankProcesses:
     ) -> "_RankProcesses":
         log_dir = run.log_dir(attempt)
         log_dir.mkdir(parents=True)
-        num_procs, port = config.launcher.num_procs, free_port()
-        threads = config.cluster.threads_per_rank or max(1, (os.cpu_count() or 1) // num_procs)
-        ranks = cls([], log_dir, config.launcher.stop_grace_s)
-        for rank in range(num_procs):
+        nproc_per_node, port = config.launcher.nproc_per_node, free_port()
+        threads = config.runtime.threads_per_rank or max(1, (os.cpu_count() or 1) // nproc_per_node)
+        ranks = cls([], log_dir, config.launcher.grace_period_s)
+        for rank in range(nproc_per_node):
             environ = os.environ | {
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(num_procs),
-                "LOCAL_WORLD_SIZE": str(num_procs),
+                "WORLD_SIZE": str(nproc_per_node),
+                "LOCAL_WORLD_SIZE": str(nproc_per_node),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
                 "OMP_NUM_THREADS": str(threads),
@@ -169,12 +169,12 @@ class _RankProcesses:
             self.failures.append(rank)
             self._send(signal.SIGKILL)  # the others wait for a rank that will not come
         elif self.deadline_s == float("inf"):
-            self.deadline_s = time.monotonic() + self.stop_grace_s + 60
+            self.deadline_s = time.monotonic() + self.grace_period_s + 60
 
     def _ask_to_stop(self) -> None:
         print("stopping: the ranks save after this step. Ctrl-C again quits at once.", flush=True)
         self.was_asked_to_stop = True
-        self.deadline_s = time.monotonic() + self.stop_grace_s
+        self.deadline_s = time.monotonic() + self.grace_period_s
         self._send(signal.SIGTERM)
 
     def _send(self, number: signal.Signals) -> None:

@@ -81,7 +81,7 @@ def _not_checked(what: str, why: str) -> CheckResult:
 
 def _config(overrides: Sequence[str]) -> Config:
     """Return the config as `tahoe submit` would have it, or where no Slurm answers `train`."""
-    names_cluster = any(one.startswith("cluster=") and one != "cluster=local" for one in overrides)
+    names_cluster = any(one.startswith(("slurm=", "slurm.")) for one in overrides)
     for_slurm = names_cluster or (shutil.which("sbatch") and client.silence() is None)
     points = compose([*(["launcher=slurm"] if for_slurm else []), *overrides])
     if len(points) != 1:

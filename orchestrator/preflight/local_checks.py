@@ -145,7 +145,7 @@ def check_disk(config: Config, cost: ModelCost | None) -> CheckResult:
 
 def check_cache_space(config: Config) -> Iterator[CheckResult]:
     """Yield whether this machine can keep remote shards, and has room, if there are any."""
-    wanted = config.cluster.cache
+    wanted = config.data.cache
     if wanted != "none" and filesystem.local_path(config.data.url) is None:
         try:
             free = free_bytes(cache_directory(wanted.dir))

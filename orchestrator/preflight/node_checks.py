@@ -124,8 +124,8 @@ def evaluate_report(
     if len(report) > 1:
         yield _all_reduce(report, cost)
     yield from _read(report)
-    if config.cluster.cache != "none":
-        yield from _cache(config.cluster.cache.max_gb, report)
+    if config.data.cache != "none":
+        yield from _cache(config.data.cache.max_gb, report)
 
 
 def _by_host(report: Report) -> dict[str, dict[str, Any]]:
@@ -137,7 +137,7 @@ def _by_host(report: Report) -> dict[str, dict[str, Any]]:
 
 
 def _gpus(config: Config, report: Report) -> CheckResult:
-    asked = config.cluster.gpus_per_node
+    asked = config.slurm.gpus_per_node
     seen = {host: one["num_gpus"] for host, one in _by_host(report).items()}
     told = ", ".join(f"{host}: {num}" for host, num in seen.items())
     kinds = sorted({one["gpu"] for one in report if one["gpu"]})
@@ -150,7 +150,7 @@ def _gpus(config: Config, report: Report) -> CheckResult:
         told += ". Some ranks would find no GPU of their own: is one broken? See `nvidia-smi` there"
         return CheckResult("fail", "GPUs", told)
     if not asked and max(seen.values()) > 0:
-        return CheckResult("warn", "GPUs", f"{told}. They stay unused: set cluster.gpus_per_node")
+        return CheckResult("warn", "GPUs", f"{told}. They stay unused: set slurm.gpus_per_node")
     return CheckResult("ok", "GPUs", told)
 
 
@@ -245,8 +245,8 @@ def check_node_caches(max_gb: float, free_bytes: Mapping[str, int]) -> CheckResu
     """Return whether the cache of remote shards finds room on each node."""
     tightest = min(free_bytes, key=lambda host: free_bytes[host])
     free_gb = free_bytes[tightest] / 1e9
-    told = f"{free_gb:,.0f} GB free on {tightest}, and cluster.cache.max_gb={max_gb:g}"
+    told = f"{free_gb:,.0f} GB free on {tightest}, and data.cache.max_gb={max_gb:g}"
     if free_gb < max_gb:
-        told += ". The cache would fill the disk: take less, or another cluster.cache.dir"
+        told += ". The cache would fill the disk: take less, or another data.cache.dir"
         return CheckResult("warn", "cache", told)
     return CheckResult("ok", "cache", told)

@@ -107,13 +107,13 @@ def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -
     batch, num_train = recipe.global_batch_size, train.num_samples
     is_slurm = config.launcher.name == "slurm"
     sizes = Sizes(
-        *(world_size, recipe.num_micro_batches, config.data.lanes, batch),
+        *(world_size, recipe.num_micro_batches, config.data.num_lanes, batch),
         num_train=num_train,
-        repeats=recipe.repeats,
-        ranks_per_node=config.cluster.ranks_per_node if is_slurm else None,
+        repeats=recipe.augment_repeats,
+        ranks_per_node=config.slurm.ranks_per_node if is_slurm else None,
     )
     check_sizes(sizes)
-    if recipe.objective != "own" and train.labels.kind != "single":
+    if recipe.loss != "model" and train.labels.kind != "single":
         raise ConfigError(
             f"{config.data.url} has {train.labels.kind} labels ({train.labels}), and the "
             "objectives there are want one class a sample. Nothing was started. Such sets are "
@@ -131,29 +131,29 @@ def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -
         num_classes=len(train.classes),
         world_size=world_size,
         global_batch_size=batch,
-        num_lanes=config.data.lanes,
+        num_lanes=config.data.num_lanes,
         num_micro_batches=recipe.num_micro_batches,
         steps_per_epoch=steps_per_epoch,
         num_steps=_num_steps(config, steps_per_epoch),
         save_every_steps=config.checkpoint.every_steps,
         save_after_eval=config.checkpoint.keep_best is not None,
         evaluate_every_steps=max(1, round(config.evaluate.every_epochs * steps_per_epoch)),
-        num_repeats=recipe.repeats,
-        is_balanced=recipe.balanced,
+        num_repeats=recipe.augment_repeats,
+        is_balanced=recipe.class_balanced,
     )
 
 
 def image_sizes(config: Config, steps_per_epoch: int) -> ImageSizeSchedule:
     """Return the size of the training images of each step."""
-    progressive, last = config.recipe.progressive, config.data.image_size
+    progressive, last = config.recipe.progressive_resize, config.data.image_size
     if progressive is None:
         return ImageSizeSchedule(last)
     return ImageSizeSchedule(
         last,
-        progressive.first_size,
-        from_step=round(progressive.from_epoch * steps_per_epoch),
-        to_step=round(progressive.to_epoch * steps_per_epoch),
-        multiple_of=progressive.multiple_of,
+        progressive.start_size,
+        from_step=round(progressive.start_epoch * steps_per_epoch),
+        to_step=round(progressive.end_epoch * steps_per_epoch),
+        multiple_of=progressive.size_divisor,
     )
 
 
@@ -230,8 +230,8 @@ def _wrong_with(sizes: Sizes) -> str | None:
     lanes, batch, repeats, num_train = sizes.lanes, sizes.batch, sizes.repeats, sizes.num_train
     chain = (
         ("ranks", sizes.ranks, "recipe.num_micro_batches", sizes.micro_batches),
-        ("recipe.num_micro_batches", sizes.micro_batches, "data.lanes", lanes),
-        ("data.lanes", lanes, "recipe.global_batch_size", batch),
+        ("recipe.num_micro_batches", sizes.micro_batches, "data.num_lanes", lanes),
+        ("data.num_lanes", lanes, "recipe.global_batch_size", batch),
     )
     for part_name, part, whole_name, whole in chain:
         if whole % part:
@@ -241,8 +241,9 @@ def _wrong_with(sizes: Sizes) -> str | None:
             )
     if batch // lanes % repeats:
         return (
-            f"recipe.repeats={repeats} does not divide the {batch // lanes} samples that each of "
-            f"the {lanes} lanes gives to a step, so a sample and its repeats would be parted"
+            f"recipe.augment_repeats={repeats} does not divide the {batch // lanes} samples that "
+            f"each of the {lanes} lanes gives to a step, so a sample and its repeats would be "
+            "parted"
         )
     if batch > num_train:
         return (
@@ -275,8 +276,8 @@ def suggest_divisible(sizes: Sizes) -> Iterator[str]:
 
 def _ranks(count: int, ranks_per_node: int | None) -> str:
     if ranks_per_node is None:
-        return f"launcher.num_procs={count}"
-    return f"cluster.nodes={count // ranks_per_node}"
+        return f"launcher.nproc_per_node={count}"
+    return f"slurm.nodes={count // ranks_per_node}"
 
 
 def _sizes_near(batch: int, unit: int, most: int) -> list[int]:
@@ -290,7 +291,7 @@ def _all_sizes(ranks: int, micro_batches: int, lanes: int, batch: int, repeats: 
     num_lanes = _nearest_divisor(batch // repeats, lanes, multiple_of=ranks)
     num_micro = _nearest_divisor(num_lanes, micro_batches, multiple_of=ranks)
     return (
-        f"recipe.global_batch_size={batch} data.lanes={num_lanes} "
+        f"recipe.global_batch_size={batch} data.num_lanes={num_lanes} "
         f"recipe.num_micro_batches={num_micro}   "
         f"({ranks} ranks, {num_micro} micro-batches of {batch // num_micro})"
     )

@@ -46,7 +46,7 @@ def _cost_of(config: Config, num_classes: int, init_file: str | None) -> Mapping
     network = build_model(config, num_classes)
     make_optimizer(network, config.recipe.optimizer)
     if init_file is not None:
-        load_initial_weights(network, Path(init_file), num_classes, config.data.channels)
+        load_initial_weights(network, Path(init_file), num_classes, config.data.in_channels)
     cost = model_cost(network, config)
     check_step(network, config)
     return cost

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _look_around(run: RunDir, config: Config) -> None:
-    with init_world(config.cluster) as world:
+    with init_world(config.runtime) as world:
         found = {
             "host": socket.gethostname(),
             "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
@@ -193,10 +193,10 @@ def _blocks(url: str, shards: ShardTable, world: World) -> Iterator[bytes]:
 
 def _cache(config: Config) -> dict[str, Any] | None:
     """Return the room where remote shards are to be kept, or why none can; None if none are."""
-    if config.cluster.cache == "none" or filesystem.local_path(config.data.url) is not None:
+    if config.data.cache == "none" or filesystem.local_path(config.data.url) is not None:
         return None
     try:
-        return {"free_bytes": free_bytes(cache_directory(config.cluster.cache.dir))}
+        return {"free_bytes": free_bytes(cache_directory(config.data.cache.dir))}
     except DataError as error:
         return {"error": str(error)}
 

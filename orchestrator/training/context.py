@@ -76,7 +76,7 @@ class TrainContext:
         network = build_model(config, data.plan.num_classes)
         cost = model_cost(network, config)
         check_step(network, config)
-        if config.recipe.probe:
+        if config.recipe.linear_probe:
             freeze_backbone(network, data.plan.num_classes)
         network = network.to(world.device).to(memory_format=device.memory_format)
         state = TrainState.create(network, config, world)
@@ -94,7 +94,7 @@ class TrainContext:
             objective=objective,
             gradients=TrainStep(
                 wrap_ddp(
-                    network, in_stages=bool(config.recipe.stages) and supports_phases(network)
+                    network, in_stages=bool(config.recipe.phases) and supports_phases(network)
                 ),
                 objective,
                 state.scaler,
@@ -104,7 +104,7 @@ class TrainContext:
                 world,
             ),
             schedule=make_lr_schedule(state.optimizer, config.recipe, data.plan),
-            stages=Phases(state, config.recipe.stages, data.plan),
+            stages=Phases(state, config.recipe.phases, data.plan),
             curvature=DiagonalHessian(state, objective, data, device, world),
             store=store,
             saver=AsyncCheckpointer(store, config.checkpoint),
@@ -130,7 +130,7 @@ class TrainContext:
                 restore(self.state, parts, self.world)
             elif self.config.init_from:
                 self._let_first(check_unchanged)
-                channels = self.config.data.channels
+                channels = self.config.data.in_channels
                 self.state.initialise(self.run.init_file, self.plan.num_classes, channels)
         self.stages.set_phase(max(0, step - 1))
         startup_timer.done("checkpoint")
@@ -171,7 +171,7 @@ class TrainContext:
             self.config,
             self.world,
             self.device,
-            with_answers=self.config.logging.pictures and step == self.plan.num_steps,
+            with_answers=self.config.logging.plots and step == self.plan.num_steps,
         )
         if self.world.is_main and answers is not None:
             save_predictions(self.run, answers)
@@ -181,7 +181,7 @@ class TrainContext:
 
     def compute_metrics(self, step: int, images_per_s: float) -> dict[str, float]:
         """Return what training has taken until a step; see `throughput.compute_figures`."""
-        peak, sizes = self.config.cluster.peak_tflops, self.data.train.sizes
+        peak, sizes = self.config.runtime.peak_tflops_per_device, self.data.train.sizes
         all_peaks = peak * self.world.size if peak else None
         num_images = sizes.num_of_last(step) * self.plan.global_batch_size
         images_per_s *= (sizes(step - 1) / sizes.last) ** 2

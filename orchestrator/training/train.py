@@ -53,7 +53,7 @@ def train(
     with closing(loaded):  # also when it fails: what reads ahead ends before the interpreter does
         sent = job.device.prefetch_to_device(meter.wrap(iter(ahead)))
         batches = bad.watch(sent)  # counted when used: what is before it reads ahead
-        if config.logging.sample_ids:
+        if config.logging.log_sample_ids:
             batches = log_sample_ids(batches, names, run.samples_file(metrics.attempt, world.rank))
         for step in range(start + 1, plan.num_steps + 1):
             job.prepare_step(step - 1)
@@ -71,7 +71,9 @@ def train(
                 figures, num_bad, num_seen = _reduce(learned, meter, bad, world)
                 _check_loss(figures["train/loss"], first=checked + 1, last=step)
                 # Of the first few steps of an attempt one bad sample may be more than the share.
-                check_bad_share(num_bad, max(num_seen, plan.num_train), config.data.max_bad_share)
+                check_bad_share(
+                    num_bad, max(num_seen, plan.num_train), config.data.max_bad_fraction
+                )
                 checked = step
             if logging:
                 _log(job, metrics, step, figures | {"train/grad_norm": float(grad_norm)})

@@ -79,8 +79,8 @@ def _attempt(
     try:
         with (
             MetricLog(metrics_file, attempt) as metrics,
-            init_world(config.cluster) as world,
-            hang_watchdog(config.cluster.hang_timeout_s),
+            init_world(config.runtime) as world,
+            hang_watchdog(config.runtime.hang_timeout_s),
         ):
             startup_timer.done("rendezvous")
             return train(run, config, world, metrics, stop)
@@ -106,9 +106,9 @@ def _run_shipper(run: RunDir, config: Config, stop: StopSignal) -> Iterator[None
     attempt that has saved would look like one that was lost. The next one sends the rest.
     """
     command = [sys.executable, "-m", "orchestrator.tracking.shipping.shipper", str(run.path)]
-    timeout_s = config.tracking.drain_timeout_s
+    timeout_s = config.tracking.flush_timeout_s
     shipper = subprocess.Popen(
-        [*command, "--drain-timeout-s", str(timeout_s)], stdin=subprocess.PIPE
+        [*command, "--flush-timeout-s", str(timeout_s)], stdin=subprocess.PIPE
     )
     try:
         yield
@@ -126,7 +126,7 @@ def _run_shipper(run: RunDir, config: Config, stop: StopSignal) -> Iterator[None
 
 def _should_monitor(config: Config) -> bool:
     """Whether to watch this node from here: its first rank does."""
-    wanted = config.tracking.enabled and config.tracking.system_every_s is not None
+    wanted = config.tracking.enabled and config.tracking.system_metrics_interval_s is not None
     return wanted and os.environ["LOCAL_RANK"] == "0"
 
 

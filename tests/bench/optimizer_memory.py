@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--model", default="vit_base_patch16_224")
     parser.add_argument("--ranks", type=int, default=2)
     options = parser.parse_args()
-    (composed,) = compose(["recipe=adamw", "cluster.device=cpu"])
+    (composed,) = compose(["recipe=adamw", "runtime.device=cpu"])
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
     for strategy in STRATEGIES:
         config = replace(composed.config, strategy=strategy)

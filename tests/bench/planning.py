@@ -61,7 +61,7 @@ def make_set(url: str, num_shards: int) -> Config:
         [
             "data=shards",
             f"data.url={url}",
-            f"data.lanes={NUM_RANKS}",
+            f"data.num_lanes={NUM_RANKS}",
             f"recipe.num_micro_batches={NUM_RANKS}",
             f"recipe.global_batch_size={32 * NUM_RANKS}",
             "model=timm/resnet18",
@@ -100,7 +100,7 @@ def _plan(config: Config) -> list[Stage]:
         global_batch_size=plan.global_batch_size,
         num_lanes=plan.num_lanes,
         num_micro_batches=plan.num_micro_batches,
-        block_size=config.data.block_size,
+        block_size=config.data.shuffle_block_size,
     )
     done("make_plan, Order")
     (micro,) = plan.micro_batches_of(NUM_RANKS // 2)

@@ -94,7 +94,11 @@ def main() -> None:
         for number in range(num_rounds):
             run = Path(place, f"run-{number}")
             options = [f"data.url={digits}", f"run_dir={run}", "tracking=none"]
-            options += [f"launcher.num_procs={NUM_RANKS}", "recipe.steps=2", "model=timm/resnet18"]
+            options += [
+                f"launcher.nproc_per_node={NUM_RANKS}",
+                "recipe.steps=2",
+                "model=timm/resnet18",
+            ]
             longer = ("--schedule", "restart")
             taken["bare"].append(bare(digits))
             seconds, told["launch"] = tahoe(run, 1, "train", *options)

@@ -43,5 +43,5 @@ def jobs(cluster: LocalCluster, home: Path, digits: Path) -> Jobs:
 def undisturbed(jobs: Jobs) -> RunDir:
     """Return a run of four ranks on this machine, without Slurm."""
     arguments = jobs.overrides("undisturbed")
-    jobs.tahoe("train", *arguments, "launcher.num_procs=4")
+    jobs.tahoe("train", *arguments, "launcher.nproc_per_node=4")
     return RunDir(jobs.tahoe.cwd / "undisturbed")

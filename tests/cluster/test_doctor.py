@@ -15,7 +15,7 @@ from running import Tahoe
 from slurm import client
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(300)]
-SIZE = ("cluster=slurm", "cluster.nodes=2", "cluster.tasks_per_node=2", "tracking=none")
+SIZE = ("slurm=default", "slurm.nodes=2", "slurm.tasks_per_node=2", "tracking=none")
 
 
 def doctor(tahoe: Tahoe, jobs: Jobs, *more: str) -> tuple[int, list[dict[str, str]]]:
@@ -37,7 +37,7 @@ def test_nodes_are_looked_at(jobs: Jobs, tmp_path: Path) -> None:
 
 
 def test_what_slurm_does_not_take_is_told(jobs: Jobs, tmp_path: Path) -> None:
-    code, found = doctor(Tahoe(tmp_path), jobs, "cluster.partition=gpuu", "--on-nodes")
+    code, found = doctor(Tahoe(tmp_path), jobs, "slurm.partition=gpuu", "--on-nodes")
     slurm, nodes = found[-2:]
     assert (code, slurm["name"], slurm["status"]) == (1, "Slurm", "fail")
     assert "Invalid partition" in slurm["message"]
@@ -45,7 +45,7 @@ def test_what_slurm_does_not_take_is_told(jobs: Jobs, tmp_path: Path) -> None:
 
 
 def test_ranks_that_cannot_meet_are_told(jobs: Jobs, tmp_path: Path) -> None:
-    missing = "cluster.network_interface=ib0"
+    missing = "runtime.network_interface=ib0"
     code, found = doctor(Tahoe(tmp_path), jobs, "--on-nodes", missing)
     assert (code, found[-1]["status"]) == (1, "fail")
     assert f"{missing}: node1 has no ib0" in found[-1]["message"]
@@ -90,7 +90,7 @@ def test_data_that_one_node_cannot_read_hides_nothing_else(
 
 
 def test_an_interrupt_cancels_the_job(jobs: Jobs, tmp_path: Path) -> None:
-    held = "+cluster.additional_parameters={hold: true}"
+    held = "+slurm.additional_parameters={hold: true}"
     watched = Tahoe(tmp_path).start(
         *("doctor", "--on-nodes", f"data.url='{jobs.digits}'", *SIZE, held)
     )

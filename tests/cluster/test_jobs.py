@@ -42,7 +42,7 @@ def test_a_job_on_two_nodes_is_the_local_run(jobs: Jobs, undisturbed: RunDir) ->
 def test_ranks_know_their_names_where_jobs_get_no_environment(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch, *, is_script: bool
 ) -> None:
-    export = ["+cluster.additional_parameters.export=NONE"] if is_script else []
+    export = ["+slurm.additional_parameters.export=NONE"] if is_script else []
     if not is_script:
         monkeypatch.setenv("SBATCH_EXPORT", "NONE")  # as some sites have it
     run = jobs.submit(f"export {is_script}", "recipe.steps=4", *export)
@@ -54,8 +54,8 @@ def test_ranks_know_their_names_where_jobs_get_no_environment(
 @pytest.mark.slow
 def test_a_time_limit_only_makes_more_attempts(jobs: Jobs, undisturbed: RunDir) -> None:
     # Slurm looks at limits every 30 s, so it warns after 25 to 55 s; the work takes 60.
-    limit = ("cluster.timeout_min=1", "cluster.signal_lead_s=5")
-    run = jobs.submit("limit", *limit, "+model.options.seconds=1.5")
+    limit = ("slurm.timeout_min=1", "slurm.signal_delay_s=5")
+    run = jobs.submit("limit", *limit, "+model.kwargs.seconds=1.5")
     jobs.wait_for_end(run)
     assert_as_if_nothing_had_happened(run, undisturbed)
     assert len(ends(run)) >= 2
@@ -64,8 +64,8 @@ def test_a_time_limit_only_makes_more_attempts(jobs: Jobs, undisturbed: RunDir) 
 @pytest.mark.slow
 def test_a_limit_that_comes_in_the_middle_of_a_long_step_costs_a_new_job(jobs: Jobs) -> None:
     """Slurm requeues no job that it ends for its limit, and kills all of it if that takes long."""
-    limit = ("cluster.timeout_min=1", "cluster.signal_lead_s=1")
-    run = jobs.submit("unheard", *limit, "+model.options.seconds=120", nodes=1)
+    limit = ("slurm.timeout_min=1", "slurm.signal_delay_s=1")
+    run = jobs.submit("unheard", *limit, "+model.kwargs.seconds=120", nodes=1)
     jobs.wait(run, lambda: run.num_attempts == 2, "second attempt")
     jobs.tahoe("cancel", "--now", str(run.path))
     jobs.wait_for_end(run)
@@ -87,7 +87,9 @@ def test_a_preempted_job_goes_on(jobs: Jobs, undisturbed: RunDir) -> None:
 def test_a_job_goes_on_without_a_lost_node(
     jobs: Jobs, undisturbed: RunDir, *, is_first: bool
 ) -> None:
-    run = jobs.submit(f"lost-{is_first}", "tracking.enabled=true", "tracking.system_every_s=1")
+    run = jobs.submit(
+        f"lost-{is_first}", "tracking.enabled=true", "tracking.system_metrics_interval_s=1"
+    )
     jobs.wait_for_step(run, 14)
     (line,) = read_json_lines(run.attempts_file)
     node = client.node_names(line["nodes"])[0 if is_first else 1]
@@ -135,7 +137,7 @@ def test_a_node_that_two_attempts_died_of_is_left_out(jobs: Jobs, undisturbed: R
 
 @pytest.mark.slow
 def test_a_hanging_rank_is_found_and_costs_an_attempt(jobs: Jobs, undisturbed: RunDir) -> None:
-    run = jobs.submit("hanging", "cluster.hang_timeout_s=6")
+    run = jobs.submit("hanging", "runtime.hang_timeout_s=6")
     jobs.wait_for_step(run, 14)
     os.kill(rank_pids(run)[-1], signal.SIGSTOP)
     jobs.wait_for_end(run)
@@ -149,14 +151,14 @@ def test_a_hanging_rank_is_found_and_costs_an_attempt(jobs: Jobs, undisturbed: R
 def test_cancel_saves_and_resume_goes_on_with_other_nodes(jobs: Jobs, undisturbed: RunDir) -> None:
     run = jobs.submit("cancelled")
     jobs.wait_for_step(run, 14)
-    again = jobs.tahoe("resume", str(run.path), "cluster.nodes=1", check=False)
+    again = jobs.tahoe("resume", str(run.path), "slurm.nodes=1", check=False)
     assert "is running already" in again.stderr
-    assert run.read_config()["cluster"]["nodes"] == 2
+    assert run.read_config()["slurm"]["nodes"] == 2
     assert "saves and ends" in jobs.tahoe("cancel", str(run.path)).stdout
     jobs.wait_for_end(run)
     assert not run.is_finished
     assert "asked to stop" in ends(run)[0]
-    jobs.tahoe("resume", str(run.path), "cluster.nodes=1")
+    jobs.tahoe("resume", str(run.path), "slurm.nodes=1")
     jobs.wait_for_end(run)
     assert run.is_finished, everything_said(run)
     assert global_batches(run) == global_batches(undisturbed)
@@ -185,7 +187,9 @@ def test_a_cancelled_job_stays_cancelled(jobs: Jobs) -> None:
 
 @pytest.mark.slow
 def test_a_crash_that_repeats_is_given_up(jobs: Jobs) -> None:
-    run = jobs.submit("hopeless", "cluster.max_crashes=1", "cluster.srun_args=['--no-such-option']")
+    run = jobs.submit(
+        "hopeless", "slurm.max_consecutive_failures=1", "slurm.srun_args=['--no-such-option']"
+    )
     jobs.wait_for_end(run)
     verdict = run.read_json(run.outcome_file)
     assert verdict is not None

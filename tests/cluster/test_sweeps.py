@@ -46,7 +46,7 @@ SWEEP = """
     def sweep(self, arguments):
         worth = {}
         for widths in ([4, 64], [32, -1]):
-            batch = [[*arguments, f"+model.options.width={width}"] for width in widths]
+            batch = [[*arguments, f"+model.kwargs.width={width}"] for width in widths]
             for width, done in zip(widths, self.launcher.launch(batch, len(worth))):
                 failed = done.status.name == "FAILED"
                 worth[width] = None if failed else done.return_value
@@ -62,16 +62,16 @@ def tahoe(tmp_path: Path) -> Tahoe:
 
 def options(jobs: Jobs) -> list[str]:
     return [
-        *("-m", "cluster=slurm", f"data.url='{jobs.digits}'", "model=network:build"),
+        *("-m", "slurm=default", f"data.url='{jobs.digits}'", "model=network:build"),
         *(f"recipe.steps={NUM_STEPS}", "recipe.global_batch_size=64", "logging.every_steps=1"),
-        *("checkpoint.every_steps=4", "data.num_workers=0", "cluster.threads_per_rank=1"),
+        *("checkpoint.every_steps=4", "data.num_workers=0", "runtime.threads_per_rank=1"),
     ]
 
 
 def test_of_six_points_one_is_requeued_and_one_is_bad(jobs: Jobs, tahoe: Tahoe) -> None:
-    points = "+model.options.width=16,17,18,19,20,-1"
+    points = "+model.kwargs.width=16,17,18,19,20,-1"
     names = "run_dir='runs/${hydra:job.num}'"
-    overrides = [*options(jobs), "logging.sample_ids=true", "cluster.array_parallelism=4"]
+    overrides = [*options(jobs), "logging.log_sample_ids=true", "slurm.array_parallelism=4"]
     printed = tahoe("submit", *overrides, names, points).stdout
     (sweep,) = (tahoe.cwd / "runs" / "sweeps").iterdir()
     runs = [RunDir(tahoe.cwd / "runs" / str(i)) for i in range(6)]
@@ -126,8 +126,8 @@ def test_a_search_is_told_what_its_points_were_worth(jobs: Jobs, tahoe: Tahoe) -
 @pytest.mark.slow
 def test_two_hundred_runs_are_submitted_in_time(jobs: Jobs, tmp_path: Path) -> None:
     tahoe = Tahoe(tmp_path)
-    size = ["recipe.steps=1", "recipe.global_batch_size=64", "cluster=slurm"]
-    hold = "+cluster.additional_parameters.hold=true"
+    size = ["recipe.steps=1", "recipe.global_batch_size=64", "slurm=default"]
+    hold = "+slurm.additional_parameters.hold=true"
     seeds = ",".join(map(str, range(200)))
     place = f"data.url='{jobs.digits}'"
     start_s = time.monotonic()

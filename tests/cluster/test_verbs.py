@@ -37,8 +37,8 @@ def test_a_job_is_followed_and_not_reached_by_later_edits(jobs: Jobs, tmp_path: 
     subprocess.run(["git", "init", "--quiet", home], check=True)
     tahoe = Tahoe(home)
     place = [f"data.url='{jobs.digits}'", "run_dir=held", f"--config-dir={home / 'conf'}"]
-    options = ["experiment=mine", "model=network:build", "cluster=slurm", "logging.every_steps=1"]
-    hold = "+cluster.additional_parameters.hold=true"
+    options = ["experiment=mine", "model=network:build", "slurm=default", "logging.every_steps=1"]
+    hold = "+slurm.additional_parameters.hold=true"
     shown = tahoe("submit", *place, *options, "--dry-run").stdout
     assert shown.startswith("# 6 steps of ")
     assert "\n#!/bin/bash\n" in shown
@@ -78,7 +78,7 @@ def test_a_job_is_followed_and_not_reached_by_later_edits(jobs: Jobs, tmp_path: 
 @pytest.mark.slow
 def test_a_run_waits_for_another(jobs: Jobs, tmp_path: Path) -> None:
     tahoe = Tahoe(tmp_path)
-    size = ["recipe.steps=3", "recipe.global_batch_size=64", "cluster=slurm", "tracking=none"]
+    size = ["recipe.steps=3", "recipe.global_batch_size=64", "slurm=default", "tracking=none"]
     place = [f"data.url='{jobs.digits}'"]
     lonely = tahoe(
         "submit", *size, *place, "run_dir=b", "--after", str(tmp_path / "a"), check=False
@@ -96,7 +96,7 @@ def test_a_run_waits_for_another(jobs: Jobs, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_drill_loses_nodes(jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("running.DEADLINE_S", 280)
-    size = ("cluster.nodes=2", "cluster.tasks_per_node=1")
+    size = ("slurm.nodes=2", "slurm.tasks_per_node=1")
     asked = ("drill", f"data.url='{jobs.digits}'", *size, "--on-nodes", "--directory", "drill")
     tahoe = Tahoe(tmp_path)
     refused = tahoe(*asked, "--faults", "5", check=False)

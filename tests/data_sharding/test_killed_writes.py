@@ -119,7 +119,15 @@ def test_killed_again_and_again(
     tahoe: Tahoe, tmp_path: Path, num_kills: int, num_images: int
 ) -> None:
     images, draw = make_images(tmp_path / "images", num_images), random.Random(num_kills)
-    options = ["--samples-per-shard", "1", "--num-workers", "2", "--dedupe", "--max-bad-share", "1"]
+    options = [
+        "--samples-per-shard",
+        "1",
+        "--num-workers",
+        "2",
+        "--dedupe",
+        "--max-bad-fraction",
+        "1",
+    ]
     tahoe("shard", "folder", str(images), str(tmp_path / "undisturbed"), *options)
     expected, url, num_done = contents(tmp_path / "undisturbed"), tmp_path / "set", 0
     while num_done < num_kills:
@@ -145,7 +153,7 @@ def test_killed_again_and_again(
 def test_only_the_first_process_is_killed(tahoe: Tahoe, tmp_path: Path) -> None:
     images, url = make_images(tmp_path / "images", 100), tmp_path / "set"
     arguments = ["shard", "folder", str(images), str(url), "--samples-per-shard", "1"]
-    arguments += ["--num-workers", "2", "--max-bad-share", "1"]
+    arguments += ["--num-workers", "2", "--max-bad-fraction", "1"]
     started = tahoe.start(*arguments)
     wait_for_records(url, 3, started)
     started.process.kill()
@@ -159,7 +167,7 @@ def test_only_the_first_process_is_killed(tahoe: Tahoe, tmp_path: Path) -> None:
 def test_ctrl_c_ends_all_and_the_same_command_goes_on(tahoe: Tahoe, tmp_path: Path) -> None:
     images, url = make_images(tmp_path / "images", 200), tmp_path / "set"
     arguments = ["shard", "folder", str(images), str(url), "--samples-per-shard", "1"]
-    arguments += ["--num-workers", "2", "--max-bad-share", "1"]
+    arguments += ["--num-workers", "2", "--max-bad-fraction", "1"]
     started = tahoe.start(*arguments)
     wait_for_records(url, 3, started)
     os.killpg(started.process.pid, signal.SIGINT)

@@ -239,7 +239,9 @@ def test_the_second_point_is_checked_before_the_first_is_started(
     monkeypatch.chdir(tmp_path)
     sweep = ["-m", "recipe.global_batch_size=128,129"]
     assert main(["train", f"data.url='{shards}'", *sweep]) == 93
-    assert "data.lanes=32 does not divide recipe.global_batch_size=129" in capsys.readouterr().err
+    assert (
+        "data.num_lanes=32 does not divide recipe.global_batch_size=129" in capsys.readouterr().err
+    )
     assert not list(tmp_path.glob("runs/*/attempts.jsonl"))
 
 
@@ -290,7 +292,7 @@ def test_a_point_that_runs_elsewhere_does_not_keep_the_others_from_running(
 def replies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """Return what bash offers when Tab is pressed after each of some lines."""
     lines = ("tahoe tr", "tahoe ", "tahoe resume ", "tahoe train mod", "tahoe train model=")
-    lines += ("tahoe train model=timm/resnet18 recipe.schedule.dr",)
+    lines += ("tahoe train model=timm/resnet18 recipe.schedule.dec",)
     script = 'eval "$(tahoe train -sc install=bash)"\n'
     for line in lines:
         words = line.split() + [""] * line.endswith(" ")
@@ -335,9 +337,9 @@ def test_bash_completes_the_choices_of_a_group(replies: dict[str, list[str]]) ->
 
 
 def test_bash_completes_keys_after_a_named_model_too(replies: dict[str, list[str]]) -> None:
-    line = "tahoe train model=timm/resnet18 recipe.schedule.dr"
+    line = "tahoe train model=timm/resnet18 recipe.schedule.dec"
     assert replies[line] == [
-        "recipe.schedule.drop_epochs.",
-        "recipe.schedule.drop_every_epochs=",
-        "recipe.schedule.drop_factor=",
+        "recipe.schedule.decay_every_epochs=",
+        "recipe.schedule.decay_milestones.",
+        "recipe.schedule.decay_rate=",
     ]

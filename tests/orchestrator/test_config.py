@@ -23,7 +23,7 @@ from orchestrator.launch.compose import compose
 from orchestrator.run.rundir import RunDir
 
 CONF = Path(conf.__file__).parent
-CHOICES = sorted(CONF.glob("*/*.yaml"))
+CHOICES = sorted([*CONF.glob("*/*.yaml"), *CONF.glob("data/*/*.yaml")])
 
 
 def put(values: dict[str, Any], key: str, value: Any) -> None:
@@ -47,13 +47,25 @@ def test_the_groups_are_those_of_the_defaults_list() -> None:
     defaults = yaml.safe_load((CONF / "train.yaml").read_text())["defaults"]
     groups = [group for entry in defaults if isinstance(entry, dict) for group in entry]
     named = {group for group in groups if not group.startswith("override")}
-    assert named == {file.parent.name for file in CHOICES}
-    assert named == {"model", "recipe", "data", "launcher", "cluster", "tracking", "experiment"}
+    assert named == {str(file.parent.relative_to(CONF)) for file in CHOICES}
+    assert named == {
+        "model",
+        "recipe",
+        "data",
+        "data/cache",
+        "launcher",
+        "runtime",
+        "slurm",
+        "tracking",
+        "experiment",
+    }
 
 
-@pytest.mark.parametrize("file", CHOICES, ids=lambda file: f"{file.parent.name}={file.stem}")
+@pytest.mark.parametrize(
+    "file", CHOICES, ids=lambda file: f"{file.parent.relative_to(CONF)}={file.stem}"
+)
 def test_every_choice_is_valid_and_survives_its_file(file: Path, tmp_path: Path) -> None:
-    group, content = file.parent.name, yaml.safe_load(file.read_text())
+    group, content = file.parent.relative_to(CONF), yaml.safe_load(file.read_text())
     needed = [f"{group}.{key}=given" for key, value in content.items() if value == "???"]
     (composed,) = compose([f"{group}={file.stem}", *needed])
     run = RunDir(tmp_path)
@@ -131,11 +143,11 @@ def test_a_whole_number_is_a_number(values: dict[str, Any]) -> None:
         ("recipe.num_micro_batches", 0, "greater than 0"),
         ("recipe.precision", "fp8", "'fp32', 'bf16' or 'fp16'"),
         ("data.image_size", 16385, "less than or equal to 16384"),
-        ("data.channels", 2, "1 or 3"),
-        ("data.block_size", 1, "greater than or equal to 2"),
-        ("data.max_bad_share", -0.1, "greater than or equal to 0"),
+        ("data.in_channels", 2, "1 or 3"),
+        ("data.shuffle_block_size", 1, "greater than or equal to 2"),
+        ("data.max_bad_fraction", -0.1, "greater than or equal to 0"),
         ("checkpoint.keep_last", 1, "greater than or equal to 2"),
-        ("if_finished", "ignore", "'refuse', 'reuse' or 'rerun'"),
+        ("if_finished", "ignore", "'error', 'skip' or 'rerun'"),
     ],
 )
 def test_a_value_out_of_bounds_is_told_the_bound(
@@ -149,11 +161,11 @@ def test_a_value_out_of_bounds_is_told_the_bound(
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"data__mean": [0.1, 0.2]}, "data: mean has 2 numbers for channels=1"),
-        ({"data__channels": 3}, "data: mean has 1 and std has 1 numbers for channels=3"),
-        ({"data__protocol": "best"}, "Write center-CROP-of-RESIZE"),
-        ({"data__protocol": "center-256-of-224"}, "with CROP <= RESIZE"),
-        ({"data__augment__scale": [1.0, 0.1]}, "data.augment: scale=(1.0, 0.1) must be given as"),
+        ({"data__mean": [0.1, 0.2]}, "data: mean has 2 numbers for in_channels=1"),
+        ({"data__in_channels": 3}, "data: mean has 1 and std has 1 numbers for in_channels=3"),
+        ({"data__eval_protocol": "best"}, "Write center-CROP-of-RESIZE"),
+        ({"data__eval_protocol": "center-256-of-224"}, "with CROP <= RESIZE"),
+        ({"data__crop__scale": [1.0, 0.1]}, "data.crop: scale=(1.0, 0.1) must be given as"),
         ({"recipe__steps": 5}, "one of epochs, images, steps; given: {'epochs': 20.0, 'steps': 5}"),
         ({"recipe__epochs": None}, "one of epochs, images, steps; given: none"),
     ],
@@ -167,12 +179,12 @@ def test_values_that_do_not_fit_each_other_are_refused(
 def test_one_message_has_all_that_is_wrong(values: dict[str, Any]) -> None:
     del values["logging"]["every_steps"]
     message = complaint(
-        values, sede=1, seed="3", recipe__epochs=None, data__channels=3, cluster__device="tpu"
+        values, sede=1, seed="3", recipe__epochs=None, data__in_channels=3, runtime__device="tpu"
     )
     lines = message.splitlines()
     assert lines[0] == "the config cannot be run:"
     named = {line.split(":")[0].strip() for line in lines[1:]}
-    assert named == {"sede", "seed", "recipe", "data", "cluster.device", "logging.every_steps"}
+    assert named == {"sede", "seed", "recipe", "data", "runtime.device", "logging.every_steps"}
     assert "logging.every_steps: is missing" in message
 
 
@@ -185,7 +197,10 @@ def test_a_config_cannot_be_changed(values: dict[str, Any]) -> None:
     assert all(schema.__dataclass_params__.frozen for schema in classes)  # type: ignore[union-attr]
 
 
-SAFE_SECTIONS = ("launcher", "cluster", "logging", "tracking", "model.published", "data.expected")
+SAFE_SECTIONS = (
+    *("launcher", "runtime", "slurm", "logging", "tracking"),
+    *("model.published", "data.expected", "data.cache"),
+)
 SAFE_KEYS = {
     *("run_dir", "runs_dir", "if_finished", "data.url", "data.num_workers", "strategy"),
     *("checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.max_failed_saves"),
@@ -263,17 +278,17 @@ def test_the_identity_does_not_depend_on_how_a_number_is_written(values: dict[st
 
 
 def test_a_limit_leaves_time_before_the_ranks_are_told_to_stop(values: dict[str, Any]) -> None:
-    lead = {"cluster__signal_lead_s": 120}
-    assert "save and stop: at once" in complaint(values, cluster__timeout_min=2, **lead)
-    put(values, "cluster.timeout_min", 3)
-    assert parse(values).cluster.timeout_min == 3
+    lead = {"slurm__signal_delay_s": 120}
+    assert "save and stop: at once" in complaint(values, slurm__timeout_min=2, **lead)
+    put(values, "slurm.timeout_min", 3)
+    assert parse(values).slurm.timeout_min == 3
 
 
 def test_an_interface_is_a_name_that_gloo_takes(values: dict[str, Any]) -> None:
     for well in (None, "ib0", "eth0,eth1", "bond0.100"):
-        values["cluster"]["network_interface"] = well
-        assert parse(values).cluster.network_interface == well
+        values["runtime"]["network_interface"] = well
+        assert parse(values).runtime.network_interface == well
     for wrong in ("^lo", "=eth0", "", "eth0,^lo"):
-        values["cluster"]["network_interface"] = wrong
-        with pytest.raises(ConfigError, match=r"cluster: network_interface=.*ib0"):
+        values["runtime"]["network_interface"] = wrong
+        with pytest.raises(ConfigError, match=r"runtime: network_interface=.*ib0"):
             parse(values)

@@ -81,7 +81,7 @@ def test_it_says_how_long_on_what_and_what_to_expect(name: str) -> None:
 
 def test_inception_v3_has_its_auxiliary_classifier_in_training_alone() -> None:
     (composed,) = compose(["experiment=inception_v3_2015", "data.url=anywhere"])
-    assert composed.config.recipe.aux_weight == 0.4
+    assert composed.config.recipe.aux_loss_weight == 0.4
     with torch.device("meta"):
         network = build_model(composed.config, 1000)
         images = torch.empty(2, 3, 299, 299)
@@ -200,7 +200,7 @@ def test_all_can_be_submitted_at_their_own_size(
         classes = tuple(f"n{i:08}" for i in range(num_classes))
         write_manifest(str(tmp_path), split, Manifest(classes, shards, {}))
     # One set stands for all of them, so that it cannot be what each is named.
-    given = [f"data.url={tmp_path}", "launcher=slurm", "cluster=slurm", "data.expected=null"]
+    given = [f"data.url={tmp_path}", "launcher=slurm", "slurm=default", "data.expected=null"]
     dry_run(["-m", f"experiment={','.join(names)}", *given])
     shown = capsys.readouterr().out
     assert f"# an array of {len(names)} jobs like this:" in shown
@@ -230,10 +230,15 @@ def small(name: str, url: Path, place: Path) -> list[str]:
     where = (
         *(f"experiment={name}", f"data.url={url}", "data.name=noise"),
         *(f"run_dir={place / name}", "tracking=none"),
-        *(["data.channels=1"] if name == "lenet5_1998" else []),  # of colours, and asked for
+        *(["data.in_channels=1"] if name == "lenet5_1998" else []),  # of colours, and asked for
     )
     few = (
-        *("data.lanes=2", "data.num_workers=0", "launcher.num_procs=2", "recipe.epochs=null"),
+        *(
+            "data.num_lanes=2",
+            "data.num_workers=0",
+            "launcher.nproc_per_node=2",
+            "recipe.epochs=null",
+        ),
         *("recipe.images=null", "recipe.steps=2", "recipe.global_batch_size=24"),
         *("recipe.num_micro_batches=2", "logging.every_steps=1", "checkpoint.keep_best=null"),
     )
@@ -245,14 +250,16 @@ def small(name: str, url: Path, place: Path) -> list[str]:
         "resnet_2015",
         "blurpool_2019",
     )
-    views = "ten-crop-96-of-104" if config.data.protocol.startswith("ten") else "center-96-of-104"
+    views = (
+        "ten-crop-96-of-104" if config.data.eval_protocol.startswith("ten") else "center-96-of-104"
+    )
     return [
         *where,
         *few,
-        *("data.image_size=96", f"data.protocol={views}", "data.augment.sides=[96,120]"),
-        "recipe.progressive=null",
-        *(["+model.options.width=0.1"] if is_own else []),
-        *(f"++model.options.{option}" for option in TINY.get(name, ())),
+        *("data.image_size=96", f"data.eval_protocol={views}", "data.crop.resize_range=[96,120]"),
+        "recipe.progressive_resize=null",
+        *(["+model.kwargs.width=0.1"] if is_own else []),
+        *(f"++model.kwargs.{option}" for option in TINY.get(name, ())),
         *([f"model.name={SIBLINGS[name]}", "model.published=null"] if name in SIBLINGS else []),
         "init_from=null",
     ]

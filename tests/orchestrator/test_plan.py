@@ -67,9 +67,9 @@ def test_what_does_not_work_is_refused_with_sizes_that_do(
     repeats: int,
 ) -> None:
     asked = {
-        "launcher.num_procs" if per_node is None else "cluster.nodes": nodes,
+        "launcher.nproc_per_node" if per_node is None else "slurm.nodes": nodes,
         "recipe.num_micro_batches": micro_batches,
-        "data.lanes": lanes,
+        "data.num_lanes": lanes,
         "recipe.global_batch_size": batch,
     }
     there = {"num_train": num_train, "repeats": repeats}
@@ -103,7 +103,7 @@ def test_ten_images_are_told_how_they_can_be_trained_on(
     assert proposals
     for proposal in proposals:
         changed = {name: int(n) for name, n in re.findall(r"(\w+)=(\d+)", proposal)}
-        values["data"]["lanes"] = changed.pop("lanes", 32)
+        values["data"]["num_lanes"] = changed.pop("num_lanes", 32)
         assert plan_of(values, steps=1, num_train=num_train, **changed).steps_per_epoch == 1
 
 
@@ -113,16 +113,16 @@ def test_24_ranks_and_a_batch_of_256_are_told_what_is_nearest() -> None:
     first, *proposals = [line.split("   ")[0].strip() for line in str(refused.value).splitlines()]
     assert "ranks=24 does not divide recipe.num_micro_batches=4" in first
     assert proposals == [
-        "recipe.global_batch_size=240 data.lanes=24 recipe.num_micro_batches=24",
-        "recipe.global_batch_size=264 data.lanes=24 recipe.num_micro_batches=24",
-        "launcher.num_procs=4",
+        "recipe.global_batch_size=240 data.num_lanes=24 recipe.num_micro_batches=24",
+        "recipe.global_batch_size=264 data.num_lanes=24 recipe.num_micro_batches=24",
+        "launcher.nproc_per_node=4",
     ]
 
 
 def test_a_batch_that_the_lanes_do_not_divide_is_told_the_ones_around_it() -> None:
     with pytest.raises(ConfigError) as refused:
         check_sizes(Sizes(2, 4, 32, 250, num_train=1000))
-    assert "data.lanes=32 does not divide recipe.global_batch_size=250" in str(refused.value)
+    assert "data.num_lanes=32 does not divide recipe.global_batch_size=250" in str(refused.value)
     assert "recipe.global_batch_size=224   (lanes" in str(refused.value)
     assert "recipe.global_batch_size=256   (lanes" in str(refused.value)
 

@@ -11,7 +11,7 @@ import conf
 
 FILES = sorted(Path(conf.__file__).parent.glob("recipe/*.yaml"))
 RANDOM_POLICIES = {
-    file.stem: recipe["distort"]["policy_options"]
+    file.stem: recipe["augment"]["auto_augment_kwargs"]
     for file in FILES
     if (recipe := yaml.safe_load(file.read_text())).get("distort", {}).get("policy")
     == "randaugment"

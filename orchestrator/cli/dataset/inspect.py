@@ -66,7 +66,7 @@ def _add_stat(verbs: "Verbs") -> None:
     verb.add_argument("--json", action="store_true", help="print JSON")
     samples_help = "images that mean and std are taken from (default %(default)s)"
     verb.add_argument("--num-samples", type=positive, default=2000, help=samples_help)
-    index_help = "also write which samples each class has, which recipe.balanced needs"
+    index_help = "also write which samples each class has, which recipe.class_balanced needs"
     verb.add_argument("--class-index", action="store_true", help=index_help)
     add_num_workers(verb)
     add_scratch(verb)

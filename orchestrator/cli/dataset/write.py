@@ -107,7 +107,7 @@ def _checks(options: argparse.Namespace) -> "ImageChecks":
     if options.max_side is not None or options.short_side is not None:
         shrink = ResizeSettings(options.max_side, options.short_side, options.quality)
     return ImageChecks(
-        max_bad_fraction=options.max_bad_share,
+        max_bad_fraction=options.max_bad_fraction,
         shrink=shrink,
         dedupe=options.dedupe,
         drop_damaged=options.drop_damaged,
@@ -129,7 +129,9 @@ def _add_shard_options(verb: argparse.ArgumentParser, per_shard: int) -> None:
 
 def _add_check_options(verb: argparse.ArgumentParser) -> None:
     bad_help = "of images that may be left out, corrupt or too large (default %(default)s)"
-    verb.add_argument("--max-bad-share", type=float, default=0.01, metavar="SHARE", help=bad_help)
+    verb.add_argument(
+        "--max-bad-fraction", type=float, default=0.01, metavar="SHARE", help=bad_help
+    )
     dedupe_help = "leave out of train what is there twice, or in val: the same bytes"
     verb.add_argument("--dedupe", action="store_true", help=dedupe_help)
     drop_help = "leave out what decodes with damage, which is kept and named otherwise"

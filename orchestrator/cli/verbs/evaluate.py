@@ -34,8 +34,8 @@ def add_evaluate_verb(verbs: "Verbs") -> None:
     weights_help = "averaged or as trained (default: averaged, where there are any)"
     verb.add_argument("--weights", choices=("ema", "raw"), help=weights_help)
     verb.add_argument("--batch-size", type=int, metavar="N", help="default: each run's own")
-    bad_help = "of the images may be unreadable (default: each run's data.max_bad_share)"
-    verb.add_argument("--max-bad-share", type=float, metavar="SHARE", help=bad_help)
+    bad_help = "of the images may be unreadable (default: each run's data.max_bad_fraction)"
+    verb.add_argument("--max-bad-fraction", type=float, metavar="SHARE", help=bad_help)
     real_help = "also against the reassessed labels of ImageNet (ReaL)"
     verb.add_argument("--real", action="store_true", help=real_help)
     verb.add_argument("--classes", action="store_true", help="show the classes that fare worst")
@@ -117,7 +117,7 @@ def _judge(options: argparse.Namespace, runs: list[str]) -> dict[str, Any]:
         "real": options.real,
         "confusion": None if confusion is None else str(confusion.absolute()),
         "weights": options.weights,
-        "max_bad_share": options.max_bad_share,
+        "max_bad_fraction": options.max_bad_fraction,
     }
     return _ask("evaluation.evaluate_runs", options, request)
 

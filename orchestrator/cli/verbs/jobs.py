@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 SUBMIT_EPILOG = """\
 OVERRIDES are those of `tahoe train`, -m too. What is asked of Slurm are keys of `cluster`:
 
-  tahoe submit model=timm/resnet50 data=shards data.url=/data/set cluster.nodes=4
-  tahoe submit --dry-run cluster=slurm             print arithmetic and script, submit nothing
+  tahoe submit model=timm/resnet50 data=shards data.url=/data/set slurm.nodes=4
+  tahoe submit --dry-run slurm=default             print arithmetic and script, submit nothing
   tahoe submit --after runs/first ...              start when that run has finished
   tahoe submit -m model=lenet5_1998,resnet18 seed=1,2   the points of a sweep, as a job array
   tahoe submit -m hydra/sweeper=NAME hydra.launcher.wait=true ...    points that a search chooses
@@ -110,7 +110,7 @@ def submit(options: argparse.Namespace) -> int:
         check_not_queued([run_of(point.config)])  # before what lies there is changed
         run, plan = create_or_open_run(point)
         if run.is_finished:
-            print(f"{run.path} is finished already; it is reused (if_finished=reuse)")
+            print(f"{run.path} is finished already; skipped (if_finished=skip)")
         else:
             submit_run(Submission(run, point.config, plan.num_steps), after)
     return 0

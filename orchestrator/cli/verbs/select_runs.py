@@ -14,7 +14,7 @@ from orchestrator.run.sweepdir import expand_sweeps
 from orchestrator.tracking.records.record import IMPORTED, Record
 from orchestrator.tracking.records.record_index import all_records, load_records
 
-_SHORT = {"data": "data.name", "protocol": "data.protocol"}
+_SHORT = {"data": "data.name", "protocol": "data.eval_protocol"}
 _FACTS = {
     "status": "status",
     "id": "id",

@@ -36,12 +36,12 @@ def check_data_matches_config(config: Config, overrides: Sequence[str]) -> None:
                 f"its name. Nothing was started. {_remedy(num_classes, glimpse, data.url)}, "
                 "or data.name=NAME if these crops are meant for a set of yours."
             )
-    asked = any(one.lstrip("+").startswith("data.channels=") for one in overrides)
-    if glimpse and glimpse.num_coloured and data.channels == 1 and not asked:
+    asked = any(one.lstrip("+").startswith("data.in_channels=") for one in overrides)
+    if glimpse and glimpse.num_coloured and data.in_channels == 1 and not asked:
         raise ConfigError(
-            f"data.channels=1, and {glimpse.num_coloured} of {glimpse.num_seen} images looked at "
-            f"in {data.url} have colours, which would be lost. Nothing was started. "
-            f"{_remedy(num_classes, glimpse, data.url)}; or say data.channels=1 on the "
+            f"data.in_channels=1, and {glimpse.num_coloured} of {glimpse.num_seen} images looked "
+            f"at in {data.url} have colours, which would be lost. Nothing was started. "
+            f"{_remedy(num_classes, glimpse, data.url)}; or say data.in_channels=1 on the "
             "command line if grey is meant."
         )
 

@@ -22,11 +22,13 @@ def are_known(config: Config) -> bool:
 
     Not every network returns a cost of its own, or can learn from one image at a time.
     """
-    optimizer, distort = config.recipe.optimizer, config.recipe.distort
-    has_options = bool(config.model.options or optimizer.options or distort.policy_options)
-    changes_colours = bool(distort.policy or any(distort.jitter) or distort.noise_std)
+    optimizer, distort = config.recipe.optimizer, config.recipe.augment
+    has_options = bool(config.model.kwargs or optimizer.kwargs or distort.auto_augment_kwargs)
+    changes_colours = bool(
+        distort.auto_augment or any(distort.color_jitter) or distort.pca_lighting_std
+    )
     recipe = config.recipe
-    is_usual = recipe.objective != "own" and recipe.global_batch_size > recipe.num_micro_batches
+    is_usual = recipe.loss != "model" and recipe.global_batch_size > recipe.num_micro_batches
     return (
         is_usual
         and not (has_options or changes_colours)
@@ -41,12 +43,12 @@ def reject_downloads(config: Config) -> None:
     Raises:
         ConfigError: there are some; the message names what does it once.
     """
-    name, options = config.model.name, config.model.options
+    name, options = config.model.name, config.model.kwargs
     library, _, bare_name = name.partition("/")
     found = [key for key, value in options.items() if value and _FETCHING.fullmatch(key)]
     if not found or library not in ("timm", "torchvision"):
         return
-    given = ", ".join(f"model.options.{key}={options[key]}" for key in found)
+    given = ", ".join(f"model.kwargs.{key}={options[key]}" for key in found)
     where = f"init_from=timm/{bare_name}" if library == "timm" else "init_from=FILE.safetensors"
     raise ConfigError(
         f"{given}: every rank would fetch weights anew in every attempt, which nodes without a "

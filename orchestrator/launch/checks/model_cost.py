@@ -12,7 +12,7 @@ from orchestrator.launch.torch_subprocess import TorchWorkerError, run_torch_wor
 from orchestrator.run.plan import Plan, image_sizes, training_petaflop
 
 _DEADLINE_S = 120
-_WITHOUT_EFFECT = ("seed", "run_dir", "runs_dir", "init_from", "cluster", "tracking")
+_WITHOUT_EFFECT = ("seed", "run_dir", "runs_dir", "init_from", "runtime", "slurm", "tracking")
 _made = set[str]()  # what has been asked and could be made, of the points of a sweep
 
 

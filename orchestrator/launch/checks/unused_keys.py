@@ -9,15 +9,9 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 
 from data_sharding.transforms.eval_protocol import parse_protocol
-from orchestrator.config.schema import Config
+from orchestrator.config.schema import Config, Slurm
 
 _KEY = re.compile(r"\+{0,2}([\w.]+)=")
-_OF_SLURM = (
-    *("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "mem_gb", "timeout_min"),
-    *("partition", "account", "qos", "constraint", "exclude", "array_parallelism"),
-    *("signal_lead_s", "max_crashes", "snapshot_mb", "modules", "setup", "container"),
-    *("srun_args", "additional_parameters"),
-)
 
 
 def warn_unused_keys(config: Config, overrides: Sequence[str]) -> None:
@@ -42,21 +36,27 @@ def unused_keys(config: Config, overrides: Sequence[str]) -> Iterator[str]:
         if is_named(key):
             yield f"{key} has no effect: {why}"
     data, schedule = config.data, config.recipe.schedule
-    crop = parse_protocol(data.protocol).crop
-    if crop != data.image_size and is_named("data.image_size") and not is_named("data.protocol"):
+    crop = parse_protocol(data.eval_protocol).crop
+    if (
+        crop != data.image_size
+        and is_named("data.image_size")
+        and not is_named("data.eval_protocol")
+    ):
         yield (
-            f"data.image_size={data.image_size}, and data.protocol={data.protocol} judges at "
-            f"{crop} pixels. Give data.protocol too if that is not meant"
+            f"data.image_size={data.image_size}, and data.eval_protocol={data.eval_protocol} "
+            f"evaluates at {crop} pixels. Give data.eval_protocol too if that is not intended"
         )
-    if schedule.name == "step" and not (schedule.drop_epochs or schedule.drop_every_epochs):
+    if schedule.name == "multistep" and not (
+        schedule.decay_milestones or schedule.decay_every_epochs
+    ):
         yield (
-            "recipe.schedule.name=step has no drops, so the rate stays the same. Give "
-            "recipe.schedule.drop_epochs or drop_every_epochs"
+            "recipe.schedule.name=multistep never decays, so the rate stays the same. Give "
+            "recipe.schedule.decay_milestones or decay_every_epochs"
         )
-    if config.recipe.probe and config.init_from is None:
+    if config.recipe.linear_probe and config.init_from is None:
         yield (
-            "recipe.probe=true trains the head of a network whose other weights are random and "
-            "stay so. Give init_from"
+            "recipe.linear_probe=true trains the head of a network whose other weights are random "
+            "and stay so. Give init_from"
         )
 
 
@@ -68,38 +68,42 @@ def _without_effect(config: Config) -> Iterator[tuple[str, str]]:
 
 def _of_recipe(config: Config) -> Iterator[tuple[bool, Sequence[str], str]]:
     recipe, schedule = config.recipe, config.recipe.schedule
-    mixes = recipe.mix.mixup_alpha or recipe.mix.cutmix_alpha
-    yield not mixes, ["recipe.mix.prob"], "mixup_alpha and cutmix_alpha are 0"
-    no_policy = recipe.distort.policy is None
-    yield no_policy, ["recipe.distort.policy_options"], "recipe.distort.policy is null"
-    yield recipe.objective != "bce", ["recipe.bce_threshold"], "recipe.objective is not bce"
-    yield recipe.objective == "own", ["recipe.label_smoothing"], "recipe.objective is own"
-    drops = [f"recipe.schedule.drop_{name}" for name in ("epochs", "every_epochs", "factor")]
-    yield schedule.name != "step", drops, f"recipe.schedule.name is {schedule.name}"
-    is_flat = schedule.name in ("step", "constant")
-    yield is_flat, ["recipe.schedule.final_share"], f"recipe.schedule.name is {schedule.name}"
-    if schedule.name == "step" and schedule.drop_epochs:
-        yield True, ["recipe.schedule.drop_every_epochs"], "recipe.schedule.drop_epochs is given"
-    yield recipe.balanced, ["data.block_size"], "recipe.balanced is true"
+    mixes = recipe.mixup.mixup_alpha or recipe.mixup.cutmix_alpha
+    yield not mixes, ["recipe.mixup.prob"], "mixup_alpha and cutmix_alpha are 0"
+    no_policy = recipe.augment.auto_augment is None
+    yield no_policy, ["recipe.augment.auto_augment_kwargs"], "recipe.augment.auto_augment is null"
+    yield recipe.loss != "bce", ["recipe.bce_target_threshold"], "recipe.loss is not bce"
+    yield recipe.loss == "model", ["recipe.label_smoothing"], "recipe.loss is model"
+    names = ("decay_milestones", "decay_every_epochs", "decay_rate")
+    decays = [f"recipe.schedule.{name}" for name in names]
+    yield schedule.name != "multistep", decays, f"recipe.schedule.name is {schedule.name}"
+    is_flat = schedule.name in ("multistep", "constant")
+    yield is_flat, ["recipe.schedule.min_lr_factor"], f"recipe.schedule.name is {schedule.name}"
+    if schedule.name == "multistep" and schedule.decay_milestones:
+        yield (
+            True,
+            ["recipe.schedule.decay_every_epochs"],
+            "recipe.schedule.decay_milestones is given",
+        )
+    yield recipe.class_balanced, ["data.shuffle_block_size"], "recipe.class_balanced is true"
 
 
 def _of_crops(config: Config) -> Iterator[tuple[bool, Sequence[str], str]]:
-    is_now = config.data.augment.kind
+    is_now = config.data.crop.mode
     for kind, names in (
-        ("padded_crop", ("padding",)),
-        ("scaled_crop", ("sides", "central_square")),
+        ("random_crop_padded", ("padding",)),
+        ("resize_crop", ("resize_range", "center_square_first")),
         ("random_resized_crop", ("scale", "ratio")),
     ):
-        keys = [f"data.augment.{name}" for name in names]
-        yield is_now != kind, keys, f"data.augment.kind is {is_now}"
+        keys = [f"data.crop.{name}" for name in names]
+        yield is_now != kind, keys, f"data.crop.mode is {is_now}"
 
 
 def _of_launch(config: Config) -> Iterator[tuple[bool, Sequence[str], str]]:
     is_local = config.launcher.name == "local"
-    asked = [f"cluster.{name}" for name in _OF_SLURM]
-    here = "launcher.num_procs says how many ranks this machine starts; `tahoe submit` asks Slurm"
-    yield is_local, asked, here
-    there = "Slurm starts the ranks: cluster.nodes, tasks_per_node and gpus_per_node say how many"
-    yield not is_local, ["launcher.num_procs", "launcher.stop_grace_s"], there
+    local = "this machine starts the ranks: launcher.nproc_per_node gives their number"
+    yield is_local, [f"slurm.{name}" for name in Slurm.__annotations__], local
+    remote = "Slurm starts the ranks: slurm.nodes, tasks_per_node, gpus_per_node give their number"
+    yield not is_local, ["launcher.nproc_per_node", "launcher.grace_period_s"], remote
     store = ["tracking.uri", "tracking.experiment"]
     yield not config.tracking.enabled, store, "tracking is none"

@@ -54,7 +54,7 @@ def published_results(systems: Iterable[CatalogEntry]) -> Iterator[ExternalResul
         for top in ("top1", "top5"):
             if f"{top}_err" in numbers:
                 metrics[f"val/{top}"] = 100 - numbers[f"{top}_err"]
-        texts = ("title", "venue", "hardware", "time", "source", "verified")
+        texts = ("title", "venue", "hardware", "training_time", "source", "verified")
         tags = {f"published/{key}": said[key] for key in texts}
         known = {"model": one.model["name"], "data": said["dataset"], "protocol": said["protocol"]}
         yield ExternalResult(

@@ -26,7 +26,7 @@ _ENSEMBLES = "tahoe.ensembles"
 _TAGGED = {
     "model": "model.name",  # what was imported has no params
     "data": "data.name",
-    "protocol": "data.protocol",
+    "protocol": "data.eval_protocol",
     f"tahoe.{EXTENDED}": EXTENDED,
 }
 

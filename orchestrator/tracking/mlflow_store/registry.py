@@ -55,7 +55,7 @@ def register(run: RunDir, name: str | None = None, step: int | None = None) -> M
             MLflow does not take it.
     """
     config = parse(run.read_config())
-    if config.recipe.objective == "own":
+    if config.recipe.loss == "model":
         raise RunError(f"{run.path} was trained without labels, so that it has nothing to tell.")
     store = CheckpointStore.for_run(run, config)
     manifest = select_checkpoint(store, config.checkpoint, step)
@@ -100,7 +100,11 @@ def _log(run: RunDir, config: Config, name: str, step: int, **files: Any) -> Mod
         loader_module=pyfunc.__name__,
         code_paths=[str(Path(models.__file__).parent)],
         pip_requirements=[f"{package}=={version(package)}" for package in _NEEDED],
-        metadata={"tahoe.run_id": run.id, "tahoe.step": step, "protocol": config.data.protocol},
+        metadata={
+            "tahoe.run_id": run.id,
+            "tahoe.step": step,
+            "protocol": config.data.eval_protocol,
+        },
         **files,
     )
     number = str(info.registered_model_version)
@@ -116,20 +120,20 @@ def _told(run: RunDir, config: Config, step: int) -> str:
         if line.get("step") == step and "val/top1" in line.get("metrics", {})
     ]
     found = (f"{key[4:]} {value:.6g}" for key, value in judged[-1].items() if "val/" in key)
-    figures = f" Under {config.data.protocol}: {', '.join(found)}." if judged else ""
+    figures = f" Under {config.data.eval_protocol}: {', '.join(found)}." if judged else ""
     return f"{config.model.name} on {config.data.name}: step {step} of {run.id}.{figures}"
 
 
 def _description(config: Config, classes: Sequence[str], run: RunDir) -> dict[str, Any]:
     return {
         "name": config.model.name,
-        "options": config.model.options,
+        "options": config.model.kwargs,
         "classes": classes,
-        "channels": config.data.channels,
+        "channels": config.data.in_channels,
         "image_size": config.data.image_size,
         "mean": list(config.data.mean),
         "std": list(config.data.std),
-        "protocol": config.data.protocol,
+        "protocol": config.data.eval_protocol,
         "run": run.id,
     }
 

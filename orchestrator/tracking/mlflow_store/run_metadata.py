@@ -70,7 +70,7 @@ def run_tags(run: RunDir, config: Mapping[str, Any]) -> dict[str, str]:
         "model": _section(config, "model").get("name"),
         "year": _published(config).get("year"),
         "data": data.get("name"),
-        "protocol": data.get("protocol"),
+        "protocol": data.get("eval_protocol"),
         "seed": config.get("seed"),
         "weights": weights_of(_section(config, "recipe").get("ema_decay", "?")),
         "git_commit": git.get("commit"),
@@ -130,7 +130,7 @@ def description(record: Record) -> str:
     if record.images_per_s:
         told.append(f"{format_metric('images_per_s', record.images_per_s)} images/s")
     came_to = "; ".join(filter(None, [", ".join(told), f"seed {config.get('seed')}"]))
-    return redact_urls(f"{what}, {config.get('data.protocol')}: {came_to}")
+    return redact_urls(f"{what}, {config.get('data.eval_protocol')}: {came_to}")
 
 
 def dataset(run: RunDir, config: Mapping[str, Any]) -> dict[str, str] | None:

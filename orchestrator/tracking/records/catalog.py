@@ -51,7 +51,7 @@ class CatalogEntry:
         """Return everything, for programs."""
         measured = asdict(self.measured) if self.measured else None
         known = {"name": self.name, "about": self.about, "model": self.model["name"]}
-        return {**known, "options": self.model["options"], **self.published, "measured": measured}
+        return {**known, "kwargs": self.model["kwargs"], **self.published, "measured": measured}
 
 
 def load_catalog(runs: Iterable[Record] = ()) -> list[CatalogEntry]:
@@ -114,7 +114,7 @@ def describe(one: CatalogEntry) -> str:
         ("top-1 error, %", "top1_err"), ("top-5 error, %", "top5_err"),
         ("nets of the ensemble", "ensemble_size"),
         ("its top-5 error, %", "ensemble_top5_err"), ("parameters", "num_params"),
-        ("GMACs an image", "gmacs"), ("hardware", "hardware"), ("training time", "time"),
+        ("GMACs an image", "gmacs"), ("hardware", "hardware"), ("training time", "training_time"),
         ("training, petaFLOP", "petaflop"), ("source", "source"),
     ):  # fmt: skip
         if said[key] is not None:
@@ -125,7 +125,7 @@ def describe(one: CatalogEntry) -> str:
     )
     if one.measured:
         lines.append(f"{'measured':<22}{_told(one.measured)}, in {one.measured.run}")
-    lines += [f"{'mind':<22}{trap}" for trap in said["traps"]]
+    lines += [f"{'caveat':<22}{caveat}" for caveat in said["caveats"]]
     return "\n".join([*lines, "", *_ways_to_train(one)])
 
 
@@ -140,7 +140,7 @@ def _ways_to_train(one: CatalogEntry) -> list[str]:
         ]
     lines = [f"recipe={recipe}: {_head((_CONFIGS / 'recipe' / f'{recipe}.yaml').read_text())}"]
     for name in experiments:
-        lines += ["", f"  tahoe submit experiment={name} data.url=URL cluster=CLUSTER"]
+        lines += ["", f"  tahoe submit experiment={name} data.url=URL slurm=CLUSTER"]
     if not experiments:
         lines += ["", f"  tahoe train model={one.name} recipe={recipe} data.url=URL"]
     return lines
@@ -179,7 +179,7 @@ def _best(runs: Iterable[Record]) -> dict[str, BestResult]:
 
     best: dict[str, BestResult] = {}
     for run in sorted(judged, key=worth):
-        data, protocol = run.config["data.name"], run.config["data.protocol"]
+        data, protocol = run.config["data.name"], run.config["data.eval_protocol"]
         error = 100 - run.metrics["val/top1"]
         found = BestResult(error, data, protocol, run.path, run.data_fingerprint)
         best[run.published["title"]] = found

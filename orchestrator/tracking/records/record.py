@@ -151,7 +151,7 @@ def extended(run: RunDir, config: Mapping[str, Any]) -> str | None:
     schedule = (config.get("recipe") or {}).get("schedule")
     if not isinstance(schedule, Mapping) or schedule.get("name") not in ("cosine", "linear"):
         return None
-    if schedule.get("final_share") == 1:
+    if schedule.get("min_lr_factor") == 1:
         return None
     of_jobs = {
         line.get("slurm_job_id"): line.get("num_steps") for line in read_json_lines(run.jobs_file)

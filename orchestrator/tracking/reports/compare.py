@@ -117,7 +117,11 @@ def compare(records: Sequence[Record]) -> list[ComparableGroup]:
         differs = {key: _text(first, key) for key in keys}
         kept, older = _newest_of_each_seed(group)
         row = RunGroup(kept, differs, _figures(kept), older)
-        place = (_text(first, "data.name"), first.data_fingerprint, _text(first, "data.protocol"))
+        place = (
+            _text(first, "data.name"),
+            first.data_fingerprint,
+            _text(first, "data.eval_protocol"),
+        )
         places[place].append(row)
     return [
         ComparableGroup(*place, tuple(sorted(rows, key=lambda row: row.rank)))

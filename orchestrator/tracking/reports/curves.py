@@ -76,7 +76,7 @@ def label_of(row: RunGroup) -> str:
     """Return how a row is called in a legend: by what it differs in, as long as that is short."""
     system = row.records[0].model_title
     names = {key: "data" if key == "data.name" else key.rpartition(".")[2] for key in row.differs}
-    told = (key for key in row.differs if key not in ("model.name", "model.options"))
+    told = (key for key in row.differs if key not in ("model.name", "model.kwargs"))
     short = ", ".join(f"{names[key]}={row.differs[key]}" for key in told)
     seeds = f" ({len(row.records)} runs)" if len(row.records) > 1 else ""
     return f"{system}{f', {short}' if short and len(short) <= 40 else ''}{seeds}"

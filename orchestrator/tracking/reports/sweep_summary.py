@@ -80,7 +80,7 @@ def summarize(records: Sequence[Record], values: Sequence[dict[str, str]]) -> li
             data = str(one.config.get("data.name"))
             if one.data_fingerprint:
                 data += f"-{one.data_fingerprint[:8]}"
-            place = f"{data}/{one.config.get('data.protocol')}"
+            place = f"{data}/{one.config.get('data.eval_protocol')}"
             places.setdefault(place, []).append((one, own))
     found = [_summary(place, runs) for place, runs in places.items()]
     return sorted(filter(None, found), key=lambda one: -len(one.points))

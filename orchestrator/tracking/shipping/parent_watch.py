@@ -42,10 +42,10 @@ class ParentWatch:
     end the shipping: rank 0 may have a last value to log.
     """
 
-    def __init__(self, drain_timeout_s: float, fd: int = 0) -> None:
+    def __init__(self, flush_timeout_s: float, fd: int = 0) -> None:
         self.ended = False
         self._fd = fd
-        self._drain_timeout_s = drain_timeout_s
+        self._flush_timeout_s = flush_timeout_s
         self._deadline_s = math.inf
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
@@ -74,7 +74,7 @@ class ParentWatch:
 
     def start_deadline(self) -> None:
         """Start the clock: what is left must be shipped in the time to drain."""
-        self._deadline_s = min(self._deadline_s, time.monotonic() + self._drain_timeout_s)
+        self._deadline_s = min(self._deadline_s, time.monotonic() + self._flush_timeout_s)
 
     def _read(self) -> bytes:
         try:

@@ -44,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Ship a run until rank 0 has ended; return 0 when all of it is in MLflow, else 1."""
     parser = argparse.ArgumentParser(prog="python -m orchestrator.tracking.shipping.shipper")
     parser.add_argument("run", type=Path, help="the run directory")
-    parser.add_argument("--drain-timeout-s", type=float, default=60.0)
+    parser.add_argument("--flush-timeout-s", type=float, default=60.0)
     arguments = parser.parse_args(argv)
-    run, lifeline = RunDir(arguments.run.absolute()), ParentWatch(arguments.drain_timeout_s)
+    run, lifeline = RunDir(arguments.run.absolute()), ParentWatch(arguments.flush_timeout_s)
     lifeline.ignore_rank_signals()
     try:
         config = run.read_config()
@@ -158,7 +158,7 @@ def _follow_run(
         shipment = Shipper(tracked, insist)
         while not lifeline.ended:
             shipment.flush()
-            lifeline.wait(float(config["tracking"].get("ship_every_s", 2.0)))
+            lifeline.wait(float(config["tracking"].get("flush_interval_s", 2.0)))
             if lifeline.remaining_s == 0 and not lifeline.ended:
                 raise RetryTimeoutError("SIGTERM came while the run went on")
         shipment.flush()  # what rank 0 logged since the last look and before its end

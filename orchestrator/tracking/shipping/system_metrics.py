@@ -35,11 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m orchestrator.tracking.shipping.system_metrics")
     parser.add_argument("run", type=Path, help="the run directory")
     run = RunDir(parser.parse_args(argv).run.absolute())
-    lifeline = ParentWatch(drain_timeout_s=0)
+    lifeline = ParentWatch(flush_timeout_s=0)
     lifeline.ignore_rank_signals()
     os.nice(_NICENESS)
     config = run.read_config()["tracking"]
-    watch(run, lifeline, config["system_every_s"], node_name())
+    watch(run, lifeline, config["system_metrics_interval_s"], node_name())
     return 0
 
 

@@ -11,7 +11,7 @@ def use_interface(wanted: str | None, *, spans_nodes: bool, host: str | None = N
     """Let gloo and NCCL use the wanted interface, or what they choose if that can work.
 
     Args:
-        wanted: cluster.network_interface.
+        wanted: runtime.network_interface.
         spans_nodes: whether there are ranks on other nodes.
         host: this node's name for itself, by which gloo chooses.
 
@@ -29,7 +29,7 @@ def use_interface(wanted: str | None, *, spans_nodes: bool, host: str | None = N
             known = f"{host} knows itself as {address}" if address else f"{host} has no address"
             raise ConfigError(
                 f"{known} (/etc/hosts), where no other node can reach it. The ranks would not "
-                f"meet. Set cluster.network_interface; {host} has {_interfaces()}."
+                f"meet. Set runtime.network_interface; {host} has {_interfaces()}."
             )
 
 
@@ -38,7 +38,7 @@ def _check_there(wanted: str, host: str) -> None:
     missing = [name for name in wanted.split(",") if name not in known]
     if missing:
         raise ConfigError(
-            f"cluster.network_interface={wanted}: {host} has no {', '.join(missing)}, so the ranks "
+            f"runtime.network_interface={wanted}: {host} has no {', '.join(missing)}, so the ranks "
             f"could not meet. It has {_interfaces()}."
         )
 

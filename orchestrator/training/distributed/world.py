@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from orchestrator.config.parse import ConfigError
-from orchestrator.config.schema import Cluster
+from orchestrator.config.schema import Runtime
 from orchestrator.training.distributed.network_interface import use_interface
 
 _POLL_S = 0.02
@@ -126,22 +126,22 @@ class AsyncMaxReduce:
 
 
 @contextmanager
-def init_world(cluster: Cluster) -> Iterator[World]:
+def init_world(runtime: Runtime) -> Iterator[World]:
     """Meet the other ranks; part from them at the end."""
     local_rank = int(os.environ["LOCAL_RANK"])
-    device = choose_device(cluster.device, local_rank)
+    device = choose_device(runtime.device, local_rank)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     spans_nodes = (
         os.environ["WORLD_SIZE"] != os.environ["LOCAL_WORLD_SIZE"]
         and os.environ["MASTER_ADDR"] != "127.0.0.1"  # by which only ranks on one machine meet
     )
-    use_interface(cluster.network_interface, spans_nodes=spans_nodes)
-    timeout = timedelta(seconds=cluster.collective_timeout_s)
+    use_interface(runtime.network_interface, spans_nodes=spans_nodes)
+    timeout = timedelta(seconds=runtime.process_group_timeout_s)
     if device.type == "cuda":
         _choose_repeatable_kernels()
         torch.cuda.set_device(device)
     if os.environ["RANK"] != "0":
-        _await_first(cluster.collective_timeout_s)
+        _await_first(runtime.process_group_timeout_s)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     control = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(control, dist.ProcessGroup)  # every rank is a member
@@ -195,5 +195,5 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
         return torch.device("cuda", local_rank)
     raise ConfigError(
         f"local rank {local_rank} has no GPU: torch sees {num_gpus}. Ranks would share devices or "
-        "have none. Set launcher.num_procs to the number of GPUs, or cluster.device=cpu."
+        "have none. Set launcher.nproc_per_node to the number of GPUs, or runtime.device=cpu."
     )

@@ -41,7 +41,7 @@ class ZeroOptimizer:
         if any(group.get("max_grad_norm") for group in optimizer.param_groups):
             raise ConfigError(
                 "strategy=ddp_zero1: this optimizer clips by the norm of all gradients, and would "
-                "see those of one rank. Set recipe.optimizer.options.max_grad_norm=null and "
+                "see those of one rank. Set recipe.optimizer.kwargs.max_grad_norm=null and "
                 "recipe.clip_grad_norm in its place, or strategy=ddp."
             )
         self._world = world

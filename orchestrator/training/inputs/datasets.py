@@ -79,8 +79,8 @@ def open_train_set(config: Config, manifest: Manifest, plan: Plan) -> TrainDatas
         _training_view(data),
         distortion_of(config),
         image_sizes(config, plan.steps_per_epoch),
-        data.channels,
-        data.augment.shared_by,
+        data.in_channels,
+        data.crop.samples_per_crop,
     )
 
 
@@ -89,8 +89,8 @@ def open_eval_set(config: Config, split: str, manifest: Manifest) -> EvalDataset
     return EvalDataset(
         _open_split(config, split, manifest),
         config.evaluate.batch_size,
-        parse_protocol(config.data.protocol),
-        config.data.channels,
+        parse_protocol(config.data.eval_protocol),
+        config.data.in_channels,
     )
 
 
@@ -100,17 +100,8 @@ def _open_split(config: Config, split: str, manifest: Manifest) -> SplitReader:
 
 
 def _cache_settings(config: Config) -> CacheSettings | None:
-    cache = config.cluster.cache
-    if cache == "none":
-        return None
-    return CacheSettings(
-        dir=cache.dir,
-        max_gb=cache.max_gb,
-        max_concurrent_requests=cache.num_connections,
-        chunk_mb=cache.part_mb,
-        request_timeout_s=cache.part_timeout_s,
-        retry_timeout_s=cache.deadline_s,
-    )
+    cache = config.data.cache
+    return None if cache == "none" else CacheSettings(**vars(cache))
 
 
 def _check_shared_memory(config: Config, plan: Plan, train: TrainDataset, val: EvalDataset) -> None:
@@ -141,7 +132,7 @@ def _warn_of_small_cache(config: Config, train_set: TrainDataset, plan: Plan) ->
 
 def _order(config: Config, manifest: Manifest) -> TrainOrder:
     data, recipe = config.data, config.recipe
-    if recipe.balanced:
+    if recipe.class_balanced:
         return BalancedOrder(
             read_class_index(data.url, "train", manifest),
             seed=config.seed,
@@ -152,10 +143,10 @@ def _order(config: Config, manifest: Manifest) -> TrainOrder:
         manifest.shards.num_samples,
         seed=config.seed,
         global_batch_size=recipe.global_batch_size,
-        num_lanes=data.lanes,
+        num_lanes=data.num_lanes,
         num_micro_batches=recipe.num_micro_batches,
-        block_size=data.block_size,
-        repeats=recipe.repeats,
+        block_size=data.shuffle_block_size,
+        repeats=recipe.augment_repeats,
     )
 
 
@@ -165,18 +156,18 @@ def distortion_of(config: Config) -> PixelAugment:
     Raises:
         ConfigError: the options are not those of its policy, or are of colours that are not there.
     """
-    distort = config.recipe.distort
+    distort = config.recipe.augment
     try:
         return make_augment(
-            auto_augment=distort.policy,
-            auto_augment_kwargs=distort.policy_options,
-            color_jitter=distort.jitter,
-            pca_lighting_std=distort.noise_std,
-            random_erasing_prob=distort.erase_prob,
+            auto_augment=distort.auto_augment,
+            auto_augment_kwargs=distort.auto_augment_kwargs,
+            color_jitter=distort.color_jitter,
+            pca_lighting_std=distort.pca_lighting_std,
+            random_erasing_prob=distort.random_erasing_prob,
             fill=[255 * value for value in config.data.mean],
         )
     except ValueError as error:
-        raise ConfigError(f"recipe.distort: {error}") from error
+        raise ConfigError(f"recipe.augment: {error}") from error
 
 
 def check_fingerprint(run: RunDir, url: str, splits: Mapping[str, Manifest]) -> None:
@@ -218,7 +209,7 @@ def check_bad_share(
     if num_bad > max_share * num_samples:
         raise DataError(
             f"{num_bad} samples could not be read, more than {num_samples} times "
-            f"data.max_bad_share={max_share}. {named} Repair the data set, or raise the share."
+            f"data.max_bad_fraction={max_share}. {named} Repair the data set, or raise the share."
         )
 
 
@@ -264,20 +255,20 @@ class BadSampleCounter:
 
 
 def _training_view(data: Data) -> CropFn:
-    augment = data.augment
-    if augment.kind == "scaled_crop":
+    augment = data.crop
+    if augment.mode == "resize_crop":
         return partial(
             resize_crop,
             crop=data.image_size,
-            resize_range=augment.sides,
-            center_square_first=augment.central_square,
-            hflip_prob=augment.flip_prob,
+            resize_range=augment.resize_range,
+            center_square_first=augment.center_square_first,
+            hflip_prob=augment.hflip_prob,
         )
-    if augment.kind == "padded_crop":
-        return partial(random_crop_padded, padding=augment.padding, hflip_prob=augment.flip_prob)
+    if augment.mode == "random_crop_padded":
+        return partial(random_crop_padded, padding=augment.padding, hflip_prob=augment.hflip_prob)
     return partial(
         random_resized_crop,
         scale=augment.scale,
         ratio=augment.ratio,
-        hflip_prob=augment.flip_prob,
+        hflip_prob=augment.hflip_prob,
     )

@@ -1,6 +1,6 @@
 """A record of which samples were trained on: the proof that none is lost or seen twice.
 
-Switched on by `logging.sample_ids`. Each rank appends a line a micro-batch, when the network is
+Switched on by `logging.log_sample_ids`. Each rank appends a line a micro-batch, when the network is
 about to see it, so what a killed attempt had merely fetched ahead is not in it. A sample that
 cannot be read is not there: the one that was trained on in its place is.
 """

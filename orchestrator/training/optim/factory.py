@@ -15,8 +15,8 @@ from orchestrator.training.optim.diagonal_lm import DiagonalLM
 
 # Not timm's.
 _REGISTRY: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "velocity": CaffeSGD,
-    "levenberg_marquardt": DiagonalLM,
+    "caffe_sgd": CaffeSGD,
+    "sdlm": DiagonalLM,
 }
 
 
@@ -26,9 +26,9 @@ def make_optimizer(network: nn.Module, optimizer: Optimizer) -> torch.optim.Opti
     Raises:
         ConfigError: its name or options are not timm's, or do not go together.
     """
-    if optimizer.bias_lr_share != 1 and optimizer.layer_decay is not None:
+    if optimizer.bias_lr_scale != 1 and optimizer.layer_decay is not None:
         raise ConfigError(
-            f"recipe.optimizer: bias_lr_share={optimizer.bias_lr_share} and layer_decay="
+            f"recipe.optimizer: bias_lr_scale={optimizer.bias_lr_scale} and layer_decay="
             f"{optimizer.layer_decay} both say what a bias's rate is. Leave one out."
         )
     if optimizer.name in _REGISTRY:
@@ -42,14 +42,14 @@ def make_optimizer(network: nn.Module, optimizer: Optimizer) -> torch.optim.Opti
         )
     try:
         return create_optimizer_v2(
-            network if optimizer.bias_lr_share == 1 else _groups(network, optimizer),
+            network if optimizer.bias_lr_scale == 1 else _groups(network, optimizer),
             opt=optimizer.name,
             lr=optimizer.lr,
             weight_decay=optimizer.weight_decay,
             momentum=optimizer.momentum,
             filter_bias_and_bn=not optimizer.decay_norm_and_bias,
             layer_decay=optimizer.layer_decay,
-            **optimizer.options,
+            **optimizer.kwargs,
         )
     except TypeError as error:
         raise _option_error(optimizer, error) from error
@@ -62,7 +62,7 @@ def _own(network: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
             lr=optimizer.lr,
             momentum=optimizer.momentum,
             weight_decay=optimizer.weight_decay,
-            **optimizer.options,
+            **optimizer.kwargs,
         )
     except TypeError as error:
         raise _option_error(optimizer, error) from error
@@ -74,7 +74,7 @@ def _groups(network: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
     kinds: dict[str, dict[str, Any]] = {
         "weight": {"params": [], "weight_decay": optimizer.weight_decay},
         "norm": {"params": [], "weight_decay": rest},
-        "bias": {"params": [], "weight_decay": rest, "lr_scale": optimizer.bias_lr_share},
+        "bias": {"params": [], "weight_decay": rest, "lr_scale": optimizer.bias_lr_scale},
     }
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
@@ -86,5 +86,5 @@ def _groups(network: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
 
 def _option_error(optimizer: Optimizer, error: TypeError) -> ConfigError:
     return ConfigError(
-        f"recipe.optimizer.options={optimizer.options} do not fit {optimizer.name}: {error}"
+        f"recipe.optimizer.kwargs={optimizer.kwargs} do not fit {optimizer.name}: {error}"
     )

@@ -29,8 +29,8 @@ class _Warmup(TypedDict):
 def make_lr_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, plan: Plan) -> Scheduler:
     """Return a scheduler whose `step_update(step)` sets the learning rate of that step.
 
-    The highest rate is the optimizer's; `final_share` of it is reached at the last step, or at the
-    last of each cycle where there are several.
+    The highest rate is the optimizer's; `min_lr_factor` of it is reached at the last step, or at
+    the last step of each cycle.
     """
     warmup_steps = round(recipe.schedule.warmup_epochs * plan.steps_per_epoch)
     cycles = recipe.schedule.cycles
@@ -72,17 +72,19 @@ def _cycle(
         t_in_epochs=False,
     )
     decay_steps = max(1, plan.num_steps - (warmup_steps if prefix else 0))
-    final_lr = lr * schedule.final_share
+    final_lr = lr * schedule.min_lr_factor
     match schedule.name:
         case "cosine":
             return CosineLRScheduler(optimizer, decay_steps, lr_min=final_lr, **warmup)
         case "linear":
             return PolyLRScheduler(optimizer, decay_steps, power=1, lr_min=final_lr, **warmup)
-        case "step":
+        case "multistep":
             # timm drops at the step before the one it is given (timm 1.0, multistep_lr.py)
-            epochs = schedule.drop_epochs or _milestones_every(schedule.drop_every_epochs, plan)
+            epochs = schedule.decay_milestones or _milestones_every(
+                schedule.decay_every_epochs, plan
+            )
             drops = [round(epoch * plan.steps_per_epoch) + 1 for epoch in epochs]
-            factor = schedule.drop_factor
+            factor = schedule.decay_rate
             return MultiStepLRScheduler(optimizer, drops, decay_rate=factor, **warmup)
         case "constant":
             return MultiStepLRScheduler(optimizer, [], **warmup)

@@ -54,7 +54,7 @@ class SquaredBackprop(TorchFunctionMode):
             return result
         name = getattr(func, "__name__", str(func))
         raise ConfigError(
-            f"recipe.optimizer.name=levenberg_marquardt: this network computes {name}, whose "
+            f"recipe.optimizer.name=sdlm: this network computes {name}, whose "
             "second derivatives are not known here. It knows what LeNet-5 has: convolutions, "
             "linear layers, products, tanh and subsampling. Take another optimizer."
         )

@@ -80,7 +80,7 @@ def evaluate(
     if math.isnan(count):
         raise first_error(world, error)
     assert count == num_samples, f"evaluated {count} of {num_samples} samples"
-    check_bad_share(int(num_bad), num_samples, config.data.max_bad_share)
+    check_bad_share(int(num_bad), num_samples, config.data.max_bad_fraction)
     figures = {
         name: total / count for name, total in zip(objective.metric_names, sums, strict=True)
     }

@@ -22,17 +22,17 @@ class Phases:
 
     def __init__(self, state: TrainState, stages: tuple[Phase, ...], plan: Plan) -> None:
         self._state, self._stages = state, stages
-        self._ends = [round(stage.to_epoch * plan.steps_per_epoch) for stage in stages]
+        self._ends = [round(stage.end_epoch * plan.steps_per_epoch) for stage in stages]
         if len({stage.stage for stage in stages}) > 1 and not supports_phases(state.network):
             raise ConfigError(
-                "recipe.stages: this network has none, so that all would be one. Set them to [], "
+                "recipe.phases: this network has none, so that all would be one. Set them to [], "
                 "or take a network that is trained in stages, such as autoencoder_2006."
             )
 
         has_momentum = all("momentum" in group for group in state.optimizer.param_groups)
         if any(stage.momentum is not None for stage in stages) and not has_momentum:
             raise ConfigError(
-                "recipe.stages: they have a momentum, and this optimizer has none. Leave it out of "
+                "recipe.phases: they have a momentum, and this optimizer has none. Leave it out of "
                 "them, or set recipe.optimizer.name=momentum."
             )
 
@@ -48,7 +48,7 @@ class Phases:
             with torch.no_grad():
                 network.enter(stage.stage)  # type: ignore[operator]  # a method of this network
         for group in self._state.optimizer.param_groups:
-            group["lr"] *= stage.lr_share
+            group["lr"] *= stage.lr_scale
             if stage.momentum is not None:
                 group["momentum"] = stage.momentum
 

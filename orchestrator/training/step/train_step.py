@@ -57,7 +57,7 @@ class TrainStep:
     ) -> None:
         self.ddp, self.objective, self.scaler = ddp, objective, scaler
         self.config, self.plan, self.device = config, plan, device
-        self.mixing = MixupCutmix(config.recipe.mix, plan.num_classes, config.seed)
+        self.mixing = MixupCutmix(config.recipe.mixup, plan.num_classes, config.seed)
         self.network = torch.compile(ddp) if config.recipe.compile else ddp
         self.statistics = RunningStatistics(ddp.module, world)
 
@@ -90,7 +90,7 @@ class TrainStep:
         """
         buffers = [buffer.clone() for buffer in self.ddp.module.buffers()]
         data = self.config.data
-        shape = (self.plan.micro_batch_size, data.channels, data.image_size, data.image_size)
+        shape = (self.plan.micro_batch_size, data.in_channels, data.image_size, data.image_size)
         images = torch.zeros(shape, device=self.device.device)
         images = images.to(memory_format=self.device.memory_format)
         labels = torch.zeros(len(images), dtype=torch.int64, device=self.device.device)
@@ -114,6 +114,6 @@ def clip_gradients(network: nn.Module, recipe: Recipe) -> torch.Tensor:
     """Shorten a network's gradients as the recipe says; return their norm before that."""
     parameters = [*network.parameters()]
     norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_grad_norm or math.inf)
-    if recipe.clip_adaptive:  # but those of the head: Brock et al. 2021, section 4.1
-        adaptive_clip_grad(parameters[:-2], recipe.clip_adaptive)  # type: ignore[no-untyped-call]
+    if recipe.agc_clip_factor:  # but those of the head: Brock et al. 2021, section 4.1
+        adaptive_clip_grad(parameters[:-2], recipe.agc_clip_factor)  # type: ignore[no-untyped-call]
     return norm

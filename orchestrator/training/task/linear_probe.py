@@ -51,6 +51,6 @@ def head_name(network: nn.Module, num_classes: int) -> str:
         if isinstance(module, nn.Linear) and module.out_features == num_classes:
             return str(name)
     raise ConfigError(
-        f"recipe.probe: {type(network).__name__} has no linear layer for {num_classes} classes at "
-        "its end, so there is no head to train. Take another network, or probe=false."
+        f"recipe.linear_probe: {type(network).__name__} has no linear layer for {num_classes} "
+        "classes at its end, so there is no head to train. Take another network, or probe=false."
     )

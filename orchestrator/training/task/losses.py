@@ -53,31 +53,36 @@ def make_objective(recipe: Recipe) -> Task:
     Raises:
         ConfigError: its options do not go together.
     """
-    if recipe.optimizer.name == "levenberg_marquardt" and recipe.objective != "cross_entropy":
+    if recipe.optimizer.name == "sdlm" and recipe.loss != "cross_entropy":
         raise ConfigError(
-            "recipe.optimizer.name=levenberg_marquardt goes by the second derivatives of the "
-            f"cross-entropy, and this recipe has objective={recipe.objective}. Set "
-            "recipe.objective=cross_entropy, or take another optimizer."
+            "recipe.optimizer.name=sdlm goes by the second derivatives of the "
+            f"cross-entropy, and this recipe has loss={recipe.loss}. Set "
+            "recipe.loss=cross_entropy, or take another optimizer."
         )
-    is_plain = recipe.objective == "cross_entropy" and not recipe.label_smoothing
-    if recipe.map_constant is not None and not is_plain:
+    is_plain = recipe.loss == "cross_entropy" and not recipe.label_smoothing
+    if recipe.map_rejection_penalty is not None and not is_plain:
         raise ConfigError(
-            f"recipe.map_constant={recipe.map_constant} goes into the cross-entropy of one class, "
-            f"and this recipe has objective={recipe.objective} and label_smoothing="
-            f"{recipe.label_smoothing}. Leave it out, or set objective=cross_entropy and "
+            f"recipe.map_rejection_penalty={recipe.map_rejection_penalty} goes into the "
+            "cross-entropy of one class, "
+            f"and this recipe has loss={recipe.loss} and label_smoothing="
+            f"{recipe.label_smoothing}. Leave it out, or set loss=cross_entropy and "
             "label_smoothing=0."
         )
-    if recipe.objective == "own":
+    if recipe.loss == "model":
         return ModelLossTask()
-    if recipe.objective == "bce":
+    if recipe.loss == "bce":
         return ClassificationTask(
-            BinaryCrossEntropy(recipe.label_smoothing, target_threshold=recipe.bce_threshold),
-            recipe.aux_weight,
+            BinaryCrossEntropy(
+                recipe.label_smoothing, target_threshold=recipe.bce_target_threshold
+            ),
+            recipe.aux_loss_weight,
         )
     cross_entropy = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    if recipe.map_constant is not None:
-        return ClassificationTask(MapCrossEntropy(recipe.map_constant), recipe.aux_weight)
-    return ClassificationTask(cross_entropy, recipe.aux_weight)
+    if recipe.map_rejection_penalty is not None:
+        return ClassificationTask(
+            MapCrossEntropy(recipe.map_rejection_penalty), recipe.aux_loss_weight
+        )
+    return ClassificationTask(cross_entropy, recipe.aux_loss_weight)
 
 
 class MapCrossEntropy:
@@ -99,13 +104,15 @@ class ClassificationTask:
     """Logits (n, num_classes) against one label a sample.
 
     A network may give a tuple in training, of its logits and those of auxiliary heads, which count
-    `aux_weight` each (GoogLeNet, section 5: 0.3).
+    `aux_loss_weight` each (GoogLeNet, section 5: 0.3).
     """
 
     metric_names: tuple[str, ...] = ("val/top1", "val/top5", "val/loss")
 
-    def __init__(self, criterion: Callable[[Tensor, Tensor], Tensor], aux_weight: float) -> None:
-        self._criterion, self._aux_weight = criterion, aux_weight
+    def __init__(
+        self, criterion: Callable[[Tensor, Tensor], Tensor], aux_loss_weight: float
+    ) -> None:
+        self._criterion, self._aux_weight = criterion, aux_loss_weight
 
     def loss(self, output: Any, labels: Tensor) -> Tensor:
         logits, *beside = output if isinstance(output, tuple) else (output,)

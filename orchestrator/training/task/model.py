@@ -27,8 +27,8 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
         return models.build(
             config.model.name,
             num_classes=num_classes,
-            in_channels=config.data.channels,
-            **config.model.options,
+            in_channels=config.data.in_channels,
+            **config.model.kwargs,
         )
     except ValueError as error:
         raise ConfigError(f"model={config.model.name}: {error}") from error
@@ -58,7 +58,7 @@ def model_cost(network: nn.Module, config: Config) -> dict[str, float]:
     num_params = sum(p.numel() for p in network.parameters() if p.requires_grad)
     gmacs = counter.get_total_flops() / 2e9
     training_gmacs = 3 * gmacs
-    if config.recipe.probe:
+    if config.recipe.linear_probe:
         name = f"{type(network).__name__}.{head_name(network, output.shape[-1])}"
         training_gmacs = gmacs + sum(counter.get_flop_counts()[name].values()) / 2e9
     return {
@@ -77,13 +77,13 @@ def check_step(network: nn.Module, config: Config) -> None:
             which torch refuses.
     """
     recipe = config.recipe
-    _try_size(network, config, parse_protocol(config.data.protocol).crop, "data.protocol")
-    if recipe.progressive:
-        first_size = recipe.progressive.first_size
-        _try_size(network, config, first_size, "recipe.progressive.first_size")
-    if recipe.objective == "own":
+    _try_size(network, config, parse_protocol(config.data.eval_protocol).crop, "data.eval_protocol")
+    if recipe.progressive_resize:
+        start_size = recipe.progressive_resize.start_size
+        _try_size(network, config, start_size, "recipe.progressive_resize.start_size")
+    if recipe.loss == "model":
         _check_own_cost(network, config)
-    if recipe.global_batch_size == recipe.num_micro_batches and not recipe.probe:
+    if recipe.global_batch_size == recipe.num_micro_batches and not recipe.linear_probe:
         _check_single_image(network, config)
 
 
@@ -101,10 +101,10 @@ def _shown(network: nn.Module, config: Config, size: int, key: str) -> Any:
     try:
         return network(_image(config, size))
     except (AssertionError, RuntimeError, ValueError) as error:
-        value = config.data.protocol if key == "data.protocol" else size
+        value = config.data.eval_protocol if key == "data.eval_protocol" else size
         raise ConfigError(
             f"model={config.model.name} does not take images of {key}={value} and "
-            f"data.channels={config.data.channels}: {str(error).splitlines()[0]}"
+            f"data.in_channels={config.data.in_channels}: {str(error).splitlines()[0]}"
         ) from error
 
 
@@ -117,16 +117,16 @@ def _check_own_cost(network: nn.Module, config: Config) -> None:
         return
     shape = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     raise ConfigError(
-        f"recipe.objective=own: the output of model={config.model.name} would be minimised as the "
+        f"recipe.loss=model: the output of model={config.model.name} would be minimised as the "
         f"cost of each image, (n,), and for one image it is {shape}: these are no costs, so that "
-        "nothing would be learned. Set recipe.objective=cross_entropy, or bce, or take a network "
+        "nothing would be learned. Set recipe.loss=cross_entropy, or bce, or take a network "
         "that returns its cost, such as autoencoder_2006."
     )
 
 
 def _check_single_image(network: nn.Module, config: Config) -> None:
-    progressive = config.recipe.progressive
-    size = progressive.first_size if progressive else config.data.image_size
+    progressive = config.recipe.progressive_resize
+    size = progressive.start_size if progressive else config.data.image_size
     try:
         copy.deepcopy(network).train()(_image(config, size))  # whose statistics are thrown away
     except ValueError as error:
@@ -140,12 +140,12 @@ def _check_single_image(network: nn.Module, config: Config) -> None:
 
 
 def _image(config: Config, size: int) -> torch.Tensor:
-    return torch.zeros(1, config.data.channels, size, size)
+    return torch.zeros(1, config.data.in_channels, size, size)
 
 
 @contextmanager
 def _in_last_stage(network: Any, config: Config) -> Iterator[None]:
-    stages = config.recipe.stages
+    stages = config.recipe.phases
     if not stages or not hasattr(network, "stage"):
         yield
         return

@@ -24,7 +24,7 @@ def after(
     verdict: str | None, state: str = "RUNNING None", *, crashes: int = 0, stop: bool = False
 ) -> str | int:
     ended = AttemptEnd(verdict, state=state, crashes=crashes)
-    return choose_next_action(ended, stop_requested=stop, max_crashes=3).next
+    return choose_next_action(ended, stop_requested=stop, max_failures=3).next
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_the_second_death_on_a_node_excludes_it(
     assert excluded == ["", "", "node3"]
     assert "excluded from now on: node3" in capfd.readouterr().err
     config = run.read_config()
-    run.write_config(config | {"cluster": config["cluster"] | {"exclude": "node[7-9]"}})
+    run.write_config(config | {"slurm": config["slurm"] | {"exclude": "node[7-9]"}})
     assert excluded_nodes(run) == "node[7-9],node3"
 
 
@@ -124,8 +124,8 @@ def test_a_store_that_cannot_be_asked_ends_no_run(
     take_out_of_reach(monkeypatch)
     config = run.read_config()
     elsewhere = config["checkpoint"] | {"url": "s3://bucket/run"}
-    max_crashes = config["cluster"] | {"max_crashes": 1}
-    run.write_config(config | {"checkpoint": elsewhere, "cluster": max_crashes})
+    max_crashes = config["slurm"] | {"max_consecutive_failures": 1}
+    run.write_config(config | {"checkpoint": elsewhere, "slurm": max_crashes})
     attempt = run.begin_attempt()
     run.end_attempt(attempt, checkpoint_step=20)
     for expected in ("requeue", 93):
@@ -172,7 +172,7 @@ def test_the_rank_that_failed_by_itself_gives_the_reason(run: RunDir) -> None:
 
 
 def test_a_taken_port_is_no_crash_of_the_run(run: RunDir) -> None:
-    for _ in range(9):  # cluster.max_crashes is fewer
+    for _ in range(9):  # slurm.max_consecutive_failures is fewer
         attempt = ended_rank(run, "task 3: Exited with exit code 1", "... EADDRINUSE ...\n")
         assert on_job_end(run, attempt, 137, "RUNNING None") == "requeue"
     assert not any(line.get("crashed") for line in read_json_lines(run.attempts_file))

@@ -66,7 +66,7 @@ def test_each_line(
     level: str,
     said: str,
 ) -> None:
-    values["cluster"] |= cluster
+    values["slurm"] |= cluster
     ranks = report(second=second)
     if cluster and "num_gpus" in second:
         ranks[0]["num_gpus"] = cluster["gpus_per_node"]

@@ -156,10 +156,10 @@ def test_hydra_answers_about_the_config_and_nothing_is_started(
 def test_users_have_models_of_their_own(cwd: Path) -> None:
     (cwd / "mine" / "model").mkdir(parents=True)
     (cwd / "mine" / "model" / "wide.yaml").write_text(
-        "defaults: [resnet18, _self_]\noptions: {width: 2}\n"
+        "defaults: [resnet18, _self_]\nkwargs: {width: 2}\n"
     )
     config = config_of("--config-dir", "mine", "model=wide")
-    assert (config.model.name, config.model.options) == ("timm/resnet18", {"width": 2})
+    assert (config.model.name, config.model.kwargs) == ("timm/resnet18", {"width": 2})
 
 
 @pytest.mark.parametrize(
@@ -168,14 +168,17 @@ def test_users_have_models_of_their_own(cwd: Path) -> None:
         ("sede=3", "sede: there is no such key; did you mean 'seed'? valid: seed, strategy, "),
         ("recipe.optimiser.lr=3", "recipe.optimiser: there is no such key; did you mean 'recipe.o"),
         ("recipe.epochs.x=3", "recipe.epochs.x: there is no such key; recipe.epochs is a single"),
-        ("cluster.additional_parameters.x=1", "with a plus: +cluster.additional_parameters.x=VALU"),
+        ("slurm.additional_parameters.x=1", "with a plus: +slurm.additional_parameters.x=VALU"),
         ("+recipe.lr=1", "recipe.lr: there is no such key; did you mean 'recipe.optimizer.lr'? va"),
         (
             "recipe.batch_size=1",
             "did you mean 'evaluate.batch_size' or 'recipe.global_batch_size'?",
         ),
         ("zzz=1", "zzz: there is no such key; valid: seed, strategy, "),
-        ("recipe.progressive.first_size=8", "'recipe.progressive={first_size: VALUE, from_epoch: "),
+        (
+            "recipe.progressive_resize.start_size=8",
+            "'recipe.progressive_resize={start_size: VALUE, start_epoch: ",
+        ),
         ("recipe=adanw", "recipe=adanw: there is no such choice; did you mean 'adamw'? valid: "),
         ("model=lenet", "model=lenet: there is no such choice; did you mean 'lenet5_1998'? valid"),
         ("model=lenet", "timm/NAME, torchvision/NAME, PACKAGE.MODULE:FUNCTION"),
@@ -187,7 +190,7 @@ def test_users_have_models_of_their_own(cwd: Path) -> None:
         ("run_dir=${oc.env:NOPE}", "Environment variable 'NOPE' not found"),
         ("seed", "'seed' is no override. Write KEY=VALUE"),
         ("data=null", "must be a string or a list"),
-        ("~data", "data: is missing"),
+        ("~data", "data.name: is missing"),
         ("~recipe.epochs", "recipe.epochs: is missing"),
         ("seed=1,2", "add --multirun"),
         ("--resolve", "only be used in conjunction with --cfg"),
@@ -208,37 +211,37 @@ def test_the_quoting_that_is_advised_can_be_read(value: str, cwd: Path) -> None:
 
 
 def test_a_section_that_is_null_is_given_whole() -> None:
-    message = refusal("recipe.progressive.first_size=8")
+    message = refusal("recipe.progressive_resize.start_size=8")
     (argument,) = shlex.split(message.rpartition("all of it: ")[2])
     filled = argument.replace("VALUE", "4")
-    whole = config_of(filled.replace("to_epoch: 4", "to_epoch: 5"))
-    assert whole.recipe.progressive == ProgressiveResize(
-        first_size=4, from_epoch=4, to_epoch=5, multiple_of=4
+    whole = config_of(filled.replace("end_epoch: 4", "end_epoch: 5"))
+    assert whole.recipe.progressive_resize == ProgressiveResize(
+        start_size=4, start_epoch=4, end_epoch=5, size_divisor=4
     )
 
 
 def test_groups_in_conf_of_the_working_directory_are_found(
     cwd: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (cwd / "conf" / "cluster").mkdir(parents=True)
-    (cwd / "conf" / "cluster" / "b100.yaml").write_text(
-        "defaults: [slurm, _self_]\ngpus_per_node: 7\n"
+    (cwd / "conf" / "slurm").mkdir(parents=True)
+    (cwd / "conf" / "slurm" / "b100.yaml").write_text(
+        "defaults: [default, _self_]\ngpus_per_node: 7\n"
     )
-    assert config_of("cluster=b100").cluster.gpus_per_node == 7
+    assert config_of("slurm=b100").slurm.gpus_per_node == 7
     assert capsys.readouterr().err == ""
-    (cwd / "conf" / "cluster" / "local.yaml").write_text("gpus_per_node: 7\n")
-    assert config_of("cluster=local").cluster.gpus_per_node == 0
-    assert "conf/cluster/local.yaml is not used" in capsys.readouterr().err
-    (cwd / "other" / "cluster").mkdir(parents=True)
-    assert "cluster=b100" in refusal("--config-dir", "other", "cluster=b100")
+    (cwd / "conf" / "slurm" / "default.yaml").write_text("gpus_per_node: 7\n")
+    assert config_of("slurm=default").slurm.gpus_per_node == 0
+    assert "conf/slurm/default.yaml is not used" in capsys.readouterr().err
+    (cwd / "other" / "slurm").mkdir(parents=True)
+    assert "slurm=b100" in refusal("--config-dir", "other", "slurm=b100")
 
 
 @pytest.mark.parametrize(
     ("override", "remedy"),
     [
-        ("cluster.cache.dir='${oc.env:TMPDIR,/tmp}/shards'", "$TMPDIR"),
+        ("data.cache.dir='${oc.env:TMPDIR,/tmp}/shards'", "$TMPDIR"),
         ("data.url='${oc.env:TMPDIR}/set'", "a path that all nodes see"),
-        ("cluster.setup=['cd ${oc.env:SLURM_TMPDIR}']", "a path that all nodes see"),
+        ("slurm.setup=['cd ${oc.env:SLURM_TMPDIR}']", "a path that all nodes see"),
     ],
 )
 def test_what_each_node_has_of_its_own_is_not_frozen(
@@ -253,9 +256,9 @@ def test_what_each_node_has_of_its_own_is_not_frozen(
     assert remedy in str(error.value)
     (composed,) = compose([override])  # for this machine it is right
     assert "of-the-login-node" in str(to_dict(composed.config))
-    (composed,) = compose(["launcher=slurm", "cluster.cache.dir=$TMPDIR/shards"])
-    assert isinstance(composed.config.cluster.cache, Cache)
-    assert composed.config.cluster.cache.dir == "$TMPDIR/shards"
+    (composed,) = compose(["launcher=slurm", "data.cache.dir=$TMPDIR/shards"])
+    assert isinstance(composed.config.data.cache, Cache)
+    assert composed.config.data.cache.dir == "$TMPDIR/shards"
 
 
 def test_all_missing_values_are_named_at_once() -> None:

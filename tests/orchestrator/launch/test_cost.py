@@ -24,7 +24,7 @@ def config(values: dict[str, Any], shards: Path) -> Config:
 
 
 def with_model(config: Config, name: str, **options: Any) -> Config:
-    return replace(config, model=replace(config.model, name=name, options=options))
+    return replace(config, model=replace(config.model, name=name, kwargs=options))
 
 
 @pytest.mark.slow

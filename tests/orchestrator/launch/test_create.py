@@ -72,7 +72,7 @@ def content(run: RunDir) -> dict[str, bytes]:
     ],
 )
 def test_the_id_of_a_run_is_readable(config_of: ConfigOf, name: str, shown: str) -> None:
-    config = config_of(model={"name": name, "options": {}, "published": None})
+    config = config_of(model={"name": name, "kwargs": {}, "published": None})
     assert re.fullmatch(re.escape(shown) + "-digits-[0-9a-f]{8}", run_id(config))
 
 
@@ -88,7 +88,7 @@ def test_an_unfinished_run_is_found_again_with_its_safe_keys_changed(config_of: 
     run = opened(config_of())
     before = run.read_json(run.identity_file)
     again, plan = create_or_open_run(
-        ComposedConfig(config_of(logging={"every_steps": 3, "sample_ids": True}), ())
+        ComposedConfig(config_of(logging={"every_steps": 3, "log_sample_ids": True}), ())
     )
     assert again == run
     assert plan.num_train == 1000
@@ -103,7 +103,7 @@ def test_a_finished_run_is_refused_with_the_ways_on(config_of: ConfigOf, tmp_pat
     before = content(run)
     with pytest.raises(RunError, match="is finished") as refused:
         opened(config)
-    for way in (f"tahoe resume '{run.path}' recipe", "if_finished=rerun", "if_finished=reuse"):
+    for way in (f"tahoe resume '{run.path}' recipe", "if_finished=rerun", "if_finished=skip"):
         assert way in str(refused.value)
     assert content(run) == before
 
@@ -112,7 +112,7 @@ def test_a_finished_run_is_reused_untouched(config_of: ConfigOf) -> None:
     run = opened(config_of())
     finish(run)
     before = content(run)
-    changed = config_of(if_finished="reuse", logging={"every_steps": 3, "sample_ids": True})
+    changed = config_of(if_finished="skip", logging={"every_steps": 3, "log_sample_ids": True})
     assert opened(changed).is_finished
     assert content(run) == before
 
@@ -150,10 +150,10 @@ def test_another_config_in_the_same_directory_is_refused_by_its_keys(
 ) -> None:
     where, options = str(tmp_path / "run"), {"head": "rbf", "border": 0}
     model = {"name": "lenet5_1998", "published": None}
-    run = opened(config_of(run_dir=where, model=model | {"options": options}))
+    run = opened(config_of(run_dir=where, model=model | {"kwargs": options}))
     with pytest.raises(RunError, match="holds a run of another config") as refused:
-        opened(config_of(run_dir=where, model=model | {"options": {"head": "rbf"}}, seed=7))
-    assert "(seed: 0 there, 7 now; model.options.border: 0 there, absent now)" in str(refused.value)
+        opened(config_of(run_dir=where, model=model | {"kwargs": {"head": "rbf"}}, seed=7))
+    assert "(seed: 0 there, 7 now; model.kwargs.border: 0 there, absent now)" in str(refused.value)
     assert run.read_config()["seed"] == 0
 
 
@@ -197,7 +197,7 @@ def test_of_two_configs_in_one_directory_at_once_the_first_stays(
 def test_the_config_of_a_running_attempt_is_left_alone(config_of: ConfigOf) -> None:
     run = opened(config_of())
     with run.lock(), pytest.raises(RunError, match="is running"):
-        opened(config_of(logging={"every_steps": 3, "sample_ids": True}))
+        opened(config_of(logging={"every_steps": 3, "log_sample_ids": True}))
     assert run.read_config()["logging"]["every_steps"] == 10
 
 
@@ -208,14 +208,14 @@ def test_a_place_that_cannot_be_written_is_named(config_of: ConfigOf, tmp_path: 
 
 
 def test_impossible_arithmetic_makes_no_directory(config_of: ConfigOf, tmp_path: Path) -> None:
-    data = to_dict(config_of())["data"] | {"lanes": 3}
-    with pytest.raises(ConfigError, match=r"data\.lanes=3"):
+    data = to_dict(config_of())["data"] | {"num_lanes": 3}
+    with pytest.raises(ConfigError, match=r"data\.num_lanes=3"):
         opened(config_of(data=data))
     assert not (tmp_path / "runs").exists()
 
 
 def test_points_of_a_sweep_that_are_one_run_are_refused(config_of: ConfigOf) -> None:
-    logging = {"every_steps": 3, "sample_ids": True}
+    logging = {"every_steps": 3, "log_sample_ids": True}
     first = ComposedConfig(config_of(), ("logging.every_steps=10",))
     second = ComposedConfig(config_of(logging=logging), ("logging.every_steps=3",))
     other = ComposedConfig(config_of(seed=1), ("seed=1",))
@@ -342,7 +342,7 @@ def test_a_run_that_goes_on_with_another_network_of_the_users_says_so(
     (code / "__init__.py").write_text("raise RuntimeError('imported')")
     (code / "wide.py").write_text("def make(num_classes, in_channels): return 1")
     monkeypatch.syspath_prepend(code.parent)
-    model = {"name": "their_nets.wide:make", "options": {}, "published": None}
+    model = {"name": "their_nets.wide:make", "kwargs": {}, "published": None}
     run, (software, _) = opened(config_of()), current_software(str(model["name"]))
     digest = sha256((code / "wide.py").read_bytes()).hexdigest()
     assert software["network"] == {"sha256": digest, "git": None}

@@ -98,7 +98,7 @@ def test_checkpoints_need_room(config: Config) -> None:
 def test_a_cache_needs_room_where_data_is_remote(config: Config, tmp_path: Path) -> None:
     assert list(local_checks.check_cache_space(config)) == []
     away = with_url(config, "memory://set")
-    assert isinstance(away.cluster.cache, Cache)
+    assert isinstance(away.data.cache, Cache)
     there, file = str(tmp_path / "cache"), str(tmp_path / "file")
     Path(file).touch()
     for place, max_gb, level in (
@@ -107,15 +107,13 @@ def test_a_cache_needs_room_where_data_is_remote(config: Config, tmp_path: Path)
         (f"{file}/cache", 1e-3, "fail"),
         ("/proc/1/cache", 1e-3, "fail"),
     ):
-        cache = replace(away.cluster.cache, dir=place, max_gb=max_gb)
+        cache = replace(away.data.cache, dir=place, max_gb=max_gb)
         (found,) = local_checks.check_cache_space(
-            replace(away, cluster=replace(away.cluster, cache=cache))
+            replace(away, data=replace(away.data, cache=cache))
         )
         assert (found.name, found.status) == ("cache", level)
-    cache = replace(away.cluster.cache, dir="$NOT_SET_ANYWHERE/cache")
-    (found,) = local_checks.check_cache_space(
-        replace(away, cluster=replace(away.cluster, cache=cache))
-    )
+    cache = replace(away.data.cache, dir="$NOT_SET_ANYWHERE/cache")
+    (found,) = local_checks.check_cache_space(replace(away, data=replace(away.data, cache=cache)))
     assert (found.name, found.status) == ("cache", "fail")
 
 
@@ -153,7 +151,7 @@ def no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("no_slurm")
 def test_without_slurm_it_is_about_this_machine(tahoe: Tahoe, digits: Path) -> None:
     place = f"data.url='{digits}'"
-    code, found = doctor(tahoe, place, "launcher.num_procs=2")
+    code, found = doctor(tahoe, place, "launcher.nproc_per_node=2")
     assert (code, {level for level, _ in found.values()}) == (0, {"ok"})
     assert "2 ranks x" in found["plan"][1]
     assert "60,850 parameters" in found["network"][1]
@@ -161,7 +159,7 @@ def test_without_slurm_it_is_about_this_machine(tahoe: Tahoe, digits: Path) -> N
     assert sorted(path.name for path in tahoe.cwd.iterdir()) == ["programs"]  # nothing is left
     code, found = doctor(tahoe, place, "--on-nodes")
     assert (code, found["nodes"][0]) == (1, "fail")
-    code, found = doctor(tahoe, place, "cluster=slurm")
+    code, found = doctor(tahoe, place, "slurm=default")
     assert (code, found["Slurm"][0]) == (1, "fail")
     assert "no `sbatch` on this machine" in found["Slurm"][1]
 
@@ -173,7 +171,7 @@ def test_a_slurm_that_does_not_answer_is_not_needed(tahoe: Tahoe, no_slurm: Path
     _, found = doctor(tahoe, "data.url=odd://set", "tracking=none")
     assert found["Slurm"][0] == "warn"
     assert "no controller" in found["Slurm"][1]
-    _, found = doctor(tahoe, "data.url=odd://set", "tracking=none", "cluster=slurm")
+    _, found = doctor(tahoe, "data.url=odd://set", "tracking=none", "slurm=default")
     assert found["Slurm"][0] == "fail"
 
 
@@ -216,7 +214,7 @@ def test_a_config_that_does_not_compose(tahoe: Tahoe, override: str, said: str) 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_slurm")
 def test_an_option_that_the_network_does_not_take(tahoe: Tahoe, digits: Path) -> None:
-    code, found = doctor(tahoe, f"data.url='{digits}'", "+model.options.depth=3")
+    code, found = doctor(tahoe, f"data.url='{digits}'", "+model.kwargs.depth=3")
     assert (code, found["network"][0]) == (1, "fail")
     assert "unexpected keyword argument 'depth'" in found["network"][1]
     assert found["disk"][0] == "warn"

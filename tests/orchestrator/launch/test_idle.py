@@ -16,30 +16,31 @@ def told(*arguments: str) -> list[str]:
     ("arguments", "keys"),
     [
         ([], []),
-        (["recipe.mix.prob=0.5"], ["recipe.mix.prob"]),
-        (["recipe.mix.prob=0.5", "recipe.mix.cutmix_alpha=1"], []),
-        (["+recipe.distort.policy_options.magnitude=3"], ["recipe.distort.policy_options"]),
-        (["recipe.bce_threshold=0.2"], ["recipe.bce_threshold"]),
-        (["recipe.bce_threshold=0.2", "recipe.objective=bce"], []),
-        (["recipe.schedule.drop_epochs=[3]"], ["recipe.schedule.drop_epochs"]),
-        (["recipe.schedule.drop_epochs=[3]", "recipe.schedule.name=step"], []),
-        (["recipe.schedule.name=step"], ["recipe.schedule.name=step"]),
-        (["recipe.schedule.name=constant", "recipe.schedule.final_share=0.1"],
-         ["recipe.schedule.final_share"]),
-        (["data.augment.sides=[40,40]"], ["data.augment.sides"]),
-        (["data.augment.sides=[40,40]", "data.augment.kind=scaled_crop"], []),
-        (["data.augment.kind=random_resized_crop"], []),  # the padding is the group's
-        (["data.augment.kind=random_resized_crop", "data.augment.padding=1"],
-         ["data.augment.padding"]),
+        (["recipe.mixup.prob=0.5"], ["recipe.mixup.prob"]),
+        (["recipe.mixup.prob=0.5", "recipe.mixup.cutmix_alpha=1"], []),
+        (["+recipe.augment.auto_augment_kwargs.magnitude=3"],
+         ["recipe.augment.auto_augment_kwargs"]),
+        (["recipe.bce_target_threshold=0.2"], ["recipe.bce_target_threshold"]),
+        (["recipe.bce_target_threshold=0.2", "recipe.loss=bce"], []),
+        (["recipe.schedule.decay_milestones=[3]"], ["recipe.schedule.decay_milestones"]),
+        (["recipe.schedule.decay_milestones=[3]", "recipe.schedule.name=multistep"], []),
+        (["recipe.schedule.name=multistep"], ["recipe.schedule.name=multistep"]),
+        (["recipe.schedule.name=constant", "recipe.schedule.min_lr_factor=0.1"],
+         ["recipe.schedule.min_lr_factor"]),
+        (["data.crop.resize_range=[40,40]"], ["data.crop.resize_range"]),
+        (["data.crop.resize_range=[40,40]", "data.crop.mode=resize_crop"], []),
+        (["data.crop.mode=random_resized_crop"], []),  # the padding is the group's
+        (["data.crop.mode=random_resized_crop", "data.crop.padding=1"],
+         ["data.crop.padding"]),
         (["data.image_size=64"], ["data.image_size=64,"]),
-        (["data.image_size=64", "data.protocol=center-64-of-64"], []),
+        (["data.image_size=64", "data.eval_protocol=center-64-of-64"], []),
         (["data=mnist"], []),
         (["tracking=none", "tracking.experiment=a"], ["tracking.experiment"]),
-        (["cluster.nodes=2"], ["cluster.nodes"]),
-        (["cluster.nodes=2", "launcher=slurm"], []),
-        (["launcher.num_procs=2", "launcher=slurm"], ["launcher.num_procs"]),
-        (["recipe.probe=true"], ["recipe.probe=true"]),
-        (["recipe.probe=true", "init_from=a"], []),
+        (["slurm.nodes=2"], ["slurm.nodes"]),
+        (["slurm.nodes=2", "launcher=slurm"], []),
+        (["launcher.nproc_per_node=2", "launcher=slurm"], ["launcher.nproc_per_node"]),
+        (["recipe.linear_probe=true"], ["recipe.linear_probe=true"]),
+        (["recipe.linear_probe=true", "init_from=a"], []),
     ],
 )  # fmt: skip
 def test_a_key_that_does_nothing_is_named(arguments: list[str], keys: list[str]) -> None:
@@ -49,10 +50,10 @@ def test_a_key_that_does_nothing_is_named(arguments: list[str], keys: list[str])
 def test_points_of_a_sweep_are_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     configs: list[tuple[Config, tuple[str, ...]]] = [
         (point.config, point.overrides)
-        for point in compose(["-m", "recipe.mix.prob=0.25", "seed=1,2"])
+        for point in compose(["-m", "recipe.mixup.prob=0.25", "seed=1,2"])
     ]
     for config, overrides in configs:
         warn_unused_keys(config, overrides)
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.count("recipe.mix.prob has no effect") == 1
+    assert printed.err.count("recipe.mixup.prob has no effect") == 1

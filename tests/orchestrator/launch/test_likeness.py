@@ -54,7 +54,7 @@ def open_it(tmp_path: Path) -> Open:
         (["data=mnist"], True, "data=cifar10"),
         (["data=cifar100"], True, "data=cifar10"),
         (["data=imagenet"], True, "data=cifar10"),
-        (["data.name=mine"], True, "data.channels=1"),
+        (["data.name=mine"], True, "data.in_channels=1"),
         (["data=cifar10"], False, "data=digits"),
         (["data=mnist"], False, "data=digits"),
         (["data=imagenette"], False, "data=digits"),
@@ -85,7 +85,7 @@ def test_another_set_is_refused_with_what_to_write(
         (["data=shards"], True),
         (["data=imagenette"], True),  # whose images have any size
         (["data=cifar10", "data.name=mine"], True),
-        (["data=mnist", "data.name=mine", "data.channels=1"], True),
+        (["data=mnist", "data.name=mine", "data.in_channels=1"], True),
         ([], False),
         (["data=shards"], False),  # grey images for a network that wants colours
     ],
@@ -99,7 +99,7 @@ def test_what_fits_or_is_asked_for_is_taken(
 
 def test_a_run_that_is_there_is_not_asked_again(colours: Path, open_it: Open) -> None:
     named = ("data.name=mine", "run_dir=${runs_dir}/run")
-    run = open_it(colours, *named, "data.channels=1")
+    run = open_it(colours, *named, "data.in_channels=1")
     assert open_it(colours, *named) == run
 
 

@@ -52,9 +52,9 @@ def test_what_is_found_without_torch_is_what_there_is() -> None:
         (["model=timm/resnet50.a1_in1k"], False),
         (["model=my.networks:wide"], False),
         (["recipe.optimizer.name=adamm"], False),
-        (["+model.options.width=2"], False),
-        (["recipe.distort.policy=augmix"], False),
-        (["recipe.objective=own"], False),
+        (["+model.kwargs.width=2"], False),
+        (["recipe.augment.auto_augment=augmix"], False),
+        (["recipe.loss=model"], False),
         (["recipe.num_micro_batches=128"], False),
     ],
 )
@@ -65,11 +65,11 @@ def test_what_is_asked_of_torch(arguments: list[str], plain: bool) -> None:
 @pytest.mark.parametrize(
     ("arguments", "key", "remedy"),
     [
-        (["model=resnet18", "+model.options.pretrained=true"], "pretrained", "timm/resnet18"),
-        (["model=timm/vit_b.x", "+model.options.pretrained_cfg=a"], "_cfg", "timm/vit_b.x"),
-        (["model=resnet18", "+model.options.pretrained_cfg_overlay={file: a}"], "_o", "init_from="),
-        (["model=resnet18", "+model.options.checkpoint_path=a.pth"], "checkpoint_", "init_from="),
-        (["model=torchvision/alexnet", "+model.options.weights=DEFAULT"], "weights", "init_from="),
+        (["model=resnet18", "+model.kwargs.pretrained=true"], "pretrained", "timm/resnet18"),
+        (["model=timm/vit_b.x", "+model.kwargs.pretrained_cfg=a"], "_cfg", "timm/vit_b.x"),
+        (["model=resnet18", "+model.kwargs.pretrained_cfg_overlay={file: a}"], "_o", "init_from="),
+        (["model=resnet18", "+model.kwargs.checkpoint_path=a.pth"], "checkpoint_", "init_from="),
+        (["model=torchvision/alexnet", "+model.kwargs.weights=DEFAULT"], "weights", "init_from="),
     ],
 )
 def test_weights_are_fetched_by_init_from_alone(
@@ -84,8 +84,8 @@ def test_weights_are_fetched_by_init_from_alone(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["model=resnet18", "+model.options.pretrained=false"],
-        ["model=my.networks:wide", "+model.options.pretrained=true"],  # yours: yours to know
+        ["model=resnet18", "+model.kwargs.pretrained=false"],
+        ["model=my.networks:wide", "+model.kwargs.pretrained=true"],  # yours: yours to know
         ["model=resnet18", "init_from=timm/resnet18"],
     ],
 )
@@ -96,11 +96,11 @@ def test_other_options_are_let_through(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["model=timm/resnet18", "+model.options.widht=2"], "widht"),
+        (["model=timm/resnet18", "+model.kwargs.widht=2"], "widht"),
         (["recipe.optimizer.name=adamm"], "adam"),
         (["model=nowhere.networks:wide"], "nowhere"),
-        (["model=resnet18", "+model.options.pretrained=true"], "init_from=timm/resnet18"),
-        (["model=resnet18", "recipe.objective=own"], "recipe.objective"),
+        (["model=resnet18", "+model.kwargs.pretrained=true"], "init_from=timm/resnet18"),
+        (["model=resnet18", "recipe.loss=model"], "recipe.loss"),
     ],
 )
 def test_a_wrong_name_is_refused_before_anything_is_made(
@@ -114,7 +114,7 @@ def test_a_wrong_name_is_refused_before_anything_is_made(
 def test_points_of_a_sweep_are_asked_about_once(
     open_it: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ("model=timm/resnet18", "+model.options.drop_rate=0.25")
+    options = ("model=timm/resnet18", "+model.kwargs.drop_rate=0.25")
     open_it(*options)
     monkeypatch.setattr("sys.executable", "/nowhere")  # asking again would fail
     open_it(*options, "seed=2", "recipe.optimizer.lr=0.5")
@@ -127,7 +127,7 @@ def test_a_run_that_is_there_goes_on_with_what_it_has(
     values["data"]["url"] = str(shards)
     values["run_dir"] = str(tmp_path / "run")
     run, _ = create_or_open_run(ComposedConfig(parse(values), ()))
-    values["model"]["options"] = {"unheard_of": 1}
+    values["model"]["kwargs"] = {"unheard_of": 1}
     run.write_config(values)  # by a Tahoe that did not look
     create_or_open_run(ComposedConfig(parse(values), ()))
 

@@ -100,7 +100,7 @@ def test_an_extension_that_was_killed_is_continued(run: RunDir) -> None:
 def test_what_the_rate_of_an_extended_run_does_is_chosen(
     run: RunDir, name: str, choice: Choice, cycles: Any, steps: Any, capsys: Any
 ) -> None:
-    set_schedule(run, name, warmup_epochs=1.0, final_share=0.1 if choice == "keep" else 0.0)
+    set_schedule(run, name, warmup_epochs=1.0, min_lr_factor=0.1 if choice == "keep" else 0.0)
     end(run, "finished", 14)
     assert resume_run(run, ["recipe.epochs=4"], choice).num_steps == 28
     assert run.read_config()["recipe"]["schedule"]["cycles"] == cycles
@@ -168,8 +168,8 @@ def test_a_run_cannot_be_shortened(run: RunDir) -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        "launcher.num_procs=4",
-        "cluster.device=cpu",
+        "launcher.nproc_per_node=4",
+        "runtime.device=cpu",
         "data.num_workers=3",
         "logging.every_steps=1",
         "tracking.enabled=false",
@@ -192,19 +192,19 @@ def test_how_and_where_a_run_goes_may_change(run: RunDir, override: str) -> None
     [
         ("seed=1", "seed"),
         ("recipe.optimizer.lr=1", "recipe.optimizer.lr"),
-        ("data.protocol=center-24-of-32", "data.protocol"),
+        ("data.eval_protocol=center-24-of-32", "data.eval_protocol"),
         ("evaluate.batch_size=8", "evaluate.batch_size"),
-        ("model.options.rbf=true", "model.options.rbf"),
+        ("model.kwargs.rbf=true", "model.kwargs.rbf"),
     ],
 )
 def test_what_a_run_is_may_not_change(run: RunDir, override: str, key: str) -> None:
     before = run.read_config()
     with pytest.raises(ConfigError, match="cannot change within a run") as refused:
-        resume_run(run, ["launcher.num_procs=2", override])
+        resume_run(run, ["launcher.nproc_per_node=2", override])
     named, _, rest = str(refused.value).partition(" cannot change")
     assert key in named.split(", ")
-    assert "launcher.num_procs" not in named
-    assert "cluster, logging, tracking" in rest
+    assert "launcher.nproc_per_node" not in named
+    assert "runtime, slurm, logging, tracking" in rest
     assert run.read_config() == before
 
 
@@ -215,7 +215,7 @@ def test_what_a_run_is_may_not_change(run: RunDir, override: str, key: str) -> N
         (["sede=1"], "did you mean 'seed'"),
         (["seed='1'"], "valid integer"),
         (["recipe.steps=20", "recipe.images=2000"], "one of epochs, images, steps"),
-        (["launcher.num_procs=3"], "launcher.num_procs=2   "),
+        (["launcher.nproc_per_node=3"], "launcher.nproc_per_node=2   "),
     ],
 )
 def test_what_cannot_be_run_is_refused(run: RunDir, overrides: list[str], expected: str) -> None:

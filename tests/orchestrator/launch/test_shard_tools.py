@@ -120,9 +120,9 @@ def test_shards_of_others_are_inspected_like_files(tahoe: Run, pets: Path) -> No
     samples = {**labelled(["cat"], "txt", first=0), "[b]": {"jpg": cut, "txt": b"dog"}}
     by_webdataset(pets / "train/c.tar", samples)
     out = pets.parent / "out"
-    options = ("--label", "txt", "--dedupe", "--shard-bytes", "10kB", "--max-bad-share")
+    options = ("--label", "txt", "--dedupe", "--shard-bytes", "10kB", "--max-bad-fraction")
     refused = tahoe("shard", "webdataset", pets, out, *options, "0.01", code=1)
-    assert "--max-bad-share" in refused.err
+    assert "max_bad_fraction" in refused.err
     done = tahoe("shard", "webdataset", pets, out, *options, "0.1")
     assert "corrupt: 1 " in done.out
     assert "c.tar: [b]: is truncated" in done.out

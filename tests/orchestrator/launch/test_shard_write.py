@@ -38,7 +38,15 @@ def pets(tmp_path: Path) -> Path:
 
 
 def test_folder_and_all_that_is_found(tahoe: Tahoe, pets: Path) -> None:
-    options = ["--dedupe", "--max-side", "60", "--max-bad-share", "0.05", "--shard-bytes", "20kB"]
+    options = [
+        "--dedupe",
+        "--max-side",
+        "60",
+        "--max-bad-fraction",
+        "0.05",
+        "--shard-bytes",
+        "20kB",
+    ]
     done = tahoe("shard", "folder", str(pets), "set", *options)
     for text in (
         "kB an image", "images/s decoded, 1 thread", "set is written",
@@ -63,7 +71,7 @@ def test_folder_and_all_that_is_found(tahoe: Tahoe, pets: Path) -> None:
 @pytest.mark.slow
 def test_csv_with_several_labels(tahoe: Tahoe, pets: Path) -> None:
     columns = ["--path-column", "file", "--label-column", "kinds", "--multi-label", ";"]
-    settings = ["--val-fraction", "0.25", "--max-bad-share", "0.1", "--samples-per-shard", "10"]
+    settings = ["--val-fraction", "0.25", "--max-bad-fraction", "0.1", "--samples-per-shard", "10"]
     tahoe("shard", "csv", str(pets / "list.csv"), "set", *columns, *settings)
     manifest = read_manifest(str(tahoe.cwd / "set"), "train")
     assert manifest.classes == ("a", "b", "犬")
@@ -73,7 +81,7 @@ def test_csv_with_several_labels(tahoe: Tahoe, pets: Path) -> None:
     stopped = tahoe("shard", "csv", str(pets / "list.csv"), "other", *settings, check=False)
     assert stopped.returncode == 1
     assert "corrupt" in stopped.stderr
-    tahoe("shard", "csv", str(pets / "list.csv"), "other", *settings, "--max-bad-share", "0.1")
+    tahoe("shard", "csv", str(pets / "list.csv"), "other", *settings, "--max-bad-fraction", "0.1")
     assert read_manifest(str(tahoe.cwd / "other"), "train").labels.kind == "none"
 
 
@@ -107,7 +115,7 @@ def test_options_that_make_no_sense(tahoe: Tahoe, pets: Path) -> None:
 
 @pytest.mark.slow
 def test_an_object_store_gets_the_same_bytes(tahoe: Tahoe, pets: Path, s3_server: S3) -> None:
-    options = ["--max-bad-share", "0.1", "--samples-per-shard", "5"]
+    options = ["--max-bad-fraction", "0.1", "--samples-per-shard", "5"]
     tahoe("shard", "folder", str(pets), "set", *options)
     s3_server.fail()
     url = s3_server.url("my sets", "pets")
@@ -125,7 +133,7 @@ def test_an_object_store_gets_the_same_bytes(tahoe: Tahoe, pets: Path, s3_server
 
 def test_progress_on_a_terminal(tahoe: Tahoe, pets: Path) -> None:
     ours, theirs = pty.openpty()
-    arguments = ["shard", "folder", str(pets), "set", "--max-bad-share", "0.1", "--dedupe"]
+    arguments = ["shard", "folder", str(pets), "set", "--max-bad-fraction", "0.1", "--dedupe"]
     process = subprocess.Popen(
         [sys.executable, "-m", "orchestrator.cli.main", *arguments],
         cwd=tahoe.cwd, env={**os.environ, "TERM": "xterm", "COLUMNS": "150"},

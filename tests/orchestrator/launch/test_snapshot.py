@@ -42,7 +42,7 @@ def test_what_git_does_not_ignore_is_copied_and_comes_first(project: Path, tmp_p
 
 def test_a_checkout_that_is_too_large_is_named(project: Path, tmp_path: Path) -> None:
     (project / "weights.pt").write_bytes(bytes(9_000_000))
-    with pytest.raises(RunError, match=r"weights\.pt.*cluster\.snapshot_mb"):
+    with pytest.raises(RunError, match=r"weights\.pt.*slurm\.code_snapshot_max_mb"):
         snapshot_code(RunDir(tmp_path / "run"), max_mb=8.5)
 
 

@@ -55,7 +55,7 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def options(digits: Path) -> list[str]:
     size = ["recipe.steps=1", "recipe.global_batch_size=64"]
-    return ["-m", "cluster=slurm", "tracking=none", f"data.url='{digits}'", *size]
+    return ["-m", "slurm=default", "tracking=none", f"data.url='{digits}'", *size]
 
 
 def submitted(sbatch: Path) -> list[str]:
@@ -63,7 +63,7 @@ def submitted(sbatch: Path) -> list[str]:
 
 
 def test_the_points_are_one_array(tahoe: Tahoe, sbatch: Path, digits: Path) -> None:
-    done = tahoe("submit", *options(digits), "seed=1,2,3", "cluster.array_parallelism=2")
+    done = tahoe("submit", *options(digits), "seed=1,2,3", "slurm.array_parallelism=2")
     (script,) = submitted(sbatch)
     assert "\n#SBATCH --array=0-2%2\n" in script
     (sweep,) = (tahoe.cwd / "runs" / "sweeps").iterdir()
@@ -84,8 +84,8 @@ def test_the_points_are_one_array(tahoe: Tahoe, sbatch: Path, digits: Path) -> N
 def test_what_asks_for_other_nodes_is_another_array(
     tahoe: Tahoe, sbatch: Path, digits: Path
 ) -> None:
-    run_dir = "run_dir='${seed} on ${cluster.nodes}'"
-    tahoe("submit", *options(digits), "seed=1,2,3", "cluster.nodes=1,2", run_dir)
+    run_dir = "run_dir='${seed} on ${slurm.nodes}'"
+    tahoe("submit", *options(digits), "seed=1,2,3", "slurm.nodes=1,2", run_dir)
     first, second = submitted(sbatch)
     assert "\n#SBATCH --nodes=1\n" in first
     assert "\n#SBATCH --nodes=2\n" in second
@@ -100,7 +100,7 @@ def test_what_was_submitted_before_a_refusal_is_said(
 ) -> None:
     refusal = 'grep -q nodes=2 "$script" && exit 1'
     sbatch.write_text(SBATCH.replace("done\n", f"done\n{refusal}\n", 1))
-    size = ["seed=1,2", "cluster.nodes=1,2", "run_dir='${seed} on ${cluster.nodes}'"]
+    size = ["seed=1,2", "slurm.nodes=1,2", "run_dir='${seed} on ${slurm.nodes}'"]
     done = tahoe("submit", *options(digits), *size, check=False)
     (sweep,) = (tahoe.cwd / "runs" / "sweeps").iterdir()
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("submitted array")]
@@ -127,7 +127,7 @@ def test_a_batch_at_a_time_is_still_one_sweep(tahoe: Tahoe, sbatch: Path, digits
         (["seed=1,2", "recipe.global_batch_size=64,-1"], "recipe.global_batch_size"),
         (["seed=1,2", "run_dir=here"], "two points of the sweep would be one run"),
         (["seed=1,2", "data.url=nowhere"], "nowhere"),
-        (["seed=1,2", "+cluster.additional_parameters.X=1"], "is no long option of sbatch"),
+        (["seed=1,2", "+slurm.additional_parameters.X=1"], "is no long option of sbatch"),
         ([BLIND], "hydra.launcher.wait=true"),
         ([BLIND, "--dry-run"], "hydra.launcher.wait=true"),
         ([BLIND, *WAITING, "+hydra.sweeper.direction=minimize"], "direction=maximize"),

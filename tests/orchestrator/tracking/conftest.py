@@ -34,10 +34,10 @@ class Scene:
     def configure(self, **sections: Any) -> None:
         config: dict[str, Any] = {
             "seed": 1,
-            "model": {"name": "alexnet", "options": {}, "published": None},
-            "data": {"name": "digits", "url": "/data/digits", "protocol": "center-28-of-28"},
+            "model": {"name": "alexnet", "kwargs": {}, "published": None},
+            "data": {"name": "digits", "url": "/data/digits", "eval_protocol": "center-28-of-28"},
             "recipe": {"epochs": 90, "schedule": [30, 60], "ema": None},
-            "tracking": {"uri": self.uri, "experiment": "tests", "ship_every_s": 0.05},
+            "tracking": {"uri": self.uri, "experiment": "tests", "flush_interval_s": 0.05},
         }
         for name, section in sections.items():
             config[name] = {**config[name], **section}

@@ -27,7 +27,7 @@ def made(make_scene):
     def make(name, top1, *, seed=1, epochs=90, protocol="center-28-of-28", model="alexnet"):
         scene = make_scene(name)
         scene.configure(
-            model={"name": model}, recipe={"epochs": epochs}, data={"protocol": protocol}
+            model={"name": model}, recipe={"epochs": epochs}, data={"eval_protocol": protocol}
         )
         config = scene.run.read_config()
         scene.run.write_config({**config, "seed": seed})
@@ -88,7 +88,7 @@ def test_seeds_are_one_row_with_their_spread(made):
 
 def test_a_legend_tells_the_data_and_single_options(made):
     record = made("a", 50.0)
-    differs = {"model.name": "x", "data.name": "digits", "model.options.width": "0.5"}
+    differs = {"model.name": "x", "data.name": "digits", "model.kwargs.width": "0.5"}
     assert (
         label_of(RunGroup((record,), differs, {}))
         == f"{record.model_title}, data=digits, width=0.5"

@@ -22,7 +22,7 @@ def made(make_scene, store):
 
     def make(name, *lengths, seed=1, schedule="cosine", slurm=False, **options):
         scene = make_scene(name, uri=store)
-        schedule = {"name": schedule, "final_share": 0.0, **options}
+        schedule = {"name": schedule, "min_lr_factor": 0.0, **options}
         scene.configure(recipe={"epochs": 4, "schedule": schedule})
         scene.run.write_config({**scene.run.read_config(), "seed": seed})
         for number, length in enumerate(lengths, start=1):
@@ -58,7 +58,7 @@ def test_runs_that_were_extended_alike_are_seeds(made):
     assert set(found) == {frozenset({"a", "b"})}
 
 
-@pytest.mark.parametrize("options", [{"schedule": "constant"}, {"final_share": 1.0}])
+@pytest.mark.parametrize("options", [{"schedule": "constant"}, {"min_lr_factor": 1.0}])
 def test_where_the_rate_has_no_end_an_extended_run_is_as_any_other(made, options):
     found = rows([made("a", 28, **options), made("b", 14, 28, seed=2, **options)])
     assert set(found) == {frozenset({"a", "b"})}
@@ -86,7 +86,7 @@ def test_mlflow_knows_it_as_well(made, store):
 @pytest.mark.timeout(600)
 def test_a_run_is_extended_as_was_chosen(tahoe: Tahoe, train, digits):
     short = (
-        *("launcher.num_procs=1", "logging.every_steps=1"),
+        *("launcher.nproc_per_node=1", "logging.every_steps=1"),
         *("recipe.schedule.name=cosine", "recipe.schedule.warmup_epochs=0"),
     )
     run = train("extended", "recipe.epochs=1", *short)

@@ -40,7 +40,7 @@ class Flaky:
 
 
 def test_waiting_ends_with_the_pipe(pipe):
-    lifeline = ParentWatch(drain_timeout_s=0.2, fd=pipe[0])
+    lifeline = ParentWatch(flush_timeout_s=0.2, fd=pipe[0])
     os.write(pipe[1], b"a word from rank 0 is no end")
     lifeline.wait(0.05)
     assert not lifeline.ended
@@ -56,13 +56,13 @@ def test_waiting_ends_with_the_pipe(pipe):
 
 def test_without_a_stdin_there_is_nobody_to_wait_for(pipe):
     os.close(pipe[0])
-    lifeline = ParentWatch(drain_timeout_s=1, fd=pipe[0])
+    lifeline = ParentWatch(flush_timeout_s=1, fd=pipe[0])
     lifeline.wait(60)
     assert lifeline.ended
 
 
 def test_signals_for_rank_0_are_not_for_the_shipper(pipe):
-    lifeline = ParentWatch(drain_timeout_s=60, fd=pipe[0])
+    lifeline = ParentWatch(flush_timeout_s=60, fd=pipe[0])
     numbers = [*IGNORED, signal.SIGTERM]
     before = [signal.getsignal(number) for number in numbers]
     try:
@@ -84,7 +84,7 @@ def never() -> bool:
 
 def test_it_leaves_what_fails_to_the_next_attempt(pipe):
     os.close(pipe[1])
-    lifeline = ParentWatch(drain_timeout_s=60, fd=pipe[0])
+    lifeline = ParentWatch(flush_timeout_s=60, fd=pipe[0])
     lifeline.wait(60)
     flaky = Flaky(failures=2)
     with pytest.raises(SupersededError, match="failure 2"):
@@ -94,11 +94,11 @@ def test_it_leaves_what_fails_to_the_next_attempt(pipe):
 
 def test_it_insists_while_rank_0_lives(pipe):
     flaky = Flaky(failures=2)
-    assert Retry(ParentWatch(drain_timeout_s=0, fd=pipe[0]), never)(flaky) == 3
+    assert Retry(ParentWatch(flush_timeout_s=0, fd=pipe[0]), never)(flaky) == 3
 
 
 def test_it_gives_up_when_the_time_is_over(pipe):
-    lifeline = ParentWatch(drain_timeout_s=0.1, fd=pipe[0])
+    lifeline = ParentWatch(flush_timeout_s=0.1, fd=pipe[0])
     os.close(pipe[1])
     lifeline.wait(60)
     with pytest.raises(RetryTimeoutError, match="failure 1"):
@@ -106,7 +106,7 @@ def test_it_gives_up_when_the_time_is_over(pipe):
 
 
 def test_it_does_not_wait_for_what_only_the_user_can_mend(pipe):
-    lifeline = ParentWatch(drain_timeout_s=60, fd=pipe[0])
+    lifeline = ParentWatch(flush_timeout_s=60, fd=pipe[0])
     os.close(pipe[1])
     lifeline.wait(60)
     flaky = Flaky(failures=1000, error=RunError)

@@ -36,7 +36,7 @@ SIZES = {
 @pytest.mark.parametrize("one", SYSTEMS, ids=NAMES)
 def test_what_is_published_is_complete(one):
     values = dict(one.published)
-    values["traps"] = tuple(values["traps"])
+    values["caveats"] = tuple(values["caveats"])
     Reference(**values)
     assert set(one.published) == set(Reference.__dataclass_fields__)
     assert one.published["title"]
@@ -79,7 +79,7 @@ def test_parameters_and_multiply_adds_are_the_networks_own(one):
     said = one.published
     crop = re.match(r"(?:center|warp|ten-crop)-(\d+)-of-", said["protocol"] or "")
     size = int(crop[1]) if crop else SIZES.get(one.name, 224)
-    options = {k: size if "image_size" in str(v) else v for k, v in one.model["options"].items()}
+    options = {k: size if "image_size" in str(v) else v for k, v in one.model["kwargs"].items()}
     is_lenet = one.name == "lenet5_1998"
     channels = 1 if one.published["dataset"] == "mnist" else 3
     classes = 10 if is_lenet or one.published["dataset"] == "cifar10" else 1000
@@ -100,7 +100,7 @@ def measure(make_scene, name, *, top1, title, data="cifar10"):
     scene = make_scene(name)
     published = {"title": title, "year": 2012}
     scene.configure(
-        model={"published": published}, data={"name": data, "protocol": "center-28-of-32"}
+        model={"published": published}, data={"name": data, "eval_protocol": "center-28-of-32"}
     )
     scene.log(10, {"val/top1": top1})
     return scene.run

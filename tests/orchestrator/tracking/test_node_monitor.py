@@ -20,7 +20,7 @@ def test_a_node_is_watched_for_as_long_as_its_rank_lives(scene, start, eventuall
     monkeypatch.setenv("SLURMD_NODENAME", "gpu/07")
     assert node_name() == "gpu_07"
     monkeypatch.delenv("SLURMD_NODENAME")
-    scene.configure(tracking={"system_every_s": 0.2})
+    scene.configure(tracking={"system_metrics_interval_s": 0.2})
     monitor = start("-m", "orchestrator.tracking.shipping.system_metrics", scene.run.path)
     file = scene.run.system_file(node_name())
     eventually(lambda: len(noted(file)) > 6)

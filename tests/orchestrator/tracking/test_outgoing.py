@@ -55,16 +55,16 @@ def test_names(name, legal):
 def test_params_are_the_config_without_what_others_published():
     config = {
         "seed": 3,
-        "model": {"name": "alexnet", "options": {}, "published": {"top1_err": 40.7}},
-        "recipe": {"rates": [0.1, 0.01], "ema": None, "mix": {"cutmix": 1.0}},
+        "model": {"name": "alexnet", "kwargs": {}, "published": {"top1_err": 40.7}},
+        "recipe": {"rates": [0.1, 0.01], "ema": None, "mixup": {"cutmix": 1.0}},
     }
     assert run_metadata.run_params(config) == {
         "seed": "3",
         "model.name": "alexnet",
-        "model.options": "{}",
+        "model.kwargs": "{}",
         "recipe.rates": "[0.1, 0.01]",
         "recipe.ema": "null",
-        "recipe.mix.cutmix": "1.0",
+        "recipe.mixup.cutmix": "1.0",
     }
 
 

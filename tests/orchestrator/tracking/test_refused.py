@@ -75,8 +75,8 @@ def strict(start, store, free_port, tmp_path):
 @pytest.fixture
 def scene(make_scene, strict):
     scene = make_scene(uri=strict)
-    stages = [{"to_epoch": float(epoch), "stage": 0} for epoch in range(20)]
-    scene.configure(recipe={"stages": stages, "a": 1, "z": 2}, data={"name": "unheard of"})
+    stages = [{"end_epoch": float(epoch), "stage": 0} for epoch in range(20)]
+    scene.configure(recipe={"phases": stages, "a": 1, "z": 2}, data={"name": "unheard of"})
     identity = scene.run.read_json(scene.run.identity_file)
     data = {"name": "unheard of", "fingerprint": "f" * 36}
     scene.run.write_json(scene.run.identity_file, {**identity, "data": data})
@@ -90,11 +90,11 @@ def scene(make_scene, strict):
 def test_what_a_server_refuses_is_cut_and_the_rest_arrives(scene, capfd):
     sync(scene.run.path)
     shown = scene.shown()
-    stages = json.dumps(scene.run.read_config()["recipe"]["stages"])
+    stages = json.dumps(scene.run.read_config()["recipe"]["phases"])
     assert len(stages) > 500
-    assert shown.data.params["recipe.stages"] == f"{stages[:499]}…"
+    assert shown.data.params["recipe.phases"] == f"{stages[:499]}…"
     assert {"recipe.a", "recipe.z", "seed"} <= set(shown.data.params)
-    assert shown.data.tags["tahoe.changed.recipe.stages"] == stages
+    assert shown.data.tags["tahoe.changed.recipe.phases"] == stages
     assert shown.data.tags["tahoe.verdict"].startswith("finished: long")
     assert len(shown.data.tags["tahoe.verdict"]) == 500
     assert shown.info.status == "FINISHED"
@@ -102,7 +102,7 @@ def test_what_a_server_refuses_is_cut_and_the_rest_arrives(scene, capfd):
     assert len(scene.stored()) == 80
     assert shown.inputs.dataset_inputs == []
     said = capfd.readouterr().err
-    for name in ("recipe.stages", "tahoe.verdict", "a blank", "unheard of"):
+    for name in ("recipe.phases", "tahoe.verdict", "a blank", "unheard of"):
         assert len(re.findall(f"refuses .*{name}", said)) == 1, name
     sync(scene.run.path)  # a second time changes nothing
     assert scene.shown().data.params == shown.data.params
@@ -113,7 +113,7 @@ def test_the_shipper_says_what_was_refused(scene, ship):
     process = ship(scene)
     out, err = process.communicate(timeout=DEADLINE_S)
     assert (process.returncode, out) == (0, "")
-    assert re.match(r"tracking: .*recipe\.stages", err)
+    assert re.match(r"tracking: .*recipe\.phases", err)
     assert len(err.splitlines()) == 1
     assert scene.is_shipped
     assert len(scene.stored()) == 80
@@ -130,6 +130,6 @@ def test_a_run_that_is_deleted_meanwhile_is_no_refused_value(scene):
 def test_a_param_that_was_cut_comes_back_whole(scene):
     sync(scene.run.path)
     (record,) = records_from_mlflow(scene.uri)
-    assert record.config["recipe.stages"] == scene.run.read_config()["recipe"]["stages"]
+    assert record.config["recipe.phases"] == scene.run.read_config()["recipe"]["phases"]
     assert record.metrics["val/top1"] == 80.0
     assert not math.isnan(record.metrics["train/loss"])

@@ -34,7 +34,7 @@ print(json.dumps(model.predict(numpy.load("images.npy")).tolist()))
 def test_a_model_of_a_run(tmp_path: Path) -> None:
     tahoe = Tahoe(tmp_path)
     tahoe("shard", "digits", "datasets/digits")
-    tahoe("train", "recipe.epochs=1", "run_dir=run", "logging.pictures=false")
+    tahoe("train", "recipe.epochs=1", "run_dir=run", "logging.plots=false")
     told = tahoe("register", "run", "--name", "reader of digits").stdout
     assert "version 1 of reader of digits is step" in told
     assert "version 2" in tahoe("register", "run", "--name", "reader of digits").stdout

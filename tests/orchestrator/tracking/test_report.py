@@ -36,7 +36,7 @@ def runs(make_scene):
         scene.configure(
             model={"published": {"title": "AlexNet", "year": 2012} if is_known else None,
                    "name": "alexnet_2012" if is_known else "mine"},
-            data={"name": "imagenet", "protocol": protocol},
+            data={"name": "imagenet", "eval_protocol": protocol},
             recipe={"global_batch_size": 100},
         )  # fmt: skip
         scene.run.write_config({**scene.run.read_config(), "seed": seed})

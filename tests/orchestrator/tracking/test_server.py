@@ -75,7 +75,7 @@ def test_points_survive_a_dead_server(server, make_scene, ship, eventually, stor
     scene.run.write_json(scene.run.mlflow_file, mark)
     scene.run.begin_attempt()
     scene.log(1, {"a": math.inf, "b": -0.0, "c": 1e-300})
-    shipper = ship(scene, "--drain-timeout-s", 60)
+    shipper = ship(scene, "--flush-timeout-s", 60)
     eventually(lambda: scene.is_shipped)
     for step in range(2, 1500):  # several batches are on their way when the server dies
         scene.log(step, {"a": step / 3, "b": -step, "c": step**0.5})

@@ -102,7 +102,7 @@ def test_four_first_runs_at_once(make_scene, start):
 def test_a_dead_server_is_given_up_after_the_end(make_scene, ship, free_port):
     scene = make_scene(uri=f"http://me:hunter2@127.0.0.1:{free_port}")
     scene.log(1, {"a": 1})
-    code, out, err = end(ship(scene, "--drain-timeout-s", 1))
+    code, out, err = end(ship(scene, "--flush-timeout-s", 1))
     assert (code, out) == (1, "")
     assert f"run `tahoe sync {scene.run.shell_path}` later" in err
     log = scene.run.path.joinpath("logs", "shipper.log").read_text()
@@ -130,7 +130,7 @@ def test_an_old_shipper_leaves_the_status_to_the_next(scene, follow, eventually)
 def test_sigterm_alone_is_no_end_of_the_run(scene, follow, eventually):
     scene.run.begin_attempt()
     scene.log(1, {"a": 1})
-    shipper = follow(scene, drain_timeout_s=0.5)
+    shipper = follow(scene, flush_timeout_s=0.5)
     eventually(lambda: scene.is_shipped)
     shipper.lifeline.start_deadline()  # what SIGTERM calls; rank 0 still holds the pipe
     with pytest.raises(RetryTimeoutError, match="SIGTERM came while the run went on"):
@@ -159,9 +159,9 @@ def follow():
 
 
 class Follower:
-    def __init__(self, pool, scene, drain_timeout_s=60.0):
+    def __init__(self, pool, scene, flush_timeout_s=60.0):
         read, self._rank_0 = os.pipe()
-        self.lifeline = ParentWatch(drain_timeout_s, read)
+        self.lifeline = ParentWatch(flush_timeout_s, read)
         self.done = pool.submit(_follow_run, scene.run, scene.run.read_config(), self.lifeline)
         self.done.add_done_callback(lambda _: os.close(read))
 

@@ -32,6 +32,6 @@ def world(config: Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     for name, value in {**names, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, str(value))
     threads = torch.get_num_threads()
-    with init_world(config.cluster) as joined:
+    with init_world(config.runtime) as joined:
         yield joined
     torch.set_num_threads(threads)

@@ -166,10 +166,10 @@ def test_a_layer_without_bias_and_a_head_without_features() -> None:
 
 
 def test_another_objective_is_refused(recipe: Recipe) -> None:
-    slots = dataclasses.replace(recipe.optimizer, name="levenberg_marquardt")
-    for objective in ("bce", "own"):
-        changed = dataclasses.replace(recipe, optimizer=slots, objective=objective)
-        with pytest.raises(ConfigError, match=f"this recipe has objective={objective}"):
+    slots = dataclasses.replace(recipe.optimizer, name="sdlm")
+    for objective in ("bce", "model"):
+        changed = dataclasses.replace(recipe, optimizer=slots, loss=objective)
+        with pytest.raises(ConfigError, match=f"this recipe has loss={objective}"):
             make_objective(changed)
 
 
@@ -190,20 +190,20 @@ def test_each_weight_moves_at_its_own_rate() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"momentum": 0.9, "options": {"damping": 0.02, "num_samples": 9}}, "it has no momentum"),
-        ({"momentum": 0.0, "options": {"damping": 0.02}}, "num_samples"),
+        ({"momentum": 0.9, "kwargs": {"damping": 0.02, "num_samples": 9}}, "it has no momentum"),
+        ({"momentum": 0.0, "kwargs": {"damping": 0.02}}, "num_samples"),
     ],
 )
 def test_options_that_do_not_fit(recipe: Recipe, values: dict[str, Any], said: str) -> None:
-    slots = dataclasses.replace(recipe.optimizer, name="levenberg_marquardt", **values)
+    slots = dataclasses.replace(recipe.optimizer, name="sdlm", **values)
     with pytest.raises(ConfigError, match=said):
         make_optimizer(nn.Linear(2, 2), slots)
 
 
 RUN = (
-    *("train", "model=lenet5_1998", "recipe=lenet5_1998", "+model.options.head=rbf"),
+    *("train", "model=lenet5_1998", "recipe=lenet5_1998", "+model.kwargs.head=rbf"),
     *("tracking=none", "recipe.epochs=2", "recipe.global_batch_size=32"),
-    *("recipe.num_micro_batches=2", "recipe.optimizer.options.num_samples=32"),
+    *("recipe.num_micro_batches=2", "recipe.optimizer.kwargs.num_samples=32"),
     *("checkpoint.every_steps=10", "logging.every_steps=1"),
 )
 LAST = 2 * (1438 // 32)
@@ -221,7 +221,7 @@ def test_a_run_that_is_resumed_inside_an_epoch_goes_on_with_what_was_measured(
     hurt.kill_ranks()
     assert hurt.finish() == 1
     tahoe("resume", "hurt")
-    tahoe(*RUN, f"data.url={digits}", "run_dir=two", "launcher.num_procs=2")
+    tahoe(*RUN, f"data.url={digits}", "run_dir=two", "launcher.nproc_per_node=2")
     whole, resumed, two = (RunDir(tmp_path / name) for name in ("whole", "hurt", "two"))
     assert resumed.num_attempts == 2
     assert weights(resumed, LAST) == weights(whole, LAST)

@@ -77,11 +77,11 @@ def network() -> nn.Module:
 def told(config: Config) -> Config:
     data = dataclasses.replace(
         config.data,
-        channels=3,
+        in_channels=3,
         mean=(0.5, 0.5, 0.5),
         std=(0.2, 0.2, 0.2),
         num_workers=0,
-        max_bad_share=NUM_UNREADABLE / NUM_VAL,
+        max_bad_fraction=NUM_UNREADABLE / NUM_VAL,
     )
     return dataclasses.replace(config, data=data)
 
@@ -150,11 +150,13 @@ def test_what_cannot_be_read_is_named_and_counted(url: str) -> None:
 def test_more_unreadable_images_than_are_allowed_are_no_figures(
     told: Config, url: str, network: nn.Module
 ) -> None:
-    allowed = dataclasses.replace(told.data, max_bad_share=(NUM_UNREADABLE - 1) / NUM_VAL)
+    allowed = dataclasses.replace(told.data, max_bad_fraction=(NUM_UNREADABLE - 1) / NUM_VAL)
     told = dataclasses.replace(told, data=allowed)
     objective, device = make_objective(told.recipe), Device.create(told, CPU)
     world = OneOfSeveral(0, 0, 1, CPU, None)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=rf"{NUM_UNREADABLE} samples .* data\.max_bad_share=0\.06"):
+    with pytest.raises(
+        DataError, match=rf"{NUM_UNREADABLE} samples .* data\.max_bad_fraction=0\.06"
+    ):
         evaluate(network, objective, eval_set(url, 8), told, world, device)
 
 

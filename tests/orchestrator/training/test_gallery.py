@@ -149,5 +149,5 @@ def test_weights_and_the_rate_of_each(run: RunDir) -> None:
     assert depths[0] >= 4
     assert depths[-1] == 0
 
-    (probe,) = compose([*asked, "recipe.optimizer.layer_decay=null", "recipe.probe=true"])
+    (probe,) = compose([*asked, "recipe.optimizer.layer_decay=null", "recipe.linear_probe=true"])
     assert run_plots.learning_rates(probe.config) == {"fc.weight": 0.1, "fc.bias": 0.1}

@@ -127,7 +127,7 @@ def test_adaptive_clipping_bounds_each_unit_by_its_weights(
     for parameter in plain.parameters():
         parameter.grad = torch.randn_like(parameter) * torch.rand(()).exp()
     before = gradients_of(plain)
-    norm = clip_gradients(plain, replace(recipe, clip_adaptive=factor))
+    norm = clip_gradients(plain, replace(recipe, agc_clip_factor=factor))
     after = gradients_of(plain)
 
     assert norm.item() == pytest.approx(torch.cat([g.flatten() for g in before]).norm().item())

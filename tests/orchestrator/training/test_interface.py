@@ -19,7 +19,7 @@ def _environ(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.1.1", "::1", "no such host"])
 def test_a_node_that_others_cannot_reach_names_the_remedy(host: str) -> None:
-    with pytest.raises(ConfigError, match=r"cluster\.network_interface") as error:
+    with pytest.raises(ConfigError, match=r"runtime\.network_interface") as error:
         use_interface(None, spans_nodes=True, host=host)
     assert host in str(error.value)
     assert len(str(error.value).splitlines()) == 1

@@ -136,7 +136,7 @@ def test_other_names_have_no_reassessed_labels(digits: Path) -> None:
 def test_the_weights_that_are_asked_for_are_judged(
     train: Callable[..., RunDir], tahoe: Tahoe, digits: Path
 ) -> None:
-    run = train("run", "recipe.epochs=1", "recipe.ema_decay=0.9", "launcher.num_procs=1")
+    run = train("run", "recipe.epochs=1", "recipe.ema_decay=0.9", "launcher.nproc_per_node=1")
     losses = {}
     for kind, told, file in (
         ((), "averaged", "ema.safetensors"),
@@ -264,8 +264,8 @@ def test_whole_images_of_any_shape(tmp_path: Path) -> None:
         shown.append((torch.from_numpy(pixels).permute(2, 0, 1), number % 2))
     tahoe("shard", "folder", "images", "set")
     whole = ("--protocol", "dense-32-48")
-    small = ("data=shards", "data.image_size=32", "data.protocol=center-32-of-32")
-    few = ("data.lanes=8", "recipe.num_micro_batches=4", "recipe.global_batch_size=8")
+    small = ("data=shards", "data.image_size=32", "data.eval_protocol=center-32-of-32")
+    few = ("data.num_lanes=8", "recipe.num_micro_batches=4", "recipe.global_batch_size=8")
     short = (*few, "recipe.steps=1", "data.url=set", "tracking=none")
     tahoe("train", *small, *short, "model=timm", "model.name=timm/test_resnet", "run_dir=run")
     opinion = json.loads(tahoe("evaluate", "run", *whole, "--json").stdout)["runs"]
@@ -290,7 +290,7 @@ def test_whole_images_of_any_shape(tmp_path: Path) -> None:
     assert one["loss"] == pytest.approx(-own.log().mean().item(), rel=1e-4)
     assert one["protocol"] == "dense-32-48"
     for change, said in (
-        (("train", *small, *short, "data.protocol=dense-32"), "only `evaluate` supports"),
+        (("train", *small, *short, "data.eval_protocol=dense-32"), "only `evaluate` supports"),
         (("evaluate", "run", "--protocol", "dense-0"), "dense-RESIZE-RESIZE"),
     ):
         assert said in tahoe(*change, check=False).stderr

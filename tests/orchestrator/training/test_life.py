@@ -27,7 +27,7 @@ def long_run(digits: Path, name: str, *overrides: str) -> list[str]:
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tahoe: Tahoe, digits: Path) -> None:
-    started = tahoe.start(*long_run(digits, "a run", "launcher.num_procs=2"))
+    started = tahoe.start(*long_run(digits, "a run", "launcher.nproc_per_node=2"))
     started.wait_for("step 3/")
     os.killpg(started.process.pid, signal.SIGINT)  # what a terminal sends
     assert started.finish() == 75
@@ -86,13 +86,13 @@ def test_bad_samples_are_allowed_as_a_share_of_an_epoch(
     url = tahoe.cwd / "digits"
     shutil.copytree(digits, url)
     damage(url / "train", num_bad)
-    which = ("recipe.epochs=1", "recipe.global_batch_size=32", "data.max_bad_share=0.001")
+    which = ("recipe.epochs=1", "recipe.global_batch_size=32", "data.max_bad_fraction=0.001")
     where = ("run_dir=run", f"data.url='{url}'", "tracking=none", "logging.every_steps=1")
     done = tahoe("train", *where, *which, check=False)
     assert done.returncode == code
     log = (tahoe.cwd / "run" / "logs" / "attempt-0001" / "rank-00000.log").read_text()
     assert "replaced by the next readable sample" in log
-    assert ("max_bad_share=0.001" in done.stderr) == bool(code)
+    assert ("max_bad_fraction=0.001" in done.stderr) == bool(code)
 
 
 @pytest.mark.slow
@@ -108,17 +108,22 @@ def test_a_step_that_cannot_be_judged_is_saved(tahoe: Tahoe, digits: Path) -> No
     refused = tahoe("evaluate", "run", check=False)
     assert refused.returncode == 1
     assert "30 samples could not be read" in refused.stderr
-    assert "30 could not be read" in tahoe("evaluate", "run", "--max-bad-share", "0.1").stdout
+    assert "30 could not be read" in tahoe("evaluate", "run", "--max-bad-fraction", "0.1").stdout
 
 
 @pytest.mark.slow
 def test_data_that_is_refused_for_a_while_costs_no_step(tahoe: Tahoe) -> None:
     """Keys that have expired: what is trained is saved, and nothing says that the run is over."""
     tahoe("shard", "digits", "set", "--samples-per-shard", "120")
-    how = ("recipe.epochs=1", "data.lanes=2", "data.block_size=64", "launcher.num_procs=2")
+    how = (
+        "recipe.epochs=1",
+        "data.num_lanes=2",
+        "data.shuffle_block_size=64",
+        "launcher.nproc_per_node=2",
+    )
     batch = ("recipe.global_batch_size=32", "recipe.num_micro_batches=2", "logging.every_steps=1")
     where = ("run_dir=run", "tracking=none", "data.num_workers=1")
-    seldom = ("checkpoint.every_steps=1000", f"cluster.cache.dir={tahoe.cwd / 'cache'}")
+    seldom = ("checkpoint.every_steps=1000", f"data.cache.dir={tahoe.cwd / 'cache'}")
     run, saved = RunDir(tahoe.cwd / "run"), []
     with serve(tahoe.cwd) as web:
         command = ["train", f"data.url={web.url}/set", *how, *batch, *where, *seldom]

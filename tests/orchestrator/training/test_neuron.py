@@ -25,7 +25,7 @@ OPTIONS = {"field": 8, "maps": 2, "stages": 1, "stride": 4}
 @pytest.mark.timeout(240)
 def test_the_best_neuron_of_a_run(tmp_path: Path, digits: Path) -> None:
     tahoe = Tahoe(tmp_path)
-    options = [f"+model.options.{name}={value}" for name, value in OPTIONS.items()]
+    options = [f"+model.kwargs.{name}={value}" for name, value in OPTIONS.items()]
     tahoe(
         *("train", "model=cat_2012", "recipe=cat_2012", f"data.url='{digits}'", *options),
         *("recipe.epochs=null", "recipe.steps=3", "recipe.global_batch_size=96"),

@@ -27,7 +27,7 @@ def batch(readable: list[bool]) -> Batch:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_auxiliary_heads_count_their_share(recipe: Recipe, smoothing: float) -> None:
-    objective = make_objective(changed(recipe, label_smoothing=smoothing, aux_weight=0.3))
+    objective = make_objective(changed(recipe, label_smoothing=smoothing, aux_loss_weight=0.3))
 
     def ce(logits: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits, LABELS, label_smoothing=smoothing)
@@ -43,7 +43,7 @@ def test_auxiliary_heads_count_their_share(recipe: Recipe, smoothing: float) -> 
 
 def test_lenets_criterion(recipe: Recipe) -> None:
     """Equation 9, from penalties; of mixed labels each counts by its share."""
-    objective = make_objective(changed(recipe, map_constant=1.5, label_smoothing=0.0))
+    objective = make_objective(changed(recipe, map_rejection_penalty=1.5, label_smoothing=0.0))
     penalties = -LOGITS
     beside = torch.log(math.exp(-1.5) + torch.exp(-penalties).sum(dim=1))
     right = penalties[torch.arange(4), LABELS]
@@ -51,18 +51,22 @@ def test_lenets_criterion(recipe: Recipe) -> None:
     mixed = 0.7 * F.one_hot(LABELS, 3) + 0.3 * F.one_hot(LABELS.flip(0), 3)
     expected = ((mixed * penalties).sum(dim=1) + beside).mean()
     assert_close(objective.loss(LOGITS, mixed), expected)
-    for unfit in ({"label_smoothing": 0.1}, {"objective": "bce"}):
-        with pytest.raises(ConfigError, match=r"map_constant=1.5 goes into the cross-entropy"):
-            make_objective(changed(recipe, map_constant=1.5, **unfit))
+    for unfit in ({"label_smoothing": 0.1}, {"loss": "bce"}):
+        with pytest.raises(
+            ConfigError, match=r"map_rejection_penalty=1.5 goes into the cross-entropy"
+        ):
+            make_objective(changed(recipe, map_rejection_penalty=1.5, **unfit))
 
 
 def test_binary_cross_entropy(recipe: Recipe) -> None:
     hot = F.one_hot(LABELS, 3).float()
-    plain = make_objective(changed(recipe, objective="bce", label_smoothing=0.0))
+    plain = make_objective(changed(recipe, loss="bce", label_smoothing=0.0))
     assert_close(plain.loss(LOGITS, LABELS), F.binary_cross_entropy_with_logits(LOGITS, hot))
     mixed = 0.7 * hot + 0.3 * hot.flip(0)
     assert_close(plain.loss(LOGITS, mixed), F.binary_cross_entropy_with_logits(LOGITS, mixed))
-    sharp = make_objective(changed(recipe, objective="bce", label_smoothing=0.0, bce_threshold=0.2))
+    sharp = make_objective(
+        changed(recipe, loss="bce", label_smoothing=0.0, bce_target_threshold=0.2)
+    )
     both = (mixed > 0.2).float()
     assert both.sum() > 4
     assert_close(sharp.loss(LOGITS, mixed), F.binary_cross_entropy_with_logits(LOGITS, both))
@@ -113,7 +117,7 @@ def test_top1_is_that_of_the_answers_also_where_classes_tie(recipe: Recipe) -> N
 
 
 def test_a_network_with_a_cost_of_its_own(recipe: Recipe) -> None:
-    objective = make_objective(changed(recipe, objective="own"))
+    objective = make_objective(changed(recipe, loss="model"))
     costs = torch.tensor([1.0, 2.0, 3.0, 6.0])
     assert objective.metric_names == ("val/loss",)
     assert objective.loss(costs, LABELS).item() == 3.0

@@ -25,7 +25,11 @@ def network() -> nn.Sequential:
 def changed(recipe: Recipe, **values: Any) -> Recipe:
     slots = dataclasses.replace(recipe.optimizer, **values)
     schedule = dataclasses.replace(
-        recipe.schedule, name="step", warmup_epochs=0.0, drop_epochs=(1.0,), drop_factor=0.1
+        recipe.schedule,
+        name="multistep",
+        warmup_epochs=0.0,
+        decay_milestones=(1.0,),
+        decay_rate=0.1,
     )
     return dataclasses.replace(recipe, optimizer=slots, schedule=schedule)
 
@@ -34,8 +38,8 @@ def changed(recipe: Recipe, **values: Any) -> Recipe:
 @pytest.mark.parametrize("decays", [True, False])
 def test_velocity_moves_by_krizhevskys_rule(recipe: Recipe, share: float, *, decays: bool) -> None:
     wanted = changed(
-        recipe, name="velocity", lr=0.1, momentum=0.9, weight_decay=0.01,
-        bias_lr_share=share, decay_norm_and_bias=decays,
+        recipe, name="caffe_sgd", lr=0.1, momentum=0.9, weight_decay=0.01,
+        bias_lr_scale=share, decay_norm_and_bias=decays,
     )  # fmt: skip
     plain = network()
     optimizer = make_optimizer(plain, wanted.optimizer)
@@ -60,7 +64,7 @@ def test_velocity_moves_by_krizhevskys_rule(recipe: Recipe, share: float, *, dec
 
 def test_it_is_torchs_while_the_rate_stays_and_not_when_it_drops(recipe: Recipe) -> None:
     ours, theirs = network(), network()
-    wanted = changed(recipe, name="velocity", lr=0.1, momentum=0.9, weight_decay=0.01)
+    wanted = changed(recipe, name="caffe_sgd", lr=0.1, momentum=0.9, weight_decay=0.01)
     mine = make_optimizer(ours, wanted.optimizer)
     other = make_optimizer(theirs, changed(recipe, name="momentum", lr=0.1, momentum=0.9,
                                            weight_decay=0.01).optimizer)  # fmt: skip
@@ -83,7 +87,7 @@ def test_it_is_torchs_while_the_rate_stays_and_not_when_it_drops(recipe: Recipe)
 
 
 def test_biases_have_their_rate_with_timms_optimizers_too(recipe: Recipe) -> None:
-    wanted = changed(recipe, name="momentum", lr=0.1, bias_lr_share=2.0, weight_decay=0.01)
+    wanted = changed(recipe, name="momentum", lr=0.1, bias_lr_scale=2.0, weight_decay=0.01)
     optimizer = make_optimizer(network(), wanted.optimizer)
     schedule = make_lr_schedule(optimizer, wanted, PLAN)
     for step, lr in ((0, 0.1), (15, 0.01)):
@@ -98,9 +102,9 @@ def test_biases_have_their_rate_with_timms_optimizers_too(recipe: Recipe) -> Non
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"name": "velocity", "options": {"nesterov": True}}, "do not fit velocity"),
-        ({"bias_lr_share": 2.0, "layer_decay": 0.7}, "both say what a bias's rate is"),
-        ({"name": "velocty"}, "Near names: velocity"),
+        ({"name": "caffe_sgd", "kwargs": {"nesterov": True}}, "do not fit caffe_sgd"),
+        ({"bias_lr_scale": 2.0, "layer_decay": 0.7}, "both say what a bias's rate is"),
+        ({"name": "cafe_sgd"}, "Near names: caffe_sgd"),
     ],
 )
 def test_what_makes_no_optimizer(recipe: Recipe, values: dict[str, Any], said: str) -> None:

@@ -44,7 +44,7 @@ RUN = (
     "checkpoint.every_steps=10",
     "evaluate.every_epochs=0.5",
     "logging.every_steps=1",
-    "logging.sample_ids=true",
+    "logging.log_sample_ids=true",
 )
 KILLED_AT = "step 24/"
 
@@ -57,8 +57,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(digits: Path | str, name: str, *, ranks: int, width: int = 64) -> list[str]:
-    where = (f"run_dir={name}", f"data.url='{digits}'", f"launcher.num_procs={ranks}")
-    return ["train", *RUN, *where, f"+model.options.width={width}"]
+    where = (f"run_dir={name}", f"data.url='{digits}'", f"launcher.nproc_per_node={ranks}")
+    return ["train", *RUN, *where, f"+model.kwargs.width={width}"]
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_resume_on_another_number_of_ranks_sees_the_same_batches(
     hurt.wait_for(KILLED_AT)
     os.kill(hurt.rank_pids()[-1], signal.SIGKILL)  # one rank is enough to end an attempt
     assert hurt.finish() == 1
-    Tahoe(home)("resume", name, f"launcher.num_procs={after}")
+    Tahoe(home)("resume", name, f"launcher.nproc_per_node={after}")
 
     run = RunDir(home / name)
     assert global_batches(run) == global_batches(undisturbed)
@@ -160,13 +160,13 @@ def test_killed_run_over_a_faulty_s3_ends_with_the_same_bits(
 ) -> None:
     """With a cache that holds one of the three shards, and with none."""
     name = "cached" if cached else "streamed"
-    settings = [f"cluster.cache.dir='{home / 'cache'}'", "cluster.cache.max_gb=0.0011"]
+    settings = [f"data.cache.dir='{home / 'cache'}'", "data.cache.max_gb=0.0011"]
     with serve() as s3:
         s3.put(s3.url("digits"), digits)
         s3.fail(errors=0.03, cuts=0.03, latency_s=0.002)
         hurt = Tahoe(home).start(
             *command(s3.url("digits"), name, ranks=2),
-            *(settings if cached else ["cluster.cache=none"]),
+            *(settings if cached else ["data.cache=none"]),
             "data.num_workers=1",
         )
         hurt.wait_for(KILLED_AT)

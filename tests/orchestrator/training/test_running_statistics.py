@@ -95,7 +95,7 @@ def test_what_is_logged_is_what_the_saved_weights_are_worth(
     train: Callable[..., RunDir], tahoe: Tahoe
 ) -> None:
     """With averages on two ranks."""
-    run = train("averaged", *RESNET, "recipe.steps=8", "launcher.num_procs=2")
+    run = train("averaged", *RESNET, "recipe.steps=8", "launcher.nproc_per_node=2")
     logged = figures(run, "val/loss", "val/top1")
     for step in (6, 8):
         told = tahoe("evaluate", "averaged", "--step", str(step), "--json").stdout
@@ -112,7 +112,9 @@ def test_equal_batches_are_worth_the_same_on_any_number_of_ranks(
     """From the first evaluation on, which is before rounding has grown."""
     found = []
     for num_ranks in (1, 2, 4):
-        run = train(f"on-{num_ranks}", *RESNET, "recipe.steps=5", f"launcher.num_procs={num_ranks}")
+        run = train(
+            f"on-{num_ranks}", *RESNET, "recipe.steps=5", f"launcher.nproc_per_node={num_ranks}"
+        )
         found.append(figures(run, "val/loss")[5, "val/loss"].pop())
     assert found == pytest.approx([found[0]] * 3, rel=1e-3)
 
@@ -124,7 +126,7 @@ def test_averaged_weights_are_at_least_as_good_as_raw_ones(
     tahoe: Tahoe, train: Callable[..., RunDir], seed: int
 ) -> None:
     """While the rate is still high, which is what averages are for."""
-    network = ("model=resnet9_2018", "+model.options.width=0.125", "recipe=resnet9_2018")
+    network = ("model=resnet9_2018", "+model.kwargs.width=0.125", "recipe=resnet9_2018")
     batches = ("recipe.global_batch_size=32", "recipe.num_micro_batches=2", "recipe.epochs=2")
     rate = ("recipe.schedule.name=constant", "recipe.schedule.warmup_epochs=0.5")
     train(

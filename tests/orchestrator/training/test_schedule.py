@@ -33,9 +33,9 @@ def rates(
     return found
 
 
-@pytest.mark.parametrize("name", ["constant", "cosine", "linear", "step"])
+@pytest.mark.parametrize("name", ["constant", "cosine", "linear", "multistep"])
 def test_any_step_can_be_asked_for_in_any_order(recipe: Recipe, name: str) -> None:
-    options = {"name": name, "warmup_epochs": 1.0, "drop_epochs": (3.0, 6.0)}
+    options = {"name": name, "warmup_epochs": 1.0, "decay_milestones": (3.0, 6.0)}
     forwards = rates(recipe, list(range(100)), **options)
     backwards = rates(recipe, list(range(99, -1, -1)), **options)
     assert forwards == backwards[::-1]
@@ -48,7 +48,7 @@ def test_warm_up_is_a_line_to_the_full_rate(recipe: Recipe) -> None:
 
 @pytest.mark.parametrize(("name", "middle"), [("cosine", 0.55), ("linear", 0.55)])
 def test_decay_ends_at_the_final_share(recipe: Recipe, name: str, middle: float) -> None:
-    found = rates(recipe, [0, 50, 100], name=name, warmup_epochs=0.0, final_share=0.1)
+    found = rates(recipe, [0, 50, 100], name=name, warmup_epochs=0.0, min_lr_factor=0.1)
     assert found == pytest.approx([1.0, middle, 0.1])
 
 
@@ -59,13 +59,23 @@ def test_a_line_goes_up_to_the_highest_rate_and_down_from_there(recipe: Recipe) 
 
 
 def test_drops_come_with_their_epoch(recipe: Recipe) -> None:
-    options = {"name": "step", "warmup_epochs": 0.0, "drop_epochs": (3.0, 6.0), "drop_factor": 0.1}
+    options = {
+        "name": "multistep",
+        "warmup_epochs": 0.0,
+        "decay_milestones": (3.0, 6.0),
+        "decay_rate": 0.1,
+    }
     found = rates(recipe, [0, 29, 30, 59, 60, 99], **options)
     assert found == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01, 0.01])
 
 
 def test_drops_at_equal_intervals(recipe: Recipe) -> None:
-    options = {"name": "step", "warmup_epochs": 0.0, "drop_every_epochs": 2.4, "drop_factor": 0.5}
+    options = {
+        "name": "multistep",
+        "warmup_epochs": 0.0,
+        "decay_every_epochs": 2.4,
+        "decay_rate": 0.5,
+    }
     found = rates(recipe, [0, 23, 24, 47, 48, 71, 72, 99], **options)
     assert found == pytest.approx([1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.0625])
 
@@ -91,27 +101,29 @@ def ours(recipe: Recipe, **schedule: Any) -> list[float]:
 def test_drops_do_not_wait_for_the_warm_up(recipe: Recipe) -> None:
     """EfficientNet's: 0.97 times as much every 2.4 epochs, counted from the first step."""
     expected = theirs(StepLRScheduler, decay_t=24, decay_rate=0.97, warmup_prefix=False)
-    found = ours(recipe, name="step", drop_every_epochs=2.4, drop_factor=0.97)
+    found = ours(recipe, name="multistep", decay_every_epochs=2.4, decay_rate=0.97)
     assert found == pytest.approx(expected)
-    found = ours(recipe, name="step", drop_epochs=(3.0, 6.0), drop_factor=0.1)
+    found = ours(recipe, name="multistep", decay_milestones=(3.0, 6.0), decay_rate=0.1)
     assert [found[step - WARMUP] for step in (29, 30, 59, 60)] == pytest.approx([1, 0.1, 0.1, 0.01])
 
 
 def test_drops_after_the_warm_up_where_it_is_asked_for(recipe: Recipe) -> None:
     expected = theirs(StepLRScheduler, decay_t=24, decay_rate=0.97, warmup_prefix=True)
-    found = ours(recipe, name="step", drop_every_epochs=2.4, drop_factor=0.97, warmup_prefix=True)
+    found = ours(
+        recipe, name="multistep", decay_every_epochs=2.4, decay_rate=0.97, warmup_prefix=True
+    )
     assert found == pytest.approx(expected)
 
 
 def test_a_cosine_of_the_whole_run_as_deits(recipe: Recipe) -> None:
     expected = theirs(CosineLRScheduler, t_initial=STEPS, lr_min=0.01)
-    assert ours(recipe, name="cosine", final_share=0.01) == pytest.approx(expected)
+    assert ours(recipe, name="cosine", min_lr_factor=0.01) == pytest.approx(expected)
 
 
 def test_a_cosine_after_the_warm_up_as_swins(recipe: Recipe) -> None:
     """Swin's lr_scheduler.py, with the WARMUP_PREFIX of its config.py."""
     expected = theirs(CosineLRScheduler, t_initial=STEPS - WARMUP, lr_min=0.01, warmup_prefix=True)
-    found = ours(recipe, name="cosine", final_share=0.01, warmup_prefix=True)
+    found = ours(recipe, name="cosine", min_lr_factor=0.01, warmup_prefix=True)
     assert found == pytest.approx(expected)
 
 
@@ -119,7 +131,7 @@ def test_a_cosine_after_the_warm_up_as_beits(recipe: Recipe) -> None:
     """The cosine of BEiT's utils.py, which ConvNeXt and EVA-02 took over; ViT's and MAE's too."""
     count = STEPS - WARMUP
     expected = [0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * i / count)) for i in range(count)]
-    found = ours(recipe, name="cosine", final_share=0.05, warmup_prefix=True)
+    found = ours(recipe, name="cosine", min_lr_factor=0.05, warmup_prefix=True)
     assert found == pytest.approx(expected)
 
 
@@ -142,7 +154,7 @@ def test_a_cosine_after_the_warm_up_as_torchvisions(recipe: Recipe) -> None:
 
 @pytest.mark.parametrize("name", ["cosine", "linear"])
 def test_cycles_each_fall_from_the_highest_rate_to_the_last(recipe: Recipe, name: str) -> None:
-    options = {"name": name, "warmup_epochs": 1.0, "final_share": 0.1}
+    options = {"name": name, "warmup_epochs": 1.0, "min_lr_factor": 0.1}
     cycles = ((0, 100), (100, 140), (160, 170))
     found = rates(recipe, list(range(200)), num_steps=200, cycles=cycles, **options)
     assert found[:100] == rates(recipe, list(range(100)), **options)
@@ -152,7 +164,7 @@ def test_cycles_each_fall_from_the_highest_rate_to_the_last(recipe: Recipe, name
     assert found[140:160] == found[170:190] == pytest.approx([0.1] * 20)
 
 
-@pytest.mark.parametrize("name", ["constant", "step"])
+@pytest.mark.parametrize("name", ["constant", "multistep"])
 def test_rates_that_do_not_depend_on_the_end_have_no_cycles(recipe: Recipe, name: str) -> None:
-    steps, options = list(range(100)), {"name": name, "drop_epochs": (3.0,)}
+    steps, options = list(range(100)), {"name": name, "decay_milestones": (3.0,)}
     assert rates(recipe, steps, cycles=((0, 50),), **options) == rates(recipe, steps, **options)

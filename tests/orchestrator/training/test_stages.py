@@ -19,10 +19,10 @@ from orchestrator.training.step.stages import Phases
 
 PLAN = plan()
 STAGES = (
-    Phase(to_epoch=0.5, stage=0, momentum=0.5),
-    Phase(to_epoch=1.0, stage=0, momentum=0.9),
-    Phase(to_epoch=2.0, stage=1, lr_share=0.1),
-    Phase(to_epoch=3.0, stage=2),
+    Phase(end_epoch=0.5, stage=0, momentum=0.5),
+    Phase(end_epoch=1.0, stage=0, momentum=0.9),
+    Phase(end_epoch=2.0, stage=1, lr_scale=0.1),
+    Phase(end_epoch=3.0, stage=2),
 )
 
 
@@ -77,7 +77,7 @@ def test_a_stage_is_entered_at_its_first_step_alone(
 
 def test_a_network_without_stages_has_intervals_of_one() -> None:
     state = state_of(nn.Linear(1, 1))
-    intervals = (Phase(to_epoch=1.0, stage=0), Phase(to_epoch=2.0, stage=0, lr_share=0.1))
+    intervals = (Phase(end_epoch=1.0, stage=0), Phase(end_epoch=2.0, stage=0, lr_scale=0.1))
     stages, rates = Phases(state, intervals, PLAN), []
     (group,) = state.optimizer.param_groups
     for step in range(20):
@@ -90,7 +90,7 @@ def test_a_network_without_stages_has_intervals_of_one() -> None:
 
 def test_one_stage_alone_is_the_one_that_is_said() -> None:
     state = state_of(Staged())
-    Phases(state, (Phase(to_epoch=1.0, stage=4),), PLAN).prepare_step(0)
+    Phases(state, (Phase(end_epoch=1.0, stage=4),), PLAN).prepare_step(0)
     network: Any = state.network
     assert (network.stage, network.entered) == (4, [4])
 
@@ -109,10 +109,10 @@ def test_a_network_without_stages() -> None:
 
 
 RUN = (
-    *("model=autoencoder_2006", "recipe=autoencoder_2006", "+model.options.hidden=[40,20,5]"),
-    *("data.mean=[0.0]", "data.std=[1.0]", "launcher.num_procs=2", "tracking=none"),
+    *("model=autoencoder_2006", "recipe=autoencoder_2006", "+model.kwargs.hidden=[40,20,5]"),
+    *("data.mean=[0.0]", "data.std=[1.0]", "launcher.nproc_per_node=2", "tracking=none"),
     *("recipe.epochs=null", "recipe.global_batch_size=96"),
-    "recipe.stages=[{to_epoch:0.5,stage:0},{to_epoch:1,stage:1},{to_epoch:1.5,stage:2},{to_epoch:9,stage:3}]",
+    "recipe.phases=[{to_epoch:0.5,stage:0},{to_epoch:1,stage:1},{to_epoch:1.5,stage:2},{to_epoch:9,stage:3}]",
     *("recipe.ema_decay=0.9", "logging.every_steps=1", "evaluate.every_epochs=0.5"),
 )
 

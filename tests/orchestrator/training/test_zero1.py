@@ -66,7 +66,11 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_all(config: Config, tmp_pa
 @pytest.mark.slow
 def test_a_run_changes_its_strategy_and_ends_with_the_same_bits(tahoe: Tahoe, digits: Path) -> None:
     def train(name: str, *more: str) -> None:
-        options = ("launcher.num_procs=2", "recipe.optimizer.name=adamw", "recipe.ema_decay=0.9")
+        options = (
+            "launcher.nproc_per_node=2",
+            "recipe.optimizer.name=adamw",
+            "recipe.ema_decay=0.9",
+        )
         steady = ("recipe.schedule.name=constant", "recipe.schedule.warmup_epochs=0")
         often = ("evaluate.every_epochs=0.25", "logging.every_steps=1", "tracking=none")
         tahoe("train", f"run_dir={name}", f"data.url='{digits}'", *options, *steady, *often, *more)
