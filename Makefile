@@ -27,8 +27,8 @@ $(BIN)/.ready: pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/tahoe shard digits datasets/digits
-	$(BIN)/tahoe train experiment=demo_lenet5 if_finished=reuse
-	$(BIN)/tahoe train experiment=demo_resnet18 if_finished=reuse
+	$(BIN)/tahoe train experiment=demo_lenet5 if_finished=skip
+	$(BIN)/tahoe train experiment=demo_resnet18 if_finished=skip
 	$(BIN)/tahoe compare runs/demo-lenet5_1998 runs/demo-resnet18
 	$(BIN)/tahoe report data=digits
 	@echo "Curves and parameters, in MLflow:  $(BIN)/tahoe ui"
