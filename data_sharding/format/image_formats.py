@@ -1,7 +1,7 @@
-"""The formats that images come in, and how their files are called."""
+"""Formats of images, and the extensions of their files."""
 
 # Pillow's name: extensions, ours first. It knows more, but to open EPS it starts Ghostscript.
-# Those are what images are stored under, since webdataset's decoders know them.
+# Images are stored under these extensions, since webdataset's decoders know them.
 EXTENSIONS = {
     "JPEG": ("jpg", "jpeg"),
     "PNG": ("png",),
@@ -12,7 +12,7 @@ EXTENSIONS = {
     "TIFF": ("tif", "tiff"),
     "AVIF": ("avif",),
 }
-# Other names of these formats, and what they are stored as.
+# Other extensions of these formats, and those that they are stored under.
 OTHER_EXTENSIONS = {
     "jfif": "jpg",
     "jpe": "jpg",

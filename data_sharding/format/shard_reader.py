@@ -1,17 +1,17 @@
-"""A shard opened for random access: sample i -> its image bytes and its label, without a copy.
+"""Random access to the samples of a shard: image bytes and label of sample i, without a copy.
 
 A shard is a plain tar that `webdataset` and `tar` read. Its members are found by walking their
 512-byte headers once, when it is opened; the file is memory-mapped, and an image is a slice of the
-map. Members are grouped to samples by WebDataset's rule. A sample's members come in any order, and
-those that are neither image nor label are passed over and counted. Nothing is extracted, so a
-member's name never becomes a path; a hard link means the member of that name which came before.
+map. Members are grouped to samples by webdataset's rule: in any order within a sample, and those
+that are neither image nor label are passed over and counted. Nothing is extracted, so a member's
+name never becomes a path; a hard link stands for an earlier member.
 
-A file may hold several tars one behind the other, as `cat a.tar b.tar` makes them. All are read, as
+A file may hold several tars one after the other, as `cat a.tar b.tar` makes them. All are read, as
 `tar --ignore-zeros` does; plain `tar` and webdataset stop at the end of the first.
 
-Most shards hold nothing but ordinary files, whose headers are parsed here in about 5 us each.
-Anything else in a header (long names, hard links, extended attributes) sends the whole tar to
-the standard library's `tarfile`, which knows every dialect at five times the cost.
+Most shards hold only ordinary files, whose headers are parsed here in about 5 us each. Any other
+header (long names, hard links, extended attributes) sends the whole tar to the standard library's
+`tarfile`, which knows every dialect at five times the cost.
 """
 
 import io
@@ -22,6 +22,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Self
 
@@ -42,7 +43,7 @@ from data_sharding.format.tar_samples import (
     UNKNOWN,
     Member,
     UnusableError,
-    group,
+    group_members,
 )
 
 _BLOCK_BYTES = 512
@@ -52,26 +53,25 @@ _HEADER = struct.Struct("100s 24x 12s 12x 8s c 188x 155s 12x")
 
 _PLAIN_KINDS = {b"5": DIRECTORY, b"2": SYMLINK, b"3": SPECIAL, b"4": SPECIAL, b"6": SPECIAL}
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_CHUNK_BYTES = 1 << 20  # in which the zeros behind an end mark are looked through
+_CHUNK_BYTES = 1 << 20  # for skipping the zeros after an end mark
 
-# Extended headers that say nothing but times: GNU tar and webdataset write one before every file.
+# Extended headers with times only: GNU tar and webdataset write one before every file.
 _ONLY_TIMES = re.compile(rb"(?:\d+ [acm]time=[0-9.]+\n)+")
 
 
 class TooLarge(BadSample):
-    """An image may be sound, and has more pixels than are decoded."""
+    """An image has more pixels than are decoded."""
 
 
 class ShardReader:
     """The samples of a local shard; usable as a context manager.
 
     Args:
-        path: of the tar.
-        expected: what the manifest says; size and sample count are compared, the digest is not.
-        labels: which member of a sample is its label.
+        expected: the shard's entry in its manifest; the digest is not compared.
+        labels: the member of a sample that is its label.
 
     Raises:
-        ShardError: the shard is missing, truncated or damaged, differs from `expected`, or holds a
+        ShardError: the shard is missing, truncated or damaged, differs from `expected`, or has a
             sample without exactly one image and, if there are labels, one label, or with two
             members of one extension.
     """
@@ -80,29 +80,35 @@ class ShardReader:
         self,
         path: str | Path,
         expected: ShardInfo | None = None,
-        labels: LabelRule = LabelRule(),  # noqa: B008  a value, not a place
+        labels: LabelRule = LabelRule(),  # noqa: B008  immutable
     ) -> None:
         self.path = Path(path)
         try:
             with self.path.open("rb") as file:
                 self._map = _map(file, expected)
-                found = group(_archives(self._map), labels)
-            self._index, self.passed_over, self.remarks = found
-            self._check_num_samples(expected)
+                members = group_members(_archives(self._map), labels)
+            self._index, self.passed_over, self.remarks = members
+            if expected is not None and expected.num_samples != len(self):
+                raise UnusableError(
+                    f"it has {len(self)} samples and its manifest says {expected.num_samples}"
+                )
         except FileNotFoundError:
             raise ShardError(
-                f"no shard at {path}: the data set is incomplete. Copy the missing file from where "
-                "the set came from, or make the set again."
+                f"no shard at {path}: the data set is incomplete",
+                value=path,
+                hint="Copy the missing file from where the set came from, or write the set again.",
             ) from None
         except OSError as error:
             raise UnavailableShardError(
-                f"cannot read the shard {path}: {error}. None of its samples is used until it can "
-                "be read: look at its rights and at the disk."
+                f"cannot read the shard {path}: {error}. None of its samples is used",
+                value=path,
+                hint="Check the permissions of the file, and the disk.",
             ) from error
         except UnusableError as error:
             raise ShardError(
-                f"cannot read the shard {path}: {error}. None of its samples is used. Copy it "
-                "again from where it came from, or make the data set again."
+                f"cannot read the shard {path}: {error}. None of its samples is used",
+                value=path,
+                hint="Copy it again from where it came from, or write the data set again.",
             ) from error
         self._view = memoryview(self._map)
 
@@ -117,30 +123,30 @@ class ShardReader:
         """
         _, offset, num_bytes, _, _ = self._index[i].tolist()
         if offset == UNKNOWN:
-            known, mine = ", ".join(sorted(IMAGE_EXTENSIONS)), ", ".join(self._extensions(i))
             raise BadSample(
-                f"has no image of a known kind: what follows the first dot of its names is {mine}, "
-                f"and that of an image is {known}"
+                "has no image of a known kind: its extensions, from the first dot on, are "
+                f"{', '.join(self._extensions(i))}, and those of images are "
+                f"{', '.join(sorted(IMAGE_EXTENSIONS))}"
             )
         return self._view[offset : offset + num_bytes]
 
     def label_bytes(self, i: int) -> bytes:
-        """Return what the member with the i-th sample's label holds; nothing without labels."""
+        """Return the content of the i-th sample's label; empty without labels."""
         _, _, _, offset, num_bytes = self._index[i].tolist()
         return self._map[offset : offset + num_bytes] if offset >= 0 else b""
 
     def key(self, i: int) -> str:
-        """Return the name of the i-th sample, read from its header again: for messages."""
+        """Return the key of the i-th sample, read from its header again: for messages."""
         return next(self._names(i))[0]
 
     @property
     def has_links(self) -> bool:
-        """Whether the bytes of a sample lie before it, since it is made of hard links."""
+        """Whether the bytes of a sample are before its header, since it consists of hard links."""
         starts, offsets = self._index[:, :1], self._index[:, [1, 3]]
         return bool(((offsets >= 0) & (offsets < starts)).any())
 
     def close(self) -> None:
-        """Give the shard up; image views that are still held stay valid."""
+        """Close the shard; image views that are still held stay valid."""
         self._view.release()
         with suppress(BufferError):  # the map goes with the last view
             self._map.close()
@@ -152,7 +158,7 @@ class ShardReader:
         self.close()
 
     def _names(self, i: int) -> Iterator[tuple[str, str]]:
-        """Yield key and extension of the members from the i-th sample on, read from headers."""
+        """Yield key and extension of the members from the i-th sample on."""
         self._map.seek(int(self._index[i, 0]))
         with tarfile.open(fileobj=self._map, mode="r:", encoding="utf-8") as tar:
             while (member := tar.next()) is not None:
@@ -160,22 +166,13 @@ class ShardReader:
                 yield (match[1], match[2]) if match else ("", "")
 
     def _extensions(self, i: int) -> list[str]:
-        key, mine = self.key(i), []
-        for name, extension in self._names(i):
-            if name != key:
-                break
-            mine.append(extension)
-        return mine
-
-    def _check_num_samples(self, expected: ShardInfo | None) -> None:
-        if expected is not None and expected.num_samples != len(self):
-            raise UnusableError(
-                f"it holds {len(self)} samples and its manifest says {expected.num_samples}"
-            )
+        key = self.key(i)
+        names = takewhile(lambda name: name[0] == key, self._names(i))
+        return [extension for _, extension in names]
 
 
 class _UnusualError(Exception):
-    """A shard has headers that are left to tarfile."""
+    """A shard has headers that `tarfile` must parse."""
 
 
 def _map(file: IO[bytes], expected: ShardInfo | None) -> mmap.mmap:
@@ -192,7 +189,7 @@ def _map(file: IO[bytes], expected: ShardInfo | None) -> mmap.mmap:
 
 
 def _archives(data: mmap.mmap) -> Iterator[list[Member]]:
-    """Yield the members of each tar in a file; each ends with the mark that every whole one has."""
+    """Yield the members of each tar in a file; each must have its end mark."""
     start: int | None = 0
     while start is not None:
         try:
@@ -204,7 +201,7 @@ def _archives(data: mmap.mmap) -> Iterator[list[Member]]:
 
 
 def _after_zeros(data: mmap.mmap, end: int) -> int | None:
-    """Return the first block from `end` on that is not of zeros; None if there is none."""
+    """Return the offset of the first block from `end` on that is not zero, if there is one."""
     for start in range(end, len(data), _CHUNK_BYTES):
         chunk = data[start : start + _CHUNK_BYTES]
         rest = chunk.lstrip(b"\0")
@@ -217,7 +214,7 @@ def _walk_plain(data: mmap.mmap, start: int) -> tuple[list[Member], int]:
     """Walk a tar of plain v7, ustar or GNU headers; raises _UnusualError at any other.
 
     Returns:
-        The members, and where the end mark begins.
+        The members, and the offset of the end mark.
     """
     members = []
     while (header := data[start : start + _BLOCK_BYTES]) != _ZERO_BLOCK:
@@ -234,14 +231,10 @@ def _walk_plain(data: mmap.mmap, start: int) -> tuple[list[Member], int]:
             members.append(Member(name, start, offset, num_bytes))
         elif kind in _PLAIN_KINDS and not num_bytes:
             members.append(Member(name, start, kind=_PLAIN_KINDS[kind]))
-        elif not _says_only_times(kind, data[offset : offset + num_bytes]):
+        elif kind not in b"xg" or not _ONLY_TIMES.fullmatch(data[offset : offset + num_bytes]):
             raise _UnusualError
         start = offset + -(-num_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
     return members, start
-
-
-def _says_only_times(kind: bytes, body: bytes) -> bool:
-    return kind in b"xg" and _ONLY_TIMES.fullmatch(body) is not None
 
 
 def _check_sum(header: bytes, field: bytes, start: int) -> None:
@@ -271,15 +264,15 @@ def _number(field: bytes, start: int) -> int:
 
 
 def _walk_with_tarfile(data: mmap.mmap, start: int) -> tuple[list[Member], int]:
-    """Walk a tar of any dialect with tarfile, which must not end early without a word."""
+    """Walk a tar of any dialect with tarfile, which must not stop early unnoticed."""
     data.seek(start)
     members = []
-    by_name: dict[str, Member] = {}  # what a hard link may mean
+    by_name: dict[str, Member] = {}  # targets of hard links
     try:
         with tarfile.open(fileobj=data, mode="r:", encoding="utf-8") as tar:
-            while (found := tar.next()) is not None:
+            while (header := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep every one
-                member = _member(found, by_name)
+                member = _member(header, by_name)
                 members.append(member)
                 if member.kind == FILE:
                     by_name[member.name] = member
@@ -293,20 +286,20 @@ def _walk_with_tarfile(data: mmap.mmap, start: int) -> tuple[list[Member], int]:
     return members, end
 
 
-def _member(found: tarfile.TarInfo, by_name: Mapping[str, Member]) -> Member:
-    """Return a member that tarfile has found; a hard link is the file that it stands for."""
-    if found.issparse():
-        raise UnusableError(f"{found.name!r} is sparse: pack it without --sparse")
-    if found.size < 0:  # tarfile would walk backwards, for ever
-        raise UnusableError(f"{found.name!r} has the size {found.size}")
-    if found.isreg():
-        return Member(found.name, found.offset, found.offset_data, found.size)
-    if found.islnk():
-        if found.linkname not in by_name:
+def _member(header: tarfile.TarInfo, by_name: Mapping[str, Member]) -> Member:
+    """Convert a member of tarfile's; a hard link becomes the file that it stands for."""
+    if header.issparse():
+        raise UnusableError(f"{header.name!r} is sparse: pack it without --sparse")
+    if header.size < 0:  # tarfile would walk backwards, for ever
+        raise UnusableError(f"{header.name!r} has the size {header.size}")
+    if header.isreg():
+        return Member(header.name, header.offset, header.offset_data, header.size)
+    if header.islnk():
+        if header.linkname not in by_name:
             raise UnusableError(
-                f"{found.name!r} is a hard link to {found.linkname!r}, which does not come before "
-                "it: pack both into one tar, or the files again with `tar --hard-dereference`"
+                f"{header.name!r} is a hard link to {header.linkname!r}, which does not come "
+                "before it: pack both into one tar, or the files with `tar --hard-dereference`"
             )
-        return by_name[found.linkname]._replace(name=found.name, start=found.offset)
-    kind = SYMLINK if found.issym() else DIRECTORY if found.isdir() else SPECIAL
-    return Member(found.name, found.offset, kind=kind)
+        return by_name[header.linkname]._replace(name=header.name, start=header.offset)
+    kind = SYMLINK if header.issym() else DIRECTORY if header.isdir() else SPECIAL
+    return Member(header.name, header.offset, kind=kind)

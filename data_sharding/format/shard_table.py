@@ -1,9 +1,10 @@
 """The shards of a split as columns: a million of them are 64 MB that are mapped, not parsed.
 
-A table of a file costs what is looked at of it, and travels to other processes as the file's path.
+A table in a file costs only what is looked at, and is sent to other processes as the file's path.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,24 +16,20 @@ from pydantic import ConfigDict, Field, Strict
 from pydantic.dataclasses import dataclass
 
 from data_sharding.io.mapped_arrays import arrays_to_safetensors, mmap_safetensors
-from data_sharding.rng import splitmix64
 
-_ShardName = Annotated[str, Field(pattern=r"\A[A-Za-z0-9._-]+\.tar\z")]
+_NAME = r"[A-Za-z0-9._-]+\.tar"
+_LIMIT = 1 << 62  # of samples and of bytes; rng.permute_index goes no further
+_ROWS = 1 << 16  # checked at a time, which takes little memory
+
 Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
-_PositiveInt = Annotated[int, Strict(), Field(gt=0, lt=1 << 62)]
-
-_LIMIT = 1 << 62  # of samples and of bytes; counter.permute goes no further
-_ROWS = 1 << 16  # that are checked at a time: checking a million takes little memory then
-_IN_NAMES = np.zeros(256, dtype=bool)
-_IN_NAMES[[*b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"]] = True
-_SUFFIX = np.frombuffer(b".tar", dtype=np.uint8)
+_PositiveInt = Annotated[int, Strict(), Field(gt=0, lt=_LIMIT)]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ShardInfo:
-    """What a shard must be: its file name, its samples, its size and its digest (hex)."""
+    """The file name, number of samples, size and digest (hex) that a shard must have."""
 
-    name: _ShardName
+    name: Annotated[str, Field(pattern=rf"\A{_NAME}\z")]
     num_samples: _PositiveInt
     num_bytes: _PositiveInt
     sha256: Sha256
@@ -42,10 +39,10 @@ class ShardTable(Sequence[ShardInfo]):
     """The shards of a split, in order.
 
     Args:
-        names: uint8 (n, width), ASCII, filled up with zeros to the width of the longest.
+        names: uint8 (n, width), ASCII, padded with zeros to the width of the longest.
         num_samples, num_bytes: int64 (n,).
         digests: uint8 (n, 32), SHA-256.
-        path: the file that the columns are mapped from.
+        path: file that the columns are mapped from.
     """
 
     def __init__(
@@ -58,11 +55,10 @@ class ShardTable(Sequence[ShardInfo]):
     ) -> None:
         self._names, self._digests, self._path = names, digests, path
         self.num_samples, self.num_bytes = num_samples, num_bytes
-        self._state = None if path is None else _state_of(path)
+        self._version = None if path is None else _version_of(path)
 
     @classmethod
     def from_infos(cls, shards: Iterable[ShardInfo]) -> "ShardTable":
-        """Return the table of some shards."""
         shards = list(shards)
         names = np.array([shard.name.encode("ascii") for shard in shards], dtype=np.bytes_)
         digests = np.frombuffer(bytes.fromhex("".join(s.sha256 for s in shards)), dtype=np.uint8)
@@ -75,48 +71,58 @@ class ShardTable(Sequence[ShardInfo]):
 
     @classmethod
     def from_file(cls, path: Path) -> "ShardTable":
-        """Return the table of a file, which stays where it is.
+        """Map the table in a file.
 
         Raises:
             ValueError: it is no table.
             OSError: it cannot be read.
         """
         columns = {name: np.asarray(column) for name, column in mmap_safetensors(path).items()}
-        found = {name: (column.dtype.str, column.shape) for name, column in columns.items()}
-        num, width = columns["names"].shape if len(found.get("names", ("", ()))[1]) == 2 else (0, 0)
-        wanted: dict[str, tuple[str, tuple[int, ...]]] = {
+        formats = {name: (column.dtype.str, column.shape) for name, column in columns.items()}
+        shape = formats.get("names", ("", ()))[1]
+        num, width = shape if len(shape) == 2 else (0, 0)
+        if formats != {
             "names": ("|u1", (num, width)),
             "digests": ("|u1", (num, 32)),
             "num_samples": ("<i8", (num,)),
             "num_bytes": ("<i8", (num,)),
-        }
-        if found != wanted:
-            raise ValueError(f"its columns are not those of a table of shards: {found!s:.300}")
+        }:
+            raise ValueError(f"its columns are not those of a table of shards: {formats!s:.300}")
         return cls(**columns, path=path)
 
     def to_bytes(self) -> bytes:
-        """Return the binary form."""
+        """Return the content of a table file."""
         return arrays_to_safetensors(self._columns)
 
     @cached_property
     def sha256(self) -> str:
-        """A digest (hex) of all that is known of the shards, however they are stored."""
+        """A digest (hex) of all fields of all shards, however they are stored."""
         digest = hashlib.sha256(f"{self._names.shape}".encode())
         for column in self._columns.values():
             digest.update(np.ascontiguousarray(column).data)
         return digest.hexdigest()
 
     def check(self) -> None:
-        """Raise ValueError if a shard cannot be what the table says."""
+        """Raise ValueError if a field of a shard is impossible, or a name occurs twice."""
         if not len(self):
             raise ValueError("there are no shards")
-        for start in range(0, len(self), _ROWS):
-            _check_names(self._names[start : start + _ROWS], start)
-        if not self._names[:, -1].any():
+        width = self._names.shape[1]
+        if not width or not self._names[:, -1].any():
             raise ValueError("the column of names is wider than the longest name")
+        names = np.ascontiguousarray(self._names).view(f"S{width}").ravel()
+        is_name = re.compile(_NAME.encode()).fullmatch
+        for start in range(0, len(self), _ROWS):
+            for row, name in enumerate(names[start : start + _ROWS].tolist(), start):
+                if not is_name(name):
+                    raise ValueError(f"shards.{row}.name: {name!r:.80} is no plain NAME.tar")
         _check_counts("num_samples", self.num_samples)
         _check_counts("num_bytes", self.num_bytes)
-        _check_unique(np.ascontiguousarray(self._names).view(f"S{self._names.shape[1]}").ravel())
+        if not (names[:-1] < names[1:]).all():
+            seen = set[bytes]()
+            for name in names.tolist():
+                if name in seen:
+                    raise ValueError(f"the shard {name.decode()!r} is listed twice")
+                seen.add(name)
 
     def __len__(self) -> int:
         return len(self.num_samples)
@@ -146,12 +152,12 @@ class ShardTable(Sequence[ShardInfo]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._path is not None:
-            return _map_again, (self._path, self._state)
+            return _map_again, (self._path, self._version)
         return ShardTable, tuple(self._columns.values())
 
     @property
     def _columns(self) -> dict[str, NDArray[Any]]:
-        """The columns as __init__ takes them."""
+        """The columns in the order of `__init__`."""
         return {
             "names": self._names,
             "num_samples": self.num_samples,
@@ -160,34 +166,19 @@ class ShardTable(Sequence[ShardInfo]):
         }
 
 
-def _state_of(path: Path) -> tuple[int, ...]:
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
+def _version_of(path: Path) -> tuple[int, ...]:
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def _map_again(path: Path, state: tuple[int, ...]) -> ShardTable:
+def _map_again(path: Path, version: tuple[int, ...]) -> ShardTable:
     """Map a table that another process has mapped."""
     table = ShardTable.from_file(path)
-    if table._state != state:
+    if table._version != version:
         raise ValueError(
             f"{path} was replaced while a process was using it, so another would read other shards"
         )
     return table
-
-
-def _check_names(names: NDArray[np.uint8], first: int) -> None:
-    """Check that all rows are NAME.tar of plain characters, and zeros behind it."""
-    is_end = names == 0
-    lengths = names.shape[1] - is_end.sum(axis=1)
-    is_bad = ~(is_end | _IN_NAMES[names]).all(axis=1) | (is_end[:, :-1] > is_end[:, 1:]).any(axis=1)
-    is_bad |= lengths <= len(_SUFFIX)
-    rest = np.flatnonzero(~is_bad)
-    last = lengths[rest, None] + np.arange(-len(_SUFFIX), 0)
-    is_bad[rest] = (names[rest[:, None], last] != _SUFFIX).any(axis=1)
-    if is_bad.any():
-        row = int(is_bad.argmax())
-        name = bytes(names[row]).rstrip(b"\0")
-        raise ValueError(f"shards.{first + row}.name: {name!r:.80} is no plain NAME.tar")
 
 
 def _check_counts(name: str, column: NDArray[np.int64]) -> None:
@@ -197,21 +188,3 @@ def _check_counts(name: str, column: NDArray[np.int64]) -> None:
         raise ValueError(f"shards.{row}.{name}: {column[row]} is not from 1 to 2**62 - 1")
     if column.sum(dtype=np.float64) >= _LIMIT:
         raise ValueError(f"{name}: all shards together have 2**62 or more")
-
-
-def _check_unique(names: NDArray[np.bytes_]) -> None:
-    if (names[:-1] < names[1:]).all() or len(np.unique(_hash(names))) == len(names):
-        return
-    found, counts = np.unique(names, return_counts=True)
-    if counts.max() > 1:
-        twice = found[counts.argmax()].decode("ascii")
-        raise ValueError(f"the shard {twice!r} is listed twice")
-
-
-def _hash(names: NDArray[np.bytes_]) -> NDArray[np.uint64]:
-    """Return a number for each name, equal ones for equal names: they sort 15 times as fast."""
-    words = names.astype(f"S{-(-names.itemsize // 8) * 8}").view(np.uint64)
-    key = np.zeros(len(names), dtype=np.uint64)
-    for word in words.reshape(len(names), -1).T:
-        key = splitmix64(key + word)
-    return key

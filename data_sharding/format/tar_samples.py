@@ -1,7 +1,7 @@
-"""Members of a tar -> samples, by webdataset's rule, and an account of all other members.
+"""Group the members of a tar to samples, by webdataset's rule, and count all other members.
 
-A sample is a row of consecutive members whose names agree up to the first dot of the file name: its
-key. What follows that dot is the extension.
+A sample is a run of consecutive members whose names agree up to the first dot of the file name: its
+key. The text after that dot is the extension.
 """
 
 import re
@@ -32,26 +32,26 @@ _FIRST_DOT = "the key of a sample ends at the first dot of its file names, as in
 
 
 class UnusableError(Exception):
-    """Why the members of a shard make no samples."""
+    """The members of a shard form no samples; the message says why."""
 
 
 class Member(NamedTuple):
-    """A member of a tar: where its header starts, and where its bytes lie."""
+    """A member of a tar."""
 
     name: str
-    start: int
-    offset: int = 0
+    start: int  # of its header
+    offset: int = 0  # of its bytes
     num_bytes: int = 0
     kind: str = FILE
 
 
 class GroupedMembers(NamedTuple):
-    """The samples of a shard, and what is to be said of it.
+    """The samples of a shard.
 
     rows: offsets and sizes in bytes, shape (samples, 5): start of the sample's first header,
         offset and size of its image, offset and size of its label.
     passed_over: members that are neither image nor label of a sample, by kind.
-    remarks: what is odd and does no harm by itself, by kind.
+    remarks: oddities that do no harm by themselves, by kind.
     """
 
     rows: NDArray[np.int64]
@@ -59,8 +59,8 @@ class GroupedMembers(NamedTuple):
     remarks: Tally
 
 
-def group(archives: Iterable[Sequence[Member]], labels: LabelRule) -> GroupedMembers:
-    """Group the members of a file's archives; a sample ends with its archive.
+def group_members(archives: Iterable[Sequence[Member]], labels: LabelRule) -> GroupedMembers:
+    """Group the members of a file's archives to samples, none of which crosses an archive.
 
     Raises:
         UnusableError: a sample lacks its image or its label, or has two; or there is no sample.
@@ -76,8 +76,6 @@ def group(archives: Iterable[Sequence[Member]], labels: LabelRule) -> GroupedMem
 
 
 class _Archive:
-    """The grouping of one archive's members; what is noted goes to the two tallies."""
-
     def __init__(
         self, members: Sequence[Member], labels: LabelRule, passed_over: Tally, remarks: Tally
     ) -> None:
@@ -88,16 +86,13 @@ class _Archive:
         self._row = [0] * 5
 
     def rows(self) -> "array[int]":
-        """Return the rows of all samples."""
         rows = array("q")
         for member in self._members:
-            match = _match(member, self._pass_over)
-            if match is None:
-                continue
-            if match[1] != self._key:
-                self._finish(rows)
-                self._begin(match[1], member)
-            self._add(member, match[2].lower())
+            if match := self._match(member):
+                if match[1] != self._key:
+                    self._finish(rows)
+                    self._begin(match[1], member)
+                self._add(member, match[2].lower())
         self._finish(rows)
         return rows
 
@@ -121,23 +116,40 @@ class _Archive:
             row[1:3] = member.offset, member.num_bytes
         else:
             row[1] = UNKNOWN if row[1] == ABSENT else row[1]
-            self._pass_over(_kind_of_more(extension), member.name)
+            last = extension.rpartition(".")[2]
+            kind = MORE_IMAGES if last in IMAGE_EXTENSIONS else f".{last}"
+            self._pass_over(kind, member.name)
+
+    def _match(self, member: Member) -> re.Match[str] | None:
+        """Split a name into key and extension; count a member that belongs to no sample."""
+        if member.kind != FILE:
+            kind = member.kind
+        elif _METADATA.match(member.name):
+            kind = METADATA
+        elif is_clutter(member.name):
+            kind = CLUTTER
+        elif match := KEY_AND_EXTENSION.match(member.name):
+            return match
+        else:
+            kind = NO_EXTENSION
+        self._pass_over(kind, member.name)
+        return None
 
     def _finish(self, rows: "array[int]") -> None:
-        """Check the sample that ends here, and add its row."""
+        """Check the current sample, and append its row."""
         if self._key is None:
             return
         if len(self._extensions) > 2:
             self._refuse_swallowed()
         if self._row[1] == ABSENT:
-            self._refuse("no image", lambda ext: ext.rpartition(".")[2] in IMAGE_EXTENSIONS)
+            self._refuse("no image", lambda name: name.rpartition(".")[2] in IMAGE_EXTENSIONS)
         if self._row[3] == ABSENT and self._label is not None:
-            what = f"no label ({self._key}.{self._label})"
-            self._refuse(what, lambda ext: ext.endswith(f".{self._label}"))
+            missing = f"no label ({self._key}.{self._label})"
+            self._refuse(missing, lambda extension: extension.endswith(f".{self._label}"))
         rows.extend(self._row)
 
     def _refuse_swallowed(self) -> None:
-        """Refuse two samples in one: an image and a label that share more than the key."""
+        """Refuse two samples in one: an image and a label that agree beyond the first dot."""
         dotted = (ext.rpartition(".") for ext in self._extensions if "." in ext)
         stems = {stem for stem, _, last in dotted if last in IMAGE_EXTENSIONS}
         swallowed = sorted(stem for stem in stems if f"{stem}.{self._label}" in self._extensions)
@@ -147,55 +159,35 @@ class _Archive:
                 f"{self._key!r}: {_FIRST_DOT}. Replace the other dots in the names by '_'"
             )
 
-    def _refuse(self, what: str, is_meant: Callable[[str], bool]) -> None:
-        """Say what the sample lacks, and why if that can be seen."""
-        behind_dots = sorted(ext for ext in self._extensions if is_meant(ext))
-        apart = [m for m in self._members if _key_of(m) == self._key and not self._has(m)]
-        why = ""
-        if behind_dots:
-            why = (
-                f": it has {self._key}.{behind_dots[0]}, and {_FIRST_DOT}. Replace the other dots "
-                "in the names by '_'"
+    def _refuse(self, missing: str, is_similar: Callable[[str], bool]) -> None:
+        """Raise an error about a missing member, with the reason if it is known.
+
+        Args:
+            is_similar: predicate of extensions that were probably meant to be the missing one.
+        """
+        similar = sorted(extension for extension in self._extensions if is_similar(extension))
+        separate = next((m for m in self._members if self._is_separate(m)), None)
+        reason = ""
+        if similar:
+            reason = (
+                f": it has {self._key}.{similar[0]}, and {_FIRST_DOT}. Replace the other dots in "
+                "the names by '_'"
             )
-        elif apart and apart[0].kind == SYMLINK:
-            why = (
-                f": {apart[0].name} is a symbolic link, which holds no bytes. Pack the files again "
+        elif separate and separate.kind == SYMLINK:
+            reason = (
+                f": {separate.name} is a symbolic link, which holds no bytes. Pack the files again "
                 "with `tar --dereference`"
             )
-        elif apart:
-            why = (
-                f": {apart[0].name} lies elsewhere in the tar, and the members of a sample must "
+        elif separate:
+            reason = (
+                f": {separate.name} is elsewhere in the tar, and the members of a sample must "
                 "follow each other. Pack the files again with `tar --sort=name`"
             )
-        raise UnusableError(f"the sample {self._key!r} has {what}{why}")
+        raise UnusableError(f"the sample {self._key!r} has {missing}{reason}")
 
-    def _has(self, member: Member) -> bool:
+    def _is_separate(self, member: Member) -> bool:
+        """Check whether a member has the key of the current sample and is not part of it."""
         match = KEY_AND_EXTENSION.match(member.name)
-        is_here = match is not None and match[2].lower() in self._extensions
-        return member.kind == FILE and is_here
-
-
-def _match(member: Member, pass_over: Callable[[str, str], None]) -> re.Match[str] | None:
-    """Return a member's key and extension; None, and a note of it, if it is part of no sample."""
-    name = member.name
-    if member.kind != FILE:
-        pass_over(member.kind, name)
-    elif _METADATA.match(name):
-        pass_over(METADATA, name)
-    elif is_clutter(name):
-        pass_over(CLUTTER, name)
-    elif (match := KEY_AND_EXTENSION.match(name)) is None:
-        pass_over(NO_EXTENSION, name)
-    else:
-        return match
-    return None
-
-
-def _key_of(member: Member) -> str | None:
-    match = KEY_AND_EXTENSION.match(member.name)
-    return match[1] if match else None
-
-
-def _kind_of_more(extension: str) -> str:
-    last = extension.rpartition(".")[2]
-    return MORE_IMAGES if last in IMAGE_EXTENSIONS else f".{last}"
+        if match is None or match[1] != self._key:
+            return False
+        return member.kind != FILE or match[2].lower() not in self._extensions

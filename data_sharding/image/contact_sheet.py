@@ -1,7 +1,7 @@
-"""Many small images on one sheet, in even tiles, each with a caption beneath.
+"""Draw small images on one sheet, in even tiles, each with a caption beneath.
 
-The font is Pillow's own, so that a sheet looks the same on any machine. It knows few scripts:
-characters that it lacks are written as in Python source, never as boxes.
+The font is Pillow's own, so a sheet looks the same on any machine. It has few scripts: characters
+that it lacks are written as in Python source, never as boxes.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _CAPTION_LINES = 2
 
 @dataclass(frozen=True)
 class Tile:
-    """One image and what is written beneath it; without an image, `caption` stands for it."""
+    """An image and its caption; without an image, an empty tile."""
 
     image: Image.Image | None
     caption: str = ""
@@ -26,34 +26,36 @@ class Tile:
 
 @dataclass(frozen=True)
 class Row:
-    """Tiles side by side, with a word on their left."""
+    """Tiles side by side, with a label on their left."""
 
     tiles: Sequence[Tile]
     label: str = ""
 
 
 def draw_sheet(rows: Sequence[Row], *, title: str, subtitle: str, tile_px: int) -> Image.Image:
-    """Return the sheet: title, subtitle, then the rows.
+    """Draw a sheet: title, subtitle, then the rows.
 
     Args:
-        tile_px: width and height of the space for an image. Larger images are shrunk to it, smaller
-            ones are enlarged by a whole factor, so that every pixel of theirs is a square.
+        tile_px: width and height of a tile. Larger images are shrunk to it, smaller ones are
+            enlarged by a whole factor, so that each of their pixels is a square.
     """
     columns = max(len(row.tiles) for row in rows)
-    left = _MARGIN + max(_width(printable(row.label), _TEXT_PX) for row in rows)
-    left += _GAP if left > _MARGIN else 0
+    label_px = max(_width(printable(row.label), _TEXT_PX) for row in rows)
+    left = _MARGIN + label_px + (_GAP if label_px else 0)
     heights = [tile_px + _caption_height(row, tile_px) + _GAP for row in rows]
-    top = _MARGIN + _TITLE_PX + 8 + _LINE_PX + _GAP
+    subtitle_y = _MARGIN + _TITLE_PX + 8
+    top = subtitle_y + _LINE_PX + _GAP
     width = max(left + columns * (tile_px + _GAP) - _GAP + _MARGIN, 2 * _MARGIN + 480)
     sheet = Image.new("RGB", (width, top + sum(heights) - _GAP + _MARGIN), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    inner = width - 2 * _MARGIN
-    draw.text((_MARGIN, _MARGIN), _fit(printable(title), _TITLE_PX, inner), _INK, _font(_TITLE_PX))
-    below = (_MARGIN, _MARGIN + _TITLE_PX + 8)
-    draw.text(below, _fit(printable(subtitle), _TEXT_PX, inner), _FAINT, _font(_TEXT_PX))
+    for y, text, px, colour in (
+        (_MARGIN, title, _TITLE_PX, _INK),
+        (subtitle_y, subtitle, _TEXT_PX, _FAINT),
+    ):
+        draw.text((_MARGIN, y), _fit(printable(text), px, width - 2 * _MARGIN), colour, _font(px))
     for row, height in zip(rows, heights, strict=True):
-        middle = top + tile_px // 2
-        draw.text((_MARGIN, middle), printable(row.label), _INK, _font(_TEXT_PX), anchor="lm")
+        middle = (_MARGIN, top + tile_px // 2)
+        draw.text(middle, printable(row.label), _INK, _font(_TEXT_PX), anchor="lm")
         for number, tile in enumerate(row.tiles):
             _draw_tile(sheet, draw, tile, (left + number * (tile_px + _GAP), top), tile_px)
         top += height
@@ -61,17 +63,17 @@ def draw_sheet(rows: Sequence[Row], *, title: str, subtitle: str, tile_px: int) 
 
 
 def grid(tiles: Sequence[Tile], columns: int) -> list[Row]:
-    """Return tiles as rows of so many."""
+    """Arrange tiles in rows."""
     return [Row(tiles[first : first + columns]) for first in range(0, len(tiles), columns)]
 
 
 def printable(text: str) -> str:
-    """Return text with the characters that the font lacks written as in Python source."""
+    """Escape the characters that the font lacks as in Python source."""
     return "".join(c if _has_glyph(c) else c.encode("unicode_escape").decode() for c in text)
 
 
 def fit_image(image: Image.Image, size: int) -> Image.Image:
-    """Return an image that fits a square: shrunk, or enlarged by a whole factor."""
+    """Fit an image to a square: shrink it, or enlarge it by a whole factor."""
     longer = max(image.size)
     if longer <= size:
         factor = size // longer
@@ -82,16 +84,16 @@ def fit_image(image: Image.Image, size: int) -> Image.Image:
 
 
 def _draw_tile(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, place: tuple[int, int], size: int
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, corner: tuple[int, int], size: int
 ) -> None:
-    x, y = place
+    x, y = corner
     draw.rectangle((x, y, x + size - 1, y + size - 1), fill=_TILE)
     if tile.image is not None:
         image = fit_image(tile.image, size)
         sheet.paste(image, (x + (size - image.width) // 2, y + (size - image.height) // 2))
     for number, line in enumerate(_wrap(printable(tile.caption), size)):
-        below = y + size + _PADDING + number * _LINE_PX
-        draw.text((x + size // 2, below), line, _INK, _font(_TEXT_PX), anchor="ma")
+        center = (x + size // 2, y + size + _PADDING + number * _LINE_PX)
+        draw.text(center, line, _INK, _font(_TEXT_PX), anchor="ma")
 
 
 def _caption_height(row: Row, width: int) -> int:
@@ -100,22 +102,20 @@ def _caption_height(row: Row, width: int) -> int:
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    """Break text into lines that fit, at blanks and underscores; what is too much ends in dots."""
+    """Break text into lines that fit, at blanks and underscores; dots replace what is too long."""
     lines: list[str] = []
     for word in text.replace("_", " ").split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and _width(longer, _TEXT_PX) <= width:
-            lines[-1] = longer
+        if lines and _width(f"{lines[-1]} {word}", _TEXT_PX) <= width:
+            lines[-1] += f" {word}"
         else:
             lines.append(word)
-    kept = lines[:_CAPTION_LINES]
     if len(lines) > _CAPTION_LINES:
-        kept[-1] += "..."
-    return [_fit(line, _TEXT_PX, width) for line in kept]
+        lines[_CAPTION_LINES - 1] += "..."
+    return [_fit(line, _TEXT_PX, width) for line in lines[:_CAPTION_LINES]]
 
 
 def _fit(text: str, size: int, width: int) -> str:
-    """Return text that is no wider; what is cut off is told by dots."""
+    """Cut text to a width in pixels; dots replace what is cut off."""
     if _width(text, size) <= width:
         return text
     text = text.rstrip(".")

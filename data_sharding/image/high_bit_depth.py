@@ -1,4 +1,4 @@
-"""Greys of more than 8 bits, on the scale of 8: integers by what their file says, floats by range.
+"""Convert grey images of more than 8 bits: integers by the bits in their header, floats by range.
 
 Pillow would clip them: 16 bits to white, floating point from 0 to 1 to black.
 """
@@ -13,65 +13,65 @@ from data_sharding.errors import BadSample
 
 _BITS_PER_SAMPLE = ExifTags.Base.BitsPerSample
 _PHOTOMETRIC, _WHITE_IS_ZERO = ExifTags.Base.PhotometricInterpretation, 0
-_SLACK = 0.1  # of white: so far a filter may have gone beyond it, or below black
-_DIM = 16  # floats that end between 1 and this are on neither scale
+_TOLERANCE = 0.1  # of white, for filters that overshoot
+_MAX_OF_UNIT_SCALE = 16  # a higher maximum means floats from 0 to 255
 
 
 def is_high_bit_depth(image: Image.Image) -> bool:
-    """Return whether an image is grey with more than 8 bits, as Pillow has it in memory."""
+    """Return True if an image is grey with more than 8 bits in Pillow's memory."""
     return image.mode[0] in "IF"
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:
-    """Return a deep image as one of 8 bits (mode L), white at 255.
+    """Convert such an image to mode L.
 
     Raises:
         BadSample: its values are on no known scale.
     """
     values, tags = np.asarray(image), getattr(image, "tag_v2", {})
     grey = _of_floats(values) if image.mode == "F" else _of_integers(values, _num_bits(tags))
-    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow turns these itself up to 8 bits
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts only up to 8 bits
         grey = 255 - grey
     return Image.fromarray(grey)
 
 
 def widen(image: Image.Image, num_bits: int) -> Image.Image | None:
-    """Return an image of which fewer bits are used than it has as one that uses all 16.
+    """Scale an image that uses only `num_bits` bits to all 16.
 
-    None where it has floats, or says itself how many bits it has.
+    Returns:
+        The image; None if it has floats, or its header has the number of bits.
 
     Raises:
-        BadSample: more bits are used.
+        BadSample: it uses more bits.
     """
     values, tags = np.asarray(image), getattr(image, "tag_v2", {})
     if image.mode == "F" or _num_bits(tags) < 16:
         return None
     white = (1 << num_bits) - 1
-    _check(values, 0, white, f"0 to {white}, by --bit-depth {num_bits}")
+    _check_range(values, 0, white, f"0 to {white}, by `bit_depth` {num_bits}")
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         values = white - values
     return Image.fromarray((values << (16 - num_bits)).astype(np.uint16))
 
 
 def _num_bits(tags: Mapping[int, tuple[int, ...]]) -> int:
-    """Return how many bits a value has: 16, unless a TIFF says fewer; 32 are taken for 16."""
+    """Return the bits of a value: 16, or fewer by a TIFF's header; 32 count as 16."""
     return min(16, *tags.get(_BITS_PER_SAMPLE, (16,)))
 
 
 def _of_integers(values: NDArray[np.integer], num_bits: int) -> NDArray[np.uint8]:
     white = (1 << num_bits) - 1
-    _check(values, 0, white, f"0 to {white}")
+    _check_range(values, 0, white, f"0 to {white}")
     return (values >> (num_bits - 8)).astype(np.uint8)
 
 
 def _of_floats(values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Return greys of 0 to 1, or of 0 to 255: the brightest value tells which."""
-    white = 1 if values.max() < _DIM else 255
-    _check(values, -_SLACK * white, (1 + _SLACK) * white, "0 to 1, and 0 to 255")
+    white = 1 if values.max() < _MAX_OF_UNIT_SCALE else 255
+    _check_range(values, -_TOLERANCE * white, (1 + _TOLERANCE) * white, "0 to 1, and 0 to 255")
     grey: NDArray[np.uint8] = np.rint(values * (255 / white)).clip(0, 255).astype(np.uint8)
     return grey
 
 
-def _check(values: NDArray[np.number], low: float, high: float, known: str) -> None:
-    if not low <= values.min() <= values.max() <= high:  # false for what is not a number
+def _check_range(values: NDArray[np.number], low: float, high: float, known: str) -> None:
+    if not low <= values.min() <= values.max() <= high:  # also if there are NaNs
         raise BadSample(f"has values from {values.min():g} to {values.max():g}: known are {known}")

@@ -1,8 +1,8 @@
-"""Image files opened by Pillow, safely: known formats only, and no decompression bombs.
+"""Open image files with Pillow, safely: known formats only, and no decompression bombs.
 
-What holds for every format, wherever an image is decoded: its pixels are taken as they are stored.
-Orientation tags are left alone and colour profiles ignored, as in the reference ImageNet pipelines,
-torchvision's and timm's. Transparency is dropped; of several frames the first counts.
+In every format, wherever an image is decoded, its pixels are taken as they are stored. Orientation
+tags and colour profiles are ignored, as in the reference ImageNet pipelines, torchvision's and
+timm's. Transparency is dropped, and of several frames the first is used.
 """
 
 import warnings
@@ -17,7 +17,7 @@ from data_sharding.image.high_bit_depth import is_high_bit_depth, to_8_bits
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb: 256 MiB of RGB
 
-_TURNED_BACK = {  # what undoes each orientation
+_UNDO_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -35,12 +35,12 @@ def open_image(data: bytes | memoryview) -> Image.Image:
         BadSample: it is of no known format, damaged, or has more than MAX_PIXELS pixels.
     """
     try:
-        with warnings.catch_warnings():  # of bombs, which are checked here; of odd metadata
+        with warnings.catch_warnings():  # about bombs, which are refused here, and odd metadata
             warnings.simplefilter("ignore")
             image = Image.open(BytesIO(data), formats=tuple(EXTENSIONS))
     except UnidentifiedImageError as error:  # whose message is a memory address
         raise BadSample(f"is none of {', '.join(EXTENSIONS)}") from error
-    except Image.DecompressionBombError as error:  # twice the limit below
+    except Image.DecompressionBombError as error:  # above twice MAX_PIXELS
         raise TooLarge(f"is too large: {error}") from error
     except Exception as error:  # decoders raise anything on hostile bytes
         raise undecodable(error) from error
@@ -71,25 +71,25 @@ def load_pixels(image: Image.Image) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            turned = orientation(image) if image.format == "TIFF" else 1  # which Pillow follows
+            applied = orientation(image) if image.format == "TIFF" else 1  # by Pillow's load
             image.load()
     except MemoryError:
         raise
     except Exception as error:
         raise undecodable(error) from error
-    if turned in _TURNED_BACK:  # in place, as Pillow has turned it
-        image.im = image.im.transpose(_TURNED_BACK[turned])
+    if applied in _UNDO_ORIENTATION:  # in place, as Pillow applied it
+        image.im = image.im.transpose(_UNDO_ORIENTATION[applied])
         image._size = image.im.size
 
 
 def stored_size(image: Image.Image) -> tuple[int, int]:
-    """Return width and height of an image that is opened and not decoded yet, as it is stored."""
-    lies = image.format == "TIFF" and orientation(image) >= 5  # Pillow will turn it
-    return (image.height, image.width) if lies else image.size
+    """Return width and height, as stored, of an image that is opened and not decoded yet."""
+    is_rotated = image.format == "TIFF" and orientation(image) >= 5  # on load
+    return (image.height, image.width) if is_rotated else image.size
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the orientation that an opened image asks for, by EXIF's number; 1 is as it is."""
+    """Return EXIF's orientation of an opened image, from 1 (as stored) to 8."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # a tag can hold anything
@@ -100,25 +100,30 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
     """Convert to 8 bits a channel ("L" or "RGB"); transparency is dropped, not blended.
 
     Raises:
-        BadSample: its values are on no known scale, or Pillow cannot convert its kind.
+        BadSample: its values are on no known scale, or Pillow cannot convert its mode.
     """
     if is_high_bit_depth(image):
         image = to_8_bits(image)
-    image.info.pop("transparency", None)  # of a palette: Pillow would warn that it is dropped
+    image.info.pop("transparency", None)  # Pillow would warn that a palette's is dropped
     try:
         return image.convert(mode)
     except (ValueError, OSError) as error:
         raise undecodable(error) from error
 
 
+def is_grey(image: Image.Image) -> bool:
+    """Return True if an image has no colour channels."""
+    return image.mode in ("1", "L", "LA") or is_high_bit_depth(image)
+
+
 def detect_format(image: Image.Image) -> str:
-    """Return the format of an opened image, as in formats.EXTENSIONS."""
-    # Pillow calls a JPEG with more pictures behind the first, as some cameras make it, MPO.
+    """Return the format of an opened image, a key of `image_formats.EXTENSIONS`."""
+    # MPO is Pillow's name for JPEGs with more than one image, which some cameras make.
     return "JPEG" if image.format == "MPO" else str(image.format)
 
 
 def extension_of(data: bytes | memoryview) -> str:
-    """Return the extension that suits an image's content; `jpg` for what nobody can open."""
+    """Return the extension that fits an image's content; `jpg` if it cannot be opened."""
     try:
         return EXTENSIONS[detect_format(open_image(data))][0]
     except BadSample:
@@ -126,5 +131,5 @@ def extension_of(data: bytes | memoryview) -> str:
 
 
 def undecodable(error: Exception) -> BadSample:
-    """Return what to raise where a decoder failed."""
+    """Wrap the error of a decoder."""
     return BadSample(f"cannot be decoded: {type(error).__name__}: {error}")

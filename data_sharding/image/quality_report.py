@@ -1,4 +1,4 @@
-"""What was found in the images of a data set, by rule: how many, and the names of the first.
+"""Count the oddities of a data set's images by rule, with the names of the first.
 
 Nothing is changed, left out or kept in an odd state without being listed here.
 """
@@ -10,71 +10,70 @@ from typing import Any
 
 MAX_NAMES = 300
 
-# What is done with an image to which a rule applies.
+# The treatment of images to which a rule applies.
 RULES = {
     "corrupt": "cannot be decoded: left out",
     "too_large": "more pixels than are decoded (a bomb would fill the memory): left out",
     "damaged": "decode with damage, so that parts are grey or wrong: kept",
     "damaged_left_out": "decode with damage, so that parts are grey or wrong: left out",
-    "leak": "training images that lie in val too: left out of train",
+    "leak": "training images that are also in val: left out of train",
     "duplicate": "later copies of the same bytes in train: left out",
     "duplicate_in_val": "later copies of the same bytes in val: kept",
-    "linked_twice": "files listed again through links: kept; --dedupe takes them for copies",
-    "label_conflict": "copies whose labels differ: those of val stay, else the first, link or not",
-    "wrong_extension": "stored under the extension of what they are",
+    "linked_twice": "files listed again through links: kept; `dedupe` treats them as copies",
+    "label_conflict": "copies with different labels: val's is kept, else the first, link or not",
+    "wrong_extension": "stored under the extension of their content",
     "exif_orientation": "left alone, as in the reference ImageNet pipelines",
     "progressive": "stored as they are; slower to decode",
     "cmyk": "stored as they are; converted when read",
     "palette": "stored as they are; converted when read",
     "alpha": "stored as they are; transparency is dropped when read",
     "16_bit": "stored as they are; converted to 8 bits when read",
-    "few_levels": "16 bits and all dark, as if 12 were used, say: --bit-depth 12 scales greys",
+    "few_levels": "16 bits and all dark, as if only 12 were used: `bit_depth` 12 scales greys",
     "widened": "greys of fewer bits in files of 16: scaled, and stored as PNG",
     "animated": "stored as they are; the first frame is read",
-    "shrunk": "larger than asked for: resized and encoded anew",
+    "shrunk": "larger than requested: resized and encoded again",
 }
-_WITHOUT_NAMES = frozenset(("progressive", "shrunk", "widened"))  # these are ordinary
+_WITHOUT_NAMES = frozenset(("progressive", "shrunk", "widened"))  # too common to list
 
 
 @dataclass
 class QualityFindings:
-    """How many images each rule applies to, and what is to be said of the first of them."""
+    """The number of images that each rule applies to, and the names of the first MAX_NAMES."""
 
     counts: Counter[str] = field(default_factory=Counter)
     names: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, rule: str, name: str) -> None:
-        """Note one image."""
+        """Add an image to which a rule applies."""
         self.merge(QualityFindings(Counter({rule: 1}), {rule: [name]}))
 
     def merge(self, other: "QualityFindings") -> None:
-        """Add what was found in images that come after these."""
+        """Add the findings of later images."""
         self.counts.update(other.counts)
         for rule, names in other.names.items():
             if rule not in _WITHOUT_NAMES:
-                mine = self.names.setdefault(rule, [])
-                mine += names[: MAX_NAMES - len(mine)]
+                first_names = self.names.setdefault(rule, [])
+                first_names += names[: MAX_NAMES - len(first_names)]
 
 
 def report(
-    findings: QualityFindings, numbers: Mapping[str, int], passed_over: "QualityFindings"
+    findings: QualityFindings, totals: Mapping[str, int], skipped: QualityFindings
 ) -> dict[str, Any]:
-    """Return what `report.json` says.
+    """Return the content of `report.json`.
 
     Args:
-        numbers: of files and bytes; "num_files" is what shares are of.
-        passed_over: files that are no samples, by kind.
+        totals: numbers of files and bytes, among them "num_files".
+        skipped: files that are no samples, by kind.
     """
-    num_files = numbers["num_files"]
     rules = {
         rule: {
             "meaning": meaning,
             "count": findings.counts[rule],
-            "share": findings.counts[rule] / num_files,
+            "share": findings.counts[rule] / totals["num_files"],
             "names": findings.names.get(rule, []),
         }
         for rule, meaning in RULES.items()
         if findings.counts[rule]
     }
-    over = {"passed_over": dict(passed_over.counts), "passed_over_names": passed_over.names}
-    return {**numbers, **over, "rules": rules}
+    files = {"passed_over": dict(skipped.counts), "passed_over_names": skipped.names}
+    return {**totals, **files, "rules": rules}

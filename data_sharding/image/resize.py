@@ -1,9 +1,9 @@
-"""Images made anew before they are stored: large ones smaller, greys of 12 bits or so wider.
+"""Convert images before they are stored: shrink large ones, scale greys of 12 bits or so to 16.
 
 A large image is resized with Lanczos' filter, after a box filter that brings it to three times its
 new size where it is larger than that: of Pillow's filters this keeps the most detail, and the box
-saves time where nobody can see it. The result is a JPEG with 4:2:0 chroma and without metadata;
-EXIF orientation is not applied, as it is not when images are read. Smaller images stay as they are.
+saves time without a visible difference. The result is a JPEG with 4:2:0 chroma and without
+metadata; EXIF orientation is not applied, as it is not when images are read.
 """
 
 from dataclasses import dataclass
@@ -12,43 +12,39 @@ from io import BytesIO
 import simplejpeg
 from PIL import Image
 
-from data_sharding.errors import BadSample, DataError
+from data_sharding.errors import DataError
 from data_sharding.image import jpeg
 from data_sharding.image.high_bit_depth import is_high_bit_depth, widen
-from data_sharding.image.open_image import MAX_PIXELS, load_image, to_mode
+from data_sharding.image.open_image import MAX_PIXELS, is_grey, load_image, to_mode, undecodable
 
 _REDUCING_GAP = 3.0
 
 
 def widened(data: bytes, num_bits: int) -> bytes | None:
-    """Return a PNG of an image in grey that uses all 16 bits; None for any other, and for floats.
+    """Scale a grey image that uses only `num_bits` bits to all 16.
 
-    Args:
-        num_bits: that the image uses.
+    Returns:
+        A PNG; None for images of another kind, and floats.
 
     Raises:
-        BadSample: it uses more of them.
+        BadSample: it uses more bits.
     """
     image = load_image(data)
     wide = widen(image, num_bits) if is_high_bit_depth(image) else None
-    if wide is None:
-        return None
-    file = BytesIO()
-    wide.save(file, "PNG")
-    return file.getvalue()
+    return None if wide is None else _encode(wide, "PNG")
 
 
 @dataclass(frozen=True)
 class ResizeSettings:
-    """What is too large, and how well the smaller image is encoded.
+    """The size above which images are shrunk, and the quality of the result.
 
     Args:
-        max_side: pixels that the longer side has at most, or None.
-        short_side: pixels that the shorter side has at most, or None; one of them is given.
-        quality: of JPEG, 1 to 100.
+        max_side: maximum of the longer side in pixels.
+        short_side: maximum of the shorter side in pixels; exactly one of them is given.
+        quality: quality of the JPEG, 1 to 100.
 
     Raises:
-        DataError: that makes no sense.
+        DataError: they make no sense.
     """
 
     max_side: int | None = None
@@ -59,43 +55,43 @@ class ResizeSettings:
         sides = [side for side in (self.max_side, self.short_side) if side is not None]
         if len(sides) != 1 or sides[0] < 1 or not 1 <= self.quality <= 100:
             raise DataError(
-                f"images cannot be made smaller with --max-side {self.max_side}, --short-side "
-                f"{self.short_side} and --quality {self.quality}: nothing was written. Give one "
-                "of both sides, at least 1, and a quality from 1 to 100."
+                f"images cannot be resized with {self}: nothing was written",
+                value=self,
+                hint="Give either `max_side` or `short_side`, at least 1, and a `quality` from 1 "
+                "to 100.",
             )
 
     @property
     def facts(self) -> dict[str, int]:
-        """What tells this from other settings, in JSON values."""
-        side = {"max_side": self.max_side, "short_side": self.short_side}
-        return {k: v for k, v in side.items() if v is not None} | {"quality": self.quality}
+        """The settings that are set, in JSON values."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     def size(self, width: int, height: int) -> tuple[int, int] | None:
         """Return the new width and height, or None for an image that is small enough."""
-        if self.max_side is not None:
-            side, limit = max(width, height), self.max_side
-        else:
-            assert self.short_side is not None
+        side, limit = max(width, height), self.max_side
+        if limit is None:
             side, limit = min(width, height), self.short_side
+        assert limit is not None
         if side <= limit:
             return None
         return max(1, round(width * limit / side)), max(1, round(height * limit / side))
 
     def apply(self, data: bytes) -> bytes:
-        """Return a JPEG of an image that is too large.
+        """Shrink an image that is too large, to a JPEG.
 
         Raises:
             BadSample: it cannot be decoded.
         """
-        file = BytesIO()
-        self.resized(data).save(file, "JPEG", quality=self.quality, subsampling="4:2:0")
-        return file.getvalue()
+        return self._encode_jpeg(self.resized(data))
 
     def apply_scaled(self, data: bytes) -> bytes | None:
-        """Return a JPEG of one that has more pixels than are decoded whole; None where that fails.
+        """Shrink an image that has more than MAX_PIXELS pixels, to a JPEG.
 
         An ordinary JPEG is decoded at a fraction of its size, row by row, which takes the memory
-        of the result; a progressive one would be held whole.
+        of the result; a progressive one would be decoded whole.
+
+        Returns:
+            The JPEG; None if the image is not ordinary, or still too large.
 
         Raises:
             BadSample: it is damaged.
@@ -111,28 +107,35 @@ class ResizeSettings:
         try:
             pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
         except ValueError as error:
-            raise BadSample(f"cannot be decoded: {error}") from error
-        file = BytesIO()
-        small = Image.fromarray(pixels).resize(
-            size, Image.Resampling.LANCZOS, reducing_gap=_REDUCING_GAP
-        )
-        small.save(file, "JPEG", quality=self.quality, subsampling="4:2:0")
-        return file.getvalue()
+            raise undecodable(error) from error
+        return self._encode_jpeg(_resize(Image.fromarray(pixels), size))
 
     def resized(self, data: bytes) -> Image.Image:
-        """Return what an image that is too large becomes, before it is encoded.
+        """Decode and shrink an image that is too large.
 
         Raises:
             BadSample: it cannot be decoded.
         """
-        pixels = decode_8bit(data)
-        size = self.size(*pixels.size)
+        image = decode_8bit(data)
+        size = self.size(*image.size)
         assert size is not None
-        return pixels.resize(size, Image.Resampling.LANCZOS, reducing_gap=_REDUCING_GAP)
+        return _resize(image, size)
+
+    def _encode_jpeg(self, image: Image.Image) -> bytes:
+        return _encode(image, "JPEG", quality=self.quality, subsampling="4:2:0")
 
 
 def decode_8bit(data: bytes) -> Image.Image:
-    """Decode an image as it is read for training: 8 bits, grey or RGB."""
+    """Decode an image as training reads it: 8 bits, grey or RGB."""
     image = load_image(data)
-    is_grey = image.mode in ("1", "L", "LA") or is_high_bit_depth(image)
-    return to_mode(image, "L" if is_grey else "RGB")
+    return to_mode(image, "L" if is_grey(image) else "RGB")
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=_REDUCING_GAP)
+
+
+def _encode(image: Image.Image, image_format: str, **options: object) -> bytes:
+    file = BytesIO()
+    image.save(file, image_format, **options)
+    return file.getvalue()

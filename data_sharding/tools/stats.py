@@ -14,8 +14,7 @@ from PIL import Image
 from data_sharding.errors import BadLabelError, BadSample
 from data_sharding.format.label_checks import describe_runs
 from data_sharding.format.manifest import Manifest, ShardInfo
-from data_sharding.image.high_bit_depth import is_high_bit_depth
-from data_sharding.image.open_image import load_image, open_image, stored_size, to_mode
+from data_sharding.image.open_image import is_grey, load_image, open_image, stored_size, to_mode
 from data_sharding.io import filesystem
 from data_sharding.io.process_pool import ProgressFn, parallel_map
 from data_sharding.rng import derive_key, permute_index
@@ -164,9 +163,8 @@ def _measure_shard(job: _Job, task: _Task, advance: ProgressFn) -> _ShardStats:
 
 def _moments(image: Image.Image) -> Sequence[float]:
     """Return whether an image is grey, the means of its pixels, and the means of their squares."""
-    is_grey = image.mode in ("1", "L", "LA") or is_high_bit_depth(image)
     pixels = np.asarray(to_mode(image, "RGB")).reshape(-1, 3) / 255
-    return (float(is_grey), *pixels.mean(axis=0), *np.square(pixels).mean(axis=0))
+    return (float(is_grey(image)), *pixels.mean(axis=0), *np.square(pixels).mean(axis=0))
 
 
 def _merge(manifest: Manifest, shards: Sequence[_ShardStats]) -> Stats:

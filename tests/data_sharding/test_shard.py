@@ -476,7 +476,7 @@ def test_another_number_of_samples(tmp_path: Path) -> None:
     size = path.stat().st_size
     assert len(ShardReader(path, ShardInfo("a.tar", 2, size, "0" * 64))) == 2
     message = refusal(path, ShardInfo("a.tar", 3, size, "0" * 64))
-    assert "it holds 2 samples and its manifest says 3" in message
+    assert "2 samples and its manifest says 3" in message
 
 
 # ---------------------------------------------------------------- life

@@ -162,20 +162,20 @@ def narrow(columns: Columns) -> None:
         (rename(3, b"s-0.tar"), "the shard 's-0.tar' is listed twice"),
         (rename(1, b"s-0.tar"), "the shard 's-0.tar' is listed twice"),
         (widen, "the column of names is wider than the longest name"),
-        (narrow, r"shards\.0\.name: b''"),
+        (narrow, "the column of names is wider than the longest name"),
     ],
 )
-def test_what_cannot_be_true(change: Callable[[Columns], object], reason: str) -> None:
+def test_impossible_tables_are_refused(change: Callable[[Columns], object], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         changed(change).check()
 
 
-def test_short_names_are_names() -> None:
+def test_short_names_are_accepted() -> None:
     changed(rename(2, b"a.tar")).check()
     changed(rename(2, b"..tar")).check()
 
 
-def test_a_name_far_behind_the_first_is_found() -> None:
+def test_bad_names_are_found_in_any_row() -> None:
     shards = infos(70_000)
     ShardTable.from_infos(shards).check()
     shards.reverse()

@@ -81,7 +81,7 @@ def test_grey_images_have_one_channel(tmp_path: Path) -> None:
     found = stats(tmp_path)
     grey = np.asarray(photo(1).convert("L")).mean() / 255
     assert found.mean == pytest.approx(((grey + 128 / 255) / 2,))
-    assert found.override.startswith("data.channels=1 data.mean=[0.")
+    assert found.override.startswith("data.in_channels=1 data.mean=[0.")
 
 
 def test_measured_images_do_not_depend_on_num_workers(tmp_path: Path) -> None:
