@@ -193,7 +193,7 @@ def _asked(config: Config, request: EvalRequest) -> _ResolvedRequest:
         raise ConfigError(str(error)) from None
     batch_size = request.batch_size or config.evaluate.batch_size
     evaluate = replace(cast("Any", config.evaluate), batch_size=batch_size)
-    changed = replace(data, url=url, protocol=crops)
+    changed = replace(data, url=url, eval_protocol=crops)
     config = cast("Config", replace(cast("Any", config), data=changed, evaluate=evaluate))
     return _ResolvedRequest(config, protocol, dense)
 

@@ -41,7 +41,7 @@ def upload_plots(tracked: "MlflowRun") -> None:
 
 
 def _plots_enabled(run: RunDir, config: Mapping[str, Any]) -> bool:
-    asked = (config.get("logging") or {}).get("pictures", False)
+    asked = (config.get("logging") or {}).get("plots", False)
     return bool(asked) and run.is_finished and run.predictions_file.exists()
 
 
