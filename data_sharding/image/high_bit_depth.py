@@ -29,7 +29,16 @@ def to_8_bits(image: Image.Image) -> Image.Image:
         BadSample: its values are on no known scale.
     """
     values, tags = np.asarray(image), getattr(image, "tag_v2", {})
-    grey = _of_floats(values) if image.mode == "F" else _of_integers(values, _num_bits(tags))
+    if image.mode == "F":
+        white = 1 if values.max() < _MAX_OF_UNIT_SCALE else 255
+        low, high = -_TOLERANCE * white, (1 + _TOLERANCE) * white
+        _check_range(values, low, high, "0 to 1, and 0 to 255")
+        grey = np.rint(values * (255 / white)).clip(0, 255).astype(np.uint8)
+    else:
+        num_bits = _num_bits(tags)
+        white = (1 << num_bits) - 1
+        _check_range(values, 0, white, f"0 to {white}")
+        grey = (values >> (num_bits - 8)).astype(np.uint8)
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts only up to 8 bits
         grey = 255 - grey
     return Image.fromarray(grey)
@@ -57,19 +66,6 @@ def widen(image: Image.Image, num_bits: int) -> Image.Image | None:
 def _num_bits(tags: Mapping[int, tuple[int, ...]]) -> int:
     """Return the bits of a value: 16, or fewer by a TIFF's header; 32 count as 16."""
     return min(16, *tags.get(_BITS_PER_SAMPLE, (16,)))
-
-
-def _of_integers(values: NDArray[np.integer], num_bits: int) -> NDArray[np.uint8]:
-    white = (1 << num_bits) - 1
-    _check_range(values, 0, white, f"0 to {white}")
-    return (values >> (num_bits - 8)).astype(np.uint8)
-
-
-def _of_floats(values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    white = 1 if values.max() < _MAX_OF_UNIT_SCALE else 255
-    _check_range(values, -_TOLERANCE * white, (1 + _TOLERANCE) * white, "0 to 1, and 0 to 255")
-    grey: NDArray[np.uint8] = np.rint(values * (255 / white)).clip(0, 255).astype(np.uint8)
-    return grey
 
 
 def _check_range(values: NDArray[np.number], low: float, high: float, known: str) -> None:

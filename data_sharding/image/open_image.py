@@ -58,28 +58,19 @@ def load_image(data: bytes | memoryview) -> Image.Image:
         BadSample: it cannot be decoded.
     """
     with open_image(data) as image:
-        load_pixels(image)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                applied = orientation(image) if image.format == "TIFF" else 1  # by Pillow's load
+                image.load()
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise undecodable(error) from error
+        if applied in _UNDO_ORIENTATION:  # in place, as Pillow applied it
+            image.im = image.im.transpose(_UNDO_ORIENTATION[applied])
+            image._size = image.im.size
     return image
-
-
-def load_pixels(image: Image.Image) -> None:
-    """Decode all pixels of an opened image, as they are stored.
-
-    Raises:
-        BadSample: it cannot be decoded.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            applied = orientation(image) if image.format == "TIFF" else 1  # by Pillow's load
-            image.load()
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise undecodable(error) from error
-    if applied in _UNDO_ORIENTATION:  # in place, as Pillow applied it
-        image.im = image.im.transpose(_UNDO_ORIENTATION[applied])
-        image._size = image.im.size
 
 
 def stored_size(image: Image.Image) -> tuple[int, int]:

@@ -26,8 +26,8 @@ from data_sharding.tools.find_shards import (
     warn_unused_tars,
 )
 from data_sharding.tools.index import resolve_classes
+from data_sharding.tools.remarks import describe_scans, warn
 from data_sharding.tools.scan import ReadOptions, Scan, scan_shards
-from data_sharding.tools.scan_warnings import describe_scans, warn
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from data_sharding.format.manifest import PUBLISH_ORDER, SPLITS
 from data_sharding.io import filesystem
 from data_sharding.io.text import pluralize, truncated_list
 from data_sharding.tools.duplicate_shards import canonical_url
-from data_sharding.tools.scan_warnings import describe_unused, warn
+from data_sharding.tools.remarks import describe_unused, warn
 
 TRAIN = ("train", "training")
 VAL = ("val", "valid", "validation")

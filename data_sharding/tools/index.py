@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_sharding.errors import DataError
-from data_sharding.format.label_checks import describe_gaps, describe_runs, describe_untrained
 from data_sharding.format.labels import LabelRule, sorted_classes
 from data_sharding.format.manifest import (
     PUBLISH_ORDER,
@@ -28,8 +27,14 @@ from data_sharding.io import filesystem
 from data_sharding.io.text import pluralize, truncated_list
 from data_sharding.tools.duplicate_shards import refuse_duplicates
 from data_sharding.tools.find_shards import FoundShards, listing
+from data_sharding.tools.remarks import (
+    describe_gaps,
+    describe_runs,
+    describe_scans,
+    describe_untrained,
+    warn,
+)
 from data_sharding.tools.scan import DEFAULT_OPTIONS, ReadOptions, Scan, scan_shards
-from data_sharding.tools.scan_warnings import describe_scans, warn
 
 _MAX_CLASSES = 1 << 20  # larger labels are ids of something else
 

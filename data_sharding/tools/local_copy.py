@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,11 +15,14 @@ from data_sharding.io.download import fetch_file
 
 
 @contextmanager
-def local_copy(url: str, scratch: str | Path | None = None) -> Iterator[Path]:
-    """Yield the path of a local file, or of a temporary copy of a remote one.
+def local_copy(
+    url: str, scratch: str | Path | None = None, *, keep: bool = False
+) -> Iterator[Path]:
+    """Yield the path of a local file, or of a copy of a remote one.
 
     Args:
         scratch: directory for copies; by default the system's for temporary files.
+        keep: leave the copy in `scratch`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -27,8 +31,13 @@ def local_copy(url: str, scratch: str | Path | None = None) -> Iterator[Path]:
     if path is not None:
         yield path
         return
-    with TemporaryDirectory(prefix="tahoe-shard-", dir=scratch) as directory:
-        copy = Path(directory, "shard.tar")
+    with ExitStack() as stack:
+        if keep and scratch is not None:
+            directory = Path(scratch)
+        else:
+            temporary = TemporaryDirectory(prefix="tahoe-shard-", dir=scratch)
+            directory = Path(stack.enter_context(temporary))
+        copy = directory / f"{sha256(url.encode()).hexdigest()}.tar"
         download(url, copy)
         yield copy
 

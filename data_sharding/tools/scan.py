@@ -8,8 +8,7 @@ take samples from them.
 import hashlib
 import tarfile
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -23,11 +22,10 @@ from data_sharding.format.labels import LabelRule, class_index
 from data_sharding.format.manifest import ShardInfo
 from data_sharding.format.shard_reader import ShardReader
 from data_sharding.image.inspect import find_damage
-from data_sharding.io import filesystem
 from data_sharding.io.process_pool import ProgressFn, parallel_map
 from data_sharding.io.tally import Tally
 from data_sharding.io.text import truncated_list
-from data_sharding.tools.local_copy import download, local_copy, reason_of
+from data_sharding.tools.local_copy import local_copy, reason_of
 
 COPY_AGAIN = "Copy the shard again from where the data set came from, or write the set again."
 CHECK_ACCESS = "Check the credentials, the network and the space for copies, and try again."
@@ -116,7 +114,7 @@ def scan_shards(
     Raises:
         DataError: some are not usable; the problem lists them with shard and key.
     """
-    scans = _scan_all(urls, _Job(rule, options.scratch, keep_copies), options, _require_readable)
+    scans = inspect_shards(urls, rule, options, keep_copies=keep_copies, on_scan=_require_readable)
     problems = [
         ": ".join(filter(None, (scan.url, problem.key, problem.message)))
         for scan in scans
@@ -135,42 +133,36 @@ def scan_shards(
 def inspect_shards(
     urls: Sequence[str],
     rule: LabelRule,
-    classes: Mapping[str, int],
     options: ReadOptions,
     *,
-    decode: bool,
+    classes: Mapping[str, int] | None = None,
+    decode: bool = False,
+    keep_copies: bool = False,
+    on_scan: Callable[[Scan], None] = lambda scan: None,
 ) -> list[Scan]:
     """Read shards in parallel, and collect the problems of all of them.
 
     Args:
-        classes: indices of the classes by name, which labels have to be among.
+        classes: indices of the classes by name, if labels have to be among them.
         decode: decode every image.
+        on_scan: called with each scan as soon as it exists; an exception ends the work.
     """
-    return _scan_all(urls, _Job(rule, options.scratch, False, classes, decode), options)
+    return parallel_map(
+        _scan,
+        _Job(rule, options.scratch, keep_copies, classes, decode),
+        urls,
+        num_workers=options.num_workers,
+        on_progress=options.on_progress,
+        on_result=on_scan,
+    )
 
 
 class _Job(NamedTuple):
     rule: LabelRule
     scratch: str | Path | None
     keep_copies: bool
-    classes: Mapping[str, int] | None = None
-    decode: bool = False
-
-
-def _scan_all(
-    urls: Sequence[str],
-    job: _Job,
-    options: ReadOptions,
-    on_scan: Callable[[Scan], None] = lambda scan: None,
-) -> list[Scan]:
-    return parallel_map(
-        _scan,
-        job,
-        urls,
-        num_workers=options.num_workers,
-        on_progress=options.on_progress,
-        on_result=on_scan,
-    )
+    classes: Mapping[str, int] | None
+    decode: bool
 
 
 def _require_readable(scan: Scan) -> None:
@@ -184,7 +176,7 @@ def _require_readable(scan: Scan) -> None:
 
 def _scan(job: _Job, url: str, advance: ProgressFn) -> Scan:
     try:
-        with _local_path(job, url) as path:
+        with local_copy(url, job.scratch, keep=job.keep_copies) as path:
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             scan = Scan(url, path, path.stat().st_size, sha256)
@@ -199,18 +191,6 @@ def _scan(job: _Job, url: str, advance: ProgressFn) -> Scan:
     except Exception as error:  # stores and decoders raise many kinds
         message = f"cannot be read: {reason_of(error)}"
         return Scan(url, problems=(ScanProblem("", message, CHECK_ACCESS),))
-
-
-@contextmanager
-def _local_path(job: _Job, url: str) -> Iterator[Path]:
-    if job.keep_copies and filesystem.local_path(url) is None:
-        assert job.scratch is not None
-        copy = Path(job.scratch, f"{hashlib.sha256(url.encode()).hexdigest()}.tar")
-        download(url, copy)
-        yield copy
-    else:
-        with local_copy(url, job.scratch) as path:
-            yield path
 
 
 def _scan_samples(job: _Job, scan: Scan, reader: ShardReader, advance: ProgressFn) -> Scan:

@@ -12,15 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_sharding.errors import BadLabelError, BadSample
-from data_sharding.format.label_checks import describe_runs
 from data_sharding.format.manifest import Manifest, ShardInfo
 from data_sharding.image.open_image import is_grey, load_image, open_image, stored_size, to_mode
 from data_sharding.io import filesystem
 from data_sharding.io.process_pool import ProgressFn, parallel_map
 from data_sharding.rng import derive_key, permute_index
 from data_sharding.tools.local_copy import open_shard
+from data_sharding.tools.remarks import describe_runs, warn
 from data_sharding.tools.scan import DEFAULT_OPTIONS, ReadOptions
-from data_sharding.tools.scan_warnings import warn
 
 PERCENTILES = (1, 50, 99)
 

@@ -12,6 +12,7 @@ from data_sharding.format.manifest import Manifest, ShardInfo, read_manifests
 from data_sharding.io import filesystem
 from data_sharding.io.text import pluralize
 from data_sharding.tools.duplicate_shards import find_duplicates
+from data_sharding.tools.remarks import describe_scans, describe_unused
 from data_sharding.tools.scan import (
     COPY_AGAIN,
     DEFAULT_OPTIONS,
@@ -20,7 +21,6 @@ from data_sharding.tools.scan import (
     ScanProblem,
     inspect_shards,
 )
-from data_sharding.tools.scan_warnings import describe_scans, describe_unused
 
 COUNTED_TWICE = (
     "Its samples count twice, or are used both for training and for validation. `index` the split "
@@ -68,8 +68,8 @@ def verify(
         scans = inspect_shards(
             [filesystem.join(url, split, shard.name) for shard in manifest.shards],
             manifest.labels,
-            manifest.class_indices,
             replace(options, on_progress=_offset(options.on_progress, num_before)),
+            classes=manifest.class_indices,
             decode=decode,
         )
         num_before += manifest.num_samples

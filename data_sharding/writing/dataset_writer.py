@@ -20,7 +20,6 @@ from fsspec.implementations.memory import MemoryFileSystem
 from numpy.typing import NDArray
 
 from data_sharding.errors import DataError
-from data_sharding.format.label_checks import describe_untrained
 from data_sharding.format.manifest import (
     PUBLISH_ORDER,
     Manifest,
@@ -35,6 +34,7 @@ from data_sharding.io.process_pool import parallel_map
 from data_sharding.io.text import truncated_list
 from data_sharding.rng import permutation
 from data_sharding.sources.base import Source
+from data_sharding.tools.remarks import describe_untrained
 from data_sharding.writing.dedupe import DUPLICATES_JSON, Duplicates, find_duplicates
 from data_sharding.writing.journal import (
     REPORT,

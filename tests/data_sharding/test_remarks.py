@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_sharding.errors import DataError
-from data_sharding.format.label_checks import describe_gaps, describe_runs
 from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import read_manifest
 from data_sharding.sources.shards import ValSplit, from_webdataset
 from data_sharding.tools.find_shards import find_shards
 from data_sharding.tools.index import index_shards, resolve_classes, write_manifests
+from data_sharding.tools.remarks import describe_gaps, describe_runs
 from data_sharding.tools.scan import ReadOptions, scan_shards
 from data_sharding.tools.stats import measure
 from data_sharding.tools.verify import verify

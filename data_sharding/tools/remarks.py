@@ -1,15 +1,62 @@
-"""Describe labels that are probably not intended: with gaps, sorted, or only in validation."""
+"""Describe oddities of shards and labels that were read, and log them as warnings."""
 
+import logging
+import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_sharding.format.tar_samples import (
+    DIRECTORY,
+    METADATA,
+    MORE_ARCHIVES,
+    MORE_IMAGES,
+    REPEATED_KEY,
+    SYMLINK,
+)
+from data_sharding.io.tally import Tally
 from data_sharding.io.text import pluralize, truncated_list
+from data_sharding.tools.scan import Scan
 
+log = logging.getLogger(__name__)
+
+_LIKE_A_SHARD = re.compile(
+    r"[^.].*\.(?:tar(?:\.(?:gz|bz2|xz|zst|lz4|lzma|z))?|t[gbx]z2?|tzst)", re.IGNORECASE
+)
 _MIN_CHANGES = 20  # expected in shuffled samples; with fewer, sorted ones could be chance
 _MAX_FRACTION = 0.25  # of these changes that sorted samples have
+_EXPECTED = (DIRECTORY, METADATA)  # hold no data
+_HINTS = {
+    SYMLINK: "a symbolic link holds no bytes: pack the files again with `tar --dereference`",
+    MORE_IMAGES: "the key of a sample ends at the first dot of its file names: if these are "
+    "samples of their own, replace the other dots in their names by '_'",
+    MORE_ARCHIVES: "some files are several tars one after the other, and all are read: plain "
+    "`tar` and webdataset stop at the end of the first",
+    REPEATED_KEY: "some keys are repeated in their shard, perhaps because files were added twice: "
+    "`dedupe` drops training images with the same bytes",
+}
+
+
+def describe_scans(scans: Sequence[Scan]) -> list[str]:
+    """Describe what was passed over in shards and what is odd in them, in sentences; maybe none."""
+    odd = Tally.sum_of([*(s.passed_over for s in scans), *(s.remarks for s in scans)])
+    for kind in _EXPECTED:
+        odd.counts.pop(kind, None)
+    hints = [hint for kind, hint in _HINTS.items() if kind in odd.counts]
+    return [f"passed over or odd: {odd}", *hints] if odd.counts else []
+
+
+def describe_unused(names: Sequence[str], used: Iterable[str]) -> str:
+    """Describe the files of a directory that look like shards and are not used; may be empty."""
+    unused = sorted({name for name in names if _LIKE_A_SHARD.fullmatch(name)} - {*used})
+    if not unused:
+        return ""
+    return (
+        f"files that look like shards and are not used: {len(unused):,} (first {unused[0]}). A "
+        "shard is a plain .tar: if they belong to the set, unpack compressed ones, and index again"
+    )
 
 
 def describe_gaps(values: Collection[int | str]) -> str:
@@ -60,3 +107,9 @@ def describe_untrained(in_train: Iterable[str], in_val: Iterable[str]) -> str:
         f"{truncated_list(names)}. Nothing can learn them, so their images in val count as wrong: "
         "add training images, move some of val there, or leave these classes out."
     )
+
+
+def warn(subject: str, sentences: Iterable[str]) -> None:
+    """Log those sentences about a split or directory that are not empty."""
+    for sentence in filter(None, sentences):
+        log.warning("%s: %s", subject, sentence)
