@@ -1,16 +1,15 @@
-"""Counter-based randomness: every draw is a function of a key, never of a generator's history.
+"""Counter-based randomness: every number is a function of a key, never of a generator's history.
 
-A key names what is drawn: `derive_key(seed, "augment", epoch, sample)`. The same key gives the same
-numbers in any process, in any order and after any restart, which is what lets a run resume at a
-step by arithmetic alone. All functions work elementwise on arrays.
+A key has a purpose and counters: `derive_key(seed, "augment", epoch, sample)`. It gives the same
+numbers in any process, in any order and after any restart, so that a run can resume at a step by
+arithmetic alone. All functions work elementwise on arrays.
 
 The mixing function is the finalizer of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom
 Number Generators, OOPSLA 2014; constants of David Stafford's variant 13). Integers only, so the
 numbers are the same on every platform and with every version of numpy.
 """
 
-import hashlib
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,12 +29,11 @@ def splitmix64(value: UInts) -> UInts:
 
 
 def derive_key(seed: int, purpose: str, *counters: ArrayLike) -> UInts:
-    """Return the key for a purpose and counters.
+    """Derive the key of a purpose and counters; keys of different purposes are independent.
 
     Args:
-        seed: the run's seed.
-        purpose: what the numbers are for, e.g. "augment"; different purposes are independent.
-        counters: integers or integer arrays that broadcast together, e.g. epoch and sample id.
+        purpose: name such as "augment".
+        counters: integers or integer arrays that broadcast together, such as epoch and sample id.
 
     Returns:
         uint64 array of the counters' broadcast shape; shape (1,) for scalars.
@@ -55,15 +53,15 @@ def uniform(key: UInts, num: int) -> NDArray[np.float64]:
 
 
 def permute_index(index: ArrayLike, size: ArrayLike, key: UInts) -> NDArray[np.int64]:
-    """Return where a random permutation of range(size), chosen by the key, sends `index`.
+    """Map an index by a random permutation of range(size) that depends on the key alone.
 
-    Needs no memory for the permutation: a Feistel network on pairs from range(a) x range(b), with
-    a * b just above `size`, followed again while it leaves the range (Black and Rogaway: Ciphers
+    The permutation takes no memory: a Feistel network on pairs from range(a) x range(b), with
+    a * b just above `size`, is applied until the result is in the range (Black and Rogaway: Ciphers
     with Arbitrary Finite Domains, CT-RSA 2002, section 5, generalized Feistel, and section 4,
-    cycle walking). For fixed size and key it is a bijection of range(size).
+    cycle walking).
 
     Args:
-        index, size: 0 <= index < size <= 2**62; they and `key` broadcast together.
+        index, size: arrays with 0 <= index < size <= 2**62, which broadcast with `key`.
     """
     index, size, key = np.broadcast_arrays(_as_uint64(index), _as_uint64(size), key)
     out, size = index.copy(), size.copy()
@@ -79,7 +77,7 @@ def permute_index(index: ArrayLike, size: ArrayLike, key: UInts) -> NDArray[np.i
 def _feistel(index: UInts, a: UInts, b: UInts, key: UInts) -> UInts:
     """Permute range(a * b) by alternately shifting one coordinate by a hash of the other."""
     left, right = index // b, index % b
-    keys = splitmix64(key + _ROUND_KEYS[:, None])  # of all rounds at once: few samples, many calls
+    keys = splitmix64(key + _ROUND_KEYS[:, None])  # all rounds at once: few samples, many calls
     for left_key, right_key in zip(keys[::2], keys[1::2], strict=True):
         left = (left + splitmix64(left_key ^ (right * _GOLDEN)) % a) % a
         right = (right + splitmix64(right_key ^ (left * _GOLDEN)) % b) % b
@@ -93,8 +91,8 @@ def _as_uint64(value: ArrayLike) -> UInts:
 def permutation(seed: int, purpose: str, num: int) -> NDArray[np.int64]:
     """Return a random order of range(num) that depends on the seed and the purpose alone.
 
-    Sorts raw Philox output, whose stream numpy never changes (NEP 19), unlike its `Generator`s'.
+    It sorts raw Philox output, whose stream numpy never changes (NEP 19), unlike its `Generator`s'.
     """
-    key = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:16]
+    key = sha256(f"{seed}/{purpose}".encode()).digest()[:16]
     bits = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(num)
     return np.argsort(bits, kind="stable")

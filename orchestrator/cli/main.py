@@ -11,8 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.dataset.parser import add_shard_verbs
-from orchestrator.cli.dataset.preview import add_data_verbs
+from orchestrator.cli.dataset.parser import add_data_verbs, add_shard_verbs
 from orchestrator.cli.shared.arguments import Parser, add_runs, add_verb
 from orchestrator.cli.verbs.checkpoints import add_ckpt_verbs
 from orchestrator.cli.verbs.compare import add_compare_verb

@@ -172,7 +172,7 @@ def test_ctrl_c_ends_all_and_the_same_command_goes_on(tahoe: Tahoe, tmp_path: Pa
     wait_for_records(url, 3, started)
     os.killpg(started.process.pid, signal.SIGINT)
     assert started.finish() == 130, started.output
-    assert "The same command goes on where it stopped" in started.output
+    assert "The same command continues" in started.output
     assert "Traceback" not in started.output
     before = records(url)
     tahoe(*arguments)

@@ -1,16 +1,13 @@
-"""What the verbs on data sets print: progress, tables, JSON."""
+"""Output of the verbs that inspect a data set: progress, tables, JSON."""
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,35 +16,36 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
 from data_sharding.errors import DataError
 from data_sharding.format.manifest import SPLITS, Manifest
+from data_sharding.io.text import truncated_list
 from data_sharding.tools.stats import PERCENTILES, Stats
-from data_sharding.tools.verify import Problem, VerifyReport
+from data_sharding.tools.verify import VerifyReport
 from orchestrator.json_output import strict_json
+from orchestrator.terminal import make_console, make_table
 
 _MAX_ROWS = 50
 _MAX_NAMES = 10
 
 
 @contextmanager
-def progress(
-    doing: str, total: int | None, unit: str = "images"
+def progress_bar(
+    task_name: str, total: int | None, unit: str = "images"
 ) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal; yield what is to be called with the number of units done."""
-    console = Console(stderr=True)
-    left = TimeElapsedColumn() if total is None else TimeRemainingColumn()
+    """Show a bar on a terminal; yield a callback for the number of units processed so far."""
+    console = make_console(stderr=True)
+    time = TimeElapsedColumn() if total is None else TimeRemainingColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(
-        *columns, TextColumn(unit), left, console=console, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(doing, total=total)
-        yield lambda done: bar.update(task, completed=done)
+        *columns, TextColumn(unit), time, console=console, disable=not console.is_terminal
+    ) as bars:
+        task = bars.add_task(task_name, total=total)
+        yield lambda done: bars.update(task, completed=done)
 
 
-def index(
+def print_index(
     url: str,
     manifests: Mapping[str, Manifest],
     counts: Mapping[str, Counter[str]],
@@ -55,187 +53,157 @@ def index(
     is_written: bool,
     has_other: bool,
 ) -> None:
-    """Say what was found, whether manifests were written, and whether a split is lacking."""
-    how = "has its manifests now" if is_written else "had these manifests already; they fit"
-    console = _console()
-    console.print(Text(f"{url} {how}"))
-    table = _table("split", "shards", "samples", "MB", "classes", "labels")
-    for split in _ordered(manifests):
+    """Print the new manifests, or that equal ones exist, and whether a split is missing."""
+    console = make_console()
+    state = "now has its manifests" if is_written else "already has these manifests"
+    console.print(Text(f"{url} {state}"))
+    table = make_table("split", "shards", "samples", "MB", "classes", "labels")
+    splits = [split for split in SPLITS if split in manifests]
+    for split in splits:
         manifest = manifests[split]
-        table.add_row(split, *_size(manifest), _num(len(manifest.classes)), str(manifest.labels))
+        table.add_row(split, *_size(manifest), f"{len(manifest.classes):,}", str(manifest.labels))
     console.print(table)
-    for split in _ordered(counts):
-        _tell_empty(console, split, [name for name, num in counts[split].items() if not num])
+    for split in splits:
+        _print_empty(split, [name for name, num in counts[split].items() if not num])
     missing = [split for split in SPLITS if split not in manifests]
     if missing and not has_other:
-        console.print(
-            Text(
-                f"Only {', '.join(manifests)} was indexed, and a run needs train and val: index "
-                f"{missing[0]} too, or let Tahoe choose it: `tahoe shard split {url} OUT "
-                "--val-fraction 0.1`."
-            )
+        text = (
+            f"Only {', '.join(manifests)} was indexed, and a run needs train and val: index "
+            f"{missing[0]} too, or choose a validation split: `tahoe shard split {url} OUT "
+            "--val-fraction 0.1`."
         )
+        console.print(Text(text))
 
 
-def print_verify_report(found: VerifyReport) -> None:
-    """Print what was checked and all that is wrong, with a remedy for each kind."""
-    console = _console()
-    table = _table("split", "shards", "samples", "MB", "wrong")
-    for split, manifest in found.manifests.items():
-        wrong = sum(problem.split == split for problem in found.problems)
-        table.add_row(split, *_size(manifest), _num(wrong))
-    console.print(Text(found.url))
+def print_verify_report(report: VerifyReport) -> None:
+    """Print the checked splits and all problems, with a remedy for each kind."""
+    console, problems = make_console(), report.problems
+    table = make_table("split", "shards", "samples", "MB", "wrong")
+    for split, manifest in report.manifests.items():
+        num_wrong = sum(problem.split == split for problem in problems)
+        table.add_row(split, *_size(manifest), f"{num_wrong:,}")
+    console.print(Text(report.url))
     console.print(table)
-    for split, remark in found.remarks:
+    for split, remark in report.remarks:
         console.print(Text(f"{split}: {remark}"))
-    if not found.problems:
-        console.print("All of it is as its manifests say.")
+    if not problems:
+        console.print("Everything is as the manifests describe it.")
         return
-    numbers = {remedy: n for n, remedy in enumerate(_remedies(found.problems), start=1)}
-    table = _table("shard", "sample", "what is wrong", "remedy", left=3)
-    for problem in found.problems[:_MAX_ROWS]:
-        where = "/".join(filter(None, (problem.split, problem.shard)))
-        table.add_row(*map(Text, (where, problem.key, problem.message, str(numbers[problem.fix]))))
+    fixes = list(dict.fromkeys(problem.fix for problem in problems))
+    table = make_table("shard", "sample", "problem", "remedy", num_text=3)
+    for problem in problems[:_MAX_ROWS]:
+        shard = "/".join(filter(None, (problem.split, problem.shard)))
+        fix = str(fixes.index(problem.fix) + 1)
+        table.add_row(*map(Text, (shard, problem.key, problem.message, fix)))
     console.print(table)
-    if len(found.problems) > _MAX_ROWS:
-        console.print(f"{len(found.problems) - _MAX_ROWS:,} more: --json lists all.\n")
-    for remedy, number in numbers.items():
-        console.print(Text(f"{number}  {remedy}"))
+    if len(problems) > _MAX_ROWS:
+        console.print(f"{len(problems) - _MAX_ROWS:,} more: --json lists all.\n")
+    for number, fix in enumerate(fixes, start=1):
+        console.print(Text(f"{number}  {fix}"))
 
 
-def print_verify_report_json(found: VerifyReport) -> None:
-    """Print the same for programs."""
-    _print_json(
-        {
-            "url": found.url,
-            "ok": not found.problems,
-            "splits": {split: _facts(manifest) for split, manifest in found.manifests.items()},
-            "problems": [dataclasses.asdict(problem) for problem in found.problems],
-            "remarks": [{"split": split, "what": what} for split, what in found.remarks],
+def print_verify_report_json(report: VerifyReport) -> None:
+    """Print the same as JSON, with all problems."""
+    splits = {
+        split: {
+            "num_shards": len(manifest.shards),
+            "num_samples": manifest.num_samples,
+            "num_bytes": manifest.num_bytes,
         }
-    )
+        for split, manifest in report.manifests.items()
+    }
+    values = {
+        "url": report.url,
+        "ok": not report.problems,
+        "splits": splits,
+        "problems": [dataclasses.asdict(problem) for problem in report.problems],
+        "remarks": [{"split": split, "message": text} for split, text in report.remarks],
+    }
+    print(strict_json(values))
 
 
-def stats(url: str, manifests: Mapping[str, Manifest], found: Mapping[str, Stats]) -> None:
-    """Print the numbers of a data set, a column for each split."""
-    console = _console()
+def print_stats(url: str, manifests: Mapping[str, Manifest], stats: Mapping[str, Stats]) -> None:
+    """Print the statistics of a data set, a column for each split."""
+    console = make_console()
     console.print(Text(url))
-    table = _table("", *found, left=1)
-    rows = {split: _stat_rows(stats) for split, stats in found.items()}
+    table = make_table("", *stats)
+    rows = {split: _stats_rows(split_stats) for split, split_stats in stats.items()}
     for name in next(iter(rows.values())):
         table.add_row(name, *(rows[split][name] for split in rows))
     console.print(table)
-    for split, mine in found.items():
+    for split, split_stats in stats.items():
         classes = manifests[split].classes
-        empty = np.flatnonzero(mine.samples_per_class == 0).tolist()
-        _tell_empty(console, split, [classes[i] for i in empty])
-        if mine.num_unreadable:
+        empty = np.flatnonzero(split_stats.samples_per_class == 0).tolist()
+        _print_empty(split, [classes[i] for i in empty])
+        if split_stats.num_unreadable:
             console.print(
-                f"{split}: samples that cannot be read: {mine.num_unreadable:,}; "
-                "`tahoe shard verify` names them."
+                f"{split}: unreadable samples: {split_stats.num_unreadable:,}; `tahoe shard "
+                "verify` names them."
             )
-    split, first = next(iter(found.items()))
+    split, first = next(iter(stats.items()))
     if first.mean:
-        console.print(
-            f"Mean and deviation of {first.num_measured:,} images of {split}, to be pasted:"
-        )
+        console.print(f"Overrides with mean and std of {first.num_measured:,} {split} images:")
         console.print(Text(f"  {first.override}"))
 
 
-def stats_json(url: str, manifests: Mapping[str, Manifest], found: Mapping[str, Stats]) -> None:
-    """Print the same for programs, with the samples of every class."""
+def print_stats_json(
+    url: str, manifests: Mapping[str, Manifest], stats: Mapping[str, Stats]
+) -> None:
+    """Print the same as JSON, with the samples of every class."""
     splits = {}
-    for split, mine in found.items():
-        fields = (field.name for field in dataclasses.fields(mine))
-        values = {name: getattr(mine, name) for name in fields if name != "first_labels"}
-        per_class = zip(manifests[split].classes, mine.samples_per_class.tolist(), strict=True)
-        splits[split] = {**values, "samples_per_class": dict(per_class), "override": mine.override}
-    _print_json({"url": url, "percentiles": PERCENTILES, "splits": splits})
+    for split, split_stats in stats.items():
+        values = {
+            field.name: getattr(split_stats, field.name) for field in dataclasses.fields(Stats)
+        }
+        del values["first_labels"]
+        counts = split_stats.samples_per_class.tolist()
+        values["samples_per_class"] = dict(zip(manifests[split].classes, counts, strict=True))
+        splits[split] = {**values, "override": split_stats.override}
+    print(strict_json({"url": url, "percentiles": PERCENTILES, "splits": splits}))
 
 
-def save(sheet: Image.Image, path: Path) -> None:
-    """Write a sheet as a PNG and say so.
-
-    Raises:
-        DataError: it cannot be written.
-    """
+def save_sheet(sheet: Image.Image, path: Path) -> None:
+    """Write a contact sheet as a PNG."""
     try:
         sheet.save(path, "png")
     except OSError as error:
         raise DataError(
-            f"cannot write {path}: {error.strerror or error}. There is no picture: give another "
-            "path with -o."
+            f"cannot write {path}: {error.strerror or error}",
+            value=str(path),
+            hint="Give another path with -o.",
         ) from error
-    _console().print(Text(f"{path} is written: {sheet.width} x {sheet.height} pixels"))
+    make_console().print(Text(f"wrote {path}: {sheet.width} x {sheet.height} pixels"))
 
 
-def _stat_rows(mine: Stats) -> dict[str, str]:
-    per_class = mine.samples_per_class
-    counts = (per_class.min(), int(np.median(per_class)), per_class.max()) if len(per_class) else ()
+def _stats_rows(stats: Stats) -> dict[str, str]:
+    counts = stats.samples_per_class
+    spread = (counts.min(), int(np.median(counts)), counts.max()) if len(counts) else ()
     return {
-        "shards": _num(mine.num_shards),
-        "samples": _num(mine.num_samples),
-        "MB": f"{mine.num_bytes / 1e6:,.1f}",
-        "classes": _num(len(per_class)),
-        "samples a class: least, median, most": ", ".join(map(_num, counts)),
-        "width in pixels: 1 %, median, 99 %": ", ".join(f"{x:,.0f}" for x in mine.widths),
-        "height in pixels: 1 %, median, 99 %": ", ".join(f"{x:,.0f}" for x in mine.heights),
-        "bits a pixel: 1 %, median, 99 %": ", ".join(f"{x:,.2f}" for x in mine.bits_per_pixel),
-        "formats": _shares(mine.formats),
-        "modes": _shares(mine.modes),
-        "mean": ", ".join(f"{x:.4f}" for x in mine.mean),
-        "std": ", ".join(f"{x:.4f}" for x in mine.std),
+        "shards": f"{stats.num_shards:,}",
+        "samples": f"{stats.num_samples:,}",
+        "MB": f"{stats.num_bytes / 1e6:,.1f}",
+        "classes": f"{len(counts):,}",
+        "samples per class: min, median, max": _join(spread, ","),
+        "width in pixels: 1 %, median, 99 %": _join(stats.widths, ",.0f"),
+        "height in pixels: 1 %, median, 99 %": _join(stats.heights, ",.0f"),
+        "bits per pixel: 1 %, median, 99 %": _join(stats.bits_per_pixel, ",.2f"),
+        "formats": ", ".join(f"{name} {num:,}" for name, num in stats.formats.most_common()),
+        "modes": ", ".join(f"{name} {num:,}" for name, num in stats.modes.most_common()),
+        "mean": _join(stats.mean, ".4f"),
+        "std": _join(stats.std, ".4f"),
     }
 
 
-def _shares(counts: Counter[str]) -> str:
-    return ", ".join(f"{name} {num:,}" for name, num in counts.most_common())
+def _join(values: Iterable[float], form: str) -> str:
+    return ", ".join(format(value, form) for value in values)
 
 
-def _tell_empty(console: Console, split: str, empty: list[str]) -> None:
-    if empty:
-        more = f" and {len(empty) - _MAX_NAMES:,} more" if len(empty) > _MAX_NAMES else ""
-        names = ", ".join(empty[:_MAX_NAMES])
-        console.print(Text(f"{split}: classes without samples: {names}{more}"))
-
-
-def _remedies(problems: tuple[Problem, ...]) -> list[str]:
-    return list(dict.fromkeys(problem.fix for problem in problems))
-
-
-def _facts(manifest: Manifest) -> dict[str, Any]:
-    return {
-        "num_shards": len(manifest.shards),
-        "num_samples": manifest.num_samples,
-        "num_bytes": manifest.num_bytes,
-    }
+def _print_empty(split: str, names: list[str]) -> None:
+    if names:
+        text = f"{split}: classes without samples: {truncated_list(names, _MAX_NAMES)}"
+        make_console().print(Text(text))
 
 
 def _size(manifest: Manifest) -> tuple[str, str, str]:
     megabytes = f"{manifest.num_bytes / 1e6:,.1f}"
-    return _num(len(manifest.shards)), _num(manifest.num_samples), megabytes
-
-
-def _num(value: int) -> str:
-    return f"{value:,}"
-
-
-def _ordered(by_split: Mapping[str, Any]) -> list[str]:
-    return sorted(by_split, key=SPLITS.index)
-
-
-def _table(*headers: str, left: int = 1) -> Table:
-    """Return a table whose first columns are words, and whose others are numbers."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for number, header in enumerate(headers):
-        is_number = number >= left
-        table.add_column(header, justify="right" if is_number else "left", overflow="fold")
-    return table
-
-
-def _console() -> Console:
-    return Console(soft_wrap=True, highlight=False)
-
-
-def _print_json(values: Any) -> None:
-    print(strict_json(values))
+    return f"{len(manifest.shards):,}", f"{manifest.num_samples:,}", megabytes

@@ -1,70 +1,68 @@
-"""The verbs of `tahoe shard` that write a data set, and say what was found in it."""
+"""`tahoe shard digits|folder|csv|imagenet|cifar|webdataset|merge|split`: write a data set."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from orchestrator.cli.dataset import sources as named
-from orchestrator.cli.shared.arguments import add_num_workers, num_bytes
+from orchestrator.cli.shared.arguments import (
+    URL_HELP,
+    add_label_options,
+    add_num_workers,
+    add_scratch,
+    label_rule,
+    num_bytes,
+)
 
 if TYPE_CHECKING:
     from data_sharding.sources.base import Source
+    from data_sharding.sources.shards import ValSplit
+    from data_sharding.tools.scan import ReadOptions
     from data_sharding.writing.shard_writer import ImageChecks
 
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
-INTERRUPTED = 130  # what a shell reports after a Ctrl-C
+INTERRUPTED = 130  # as a shell reports Ctrl-C
 
 _MAX_WORKERS = 8  # more would wait for the disk
-# verb: (adds the arguments that name its source, help, default of --samples-per-shard)
-_WRITERS = {
-    "digits": (named.add_digits, "write scikit-learn's 1,797 handwritten digits", 500),
-    "folder": (named.add_folder, "write DIR/{train,val}/CLASS/* or DIR/CLASS/*", 5000),
-    "csv": (named.add_csv, "write the images that a CSV file lists", 5000),
-    "imagenet": (named.add_imagenet, "write ImageNet from its archives", 5000),
-    "cifar": (named.add_cifar, "write CIFAR-10 or CIFAR-100 from its archive", 5000),
-    "webdataset": (
-        named.add_webdataset,
-        "write a data set from the shards of others",
-        5000,
-    ),
-    "merge": (named.add_merge, "write one data set from several", 5000),
-    "split": (named.add_split, "write a data set with a validation split chosen anew", 5000),
-}
+
+
+class Writer(NamedTuple):
+    """A verb that writes a data set; those with `open_shards` list a source made of shards."""
+
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    open_images: "Callable[[argparse.Namespace], Source] | None" = None
+    open_shards: "Callable[[argparse.Namespace, ReadOptions], Source] | None" = None
+    samples_per_shard: int = 5000
 
 
 def add_writers(verbs: "Verbs") -> None:
     """Add the verbs that write a data set."""
-    for name, (add_source, help_text, per_shard) in _WRITERS.items():
-        verb = verbs.add_parser(name, help=help_text, description=help_text)
+    for name, writer in _WRITERS.items():
+        verb = verbs.add_parser(name, help=writer.help, description=writer.help)
         verb.set_defaults(call=write)
-        add_source(verb)
-        verb.add_argument("url", metavar="OUT", help="a path or fsspec URL to write to")
-        _add_shard_options(verb, per_shard)
+        writer.add_arguments(verb)
+        verb.add_argument("url", metavar="OUT", help="path or fsspec URL to write to")
+        _add_shard_options(verb, writer.samples_per_shard)
         _add_check_options(verb)
 
 
 def write(options: argparse.Namespace) -> int:
-    """Write the source that the options name to their URL; return the exit code.
-
-    Raises:
-        DataError: the source cannot be read, or the URL holds something else.
-    """
+    """Write the source of a verb to a URL; return the exit code."""
     from data_sharding.writing.dataset_writer import is_published, write_dataset
     from orchestrator.cli.dataset import write_render
 
-    checks = _checks(options)
-    per_shard = options.samples_per_shard
+    checks, per_shard = _checks(options), options.samples_per_shard
     if per_shard is None and options.shard_bytes is None:
-        per_shard = options.default_samples_per_shard
+        per_shard = _WRITERS[options.verb].samples_per_shard
     try:
         with _source(options) as source:
             if checks.shrink and not is_published(options.url):
                 write_render.print_resize_trial(checks.shrink, source, options.seed)
-            with write_render.progress(source) as bars:
+            with write_render.progress_bars(source) as bars:
                 dataset = write_dataset(
                     source,
                     options.url,
@@ -77,7 +75,7 @@ def write(options: argparse.Namespace) -> int:
                     on_hashing=bars.on_hashing,
                 )
     except KeyboardInterrupt:
-        write_render.interrupted(options.url)
+        write_render.print_interrupted(options.url)
         return INTERRUPTED
     write_render.print_summary(options.url, source, dataset)
     return 0
@@ -85,18 +83,19 @@ def write(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _source(options: argparse.Namespace) -> "Iterator[Source]":
-    """Yield what is to be written; copies of remote shards are there as long."""
-    if options.verb in ("digits", "folder", "csv", "imagenet", "cifar"):
-        yield named.image_source(options)
-        return
-    from data_sharding.tools.scan import ReadOptions
-    from orchestrator.cli.dataset import render
+    """Yield the source of a verb, and keep copies of remote shards as long."""
+    writer = _WRITERS[options.verb]
+    if writer.open_images:
+        yield writer.open_images(options)
+    if writer.open_shards:
+        from data_sharding.tools.scan import ReadOptions
+        from orchestrator.cli.dataset.render import progress_bar
 
-    with TemporaryDirectory(prefix="tahoe-scratch-", dir=options.scratch) as scratch:
-        with render.progress("reading", total=None) as on_progress:
-            reading = ReadOptions(Path(scratch), options.num_workers, on_progress)
-            source = named.shard_source(options, reading)
-        yield source
+        with TemporaryDirectory(prefix="tahoe-scratch-", dir=options.scratch) as scratch:
+            with progress_bar("reading", total=None) as on_progress:
+                reading = ReadOptions(Path(scratch), options.num_workers, on_progress)
+                source = writer.open_shards(options, reading)
+            yield source
 
 
 def _checks(options: argparse.Namespace) -> "ImageChecks":
@@ -106,45 +105,218 @@ def _checks(options: argparse.Namespace) -> "ImageChecks":
     shrink = None
     if options.max_side is not None or options.short_side is not None:
         shrink = ResizeSettings(options.max_side, options.short_side, options.quality)
-    return ImageChecks(
-        max_bad_fraction=options.max_bad_fraction,
-        shrink=shrink,
-        dedupe=options.dedupe,
-        drop_damaged=options.drop_damaged,
-        decode=options.decode,
-        bit_depth=options.bit_depth,
-    )
+    names = ("max_bad_fraction", "dedupe", "drop_damaged", "decode", "bit_depth")
+    return ImageChecks(shrink=shrink, **{name: getattr(options, name) for name in names})
 
 
 def _add_shard_options(verb: argparse.ArgumentParser, per_shard: int) -> None:
-    verb.add_argument("--seed", type=int, default=0, help="of split and order (default 0)")
+    verb.add_argument("--seed", type=int, default=0, help="seed of split and order (default 0)")
     size = verb.add_mutually_exclusive_group()
-    size_help = f"at most (default {per_shard})"
-    size.add_argument("--samples-per-shard", type=int, help=size_help)
-    bytes_help = "of image files, at most, instead of that: 256MB"
+    size_help = f"maximum number of samples in a shard (default {per_shard})"
+    size.add_argument("--samples-per-shard", type=int, metavar="N", help=size_help)
+    bytes_help = "maximum size of the image files in a shard, for example 256MB"
     size.add_argument("--shard-bytes", type=num_bytes, metavar="BYTES", help=bytes_help)
-    verb.set_defaults(default_samples_per_shard=per_shard)
     add_num_workers(verb, most=_MAX_WORKERS)
 
 
 def _add_check_options(verb: argparse.ArgumentParser) -> None:
-    bad_help = "of images that may be left out, corrupt or too large (default %(default)s)"
+    bad_help = "maximum fraction of images dropped as corrupt or too large (default %(default)s)"
     verb.add_argument(
-        "--max-bad-fraction", type=float, default=0.01, metavar="SHARE", help=bad_help
+        "--max-bad-fraction", type=float, default=0.01, metavar="FRACTION", help=bad_help
     )
-    dedupe_help = "leave out of train what is there twice, or in val: the same bytes"
+    dedupe_help = "drop training images whose bytes occurred before, or are in val"
     verb.add_argument("--dedupe", action="store_true", help=dedupe_help)
-    drop_help = "leave out what decodes with damage, which is kept and named otherwise"
     damaged = verb.add_mutually_exclusive_group()
+    drop_help = "drop images that decode with damage, which are otherwise kept and listed"
     damaged.add_argument("--drop-damaged", action="store_true", help=drop_help)
-    trust_help = "trust the images: look at the header and the end of each, which is much faster"
+    trust_help = "check only the header and the end of each image, which is much faster"
     damaged.add_argument("--no-decode", dest="decode", action="store_false", help=trust_help)
-    depth_help = "that greys in files of 16 bits use, if not all: they are scaled"
+    depth_help = "bits in use of 16-bit grey values, if not all, to scale them by"
     verb.add_argument("--bit-depth", type=int, choices=range(9, 16), metavar="N", help=depth_help)
     side = verb.add_mutually_exclusive_group()
-    max_help = "make images smaller whose longer side has more pixels"
+    max_help = "maximum of the longer side in pixels; larger images are shrunk"
     side.add_argument("--max-side", type=int, metavar="N", help=max_help)
-    short_help = "make images smaller whose shorter side has more pixels"
+    short_help = "maximum of the shorter side in pixels; larger images are shrunk"
     side.add_argument("--short-side", type=int, metavar="N", help=short_help)
-    quality_help = "of the JPEGs made then (default %(default)s)"
+    quality_help = "JPEG quality of shrunk images (default %(default)s)"
     verb.add_argument("--quality", type=int, default=90, help=quality_help)
+
+
+def _add_val_fraction(verb: argparse.ArgumentParser, default: float | None = None) -> None:
+    val_help = "fraction of every class that becomes val" + (
+        f" (default {default})" * bool(default)
+    )
+    verb.add_argument("--val-fraction", type=float, default=default, help=val_help)
+
+
+def _digits(options: argparse.Namespace) -> "Source":
+    from data_sharding.sources.digits import digits
+
+    return digits(options.val_fraction, options.seed)
+
+
+def _add_folder(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("directory", type=Path, metavar="DIR", help="directory of class directories")
+    _add_val_fraction(verb)
+    links_help = "open linked directories below the class directories, too"
+    verb.add_argument("--follow-links", action="store_true", help=links_help)
+    empty_help = "keep classes without training images"
+    verb.add_argument("--allow-empty", action="store_true", help=empty_help)
+    skip_help = "maximum fraction of skipped files that may be images (default %(default)s)"
+    verb.add_argument(
+        "--max-passed-over", type=float, default=0.1, metavar="FRACTION", help=skip_help
+    )
+
+
+def _folder(options: argparse.Namespace) -> "Source":
+    from data_sharding.sources.folder import FolderOptions, folder
+
+    limits = FolderOptions(options.follow_links, options.allow_empty, options.max_passed_over)
+    return folder(options.directory, options.val_fraction, options.seed, limits)
+
+
+def _add_csv(verb: argparse.ArgumentParser) -> None:
+    file_help = "CSV file with the columns path and label, named in its first row"
+    verb.add_argument("file", type=Path, metavar="FILE", help=file_help)
+    root_help = "base directory of the paths (default: that of FILE)"
+    verb.add_argument("--root", type=Path, metavar="DIR", help=root_help)
+    verb.add_argument("--val", type=Path, metavar="FILE", help="CSV file of the validation images")
+    _add_val_fraction(verb)
+    for column in ("path", "label"):
+        column_help = f"header of the column of {column}s (default %(default)s)"
+        verb.add_argument(f"--{column}-column", default=column, metavar="NAME", help=column_help)
+    delimiter_help = "character between cells, or tab (default: detected from the first row)"
+    verb.add_argument("--delimiter", type=_delimiter, metavar="CHAR", help=delimiter_help)
+    labels = verb.add_mutually_exclusive_group()
+    multi_help = "separator of the labels of images with several"
+    labels.add_argument("--multi-label", metavar="SEP", help=multi_help)
+    labels.add_argument("--no-labels", action="store_true", help="images without labels")
+
+
+def _csv(options: argparse.Namespace) -> "Source":
+    from data_sharding.sources.csv_file import Columns, csv_file
+
+    label = None if options.no_labels else options.label_column
+    return csv_file(
+        options.file,
+        Columns(options.path_column, label, options.multi_label, options.delimiter),
+        root=options.root,
+        val_path=options.val,
+        val_fraction=options.val_fraction,
+        seed=options.seed,
+    )
+
+
+def _delimiter(text: str) -> str:
+    delimiter = {"tab": "\t", "\\t": "\t"}.get(text, text)
+    if len(delimiter) != 1 or delimiter in '"\r\n':
+        raise argparse.ArgumentTypeError(f"{text!r} is not one character, nor tab")
+    return delimiter
+
+
+def _add_imagenet(verb: argparse.ArgumentParser) -> None:
+    names = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz")
+    for option, name in zip(("--train", "--val", "--devkit"), names, strict=True):
+        verb.add_argument(option, type=Path, required=True, metavar="FILE", help=name)
+    subset_help = "accept smaller archives of this layout, with other counts and digests"
+    verb.add_argument("--subset", action="store_true", help=subset_help)
+
+
+def _imagenet(options: argparse.Namespace) -> "Source":
+    from data_sharding.sources.imagenet import Archives, imagenet
+    from orchestrator.cli.dataset.render import progress_bar
+
+    archives = Archives(options.train, options.val, options.devkit)
+    num_bytes = sum(path.stat().st_size for path in vars(archives).values() if path.exists())
+    with progress_bar("checking", total=num_bytes >> 20, unit="MB") as on_checked:
+        return imagenet(archives, is_subset=options.subset, on_checked=on_checked)
+
+
+def _add_cifar(verb: argparse.ArgumentParser) -> None:
+    archive_help = "cifar-10-binary.tar.gz or cifar-100-binary.tar.gz"
+    verb.add_argument("archive", type=Path, metavar="FILE", help=archive_help)
+
+
+def _cifar(options: argparse.Namespace) -> "Source":
+    from data_sharding.sources.cifar import cifar
+
+    return cifar(options.archive)
+
+
+def _add_webdataset(verb: argparse.ArgumentParser) -> None:
+    inputs_help = "shards (.tar, with {000..099} or *), or directories of them"
+    verb.add_argument("urls", nargs="+", metavar="URL", help=inputs_help)
+    val_help = "shards for validation (repeatable)"
+    verb.add_argument("--val", action="append", default=[], metavar="URL", help=val_help)
+    _add_val_fraction(verb)
+    add_label_options(verb)
+    relabel_help = "number the labels that occur from 0 on, where they start at 1 or have gaps"
+    verb.add_argument("--relabel", action="store_true", help=relabel_help)
+    add_scratch(verb)
+
+
+def _webdataset(options: argparse.Namespace, reading: "ReadOptions") -> "Source":
+    from data_sharding.sources.shards import from_webdataset
+    from data_sharding.tools.index import read_class_names
+
+    return from_webdataset(
+        options.urls,
+        label_rule(options),
+        reading,
+        val_urls=options.val,
+        val=_val_split(options) if options.val_fraction is not None else None,
+        classes=read_class_names(options.classes) if options.classes else None,
+        relabel=options.relabel,
+    )
+
+
+def _add_merge(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("urls", nargs="+", metavar="URL", help=URL_HELP)
+    union_help = "allow different classes; labels follow the names of classes"
+    verb.add_argument("--union-classes", action="store_true", help=union_help)
+    add_scratch(verb)
+
+
+def _merge(options: argparse.Namespace, reading: "ReadOptions") -> "Source":
+    from data_sharding.sources.shards import merge
+
+    return merge(options.urls, reading, union_classes=options.union_classes)
+
+
+def _add_split(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("source_url", metavar="URL", help=URL_HELP)
+    fraction_help = "fraction of every class that becomes val"
+    verb.add_argument("--val-fraction", type=float, required=True, help=fraction_help)
+    verb.add_argument("--split", choices=("train", "val"), help="the only split to take from")
+    add_scratch(verb)
+
+
+def _split(options: argparse.Namespace, reading: "ReadOptions") -> "Source":
+    from data_sharding.sources.shards import resplit
+
+    return resplit(options.source_url, options.split, reading, val=_val_split(options))
+
+
+def _val_split(options: argparse.Namespace) -> "ValSplit":
+    from data_sharding.sources.shards import ValSplit
+
+    return ValSplit(options.val_fraction, options.seed)
+
+
+_WRITERS = {
+    "digits": Writer(
+        "write scikit-learn's 1,797 handwritten digits",
+        lambda verb: _add_val_fraction(verb, 0.2),
+        _digits,
+        samples_per_shard=500,
+    ),
+    "folder": Writer("write DIR/{train,val}/CLASS/* or DIR/CLASS/*", _add_folder, _folder),
+    "csv": Writer("write the images that a CSV file lists", _add_csv, _csv),
+    "imagenet": Writer("write ImageNet from its archives", _add_imagenet, _imagenet),
+    "cifar": Writer("write CIFAR-10 or CIFAR-100 from its archive", _add_cifar, _cifar),
+    "webdataset": Writer(
+        "write a data set from existing shards", _add_webdataset, open_shards=_webdataset
+    ),
+    "merge": Writer("write one data set from several", _add_merge, open_shards=_merge),
+    "split": Writer("write a data set with a new validation split", _add_split, open_shards=_split),
+}
