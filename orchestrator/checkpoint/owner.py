@@ -1,6 +1,6 @@
-"""Whose the checkpoints at a `checkpoint.url` are: the store names the run that began there.
+"""The owner of a `checkpoint.url`: the store names the run that began there.
 
-Two runs with one store would continue each other, and remove each other's checkpoints.
+Two runs with one store would resume from, and remove, each other's checkpoints.
 """
 
 import json
@@ -15,39 +15,40 @@ _NAME = "owner.json"
 
 
 def owner(url: str) -> dict[str, str]:
-    """Return the `uid` and `run` (its path) of the run that a store belongs to; {} for none."""
+    """Read the `uid` and `run` (its path) of the run that owns a store; {} without an owner."""
     try:
-        found: dict[str, str] = json.loads(filesystem.read_bytes(filesystem.join(url, _NAME)))
+        values: dict[str, str] = json.loads(filesystem.read_bytes(filesystem.join(url, _NAME)))
     except FileNotFoundError:
         return {}
-    return found
+    return values
 
 
 def claim(run: RunDir, config: Config) -> None:
-    """Make a run the owner of its `checkpoint.url`; one that was moved stays it.
+    """Make a run the owner of its `checkpoint.url`; a moved run remains the owner.
 
     Raises:
-        RunError: the store belongs to another run, which may be what this one is a copy of.
+        RunError: the store belongs to another run, such as the original of a copied run.
     """
-    url, uid = config.checkpoint.url, (run.read_json(run.identity_file) or {}).get("uid")
-    if url is None or uid is None:  # a store of its own, or a run from before there were uids
+    store_url, uid = config.checkpoint.url, (run.read_json(run.identity_file) or {}).get("uid")
+    if store_url is None or uid is None:
         return
-    where, path = filesystem.join(url, _NAME), str(run.path.absolute())
-    mine = json.dumps({"uid": uid, "run": path}).encode()
-    if not owner(url):
-        filesystem.write_new(where, mine)
-    found = owner(url)  # read back: a store without exclusive writes keeps the last of two
-    if found["uid"] != uid or original_of(run, found["run"]):
-        raise refusal(url, found)
-    if not Path(found["run"]).exists():
-        filesystem.write_bytes(where, mine)
+    url, path = filesystem.join(store_url, _NAME), str(run.path.absolute())
+    claimed = json.dumps({"uid": uid, "run": path}).encode()
+    if not owner(store_url):
+        filesystem.write_new(url, claimed)
+    current = owner(store_url)  # read back: without exclusive writes, the last of two wins
+    if current["uid"] != uid or original_of(run, current["run"]):
+        raise refusal(store_url, current["run"])
+    if not Path(current["run"]).exists():
+        filesystem.write_bytes(url, claimed)
 
 
-def refusal(url: str, found: dict[str, str]) -> RunError:
-    """Return what is wrong with another run's use of a store."""
+def refusal(url: str, owner_path: str) -> RunError:
+    """Build the error for a store that belongs to another run."""
     return RunError(
-        f"checkpoint.url={url} belongs to the run {found['run']}. Another would continue its "
-        "checkpoints and remove them. Start a new run with a checkpoint.url of its own, or without "
-        f"(init_from={found['run']} takes that run's weights). If that run is given up, remove "
-        f"what lies at {url}."
+        f"checkpoint.url={url} belongs to the run {owner_path}, and a second run would resume from "
+        "its checkpoints and remove them",
+        value=url,
+        hint="Start a new run with another checkpoint.url, or without one "
+        f"(init_from={owner_path} starts from its weights). If that run is obsolete, remove {url}.",
     )

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are kept."""
+"""The choice among the checkpoints of a run: the best one, and those to keep."""
 
 import logging
 import math
@@ -12,45 +12,48 @@ log = logging.getLogger(__name__)
 
 
 def steps_to_keep(manifests: Sequence[CheckpointManifest], keep: Checkpoint) -> set[int]:
-    """Return the steps whose checkpoints stay: the last ones, the best, and each n-th."""
+    """Select the last checkpoints, the best one, and each n-th; return their steps."""
     steps = sorted(manifest.step for manifest in manifests)
     every = keep.keep_every_steps
-    stay = set(steps[-keep.keep_last :]) | {step for step in steps if every and step % every == 0}
-    if (best := best_checkpoint(manifests, keep)) is not None:
-        stay.add(best.step)
-    return stay
+    kept = set(steps[-keep.keep_last :]) | {step for step in steps if every and step % every == 0}
+    best = best_checkpoint(manifests, keep)
+    return kept | {best.step} if best else kept
 
 
 def select_checkpoint(
     store: CheckpointStore, keep: Checkpoint, step: int | None
 ) -> CheckpointManifest:
-    """Return the checkpoint of a step; without one the best, see `best_or_newest`.
+    """Return the checkpoint of a step; without a step, see `best_or_newest`.
 
     Raises:
         RunError: there is no such checkpoint.
     """
-    manifests = {one.step: one for one in store.manifests()}
+    manifests = {manifest.step: manifest for manifest in store.manifests()}
     if step is None and manifests:
         return best_or_newest(list(manifests.values()), keep)
     if step not in manifests:
-        there = ", ".join(map(str, manifests)) or "none"
-        raise RunError(f"no checkpoint of step {step or 0} in {store.url}. There are: {there}")
+        existing = ", ".join(map(str, manifests)) or "none"
+        raise RunError(
+            f"no checkpoint of step {step or 0} in {store.url}",
+            value=step or 0,
+            hint=f"Its steps: {existing}.",
+        )
     return manifests[step]
 
 
 def best_or_newest(manifests: Sequence[CheckpointManifest], keep: Checkpoint) -> CheckpointManifest:
-    """Return the best checkpoint of some; the newest if none was judged.
+    """Return the best checkpoint; the newest if none was evaluated.
 
-    One whose figures are not finite is taken when there is no other.
+    A checkpoint whose metrics are not finite is the last resort.
     """
     if (best := best_checkpoint(manifests, keep)) is not None:
         return best
     sound = [one for one in manifests if all(map(math.isfinite, one.metrics.values()))]
-    newest = max(sound or manifests, key=lambda one: one.step)
+    newest = max(sound or manifests, key=lambda manifest: manifest.step)
     if not sound:
         log.warning(
-            "step %d is taken, and like every checkpoint there is it was evaluated as %s: its "
-            "weights are spoilt. Train again with a lower recipe.optimizer.lr.",
+            "step %d is used although it was evaluated as %s, as no checkpoint has finite metrics. "
+            "Train again with a lower recipe.optimizer.lr.",
             newest.step,
             "  ".join(f"{name} {value:.4g}" for name, value in newest.metrics.items()),
         )
@@ -60,14 +63,13 @@ def best_or_newest(manifests: Sequence[CheckpointManifest], keep: Checkpoint) ->
 def best_checkpoint(
     manifests: Sequence[CheckpointManifest], keep: Checkpoint
 ) -> CheckpointManifest | None:
-    """Return the checkpoint with the best figure, of equal ones the newest; None without any.
+    """Return the checkpoint with the best finite metric; of equal ones, the newest.
 
-    NaN and infinity are no figures. A network that is trained without labels has no accuracy: there
-    the loss decides.
+    A network that is trained without labels has no accuracy: there, the loss decides.
     """
     name = keep.keep_best
     if name is not None and not any(name in manifest.metrics for manifest in manifests):
         name = "val/loss"
     sign = -1 if name == "val/loss" else 1
-    judged = [one for one in manifests if math.isfinite(one.metrics.get(str(name), math.nan))]
-    return max(judged, key=lambda one: (sign * one.metrics[str(name)], one.step), default=None)
+    evaluated = [one for one in manifests if math.isfinite(one.metrics.get(str(name), math.nan))]
+    return max(evaluated, key=lambda one: (sign * one.metrics[str(name)], one.step), default=None)

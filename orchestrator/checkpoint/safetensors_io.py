@@ -1,6 +1,6 @@
-"""Weights as a safetensors file, written tensor by tensor.
+"""Read and write safetensors files; they are written tensor by tensor.
 
-The library's own `save` makes the whole file in memory first, a second copy of the weights.
+The library's own `save` builds the whole file in memory first, a second copy of the weights.
 The format: https://huggingface.co/docs/safetensors#format
 """
 
@@ -30,15 +30,16 @@ _ALIGNMENT = 8  # of the data, and so of the header
 
 
 def unique_tensors(network: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Return weights and buffers by name, and the other names of those that have several.
+    """Collect weights and buffers, each once, and the aliases of tied ones.
 
-    Tied tensors are stored once; the second is `safetensors.torch.save_model`'s metadata: alias ->
-    the name that is stored.
+    Returns:
+        The tensors by name, and the metadata of `safetensors.torch.save_model`: alias -> the name
+        that is stored.
     """
     tensors, aliases, seen = {}, {"format": "pt"}, dict[tuple[object, ...], str]()
     for name, tensor in network.state_dict().items():
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        kept = seen.setdefault(place, name) if tensor.numel() else name
+        identity = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        kept = seen.setdefault(identity, name) if tensor.numel() else name
         if kept == name:
             tensors[name] = tensor.detach()
         else:
@@ -49,7 +50,7 @@ def unique_tensors(network: nn.Module) -> tuple[dict[str, torch.Tensor], dict[st
 def write_safetensors(
     file: IO[bytes], tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write contiguous tensors of the host."""
+    """Write contiguous CPU tensors."""
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
@@ -71,20 +72,20 @@ def write_safetensors(
 
 
 def read_safetensors(network: nn.Module, path: Path) -> None:
-    """Load what `write_safetensors` wrote of a network; the file is mapped, and copied once.
+    """Load a file of `write_safetensors` into a network; it is memory-mapped, and copied once.
 
     Raises:
-        RuntimeError: names or shapes differ from the model's.
-        SafetensorError: the file is none.
+        RuntimeError: names or shapes differ from the network's.
+        SafetensorError: it is not a safetensors file.
     """
     network.load_state_dict(read_tensors(path), strict=True)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a file, which is mapped, those with several names under each.
+    """Memory-map the tensors of a file; tied ones are returned under each of their names.
 
     Raises:
-        SafetensorError: the file is none.
+        SafetensorError: it is not a safetensors file.
     """
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}

@@ -7,8 +7,8 @@
         state.json           the step, the loss scaler, the format
         manifest.json        sizes and digests of the others; written last
 
-A checkpoint exists when its manifest does: parts are written whole before it, so a kill at any
-moment leaves the checkpoint before this one as the newest. The same rule holds on a disk and on an
+A checkpoint exists when its manifest does: the other files are written whole before it, so a kill
+at any moment leaves the previous checkpoint as the newest. The same rule holds on a disk and on an
 object store, hence any fsspec URL will do.
 """
 
@@ -27,14 +27,14 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from data_sharding.errors import ShardError, UserError
-from data_sharding.io import filesystem as files
+from data_sharding.io import filesystem
 from data_sharding.io.download import fetch_file
 from orchestrator.config.schema import Config
 from orchestrator.run.rundir import RunDir
 
 MANIFEST = "manifest.json"
 FORMAT = "tahoe-checkpoint-1"
-WEIGHTS = {"ema": "ema.safetensors", "raw": "model.safetensors"}  # the first there is is meant
+WEIGHTS = {"ema": "ema.safetensors", "raw": "model.safetensors"}  # in the order of preference
 _NICENESS = 19  # of the threads that write
 WriteFn = Callable[[IO[bytes]], object]  # writes a file of a checkpoint
 Files = dict[str, Path]  # of a checkpoint, by name
@@ -42,82 +42,80 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointError(UserError):
-    """A checkpoint is not what its manifest says."""
+    """A checkpoint is missing, damaged, or lacks what is requested of it."""
 
 
 @dataclass(frozen=True)
 class CheckpointManifest:
-    """What a checkpoint says of itself.
+    """The contents of a checkpoint.
 
-    `metrics` are of an evaluation at its very step, if there was one; `files` their sizes in bytes
-    and digests.
+    Args:
+        metrics: the results of an evaluation at this very step; empty without one.
+        files: the size in bytes and the SHA-256 digest of each file.
     """
 
     step: int
     metrics: dict[str, float]
     files: dict[str, tuple[int, str]]
 
-    @property
-    def weights(self) -> str:
-        """The file of the weights that one would use: averaged, where there are any."""
-        found = [name for name in WEIGHTS.values() if name in self.files]
-        if not found:
-            raise CheckpointError(f"step {self.step} has neither of {', '.join(WEIGHTS.values())}")
-        return found[0]
+    def weights_file(self, kind: str | None = None) -> str:
+        """Return the name of the file with the weights.
 
-    def chosen(self, kind: str | None) -> str:
-        """Return the file of the weights of a kind, a key of WEIGHTS; None: as `weights`.
+        Args:
+            kind: a key of WEIGHTS; None for the averaged weights, where there are any.
 
         Raises:
-            CheckpointError: the checkpoint has none of them.
+            CheckpointError: the checkpoint has no such weights.
         """
-        name = WEIGHTS[kind] if kind else self.weights
-        if name not in self.files:
-            raise CheckpointError(
-                f"step {self.step} has no {name}: the recipe averages no weights. Leave --weights "
-                "out."
-            )
-        return name
+        candidates = [WEIGHTS[kind]] if kind else list(WEIGHTS.values())
+        for name in candidates:
+            if name in self.files:
+                return name
+        hint = "The recipe averages no weights: leave --weights out." if kind == "ema" else ""
+        raise CheckpointError(
+            f"the checkpoint of step {self.step} has no {' or '.join(candidates)}",
+            value=self.step,
+            hint=hint,
+        )
 
     @property
     def num_bytes(self) -> int:
         return sum(num_bytes for num_bytes, _ in self.files.values())
 
     @classmethod
-    def parse(cls, data: bytes, where: str) -> Self:
-        """Read a manifest, whoever wrote it.
+    def parse(cls, data: bytes, url: str) -> Self:
+        """Parse a manifest of unknown origin.
 
         Raises:
-            CheckpointError: it is none, of another format, or names files elsewhere.
+            CheckpointError: it is damaged, of another format, or names files elsewhere.
         """
         try:
             manifest = json.loads(data)
-            digest = manifest.pop("sha256", None)  # checkpoints from before it had one have none
-            if digest not in (None, _digest(manifest)):
-                raise CheckpointError(f"{where} is damaged: it has another digest than it says")
+            if manifest.pop("sha256") != _digest(manifest):
+                raise CheckpointError(f"{url} is damaged: its digest does not match", value=url)
             if manifest["format"] != FORMAT:
                 raise CheckpointError(
-                    f"{where} is of format {manifest['format']!r}, not {FORMAT!r}"
+                    f"{url} is of format {manifest['format']!r}, not {FORMAT!r}", value=url
                 )
             metrics = {name: float(value) for name, value in manifest["metrics"].items()}
-            listed = {
-                name: (int(facts["num_bytes"]), str(facts["sha256"]))
-                for name, facts in manifest["files"].items()
+            files = {
+                name: (int(entry["num_bytes"]), str(entry["sha256"]))
+                for name, entry in manifest["files"].items()
             }
             step = int(manifest["step"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{where} cannot be read: {error!r}") from None
-        if any(re.fullmatch(r"\w[\w.\-]*", name) is None for name in listed):
-            raise CheckpointError(f"{where} names files outside its directory")
-        return cls(step, metrics, listed)
+            raise CheckpointError(f"{url} cannot be read: {error!r}", value=url) from None
+        if any(re.fullmatch(r"\w[\w.\-]*", name) is None for name in files):
+            raise CheckpointError(f"{url} names files outside its directory", value=url)
+        return cls(step, metrics, files)
 
     def to_bytes(self) -> bytes:
-        """Return what `parse` reads."""
-        listed = {
+        """Encode the manifest for `parse`."""
+        files = {
             name: {"num_bytes": num_bytes, "sha256": digest}
             for name, (num_bytes, digest) in self.files.items()
         }
-        values = {"format": FORMAT, "step": self.step, "metrics": self.metrics, "files": listed}
+        values = {"format": FORMAT, "step": self.step, "metrics": self.metrics, "files": files}
         return json.dumps({**values, "sha256": _digest(values)}, indent=2).encode()
 
 
@@ -126,171 +124,179 @@ class CheckpointStore:
     """The checkpoints of one run, at a path or an fsspec URL."""
 
     url: str
-    run: RunDir | None = None  # which they are shown relative to, if they lie in it
+    run: RunDir | None = None
 
     @classmethod
     def for_run(cls, run: RunDir, config: Config) -> Self:
-        """Return those of a run, wherever its config has them."""
+        """Open the checkpoints of a run, wherever its config puts them."""
         return cls(config.checkpoint.url or str(run.checkpoints_dir), run)
 
     def location(self, step: int) -> str:
         """Return the URL of a step's checkpoint."""
-        return files.join(self.url, f"step-{step:09d}")
+        return filesystem.join(self.url, f"step-{step:09d}")
 
-    def shown(self, step: int) -> str:
-        """Return where a step's checkpoint is, as logs of the run have it."""
-        where = self.location(step)
-        return where.removeprefix(f"{self.run.path}/") if self.run else where
+    def display_path(self, step: int) -> str:
+        """Return the location of a step's checkpoint, relative to the run if it is inside."""
+        url = self.location(step)
+        return url.removeprefix(f"{self.run.path}/") if self.run else url
 
     def save(self, step: int, parts: Mapping[str, WriteFn], metrics: Mapping[str, float]) -> None:
-        """Publish a checkpoint; its files are written side by side, and hashed on the way.
+        """Publish a checkpoint; its files are written in parallel, and hashed on the way.
 
         Args:
-            parts: file name -> what writes it.
-            metrics: of an evaluation at this very step, if there was one; decides what is best.
+            parts: file name -> the function that writes it.
+            metrics: the results of an evaluation at this very step; they decide what is best.
         """
-        where = self.location(step)
+        url = self.location(step)
         num_writers = max(1, min(len(parts), len(os.sched_getaffinity(0)) - 1))
-        with ThreadPoolExecutor(num_writers, "checkpoint-part", _yield_to_training) as pool:
-            written = pool.map(lambda name: _write(files.join(where, name), parts[name]), parts)
-            listed = dict(zip(parts, written, strict=True))
-        manifest = CheckpointManifest(step, dict(metrics), listed)
-        files.write_bytes(files.join(where, MANIFEST), manifest.to_bytes())
+        with ThreadPoolExecutor(num_writers, "checkpoint-part", _lower_priority) as pool:
+            entries = pool.map(lambda name: _write(filesystem.join(url, name), parts[name]), parts)
+            files = dict(zip(parts, entries, strict=True))
+        self._write_manifest(CheckpointManifest(step, dict(metrics), files))
 
     @contextmanager
     def open(self, step: int, names: Collection[str] | None = None) -> Iterator[Files]:
-        """Yield local paths of a checkpoint's files, or of some, once they have been verified.
+        """Verify files of a checkpoint, all or the named ones, and yield their local paths.
 
-        Those of a remote store are copied to memory, not to a disk that may be small or slow.
+        Remote files are copied to memory, not to a disk that may be small or slow.
 
         Raises:
             CheckpointError: a file is missing or differs from the manifest.
         """
-        where, listed = self.location(step), self.manifest(step).files
-        wanted = listed if names is None else {name: listed[name] for name in names}
+        url, files = self.location(step), self.manifest(step).files
+        names = list(files if names is None else names)
 
         def verified(name: str) -> Path:
-            return stack.enter_context(_verified(files.join(where, name), *wanted[name]))
+            return stack.enter_context(_verified(filesystem.join(url, name), *files[name]))
 
         with ExitStack() as stack:
-            with ThreadPoolExecutor(len(wanted) or 1, "checkpoint-part") as pool:
-                found = dict(zip(wanted, pool.map(verified, wanted), strict=True))
-            yield found
+            with ThreadPoolExecutor(len(names) or 1, "checkpoint-part") as pool:
+                paths = dict(zip(names, pool.map(verified, names), strict=True))
+            yield paths
 
     @contextmanager
     def open_latest(self) -> Iterator[tuple[int, Files] | None]:
-        """Yield the newest checkpoint that verifies, and its step; set aside those that do not."""
+        """Yield the newest checkpoint that verifies, and its step; quarantine damaged ones."""
         with ExitStack() as stack:
-            found = None
+            latest = None
             for step in reversed(self.steps()):
                 try:
-                    found = step, stack.enter_context(self.open(step))
+                    latest = step, stack.enter_context(self.open(step))
                     break
                 except CheckpointError as error:
-                    log.warning("%s; it is set aside, the checkpoint before it is used", error)
+                    log.warning("%s; it is set aside, and the one before it is used", error)
                     self._quarantine(step)
-            yield found
+            yield latest
 
     def steps(self) -> list[int]:
         """Return the steps that have a published checkpoint, ascending."""
         return [step for step in self._started_steps() if self._is_published(step)]
 
     def manifests(self) -> list[CheckpointManifest]:
-        """Return the manifests of the published checkpoints that have a readable one, ascending."""
-        found = []
+        """Return the readable manifests of the published checkpoints, ascending."""
+        manifests = []
         for step in self.steps():
             try:
-                found.append(self.manifest(step))
+                manifests.append(self.manifest(step))
             except CheckpointError as error:
                 log.warning("%s", error)
-        return found
+        return manifests
 
     def manifest(self, step: int) -> CheckpointManifest:
-        """Return the manifest of a step's checkpoint.
+        """Read the manifest of a step's checkpoint.
 
         Raises:
-            CheckpointError: there is none, or it cannot be believed.
+            CheckpointError: it is missing or invalid.
         """
-        where = files.join(self.location(step), MANIFEST)
+        url = self._manifest_url(step)
         try:
-            manifest = CheckpointManifest.parse(files.read_bytes(where), where)
+            manifest = CheckpointManifest.parse(filesystem.read_bytes(url), url)
         except FileNotFoundError:
-            raise CheckpointError(f"{where} is missing") from None
+            raise CheckpointError(f"{url} is missing", value=url) from None
         if manifest.step != step:
-            raise CheckpointError(f"{where} is of step {manifest.step}")
+            raise CheckpointError(f"{url} is of step {manifest.step}", value=url)
         return manifest
 
-    def note_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Give a checkpoint the figures of an evaluation that was made after it was saved."""
-        manifest = replace(self.manifest(step), metrics=dict(metrics))
-        files.write_bytes(files.join(self.location(step), MANIFEST), manifest.to_bytes())
+    def set_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add the results of an evaluation that was made after the checkpoint was saved."""
+        self._write_manifest(replace(self.manifest(step), metrics=dict(metrics)))
 
     def prune(self, kept: Collection[int]) -> list[int]:
-        """Remove what lies before the newest checkpoint and is not kept, and what kills left there.
+        """Remove checkpoints, and leftovers of kills, that are older than the newest checkpoint.
+
+        Args:
+            kept: steps to spare.
 
         Returns:
-            The steps of the checkpoints that are gone.
+            The steps of the removed checkpoints.
         """
         published = self.steps()
-        gone = [
+        removed = [
             step for step in self._started_steps() if step not in kept and step < max(published)
         ]
-        for step in gone:
-            files.remove(files.join(self.location(step), MANIFEST))  # it stops existing at once
-            files.remove_directory(self.location(step))
-        return sorted(set(gone) & set(published))
+        for step in removed:
+            filesystem.remove(self._manifest_url(step))  # it stops existing at once
+            filesystem.remove_directory(self.location(step))
+        return sorted(set(removed) & set(published))
 
     def discard(self, step: int) -> None:
-        """Remove what a failed save has left, as far as the store lets us: it takes up room."""
+        """Remove the leftovers of a failed save, as far as the store permits."""
         with suppress(OSError):
             if not self._is_published(step):
-                files.remove_directory(self.location(step))
+                filesystem.remove_directory(self.location(step))
 
-    def abandon_uploads(self) -> None:
-        """End uploads that kills have left unfinished, where the store lets us."""
+    def abort_stale_uploads(self) -> None:
+        """Abort the multipart uploads of killed attempts, where the store permits."""
         try:
-            count = files.abort_multipart_uploads(self.url)
+            count = filesystem.abort_multipart_uploads(self.url)
         except Exception as error:  # a store's own kinds: the right to list may be missing
-            log.warning("what killed attempts have left in %s cannot be seen: %s", self.url, error)
+            log.warning("unfinished uploads in %s cannot be listed: %s", self.url, error)
         else:
             if count:
-                log.info("%d unfinished uploads in %s are ended", count, self.url)
+                log.info("%d unfinished uploads in %s are aborted", count, self.url)
 
     def _started_steps(self) -> list[int]:
-        matches = (re.fullmatch(r"step-(\d{9,})", name) for name in files.list_names(self.url))
+        names = filesystem.list_names(self.url)
+        matches = (re.fullmatch(r"step-(\d{9,})", name) for name in names)
         return sorted(int(match[1]) for match in matches if match)
 
+    def _manifest_url(self, step: int) -> str:
+        return filesystem.join(self.location(step), MANIFEST)
+
     def _is_published(self, step: int) -> bool:
-        return files.exists(files.join(self.location(step), MANIFEST))
+        return filesystem.exists(self._manifest_url(step))
+
+    def _write_manifest(self, manifest: CheckpointManifest) -> None:
+        filesystem.write_bytes(self._manifest_url(manifest.step), manifest.to_bytes())
 
     def _quarantine(self, step: int) -> None:
-        manifest = files.join(self.location(step), MANIFEST)
-        files.write_bytes(f"{manifest}.bad", files.read_bytes(manifest))
-        files.remove(manifest)
+        url = self._manifest_url(step)
+        filesystem.write_bytes(f"{url}.bad", filesystem.read_bytes(url))
+        filesystem.remove(url)
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
     return sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _yield_to_training() -> None:
-    """Let this thread have what the others leave (Linux gives each thread a niceness)."""
+def _lower_priority() -> None:
+    """Leave the processors to training (Linux gives each thread a niceness)."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 @dataclass
 class HashedFile:
-    """A file that is only written to, and knows the digest of what has been."""
+    """A write-only file that knows the size and the digest of its content."""
 
     file: IO[bytes]
     num_bytes: int = 0
     sha256: Any = field(default_factory=sha256)
 
     def write(self, data: Any) -> int:
-        """Write bytes, or what has a buffer of them."""
+        """Write bytes, or an object with a buffer of them."""
         view = memoryview(data).cast("B")
         self.sha256.update(view)
-        with files.store_errors():
+        with filesystem.store_errors():
             self.file.write(view)
         self.num_bytes += len(view)
         return len(view)
@@ -299,12 +305,12 @@ class HashedFile:
         self.file.flush()
 
 
-def _write(url: str, part: WriteFn) -> tuple[int, str]:
+def _write(url: str, write_part: WriteFn) -> tuple[int, str]:
     """Write a file, and return its size and digest."""
-    with files.open_for_write(url) as file:
+    with filesystem.open_for_write(url) as file:
         hashed = HashedFile(file)
         try:
-            part(hashed)  # type: ignore[arg-type]  # as much of a file as torch.save asks for
+            write_part(hashed)  # type: ignore[arg-type]  # as much of a file as torch.save needs
         except RuntimeError as error:
             if isinstance(error.__context__, OSError):  # torch.save then misses bytes of its own
                 raise error.__context__ from None
@@ -314,17 +320,17 @@ def _write(url: str, part: WriteFn) -> tuple[int, str]:
 
 @contextmanager
 def _verified(url: str, num_bytes: int, digest: str) -> Iterator[Path]:
-    """Yield the path of a file, or of a copy of it, that is of this size and digest."""
+    """Verify the size and digest of a file, and yield the path of it or of a copy in memory."""
     try:
-        size, path = files.size(url), files.local_path(url)
+        size, path = filesystem.size(url), filesystem.local_path(url)
         if size != num_bytes:
-            raise CheckpointError(f"{url} is damaged: {size} bytes, not {num_bytes}")
+            raise CheckpointError(f"{url} is damaged: {size} bytes, not {num_bytes}", value=url)
         with path.open("rb") if path else _in_memory(url, num_bytes) as file:
             if file_digest(file, "sha256").hexdigest() != digest:
-                raise CheckpointError(f"{url} is damaged: {size} bytes with another digest")
+                raise CheckpointError(f"{url} is damaged: its digest does not match", value=url)
             yield path or Path(f"/proc/self/fd/{file.fileno()}")
     except FileNotFoundError:
-        raise CheckpointError(f"{url} is missing") from None
+        raise CheckpointError(f"{url} is missing", value=url) from None
 
 
 @contextmanager
@@ -334,5 +340,5 @@ def _in_memory(url: str, num_bytes: int) -> Iterator[BufferedRandom]:
         try:
             fetch_file(url, num_bytes, file)
         except ShardError as error:
-            raise CheckpointError(str(error)) from None
+            raise CheckpointError(error.problem, value=url, hint=error.hint) from None
         yield file

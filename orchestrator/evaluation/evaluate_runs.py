@@ -310,7 +310,7 @@ def load_weights(
     """
     store = CheckpointStore.for_run(run, config)
     manifest = select_checkpoint(store, config.checkpoint, step)
-    name = manifest.chosen(kind)
+    name = manifest.weights_file(kind)
     with store.open(manifest.step, [name]) as parts:
         tensors = read_tensors(parts[name])
     try:

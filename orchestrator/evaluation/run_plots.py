@@ -113,8 +113,8 @@ def draw_weights(run: RunDir, config: Config) -> Figure:
     """Return of each tensor of the best weights a histogram, and its highest learning rate."""
     store = CheckpointStore.for_run(run, config)
     manifest = select_checkpoint(store, config.checkpoint, None)
-    with store.open(manifest.step, [manifest.weights]) as parts:
-        stored = read_tensors(parts[manifest.weights])
+    with store.open(manifest.step, [manifest.weights_file()]) as parts:
+        stored = read_tensors(parts[manifest.weights_file()])
     rates = learning_rates(config)
     tensors = {
         name: stored[name].float().flatten().numpy()

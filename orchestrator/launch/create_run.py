@@ -178,7 +178,7 @@ def _check_unused(config: Config) -> None:
             "network."
         ) from error
     if found:
-        raise refusal(url, found)
+        raise refusal(url, found["run"])
     if steps:
         raise RunError(
             f"checkpoint.url={url} holds the checkpoints of another run, up to step {steps[-1]}. A "

@@ -127,7 +127,7 @@ def _of_run(run: RunDir) -> Iterator[tuple[Path, dict[str, Any]]]:
 @contextmanager
 def _of_checkpoint(store: CheckpointStore, step: int) -> Iterator[Path]:
     try:
-        name = store.manifest(step).weights
+        name = store.manifest(step).weights_file()
         with store.open(step, [name]) as parts:
             yield parts[name]
     except CheckpointError as error:

@@ -235,7 +235,7 @@ class TrainContext:
         *_, known = (None, *self._evaluations(step))
         result = self.world.broadcast_object(known) or self.evaluate(step)
         if self.world.is_main and not self.store.manifest(step).metrics:
-            self.store.note_metrics(step, result)
+            self.store.set_metrics(step, result)
 
     def _evaluations(self, step: int) -> Iterator[dict[str, float]]:
         """Yield the figures of a step's evaluations, on rank 0: the file may be long."""

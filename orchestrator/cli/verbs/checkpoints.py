@@ -150,7 +150,7 @@ def _export(options: argparse.Namespace) -> int:
     store, keep = _open(options.run)
     manifest = select_checkpoint(store, keep, options.step)
     step = manifest.step
-    name = manifest.chosen(options.weights)
+    name = manifest.weights_file(options.weights)
     if filesystem.exists(options.output):
         raise RunError(f"{options.output} is there already. Remove it, or give another name.")
     with store.open(step, [name]) as parts:

@@ -67,8 +67,8 @@ def register(run: RunDir, name: str | None = None, step: int | None = None) -> M
         directory.mkdir()
         described = json.dumps(_description(config, classes, run), indent=2)
         (directory / pyfunc.NETWORK).write_text(described)
-        with store.open(manifest.step, [manifest.weights]) as parts:
-            (directory / pyfunc.WEIGHTS).write_bytes(parts[manifest.weights].read_bytes())
+        with store.open(manifest.step, [manifest.weights_file()]) as parts:
+            (directory / pyfunc.WEIGHTS).write_bytes(parts[manifest.weights_file()].read_bytes())
         try:
             return _log(
                 run,

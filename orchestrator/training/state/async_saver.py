@@ -104,7 +104,7 @@ class AsyncCheckpointer:
 
     def abort_stale_uploads(self) -> None:
         """Begin to remove what an attempt that was killed in the middle of an upload has left."""
-        self._writing = self._pool.submit(self._store.abandon_uploads)
+        self._writing = self._pool.submit(self._store.abort_stale_uploads)
 
     def _write(self, step: int, parts: Mapping[str, WriteFn], metrics: Mapping[str, float]) -> None:
         try:
@@ -113,7 +113,7 @@ class AsyncCheckpointer:
             self._store.discard(step)
             where = self._store.location(step)
             raise OSError(f"step {step} could not be saved to {where}: {error}") from error
-        log.info("saved step %d to %s", step, self._store.shown(step))
+        log.info("saved step %d to %s", step, self._store.display_path(step))
         try:
             self._store.prune(
                 steps_to_keep(self._store.manifests(), self._keep) | {self.resumed_from}

@@ -32,34 +32,35 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def made(
+def open_run(
     url: str, values: dict[str, Any], shards: Path, tmp_path: Path
 ) -> Callable[[str, int], RunDir]:
-    """Return a function: the run of a name and a seed, made or found, with that one store."""
+    """Return a function that creates or opens the run of a name and a seed, with that store."""
     values["data"]["url"], values["checkpoint"]["url"] = str(shards), url
 
-    def made(name: str, seed: int) -> RunDir:
+    def create(name: str, seed: int) -> RunDir:
         config = parse(values | {"run_dir": str(tmp_path / name), "seed": seed})
         return create_or_open_run(ComposedConfig(config, ()))[0]
 
-    return made
+    return create
 
 
-Made = Callable[[str, int], RunDir]
+OpenRun = Callable[[str, int], RunDir]
 
 
-def test_a_second_run_is_refused_before_anything_is_saved(made: Made, url: str) -> None:
-    first = made("first", 1)
-    with pytest.raises(RunError, match=f"{url} belongs to the run {first.path}"):
-        made("second", 2)
+def test_a_second_run_is_refused_before_anything_is_saved(open_run: OpenRun, url: str) -> None:
+    first = open_run("first", 1)
+    with pytest.raises(RunError, match=f"belongs to the run {first.path}") as error:
+        open_run("second", 2)
+    assert error.value.value == url
     assert not first.path.with_name("second").exists()
     assert owner(url)["run"] == str(first.path)
-    assert made("first", 1) == first
+    assert open_run("first", 1) == first
     resume_run(first, [])
 
 
-def test_of_runs_that_claim_at_once_one_owns_the_store(made: Made, url: str) -> None:
-    runs = [made("run", 1)]
+def test_of_runs_that_claim_at_once_one_owns_the_store(open_run: OpenRun, url: str) -> None:
+    runs = [open_run("run", 1)]
     for number in range(7):
         runs.append(RunDir(shutil.copytree(runs[0].path, runs[0].path.with_name(f"{number}"))))
         runs[-1].write_json(runs[-1].identity_file, {"uid": f"{number}"})
@@ -79,8 +80,8 @@ def test_of_runs_that_claim_at_once_one_owns_the_store(made: Made, url: str) -> 
     assert [takes(run) for run in runs].count(True) == 1
 
 
-def test_a_copy_is_refused_and_a_moved_run_is_not(made: Made, url: str) -> None:
-    first = made("first", 1)
+def test_a_copy_is_refused_and_a_moved_run_is_not(open_run: OpenRun, url: str) -> None:
+    first = open_run("first", 1)
     copy = RunDir(shutil.copytree(first.path, first.path.with_name("copy")))
     with pytest.raises(RunError, match=f"belongs to the run {first.path}"):
         resume_run(copy, [])

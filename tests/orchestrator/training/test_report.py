@@ -56,6 +56,6 @@ def test_a_terminal_hides_what_its_bar_shows_and_nothing_else(
 def test_a_checkpoint_in_its_run_is_told_by_a_short_path(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     own = CheckpointStore(str(run.checkpoints_dir), run)
-    assert own.shown(22) == "checkpoints/step-000000022"
+    assert own.display_path(22) == "checkpoints/step-000000022"
     elsewhere = CheckpointStore("s3://bucket/run/checkpoints", run)
-    assert elsewhere.shown(22) == elsewhere.location(22)
+    assert elsewhere.display_path(22) == elsewhere.location(22)

@@ -75,7 +75,7 @@ FIGURES = st.sampled_from([math.nan, math.inf, -math.inf, 1.0, 2.0, 3.0])
 
 
 @given(st.lists(FIGURES, min_size=1), st.sampled_from(["val/top1", "val/loss"]))
-def test_what_is_no_number_is_never_the_best(values: list[float], name: str) -> None:
+def test_non_finite_metrics_are_never_the_best(values: list[float], name: str) -> None:
     keep = replace(KEEP, keep_best=name)  # type: ignore[arg-type]
     judged = [
         CheckpointManifest(step, {name: value}, {}) for step, value in enumerate(values, start=1)
@@ -115,7 +115,7 @@ def build(num_classes, in_channels):
 
 
 @pytest.mark.slow
-def test_a_run_that_ends_with_nan_says_so_and_its_best_is_another(
+def test_export_takes_the_best_checkpoint_of_a_run_that_ends_with_nan(
     train: Callable[..., RunDir], tahoe: Tahoe
 ) -> None:
     (tahoe.cwd / "network.py").write_text(NETWORK)
@@ -133,11 +133,12 @@ def test_a_run_that_ends_with_nan_says_so_and_its_best_is_another(
     assert (tahoe.cwd / "net.safetensors").read_bytes() == best.read_bytes()
 
 
-def test_weights_are_chosen_by_their_kind() -> None:
+def test_weights_file_prefers_averaged_weights() -> None:
     raw = CheckpointManifest(1, {}, {"model.safetensors": (1, "")})
     both = CheckpointManifest(1, {}, {"model.safetensors": (1, ""), "ema.safetensors": (1, "")})
-    assert [one.chosen(None) for one in (raw, both)] == ["model.safetensors", "ema.safetensors"]
-    assert [one.chosen("raw") for one in (raw, both)] == ["model.safetensors"] * 2
-    assert both.chosen("ema") == "ema.safetensors"
-    with pytest.raises(CheckpointError, match=r"no ema\.safetensors"):
-        raw.chosen("ema")
+    assert [one.weights_file() for one in (raw, both)] == ["model.safetensors", "ema.safetensors"]
+    assert [one.weights_file("raw") for one in (raw, both)] == ["model.safetensors"] * 2
+    assert both.weights_file("ema") == "ema.safetensors"
+    with pytest.raises(CheckpointError, match=r"no ema\.safetensors") as error:
+        raw.weights_file("ema")
+    assert "--weights" in error.value.hint
