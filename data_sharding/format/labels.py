@@ -51,9 +51,6 @@ class LabelRule:
 
         Args:
             classes: index of each class by its name.
-
-        Raises:
-            BadLabelError: they do not follow this rule, or there is no such class.
         """
         return tuple(class_index(value, classes) for value in self.values(data))
 

@@ -103,11 +103,7 @@ def url_of(url: str, split: str) -> str:
 
 
 def read_manifests(url: str) -> dict[str, Manifest]:
-    """Read the manifests of those splits that a data set has, at least one.
-
-    Raises:
-        DataError: there is none, or one cannot be used.
-    """
+    """Read the manifests of those splits that a data set has, at least one."""
     existing = []
     for split in SPLITS:
         with suppress(Exception):  # reading it raises the error

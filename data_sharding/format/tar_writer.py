@@ -59,11 +59,7 @@ class TarStream:
         self._file, self.num_bytes, self.sha256 = file, 0, hashlib.sha256()
 
     def add(self, name: str, data: bytes) -> None:
-        """Write one member.
-
-        Raises:
-            ValueError: the name is longer than a plain tar can hold.
-        """
+        """Write one member."""
         self._write(header(name, len(data)))
         self._write(data)
         self._write(bytes(-len(data) % tarfile.BLOCKSIZE))

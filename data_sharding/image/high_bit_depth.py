@@ -23,11 +23,7 @@ def is_high_bit_depth(image: Image.Image) -> bool:
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:
-    """Convert such an image to mode L.
-
-    Raises:
-        BadSample: its values are on no known scale.
-    """
+    """Convert such an image to mode L."""
     values, tags = np.asarray(image), getattr(image, "tag_v2", {})
     if image.mode == "F":
         white = 1 if values.max() < _MAX_OF_UNIT_SCALE else 255

@@ -25,9 +25,6 @@ def widened(data: bytes, num_bits: int) -> bytes | None:
 
     Returns:
         A PNG; None for images of another kind, and floats.
-
-    Raises:
-        BadSample: it uses more bits.
     """
     image = load_image(data)
     wide = widen(image, num_bits) if is_high_bit_depth(image) else None
@@ -42,9 +39,6 @@ class ResizeSettings:
         max_side: maximum of the longer side in pixels.
         short_side: maximum of the shorter side in pixels; exactly one of them is given.
         quality: quality of the JPEG, 1 to 100.
-
-    Raises:
-        DataError: they make no sense.
     """
 
     max_side: int | None = None
@@ -77,11 +71,7 @@ class ResizeSettings:
         return max(1, round(width * limit / side)), max(1, round(height * limit / side))
 
     def apply(self, data: bytes) -> bytes:
-        """Shrink an image that is too large, to a JPEG.
-
-        Raises:
-            BadSample: it cannot be decoded.
-        """
+        """Shrink an image that is too large, to a JPEG."""
         return self._encode_jpeg(self.resized(data))
 
     def apply_scaled(self, data: bytes) -> bytes | None:
@@ -92,9 +82,6 @@ class ResizeSettings:
 
         Returns:
             The JPEG; None if the image is not ordinary, or still too large.
-
-        Raises:
-            BadSample: it is damaged.
         """
         header = jpeg.read_header(memoryview(data))
         size = self.size(header.width, header.height) if header else None
@@ -111,11 +98,7 @@ class ResizeSettings:
         return self._encode_jpeg(_resize(Image.fromarray(pixels), size))
 
     def resized(self, data: bytes) -> Image.Image:
-        """Decode and shrink an image that is too large.
-
-        Raises:
-            BadSample: it cannot be decoded.
-        """
+        """Decode and shrink an image that is too large."""
         image = decode_8bit(data)
         size = self.size(*image.size)
         assert size is not None

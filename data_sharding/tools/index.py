@@ -51,9 +51,6 @@ def index_shards(
     Args:
         classes: names of the classes, if known; else labels that are numbers name the classes
             themselves, from 0 on, and labels that are names are sorted.
-
-    Raises:
-        DataError: a sample cannot be used, or the splits have different classes.
     """
     urls = [url for shards in found.values() for url in shards.urls]
     all_scans = iter(scan_shards(urls, rule, options))

@@ -23,9 +23,6 @@ def local_copy(
     Args:
         scratch: directory for copies; by default the system's for temporary files.
         keep: leave the copy in `scratch`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
     """
     path = filesystem.local_path(url)
     if path is not None:
@@ -72,11 +69,6 @@ def reason_of(error: Exception) -> str:
 
 
 def download(url: str, path: Path) -> None:
-    """Copy a remote file to a local path.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        DataError: it could not be downloaded completely.
-    """
+    """Copy a remote file to a local path."""
     with path.open("wb") as file:
         fetch_file(url, filesystem.size(url), file)

@@ -26,9 +26,6 @@ def preview(
     Args:
         seed: seed of a random choice from the whole split; None takes the first images.
         scratch: directory for copies of remote shards.
-
-    Raises:
-        DataError: a shard cannot be read.
     """
     num = min(num, manifest.num_samples)
     chosen = np.arange(num)

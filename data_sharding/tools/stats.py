@@ -77,9 +77,6 @@ def measure(
 
     Args:
         num_measured: number of images, always the same ones, that mean and deviation come from.
-
-    Raises:
-        DataError: a shard cannot be read.
     """
     chosen = _choose_measured(manifest.num_samples, num_measured)
     ends = np.cumsum(manifest.shards.num_samples)

@@ -57,9 +57,6 @@ def verify(
 
     Args:
         decode: decode every image.
-
-    Raises:
-        DataError: there is no manifest to check against.
     """
     manifests = read_manifests(url)
     problems, remarks = [*_compare_classes(manifests), *_duplicates(manifests)], []

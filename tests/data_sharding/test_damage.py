@@ -1,4 +1,4 @@
-"""What a decoder gets over is named; what is called sound, training can read."""
+"""Damage that decoders tolerate is named; training can read images without it."""
 
 import base64
 import itertools
@@ -47,7 +47,7 @@ def trained_on(data, box=None, channels=3):
 
 @pytest.mark.parametrize("damaged", [closed, zeroed])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
-def test_a_damaged_scan_with_an_end_mark_is_seen(damaged, options):
+def test_damage_is_found_in_a_scan_with_an_end_mark(damaged, options):
     sound = encoded(photo(3, SIZE), **options)
     assert find_damage(sound) is None
     assert inspect_image(sound, "jpg").damage is None
@@ -58,30 +58,30 @@ def test_a_damaged_scan_with_an_end_mark_is_seen(damaged, options):
 
 @pytest.mark.parametrize("damaged", [closed, zeroed])
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_greys_and_four_colours_too(damaged, mode):
+def test_damage_is_found_in_grey_and_cmyk(damaged, mode):
     sound = encoded(photo(3, SIZE, mode))
     assert find_damage(sound) is None
     assert find_damage(damaged(sound))
 
 
-def test_training_sees_it_where_it_decodes_all():
+def test_training_reports_damage_where_it_decodes_all():
     pixels, damage = trained_on(closed(SOUND))
     assert damage
     assert trained_on(SOUND)[1] is None
-    assert np.array_equal(pixels[0, :8], trained_on(SOUND)[0][0, :8])  # which lies above the cut
+    assert np.array_equal(pixels[0, :8], trained_on(SOUND)[0][0, :8])  # above the cut
     images, damage = decode_whole(memoryview(closed(SOUND)), lambda w, h: [(w, h)], 3)
     assert damage
     assert images[0].shape == (3, 120, 160)
 
 
-def test_rows_that_are_left_out_are_no_damage():
+def test_skipped_rows_are_no_damage():
     for bottom in (1, 30, 60, 90, 119):
         assert trained_on(SOUND, (0, 0, 160, bottom))[1] is None
     assert trained_on(zeroed(SOUND), (0, 0, 160, 20))[1] is None
     assert trained_on(closed(SOUND), (0, 0, 160, 90))[1]
 
 
-def test_a_checksum_of_a_png():
+def test_a_wrong_checksum_of_a_png_is_damage():
     sound = png(1)
     at = sound.index(b"IDAT")
     (length,) = struct.unpack(">I", sound[at - 4 : at])
@@ -100,7 +100,7 @@ SAMPLINGS = [
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_any_sampling_factors_are_read_or_refused_by_all_alike(channels):
+def test_all_decoders_agree_on_sampling_factors(channels):
     """TurboJPEG knows some of them, libjpeg more: 4:1:0 with odd chroma, say, and not 3:2."""
     num_read = 0
     for factors in SAMPLINGS:
@@ -123,14 +123,14 @@ def test_any_sampling_factors_are_read_or_refused_by_all_alike(channels):
 
 
 @pytest.mark.parametrize("data", [ARITHMETIC, ARITHMETIC + b"padding"])
-def test_arithmetic_coding(data):
+def test_arithmetic_coding_is_no_damage(data):
     assert inspect_image(data, "jpg").damage is None
     out = np.empty((1, 32, 32, 3), dtype=np.uint8)
     assert decode(memoryview(data), lambda w, h: [CropSpec((0, 0, 32, 32))], out) is None
     assert np.abs(out[0] - np.asarray(photo(1, (48, 32)))[:, :32].astype(int)).mean() < 12
 
 
-def test_twelve_bits_are_refused_by_all_alike():
+def test_all_decoders_refuse_twelve_bits():
     deep = jpeg(1).replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc0\x00\x11\x0c")
     for read in find_damage, trained_on, load_image:
         with pytest.raises(BadSample):
@@ -153,7 +153,7 @@ KINDS = {
 
 @settings(max_examples=150)
 @given(st.sampled_from(sorted(KINDS)), st.data())
-def test_what_is_called_sound_training_can_read(kind, data):
+def test_training_can_read_images_without_damage(kind, data):
     """In colour and in grey, whatever happened to it: what training cannot read does not pass."""
     damaged = bytearray(KINDS[kind])
     for _ in range(data.draw(st.integers(0, 4))):

@@ -1,4 +1,4 @@
-"""A glimpse tells colours and sizes by the pixels of some images, wherever they lie."""
+"""A profile finds colours and sizes in the pixels of some images, on any store."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def written(place: Path, images: dict[str, Image.Image], url: str, num: int = 10
     return url
 
 
-def test_colours_are_told_by_pixels_and_not_by_modes(tmp_path: Path) -> None:
+def test_colours_are_detected_in_the_pixels_not_the_mode(tmp_path: Path) -> None:
     images = {
         "plain.png": grey(0),
         "as_colours.png": grey(1).convert("RGB"),
@@ -46,7 +46,7 @@ def test_colours_are_told_by_pixels_and_not_by_modes(tmp_path: Path) -> None:
     assert (seen.num_seen, seen.num_coloured, seen.sizes) == (5, 0, {(30, 20)})
 
 
-def test_a_share_of_the_shards_is_enough(tmp_path: Path) -> None:
+def test_some_shards_are_enough(tmp_path: Path) -> None:
     images = {f"{i}.png": (coloured if i % 5 == 0 else grey)(i) for i in range(100)}
     url = written(tmp_path / "images", images, f"memory://{tmp_path.name}", num=10)
     seen = profile_images(url, "train", read_manifest(url, "train"))
@@ -57,7 +57,7 @@ def test_a_share_of_the_shards_is_enough(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["removed", "cut", "no tar", "no images"])
-def test_what_cannot_be_read_is_not_judged(tmp_path: Path, damage: str) -> None:
+def test_unreadable_shards_have_no_profile(tmp_path: Path, damage: str) -> None:
     url = written(
         tmp_path / "images", {"a.png": coloured(0), "b.png": coloured(1)}, str(tmp_path / "set")
     )

@@ -1,4 +1,4 @@
-"""No member of a tar vanishes: it is an image, a label, or counted, or the tar is refused."""
+"""Every member of a tar is an image, a label, or counted, or the tar is refused."""
 
 import io
 import subprocess
@@ -76,7 +76,7 @@ _NAMES = st.lists(st.one_of(_SAMPLE, _SINGLE.map(lambda name: [name])), max_size
 
 @settings(max_examples=80)
 @given(_NAMES.map(lambda parts: [name for part in parts for name in part]), st.data())
-def test_no_member_vanishes(
+def test_every_member_is_used_or_counted(
     tmp_path_factory: pytest.TempPathFactory, names: list[str], data: st.DataObject
 ) -> None:
     files = [(name, b"" if name.endswith("/") else b"%d" % i) for i, name in enumerate(names)]
@@ -113,7 +113,7 @@ def _file(name: str, num_bytes: int) -> tarfile.TarInfo:
 
 
 @pytest.mark.parametrize("format_", ["gnu", "pax"])
-def test_tars_one_behind_the_other_are_all_read(tmp_path: Path, format_: str) -> None:
+def test_concatenated_tars_are_all_read(tmp_path: Path, format_: str) -> None:
     long = "l" * 150 if format_ == "gnu" else "ü" * 120
     parts = [pair("0", 1) + pair("1", 2), pair("0", 3) + pair(long, 4), pair("0", 5)]
     tars = [pack(tmp_path / f"{n}.tar", files) for n, files in enumerate(parts)]
@@ -128,7 +128,7 @@ def test_tars_one_behind_the_other_are_all_read(tmp_path: Path, format_: str) ->
     assert len(listed.stdout.splitlines()) == 10
 
 
-def test_what_follows_the_end_and_is_no_tar(tmp_path: Path) -> None:
+def test_trailing_bytes_that_are_no_tar(tmp_path: Path) -> None:
     data = pack(tmp_path / "a.tar", pair("a")).read_bytes()
     path = tmp_path / "b.tar"
     path.write_bytes(data + bytes(5_000_000))
@@ -139,7 +139,7 @@ def test_what_follows_the_end_and_is_no_tar(tmp_path: Path) -> None:
     assert "truncated" in refusal(path)
 
 
-def test_a_hole_over_a_header_is_no_end(tmp_path: Path) -> None:
+def test_zeroed_header_is_not_the_end(tmp_path: Path) -> None:
     path = pack(tmp_path / "a.tar", pair("a") + pair("b"))
     data = bytearray(path.read_bytes())
     data[2048:2560] = bytes(512)  # the header of b.jpg
@@ -161,7 +161,7 @@ def test_a_hole_over_a_header_is_no_end(tmp_path: Path) -> None:
         (["a.cls", "b.cls", "a.jpg", "b.jpg"], ["no image", "a.jpg", "tar --sort=name"]),
     ],
 )
-def test_the_rule_is_named_where_it_is_broken(
+def test_the_error_explains_the_grouping_rule(
     tmp_path: Path, names: list[str], parts: list[str]
 ) -> None:
     message = refusal(pack(tmp_path / "a.tar", [(name, b"0") for name in names]))
@@ -171,7 +171,7 @@ def test_the_rule_is_named_where_it_is_broken(
         assert "--sort" not in message
 
 
-def test_a_mask_is_no_second_sample(tmp_path: Path) -> None:
+def test_a_mask_belongs_to_its_sample(tmp_path: Path) -> None:
     path = pack(tmp_path / "a.tar", [*pair("n"), ("n.seg.png", b"mask"), ("n.v2.jpg", b"")])
     assert read(path) == [("n", b"n", 0)]
     with ShardReader(path) as reader:
@@ -185,7 +185,7 @@ def test_an_image_under_another_extension_is_named(tmp_path: Path) -> None:
         reader.image(0)
 
 
-def test_symbolic_links_hold_nothing(tmp_path: Path) -> None:
+def test_symbolic_links_are_not_followed(tmp_path: Path) -> None:
     for name, data in pair("a"):
         (tmp_path / name).write_bytes(data)
     (tmp_path / "b.cls").write_bytes(b"1")
@@ -199,7 +199,7 @@ def test_symbolic_links_hold_nothing(tmp_path: Path) -> None:
     assert passed_over(path) == {"symbolic link": 1}
 
 
-def test_what_systems_leave_is_passed_over(tmp_path: Path) -> None:
+def test_files_of_operating_systems_are_passed_over(tmp_path: Path) -> None:
     """macOS packs `._a.jpg` before `a.jpg`; webdataset takes them for samples called `d/`."""
     names = ["./d/", "./d/.DS_Store", "./d/._a.jpg", "./d/a.jpg", "./d/._a.cls", "./d/a.cls"]
     names += ["./d/Thumbs.db", "__MACOSX/d/._a.jpg", "d/desktop.ini", "d/@eaDir/a.jpg"]
@@ -216,7 +216,7 @@ def test_keys_that_repeat_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["gzip", "bzip2", "xz"])
-def test_a_compressed_tar_is_called_so(tmp_path: Path, command: str) -> None:
+def test_a_compressed_tar_is_recognised(tmp_path: Path, command: str) -> None:
     path = pack(tmp_path / "a.tar", pair("a"))
     packed = subprocess.run([command, "-c", path], check=True, capture_output=True)
     path.write_bytes(packed.stdout)

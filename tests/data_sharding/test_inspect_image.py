@@ -1,4 +1,4 @@
-"""Every kind of image is recognised by its content, and no damaged one passes."""
+"""Images of every format are recognised by their content; damaged ones are refused."""
 
 import struct
 from io import BytesIO
@@ -23,7 +23,7 @@ def saved(image: Image.Image, kind: str, **settings: Any) -> bytes:
 
 def turned(orientation: int) -> Image.Exif:
     exif = Image.Exif()
-    exif[0x010E] = "a description that lies before the orientation"
+    exif[0x010E] = "a description before the orientation"
     exif[0x0112] = orientation
     return exif
 
@@ -75,34 +75,34 @@ FRAMES = [photo(number, (24, 16)) for number in range(3)]
         (saved(Image.fromarray(np.asarray(DEEP) // 16), "PNG"), "png", ("16_bit", "few_levels")),
     ],
 )  # fmt: skip
-def test_what_an_image_is(data: bytes, extension: str, rules: tuple[str, ...]) -> None:
+def test_formats_and_rules(data: bytes, extension: str, rules: tuple[str, ...]) -> None:
     assert inspect_image(data, extension) == ImageInfo(extension, 24, 16, rules)
     other = "png" if extension == "jpg" else "jpg"
     assert inspect_image(data, other) == ImageInfo(extension, 24, 16, (*rules, "wrong_extension"))
 
 
-def test_other_spellings_are_right() -> None:
+def test_other_extensions_of_a_format_are_kept() -> None:
     assert inspect_image(jpeg(1), "jpeg") == ImageInfo("jpeg", 24, 16, ())
     assert inspect_image(saved(IMAGE, "TIFF"), "tiff") == ImageInfo("tiff", 24, 16, ())
     assert inspect_image(saved(IMAGE.convert("L"), "PPM"), "pgm") == ImageInfo("pgm", 24, 16, ())
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
-def test_a_truncated_image_does_not_pass(kind: str) -> None:
+def test_truncated_images_are_refused(kind: str) -> None:
     data = encoded(photo(1, (64, 48)), kind)
     for length in (1, 10, 100, len(data) // 2, len(data) - 30):
         refusal(data[:length])
     assert "is empty" in refusal(b"")
 
 
-def test_a_preview_in_the_header_is_not_the_end() -> None:
+def test_the_end_of_an_exif_preview_is_not_that_of_the_image() -> None:
     exif = turned(1)
     whole = saved(photo(1, (64, 48)), "JPEG", exif=exif.tobytes() + jpeg(2))
     assert inspect_image(whole, "jpg").width == 64
     assert "is truncated: it is a JPEG without its end" in refusal(whole[:-10])
 
 
-def test_what_is_no_image() -> None:
+def test_files_that_are_no_images_are_refused() -> None:
     assert "is none of JPEG" in refusal(b"<html>not found</html>")
     assert "is too large" in refusal(bomb())
     giant = jpeg(1).replace(struct.pack(">HH", 16, 24), struct.pack(">HH", 60_000, 60_000), 1)
@@ -110,7 +110,7 @@ def test_what_is_no_image() -> None:
 
 
 @given(st.data())
-def test_hostile_bytes_are_refused_or_looked_at(data: st.DataObject) -> None:
+def test_hostile_bytes_are_refused_or_inspected(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(["JPEG", "PNG", "WEBP", "GIF"]))
     whole = bytearray(encoded(IMAGE, kind))
     if kind == "JPEG":

@@ -1,4 +1,4 @@
-"""A JPEG cut below a crop shows the same crop; what is not ordinary is left to a closer look."""
+"""A JPEG cut below a crop shows the same crop; unusual ones are left to Pillow."""
 
 import io
 
@@ -34,7 +34,7 @@ HEIGHTS = {"4:4:4": 8, "4:2:2": 8, "4:2:0": 16, "grey": 8, "restart": 16, "exif"
 
 
 @pytest.mark.parametrize("kind", ORDINARY)
-def test_a_header_says_what_pillow_says(kind):
+def test_headers_agree_with_pillow(kind):
     header = read_header(memoryview(ORDINARY[kind]))
     assert header is not None
     assert (header.width, header.height) == (WIDTH, HEIGHT)
@@ -43,7 +43,7 @@ def test_a_header_says_what_pillow_says(kind):
 
 @settings(max_examples=200)
 @given(st.sampled_from(sorted(ORDINARY)), st.integers(1, HEIGHT))
-def test_what_lies_above_the_cut_stays_the_same(kind, bottom):
+def test_pixels_above_the_cut_do_not_change(kind, bottom):
     data = memoryview(ORDINARY[kind])
     header = read_header(data)
     shorter, height = cut_below(data, header, bottom)
@@ -54,7 +54,7 @@ def test_what_lies_above_the_cut_stays_the_same(kind, bottom):
     assert len(cut) <= bottom + 2 * header.mcu_height  # or nothing was saved
 
 
-def test_the_original_is_left_alone():
+def test_the_original_is_not_changed():
     data = bytearray(ORDINARY["4:2:0"])
     before = bytes(data)
     cut_below(memoryview(data), read_header(memoryview(data)), 5)
@@ -76,13 +76,13 @@ def test_the_original_is_left_alone():
         b"\x89PNG\r\n\x1a\n\xff\xd9",
     ],
 )
-def test_anything_else_needs_a_closer_look(data):
+def test_unusual_images_have_no_header(data):
     assert read_header(memoryview(data)) is None
 
 
 @settings(max_examples=300)
 @given(st.data())
-def test_no_damage_is_an_error(data):
+def test_damage_raises_no_error(data):
     damaged = bytearray(ORDINARY["exif"])
     for _ in range(data.draw(st.integers(1, 5))):
         place = data.draw(st.integers(0, 700) | st.integers(5000, len(damaged) - 1))

@@ -1,4 +1,4 @@
-"""Labels are read as webdataset decodes them; what is no label is told, and never guessed."""
+"""Labels are parsed as webdataset decodes them; invalid ones are errors, never guessed."""
 
 import json
 from typing import Any
@@ -29,7 +29,7 @@ def test_integers_are_those_of_webdataset(label: int, extension: str, blank: str
 
 
 @given(st.sampled_from(sorted(NUMBERS)), st.sampled_from(sorted(TEXTS)))
-def test_texts_are_those_of_webdataset_without_the_blanks_around(name: str, extension: str) -> None:
+def test_texts_are_those_of_webdataset_stripped(name: str, extension: str) -> None:
     data = f"{name}\n".encode()
     rule = LabelRule(extension=extension)
     assert rule.values(data) == [decoded(extension, data).strip()] == [name]
@@ -94,7 +94,7 @@ def test_labels(rule: LabelRule, data: bytes, labels: tuple[int, ...]) -> None:
         (LabelRule("multi", "json"), b'{"1": 2}'),
     ],
 )
-def test_what_is_no_label(rule: LabelRule, data: bytes) -> None:
+def test_invalid_labels_are_refused(rule: LabelRule, data: bytes) -> None:
     with pytest.raises(BadLabelError, match=r"has the label b'.{0,40}'(...)?, which is not "):
         rule.parse(data, NUMBERS)
 
@@ -110,7 +110,7 @@ def test_what_is_no_label(rule: LabelRule, data: bytes) -> None:
         (LabelRule("multi", "json"), b'["cat", 3]', "3"),
     ],
 )
-def test_labels_of_no_class(rule: LabelRule, data: bytes, shown: str) -> None:
+def test_labels_without_a_class_are_refused(rule: LabelRule, data: bytes, shown: str) -> None:
     with pytest.raises(BadLabelError, match=f"has the label {shown}, and there are 3 classes"):
         rule.parse(data, NUMBERS)
 
@@ -127,11 +127,11 @@ def test_labels_of_no_class(rule: LabelRule, data: bytes, shown: str) -> None:
         ({"surprise": 1}, "Unexpected keyword argument"),
     ],
 )
-def test_rules_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
+def test_inconsistent_rules_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         LabelRule(**settings)
 
 
-def test_rules_in_words() -> None:
+def test_rules_as_text() -> None:
     rules = LabelRule(), LabelRule("multi", "json", "a.b"), LabelRule("none")
     assert [str(rule) for rule in rules] == ["single cls", "multi json under 'a.b'", "none"]

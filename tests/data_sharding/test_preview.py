@@ -1,4 +1,4 @@
-"""Sheets are even, what is written on them can be read, and damaged images have their place."""
+"""Sheets are even, their text is readable, and damaged images get an empty tile."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_small_pixels_stay_squares() -> None:
     assert (large == np.asarray(image).repeat(20, 0).repeat(20, 1)).all()
 
 
-def test_tiles_are_even_and_captions_are_beneath() -> None:
+def test_tiles_are_evenly_spaced_above_their_captions() -> None:
     tiles = [Tile(red(50, 50), "a name that is far too long for one line or even two of them")] * 5
     sheet = draw_sheet(grid(tiles, 3), title="t" * 500, subtitle="s", tile_px=100)
     columns, rows = (np.flatnonzero(is_red(sheet).any(axis)) for axis in (0, 1))
@@ -82,7 +82,7 @@ def draw(root: Path, manifest: Manifest, num: int, seed: int | None = None) -> I
     return preview(str(root), "train", manifest, num=num, seed=seed, scratch=None)
 
 
-def test_the_first_images_or_a_draw(tmp_path: Path) -> None:
+def test_the_first_images_or_a_random_choice(tmp_path: Path) -> None:
     for number in range(3):
         samples = {
             str(i): {
@@ -100,7 +100,7 @@ def test_the_first_images_or_a_draw(tmp_path: Path) -> None:
     assert is_red(draw(tmp_path, manifest, 1000)).sum() == 10 * 160 * 160
 
 
-def test_damaged_images_have_their_place(tmp_path: Path) -> None:
+def test_damaged_images_get_an_empty_tile(tmp_path: Path) -> None:
     samples = labelled(["犬", "a_b"], "txt")
     samples["bomb"] = {"png": bomb(), "txt": b"a_b"}
     samples["half"] = {"jpg": jpeg(1)[:100], "txt": b"a_b"}

@@ -1,4 +1,4 @@
-"""Only images that are too large are made smaller, by the right amount, and the trial tells."""
+"""Only images that are too large are shrunk, and by the right amount."""
 
 from io import BytesIO
 from pathlib import Path
@@ -38,8 +38,8 @@ def test_sizes(width: int, height: int, limit: int) -> None:
 @pytest.mark.parametrize(
     "settings", [(), (1, 2), (0,), (None, 0), (10, None, 0), (10, None, 101)], ids=str
 )
-def test_settings_that_make_no_sense(settings: tuple[int | None, ...]) -> None:
-    with pytest.raises(DataError, match="nothing was written"):
+def test_inconsistent_settings_are_refused(settings: tuple[int | None, ...]) -> None:
+    with pytest.raises(DataError):
         ResizeSettings(*settings)  # type: ignore[arg-type]
 
 
@@ -48,7 +48,7 @@ def test_settings_that_make_no_sense(settings: tuple[int | None, ...]) -> None:
     [("RGB", "JPEG", "RGB"), ("L", "JPEG", "L"), ("CMYK", "JPEG", "RGB"), ("P", "PNG", "RGB"),
      ("RGBA", "PNG", "RGB"), ("LA", "PNG", "L"), ("I;16", "PNG", "L")],
 )  # fmt: skip
-def test_every_kind_becomes_a_smaller_jpeg(mode: str, kind: str, expected: str) -> None:
+def test_every_format_becomes_a_smaller_jpeg(mode: str, kind: str, expected: str) -> None:
     shrink = ResizeSettings(max_side=100, quality=95)
     image = photo(1, (300, 150))
     if mode == "I;16":

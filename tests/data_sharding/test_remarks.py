@@ -109,7 +109,7 @@ def test_a_sound_set_has_no_remarks(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert caplog.records == []
 
 
-def test_a_count_that_missed_hard_links_is_not_confirmed(tmp_path: Path) -> None:
+def test_verify_counts_hard_links(tmp_path: Path) -> None:
     files = tmp_path / "files"
     files.mkdir()
     for name, data in ("a.jpg", jpeg(0)), ("a.cls", b"0"):

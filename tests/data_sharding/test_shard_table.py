@@ -1,4 +1,4 @@
-"""A table of shards is the shards, in memory or mapped; nothing false or strange passes."""
+"""A table equals its shards, in memory or mapped; impossible tables are refused."""
 
 import json
 import pickle
@@ -62,14 +62,14 @@ def test_a_table_is_a_sequence_of_its_shards(
 
 @settings(max_examples=100)
 @given(lists, st.slices(8))
-def test_parts_are_tables_too(given: list[ShardInfo], part: slice) -> None:
+def test_slices_are_tables(given: list[ShardInfo], part: slice) -> None:
     assert ShardTable.from_infos(given)[part] == ShardTable.from_infos(given[part])
     assert list(ShardTable.from_infos(given)[part]) == given[part]
 
 
 @settings(max_examples=100)
 @given(lists, st.data())
-def test_the_digest_changes_with_anything(given: list[ShardInfo], data: st.DataObject) -> None:
+def test_the_digest_changes_with_any_field(given: list[ShardInfo], data: st.DataObject) -> None:
     table, at = ShardTable.from_infos(given), data.draw(st.integers(0, len(given) - 1))
     field = data.draw(st.sampled_from(["name", "num_samples", "num_bytes", "sha256"]))
     values = asdict(given[at])
@@ -79,7 +79,7 @@ def test_the_digest_changes_with_anything(given: list[ShardInfo], data: st.DataO
     assert (ShardTable.from_infos(given[::-1]) == table) == (given[::-1] == given)
 
 
-def test_the_file_is_a_common_one(path: Path) -> None:
+def test_the_file_is_plain_safetensors(path: Path) -> None:
     """Any reader of safetensors can read it, and what any writer writes is read."""
     columns = load_file(path)
     assert [bytes(row).rstrip(b"\0").decode() for row in columns["names"]] == [
@@ -92,7 +92,7 @@ def test_the_file_is_a_common_one(path: Path) -> None:
 # ---------------------------------------------------------------- other processes
 
 
-def test_a_mapped_table_travels_as_its_path(path: Path) -> None:
+def test_a_mapped_table_is_pickled_as_its_path(path: Path) -> None:
     table = ShardTable.from_file(path)
     assert len(pickle.dumps(table)) < 1000
     assert pickle.loads(pickle.dumps(table)) == table
@@ -246,7 +246,7 @@ def described(**changes: Any) -> dict[str, Any]:
         "\xff",
     ],
 )
-def test_headers_that_make_no_sense(tmp_path: Path, header: Any) -> None:
+def test_invalid_headers_are_refused(tmp_path: Path, header: Any) -> None:
     text = header if isinstance(header, str) else json.dumps(header)
     data = text.encode("latin-1")
     path = tmp_path / "a.safetensors"
