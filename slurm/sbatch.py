@@ -14,33 +14,86 @@ from string import Template
 from types import MappingProxyType
 from typing import Literal
 
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
 from slurm.conflicting_options import asks_for_gpus, check_further, contradicted, input_variables
 
 SIGNAL = "USR2"  # sent to every process of the ranks some time before the limit
 
 
-@dataclass(frozen=True)
-class SbatchRequest:
-    """What is asked of Slurm, in submitit's words, and what is run.
+@dataclass(frozen=True, kw_only=True)
+class Container:
+    """The container that the ranks run in.
 
     Args:
-        name: of the job.
+        runtime: pyxis is an option of srun, apptainer a command.
+        python: the interpreter inside it.
+        mounts: SOURCE or SOURCE:TARGET, besides the run directory and `python_path`.
+    """
+
+    image: str
+    runtime: Literal["pyxis", "apptainer"]
+    python: str
+    mounts: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SbatchOptions:
+    """The resources and the environment of a job, in submitit's words.
+
+    None leaves a choice to the site. The bounds hold where pydantic reads these options.
+
+    Args:
+        tasks_per_node: the ranks of a node; None is one a GPU, or one where there are none.
+        timeout_min: the time limit of an attempt; the run continues in the next one.
+        array_parallelism: the largest number of elements of an array that run at the same time.
+        signal_delay_s: the time before the limit at which the ranks save and stop.
+        modules: environment modules to load.
+        setup: lines of shell for the first node, before the ranks are started.
+        additional_parameters: further options of sbatch, without their dashes; True for a flag.
+    """
+
+    nodes: PositiveInt
+    tasks_per_node: PositiveInt | None
+    gpus_per_node: NonNegativeInt
+    cpus_per_task: PositiveInt | None
+    mem_gb: PositiveFloat | None
+    timeout_min: PositiveInt | None
+    partition: str | None
+    account: str | None
+    qos: str | None
+    constraint: str | None
+    exclude: str | None
+    array_parallelism: PositiveInt | None
+    signal_delay_s: PositiveInt
+    modules: tuple[str, ...]
+    setup: tuple[str, ...]
+    container: Container | None
+    srun_args: tuple[str, ...]
+    additional_parameters: dict[str, str | int | float | bool]
+
+    def __post_init__(self) -> None:
+        limit_s = None if self.timeout_min is None else 60 * self.timeout_min
+        if limit_s is not None and limit_s <= self.signal_delay_s:
+            raise ValueError(
+                f"timeout_min={self.timeout_min} is {limit_s} s, and the ranks save and stop "
+                f"signal_delay_s={self.signal_delay_s} before that: at once. Give them more time, "
+                "or a shorter delay"
+            )
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.tasks_per_node or self.gpus_per_node or 1
+
+
+@dataclass(frozen=True)
+class SbatchRequest(SbatchOptions):
+    """A job: its options, and the run that it executes.
+
+    Args:
         run_dir: absolute path of the run directory.
         python: the interpreter, as all nodes see it.
         python_path: directories that modules come from, before the environment's own.
-        nodes, tasks_per_node, gpus_per_node, cpus_per_task, mem_gb: the size; a task is a rank.
-        timeout_min: the limit, after which another attempt goes on.
-        partition, account, qos, constraint, exclude: None is whatever the site's default is.
-        array_parallelism: how many of an array run at the same time, at most; None is no limit.
-        signal_lead_s: how long before the limit the ranks are told to save and stop.
-        modules: environment modules to be loaded.
-        setup: lines of shell, run on the first node before the ranks are started.
-        container_image: what the ranks run in.
-        container_runtime: pyxis (an option of srun) or apptainer (a command).
-        container_python: the interpreter inside it.
-        container_mounts: SOURCE or SOURCE:TARGET, besides the run directory and `python_path`.
-        srun_args: further arguments of srun.
-        additional_parameters: further options of sbatch, without their dashes; True for a flag.
         environ: further variables of the job.
 
     Raises:
@@ -51,30 +104,10 @@ class SbatchRequest:
     run_dir: str
     python: str
     python_path: tuple[str, ...] = ()
-    nodes: int = 1
-    tasks_per_node: int = 1
-    gpus_per_node: int = 0
-    cpus_per_task: int | None = None
-    mem_gb: float | None = None
-    timeout_min: int | None = None
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    exclude: str | None = None
-    array_parallelism: int | None = None
-    signal_lead_s: int = 120
-    modules: tuple[str, ...] = ()
-    setup: tuple[str, ...] = ()
-    container_image: str | None = None
-    container_runtime: Literal["pyxis", "apptainer"] = "pyxis"
-    container_python: str = "python"
-    container_mounts: tuple[str, ...] = ()
-    srun_args: tuple[str, ...] = ()
-    additional_parameters: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     environ: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for key in self.environ:
             if not re.fullmatch(r"[A-Za-z_]\w*", key):
                 raise ValueError(f"{key!r} cannot be the name of an environment variable")
@@ -139,7 +172,7 @@ def render_template(
         python=shlex.quote(job.python),
         exports="\n".join(_exports(job)),
         setup="".join(f"{line}\n" for line in _setup(job)),
-        tasks_per_node=job.tasks_per_node,
+        tasks_per_node=job.ranks_per_node,
         srun=" \\\n    ".join(_srun(job)),
         interpreter=_interpreter(job),
         module=module,
@@ -280,7 +313,7 @@ def _own_options(job: SbatchRequest) -> dict[str, object]:
     return {
         "job-name": job.name,
         "nodes": job.nodes,
-        "ntasks-per-node": job.tasks_per_node,
+        "ntasks-per-node": job.ranks_per_node,
         "gpus-per-node": job.gpus_per_node or None,
         "cpus-per-task": job.cpus_per_task,
         "mem": None if job.mem_gb is None else f"{round(job.mem_gb * 1024)}M",
@@ -290,7 +323,7 @@ def _own_options(job: SbatchRequest) -> dict[str, object]:
         "qos": job.qos,
         "constraint": job.constraint,
         "exclude": job.exclude,
-        "signal": f"{SIGNAL}@{job.signal_lead_s}",
+        "signal": f"{SIGNAL}@{job.signal_delay_s}",
         "requeue": True,
         "open-mode": "append",
         "output": f"{job.run_dir.replace('%', '%%')}/slurm/%j.out",
@@ -325,25 +358,25 @@ def _setup(job: SbatchRequest) -> Iterator[str]:
 
 def _srun(job: SbatchRequest) -> Iterator[str]:
     yield "--kill-on-bad-exit=1 --wait=60"
-    yield f"--ntasks-per-node={job.tasks_per_node} --open-mode=append"
+    yield f"--ntasks-per-node={job.ranks_per_node} --open-mode=append"
     yield '--output="${logs//%/%%}/rank-%5t.log"'
-    if job.container_image and job.container_runtime == "pyxis":
-        yield f"--container-image={shlex.quote(job.container_image)}"
-        yield f"--container-mounts={shlex.quote(','.join(_mounts(job)))}"
+    if job.container and job.container.runtime == "pyxis":
+        yield f"--container-image={shlex.quote(job.container.image)}"
+        yield f"--container-mounts={shlex.quote(','.join(_mounts(job, job.container)))}"
     yield from map(shlex.quote, job.srun_args)
 
 
 def _interpreter(job: SbatchRequest) -> str:
-    if not job.container_image:
+    container = job.container
+    if container is None:
         return '"$python"'
-    if job.container_runtime == "pyxis":
-        return shlex.quote(job.container_python)
+    if container.runtime == "pyxis":
+        return shlex.quote(container.python)
     gpus = ["--nv"] if job.gpus_per_node or asks_for_gpus(job.further_options) else []
-    bind = f"--bind={','.join(_mounts(job))}"
-    command = ["apptainer", "exec", *gpus, bind, job.container_image, job.container_python]
-    return shlex.join(command)
+    bind = f"--bind={','.join(_mounts(job, container))}"
+    return shlex.join(["apptainer", "exec", *gpus, bind, container.image, container.python])
 
 
-def _mounts(job: SbatchRequest) -> Iterator[str]:
-    for mount in (job.run_dir, *job.python_path, *job.container_mounts):
+def _mounts(job: SbatchRequest, container: Container) -> Iterator[str]:
+    for mount in (job.run_dir, *job.python_path, *container.mounts):
         yield mount if ":" in mount else f"{mount}:{mount}"

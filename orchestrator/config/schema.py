@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from data_sharding.transforms.eval_protocol import parse_protocol
 from orchestrator.config.recipe import Recipe, Share, Size, schema_dataclass
+from slurm.sbatch import SbatchOptions
 
 _INTERFACES = re.compile(r"[\w.:@\-]+(,[\w.:@\-]+)*")
 
@@ -175,16 +176,6 @@ class Launcher:
 
 
 @schema_dataclass
-class Container:
-    """What the ranks of a job run in; see slurm.sbatch."""
-
-    image: str
-    runtime: Literal["pyxis", "apptainer"]
-    python: str
-    mounts: tuple[str, ...]
-
-
-@schema_dataclass
 class Runtime:
     """The device of a rank, its threads, its connections, and how long it waits."""
 
@@ -205,43 +196,11 @@ class Runtime:
 
 
 @schema_dataclass
-class Slurm:
-    """What Slurm is asked for, in submitit's words, and when a run is given up."""
+class Slurm(SbatchOptions):
+    """The job of a run, and when the run is given up."""
 
-    nodes: PositiveInt
-    tasks_per_node: PositiveInt | None
-    gpus_per_node: NonNegativeInt
-    cpus_per_task: PositiveInt | None
-    mem_gb: PositiveFloat | None
-    timeout_min: PositiveInt | None
-    partition: str | None
-    account: str | None
-    qos: str | None
-    constraint: str | None
-    exclude: str | None
-    array_parallelism: PositiveInt | None
-    signal_delay_s: PositiveInt
     max_consecutive_failures: NonNegativeInt
     code_snapshot_max_mb: PositiveFloat | None
-    modules: tuple[str, ...]
-    setup: tuple[str, ...]
-    container: Container | None
-    srun_args: tuple[str, ...]
-    additional_parameters: dict[str, str | int | float | bool]
-
-    def __post_init__(self) -> None:
-        limit_s = None if self.timeout_min is None else 60 * self.timeout_min
-        if limit_s is not None and limit_s <= self.signal_delay_s:
-            raise ValueError(
-                f"timeout_min={self.timeout_min} is {limit_s} s, and signal_delay_s="
-                f"{self.signal_delay_s} before that the ranks save and stop: at once. Give them "
-                "more time, or a shorter delay"
-            )
-
-    @property
-    def ranks_per_node(self) -> int:
-        """A rank for each GPU, unless it is said otherwise; one where there are none."""
-        return self.tasks_per_node or self.gpus_per_node or 1
 
 
 @schema_dataclass

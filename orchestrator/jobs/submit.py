@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from orchestrator.config.parse import ConfigError
@@ -24,7 +24,7 @@ from orchestrator.run.sweepdir import SweepDir
 from slurm import client
 from slurm.errors import SlurmError
 from slurm.job_array import JobArray, group_compatible, render_array
-from slurm.sbatch import SbatchRequest, overruled, render_sbatch
+from slurm.sbatch import SbatchOptions, SbatchRequest, overruled, render_sbatch
 
 
 @dataclass(frozen=True)
@@ -149,48 +149,19 @@ def render_job_script(job: SbatchRequest) -> str:
 
 
 def job_request(run: RunDir, config: Config, python_path: Sequence[str]) -> SbatchRequest:
-    """Return what is asked of Slurm for a run.
+    """Build the request for a run's job.
 
     Raises:
         ConfigError: a value of `slurm` makes no job.
     """
-    asked, container = config.slurm, config.slurm.container
-    threads = config.runtime.threads_per_rank or asked.cpus_per_task or 1
+    threads = config.runtime.threads_per_rank or config.slurm.cpus_per_task or 1
     environ = {"OMP_NUM_THREADS": str(threads)}
     if "SLURM_CONF" in os.environ:
         environ["SLURM_CONF"] = os.environ["SLURM_CONF"]
-    if container:
-        inside = {
-            "container_image": container.image,
-            "container_runtime": container.runtime,
-            "container_python": container.python,
-            "container_mounts": container.mounts,
-        }
+    options = {option.name: getattr(config.slurm, option.name) for option in fields(SbatchOptions)}
     with _as_config_error():
         return SbatchRequest(
-            name=f"tahoe {run.id}",
-            run_dir=str(run.path),
-            python=sys.executable,
-            python_path=tuple(python_path),
-            nodes=asked.nodes,
-            tasks_per_node=asked.ranks_per_node,
-            gpus_per_node=asked.gpus_per_node,
-            cpus_per_task=asked.cpus_per_task,
-            mem_gb=asked.mem_gb,
-            timeout_min=asked.timeout_min,
-            partition=asked.partition,
-            account=asked.account,
-            qos=asked.qos,
-            constraint=asked.constraint,
-            exclude=asked.exclude,
-            array_parallelism=asked.array_parallelism,
-            signal_lead_s=asked.signal_delay_s,
-            modules=asked.modules,
-            setup=asked.setup,
-            srun_args=asked.srun_args,
-            additional_parameters=asked.additional_parameters,
-            environ=environ,
-            **(inside if container else {}),  # type: ignore[arg-type]
+            f"tahoe {run.id}", str(run.path), sys.executable, tuple(python_path), environ, **options
         )
 
 

@@ -279,7 +279,7 @@ def test_the_identity_does_not_depend_on_how_a_number_is_written(values: dict[st
 
 def test_a_limit_leaves_time_before_the_ranks_are_told_to_stop(values: dict[str, Any]) -> None:
     lead = {"slurm__signal_delay_s": 120}
-    assert "save and stop: at once" in complaint(values, slurm__timeout_min=2, **lead)
+    assert "signal_delay_s=120" in complaint(values, slurm__timeout_min=2, **lead)
     put(values, "slurm.timeout_min", 3)
     assert parse(values).slurm.timeout_min == 3
 

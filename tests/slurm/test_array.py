@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sbatch_requests import sbatch_request
 
 from slurm.job_array import JobArray, group_compatible, render_array
 from slurm.sbatch import SbatchRequest
 
 GOLDEN = Path(__file__).parent / "golden"
-JOB = SbatchRequest("tahoe run", "/runs/a", "/venv/bin/python", nodes=2, array_parallelism=8)
+JOB = sbatch_request("tahoe run", "/runs/a", "/venv/bin/python", nodes=2, array_parallelism=8)
 
 
 def test_the_script_is_what_somebody_has_looked_at() -> None:

@@ -3,11 +3,12 @@
 import subprocess
 from pathlib import Path
 
+from sbatch_requests import sbatch_request
+
 from slurm.node_check import render_checkup
-from slurm.sbatch import SbatchRequest
 
 GOLDEN = Path(__file__).parent / "golden"
-JOB = SbatchRequest(
+JOB = sbatch_request(
     "tahoe run",
     "/runs/doctor/a look",
     "/venv/bin/python",

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from sbatch_requests import sbatch_request
 
 from slurm import sbatch
-from slurm.sbatch import SbatchRequest, overruled, sbatch_options
+from slurm.sbatch import Container, SbatchRequest, overruled, sbatch_options
 
 render = partial(
     sbatch.render_sbatch, worker="orchestrator.training.worker", hooks="orchestrator.jobs.job_hooks"
@@ -35,8 +36,8 @@ texts = st.one_of(
     st.sampled_from(HOSTILE),
     st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=20),
 )
-PLAIN = SbatchRequest("tahoe run", "/runs/a run", "/venv/bin/python")
-WHOLE = SbatchRequest(
+PLAIN = sbatch_request("tahoe run", "/runs/a run", "/venv/bin/python")
+WHOLE = sbatch_request(
     "tahoe run",
     "/runs/run",
     "/venv/bin/python",
@@ -58,17 +59,24 @@ WHOLE = SbatchRequest(
     additional_parameters={"reservation": "night", "exclusive": True, "comment": 'it\'s "ours"'},
     environ={"OMP_NUM_THREADS": "12"},
 )
-PYXIS = SbatchRequest(
+PYXIS = sbatch_request(
     *("tahoe run", "/runs/run", "/venv/bin/python", ("/code",)),
-    container_image="nvcr.io#nvidia/pytorch:25.10-py3",
-    container_mounts=("/data",),
+    container=Container(
+        image="nvcr.io#nvidia/pytorch:25.10-py3",
+        runtime="pyxis",
+        python="python",
+        mounts=("/data",),
+    ),
 )
-APPTAINER = SbatchRequest(
+APPTAINER = sbatch_request(
     *("tahoe run", "/runs/run", "/venv/bin/python", ("/code",)),
     gpus_per_node=1,
-    container_image="/images/py torch.sif",
-    container_runtime="apptainer",
-    container_mounts=("/scratch:/data",),
+    container=Container(
+        image="/images/py torch.sif",
+        runtime="apptainer",
+        python="python",
+        mounts=("/scratch:/data",),
+    ),
 )
 
 
@@ -86,7 +94,7 @@ def test_scripts_are_what_somebody_has_looked_at(name: str, job: SbatchRequest) 
 def test_a_shell_reads_back_what_was_meant(
     run_dir: str, python: str, python_path: list[str], value: str
 ) -> None:
-    job = SbatchRequest("n", f"/{run_dir}", python, tuple(python_path), environ={"MINE": value})
+    job = sbatch_request("n", f"/{run_dir}", python, tuple(python_path), environ={"MINE": value})
     if {"\n", "\r", "\\"} & set(run_dir):
         with pytest.raises(ValueError, match=r"line break|backslash"):
             render(job)
@@ -119,7 +127,7 @@ def test_the_whole_script_is_bash(tmp_path: Path) -> None:
 )
 def test_what_no_script_can_hold_is_refused(wrong: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        render(SbatchRequest(**{"name": "n", "run_dir": "/r", "python": "python"} | wrong))
+        render(sbatch_request(**{"name": "n", "run_dir": "/r", "python": "python"} | wrong))
 
 
 @pytest.mark.parametrize(

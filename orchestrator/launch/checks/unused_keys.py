@@ -6,6 +6,7 @@ What a group leaves behind where another choice makes it idle is not said: nobod
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from functools import cache
 
 from data_sharding.transforms.eval_protocol import parse_protocol
@@ -102,7 +103,7 @@ def _of_crops(config: Config) -> Iterator[tuple[bool, Sequence[str], str]]:
 def _of_launch(config: Config) -> Iterator[tuple[bool, Sequence[str], str]]:
     is_local = config.launcher.name == "local"
     local = "this machine starts the ranks: launcher.nproc_per_node gives their number"
-    yield is_local, [f"slurm.{name}" for name in Slurm.__annotations__], local
+    yield is_local, [f"slurm.{field.name}" for field in fields(Slurm)], local
     remote = "Slurm starts the ranks: slurm.nodes, tasks_per_node, gpus_per_node give their number"
     yield not is_local, ["launcher.nproc_per_node", "launcher.grace_period_s"], remote
     store = ["tracking.uri", "tracking.experiment"]
