@@ -22,8 +22,8 @@ from ranks import run_on_ranks
 
 from orchestrator.config.schema import Config
 from orchestrator.launch.compose import compose
-from orchestrator.training.distributed.optimizer_state import large_tensors
 from orchestrator.training.distributed.world import World
+from orchestrator.training.distributed.zero import large_tensors
 from orchestrator.training.state.train_state import TrainState
 from orchestrator.training.step.train_step import wrap_ddp
 

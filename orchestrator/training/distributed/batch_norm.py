@@ -1,13 +1,12 @@
-"""Batch norm's running statistics: on every rank those of all micro-batches, in their order.
+"""Running statistics of batch norm: the same on every rank, whatever the number of ranks.
 
-A layer moves them by each micro-batch, s <- (1 - momentum) s + momentum x, and that is linear in s.
-So the ranks above the first begin a step at zero and end it with what their own micro-batches add;
-each micro-batch of a later rank shrinks that by (1 - momentum), and the sum over the ranks is what
-one rank would have come to alone. It is taken each step: what is averaged, evaluated and saved is
-then the same on all ranks and does not depend on when that is done.
+A layer updates them with each micro-batch, s <- (1 - momentum) s + momentum x, which is linear in
+s. So rank 0 starts a step from s and the others start from zero; each rank's result is decayed by
+(1 - momentum) for every micro-batch of later ranks, and the sum over ranks is what one rank would
+have computed alone. The sum is taken every step, so EMA, evaluation and checkpoints see the same
+values on all ranks at any time.
 
-Other floating-point buffers of a checkpoint are rank 0's after each step: how those of several
-ranks would become one, nobody but the network knows.
+Other floating-point buffers that a checkpoint holds are broadcast from rank 0 after each step.
 """
 
 import math
@@ -24,39 +23,41 @@ from orchestrator.training.distributed.world import World
 
 
 class RunningStatistics:
-    """Those of a network, which one rank alone computes without any of this."""
+    """Synchronises the running statistics and other saved buffers of a model over the ranks."""
 
-    def __init__(self, network: nn.Module, world: World) -> None:
+    def __init__(self, model: nn.Module, world: World) -> None:
         self._world = world
-        self._layers: Sequence[Any] = [m for m in network.modules() if _has_statistics(m)]
-        self._others = list(_other_buffers(network, self._layers))
+        self._layers: Sequence[Any] = [m for m in model.modules() if _has_local_statistics(m)]
+        self._others = list(_other_buffers(model, self._layers))
         momenta = [math.nan if m.momentum is None else m.momentum for m in self._layers]
         self._momenta = torch.tensor(momenta, dtype=torch.float64, device=world.device)
-        numbers = [m.num_features for m in self._layers]
-        others = sum(getattr(module, name).numel() for module, name in self._others)
-        self._sizes = torch.tensor([*numbers, *numbers, others], device=world.device)
+        num_features = [m.num_features for m in self._layers]
+        num_others = sum(getattr(module, name).numel() for module, name in self._others)
+        sizes = [*num_features, *num_features, num_others]  # means, variances, other buffers
+        self._sizes = torch.tensor(sizes, device=world.device)
 
     @contextmanager
     def of_all_ranks(self) -> Iterator[None]:
-        """Let a step's micro-batches be computed; each rank has the same number of them."""
+        """Synchronise after the block, in which each rank computes equally many micro-batches."""
         if self._world.size == 1 or not (self._layers or self._others):
             yield
             return
-        before = self._counts()
-        learning = [layer for layer in self._layers if layer.training]
-        if learning and not self._world.is_main:
-            torch._foreach_zero_(_means_and_variances(learning))
+        before = self._num_batches()
+        training = [layer for layer in self._layers if layer.training]
+        if training and not self._world.is_main:
+            torch._foreach_zero_(_means_and_variances(training))
         yield
-        self._add_up(before)
+        self._all_reduce(before)
 
-    def _add_up(self, before: Tensor) -> None:
-        done = self._counts() - before  # by this rank, as by every other
+    def _all_reduce(self, before: Tensor) -> None:
+        num_new = self._num_batches() - before  # the same on every rank
         tensors = _means_and_variances(self._layers)
         tensors += [getattr(module, name) for module, name in self._others]
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        # With its size given, a GPU need not be waited for.
-        share = self._share(before, done).repeat_interleave(self._sizes, output_size=len(flat))
-        flat = torch.where(share == 0, 0, flat * share).to(flat.dtype)
+        # `output_size` spares a GPU synchronisation.
+        weights = self._weights(before, num_new)
+        weights = weights.repeat_interleave(self._sizes, output_size=len(flat))
+        flat = torch.where(weights == 0, 0, flat * weights).to(flat.dtype)
         dist.all_reduce(flat)
         pieces = flat.split([tensor.numel() for tensor in tensors])
         torch._foreach_copy_(
@@ -64,30 +65,29 @@ class RunningStatistics:
         )
         if self._layers:
             counts = [layer.num_batches_tracked for layer in self._layers]
-            torch._foreach_copy_(counts, (before + done * self._world.size).unbind())
+            torch._foreach_copy_(counts, (before + num_new * self._world.size).unbind())
 
-    def _share(self, before: Tensor, done: Tensor) -> Tensor:
-        """Return by what this rank's means, variances and other buffers go into the sum.
+    def _weights(self, before: Tensor, num_new: Tensor) -> Tensor:
+        """Compute this rank's weight in the sum for each mean, each variance and the other buffers.
 
-        A layer without a momentum takes the mean of all there ever were. One that has seen nothing
-        is as rank 0 has it.
+        Without a momentum, a layer keeps the mean over all batches so far. Rank 0's values count
+        for layers that have seen no batch.
         """
-        rank, size, is_first = self._world.rank, self._world.size, float(self._world.is_main)
-        decayed = (1 - self._momenta) ** (done * (size - 1 - rank))
-        of_all = (before + done) / (before + done * size)
-        share = torch.where(self._momenta.isnan(), of_all, decayed)
-        share = torch.where(done > 0, share, is_first)
-        return torch.cat([share, share, share.new_tensor([is_first])])
+        rank, size, is_main = self._world.rank, self._world.size, float(self._world.is_main)
+        decay = (1 - self._momenta) ** (num_new * (size - 1 - rank))
+        mean = (before + num_new) / (before + num_new * size)
+        weights = torch.where(self._momenta.isnan(), mean, decay)
+        weights = torch.where(num_new > 0, weights, is_main)
+        return torch.cat([weights, weights, weights.new_tensor([is_main])])
 
-    def _counts(self) -> Tensor:
-        """Return how many micro-batches each layer has seen, int64 (layers,)."""
+    def _num_batches(self) -> Tensor:
+        """Stack the number of micro-batches that each layer has seen, int64 (layers,)."""
         counts = [layer.num_batches_tracked for layer in self._layers]
         return torch.stack(counts) if counts else self._sizes[:0]
 
 
-def _has_statistics(module: nn.Module) -> bool:
-    """Whether a module is a batch norm whose statistics are of one rank's micro-batches."""
-    is_synchronised = isinstance(module, nn.SyncBatchNorm)  # the same on all ranks by itself
+def _has_local_statistics(module: nn.Module) -> bool:
+    is_synchronised = isinstance(module, nn.SyncBatchNorm)  # equal on all ranks already
     return isinstance(module, _BatchNorm) and not is_synchronised and module.track_running_stats
 
 
@@ -95,10 +95,10 @@ def _means_and_variances(layers: Sequence[Any]) -> list[Tensor]:
     return [m.running_mean for m in layers] + [m.running_var for m in layers]
 
 
-def _other_buffers(network: nn.Module, layers: Sequence[Any]) -> Iterator[tuple[nn.Module, str]]:
-    kept = network.state_dict().keys()
-    for path, module in network.named_modules():
+def _other_buffers(model: nn.Module, layers: Sequence[Any]) -> Iterator[tuple[nn.Module, str]]:
+    saved = model.state_dict().keys()
+    for path, module in model.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
-            is_kept = ".".join(filter(None, (path, name))) in kept
-            if module not in layers and is_kept and buffer.is_floating_point():
+            is_saved = ".".join(filter(None, (path, name))) in saved
+            if module not in layers and is_saved and buffer.is_floating_point():
                 yield module, name

@@ -1,14 +1,14 @@
-"""The ranks of an attempt, and how they agree.
+"""The ranks of an attempt and their collectives.
 
-A rank learns who it is from torchrun's environment names, whoever set them. There are two process
-groups: the default one carries gradients (NCCL on CUDA, gloo on CPU), and a gloo group on the CPU
-carries decisions, so that agreeing waits for no kernel.
+A rank reads torchrun's environment variables, whoever set them. There are two process groups: the
+default one carries gradients (NCCL on CUDA, gloo on CPU), and a gloo group on the CPU carries
+decisions, so that no decision waits for a kernel.
 """
 
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +19,8 @@ import torch.distributed as dist
 
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Runtime
+from orchestrator.run.exit_status import FatalRunError
+from orchestrator.run.rundir import RunError
 from orchestrator.training.distributed.network_interface import use_interface
 
 _POLL_S = 0.02
@@ -26,7 +28,7 @@ _POLL_S = 0.02
 
 @dataclass(frozen=True)
 class World:
-    """This rank among all."""
+    """This rank, and collectives over all ranks."""
 
     rank: int
     local_rank: int
@@ -36,21 +38,21 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank is the one that writes."""
+        """True on rank 0, which writes logs and checkpoints."""
         return self.rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum over ranks of a CPU tensor; every rank gets the same bits."""
+        """Sum a CPU tensor over the ranks; every rank gets the same bits."""
         total = values.clone()
         dist.all_reduce(total, op=dist.ReduceOp.SUM, group=self.control)
         return total
 
     def any(self, flag: bool) -> bool:
-        """Return whether the flag is set on any rank; every rank gets the same answer."""
+        """Check whether the flag is set on any rank; every rank gets the same result."""
         return bool(self.sum(torch.tensor([int(flag)])).item())
 
     def broadcast(self, tensors: Sequence[torch.Tensor], source: int = 0) -> None:
-        """Give tensors of one rank, in whatever order of their dimensions, to all."""
+        """Copy tensors of one rank, in any memory format, to all ranks."""
         if self.size == 1:
             return
         dense = [tensor.contiguous() for tensor in tensors]
@@ -58,10 +60,10 @@ class World:
         for work in filter(None, works):
             work.wait()
         for tensor, shared in zip(tensors, dense, strict=True):
-            tensor.copy_(shared)  # nothing happens where they are one
+            tensor.copy_(shared)  # a no-op where they are the same tensor
 
     def send_to_rank0(self, tensor: torch.Tensor, source: int) -> None:
-        """Let rank 0's tensor become that of another rank; the two alone take part."""
+        """Copy a tensor of another rank to rank 0; only these two take part."""
         if source == 0:
             return
         dense = tensor.contiguous()
@@ -72,33 +74,44 @@ class World:
             dist.send(dense, 0)
 
     def barrier(self) -> None:
-        """Return when every rank has come here."""
+        """Wait until every rank has called this."""
         dist.barrier(group=self.control)
 
     def broadcast_int(self, value: int) -> int:
-        """Return rank 0's value on every rank."""
+        """Copy rank 0's value to every rank."""
         tensor = torch.tensor([value], dtype=torch.int64)
         dist.broadcast(tensor, src=0, group=self.control)
         return int(tensor.item())
 
     def broadcast_object(self, value: Any) -> Any:
-        """Return rank 0's object on every rank: small things, that rank 0 has made or checked."""
-        held = [value]
-        dist.broadcast_object_list(held, src=0, group=self.control)
-        return held[0]
+        """Copy a small object of rank 0 to every rank."""
+        objects = [value]
+        dist.broadcast_object_list(objects, src=0, group=self.control)
+        return objects[0]
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """Return the small objects of all ranks, in their order."""
+        """Collect a small object of every rank, in rank order, on every rank."""
         gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, value, group=self.control)
         return gathered
+
+    def check_on_main(self, check: Callable[[], None]) -> None:
+        """Run a check on rank 0; if it raises `RunError`, every rank raises `FatalRunError`."""
+        problem = None
+        if self.is_main:
+            try:
+                check()
+            except RunError as error:
+                problem = str(error)
+        if problem := self.broadcast_object(problem):
+            raise FatalRunError(problem)
 
 
 class AsyncMaxReduce:
     """The maximum of a flag over the ranks, one step late and without waiting.
 
-    `step` starts the reduction of this step's flag and returns the result of the one before, so
-    every rank acts on the same value at the same step while the network works beside the compute.
+    `step` starts to reduce this step's flag and returns the result of the previous step, so every
+    rank acts on the same value at the same step, and communication overlaps with compute.
     """
 
     def __init__(self, world: World) -> None:
@@ -107,19 +120,19 @@ class AsyncMaxReduce:
         self._pending: dist.Work | None = None
 
     def step(self, flag: int) -> int:
-        """Offer this rank's flag; return the highest that was offered a step ago."""
-        agreed = 0
+        """Submit this rank's flag; return the maximum over ranks of the previous step."""
+        maximum = 0
         if self._pending is not None:
             self._pending.wait()
-            agreed = int(self._flag.item())
+            maximum = int(self._flag.item())
         self._flag = torch.tensor([flag], dtype=torch.int64)
         self._pending = dist.all_reduce(
             self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True
         )
-        return agreed
+        return maximum
 
     def close(self) -> None:
-        """Take back the last reduction, so that nothing is in flight when the group ends."""
+        """Wait for the last reduction: nothing may be in flight when the group is destroyed."""
         if self._pending is not None:
             self._pending.wait()
             self._pending = None
@@ -127,21 +140,21 @@ class AsyncMaxReduce:
 
 @contextmanager
 def init_world(runtime: Runtime) -> Iterator[World]:
-    """Meet the other ranks; part from them at the end."""
+    """Initialise the process groups; destroy them at the end of the block."""
     local_rank = int(os.environ["LOCAL_RANK"])
     device = choose_device(runtime.device, local_rank)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     spans_nodes = (
         os.environ["WORLD_SIZE"] != os.environ["LOCAL_WORLD_SIZE"]
-        and os.environ["MASTER_ADDR"] != "127.0.0.1"  # by which only ranks on one machine meet
+        and os.environ["MASTER_ADDR"] != "127.0.0.1"  # reachable on one machine only
     )
     use_interface(runtime.network_interface, spans_nodes=spans_nodes)
     timeout = timedelta(seconds=runtime.process_group_timeout_s)
     if device.type == "cuda":
-        _choose_repeatable_kernels()
+        _use_deterministic_kernels()
         torch.cuda.set_device(device)
     if os.environ["RANK"] != "0":
-        _await_first(runtime.process_group_timeout_s)
+        _wait_for_rank0(runtime.process_group_timeout_s)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     control = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(control, dist.ProcessGroup)  # every rank is a member
@@ -157,11 +170,11 @@ def init_world(runtime: Runtime) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _await_first(timeout_s: float) -> None:
-    """Return when rank 0 listens. torch, refused once, tries again most of a second later."""
+def _wait_for_rank0(timeout_s: float) -> None:
+    """Wait until rank 0 listens: a refused torch would retry most of a second later."""
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     deadline_s = time.monotonic() + timeout_s
-    while time.monotonic() < deadline_s:  # after which torch says what is wrong
+    while time.monotonic() < deadline_s:  # afterwards torch reports the error
         try:
             with socket.create_connection(address, timeout=_POLL_S * 100):
                 return
@@ -169,31 +182,32 @@ def _await_first(timeout_s: float) -> None:
             time.sleep(_POLL_S)
 
 
-def _choose_repeatable_kernels() -> None:
-    """Let CUDA give the same bits for the same step, and torch warn in the log where it cannot.
+def _use_deterministic_kernels() -> None:
+    """Use CUDA kernels that give the same bits for the same step; torch warns where none exists.
 
-    Without it float32 convolutions of a resumed ResNet-18 have been seen to differ (H200, cuDNN).
+    Without them, float32 convolutions of a resumed ResNet-18 differed (H200, cuDNN).
     https://docs.pytorch.org/docs/stable/notes/randomness.html
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS begins
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # slow
 
 
-def choose_device(wanted: str, local_rank: int) -> torch.device:
-    """Return the device of a rank: its own GPU, the only one it can see, or the CPU.
+def choose_device(kind: str, local_rank: int) -> torch.device:
+    """Choose a rank's device: its GPU, the only GPU it can see, or the CPU.
 
-    Raises:
-        ConfigError: CUDA is asked for and there is no GPU for this rank.
+    Args:
+        kind: "cpu", "cuda" or "auto".
     """
     num_gpus = torch.cuda.device_count()
-    if wanted == "cpu" or (wanted == "auto" and num_gpus == 0):
+    if kind == "cpu" or (kind == "auto" and num_gpus == 0):
         return torch.device("cpu")
     if num_gpus == 1:
         return torch.device("cuda", 0)  # Slurm may show each task its own GPU only
     if local_rank < num_gpus:
         return torch.device("cuda", local_rank)
     raise ConfigError(
-        f"local rank {local_rank} has no GPU: torch sees {num_gpus}. Ranks would share devices or "
-        "have none. Set launcher.nproc_per_node to the number of GPUs, or runtime.device=cpu."
+        f"local rank {local_rank} has no GPU: torch sees {num_gpus}",
+        value=local_rank,
+        hint="Set launcher.nproc_per_node to the number of GPUs, or runtime.device=cpu.",
     )

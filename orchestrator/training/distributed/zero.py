@@ -1,64 +1,90 @@
-"""An optimizer whose slots are spread over the ranks: ZeRO, stage 1.
+"""Optimizer state sharded over the ranks: ZeRO, stage 1.
 
-Momentum and second moments of a parameter live on one rank, which alone updates it and sends it to
-the others. Every rank has all gradients, so what is clipped and skipped is decided alike.
+Momentum and second moments of a parameter live on one rank, which alone updates the parameter and
+broadcasts it. Every rank has all gradients, so clipping and skipped steps are the same everywhere.
 Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models",
 section 5.1.
 
-torch's ZeroRedundancyOptimizer makes an optimizer of a class and its arguments, and hands over what
-a rank has as one pickle. This takes any optimizer that there is already, and goes tensor by tensor.
+torch's ZeroRedundancyOptimizer constructs the optimizer itself and sends a rank's state as one
+pickle. `ZeroOptimizer` wraps any existing optimizer and sends tensor by tensor.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from orchestrator.config.parse import ConfigError
-from orchestrator.training.distributed.optimizer_state import (
-    ParamState,
-    empty_like_meta,
-    large_tensors,
-    to_meta,
-)
 from orchestrator.training.distributed.world import World
+
+ParamState = dict[str, Any]  # the optimizer's state of one parameter, by name
+
+
+def to_meta(state: ParamState) -> ParamState:
+    """Move the large tensors to the meta device, where they take no memory."""
+    return {name: value.to("meta") if _is_large(value) else value for name, value in state.items()}
+
+
+def empty_like_meta(meta: ParamState, device: torch.device) -> ParamState:
+    """Allocate the large tensors on a device, uninitialised."""
+    return {
+        name: torch.empty_like(value, device=device) if _is_large(value) else value
+        for name, value in meta.items()
+    }
+
+
+def clone_to(state: ParamState, device: torch.device) -> ParamState:
+    """Copy the large tensors to a device."""
+    return {
+        name: value.to(device, copy=True) if _is_large(value) else value
+        for name, value in state.items()
+    }
+
+
+def large_tensors(state: ParamState) -> list[torch.Tensor]:
+    """List the tensors that are transferred one by one; the rest is a few numbers."""
+    return [value for value in state.values() if _is_large(value)]
+
+
+def _is_large(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() > 0
 
 
 class ZeroOptimizer:
-    """Who keeps the slots of which parameter, by its number in the optimizer's state."""
+    """Assigns the state of each parameter, by its index in the optimizer, to a rank."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, world: World) -> None:
-        """Share the parameters out.
-
-        Raises:
-            ConfigError: the optimizer looks at all gradients together.
-        """
         if type(optimizer).__name__ == "Kron":
             raise ConfigError(
-                "strategy=ddp_zero1: kron draws from one generator for all parameters, and would "
-                "draw others for a share of them. Take strategy=ddp, or another optimizer."
+                "strategy=ddp_zero1: kron draws from one random generator for all parameters, so "
+                "sharding would change its draws",
+                value="ddp_zero1",
+                hint="Set strategy=ddp, or take another optimizer.",
             )
         if any(group.get("max_grad_norm") for group in optimizer.param_groups):
             raise ConfigError(
-                "strategy=ddp_zero1: this optimizer clips by the norm of all gradients, and would "
-                "see those of one rank. Set recipe.optimizer.kwargs.max_grad_norm=null and "
-                "recipe.clip_grad_norm in its place, or strategy=ddp."
+                "strategy=ddp_zero1: this optimizer clips by the norm of all gradients, and a rank "
+                "would see those of its own parameters only",
+                value="ddp_zero1",
+                hint="Set recipe.optimizer.kwargs.max_grad_norm=null and use "
+                "recipe.clip_grad_norm, or set strategy=ddp.",
             )
         self._world = world
         self._params = [param for group in optimizer.param_groups for param in group["params"]]
         self._owners = balance_by_size([param.numel() for param in self._params], world.size)
 
     def owns(self, index: int) -> bool:
-        """Whether this rank keeps the slots of a parameter."""
+        """Check whether this rank keeps the state of a parameter."""
         return self._owners[index] == self._world.rank
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Let an optimizer's step change this rank's parameters; then give each to all ranks."""
+        """Restrict an optimizer step to this rank's parameters, then broadcast them all."""
         grads = [param.grad for param in self._params]
         for index, param in enumerate(self._params):
             if not self.owns(index):
-                param.grad = None  # which every optimizer passes over
+                param.grad = None  # optimizers skip it
         yield
         for param, grad in zip(self._params, grads, strict=True):
             param.grad = grad
@@ -66,30 +92,30 @@ class ZeroOptimizer:
             owned = zip(self._params, self._owners, strict=True)
             self._world.broadcast([param.detach() for param, owner in owned if owner == rank], rank)
 
-    def gather(self, mine: Mapping[int, ParamState]) -> Iterator[tuple[int, ParamState]]:
-        """Yield the slots of every parameter that has some on rank 0, and nothing elsewhere.
+    def gather(self, local: Mapping[int, ParamState]) -> Iterator[tuple[int, ParamState]]:
+        """Yield the state of every parameter on rank 0, and nothing on other ranks.
 
-        All ranks must go through it, since they send theirs meanwhile.
+        A collective: every rank must exhaust the iterator, since it sends its own state meanwhile.
         """
         world = self._world
-        outlines = world.gather_objects({index: to_meta(slots) for index, slots in mine.items()})
-        found = {index: slots for outlined in outlines for index, slots in outlined.items()}
-        for index in sorted(found):
+        metas = world.gather_objects({index: to_meta(state) for index, state in local.items()})
+        meta_by_index = {index: state for meta in metas for index, state in meta.items()}
+        for index in sorted(meta_by_index):
             owner = self._owners[index]
             if owner == world.rank:
-                slots = mine[index]
+                state = local[index]
             elif world.is_main:
-                slots = empty_like_meta(found[index], world.device)
+                state = empty_like_meta(meta_by_index[index], world.device)
             else:
                 continue
-            for tensor in large_tensors(slots):
+            for tensor in large_tensors(state):
                 world.send_to_rank0(tensor, owner)
             if world.is_main:
-                yield index, slots
+                yield index, state
 
 
 def balance_by_size(sizes: Sequence[int], num_ranks: int) -> list[int]:
-    """Return a rank for each size, so that the ranks get about the same: the largest go first."""
+    """Assign a rank to each size, the largest first, to the rank with the least so far."""
     loads, ranks = [0] * num_ranks, [0] * len(sizes)
     for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):
         ranks[index] = min(range(num_ranks), key=lambda rank: (loads[rank], rank))

@@ -1,10 +1,10 @@
-"""Momentum as the networks of 2012 to 2014 had it: the learning rate is inside of the velocity.
+"""SGD with the learning rate inside the momentum buffer, as the networks of 2012 to 2014 had it.
 
 v <- momentum * v - lr * (gradient + weight_decay * w);  w <- w + v
 
 (Krizhevsky et al. 2012, section 5; Caffe's SGDSolver.) torch.optim.SGD multiplies the whole
-velocity by the rate. While the rate stays they are one; when it drops, this velocity still moves
-at the old rate for a while.
+velocity by the rate. The two are equal while the rate is constant; after a drop, this velocity
+still moves at the old rate for a while.
 """
 
 from collections.abc import Iterator
@@ -23,20 +23,20 @@ class CaffeSGD(Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]  # no closure: nothing here has one
-        """Move the parameters that have a gradient."""
-        for group, parameter, change in decayed_gradients(self):
-            slots = self.state[parameter]
-            if "velocity" not in slots:
-                slots["velocity"] = torch.zeros_like(parameter)
-            velocity = slots["velocity"].mul_(group["momentum"]).sub_(change, alpha=group["lr"])
+    def step(self) -> None:  # type: ignore[override]  # without a closure
+        """Update the parameters that have a gradient."""
+        for group, parameter, gradient in decayed_gradients(self):
+            state = self.state[parameter]
+            if "velocity" not in state:
+                state["velocity"] = torch.zeros_like(parameter)
+            velocity = state["velocity"].mul_(group["momentum"]).sub_(gradient, alpha=group["lr"])
             parameter.add_(velocity)
 
 
 def decayed_gradients(
     optimizer: Optimizer,
 ) -> Iterator[tuple[dict[str, Any], torch.Tensor, torch.Tensor]]:
-    """Yield the group, parameter and gradient, weight decay in it, of all that have a gradient."""
+    """Yield (group, parameter, gradient plus weight decay) of parameters that have a gradient."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:

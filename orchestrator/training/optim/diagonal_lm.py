@@ -1,7 +1,7 @@
-"""Stochastic diagonal Levenberg-Marquardt, by which LeNet-5 was trained.
+"""Stochastic diagonal Levenberg-Marquardt, the optimizer of LeNet-5.
 
 w <- w - lr / (damping + h) * gradient, where h is the second derivative of the loss by that weight,
-measured at the beginning of each pass through the data: see step.diagonal_hessian.
+measured at the beginning of each epoch: see step.diagonal_hessian.
 
 LeCun, Bottou, Bengio, Haffner 1998, Gradient-Based Learning Applied to Document Recognition,
 appendix C; LeCun, Bottou, Orr, Mueller 1998, Efficient BackProp, section 9.1.
@@ -20,11 +20,10 @@ class DiagonalLM(Optimizer):
     """Stochastic gradient descent with a rate for each weight, small where the loss curves much.
 
     Args:
-        damping: what is added to the curvature, which may be nothing; the papers' mu.
-        num_samples: training images on which the curvature is measured, of each epoch the first.
-
-    Raises:
-        TypeError: there is a momentum.
+        momentum: 0; other values raise TypeError.
+        damping: a constant added to the curvature, which may be 0; the papers' mu.
+        num_samples: training images at the beginning of each epoch that the curvature is
+            measured on.
     """
 
     def __init__(
@@ -37,23 +36,23 @@ class DiagonalLM(Optimizer):
         num_samples: int,
     ) -> None:
         if momentum:
-            raise TypeError(f"it has no momentum, and momentum={momentum} is given. Set it to 0")
+            raise TypeError(f"momentum={momentum}, but this optimizer has none; set it to 0")
         self.num_samples = num_samples
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "damping": damping})
 
     @property
     def weights(self) -> list[torch.Tensor]:
-        """What is optimized, in the order of `set_hessian_diagonal`."""
+        """The optimized parameters, in the order of `set_hessian_diagonal`."""
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
-    def set_hessian_diagonal(self, curvature: Sequence[torch.Tensor]) -> None:
-        """Take the second derivative by each of the weights."""
-        for parameter, found in zip(self.weights, curvature, strict=True):
-            self.state[parameter]["curvature"] = found
+    def set_hessian_diagonal(self, diagonal: Sequence[torch.Tensor]) -> None:
+        """Set the second derivative by each of the weights."""
+        for parameter, curvature in zip(self.weights, diagonal, strict=True):
+            self.state[parameter]["curvature"] = curvature
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]  # no closure: nothing here has one
-        """Move the parameters that have a gradient."""
-        for group, parameter, change in decayed_gradients(self):
+    def step(self) -> None:  # type: ignore[override]  # without a closure
+        """Update the parameters that have a gradient."""
+        for group, parameter, gradient in decayed_gradients(self):
             damped = self.state[parameter]["curvature"] + group["damping"]
-            parameter.addcdiv_(change, damped, value=-group["lr"])
+            parameter.addcdiv_(gradient, damped, value=-group["lr"])

@@ -13,78 +13,75 @@ from orchestrator.config.recipe import Optimizer
 from orchestrator.training.optim.caffe_sgd import CaffeSGD
 from orchestrator.training.optim.diagonal_lm import DiagonalLM
 
-# Not timm's.
+# Besides timm's.
 _REGISTRY: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "caffe_sgd": CaffeSGD,
     "sdlm": DiagonalLM,
 }
 
 
-def make_optimizer(network: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
-    """Return the optimizer of a network's parameters.
+def make_optimizer(model: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
+    """Create the optimizer of a model's parameters.
 
     Raises:
-        ConfigError: its name or options are not timm's, or do not go together.
+        ConfigError: the name is unknown, or the options do not fit it or each other.
     """
     if optimizer.bias_lr_scale != 1 and optimizer.layer_decay is not None:
         raise ConfigError(
             f"recipe.optimizer: bias_lr_scale={optimizer.bias_lr_scale} and layer_decay="
-            f"{optimizer.layer_decay} both say what a bias's rate is. Leave one out."
+            f"{optimizer.layer_decay} both set the learning rate of biases",
+            value=optimizer.bias_lr_scale,
+            hint="Leave one of them out.",
         )
-    if optimizer.name in _REGISTRY:
-        return _own(network, optimizer)
-    if optimizer.name not in list_optimizers():
-        known = [*_REGISTRY, *(str(name) for name in list_optimizers())]
-        near = difflib.get_close_matches(optimizer.name, known) or ["sgd", "adamw"]
-        raise ConfigError(
-            f"recipe.optimizer.name={optimizer.name} is no optimizer of timm. Near names: "
-            f"{', '.join(near)}. All: python -c 'import timm; print(timm.optim.list_optimizers())'"
-        )
+    settings: dict[str, Any] = {
+        "lr": optimizer.lr,
+        "momentum": optimizer.momentum,
+        "weight_decay": optimizer.weight_decay,
+    }
     try:
+        if optimizer.name in _REGISTRY:
+            groups = _param_groups(model, optimizer)
+            return _REGISTRY[optimizer.name](groups, **settings, **optimizer.kwargs)
+        _check_timm_has(optimizer.name)
         return create_optimizer_v2(
-            network if optimizer.bias_lr_scale == 1 else _groups(network, optimizer),
+            model if optimizer.bias_lr_scale == 1 else _param_groups(model, optimizer),
             opt=optimizer.name,
-            lr=optimizer.lr,
-            weight_decay=optimizer.weight_decay,
-            momentum=optimizer.momentum,
             filter_bias_and_bn=not optimizer.decay_norm_and_bias,
             layer_decay=optimizer.layer_decay,
+            **settings,
             **optimizer.kwargs,
         )
     except TypeError as error:
-        raise _option_error(optimizer, error) from error
+        raise ConfigError(
+            f"recipe.optimizer.kwargs={optimizer.kwargs} do not fit {optimizer.name}: {error}",
+            value=optimizer.kwargs,
+        ) from error
 
 
-def _own(network: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
-    try:
-        return _REGISTRY[optimizer.name](
-            _groups(network, optimizer),
-            lr=optimizer.lr,
-            momentum=optimizer.momentum,
-            weight_decay=optimizer.weight_decay,
-            **optimizer.kwargs,
-        )
-    except TypeError as error:
-        raise _option_error(optimizer, error) from error
+def _check_timm_has(name: str) -> None:
+    if name in list_optimizers():
+        return
+    known = [*_REGISTRY, *(str(name) for name in list_optimizers())]
+    similar = difflib.get_close_matches(name, known) or ["sgd", "adamw"]
+    raise ConfigError(
+        f"recipe.optimizer.name={name} is not an optimizer of timm",
+        value=name,
+        hint=f"Similar names: {', '.join(similar)}. All: "
+        "python -c 'import timm; print(timm.optim.list_optimizers())'",
+    )
 
 
-def _groups(network: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Return weights, norms and biases apart; timm's schedules multiply a rate by `lr_scale`."""
-    rest = 0.0 if not optimizer.decay_norm_and_bias else optimizer.weight_decay
-    kinds: dict[str, dict[str, Any]] = {
+def _param_groups(model: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Group weights, norms and biases; timm's schedules multiply a rate by `lr_scale`."""
+    norm_decay = optimizer.weight_decay if optimizer.decay_norm_and_bias else 0.0
+    groups: dict[str, dict[str, Any]] = {
         "weight": {"params": [], "weight_decay": optimizer.weight_decay},
-        "norm": {"params": [], "weight_decay": rest},
-        "bias": {"params": [], "weight_decay": rest, "lr_scale": optimizer.bias_lr_scale},
+        "norm": {"params": [], "weight_decay": norm_decay},
+        "bias": {"params": [], "weight_decay": norm_decay, "lr_scale": optimizer.bias_lr_scale},
     }
-    for name, parameter in network.named_parameters():
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_bias = name.rpartition(".")[2] == "bias"
             kind = "bias" if is_bias else "norm" if parameter.ndim <= 1 else "weight"
-            kinds[kind]["params"].append(parameter)
-    return [group for group in kinds.values() if group["params"]]
-
-
-def _option_error(optimizer: Optimizer, error: TypeError) -> ConfigError:
-    return ConfigError(
-        f"recipe.optimizer.kwargs={optimizer.kwargs} do not fit {optimizer.name}: {error}"
-    )
+            groups[kind]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]

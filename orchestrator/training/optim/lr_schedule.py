@@ -1,6 +1,6 @@
 """The learning rate as a function of the step, by timm's schedulers.
 
-timm's `step_update(t)` sets the rate from t alone, so there is nothing to save or to replay.
+timm's `step_update(step)` sets the rate from the 0-based step alone: no state to save or replay.
 """
 
 from collections.abc import Sequence
@@ -8,11 +8,7 @@ from dataclasses import replace
 from typing import TypedDict
 
 import torch
-from timm.scheduler import (
-    CosineLRScheduler,
-    MultiStepLRScheduler,
-    PolyLRScheduler,
-)
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
 
 from orchestrator.config.recipe import Recipe
@@ -27,7 +23,7 @@ class _Warmup(TypedDict):
 
 
 def make_lr_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, plan: Plan) -> Scheduler:
-    """Return a scheduler whose `step_update(step)` sets the learning rate of that step.
+    """Create the scheduler, whose `step_update(step)` sets the learning rate of a step.
 
     The highest rate is the optimizer's; `min_lr_factor` of it is reached at the last step, or at
     the last step of each cycle.
@@ -35,16 +31,17 @@ def make_lr_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, plan: Pla
     warmup_steps = round(recipe.schedule.warmup_epochs * plan.steps_per_epoch)
     cycles = recipe.schedule.cycles
     if not (cycles and recipe.schedule.ends_with_training):
-        return _cycle(optimizer, recipe, plan, warmup_steps)
-    made = []
+        return _make_cycle(optimizer, recipe, plan, warmup_steps)
+    schedules = []
     for start, end in cycles:
-        part = replace(plan, num_steps=end - start)
-        made.append((start, _cycle(optimizer, recipe, part, 0 if start else warmup_steps)))
-    return _Cycles(optimizer, made)
+        cycle = replace(plan, num_steps=end - start)
+        warmup = 0 if start else warmup_steps
+        schedules.append((start, _make_cycle(optimizer, recipe, cycle, warmup)))
+    return _Cycles(optimizer, schedules)
 
 
 class _Cycles(Scheduler):
-    """One schedule after the other, each from its own step on."""
+    """A sequence of schedules, each with the step it starts at."""
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, cycles: Sequence[tuple[int, Scheduler]]
@@ -53,18 +50,19 @@ class _Cycles(Scheduler):
         self._cycles = cycles
 
     def _get_lr(self, t: int) -> list[float]:
-        start, cycle = [one for one in self._cycles if one[0] <= t][-1]
+        start, cycle = [(start, cycle) for start, cycle in self._cycles if start <= t][-1]
         rates: list[float] = cycle._get_lr(t - start)
         return rates
 
 
-def _cycle(
+def _make_cycle(
     optimizer: torch.optim.Optimizer, recipe: Recipe, plan: Plan, warmup_steps: int
 ) -> Scheduler:
-    """Return a schedule that falls once, over as many steps as the plan has."""
+    """Create a schedule that decays once, over `plan.num_steps`."""
     schedule, lr = recipe.schedule, recipe.optimizer.lr
-    is_linear = schedule.name == "linear"
-    prefix = is_linear if schedule.warmup_prefix is None else schedule.warmup_prefix
+    prefix = schedule.warmup_prefix
+    if prefix is None:
+        prefix = schedule.name == "linear"
     warmup = _Warmup(
         warmup_t=warmup_steps,
         warmup_lr_init=lr / max(1, warmup_steps),
@@ -79,19 +77,17 @@ def _cycle(
         case "linear":
             return PolyLRScheduler(optimizer, decay_steps, power=1, lr_min=final_lr, **warmup)
         case "multistep":
-            # timm drops at the step before the one it is given (timm 1.0, multistep_lr.py)
-            epochs = schedule.decay_milestones or _milestones_every(
-                schedule.decay_every_epochs, plan
-            )
-            drops = [round(epoch * plan.steps_per_epoch) + 1 for epoch in epochs]
-            factor = schedule.decay_rate
-            return MultiStepLRScheduler(optimizer, drops, decay_rate=factor, **warmup)
+            # timm decays one step before the given one (timm 1.0, multistep_lr.py)
+            epochs = schedule.decay_milestones or _milestones(schedule.decay_every_epochs, plan)
+            steps = [round(epoch * plan.steps_per_epoch) + 1 for epoch in epochs]
+            rate = schedule.decay_rate
+            return MultiStepLRScheduler(optimizer, steps, decay_rate=rate, **warmup)
         case "constant":
             return MultiStepLRScheduler(optimizer, [], **warmup)
 
 
-def _milestones_every(every_epochs: float | None, plan: Plan) -> list[float]:
-    """Return the multiples of a number of epochs that lie inside a run."""
+def _milestones(every_epochs: float | None, plan: Plan) -> list[float]:
+    """List the multiples of a number of epochs up to the end of training."""
     if every_epochs is None:
         return []
     count = int(plan.num_steps / plan.steps_per_epoch / every_epochs)

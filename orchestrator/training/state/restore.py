@@ -14,14 +14,14 @@ from safetensors import SafetensorError
 
 from orchestrator.checkpoint.safetensors_io import read_safetensors
 from orchestrator.checkpoint.store import CheckpointError, Files
-from orchestrator.training.distributed.optimizer_state import (
+from orchestrator.training.distributed.world import World
+from orchestrator.training.distributed.zero import (
     ParamState,
     clone_to,
     empty_like_meta,
     large_tensors,
     to_meta,
 )
-from orchestrator.training.distributed.world import World
 from orchestrator.training.state.train_state import TrainState
 
 # What torch and safetensors raise for names, shapes or bytes that they did not expect. A file that

@@ -17,9 +17,8 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from orchestrator.config.schema import Config
-from orchestrator.training.distributed.optimizer_state import ParamState
 from orchestrator.training.distributed.world import World
-from orchestrator.training.distributed.zero import ZeroOptimizer
+from orchestrator.training.distributed.zero import ParamState, ZeroOptimizer
 from orchestrator.training.optim.factory import make_optimizer
 from orchestrator.training.task.warm_start import load_initial_weights
 

@@ -141,17 +141,19 @@ def test_radial_basis_functions_belong_to_the_loss() -> None:
 
 def test_a_network_of_other_operations_is_refused() -> None:
     network = nn.Sequential(nn.Linear(5, 4), nn.Sigmoid())
-    with pytest.raises(ConfigError, match="computes sigmoid, whose second derivatives"):
+    with pytest.raises(ConfigError) as error:
         found(network, torch.randn(2, 5), torch.tensor([0, 1]), CROSS_ENTROPY)
+    assert error.value.value == "sigmoid"
 
 
-def test_what_makes_several_things_is_refused() -> None:
+def test_an_operation_with_several_outputs_is_refused() -> None:
     class Halved(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x).split(2, dim=1)[0]
 
-    with pytest.raises(ConfigError, match="computes split"):
+    with pytest.raises(ConfigError) as error:
         found(Halved(5, 4), torch.randn(2, 5), torch.tensor([0, 1]), CROSS_ENTROPY)
+    assert error.value.value == "split"
 
 
 def test_a_layer_without_bias_and_a_head_without_features() -> None:
@@ -169,7 +171,7 @@ def test_another_objective_is_refused(recipe: Recipe) -> None:
     slots = dataclasses.replace(recipe.optimizer, name="sdlm")
     for objective in ("bce", "model"):
         changed = dataclasses.replace(recipe, optimizer=slots, loss=objective)
-        with pytest.raises(ConfigError, match=f"this recipe has loss={objective}"):
+        with pytest.raises(ConfigError, match=f"loss={objective}"):
             make_objective(changed)
 
 
@@ -188,15 +190,15 @@ def test_each_weight_moves_at_its_own_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "token"),
     [
-        ({"momentum": 0.9, "kwargs": {"damping": 0.02, "num_samples": 9}}, "it has no momentum"),
+        ({"momentum": 0.9, "kwargs": {"damping": 0.02, "num_samples": 9}}, "momentum=0.9"),
         ({"momentum": 0.0, "kwargs": {"damping": 0.02}}, "num_samples"),
     ],
 )
-def test_options_that_do_not_fit(recipe: Recipe, values: dict[str, Any], said: str) -> None:
+def test_options_that_do_not_fit(recipe: Recipe, values: dict[str, Any], token: str) -> None:
     slots = dataclasses.replace(recipe.optimizer, name="sdlm", **values)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=token):
         make_optimizer(nn.Linear(2, 2), slots)
 
 

@@ -1,4 +1,4 @@
-"""Ranks meet over an interface that is there, or are told which there are."""
+"""Ranks connect over an interface that exists, or the error lists those that do."""
 
 import os
 
@@ -18,12 +18,12 @@ def _environ(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.1.1", "::1", "no such host"])
-def test_a_node_that_others_cannot_reach_names_the_remedy(host: str) -> None:
-    with pytest.raises(ConfigError, match=r"runtime\.network_interface") as error:
+def test_a_node_with_a_loopback_address_is_refused(host: str) -> None:
+    with pytest.raises(ConfigError) as error:
         use_interface(None, spans_nodes=True, host=host)
-    assert host in str(error.value)
-    assert len(str(error.value).splitlines()) == 1
-    use_interface(None, spans_nodes=False, host=host)  # nobody else has to
+    assert error.value.value == host
+    assert "runtime.network_interface" in error.value.hint
+    use_interface(None, spans_nodes=False, host=host)  # no other node needs the address
 
 
 def test_a_node_with_an_address_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,5 +35,5 @@ def test_a_node_with_an_address_is_left_alone(monkeypatch: pytest.MonkeyPatch) -
 def test_an_interface_is_for_both_backends() -> None:
     use_interface("lo", spans_nodes=True, host="localhost")
     assert [os.environ[name] for name in BACKENDS] == ["lo", "lo"]
-    with pytest.raises(ConfigError, match="has no ib99"):
+    with pytest.raises(ConfigError, match="ib99"):
         use_interface("lo,ib99", spans_nodes=False)

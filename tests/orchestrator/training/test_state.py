@@ -182,10 +182,10 @@ def test_no_pickle_is_run(world: World, config: Config, tmp_path: Path) -> None:
 
 
 def test_an_unknown_optimizer_lists_near_names(world: World, config: Config) -> None:
-    with pytest.raises(ConfigError, match=r"adamww is no optimizer.*adamw"):
+    with pytest.raises(ConfigError) as error:
         TrainState.create(nn.Linear(2, 2), changed(config, name="adamww"), world)
-    with pytest.raises(ConfigError, match=r"kwargs=.*do not fit sgd"):
-        TrainState.create(nn.Linear(2, 2), changed(config, kwargs={"speed": 1}), world)
+    assert error.value.value == "adamww"
+    assert "adamw," in error.value.hint
 
 
 def changed(config: Config, ema_decay: float | None = None, **optimizer: object) -> Config:
