@@ -32,7 +32,6 @@ class FoundShards:
 
     url: str  # of the directory
     names: tuple[str, ...]
-    needs_links: bool
 
     @property
     def urls(self) -> list[str]:
@@ -52,24 +51,23 @@ def find_shards(url: str, split: str | None, pattern: str = "*.tar") -> dict[str
     with listing(url):
         is_local = filesystem.local_path(url) is not None
     directories = split_directories(url) if is_local else {name: name for name in SPLITS}
-    found = {}
+    by_split = {}
     for name in PUBLISH_ORDER if split is None else (split,):
         directory = filesystem.join(url, directories[name])
         if names := list_shards(directory, pattern):
-            found[name] = FoundShards(directory, names, needs_links=directories[name] != name)
-    flat = () if found else list_shards(url, pattern)
-    if not found and (split is None or not flat):
-        raise _no_shards(url, split, pattern, flat)
-    if found:
-        urls = [shard for shards in found.values() for shard in shards.urls]
+            by_split[name] = FoundShards(directory, names)
+    if by_split:
+        urls = [shard for shards in by_split.values() for shard in shards.urls]
         warn_unused_tars(url, directories.values(), urls)
     else:
-        assert split is not None
+        flat = list_shards(url, pattern)
+        if split is None or not flat:
+            raise _no_shards(url, split, pattern, flat)
         _check_flat(url, split, flat, pattern)
-        found = {split: FoundShards(url, flat, needs_links=True)}
-    for shards in found.values():
+        by_split = {split: FoundShards(url, flat)}
+    for shards in by_split.values():
         _check_names(shards)
-    return found
+    return by_split
 
 
 def list_shards(directory: str, pattern: str = "*.tar") -> tuple[str, ...]:

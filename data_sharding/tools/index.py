@@ -7,7 +7,7 @@ its shards, get links there.
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,7 @@ _MAX_CLASSES = 1 << 20  # larger labels are ids of something else
 
 
 def index_shards(
-    found: Mapping[str, FoundShards],
+    shards: Mapping[str, FoundShards],
     rule: LabelRule,
     options: ReadOptions = DEFAULT_OPTIONS,
     *,
@@ -52,13 +52,9 @@ def index_shards(
         classes: names of the classes, if known; else labels that are numbers name the classes
             themselves, from 0 on, and labels that are names are sorted.
     """
-    urls = [url for shards in found.values() for url in shards.urls]
-    all_scans = iter(scan_shards(urls, rule, options))
-    scans = {split: list(islice(all_scans, len(s.names))) for split, s in found.items()}
+    scans = scan_splits({split: s.urls for split, s in shards.items()}, rule, options)
     names = resolve_classes(scans, classes) if rule.kind != "none" else tuple(classes or ())
     labels = {split: _class_indices(split_scans, names) for split, split_scans in scans.items()}
-    for split, split_scans in scans.items():
-        warn(split, describe_scans(split_scans))
     if rule.kind == "single" and "train" in labels:
         warn("train", [describe_runs(labels["train"])])
     manifests = {
@@ -74,6 +70,22 @@ def index_shards(
     if "train" in counts and "val" in counts:
         warn("train", [describe_untrained(+counts["train"], +counts["val"])])
     return manifests, counts
+
+
+def scan_splits(
+    urls: Mapping[str, Sequence[str]],
+    rule: LabelRule,
+    options: ReadOptions,
+    *,
+    keep_copies: bool = False,
+) -> dict[str, list[Scan]]:
+    """Scan the shards of all splits at once, and log what is odd in them."""
+    every_url = [*chain.from_iterable(urls.values())]
+    scans = iter(scan_shards(every_url, rule, options, keep_copies=keep_copies))
+    by_split = {split: list(islice(scans, len(urls[split]))) for split in urls if urls[split]}
+    for split, split_scans in by_split.items():
+        warn(split, describe_scans(split_scans))
+    return by_split
 
 
 def resolve_classes(
@@ -107,7 +119,7 @@ def resolve_classes(
 
 
 def write_manifests(
-    url: str, found: Mapping[str, FoundShards], manifests: Mapping[str, Manifest], *, force: bool
+    url: str, shards: Mapping[str, FoundShards], manifests: Mapping[str, Manifest], *, force: bool
 ) -> bool:
     """Write manifests beside their shards; return False if equal ones exist already.
 
@@ -133,13 +145,13 @@ def write_manifests(
         return False
     for split in PUBLISH_ORDER:
         if split in manifests:
-            _publish(url, split, found[split], manifests[split])
+            _publish(url, split, shards[split], manifests[split])
     return True
 
 
-def classes_of_other_split(url: str, found: Mapping[str, FoundShards]) -> tuple[str, ...] | None:
-    """Return the classes of a split that has a manifest and is not among those found."""
-    others = (split for split in PUBLISH_ORDER if split not in found)
+def classes_of_other_split(url: str, shards: Mapping[str, FoundShards]) -> tuple[str, ...] | None:
+    """Return the classes of a split that has a manifest and is not among `shards`."""
+    others = (split for split in PUBLISH_ORDER if split not in shards)
     with listing(url):
         other = next((split for split in others if filesystem.exists(url_of(url, split))), None)
     return None if other is None else read_manifest(url, other).classes
@@ -205,10 +217,10 @@ def _derive_classes(values: set[int | str]) -> tuple[str, ...]:
     return tuple(str(number) for number in range(max(numbers) + 1))
 
 
-def _publish(url: str, split: str, found: FoundShards, manifest: Manifest) -> None:
+def _publish(url: str, split: str, shards: FoundShards, manifest: Manifest) -> None:
     try:
-        if found.needs_links:
-            _link(found, filesystem.join(url, split))
+        if shards.url != filesystem.join(url, split):
+            _link(shards, filesystem.join(url, split))
         write_manifest(url, split, manifest)
     except (OSError, ValueError, ImportError) as error:
         raise DataError(
@@ -221,13 +233,13 @@ def _publish(url: str, split: str, found: FoundShards, manifest: Manifest) -> No
         ) from error
 
 
-def _link(found: FoundShards, directory: str) -> None:
+def _link(shards: FoundShards, directory: str) -> None:
     """Make relative links in a local directory to shards of another one."""
-    path, other = filesystem.local_path(directory), filesystem.local_path(found.url)
+    path, other = filesystem.local_path(directory), filesystem.local_path(shards.url)
     assert path is not None
     assert other is not None
     path.mkdir(exist_ok=True)
-    for name in found.names:
+    for name in shards.names:
         (path / name).symlink_to(os.path.relpath(other / name, path))
 
 
