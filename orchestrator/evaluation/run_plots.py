@@ -1,10 +1,10 @@
 """Pictures of a finished run: `python -m orchestrator.evaluation.run_plots RUN`.
 
-    pictures/views.png       training images as the network has seen them
-    pictures/mistakes.png    the validation images that it was surest of, and wrong
-    pictures/confusion.png   what was taken for what
-    pictures/weights.png     histograms of the weights, and the highest learning rate of each, if
-                             logging.weight_histograms asks for it
+    plots/augmented_views.png  training images as the network has seen them
+    plots/top_errors.png       the wrong predictions with the highest probability
+    plots/confusion.png        the confusion matrix of the validation split
+    plots/weights.png          histograms of the weights and the highest learning rate of each,
+                               with logging.weight_histograms
 
 In a process of its own: whoever ships a run does without torch.
 """
@@ -49,13 +49,13 @@ def main(arguments: Sequence[str]) -> int:
     run = RunDir(Path(arguments[0]))
     config = parse(run.read_config())
     run.plots_dir.mkdir(exist_ok=True)
-    _save(draw_augmented_views(config, num=8, num_epochs=6), run, "views")
+    _save(draw_augmented_views(config, num=8, num_epochs=6), run, "augmented_views")
     if config.logging.weight_histograms:
         _save(draw_weights(run, config), run, "weights")
     answers = read_answers(run)
     if answers is not None:
         if len(answers.top_errors):
-            _save(draw_mistakes(answers, config), run, "mistakes")
+            _save(draw_mistakes(answers, config), run, "top_errors")
         classes = read_manifest(config.data.url, "val").classes
         _save(draw_confusion(answers, classes), run, "confusion")  # the last of them
     return 0

@@ -65,7 +65,7 @@ class ProgressBar:
                         f"epoch {record['step'] / self._plan.steps_per_epoch:.2f}  "
                         f"loss {format_metric('train/loss', figures['train/loss'])}  "
                         f"{format_metric('images_per_s', figures['perf/images_per_s'])} images/s  "
-                        f"data wait {100 * figures['perf/data_wait']:.0f} %"
+                        f"data wait {100 * figures['perf/data_wait_fraction']:.0f} %"
                     ),
                 )
 

@@ -96,7 +96,7 @@ class RunDir:
     @property
     def predictions_file(self) -> Path:
         """What the network answered to each validation sample at the end."""
-        return self.path / "answers.npz"
+        return self.path / "predictions.npz"
 
     @property
     def plots_dir(self) -> Path:

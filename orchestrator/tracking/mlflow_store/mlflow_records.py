@@ -114,7 +114,7 @@ def _record(run: Run) -> Record:
         training_s=_number(tags.get("tahoe.training_s")),
         device_s=_number(tags.get("tahoe.device_s")),
         images_per_s=_number(tags.get("tahoe.images_per_s")) or metrics.get("perf/images_per_s"),
-        petaflop=metrics.get("perf/petaflop"),
+        petaflop=metrics.get("perf/total_pflop"),
         init_from=_origin(tags),
         sweep=None,
         evaluations=[{"ensemble": {"runs": one}} for one in _value(tags.get(_ENSEMBLES, "[]"))],

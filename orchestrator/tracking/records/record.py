@@ -94,7 +94,7 @@ def read_record(run: RunDir) -> Record:
     logged, told = _read_metrics(run), extended(run, config)
     known |= {EXTENDED: told} if told else {}
     metrics, step = logged.metrics, max((step for step, _ in logged.metrics.values()), default=None)
-    batch, petaflop = known.get("recipe.global_batch_size"), metrics.get("perf/petaflop")
+    batch, petaflop = known.get("recipe.global_batch_size"), metrics.get("perf/total_pflop")
     num_images = step * batch if step is not None and batch else None
     known_attempts, jobs, end = (
         read_attempts(run),

@@ -40,7 +40,7 @@ def log_progress(plan: Plan, step: int, figures: Mapping[str, float]) -> None:
         format_metric("train/loss", figures["train/loss"]),
         figures["train/lr"],
         format_metric("perf/images_per_s", figures["perf/images_per_s"]),
-        100 * figures["perf/data_wait"],
+        100 * figures["perf/data_wait_fraction"],
         format_duration(left_s),
     )
 

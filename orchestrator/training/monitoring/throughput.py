@@ -50,16 +50,16 @@ class ThroughputMeter:
         elapsed_s = max(time.perf_counter() - self._since_s, 1e-9)
         steps_s = sorted(self._steps_s) or [elapsed_s]
         means = {
-            "perf/data_wait": self._wait_s / elapsed_s,
-            "perf/step_s_p50": steps_s[round(0.5 * (len(steps_s) - 1))],
-            "perf/step_s_p95": steps_s[round(0.95 * (len(steps_s) - 1))],
+            "perf/data_wait_fraction": self._wait_s / elapsed_s,
+            "perf/step_time_p50_s": steps_s[round(0.5 * (len(steps_s) - 1))],
+            "perf/step_time_p95_s": steps_s[round(0.95 * (len(steps_s) - 1))],
         }
         if torch.cuda.is_available():
-            means["perf/gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+            means["perf/gpu_mem_peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
         taken_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         sums = {
             "perf/images_per_s": self._num_images / elapsed_s,
-            "perf/host_memory_gb": taken_kb * 1024 / 1e9,
+            "perf/host_mem_peak_gb": taken_kb * 1024 / 1e9,
         }
         self._since_s, self._wait_s, self._num_images = time.perf_counter(), 0.0, 0
         self._steps_s = []
@@ -87,5 +87,5 @@ def compute_figures(
             arXiv:2204.02311, appendix B).
     """
     tflops = 1000 * training_petaflop(cost, images_per_s)
-    figures = {"perf/petaflop": training_petaflop(cost, num_images), "perf/tflops": tflops}
+    figures = {"perf/total_pflop": training_petaflop(cost, num_images), "perf/tflops": tflops}
     return figures | ({"perf/mfu": tflops / peak_tflops} if peak_tflops else {})

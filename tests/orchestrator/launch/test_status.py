@@ -67,11 +67,11 @@ def test_an_attempt_that_was_killed_is_counted(
 def test_a_long_name_does_not_touch_its_value(
     run: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    figures = {"perf/host_memory_gb": 1.65503, "eval/ten-crop-224-of-256/real_top1": 70.0}
+    figures = {"perf/host_mem_peak_gb": 1.65503, "eval/ten-crop-224-of-256/real_top1": 70.0}
     append_json_line(run.metrics_file, {"step": 1, "time_ms": 1, "attempt": 1, "metrics": figures})
     status.print_details(status.run_statuses([run])[0])
     shown = dict(line.split() for line in capsys.readouterr().out.splitlines() if "/" in line[:8])
-    assert shown["perf/host_memory_gb"] == "1.655"
+    assert shown["perf/host_mem_peak_gb"] == "1.655"
     assert shown["eval/ten-crop-224-of-256/real_top1"] == "70.00"
 
 

@@ -16,7 +16,7 @@ def test_what_a_run_achieved(make_scene):
     append_json_line(attempts, {"attempt": 1, "started_s": start_s - 60, "world_size": 2})  # killed
     scene.log(0, {"model/num_params": 60_965_224, "model/gmacs": 0.7})
     for step, speed in ((10, 100.0), (20, 900.0)):
-        spent = {"perf/petaflop": 0.5 * step}
+        spent = {"perf/total_pflop": 0.5 * step}
         scene.log(step, {"train/loss": 1.0, "perf/images_per_s": speed, **spent})
     scene.log(20, {"val/top1": 50.0, "val/top5": 80.0})
     killed_s = scene.clock_ms / 1000
@@ -34,7 +34,7 @@ def test_what_a_run_achieved(make_scene):
         "val/top1": 57.125,
         "val/top5": 80.0,
         "perf/images_per_s": 300.0,
-        "perf/petaflop": 10.0,
+        "perf/total_pflop": 10.0,
     }
     first_s = 60 + killed_s - start_s
     assert found.training_s == pytest.approx(first_s + 100)

@@ -42,7 +42,7 @@ def runs(make_scene):
         scene.run.write_config({**scene.run.read_config(), "seed": seed})
         scene.run.begin_attempt(world_size=4)
         scene.log(0, {"model/num_params": 1e6})
-        scene.log(10, {"val/top1": top1, "val/top5": top1 + 20, "perf/petaflop": 4.2})
+        scene.log(10, {"val/top1": top1, "val/top5": top1 + 20, "perf/total_pflop": 4.2})
         scene.judge("finished")
         scene.run.end_attempt(1)
         made.append(read_record(scene.run))

@@ -150,17 +150,17 @@ def test_pictures_survive_a_dead_server(server, tmp_path, digits, eventually):
     tahoe, run = Tahoe(tmp_path), tmp_path / "run"
     options = (f"data.url='{digits}'", f"tracking.uri={url}", f"run_dir={run}", "recipe.epochs=1")
     training = tahoe.start("train", *options)
-    eventually((run / "pictures").exists)
+    eventually((run / "plots").exists)
     kill()
     assert training.finish() == 0, training.output
-    drawn = {file.name: file.stat().st_mtime_ns for file in (run / "pictures").iterdir()}
-    assert {"confusion.png", "mistakes.png", "views.png"} <= set(drawn)
+    drawn = {file.name: file.stat().st_mtime_ns for file in (run / "plots").iterdir()}
+    assert {"confusion.png", "top_errors.png", "augmented_views.png"} <= set(drawn)
     assert "pictures stay behind until `tahoe sync`" in (run / "logs" / "shipper.log").read_text()
     begin()
     tahoe("sync", str(run))
-    again = {file.name: file.stat().st_mtime_ns for file in (run / "pictures").iterdir()}
+    again = {file.name: file.stat().st_mtime_ns for file in (run / "plots").iterdir()}
     assert again == drawn  # once
     marked = json.loads((run / "mlflow.json").read_text())
-    sent = MlflowClient(tracking_uri=url).list_artifacts(marked["run_id"], "pictures")
+    sent = MlflowClient(tracking_uri=url).list_artifacts(marked["run_id"], "plots")
     assert {Path(one.path).name for one in sent} == set(drawn)
     assert all(one.file_size for one in sent)

@@ -97,8 +97,8 @@ def test_pictures_are_drawn_once_and_sent(run: RunDir, tmp_path: Path) -> None:
     tahoe = Tahoe(tmp_path)
     tahoe("sync", run.path)
     drawn = sorted(file.name for file in run.plots_dir.iterdir())
-    assert drawn == ["confusion.png", "mistakes.png", "views.png"]
-    (sent,) = (tmp_path / "mlartifacts").glob("*/artifacts/pictures")
+    assert drawn == ["augmented_views.png", "confusion.png", "top_errors.png"]
+    (sent,) = (tmp_path / "mlartifacts").glob("*/artifacts/plots")
     for name in drawn:
         with Image.open(sent / name) as image:
             assert min(image.size) > 300, name

@@ -26,10 +26,10 @@ def test_a_reading() -> None:
     found = meter.pop(num_ranks=1)
     elapsed_s = 80 / found["perf/images_per_s"]
     assert 0.07 < elapsed_s < 0.2
-    assert 0.02 / elapsed_s <= found["perf/data_wait"] < 0.8
-    assert 0.006 <= found["perf/step_s_p50"] < found["perf/step_s_p95"]
-    assert found["perf/step_s_p95"] >= 0.05
-    assert 0.05 < found["perf/host_memory_gb"] < 50
+    assert 0.02 / elapsed_s <= found["perf/data_wait_fraction"] < 0.8
+    assert 0.006 <= found["perf/step_time_p50_s"] < found["perf/step_time_p95_s"]
+    assert found["perf/step_time_p95_s"] >= 0.05
+    assert 0.05 < found["perf/host_mem_peak_gb"] < 50
     assert meter.pop(num_ranks=1)["perf/images_per_s"] == 0
 
 
@@ -48,15 +48,15 @@ def test_what_is_read_ahead_counts_in_its_own_step() -> None:
 
 def test_the_parts_of_ranks_add_up() -> None:
     whole, half = ThroughputMeter().pop(1), ThroughputMeter().pop(2)
-    for name in ("perf/data_wait", "perf/step_s_p50"):
+    for name in ("perf/data_wait_fraction", "perf/step_time_p50_s"):
         assert half[name] <= whole[name]
-    assert half["perf/host_memory_gb"] == pytest.approx(whole["perf/host_memory_gb"], rel=0.01)
+    assert half["perf/host_mem_peak_gb"] == pytest.approx(whole["perf/host_mem_peak_gb"], rel=0.01)
 
 
 def test_compute() -> None:
     cost = {"model/gmacs": 4.0, "model/training_gmacs": 12.0, "model/num_params": 1.0}
     found = compute_figures(cost, num_images=10**6, images_per_s=5000, peak_tflops=1000)
-    assert found["perf/petaflop"] == pytest.approx(4.0e9 * 6 * 1e6 / 1e15)
+    assert found["perf/total_pflop"] == pytest.approx(4.0e9 * 6 * 1e6 / 1e15)
     assert found["perf/tflops"] == pytest.approx(4.0e9 * 6 * 5000 / 1e12)
     assert found["perf/mfu"] == pytest.approx(0.12)
     assert "perf/mfu" not in compute_figures(cost, 1, 1.0, None)
@@ -68,4 +68,4 @@ def test_what_is_left_out_is_in_no_step() -> None:
     time.sleep(0.05)
     meter.exclude(time.perf_counter() - start_s)
     meter.end_step(8)
-    assert meter.pop(1)["perf/step_s_p50"] < 0.03
+    assert meter.pop(1)["perf/step_time_p50_s"] < 0.03

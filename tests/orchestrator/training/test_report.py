@@ -43,7 +43,7 @@ def test_an_evaluation_says_of_which_step_it_is(told: pytest.LogCaptureFixture) 
 def test_a_terminal_hides_what_its_bar_shows_and_nothing_else(
     told: pytest.LogCaptureFixture,
 ) -> None:
-    figures = {"train/loss": 1.7e29, "train/lr": 0.1, "perf/data_wait": 0.2}
+    figures = {"train/loss": 1.7e29, "train/lr": 0.1, "perf/data_wait_fraction": 0.2}
     log_progress(PLAN, 44, figures | {"perf/images_per_s": 64.0})
     tell_evaluation(PLAN, 44, {"val/loss": 0.5})
     progress, evaluation = told.messages
