@@ -3,18 +3,11 @@
 import math
 
 from data_sharding.io.text import pluralize as pluralize  # noqa: PLC0414  with the figures
-
-_FORMS = {  # by how a name ends
-    "top1": ".2f",
-    "top5": ".2f",
-    "loss": "#.4g",
-    "images_per_s": ",.0f",
-    "num_params": ",.0f",
-}
+from orchestrator.metrics import metric_of
 
 
 def format_metric(name: str, value: float | None) -> str:
-    """Return a figure in the form of its kind, which the end of its name tells.
+    """Format the value of a metric.
 
     >>> format_metric("val/top1", 98.607242), format_metric("val/loss", 0.0385159)
     ('98.61', '0.03852')
@@ -26,8 +19,17 @@ def format_metric(name: str, value: float | None) -> str:
         return format_duration(value)
     if kind == "images_per_s" and value < 100:  # a large network's on a CPU
         return f"{value:.3g}"
-    form = next((form for end, form in _FORMS.items() if kind.endswith(end)), ".4g")
-    return format(value, form)
+    return format(value, metric_of(name).form)
+
+
+def quote_metric(name: str, value: float) -> str:
+    """Format a metric with its title and its unit.
+
+    >>> quote_metric("val/top1", 98.607242), quote_metric("val/loss", 0.0385159)
+    ('top-1 98.61 %', 'loss 0.03852')
+    """
+    metric = metric_of(name)
+    return f"{metric.title} {format_metric(name, value)} {metric.unit}".rstrip()
 
 
 def format_duration(seconds: float | None) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from orchestrator.checkpoint.store import CheckpointManifest, CheckpointStore
 from orchestrator.config.schema import Checkpoint
+from orchestrator.metrics import score
 from orchestrator.run.rundir import RunError
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,9 @@ def best_checkpoint(
     name = keep.keep_best
     if name is not None and not any(name in manifest.metrics for manifest in manifests):
         name = "val/loss"
-    sign = -1 if name == "val/loss" else 1
     evaluated = [one for one in manifests if math.isfinite(one.metrics.get(str(name), math.nan))]
-    return max(evaluated, key=lambda one: (sign * one.metrics[str(name)], one.step), default=None)
+
+    def rank(manifest: CheckpointManifest) -> tuple[float, int]:
+        return score(str(name), manifest.metrics[str(name)]), manifest.step
+
+    return max(evaluated, key=rank, default=None)

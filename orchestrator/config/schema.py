@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from data_sharding.transforms.eval_protocol import parse_protocol
 from orchestrator.config.recipe import Recipe, Share, Size, schema_dataclass
+from orchestrator.metrics import VAL_METRICS
 from slurm.sbatch import SbatchOptions
 
 _INTERFACES = re.compile(r"[\w.:@\-]+(,[\w.:@\-]+)*")
@@ -153,7 +154,7 @@ class Checkpoint:
     every_steps: PositiveInt | None
     every_minutes: PositiveFloat | None = None
     keep_last: Annotated[int, Field(ge=2)]  # the newest may be the one found damaged
-    keep_best: Literal["val/top1", "val/top5", "val/loss"] | None = "val/top1"
+    keep_best: Literal[VAL_METRICS] | None = "val/top1"  # type: ignore[valid-type]
     keep_every_steps: PositiveInt | None
     max_failed_saves: PositiveInt = 3
 

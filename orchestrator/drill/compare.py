@@ -15,7 +15,7 @@ from orchestrator.number_format import pluralize
 from orchestrator.run.plan import Plan
 from orchestrator.run.rundir import RunDir, read_json_lines
 
-_SAME_FIGURES = ("train/loss", "train/lr", "train/grad_norm", "val/loss", "val/top1")
+_EXACT = ("train/", "val/")  # metrics that must not depend on faults; perf/ may
 
 Samples = dict[tuple[int, int], list[int]]
 
@@ -111,9 +111,9 @@ def _figures(run: RunDir) -> dict[tuple[int, str], set[float]]:
     """Return every value that was logged of what must come out the same, however often."""
     values: dict[tuple[int, str], set[float]] = {}
     for record in read_json_lines(run.metrics_file):
-        for name in _SAME_FIGURES:
-            if name in record["metrics"]:
-                values.setdefault((record["step"], name), set()).add(record["metrics"][name])
+        for name, value in record["metrics"].items():
+            if name.startswith(_EXACT):
+                values.setdefault((record["step"], name), set()).add(value)
     return values
 
 

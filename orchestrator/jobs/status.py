@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from orchestrator.json_output import strict_json
+from orchestrator.metrics import RANKED_BY, column_header
 from orchestrator.number_format import format_duration, format_metric, pluralize
 from orchestrator.run.rundir import RunDir
 from orchestrator.tracking.records.record import Record
@@ -26,11 +27,11 @@ from slurm.errors import SlurmError
 _UNBOUNDED = 10_000  # columns of text, where no terminal bounds them
 _GAP, _LEAST_REASON = 2, 20  # between two columns of a table; what is shown of the last one
 _LEFT = range(3)  # columns of text: run, status, job
-_SHOWN = ("train/loss", "val/loss", "val/top1")
+_SHOWN = ("train/loss", *reversed(RANKED_BY))
 _COLUMNS = (  # as those of reports.compare_table
     *("run\n\n", "status\n\n", "job\n\n", "attempts\n\n", "step\n\n"),
     *("speed\n(img/s)\n", "time\nleft\n(h:mm:ss)"),
-    *("train\nloss\n", "val\nloss\n", "val\ntop-1\n(%)", "why\n\n"),
+    *(*map(column_header, _SHOWN), "why\n\n"),
 )
 
 

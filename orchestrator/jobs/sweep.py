@@ -15,13 +15,14 @@ from orchestrator.jobs.status import RunStatus, run_statuses
 from orchestrator.jobs.submit import Submission, check_not_queued, queued_jobs, submit_arrays
 from orchestrator.launch.compose import ComposedConfig
 from orchestrator.launch.create_run import create_or_open_runs, run_of
+from orchestrator.metrics import RANKED_BY
 from orchestrator.number_format import pluralize
 from orchestrator.run.metric_stream import curve
 from orchestrator.run.rundir import RunDir, RunError, RunningError, write_atomic
 from orchestrator.run.sweepdir import RESULTS, SweepDir
 from slurm.errors import SlurmError
 
-OBJECTIVE = "val/top1"  # in percent; a sweeper is told to maximise it
+OBJECTIVE = RANKED_BY[0]  # sweepers maximise it
 _ASK_EVERY_S = 5.0
 
 

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import number_format
+from orchestrator import metrics, number_format
 from orchestrator.number_format import format_duration, format_metric, pluralize
 
 
 def test_the_examples_hold() -> None:
-    assert doctest.testmod(number_format).failed == 0
+    assert doctest.testmod(metrics).failed == doctest.testmod(number_format).failed == 0
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,12 @@ import os
 import shlex
 from pathlib import Path
 
-from orchestrator.number_format import format_duration, format_metric
+from orchestrator.metrics import RANKED_BY, score
+from orchestrator.number_format import format_duration, format_metric, quote_metric
 from orchestrator.run.metric_stream import curve
 from orchestrator.run.rundir import RunDir
 from orchestrator.tracking.mlflow_ui.views import run_page
 from orchestrator.tracking.records.record import Record, read_record
-
-_BEST = (("val/top1", "top-1 {} %", max), ("val/loss", "loss {}", min))
 
 
 def results_summary(run: RunDir) -> str:
@@ -29,18 +28,16 @@ def results_summary(run: RunDir) -> str:
 
 
 def _best(run: RunDir, record: Record) -> str:
-    """Return the last value of what runs are ranked by, and the best where that is another."""
-    for name, form, best_of in _BEST:
-        if name in record.metrics:
-            last, finite = record.metrics[name], curve(run, name)
-            step, best = best_of(finite.items(), key=lambda point: point[1], default=(0, last))
-            better = (
-                f" (best {format_metric(name, best)} at step {step})"
-                if step and best != last
-                else ""
-            )
-            return f"val {form.format(format_metric(name, last))}{better}"
-    return ""
+    """Quote the last value of what runs are ranked by, and the best where that is another."""
+    name = next((name for name in RANKED_BY if name in record.metrics), None)
+    if name is None:
+        return ""
+    last, points = record.metrics[name], curve(run, name)
+    step = max(points, key=lambda step: score(name, points[step]), default=0)
+    quoted = f"val {quote_metric(name, last)}"
+    if not step or points[step] == last:
+        return quoted
+    return f"{quoted} (best {format_metric(name, points[step])} at step {step})"
 
 
 def _page(run: RunDir, path: str) -> str | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli.shared.arguments import add_runs, add_verb
 from orchestrator.json_output import strict_json
+from orchestrator.metrics import METRICS, RESULTS
 from orchestrator.number_format import format_metric, pluralize
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _show(opinion: dict[str, Any], *, is_worst_shown: bool) -> None:
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("run", overflow="fold")
-    for header in ("step", "top-1 (%)", "top-5 (%)", "loss", "ReaL (%)"):
+    for header in ("step", *(METRICS[name].heading for name in RESULTS)):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("weights")
     table.add_column("protocol", no_wrap=True)
@@ -178,4 +179,4 @@ def _show(opinion: dict[str, Any], *, is_worst_shown: bool) -> None:
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:
-    return [format_metric(name, figures[name]) for name in ("top1", "top5", "loss", "real_top1")]
+    return [format_metric(name, figures[name]) for name in RESULTS]

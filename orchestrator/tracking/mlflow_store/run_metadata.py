@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from orchestrator.config.parse import flatten
-from orchestrator.number_format import format_duration, format_metric, pluralize
+from orchestrator.metrics import RANKED_BY, RESULTS
+from orchestrator.number_format import format_duration, format_metric, pluralize, quote_metric
 from orchestrator.redact import (
     mlflow_safe_name,
     of_the_run,
@@ -120,11 +121,7 @@ def description(record: Record) -> str:
     year = record.published.get("year")
     config, figures = record.config, record.metrics
     what = f"{record.model_title}{f' ({year})' if year else ''} on {config.get('data.name')}"
-    told = [
-        f"{name} {format_metric(key, figures[key])}{unit}"
-        for key, name, unit in (("val/top1", "top-1", " %"), ("val/loss", "loss", ""))
-        if key in figures
-    ]
+    told = [quote_metric(name, figures[name]) for name in RANKED_BY if name in figures]
     if record.step:
         told.append(f"{pluralize(record.step, 'step')} in {format_duration(record.training_s)}")
     if record.images_per_s:
@@ -178,7 +175,7 @@ def evaluations(run: RunDir) -> list[Point]:
             is_own = line["fingerprint"].startswith(own[line["split"]])
         on = "" if is_own else f"{_data_name(line)}/"
         split = "" if line["split"] == "val" else f"{line['split']}/"
-        for name in ("top1", "top5", "loss", "real_top1"):
+        for name in RESULTS:
             if line.get(name) is not None:
                 key = mlflow_safe_name(f"eval/{raw}{on}{split}{line['protocol']}/{name}")
                 point = Point(key, line[name], line["step"], line["time_ms"])

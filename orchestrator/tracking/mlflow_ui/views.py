@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from orchestrator.metrics import RANKED_BY
 from orchestrator.redact import redact_urls
 
 if TYPE_CHECKING:
@@ -19,9 +20,7 @@ TRAINING = "workflowType=machine_learning"  # MLflow's pages open on prompts and
 _TAG = "mlflow.sharedViewState."
 _MAX_TAG_CHARACTERS = 5000  # of an experiment: mlflow/utils/validation.py
 _COLUMNS = (  # and their widths; the run's name and its age are always first
-    ("metrics.`val/top1`", 100),
-    ("metrics.`val/loss`", 100),
-    ("metrics.`train/loss`", 100),
+    *((f"metrics.`{name}`", 100) for name in (*RANKED_BY, "train/loss")),
     ("tags.`model`", 140),
     ("tags.`data`", 100),
     ("attributes.`Description`", 420),

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from orchestrator.config.parse import is_mutable_key
+from orchestrator.metrics import RANKED_BY, score
 from orchestrator.redact import truncate_json
 from orchestrator.tracking.records.record import IMPORTED, Record
 
 ABSENT = "-"
-_RANKED_BY = ("val/top1", "val/loss")  # the first that a row has; the higher, and the lower, first
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ class RunGroup:
         return self.records[0].id if len(self.records) == 1 else f"{len(self.records)} runs"
 
     @property
-    def rank(self) -> tuple[float, float]:
-        """What rows are sorted by."""
-        top1, loss = (self.figures.get(name) for name in _RANKED_BY)
-        return (
-            -top1.mean if top1 and math.isfinite(top1.mean) else math.inf,
-            loss.mean if loss and math.isfinite(loss.mean) else math.inf,
+    def rank(self) -> tuple[float, ...]:
+        """The sort key of rows, lower for better ones."""
+        means = {name: self.figures[name].mean for name in RANKED_BY if name in self.figures}
+        return tuple(
+            -score(name, means[name]) if math.isfinite(means.get(name, math.nan)) else math.inf
+            for name in RANKED_BY
         )
 
     def to_dict(self) -> dict[str, Any]:

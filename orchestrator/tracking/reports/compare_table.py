@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from orchestrator.metrics import VAL_METRICS, column_header
 from orchestrator.number_format import format_metric, pluralize
 from orchestrator.redact import truncate_json
 from orchestrator.tracking.reports.compare import ABSENT, ComparableGroup, MeanStd, RunGroup
@@ -15,9 +16,7 @@ from orchestrator.tracking.reports.compare import ABSENT, ComparableGroup, MeanS
 _MAX_CHARACTERS = 24  # of a value in the table of what differs
 _MAX_KEY_COLUMNS = 3  # beside the figures; more keys have a table of their own
 _FIGURES = (  # name, header, what one of its unit is
-    ("val/top1", "val\ntop-1\n(%)", 1),
-    ("val/top5", "val\ntop-5\n(%)", 1),
-    ("val/loss", "val\nloss\n", 1),
+    *((name, column_header(name), 1) for name in VAL_METRICS),
     ("training_s", "training\n(h:mm:ss)", 1),
     ("images_per_s", "speed\n(img/s)", 1),
     ("model/num_params", "params\n(M)", 1e6),

@@ -10,13 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from orchestrator.metrics import RANKED_BY, score
 from orchestrator.plot_style import COLOURS, styled
 from orchestrator.run.metric_stream import curve
 from orchestrator.run.rundir import RunDir
 from orchestrator.tracking.records.record import Record
 
-# The first that points have, and which of a run's values counts: the best, as for a sweeper.
-RESULTS = (("val/top1", max), ("val/loss", min))
 _ENDED_WELL = ("finished", "stopped")
 
 
@@ -87,14 +86,14 @@ def summarize(records: Sequence[Record], values: Sequence[dict[str, str]]) -> li
 
 
 def _summary(place: str, runs: Sequence[tuple[Record, dict[str, str]]]) -> Summary | None:
-    for figure, best_of in RESULTS:
+    for figure in RANKED_BY:  # by the best value of each run, as for a sweeper
         points = [
-            Point(one.id, own, best_of(measured))
+            Point(one.id, own, max(measured, key=lambda value: score(figure, value)))
             for one, own in runs
             if (measured := curve(RunDir(Path(one.path)), figure).values())
         ]
         if len(points) > 1:
-            ranked = sorted(points, key=lambda point: point.worth, reverse=best_of is max)
+            ranked = sorted(points, key=lambda point: -score(figure, point.worth))
             return Summary(figure, tuple(ranked), place)
     return None
 

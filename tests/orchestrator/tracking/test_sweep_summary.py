@@ -47,7 +47,7 @@ def test_the_best_is_first_and_what_came_to_nothing_is_left_out(make_scene, tmp_
 def test_points_are_worth_what_a_sweeper_is_told_and_compare_under_one_protocol(make_scene):
     def record(name, protocol, *top1, verdict="finished"):
         scene = make_scene(name)
-        scene.configure(data={"protocol": protocol})
+        scene.configure(data={"eval_protocol": protocol})
         for step, value in enumerate(top1):
             scene.log(step, {"val/top1": value})
         scene.run.begin_attempt()
