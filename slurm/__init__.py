@@ -1,1 +1,1 @@
-"""Slurm: the job script, the client, a rehearsal cluster. Runs on a login node: no torch here."""
+"""Slurm: the job script, the client, a local cluster. Runs on a login node: no torch here."""

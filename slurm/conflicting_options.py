@@ -1,68 +1,64 @@
-"""Other words that ask Slurm for what an option of a job asks for, and which of them win.
+"""Options and variables of sbatch that mean the same, or the opposite, and which of them win.
 
 sbatch takes options from its command line, from its input variables (`SBATCH_*` of the shell) and
-from the script, in this order, and some options say in two ways what is one thing. Left alone,
-both are sent, and it shows in the queue or after it.
+from the script, in this order, and some options are two spellings of one thing. Left alone, both
+are sent, and the conflict shows in the queue or later.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 
-# Options that contradict one of ours. Who gives one as a further option means it.
+# Options that contradict one of ours; a user's additional parameter wins.
 _RIVALS = {
     "gpus-per-node": ("gres", "gpus", "gpus-per-task", "gpus-per-socket"),
     "mem": ("mem-per-cpu", "mem-per-gpu"),
     "no-requeue": ("requeue",),
     "requeue": ("no-requeue",),
 }
-# The number of ranks: batches, rendezvous and logs are reckoned with it.
-_OF_THE_RUN = {
-    "array": "a sweep is an array by itself: `tahoe submit -m`",
-    "nodes": "set slurm.nodes",
-    "ntasks": "set slurm.nodes and slurm.tasks_per_node",
-    "ntasks-per-core": "set slurm.tasks_per_node",
-    "ntasks-per-gpu": "set slurm.tasks_per_node",
-    "ntasks-per-node": "set slurm.tasks_per_node",
-    "ntasks-per-socket": "set slurm.tasks_per_node",
-    "wait": "`tahoe status RUN` says when it has ended",
+# The number of ranks: batches, rendezvous and logs depend on it.
+_RESERVED = {
+    "array": "submit a sweep instead, which is an array",
+    "nodes": "set nodes",
+    "ntasks": "set nodes and tasks_per_node",
+    "ntasks-per-core": "set tasks_per_node",
+    "ntasks-per-gpu": "set tasks_per_node",
+    "ntasks-per-node": "set tasks_per_node",
+    "ntasks-per-socket": "set tasks_per_node",
+    "wait": "the status of the run shows when it has ended",
 }
 # Input variables that are not named as their options (man sbatch, INPUT ENVIRONMENT VARIABLES).
 _VARIABLES = {"array": "SBATCH_ARRAY_INX", "mem": "SBATCH_MEM_PER_NODE", "time": "SBATCH_TIMELIMIT"}
 
 
-def check_further(options: Mapping[str, object]) -> None:
-    """Refuse further options that change what the run is reckoned with.
-
-    Raises:
-        ValueError: there is one.
-    """
+def check_additional(options: Iterable[str]) -> None:
+    """Check that additional options do not change the number of ranks; ValueError if they do."""
     for name in options:
-        if remedy := _OF_THE_RUN.get(name):
-            raise ValueError(f"additional_parameters.{name}: {remedy}")
+        if name in _RESERVED:
+            raise ValueError(f"additional_parameters.{name}: {_RESERVED[name]}")
 
 
-def contradicted(name: str, further: Mapping[str, object]) -> list[str]:
-    """Return the further options that say what an option of ours says, or its opposite."""
+def contradicting(name: str, additional: Mapping[str, object]) -> list[str]:
+    """Return the additional options that replace an option of ours."""
     rivals = (name, *_RIVALS.get(name, ()))
-    return [rival for rival in rivals if rival in further and _is_meant(rival, further[rival])]
+    return [rival for rival in rivals if rival in additional and _is_set(rival, additional[rival])]
 
 
-def asks_for_gpus(further: Mapping[str, object]) -> bool:
-    """Whether further options ask for GPUs."""
-    return bool(contradicted("gpus-per-node", further))
+def requests_gpus(additional: Mapping[str, object]) -> bool:
+    """Check whether additional options request GPUs."""
+    return bool(contradicting("gpus-per-node", additional))
 
 
 def input_variables(names: Iterable[str]) -> Iterator[str]:
     """Yield the input variables of sbatch that would win over a script's options, or hide its id.
 
     Args:
-        names: of the options that the script has.
+        names: the names of the options in the script.
     """
-    said = {same for name in names for same in (name, *_RIVALS.get(name, ()))}
-    for name in sorted({*said, "wait"}):
+    options = {option for name in names for option in (name, *_RIVALS.get(name, ()))}
+    for name in sorted({*options, "wait"}):
         yield _VARIABLES.get(name, f"SBATCH_{name.upper().replace('-', '_')}")
 
 
-def _is_meant(name: str, value: object) -> bool:
-    if name == "gres":  # which may be of anything
+def _is_set(name: str, value: object) -> bool:
+    if name == "gres":  # which may be any resource
         return "gpu" in str(value)
     return value is not None and value is not False

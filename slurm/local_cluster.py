@@ -1,9 +1,9 @@
-"""A real Slurm on this one machine, to try in minutes what a cluster would do to a job at night.
+"""A real Slurm cluster on this machine, to try what a cluster does to a job.
 
-Every node is a network namespace with an address of its own and its own slurmd; slurmctld and
-munged run beside them. Nothing outside of the rehearsal's directory is touched but network devices
-and namespaces, whose names begin with the rehearsal's. It needs root, and Debian's packages
-slurm-wlm, munge and iproute2. The settings are those of slurm.conf(5) and cgroup.conf(5), 22.05.
+Every node is a network namespace with an address and a slurmd of its own; slurmctld and munged run
+beside them. Nothing outside of the cluster's directory is touched but network devices and
+namespaces, whose names begin with the cluster's. It needs root, and Debian's packages slurm-wlm,
+munge and iproute2. The settings are documented in slurm.conf(5) and cgroup.conf(5), version 22.05.
 """
 
 import json
@@ -17,13 +17,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Self
 
 from slurm.errors import SlurmError
 
-PROGRAMS = {
+PROGRAMS = {  # and the packages that have them
     "slurmctld": "slurm-wlm",
     "slurmd": "slurm-wlm",
     "munged": "munge",
@@ -31,8 +32,44 @@ PROGRAMS = {
     "nsenter": "util-linux",
     "unshare": "util-linux",
 }
-_DEADLINE_S = 30
+_TIMEOUT_S = 30
 _SUBNETS = range(10, 250)
+_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+
+# cred_expire is also the time that a requeued job waits: two minutes by default. SlurmctldPort is a
+# port of this machine, not of a node's namespace.
+_SLURM_CONF = Template("""\
+ClusterName=$prefix
+SlurmctldHost=$host($address)
+SlurmctldPort=$port
+SlurmdPort=6818
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket=$directory/munge/socket,cred_expire=5
+StateSaveLocation=$directory/state
+SlurmdSpoolDir=$directory/spool/%n
+SlurmctldPidFile=$directory/slurmctld.pid
+SlurmdPidFile=$directory/slurmd-%n.pid
+SlurmctldLogFile=$directory/log/slurmctld.log
+SlurmdLogFile=$directory/log/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+SlurmdTimeout=10
+KillWait=10
+ReturnToService=2
+JobRequeue=1
+MaxArraySize=10001
+MaxJobCount=20000
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
+$nodes
+PartitionName=train Nodes=ALL Default=YES PriorityTier=1 DefMemPerCPU=500
+PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=off DefMemPerCPU=500
+""")
 
 
 class LocalClusterError(SlurmError):
@@ -41,12 +78,12 @@ class LocalClusterError(SlurmError):
 
 @dataclass(frozen=True)
 class LocalCluster:
-    """A cluster that was started.
+    """A running cluster.
 
     Args:
-        directory: everything of it lies there.
-        subnet: its addresses are 10.77.subnet.*; devices and namespaces are named by it.
-        names: of the nodes.
+        directory: the directory of all its files.
+        subnet: the number in its addresses 10.77.subnet.*, and in the names of its devices.
+        names: the names of the nodes.
     """
 
     directory: Path
@@ -55,7 +92,7 @@ class LocalCluster:
 
     @property
     def environ(self) -> dict[str, str]:
-        """What makes Slurm's commands speak to this cluster."""
+        """The variables that direct Slurm's commands to this cluster."""
         return {"SLURM_CONF": str(self.directory / "slurm.conf")}
 
     @property
@@ -64,21 +101,24 @@ class LocalCluster:
 
     @classmethod
     def start(cls, num_nodes: int, *, cpus_per_node: int = 2) -> Self:
-        """Start a cluster in a directory of its own and return when its nodes are idle.
+        """Start a cluster in a new directory and return when its nodes are idle.
 
         Raises:
-            LocalClusterError: something that it needs is missing, or it does not come up.
+            LocalClusterError: a requirement is missing, or the cluster does not start.
         """
-        if lacking := missing():
+        if requirements := missing_requirements():
             raise LocalClusterError(
-                "a rehearsal cluster cannot be started here. Missing: " + "; ".join(lacking)
+                "a local cluster cannot be started here: it needs root, Slurm and munge",
+                value=requirements,
+                hint="Missing: " + "; ".join(requirements),
             )
-        # Not where the user wants it: slurm.conf takes no blanks, a socket's path 100 bytes.
-        directory = Path(tempfile.mkdtemp(prefix="tahoe-rehearsal-", dir="/tmp"))
+        # Not in a directory of the user's choice: slurm.conf allows no blanks, a socket 100 bytes.
+        directory = Path(tempfile.mkdtemp(prefix="tahoe-local-cluster-", dir="/tmp"))
         directory.chmod(0o755)
         cluster = cls(directory, _take_subnet(), tuple(f"node{i + 1}" for i in range(num_nodes)))
         try:
-            (directory / "cluster.json").write_text(json.dumps(cluster._facts()))
+            facts = {"subnet": cluster.subnet, "names": cluster.names}
+            (directory / "cluster.json").write_text(json.dumps(facts))
             cluster._start(cpus_per_node)
         except BaseException:
             cluster.down(keep_logs=True)
@@ -87,22 +127,19 @@ class LocalCluster:
 
     @classmethod
     def open(cls, directory: Path) -> Self:
-        """Return the cluster that was started in a directory.
-
-        Raises:
-            LocalClusterError: there is none.
-        """
+        """Open the cluster that was started in a directory."""
         try:
             facts = json.loads((directory / "cluster.json").read_text())
         except FileNotFoundError:
             raise LocalClusterError(
-                f"no rehearsal cluster at {directory}: cluster.json is missing there. Give the "
-                "directory that `tahoe rehearse up` printed."
+                f"no local cluster at {directory}: it has no cluster.json",
+                value=directory,
+                hint="Give the directory that was printed when the cluster was started.",
             ) from None
-        return cls(Path(facts["directory"]), facts["subnet"], tuple(facts["names"]))
+        return cls(directory, facts["subnet"], tuple(facts["names"]))
 
     def down(self, *, keep_logs: bool = False) -> None:
-        """End every process of the cluster and all that ran on it; leave nothing behind."""
+        """End every process of the cluster and of its jobs, and remove all its files."""
         for pid in self._all_pids():
             _end(pid)
         for i, name in enumerate(self.names):
@@ -113,31 +150,24 @@ class LocalCluster:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def kill_node(self, name: str) -> None:
-        """Cut a node's network and kill what runs on it, as if its power had gone.
-
-        Raises:
-            LocalClusterError: there is no such node.
-        """
+        """Cut a node's network and kill its processes, like a power failure."""
         self._check_name(name)
         self._ip(name, "link", "set", "eth0", "down")
         for pid in self._pids_in(name):
-            _kill(pid, signal.SIGKILL)
+            _kill(pid)
 
     def revive_node(self, name: str) -> None:
-        """Give a killed node its network and its slurmd back, and return when it is idle.
-
-        Raises:
-            LocalClusterError: there is no such node, or it does not come back.
-        """
+        """Restore a killed node's network and slurmd, and return when it is idle."""
         self._check_name(name)
         self._ip(name, "link", "set", "eth0", "up")
         self._start_slurmd(name)
-        self._wait_for(lambda: self.states()[name] in ("idle", "down", "down*"), f"{name} answers")
+        responds = ("idle", "down", "down*")
+        self._wait_for(lambda: self.states()[name] in responds, f"{name} responds")
         self._slurm("scontrol", "update", f"nodename={name}", "state=resume", check=False)
         self._wait_for(lambda: self.states()[name] == "idle", f"{name} is idle")
 
     def preempt(self, job_id: str) -> None:
-        """Let an urgent job of a few seconds take all nodes of a job that runs."""
+        """Let an urgent job of a few seconds take all nodes of a running job."""
         out = self._slurm("squeue", "--noheader", f"--jobs={job_id}", "--format=%N %D").stdout
         nodes, num_nodes = out.split()
         self._slurm(
@@ -146,7 +176,7 @@ class LocalCluster:
         )  # fmt: skip
 
     def states(self) -> dict[str, str]:
-        """Return the state of each node, as sinfo says it."""
+        """Return the state of each node in sinfo's words."""
         out = self._slurm("sinfo", "--noheader", "--Node", "--format=%N %t").stdout
         return dict(line.split() for line in out.splitlines())
 
@@ -163,81 +193,48 @@ class LocalCluster:
         self._daemon("slurmctld", "-i", environ=self.environ)
         for name in self.names:
             self._start_slurmd(name)
-        idle = ["idle"] * len(self.names)
-        self._wait_for(lambda: list(self.states().values()) == idle, "all nodes are idle")
+        self._wait_for(lambda: set(self.states().values()) == {"idle"}, "all nodes are idle")
 
     def _write_config(self, cpus_per_node: int) -> None:
-        munge = self.directory / "munge"
-        munge.mkdir(mode=0o755)
-        key = munge / "key"
+        for name in ("munge", "state", "spool", "log"):
+            (self.directory / name).mkdir(mode=0o755)
+        key = self.directory / "munge/key"
         key.touch(mode=0o400)
         key.write_bytes(secrets.token_bytes(128))
-        for place in ("state", "spool", "log"):
-            (self.directory / place).mkdir()
         hosts = {"127.0.0.1": "localhost", self._address(0): _hostname()}
-        hosts |= {self._address(i + 1): name for i, name in enumerate(self.names)}
+        hosts |= {self._address(i): name for i, name in enumerate(self.names, start=1)}
         lines = "".join(f"{address} {name}\n" for address, name in hosts.items())
         (self.directory / "hosts").write_text(lines)
-        (self.directory / "slurm.conf").write_text(self._slurm_conf(cpus_per_node))
-        (self.directory / "cgroup.conf").write_text(_cgroup_conf())
-
-    def _slurm_conf(self, cpus_per_node: int) -> str:
-        at = self.directory
         memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
-        settings = {
-            "ClusterName": self.prefix,
-            "SlurmctldHost": f"{_hostname()}({self._address(0)})",
-            "SlurmctldPort": 16_800 + self.subnet,  # of this machine, not of a node's namespace
-            "SlurmdPort": 6818,
-            "SlurmUser": "root",
-            "AuthType": "auth/munge",
-            # cred_expire is also how long a requeued job waits: two minutes by default.
-            "AuthInfo": f"socket={at}/munge/socket,cred_expire=5",
-            "StateSaveLocation": at / "state",
-            "SlurmdSpoolDir": at / "spool/%n",
-            "SlurmctldPidFile": at / "slurmctld.pid",
-            "SlurmdPidFile": at / "slurmd-%n.pid",
-            "SlurmctldLogFile": at / "log/slurmctld.log",
-            "SlurmdLogFile": at / "log/slurmd-%n.log",
-            "ProctrackType": "proctrack/linuxproc",
-            "TaskPlugin": "task/none",
-            "MpiDefault": "none",
-            "SelectType": "select/cons_tres",
-            "SelectTypeParameters": "CR_Core_Memory",
-            "SlurmdTimeout": 10,
-            "KillWait": 10,
-            "ReturnToService": 2,
-            "JobRequeue": 1,
-            "MaxArraySize": 10_001,
-            "MaxJobCount": 20_000,
-            "PreemptType": "preempt/partition_prio",
-            "PreemptMode": "REQUEUE",
-            "SchedulerParameters": "batch_sched_delay=0,sched_interval=2,bf_interval=2",
-        }
-        each_mb = memory_mb // (len(self.names) + 1)
-        lines = [f"{key}={value}" for key, value in settings.items()]
-        for i, name in enumerate(self.names):
-            lines.append(
-                f"NodeName={name} NodeAddr={self._address(i + 1)} CPUs={cpus_per_node} "
-                f"RealMemory={each_mb} State=UNKNOWN"
-            )
-        lines.append("PartitionName=train Nodes=ALL Default=YES PriorityTier=1 DefMemPerCPU=500")
-        lines.append(
-            "PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=off DefMemPerCPU=500"
+        node_mb = memory_mb // (len(self.names) + 1)
+        nodes = (
+            f"NodeName={name} NodeAddr={self._address(i)} CPUs={cpus_per_node} "
+            f"RealMemory={node_mb} State=UNKNOWN"
+            for i, name in enumerate(self.names, start=1)
         )
-        return "\n".join(lines) + "\n"
+        slurm_conf = _SLURM_CONF.substitute(
+            prefix=self.prefix,
+            host=_hostname(),
+            address=self._address(0),
+            port=16_800 + self.subnet,
+            directory=self.directory,
+            nodes="\n".join(nodes),
+        )
+        (self.directory / "slurm.conf").write_text(slurm_conf)
+        version = "v2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "v1"
+        cgroup_conf = f"CgroupPlugin=cgroup/{version}\nCgroupMountpoint=/sys/fs/cgroup\n"
+        (self.directory / "cgroup.conf").write_text(cgroup_conf)
 
     def _start_network(self) -> None:
-        _run("ip", "addr", "add", f"{self._address(0)}/24", "dev", _bridge(self.subnet))
-        _run("ip", "link", "set", _bridge(self.subnet), "up")
+        bridge = _bridge(self.subnet)
+        _run("ip", "addr", "add", f"{self._address(0)}/24", "dev", bridge)
+        _run("ip", "link", "set", bridge, "up")
         for i, name in enumerate(self.names):
             namespace, outer = self._namespace(name), self._outer_device(i)
             _run("ip", "netns", "add", namespace)
-            _run(
-                *("ip", "link", "add", outer, "type", "veth"),
-                *("peer", "name", "eth0", "netns", namespace),
-            )
-            _run("ip", "link", "set", outer, "master", _bridge(self.subnet), "up")
+            peer = ("peer", "name", "eth0", "netns", namespace)
+            _run("ip", "link", "add", outer, "type", "veth", *peer)
+            _run("ip", "link", "set", outer, "master", bridge, "up")
             self._ip(name, "addr", "add", f"{self._address(i + 1)}/24", "dev", "eth0")
             self._ip(name, "link", "set", "eth0", "up")
             self._ip(name, "link", "set", "lo", "up")
@@ -255,17 +252,15 @@ class LocalCluster:
         done = _run(*command, environ=environ, check=False)
         if done.returncode:
             raise LocalClusterError(
-                f"`{' '.join(command)}` failed: {done.stderr.strip() or done.stdout.strip()}. The "
-                f"cluster was ended; its logs are in {self.directory}/log."
+                f"`{' '.join(command)}` failed: {done.stderr.strip() or done.stdout.strip()}",
+                value=command[0],
+                hint=f"The cluster was ended; its logs are in {self.directory}/log.",
             )
 
-    # -- looking --------------------------------------------------------------------------------
+    # -- names and queries ----------------------------------------------------------------------
 
     def _outer_device(self, i: int) -> str:
         return f"{self.prefix}v{i + 1}"
-
-    def _facts(self) -> dict[str, object]:
-        return {**asdict(self), "directory": str(self.directory)}
 
     def _address(self, number: int) -> str:
         return f"10.77.{self.subnet}.{number + 10 if number else 1}"
@@ -279,7 +274,8 @@ class LocalCluster:
 
     def _check_name(self, name: str) -> None:
         if name not in self.names:
-            raise LocalClusterError(f"no node {name!r} here; there are {', '.join(self.names)}")
+            names = ", ".join(self.names)
+            raise LocalClusterError(f"no node {name!r}", value=name, hint=f"The nodes are {names}.")
 
     def _pids_in(self, name: str) -> list[int]:
         done = _run("ip", "netns", "pids", self._namespace(name), check=False)
@@ -295,67 +291,55 @@ class LocalCluster:
     def _slurm(self, *command: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
         return _run(*command, environ=self.environ, check=check)
 
-    def _wait_for(self, is_true: Callable[[], bool], what: str) -> None:
-        deadline_s = time.monotonic() + _DEADLINE_S
-        while True:
-            try:
-                if is_true():
+    def _wait_for(self, condition: Callable[[], bool], name: str) -> None:
+        deadline_s = time.monotonic() + _TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            with suppress(subprocess.CalledProcessError, KeyError):  # slurmctld is still starting
+                if condition():
                     return
-            except (subprocess.CalledProcessError, KeyError):
-                pass  # slurmctld does not answer yet
-            if time.monotonic() > deadline_s:
-                raise LocalClusterError(
-                    f"waited {_DEADLINE_S} s until {what}, in vain. Its logs are in "
-                    f"{self.directory}/log."
-                )
             time.sleep(0.1)
+        raise LocalClusterError(
+            f"timed out after {_TIMEOUT_S} s, waiting until {name}",
+            value=name,
+            hint=f"The logs are in {self.directory}/log.",
+        )
 
 
-def missing() -> list[str]:
-    """Return what this machine lacks for a rehearsal, each with its remedy."""
-    found = [] if os.geteuid() == 0 else ["root (network namespaces need it): use sudo"]
-    lacking = [p for p in PROGRAMS if shutil.which(p, path=_PATH) is None]
-    packages = " ".join(dict.fromkeys(PROGRAMS[program] for program in lacking))
-    if lacking:
-        found.append(f"{', '.join(lacking)}: apt-get install --no-install-recommends {packages}")
-    return found
-
-
-_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+def missing_requirements() -> list[str]:
+    """Return the requirements that this machine does not meet, each with its remedy."""
+    requirements = [] if os.geteuid() == 0 else ["root (for network namespaces): use sudo"]
+    if programs := [program for program in PROGRAMS if not shutil.which(program, path=_PATH)]:
+        packages = " ".join(dict.fromkeys(PROGRAMS[program] for program in programs))
+        install = f"apt-get install --no-install-recommends {packages}"
+        requirements.append(f"{', '.join(programs)}: {install}")
+    return requirements
 
 
 def _take_subnet() -> int:
-    """Return a number that no rehearsal uses: making the bridge is what takes it.
-
-    Raises:
-        LocalClusterError: a bridge cannot be made, or too many rehearsals run.
-    """
+    """Return a subnet that no other local cluster uses, by creating its bridge."""
     for subnet in _SUBNETS:
         bridge = _bridge(subnet)
-        if _device(bridge).exists():
+        device = Path("/sys/class/net", bridge)
+        if device.exists():
             continue
-        made = _run("ip", "link", "add", bridge, "type", "bridge", check=False)
-        if made.returncode == 0:
+        done = _run("ip", "link", "add", bridge, "type", "bridge", check=False)
+        if done.returncode == 0:
             return subnet
-        if not _device(bridge).exists():  # nor has another rehearsal been faster
+        if not device.exists():  # and no other cluster was faster
             raise LocalClusterError(
-                f"a network bridge cannot be made: {made.stderr.strip()}. A rehearsal cluster "
-                "needs the right to (CAP_NET_ADMIN, which a container has to be given)."
+                f"a network bridge cannot be created: {done.stderr.strip()}",
+                value=bridge,
+                hint="A local cluster needs CAP_NET_ADMIN, which a container has to be given.",
             )
-    raise LocalClusterError("too many rehearsal clusters run here: end one (`tahoe rehearse down`)")
+    raise LocalClusterError(
+        "too many local clusters run on this machine",
+        value=len(_SUBNETS),
+        hint="End one of them (`down`).",
+    )
 
 
 def _bridge(subnet: int) -> str:
     return f"tahoe{subnet}br"
-
-
-def _device(name: str) -> Path:
-    return Path("/sys/class/net", name)
-
-
-def _cgroup_conf() -> str:
-    version = "v2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "v1"
-    return f"CgroupPlugin=cgroup/{version}\nCgroupMountpoint=/sys/fs/cgroup\n"
 
 
 def _hostname() -> str:
@@ -367,21 +351,19 @@ def _run(
 ) -> "subprocess.CompletedProcess[str]":
     environ = {**os.environ, **(environ or {}), "PATH": _PATH}
     return subprocess.run(
-        command, env=environ, check=check, capture_output=True, text=True, timeout=_DEADLINE_S
+        command, env=environ, check=check, capture_output=True, text=True, timeout=_TIMEOUT_S
     )
 
 
 def _end(pid: int) -> None:
-    """Kill a process and wait until it is gone."""
-    try:
-        process = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    _kill(pid, signal.SIGKILL)
-    select.select([process], [], [], _DEADLINE_S)
-    os.close(process)
-
-
-def _kill(pid: int, number: signal.Signals) -> None:
+    """Kill a process and wait until it has ended."""
     with suppress(ProcessLookupError):
-        os.kill(pid, number)
+        process = os.pidfd_open(pid)
+        _kill(pid)
+        select.select([process], [], [], _TIMEOUT_S)
+        os.close(process)
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

@@ -1,18 +1,18 @@
-"""A job that does not train: it starts ranks as a run's job does, and lets them look around."""
+"""A job that does not train: it starts ranks like a run's job, and they check their nodes."""
 
 from slurm.sbatch import LAUNCH_RANKS, PREAMBLE, SbatchRequest, render_template, sbatch_options
 
 _TIMEOUT_MIN = 5
 
 
-def render_checkup(job: SbatchRequest, *, worker: str) -> str:
-    """Return the script of a check-up of the nodes that a job would run on.
+def render_node_check(job: SbatchRequest, *, worker: str) -> str:
+    """Render the script of a check of the nodes that a job would run on.
 
     Args:
         worker: the module that each rank runs.
 
     Raises:
-        ValueError: an option of sbatch holds a line break, which no script can.
+        ValueError: an option of sbatch has a line break.
     """
     replaced = {
         "job-name": "tahoe doctor",
@@ -22,18 +22,18 @@ def render_checkup(job: SbatchRequest, *, worker: str) -> str:
         "no-requeue": True,
     }
     return render_template(
-        PREAMBLE + _BEGIN + LAUNCH_RANKS + _END,
+        PREAMBLE + _ON_START + LAUNCH_RANKS + _ON_END,
         job,
         sbatch_options(job, replaced),
-        purpose="A look at the nodes that a run would be given. Written by `tahoe doctor`.",
+        purpose="A check of the nodes that a run would be given. Written by `tahoe doctor`.",
         module=worker,
     )
 
 
-_BEGIN = r"""attempt=1
+_ON_START = r"""attempt=1
 mkdir -p "$$run/logs/attempt-0001"
 
-# Ranks on a node that does not see this directory could not even say so. NFS may take a while.
+# Ranks on a node that does not see this directory could not report it. NFS may take a while.
 srun --ntasks="$$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 bash -c '
     for _ in {1..30}; do [ -d "$$0/logs/attempt-0001" ] && exit; sleep 1; done; hostname' \
     "$$run" >"$$run/blind" || exit
@@ -41,5 +41,5 @@ srun --ntasks="$$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 bash -c '
 
 """
 
-_END = r"""exit "$$code"
+_ON_END = r"""exit "$$code"
 """

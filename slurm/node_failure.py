@@ -1,26 +1,26 @@
-"""Which node an attempt died of, as srun's own messages say it."""
+"""The node that an attempt failed on, from srun's messages."""
 
 import re
 from typing import NamedTuple
 
 _NODE_FAILURE = re.compile(r"^srun: error: Node failure on (\S+?)\.?$", re.MULTILINE)
 _ENDED_TASK = re.compile(r"^srun: error: (\S+): tasks? (\d+)[\d,\-]*: (.+)$", re.MULTILINE)
-# What the network or the code brings about alike on every node.
+# Ends that the network or the code can cause on every node.
 _NOT_THE_NODE = re.compile(r"Exited with exit code|Out Of Memory|Terminated")
 
 
 def lost_node(messages: str) -> str | None:
-    """Return the node that srun says was lost; what Slurm then kills is not looked at."""
-    lost = _NODE_FAILURE.search(messages)
-    return lost[1] if lost else None
+    """Return the node that srun reports as lost, if any."""
+    match = _NODE_FAILURE.search(messages)
+    return match[1] if match else None
 
 
 def failed_node(messages: str) -> str | None:
-    """Return the node that failed first, where the cause may be the node's own; else None.
+    """Return the node that failed first, if the cause may be the node itself; else None.
 
-    A node that is lost and a rank that a signal has ended (killed by the kernel, a bus error) are
-    such causes; an exit code, memory that did not suffice and a termination are not. What comes
-    after the first end of a rank is srun ending the others.
+    Such causes are a lost node and a rank that a signal has ended (killed by the kernel, a bus
+    error), but not an exit code, memory that did not suffice or a termination. After the first end
+    of a rank srun ends the others.
     """
     for line in messages.splitlines():
         if lost := _NODE_FAILURE.match(line):
@@ -31,7 +31,7 @@ def failed_node(messages: str) -> str | None:
 
 
 class EndedRank(NamedTuple):
-    """The rank that ended first, where, and how srun says it."""
+    """The rank that ended first, its node, and srun's message about it."""
 
     rank: int
     node: str
@@ -39,6 +39,6 @@ class EndedRank(NamedTuple):
 
 
 def first_ended(messages: str) -> EndedRank | None:
-    """Return the rank that ended first; srun then ends the others. None if it names none."""
+    """Return the rank that ended first, if srun names one; srun then ends the others."""
     ended = _ENDED_TASK.search(messages)
     return EndedRank(int(ended[2]), ended[1], ended[3]) if ended else None

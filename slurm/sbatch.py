@@ -1,8 +1,8 @@
-"""A job script: the value of one pure function of one dataclass.
+"""The sbatch script of a run: the value of one pure function of one dataclass.
 
-The script is one attempt of a run. It takes the run's lock, notes the attempt, starts the ranks
-with srun, and leaves the decision what comes next to the module `hooks`. `sbatch` it by
-hand and it does the same as `tahoe submit`.
+The script is one attempt of a run. It takes the run's lock, records the attempt, starts the ranks
+with srun, and leaves the choice of the next action to the module `hooks`. Submitting it by hand has
+the same effect.
 """
 
 import re
@@ -12,92 +12,42 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from string import Template
 from types import MappingProxyType
-from typing import Literal
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
-
-from slurm.conflicting_options import asks_for_gpus, check_further, contradicted, input_variables
+from slurm.conflicting_options import (
+    check_additional,
+    contradicting,
+    input_variables,
+    requests_gpus,
+)
 
 SIGNAL = "USR2"  # sent to every process of the ranks some time before the limit
 
 
-@dataclass(frozen=True, kw_only=True)
-class Container:
-    """The container that the ranks run in.
-
-    Args:
-        runtime: pyxis is an option of srun, apptainer a command.
-        python: the interpreter inside it.
-        mounts: SOURCE or SOURCE:TARGET, besides the run directory and `python_path`.
-    """
-
-    image: str
-    runtime: Literal["pyxis", "apptainer"]
-    python: str
-    mounts: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SbatchOptions:
-    """The resources and the environment of a job, in submitit's words.
-
-    None leaves a choice to the site. The bounds hold where pydantic reads these options.
-
-    Args:
-        tasks_per_node: the ranks of a node; None is one a GPU, or one where there are none.
-        timeout_min: the time limit of an attempt; the run continues in the next one.
-        array_parallelism: the largest number of elements of an array that run at the same time.
-        signal_delay_s: the time before the limit at which the ranks save and stop.
-        modules: environment modules to load.
-        setup: lines of shell for the first node, before the ranks are started.
-        additional_parameters: further options of sbatch, without their dashes; True for a flag.
-    """
-
-    nodes: PositiveInt
-    tasks_per_node: PositiveInt | None
-    gpus_per_node: NonNegativeInt
-    cpus_per_task: PositiveInt | None
-    mem_gb: PositiveFloat | None
-    timeout_min: PositiveInt | None
-    partition: str | None
-    account: str | None
-    qos: str | None
-    constraint: str | None
-    exclude: str | None
-    array_parallelism: PositiveInt | None
-    signal_delay_s: PositiveInt
-    modules: tuple[str, ...]
-    setup: tuple[str, ...]
-    container: Container | None
-    srun_args: tuple[str, ...]
-    additional_parameters: dict[str, str | int | float | bool]
-
-    def __post_init__(self) -> None:
-        limit_s = None if self.timeout_min is None else 60 * self.timeout_min
-        if limit_s is not None and limit_s <= self.signal_delay_s:
-            raise ValueError(
-                f"timeout_min={self.timeout_min} is {limit_s} s, and the ranks save and stop "
-                f"signal_delay_s={self.signal_delay_s} before that: at once. Give them more time, "
-                "or a shorter delay"
-            )
-
-    @property
-    def ranks_per_node(self) -> int:
-        return self.tasks_per_node or self.gpus_per_node or 1
-
-
 @dataclass(frozen=True)
-class SbatchRequest(SbatchOptions):
-    """A job: its options, and the run that it executes.
+class SbatchRequest:
+    """The resources that a job requests, in submitit's words, and the environment of its ranks.
 
     Args:
-        run_dir: absolute path of the run directory.
-        python: the interpreter, as all nodes see it.
-        python_path: directories that modules come from, before the environment's own.
-        environ: further variables of the job.
+        run_dir: the absolute path of the run directory.
+        python: the interpreter, by a path that all nodes see.
+        python_path: directories that come before the environment's own modules.
+        tasks_per_node: the number of ranks on a node.
+        timeout_min: the time limit, after which another attempt goes on; None (also for partition,
+            account, qos, constraint, exclude) is the site's default.
+        array_parallelism: the most elements of an array that run at a time; None is no limit.
+        signal_lead_s: the time before the limit at which the ranks are signalled to save and stop.
+        modules: environment modules to load.
+        setup: lines of shell, run on the first node before the ranks are started.
+        container_image: the image of the ranks' container; None is no container.
+        container_runtime: pyxis (an option of srun) or apptainer (a command).
+        container_python: the interpreter inside it.
+        container_mounts: SOURCE or SOURCE:TARGET, besides the run directory and `python_path`.
+        srun_args: additional arguments of srun.
+        additional_parameters: additional options of sbatch, without dashes; True for a flag.
+        environ: additional variables of the job.
 
     Raises:
-        ValueError: a value cannot stand in a script, or contradicts another.
+        ValueError: a name is invalid, or an additional option contradicts the size of the job.
     """
 
     name: str
@@ -110,36 +60,34 @@ class SbatchRequest(SbatchOptions):
         super().__post_init__()
         for key in self.environ:
             if not re.fullmatch(r"[A-Za-z_]\w*", key):
-                raise ValueError(f"{key!r} cannot be the name of an environment variable")
+                raise ValueError(f"{key!r} is not a valid name of an environment variable")
         for key in self.additional_parameters:
             if not re.fullmatch(r"[a-z][a-z0-9\-_]+", key):
-                raise ValueError(f"{key!r} is no long option of sbatch, without its dashes")
-        check_further(self.further_options)
+                raise ValueError(f"{key!r} is not a long option of sbatch without its dashes")
+        check_additional(self.additional_options)
 
     @property
-    def further_options(self) -> dict[str, str | int | float | bool]:
-        """The additional parameters as sbatch spells them; submitit has underscores there."""
+    def additional_options(self) -> dict[str, str | int | float | bool]:
+        """The additional parameters in sbatch's spelling; submitit's has underscores."""
         return {key.replace("_", "-"): value for key, value in self.additional_parameters.items()}
 
 
 def render_sbatch(job: SbatchRequest, *, worker: str, hooks: str) -> str:
-    """Return the job script.
+    """Render the job script.
 
     Args:
         worker: the module that each rank runs.
-        hooks: the module that is run before and after the ranks, with `begin` or `end`.
+        hooks: the module that runs before and after the ranks, with `begin` or `end`.
 
     Raises:
-        ValueError: an option of sbatch holds a line break, which no script can.
+        ValueError: an option of sbatch has a line break.
     """
-    purpose = (
-        "One attempt of a Tahoe run. Written by `tahoe submit`; `sbatch` this file does the same."
-    )
     return render_template(
         PREAMBLE + _ON_START + LAUNCH_RANKS + _ON_END,
         job,
         sbatch_options(job),
-        purpose=purpose,
+        purpose="One attempt of a Tahoe run. Written by `tahoe submit`; `sbatch` this file does "
+        "the same.",
         module=worker,
         hooks=hooks,
     )
@@ -154,18 +102,18 @@ def render_template(
     module: str,
     hooks: str = "",
 ) -> str:
-    """Return a script made of the parts below.
+    """Render a script made of the parts below.
 
     Args:
-        options: of sbatch.
-        purpose: said in its first lines.
-        module: what each rank runs, with the run directory as its argument.
+        options: the options of sbatch.
+        purpose: a comment in its first lines.
+        module: the module that each rank runs, with the run directory as its argument.
         hooks: see `render_sbatch`.
     """
     lines = list(options)
     names = [line.partition("=")[0] for line in lines]
     return Template(script).substitute(
-        directives="\n".join(f"#SBATCH --{line}" for line in lines),
+        directives=directives(lines),
         purpose=purpose,
         input_variables=" \\\n    ".join(textwrap.wrap(" ".join(input_variables(names)), 90)),
         run=shlex.quote(job.run_dir),
@@ -180,21 +128,25 @@ def render_template(
     )
 
 
+def directives(options: Iterable[str]) -> str:
+    return "\n".join(f"#SBATCH --{option}" for option in options)
+
+
 PREAMBLE = r"""#!/bin/bash
 $directives
 
 # $purpose
 run=$run
 python=$python
-# Of --export=NONE: srun would keep from the ranks what is exported here.
+# Set by --export=NONE: srun would not pass on to the ranks what is exported here.
 unset SLURM_EXPORT_ENV
-# Of the shell that submitted this: another attempt would be asked for with them instead.
+# From the shell that submitted this: sbatch would prefer them for the next attempt.
 unset $input_variables
 $exports
 
 ${setup}"""
 
-_ON_START = r"""# In an array the job id of one element is that of the whole array.
+_ON_START = r"""# In an array SLURM_JOB_ID of one element is the id of the whole array.
 job=$${SLURM_ARRAY_JOB_ID:+$${SLURM_ARRAY_JOB_ID}_$$SLURM_ARRAY_TASK_ID}
 job=$${job:-$$SLURM_JOB_ID}
 state() { squeue --noheader --jobs "$$job" --format '%T %r'; }
@@ -208,8 +160,8 @@ resubmit() {
     resubmitted=yes
 }
 
-# The ranks answer signals: they save and end. This shell waits for them; but at the time limit it
-# is killed if that takes long, so what comes after is submitted first.
+# The ranks handle signals: they save and exit. This shell waits for them; but at the time limit it
+# is killed if that takes long, so the next job is submitted first.
 trap interrupted=yes USR1 USR2
 trap 'interrupted=yes; [[ $$(state) == *TimeLimit ]] && resubmit' TERM
 
@@ -223,12 +175,12 @@ case $$? in
     ;;
 *)
     echo "error: $$run is on a file system without locks: attempts would overwrite each other's" \
-        "files. Have it mounted with locks (Lustre: -o flock), or choose another: runs_dir=DIR" >&2
+        "files. Mount it with locks (Lustre: -o flock), or choose another: runs_dir=DIR" >&2
     exit 1
     ;;
 esac
 attempt=$$("$$python" -m $hooks begin "$$run") || exit
-[ -n "$$attempt" ] || exit 0 # finished already
+[ -n "$$attempt" ] || exit 0 # already finished
 
 """
 
@@ -241,12 +193,12 @@ export SRUN_CPUS_PER_TASK=$${SLURM_CPUS_PER_TASK:-1} # srun does not take it fro
 logs=$$run/logs/attempt-$$(printf %04d "$$attempt")
 
 srun $srun \
-    bash -c 'trap "" TERM USR1 USR2 # until the worker listens
+    bash -c 'trap "" TERM USR1 USR2 # until the worker handles them
         export RANK=$$SLURM_PROCID LOCAL_RANK=$$SLURM_LOCALID WORLD_SIZE=$$SLURM_NTASKS
         exec "$$@" -m $module "$$0"' "$$run" \
     $interpreter 2>"$$logs/srun.log" &
 interrupted=yes
-while [ -n "$$interrupted" ]; do # a signal ends `wait`, and not srun
+while [ -n "$$interrupted" ]; do # a signal interrupts `wait`, but not srun
     interrupted=
     wait "$$!"
     code=$$?
@@ -258,14 +210,14 @@ cat "$$logs/srun.log" >&2
 _ON_END = r"""state=$$(state)
 next=$$("$$python" -m $hooks end "$$run" "$$attempt" "$$code" "$$state") \
     || exit
-read -r next excluded <<<"$$next" # nodes that the run has died of twice
+read -r next excluded <<<"$$next" # nodes that the run has failed on twice
 
 [ -z "$$resubmitted" ] || exit 75
 case $$next in
     requeue)
-        trap "" TERM # which this brings, to every process that this shell starts
+        trap "" TERM # requeue sends it to every process of the job
         if scontrol requeue "$$job"; then
-            # Slurm takes it of a job that waits, so not before.
+            # Slurm accepts it only for a waiting job.
             [ -z "$$excluded" ] || scontrol update JobId="$$job" ExcNodeList="$$excluded"
             exit 75
         fi
@@ -284,12 +236,11 @@ def sbatch_options(
     """Yield the options of sbatch, some of them replaced or added.
 
     Raises:
-        ValueError: one holds a line break, which no script can.
+        ValueError: an option has a line break.
     """
-    own, further = _own_options(job), job.further_options
-    kept = {name: value for name, value in own.items() if not contradicted(name, further)}
-    options: dict[str, object] = {**kept, **further, **replaced}
-    for name, value in options.items():
+    own, additional = _own_options(job), job.additional_options
+    kept = {name: value for name, value in own.items() if not contradicting(name, additional)}
+    for name, value in {**kept, **additional, **replaced}.items():
         if value is True:
             yield name
         elif value is not None and value is not False:
@@ -297,12 +248,12 @@ def sbatch_options(
 
 
 def overruled(job: SbatchRequest) -> Iterator[tuple[str, str]]:
-    """Yield each option of a job's own, and the additional parameter that stands in its place."""
-    further = job.further_options
+    """Yield each option of a job that an additional parameter replaces, and that parameter."""
+    additional = job.additional_options
     for name, value in _own_options(job).items():
-        for rival in contradicted(name, further):
-            if value is not None and (rival, further[rival]) != (name, value):
-                yield _spelled(name, value), _spelled(rival, further[rival])
+        for rival in contradicting(name, additional):
+            if value is not None and (rival, additional[rival]) != (name, value):
+                yield _spelled(name, value), _spelled(rival, additional[rival])
 
 
 def _spelled(name: str, value: object) -> str:
@@ -331,13 +282,13 @@ def _own_options(job: SbatchRequest) -> dict[str, object]:
 
 
 def _quoted(name: str, value: str) -> str:
-    """Return a value as sbatch reads it in a script: its quotes are like a shell's, but simpler."""
+    """Quote a value as sbatch reads it in a script: like a shell, but simpler."""
     if "\n" in value or "\r" in value:
-        raise ValueError(f"{name}: {value!r} has a line break, which no option of sbatch can hold")
+        raise ValueError(f"{name}: {value!r} has a line break, which sbatch does not support")
     if name == "output" and "\\" in value:
         raise ValueError(
-            f"{name}: {value!r} has a backslash, and so Slurm would take its %j for plain text: "
-            "jobs would write over each other. Choose a run directory without one"
+            f"{name}: {value!r} has a backslash, so Slurm would not expand its %j and jobs would "
+            "overwrite each other's output. Choose a run directory without one"
         )
     if re.fullmatch(r"[\w@%+=:,./\-]*", value, re.ASCII):
         return value
@@ -372,7 +323,7 @@ def _interpreter(job: SbatchRequest) -> str:
         return '"$python"'
     if container.runtime == "pyxis":
         return shlex.quote(container.python)
-    gpus = ["--nv"] if job.gpus_per_node or asks_for_gpus(job.further_options) else []
+    gpus = ["--nv"] if job.gpus_per_node or requests_gpus(job.additional_options) else []
     bind = f"--bind={','.join(_mounts(job, container))}"
     return shlex.join(["apptainer", "exec", *gpus, bind, container.image, container.python])
 

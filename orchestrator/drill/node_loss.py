@@ -1,6 +1,6 @@
 """The drill of `tahoe drill --on-nodes`: a job of Slurm that loses its nodes, one after the other.
 
-The cluster is a rehearsal (see slurm.local_cluster), whose nodes can be cut off and brought back.
+The cluster is a local one (see slurm.local_cluster), whose nodes can be cut off and brought back.
 """
 
 import os

@@ -106,7 +106,7 @@ def _say_what_wins(job: SbatchRequest, script: Path) -> None:
     """Say which of several words for the same thing Slurm is given."""
     for ours, further in overruled(job):
         print(f"note: {further} of additional_parameters replaces {ours}", file=sys.stderr)
-    for name, value in client.unused_variables(script).items():
+    for name, value in client.ignored_variables(script).items():
         print(f"note: {name}={value} of this shell is not used: {script} says it", file=sys.stderr)
 
 

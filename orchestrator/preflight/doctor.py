@@ -82,7 +82,7 @@ def _not_checked(what: str, why: str) -> CheckResult:
 def _config(overrides: Sequence[str]) -> Config:
     """Return the config as `tahoe submit` would have it, or where no Slurm answers `train`."""
     names_cluster = any(one.startswith(("slurm=", "slurm.")) for one in overrides)
-    for_slurm = names_cluster or (shutil.which("sbatch") and client.silence() is None)
+    for_slurm = names_cluster or (shutil.which("sbatch") and client.unreachable_reason() is None)
     points = compose([*(["launcher=slurm"] if for_slurm else []), *overrides])
     if len(points) != 1:
         raise ConfigError("`tahoe doctor` looks at one config: leave -m and its like out")
@@ -111,7 +111,7 @@ def _mlflow(config: Config) -> CheckResult:
 def _without_slurm() -> CheckResult:
     """Return that this machine is enough, and why Slurm is not asked where it is installed."""
     told = "not asked: `tahoe train` runs on this machine"
-    if shutil.which("sbatch") and (why := client.silence()):
+    if shutil.which("sbatch") and (why := client.unreachable_reason()):
         return CheckResult("warn", "Slurm", f"{told}. {why}")
     return CheckResult("ok", "Slurm", told)
 

@@ -19,7 +19,7 @@ from orchestrator.preflight.check_result import CheckResult
 from orchestrator.run.rundir import RunDir, RunError, write_atomic
 from slurm import client
 from slurm.errors import SlurmError
-from slurm.node_check import render_checkup
+from slurm.node_check import render_node_check
 
 _ASK_EVERY_S = 5.0
 _MAX_SKEW_S = 1.0
@@ -44,7 +44,7 @@ def check_nodes(config: Config, cost: ModelCost | None) -> Iterator[CheckResult]
     run.write_config(to_dict(config))
     job = job_request(run, config, current_python_path())
     write_atomic(
-        run.job_script, render_checkup(job, worker="orchestrator.torch_workers.node_probe")
+        run.job_script, render_node_check(job, worker="orchestrator.torch_workers.node_probe")
     )
     job_id = client.submit(run.job_script)
     try:

@@ -9,13 +9,13 @@ from cluster_runs import NETWORK, Jobs
 from running import Tahoe
 
 from orchestrator.run.rundir import RunDir
-from slurm.local_cluster import LocalCluster, missing
+from slurm.local_cluster import LocalCluster, missing_requirements
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[LocalCluster]:
-    if lacking := missing():
-        pytest.skip("no rehearsal cluster here: " + "; ".join(lacking))
+    if requirements := missing_requirements():
+        pytest.skip("no local cluster here: " + "; ".join(requirements))
     cluster = LocalCluster.start(3)
     before = dict(os.environ)
     os.environ.update(cluster.environ)

@@ -1,4 +1,4 @@
-"""Which node is blamed, from messages as srun 22.05 writes them."""
+"""The failed node, from messages as srun 22.05 writes them."""
 
 import pytest
 
@@ -27,5 +27,5 @@ TERMINATING = "srun: launch/slurm: _step_signal: Terminating StepId=7.0"
         (["srun: error: node1: tasks 0-1: Terminated"], None),
     ],
 )
-def test_the_first_to_fail_is_blamed(messages: list[str], expected: str | None) -> None:
+def test_the_first_node_to_fail_is_returned(messages: list[str], expected: str | None) -> None:
     assert failed_node("\n".join(messages)) == expected

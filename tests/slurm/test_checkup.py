@@ -1,11 +1,11 @@
-"""The script of a check-up: what somebody has looked at."""
+"""The script of a node check is the reviewed one."""
 
 import subprocess
 from pathlib import Path
 
 from sbatch_requests import sbatch_request
 
-from slurm.node_check import render_checkup
+from slurm.node_check import render_node_check
 
 GOLDEN = Path(__file__).parent / "golden"
 JOB = sbatch_request(
@@ -23,8 +23,8 @@ JOB = sbatch_request(
 )
 
 
-def test_the_script_is_what_somebody_has_looked_at(tmp_path: Path) -> None:
-    script = render_checkup(JOB, worker="orchestrator.torch_workers.node_probe")
+def test_the_script_is_the_reviewed_one(tmp_path: Path) -> None:
+    script = render_node_check(JOB, worker="orchestrator.torch_workers.node_probe")
     assert script == (GOLDEN / "checkup.sbatch").read_text()
     (tmp_path / "job.sbatch").write_text(script)
     subprocess.run(["bash", "-n", tmp_path / "job.sbatch"], check=True)

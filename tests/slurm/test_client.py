@@ -1,4 +1,4 @@
-"""What is told where there is no Slurm, or none that answers."""
+"""Slurm's commands, and their errors where there is no Slurm or it fails."""
 
 from pathlib import Path
 
@@ -21,21 +21,25 @@ def bin_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_machine_without_slurm_is_told_so(bin_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_slurm_is_an_error(
+    bin_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(bin_dir))
-    with pytest.raises(SlurmError, match=r"no `sbatch` on this machine.*tahoe train"):
+    with pytest.raises(SlurmError) as raised:
         client.submit(bin_dir / "job.sbatch")
-    assert client.queued_jobs([]) == {}  # nothing was submitted, so nobody need be asked
+    assert raised.value.value == "sbatch"
+    assert "`train`" in raised.value.hint
+    assert client.queued_jobs([]) == {}  # no query is needed
 
 
-def test_what_slurm_says_is_passed_on(bin_dir: Path) -> None:
-    said = "sbatch: error: invalid partition specified: gpuu"
-    program(bin_dir, "sbatch", f"echo '{said}' >&2; exit 1")
+def test_an_error_contains_the_message_of_slurm(bin_dir: Path) -> None:
+    message = "sbatch: error: invalid partition specified: gpuu"
+    program(bin_dir, "sbatch", f"echo '{message}' >&2; exit 1")
     with pytest.raises(SlurmError, match=r"`sbatch` failed: invalid partition .*: gpuu"):
         client.submit(bin_dir / "job.sbatch")
 
 
-def test_a_submit_from_inside_a_job_takes_nothing_from_it(
+def test_a_submission_from_inside_a_job_inherits_nothing_from_it(
     bin_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "5")
@@ -47,12 +51,12 @@ def test_a_submit_from_inside_a_job_takes_nothing_from_it(
     assert [line for line in seen if line.startswith("SLURM")] == ["SLURM_CONF=/etc/mine.conf"]
 
 
-def test_only_jobs_that_were_asked_for_are_told(bin_dir: Path) -> None:
+def test_only_the_requested_jobs_are_returned(bin_dir: Path) -> None:
     line = "%s|PENDING|Resources|2|2026-01-01T00:00:00|1:00|1:00"
     program(bin_dir, "squeue", f"printf '{line}\\n' 3 4_1 5")
-    found = client.queued_jobs(["4_1", "9"])
-    assert list(found) == ["4_1"]
-    assert (found["4_1"].state, found["4_1"].num_nodes) == ("PENDING", 2)
+    jobs = client.queued_jobs(["4_1", "9"])
+    assert list(jobs) == ["4_1"]
+    assert (jobs["4_1"].state, jobs["4_1"].num_nodes) == ("PENDING", 2)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +69,7 @@ def test_only_jobs_that_were_asked_for_are_told(bin_dir: Path) -> None:
         ("PENDING|None|1|N/A|NOT_SET|NOT_SET", "", "", ""),
     ],
 )
-def test_what_slurm_does_not_know_is_nothing(
+def test_unknown_fields_are_empty(
     bin_dir: Path, line: str, reason: str, start: str | None, time_left: str
 ) -> None:
     program(bin_dir, "squeue", f"echo '5|{line}'")
@@ -74,37 +78,35 @@ def test_what_slurm_does_not_know_is_nothing(
     assert start is None or job.start == start
 
 
-def test_accounting_is_asked_where_there_is_any(
-    bin_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_accounting_is_queried_if_it_exists(bin_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(bin_dir))
     assert client.final_states(["5"]) == {}  # no such program
     program(bin_dir, "sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
     assert client.final_states(["5"]) == {}
-    program(bin_dir, "sacct", 'echo "$@" > $0.asked; printf "4_1|NODE_FAIL\\n5|CANCELLED by 0\\n"')
+    program(bin_dir, "sacct", 'echo "$@" > $0.argv; printf "4_1|NODE_FAIL\\n5|CANCELLED by 0\\n"')
     assert client.final_states(["4_1", "5"]) == {"4_1": "NODE_FAIL", "5": "CANCELLED by 0"}
-    assert "--jobs 4_1,5" in (bin_dir / "sacct.asked").read_text()
+    assert "--jobs 4_1,5" in (bin_dir / "sacct.argv").read_text()
     program(bin_dir, "sacct", "echo '5|FAILED'")
-    assert client.final_states([]) == {}  # nobody need be asked
+    assert client.final_states([]) == {}
 
 
-def test_slurm_says_when_a_job_would_start(bin_dir: Path) -> None:
-    program(bin_dir, "sbatch", 'echo "$1 $2" > $0.asked; echo "sbatch: Job 3 to start at 9" >&2')
+def test_a_test_submission_returns_the_start_time(bin_dir: Path) -> None:
+    program(bin_dir, "sbatch", 'echo "$1 $2" > $0.argv; echo "sbatch: Job 3 to start at 9" >&2')
     script = bin_dir / "job.sbatch"
     assert client.test_submission(script) == "Job 3 to start at 9"
-    assert (bin_dir / "sbatch.asked").read_text() == f"--test-only {script}\n"
+    assert (bin_dir / "sbatch.argv").read_text() == f"--test-only {script}\n"
 
 
 def test_variables_of_the_shell_do_not_overrule_the_script(
     bin_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """sbatch's input variables win over the options of a script."""
-    unused = {"SBATCH_TIMELIMIT": "1", "SBATCH_NO_REQUEUE": "1", "SBATCH_WAIT": "1"}
-    for name, value in (unused | {"SBATCH_ACCOUNT": "mine"}).items():
+    ignored = {"SBATCH_TIMELIMIT": "1", "SBATCH_NO_REQUEUE": "1", "SBATCH_WAIT": "1"}
+    for name, value in (ignored | {"SBATCH_ACCOUNT": "mine"}).items():
         monkeypatch.setenv(name, value)
     program(bin_dir, "sbatch", "env > $0.env; echo 7")
     script = bin_dir / "job.sbatch"
-    assert client.unused_variables(script) == unused
+    assert client.ignored_variables(script) == ignored
     client.submit(script)
     seen = (bin_dir / "sbatch.env").read_text().splitlines()
     assert [line for line in seen if line.startswith("SBATCH")] == ["SBATCH_ACCOUNT=mine"]

@@ -84,14 +84,14 @@ APPTAINER = sbatch_request(
     ("name", "job"),
     [("plain", PLAIN), ("whole", WHOLE), ("pyxis", PYXIS), ("apptainer", APPTAINER)],
 )
-def test_scripts_are_what_somebody_has_looked_at(name: str, job: SbatchRequest) -> None:
+def test_scripts_are_the_reviewed_ones(name: str, job: SbatchRequest) -> None:
     assert render(job) == (GOLDEN / f"{name}.sbatch").read_text()
 
 
 @given(texts, texts, st.lists(texts, max_size=2), texts)
 @settings(max_examples=60)
 @example("/runs/it's $(a) run", "py thon", ["a;b", "c d"], "x\ny")
-def test_a_shell_reads_back_what_was_meant(
+def test_a_shell_reads_back_the_values(
     run_dir: str, python: str, python_path: list[str], value: str
 ) -> None:
     job = sbatch_request("n", f"/{run_dir}", python, tuple(python_path), environ={"MINE": value})
@@ -99,7 +99,7 @@ def test_a_shell_reads_back_what_was_meant(
         with pytest.raises(ValueError, match=r"line break|backslash"):
             render(job)
         return
-    script = render(job).partition("\n\n# The ranks answer")[0]
+    script = render(job).partition("\n\n# The ranks handle")[0]
     shown = 'printf "%s\\0" "$run" "$python" "${PYTHONPATH-}" "$MINE"'
     done = subprocess.run(["bash", "-c", f"{script}\n{shown}"], capture_output=True, check=True)
     expected = [f"/{run_dir}", python, ":".join(python_path), value]
@@ -116,22 +116,22 @@ def test_the_whole_script_is_bash(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"environ": {"a b": "x"}}, "cannot be the name of an environment variable"),
-        ({"additional_parameters": {"x\n#SBATCH --uid": "root"}}, "is no long option of sbatch"),
-        ({"additional_parameters": {"p": "gpu"}}, "is no long option of sbatch"),
-        ({"additional_parameters": {"ntasks": 3}}, "slurm.tasks_per_node"),
-        ({"additional_parameters": {"ntasks_per_node": 3}}, "slurm.tasks_per_node"),
-        ({"partition": "a\n#SBATCH --uid=root"}, "has a line break"),
+        ({"environ": {"a b": "x"}}, "environment variable"),
+        ({"additional_parameters": {"x\n#SBATCH --uid": "root"}}, "long option of sbatch"),
+        ({"additional_parameters": {"p": "gpu"}}, "long option of sbatch"),
+        ({"additional_parameters": {"ntasks": 3}}, "tasks_per_node"),
+        ({"additional_parameters": {"ntasks_per_node": 3}}, "tasks_per_node"),
+        ({"partition": "a\n#SBATCH --uid=root"}, "line break"),
         ({"run_dir": "/runs/a\\b"}, "backslash"),
     ],
 )
-def test_what_no_script_can_hold_is_refused(wrong: dict, message: str) -> None:
+def test_invalid_values_are_refused(wrong: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         render(sbatch_request(**{"name": "n", "run_dir": "/r", "python": "python"} | wrong))
 
 
 @pytest.mark.parametrize(
-    ("asked", "further", "expected"),
+    ("options", "additional", "expected"),
     [
         ({"gpus_per_node": 4}, {"gres": "gpu:a100:4"}, ["gres=gpu:a100:4"]),
         ({"gpus_per_node": 4}, {"gres": "lustre:1"}, ["gpus-per-node=4", "gres=lustre:1"]),
@@ -140,28 +140,28 @@ def test_what_no_script_can_hold_is_refused(wrong: dict, message: str) -> None:
         ({}, {"no-requeue": True}, ["no-requeue"]),
     ],
 )
-def test_an_additional_parameter_stands_in_place_of_what_it_contradicts(
-    asked: dict, further: dict, expected: list[str]
+def test_an_additional_parameter_replaces_what_it_contradicts(
+    options: dict, additional: dict, expected: list[str]
 ) -> None:
-    job = replace(PLAIN, **asked, additional_parameters=further)
+    job = replace(PLAIN, **options, additional_parameters=additional)
     names = ("gpus", "gres", "mem", "time", "no-requeue")
     assert [line for line in sbatch_options(job) if line.startswith(names)] == expected
-    assert ("requeue" in sbatch_options(job)) == ("no-requeue" not in further)
+    assert ("requeue" in sbatch_options(job)) == ("no-requeue" not in additional)
     replaced = [] if len(expected) > 1 else expected
     assert [new for _, new in overruled(job)] == replaced
 
 
-def test_apptainer_sees_gpus_however_they_are_asked_for() -> None:
-    for further in ({"gres": "gpu:1"}, {"gpus": 2}, {"gpus_per_task": 1}):
-        job = replace(APPTAINER, gpus_per_node=0, additional_parameters=further)
+def test_apptainer_sees_gpus_however_they_are_requested() -> None:
+    for additional in ({"gres": "gpu:1"}, {"gpus": 2}, {"gpus_per_task": 1}):
+        job = replace(APPTAINER, gpus_per_node=0, additional_parameters=additional)
         assert " --nv " in render(job)
     assert " --nv " not in render(replace(APPTAINER, gpus_per_node=0))
 
 
-def test_ranks_get_what_the_script_exports_where_sbatch_exports_nothing(tmp_path: Path) -> None:
+def test_ranks_get_exported_variables_with_export_none(tmp_path: Path) -> None:
     """--export=NONE leaves SLURM_EXPORT_ENV=NONE to the script, and srun would go by it."""
     environ = {"SLURM_EXPORT_ENV": "NONE", "SBATCH_TIMELIMIT": "1", "SBATCH_ACCOUNT": "mine"}
-    script = render(replace(PLAIN, timeout_min=60)).partition("\n\n# The ranks answer")[0]
+    script = render(replace(PLAIN, timeout_min=60)).partition("\n\n# The ranks handle")[0]
     done = subprocess.run(
         ["bash", "-c", f"{script}\nenv"], env=environ, capture_output=True, text=True, check=True
     )
@@ -172,12 +172,10 @@ def test_ranks_get_what_the_script_exports_where_sbatch_exports_nothing(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "message"),
     [(0, ""), (1, "another attempt of /runs/a run is running"), (71, "without locks")],
 )
-def test_a_lock_that_cannot_be_had_is_not_one_that_is_held(
-    tmp_path: Path, code: int, said: str
-) -> None:
+def test_a_missing_lock_is_not_reported_as_held(tmp_path: Path, code: int, message: str) -> None:
     flock = tmp_path / "flock"  # util-linux: 71 where the kernel has no lock, 1 after the timeout
     flock.write_text(f"#!/bin/sh\nexit {code}\n")
     flock.chmod(0o755)
@@ -185,5 +183,5 @@ def test_a_lock_that_cannot_be_had_is_not_one_that_is_held(
     command = f"run='/runs/a run'\nPATH={tmp_path}:$PATH\n{locking}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == min(code, 1)
-    assert said in done.stderr
+    assert message in done.stderr
     assert not (code == 71 and "is running" in done.stderr)

@@ -127,7 +127,7 @@ def test_a_batch_at_a_time_is_still_one_sweep(tahoe: Tahoe, sbatch: Path, digits
         (["seed=1,2", "recipe.global_batch_size=64,-1"], "recipe.global_batch_size"),
         (["seed=1,2", "run_dir=here"], "two points of the sweep would be one run"),
         (["seed=1,2", "data.url=nowhere"], "nowhere"),
-        (["seed=1,2", "+slurm.additional_parameters.X=1"], "is no long option of sbatch"),
+        (["seed=1,2", "+slurm.additional_parameters.X=1"], "long option of sbatch"),
         ([BLIND], "hydra.launcher.wait=true"),
         ([BLIND, "--dry-run"], "hydra.launcher.wait=true"),
         ([BLIND, *WAITING, "+hydra.sweeper.direction=minimize"], "direction=maximize"),
