@@ -1,12 +1,12 @@
-"""A name and a number of classes in, a freshly initialised network out.
+"""Build a freshly initialised network from a name and a number of classes.
 
     lenet5_1998              Tahoe's own: one file a paper, in `historical`
     timm/resnet50            any network of timm, also with a weight tag: timm/resnet50.a1_in1k
     torchvision/resnet50     any classifier of torchvision, with fresh weights
     package.module:function  yours: called with num_classes=, in_channels= and your options
 
-There is nothing to register with: a network is what an import finds. torch, timm and torchvision
-are imported when something is built, and not before.
+There is no registry: a network is whatever can be imported. torch, timm and torchvision are
+imported only when a network is built.
 """
 
 import inspect
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-# Our own networks are found the way a user's are.
+# Our own networks are imported the way a user's are.
 OWN = {
     "lenet5_1998": "models.historical.lenet5_1998:LeNet5",
     "autoencoder_2006": "models.historical.autoencoder_2006:Autoencoder",
@@ -38,14 +38,15 @@ OWN = {
 
 
 def build(name: str, *, num_classes: int, in_channels: int = 3, **options: Any) -> "nn.Module":
-    """Return the network `name`, from images `[n, in_channels, h, w]` to logits `[n, num_classes]`.
+    """Build the network `name`: images `[n, in_channels, h, w]` to logits `[n, num_classes]`.
 
-    One that is trained without labels gives the cost of each image instead, `[n]`.
+    One that is trained without labels returns the cost of each image instead, `[n]`. The weights
+    depend on torch's global seed alone.
 
-    `options` go to the network as they are; its weights depend on torch's global seed and on
-    nothing else. ValueError says what is not possible and what is: an unknown name, options that
-    the network does not accept (torchvision's convnext and mobilenet_v3 take any and ignore what
-    they do not know), a function that cannot be imported or returns something else.
+    Raises:
+        ValueError: the name is unknown, the network does not accept an option (torchvision's
+            convnext and mobilenet_v3 ignore unknown ones), or the function cannot be imported or
+            does not return a network.
     """
     if name.startswith(("timm/", "torchvision/")):
         from models import external
@@ -63,14 +64,14 @@ def build(name: str, *, num_classes: int, in_channels: int = 3, **options: Any) 
 
     if not isinstance(network, nn.Module):
         raise ValueError(
-            f"Network {name!r} cannot be trained: building it gave a {type(network).__name__} and "
-            f"not a torch.nn.Module. Let the function return the network itself."
+            f"{name!r} returned a {type(network).__name__} and not a torch.nn.Module, so it cannot "
+            "be trained. Let the function return the network itself."
         )
     return network
 
 
 def _find(name: str) -> Callable[..., Any]:
-    """Import what an own name, or `package.module:function`, stands for."""
+    """Import the function of one of our own names, or of `package.module:function`."""
     target = OWN.get(name, name)
     if not re.fullmatch(r"\w[\w.]*:\w+", target):
         raise _unknown(name)
@@ -78,46 +79,46 @@ def _find(name: str) -> Callable[..., Any]:
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
-        # A module that is there and lacks an import of its own must show its own traceback.
+        # A module that exists but fails to import another one shows its own traceback.
         if not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise ValueError(
-            f"Network {name!r} cannot be built: there is no module {error.name!r} to import. "
-            f"Put the directory that holds it on PYTHONPATH, or install it."
+            f"network {name!r} cannot be built: there is no module {error.name!r}. Put its "
+            "directory on PYTHONPATH, or install it."
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ValueError(
-            f"Network {name!r} cannot be built: {module} has no function {function_name!r}. "
-            f"Define it there, or correct the name."
+            f"network {name!r} cannot be built: {module} has no function {function_name!r}. "
+            "Define it there, or correct the name."
         )
-    return function  # type: ignore[no-any-return]  # callable() says nothing of what it returns
+    return function  # type: ignore[no-any-return]
 
 
 def _check_arguments(name: str, function: Callable[..., Any], arguments: dict[str, Any]) -> None:
-    # Before the call and not around it: a TypeError from inside the function keeps its traceback.
+    # Checked before the call: a TypeError from inside the function keeps its traceback.
     signature = inspect.signature(function)
     try:
         signature.bind(**arguments)
     except TypeError as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise ValueError(
-            f"Network {name!r} cannot be called with {given}: {error}. "
-            f"It takes {signature}. Leave out or correct what does not fit."
+            f"network {name!r} cannot be called with {given}: {error}. It takes {signature}. "
+            "Correct or leave out the arguments that do not fit."
         ) from error
 
 
 def _unknown(name: str) -> ValueError:
     from models import external
 
-    # Compared without the library: who writes "resnet18" hears of timm's and of torchvision's.
+    # Compared without the library: "resnet18" suggests timm's and torchvision's.
     full_names = defaultdict(list)
     for known in (*OWN, *external.names()):
         full_names[known.rpartition("/")[2]].append(known)
-    near_names = get_close_matches(name.rpartition("/")[2].lower(), full_names)
-    near = [full_name for near_name in near_names for full_name in full_names[near_name]]
+    matches = get_close_matches(name.rpartition("/")[2].lower(), full_names)
+    similar = [full_name for match in matches for full_name in full_names[match]]
     return ValueError(
-        f"There is no network {name!r} to build. Near names: {', '.join(near) or 'none'}. "
-        f"A name is one of Tahoe's own ({', '.join(OWN)}), timm/<name>, torchvision/<name>, or "
-        f"package.module:function for yours."
+        f"there is no network {name!r}. Similar names: {', '.join(similar) or 'none'}. A name is "
+        f"one of Tahoe's own ({', '.join(OWN)}), timm/<name>, torchvision/<name>, or "
+        "package.module:function for yours."
     )

@@ -7,7 +7,7 @@ from torchvision import models as torchvision
 
 
 def names() -> list[str]:
-    """Return the full names that can be built, without timm's weight tags."""
+    """List the full names that can be built, without timm's weight tags."""
     return [
         *(f"timm/{name}" for name in timm.list_models()),
         # Classifiers only: detectors and segmenters have other outputs and fetch a backbone.
@@ -16,25 +16,23 @@ def names() -> list[str]:
 
 
 def is_known(name: str) -> bool:
-    """Tell whether `build_external` can build this full name."""
+    """Check whether `build_external` can build this full name."""
     library, _, bare_name = name.partition("/")
     if library == "torchvision":
         return name in names()
-    # timm itself would also follow "hf-hub:..." and load whatever lies there.
+    # timm itself would also follow "hf-hub:..." and load whatever is there.
     is_tagged = "." in bare_name
-    return timm.is_model(bare_name) and (
-        not is_tagged or bare_name in timm.list_models(include_tags=True)
-    )
+    tags = timm.list_models(include_tags=True) if is_tagged else ()
+    return timm.is_model(bare_name) and (not is_tagged or bare_name in tags)
 
 
 def build_external(name: str, num_classes: int, in_channels: int, options: dict[str, Any]) -> Any:
-    """Return the known network `name`; ValueError names options that it does not accept."""
+    """Build the known network `name`; ValueError if it does not accept an option."""
     library, _, bare_name = name.partition("/")
     if library == "torchvision" and in_channels != 3:
         raise ValueError(
-            f"Network {name!r} cannot be built for in_channels={in_channels}: torchvision's "
-            f"networks take 3 channels. Feed it RGB images, or take timm/<name>, whose networks "
-            f"take any number."
+            f"network {name!r} cannot be built for in_channels={in_channels}: torchvision's "
+            "networks take 3 channels. Use RGB images, or a network of timm, which take any number."
         )
     try:
         if library == "torchvision":
@@ -49,6 +47,6 @@ def build_external(name: str, num_classes: int, in_channels: int, options: dict[
             raise
         given = ", ".join(f"{key}={value!r}" for key, value in options.items())
         raise ValueError(
-            f"Network {name!r} cannot be built with the options {given}: {error}. "
-            f"Leave out or correct what {library} does not accept."
+            f"network {name!r} cannot be built with the options {given}: {error}. Correct or leave "
+            f"out the options that {library} does not accept."
         ) from error

@@ -12,6 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from string import Template
 from types import MappingProxyType
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from slurm.conflicting_options import (
     check_additional,
@@ -23,27 +26,79 @@ from slurm.conflicting_options import (
 SIGNAL = "USR2"  # sent to every process of the ranks some time before the limit
 
 
+@dataclass(frozen=True, kw_only=True)
+class Container:
+    """The container that the ranks run in.
+
+    Args:
+        runtime: pyxis is an option of srun, apptainer a command.
+        python: the interpreter inside it.
+        mounts: SOURCE or SOURCE:TARGET, besides the run directory and `python_path`.
+    """
+
+    image: str
+    runtime: Literal["pyxis", "apptainer"]
+    python: str
+    mounts: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SbatchOptions:
+    """The resources and the environment of a job, in submitit's words.
+
+    None leaves a choice to the site. The bounds hold where pydantic reads these options.
+
+    Args:
+        tasks_per_node: the ranks of a node; None is one a GPU, or one where there are none.
+        timeout_min: the time limit of an attempt; the run continues in the next one.
+        array_parallelism: the most elements of an array that run at the same time.
+        signal_delay_s: the time before the limit at which the ranks save and stop.
+        modules: environment modules to load.
+        setup: lines of shell for the first node, before the ranks are started.
+        additional_parameters: additional options of sbatch, without dashes; True for a flag.
+    """
+
+    nodes: PositiveInt
+    tasks_per_node: PositiveInt | None
+    gpus_per_node: NonNegativeInt
+    cpus_per_task: PositiveInt | None
+    mem_gb: PositiveFloat | None
+    timeout_min: PositiveInt | None
+    partition: str | None
+    account: str | None
+    qos: str | None
+    constraint: str | None
+    exclude: str | None
+    array_parallelism: PositiveInt | None
+    signal_delay_s: PositiveInt
+    modules: tuple[str, ...]
+    setup: tuple[str, ...]
+    container: Container | None
+    srun_args: tuple[str, ...]
+    additional_parameters: dict[str, str | int | float | bool]
+
+    def __post_init__(self) -> None:
+        limit_s = None if self.timeout_min is None else 60 * self.timeout_min
+        if limit_s is not None and limit_s <= self.signal_delay_s:
+            raise ValueError(
+                f"timeout_min={self.timeout_min} is {limit_s} s, and the ranks save and stop "
+                f"signal_delay_s={self.signal_delay_s} before that: at once. Give them more time, "
+                "or a shorter delay"
+            )
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.tasks_per_node or self.gpus_per_node or 1
+
+
 @dataclass(frozen=True)
-class SbatchRequest:
-    """The resources that a job requests, in submitit's words, and the environment of its ranks.
+class SbatchRequest(SbatchOptions):
+    """A job: its options, and the run that it executes.
 
     Args:
         run_dir: the absolute path of the run directory.
         python: the interpreter, by a path that all nodes see.
         python_path: directories that come before the environment's own modules.
-        tasks_per_node: the number of ranks on a node.
-        timeout_min: the time limit, after which another attempt goes on; None (also for partition,
-            account, qos, constraint, exclude) is the site's default.
-        array_parallelism: the most elements of an array that run at a time; None is no limit.
-        signal_lead_s: the time before the limit at which the ranks are signalled to save and stop.
-        modules: environment modules to load.
-        setup: lines of shell, run on the first node before the ranks are started.
-        container_image: the image of the ranks' container; None is no container.
-        container_runtime: pyxis (an option of srun) or apptainer (a command).
-        container_python: the interpreter inside it.
-        container_mounts: SOURCE or SOURCE:TARGET, besides the run directory and `python_path`.
-        srun_args: additional arguments of srun.
-        additional_parameters: additional options of sbatch, without dashes; True for a flag.
         environ: additional variables of the job.
 
     Raises:

@@ -96,7 +96,7 @@ def make_augment(
     needs_colour = any(color_jitter) or pca_lighting_std or auto_augment in _COLOUR_POLICIES
     if needs_colour and len(pixel) != 3:
         raise ValueError(
-            "colour jitter, PCA lighting, augmix and timm_randaugment need images with in_channels=3"
+            "colour jitter, PCA lighting, augmix and timm_randaugment need RGB: in_channels=3"
         )
     if auto_augment:
         try:

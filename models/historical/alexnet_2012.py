@@ -1,13 +1,13 @@
 """AlexNet, the network that won ILSVRC 2012.
 
 A. Krizhevsky, I. Sutskever, G. Hinton: ImageNet Classification with Deep Convolutional Neural
-Networks, NIPS 2012; and what was trained for it: github.com/computerhistory/AlexNet-Source-Code,
-layers/layers-145.cfg and its parameters, which is the paper's single network.
+Networks, NIPS 2012; and the code it was trained with, github.com/computerhistory/
+AlexNet-Source-Code, layers/layers-145.cfg and its parameters, which is the paper's single network.
 
                 conv1    conv2    conv3    conv4    conv5    fc6    fc7    fc8
     maps           96      256      384      384      256   4096   4096   1000
     map size    55x55    27x27    13x13    13x13    13x13
-    sees       image   own tower    both  own tower own tower both  both   both
+    input      image   own tower    both  own tower own tower both  both   both
 
 Two towers of half the maps each were trained on two GPUs; here they are `groups=2` on one device.
 60,965,224 parameters, 0.724 billion multiply-adds.
@@ -18,7 +18,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import init_normal, scale_width
+from models.layers import check_map_size, init_normal, scale_width
 
 Variant = Literal["printed", "trained"]
 
@@ -29,15 +29,16 @@ class AlexNet(nn.Module):
     Args:
         variant: "printed" is the paper's section 3: ReLU after every layer, then the response
             normalisation. "trained" is run 145: the first and the fifth layer are rectified only
-            after their pooling, and a second normalisation, over 5x5 places of the same map,
+            after their pooling, and a second normalisation, over 5x5 windows of the same map,
             follows the second layer's.
         overlapping_pooling: False is run 147, with pools of 2x2 (section 3.4).
         response_norm: False is run 148 (section 3.3).
         cross_tower: False is run 150: the towers meet only in fc8. It has 2x160 maps in conv2 and
             2x4096 units in fc6, to be as large.
-        width: of every layer; below 1 for trials.
+        width: the factor on the width of every layer; below 1 for tests.
 
-    ValueError: an unknown variant, or images of which nothing is left after the pools.
+    Raises:
+        ValueError: the variant is unknown, or nothing is left of the images after the pools.
     """
 
     def __init__(
@@ -54,18 +55,11 @@ class AlexNet(nn.Module):
     ) -> None:
         super().__init__()
         if variant not in ("printed", "trained"):
-            raise ValueError(f"AlexNet has no variant {variant!r}. Take one of: printed, trained.")
+            raise ValueError(f"AlexNet has no variant {variant!r}. Use printed or trained.")
         self.is_printed = variant == "printed"
+        maps2, units6 = (256, 4096) if cross_tower else (320, 8192)
         c1, c2, c3, c5, h6, h7 = (
-            2 * scale_width(n // 2, width)
-            for n in (
-                96,
-                256 if cross_tower else 320,
-                384,
-                256,
-                4096 if cross_tower else 8192,
-                4096,
-            )
+            2 * scale_width(n // 2, width) for n in (96, maps2, 384, 256, units6, 4096)
         )
         towers = 1 if cross_tower else 2
         window = 3 if overlapping_pooling else 2
@@ -79,7 +73,7 @@ class AlexNet(nn.Module):
         self.conv3 = nn.Conv2d(c2, c3, 3, padding=1, groups=towers)
         self.conv4 = nn.Conv2d(c3, c3, 3, padding=1, groups=2)
         self.conv5 = nn.Conv2d(c3, c5, 3, padding=1, groups=2)
-        # Convolutions over the whole of their input, so that towers are groups here as well.
+        # Convolutions over their whole input, so that towers are groups here as well.
         self.fc6 = nn.Conv2d(c5, h6, _last_map_size(image_size, window), groups=towers)
         self.fc7 = nn.Conv2d(h6, h7, 1, groups=towers)
         self.fc8 = nn.Linear(h7, num_classes)
@@ -90,19 +84,19 @@ class AlexNet(nn.Module):
         relu = F.relu
         x = self.conv1(_extend(x))  # [n, 96, 55, 55]
         x = self.pool(self.norm1(relu(x) if self.is_printed else x))
-        x = relu(x)  # changes nothing that was rectified before
+        x = relu(x)  # no change if rectified before
         x = self.norm2(relu(self.conv2(x)))  # [n, 256, 27, 27]
         x = self.pool(self.map_norm(x))
         x = relu(self.conv3(x))  # [n, 384, 13, 13]
         x = relu(self.conv4(x))  # [n, 384, 13, 13]
-        x = relu(self.pool(self.conv5(x)))  # [n, 256, 6, 6]; as well as the other way round
+        x = relu(self.pool(self.conv5(x)))  # [n, 256, 6, 6]; commutes
         x = self.dropout(relu(self.fc6(x)))  # [n, 4096, 1, 1]
         x = self.dropout(relu(self.fc7(x)))
         logits: Tensor = self.fc8(x.flatten(1))
         return logits
 
     def _initialise(self) -> None:
-        """Section 5; the trained network began conv3 to conv5 with 0.03."""
+        """Initialise as in section 5; the trained network began conv3 to conv5 with 0.03."""
         later = 0.01 if self.is_printed else 0.03
         init_normal((self.conv1, self.fc8), std=0.01)
         init_normal((self.conv3,), std=later)
@@ -126,7 +120,7 @@ class TowerNorm(nn.Module):
 
 
 class MapNorm(nn.Module):
-    """Run 145's cnorm2: a / (1 + 1e-3 / 25 * sum of a^2 over 5x5 places of the same map) ^ 0.75."""
+    """Run 145's cnorm2: a / (1 + 1e-3 / 25 * sum of a^2 over 5x5 windows of a map) ^ 0.75."""
 
     def forward(self, x: Tensor) -> Tensor:
         energy = F.avg_pool2d(x.square(), 5, stride=1, padding=2)  # absent neighbours count as 0
@@ -134,10 +128,9 @@ class MapNorm(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Units are dropped with probability 1/2, and halved in evaluation (section 4.2).
+    """Drop units with probability 1/2, and halve them in evaluation (section 4.2).
 
-    Not the inverted form of nn.Dropout, with which the weights of the paper's initialisation and
-    decay would be others.
+    The inverted form of nn.Dropout would not fit the paper's initialisation and weight decay.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,7 +140,7 @@ class Dropout(nn.Module):
 def _extend(x: Tensor) -> Tensor:
     """Append zeros at the right and the bottom, so that 11x11 windows of stride 4 reach the edge.
 
-    224 is not 11 + 4 * 54 = 227: cuda-convnet's last window hung over, and there are 55.
+    224 is not 11 + 4 * 54 = 227: cuda-convnet's last window, the 55th, overhung.
     """
     missing = (11 - x.shape[-1]) % 4
     return F.pad(x, (0, missing, 0, missing))
@@ -157,9 +150,4 @@ def _last_map_size(image_size: int, window: int) -> int:
     size = -(-(image_size - 11) // 4) + 1
     for _ in range(3):
         size = (size - window) // 2 + 1
-    if size < 1:
-        raise ValueError(
-            f"AlexNet leaves nothing of {image_size}x{image_size} images. Its own are 224x224. "
-            "Set data.image_size and model.kwargs.image_size alike, and larger."
-        )
-    return size
+    return check_map_size(size, "AlexNet", image_size=image_size, own_size=224)

@@ -1,4 +1,4 @@
-"""The deep autoencoder, pretrained layer by layer: what made depth trainable in 2006.
+"""The deep autoencoder, pretrained layer by layer, which made depth trainable in 2006.
 
 G. Hinton, R. Salakhutdinov: Reducing the Dimensionality of Data with Neural Networks, Science
 313:504, 2006, and the authors' Matlab code for MNIST (rbm.m, rbmhidlinear.m, backprop.m).
@@ -8,7 +8,7 @@ G. Hinton, R. Salakhutdinov: Reducing the Dimensionality of Data with Neural Net
 Every unit is logistic but the code's 30, which are linear. Each of the first stages trains one
 restricted Boltzmann machine on the activities of the one before, by one step of contrastive
 divergence; the last unrolls them, and minimises the cross-entropy of the reconstruction.
-2,837,314 parameters. Pixels are to be in [0, 1]: data.mean=[0.0], data.std=[1.0].
+2,837,314 parameters. Pixels must be in [0, 1], that is, have the mean 0 and the deviation 1 set.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 class Autoencoder(nn.Module):
     """`[n, in_channels, s, s]` images, s = `image_size`, to the cost of each, `[n]`.
 
-    `stage` says what is trained: machine 0, 1, ..., and then all. The cost in training is what has
-    the gradient of contrastive divergence, or the cross-entropy in nats; in evaluation it is the
-    squared error of what the stage reconstructs, summed over its units, as the paper reports it.
-    `num_classes` plays no part. ValueError: images of another size.
+    `stage` is the number of the machine that is trained; in the last stage all are. The cost in
+    training is a function with the gradient of contrastive divergence, or the cross-entropy in
+    nats; in evaluation it is the squared error of the stage's reconstruction, summed over its
+    units, as the paper reports it. `num_classes` is not used. ValueError: images of another size.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class Autoencoder(nn.Module):
         self.stage = 0
         sizes = (in_channels * image_size**2, *hidden)
         self.machines = nn.ModuleList(
-            RBM(seen, units, is_code=i == len(hidden) - 1)
-            for i, (seen, units) in enumerate(pairwise(sizes))
+            RBM(visible, units, is_code=i == len(hidden) - 1)
+            for i, (visible, units) in enumerate(pairwise(sizes))
         )
-        # Of the unrolled network: the decoder's weights part from the encoder's.
+        # The unrolled network's: the decoder's weights are no longer tied to the encoder's.
         self.decoders = nn.ParameterList(
             machine.weight.detach().T.clone() for machine in self._all()
         )
@@ -52,7 +52,7 @@ class Autoencoder(nn.Module):
         return [module for module in self.machines if isinstance(module, RBM)]
 
     def enter(self, stage: int) -> None:
-        """Unroll the machines when the last stage begins: the decoder starts as they end."""
+        """Unroll the machines when the last stage begins: the decoder starts from their weights."""
         if stage == len(self.machines):
             for decoder, machine in zip(self.decoders, self._all(), strict=True):
                 decoder.copy_(machine.weight.T)
@@ -86,29 +86,29 @@ class Autoencoder(nn.Module):
         return (torch.sigmoid(logits) - v).square().sum(1)
 
     def _check(self, v: Tensor) -> None:
-        seen = self._all()[0].weight.shape[1]
-        if v.shape[1] != seen:
+        num_pixels = self._all()[0].weight.shape[1]
+        if v.shape[1] != num_pixels:
             raise ValueError(
-                f"This autoencoder sees {seen} pixels an image and got {v.shape[1]}. Set "
-                "data.image_size and model.kwargs.image_size alike."
+                f"this autoencoder takes {num_pixels} pixels an image and got {v.shape[1]}. Set "
+                "its image_size to that of the images."
             )
 
 
 class RBM(nn.Module):
-    """A restricted Boltzmann machine: `[n, seen]` visible units in [0, 1], `[n, units]` hidden.
+    """A restricted Boltzmann machine: `[n, visible]` units in [0, 1], `[n, units]` hidden ones.
 
     The hidden units are stochastic and binary; those of the code are Gaussian with unit variance.
     """
 
-    def __init__(self, seen: int, units: int, *, is_code: bool) -> None:
+    def __init__(self, visible: int, units: int, *, is_code: bool) -> None:
         super().__init__()
         self.is_code = is_code
-        self.weight = nn.Parameter(0.1 * torch.randn(units, seen))  # rbm.m
+        self.weight = nn.Parameter(0.1 * torch.randn(units, visible))  # rbm.m
         self.hidden_bias = nn.Parameter(torch.zeros(units))
-        self.visible_bias = nn.Parameter(torch.zeros(seen))
+        self.visible_bias = nn.Parameter(torch.zeros(visible))
 
     def up(self, v: Tensor) -> Tensor:
-        """Return the hidden units' means, which are what the next machine sees."""
+        """Return the hidden units' means, the input of the next machine."""
         total = F.linear(v, self.weight, self.hidden_bias)
         return total if self.is_code else torch.sigmoid(total)
 
@@ -122,9 +122,9 @@ class RBM(nn.Module):
             if not self.training:
                 return (self.down(h) - v).square().sum(1)
             sampled = h + torch.randn_like(h) if self.is_code else torch.bernoulli(h)
-            dreamt = self.down(sampled)  # means, not samples, as in rbm.m
-        # The gradient of this is <v h> of the data less that of the dream: CD-1.
-        return self.free_energy(v) - self.free_energy(dreamt)
+            reconstructed = self.down(sampled)  # means, not samples, as in rbm.m
+        # The gradient of this is <v h> of the data less that of the reconstruction: CD-1.
+        return self.free_energy(v) - self.free_energy(reconstructed)
 
     def free_energy(self, v: Tensor) -> Tensor:
         """Return -log sum_h exp(-E(v, h)) up to a constant, `[n]`."""

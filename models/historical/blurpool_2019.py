@@ -1,9 +1,9 @@
-"""ResNet that blurs before it takes every second pixel.
+"""ResNet with blur pooling: a low-pass filter before each strided convolution.
 
-R. Zhang: Making Convolutional Networks Shift-Invariant Again, ICML 2019, arXiv 1904.11486, as
-github.com/libffcv/ffcv-imagenet has it: torchvision's network, and before each convolution with a
-stride, but the first, a 3x3 binomial filter. The parameters are ResNet's, and so are their names
-but for a `.conv`.
+R. Zhang: Making Convolutional Networks Shift-Invariant Again, ICML 2019, arXiv 1904.11486, as in
+github.com/libffcv/ffcv-imagenet: torchvision's network, with a 3x3 binomial filter before each
+strided convolution but the first. The parameters are ResNet's, and so are their names but for a
+`.conv`.
 """
 
 import torch
@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-_FEWEST_MAPS = 16  # so that images are not blurred
+_MIN_MAPS = 16  # so that images are not blurred
 
 
 def resnet_blurpool(*, num_classes: int, in_channels: int = 3, depth: int = 50) -> nn.Module:
-    """Return a ResNet of torchvision's depths: images `[n, in_channels, h, w]` to logits.
+    """Build a ResNet: images `[n, in_channels, h, w]` to logits.
 
     Raises:
         ValueError: torchvision has no ResNet of that depth.
@@ -25,7 +25,7 @@ def resnet_blurpool(*, num_classes: int, in_channels: int = 3, depth: int = 50) 
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     for parent in list(network.modules()):
         for name, child in parent.named_children():
-            if not isinstance(child, nn.Conv2d) or child.in_channels < _FEWEST_MAPS:
+            if not isinstance(child, nn.Conv2d) or child.in_channels < _MIN_MAPS:
                 continue
             if max(child.stride) > 1:
                 setattr(parent, name, BlurredConv(child))
@@ -33,7 +33,7 @@ def resnet_blurpool(*, num_classes: int, in_channels: int = 3, depth: int = 50) 
 
 
 class BlurredConv(nn.Module):
-    """A convolution of blurred maps."""
+    """A convolution behind a blur."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()

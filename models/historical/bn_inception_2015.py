@@ -1,11 +1,11 @@
-"""BN-Inception (Inception v2): the network that batch normalisation was shown on.
+"""BN-Inception (Inception v2), the network of the paper on batch normalisation.
 
 S. Ioffe, C. Szegedy: Batch Normalization: Accelerating Deep Network Training by Reducing Internal
 Covariate Shift, ICML 2015, arXiv 1502.03167, section 4.2.1 and the table of its appendix, as
-TensorFlow's slim/nets/inception_v2.py of the same laboratory has it. Against GoogLeNet: 5x5
-convolutions are two of 3x3, there is a third module at 28x28, strides are inside two modules, which
-have no projection of their pool, the first layer is separable with a depth multiplier of 8, and
-neither dropout nor response normalisation is left.
+in slim/nets/inception_v2.py of the same laboratory. Against GoogLeNet: 5x5 convolutions are two of
+3x3, there is a third module at 28x28, strides are inside two modules, which have no projection of
+their pool, the first layer is separable with a depth multiplier of 8, and there is neither dropout
+nor response normalisation.
 """
 
 from collections.abc import Sequence
@@ -37,17 +37,9 @@ class BNInception(nn.Module):
     def __init__(self, *, num_classes: int, in_channels: int = 3, width: float = 1.0) -> None:
         super().__init__()
         c1, c2 = scale_width(64, width), scale_width(192, width)
-        depth_multiplier = min(8, max(1, c1 // in_channels))
-        self.conv1 = nn.Sequential(
-            nn.Conv2d(
-                in_channels,
-                in_channels * depth_multiplier,
-                *(7, 2, 3),
-                groups=in_channels,
-                bias=False,
-            ),
-            Conv(in_channels * depth_multiplier, c1, 1),
-        )
+        c0 = in_channels * min(8, max(1, c1 // in_channels))
+        depthwise = nn.Conv2d(in_channels, c0, 7, 2, 3, groups=in_channels, bias=False)
+        self.conv1 = nn.Sequential(depthwise, Conv(c0, c1, 1))
         self.reduce2 = Conv(c1, c1, 1)
         self.conv2 = Conv(c1, c2, 3)
         maps = c2
@@ -62,9 +54,8 @@ class BNInception(nn.Module):
         x = max_pool_3_2(self.conv1(x))  # [n, 64, 56, 56]
         x = max_pool_3_2(self.conv2(self.reduce2(x)))  # [n, 192, 28, 28]
         for name in _TABLE:
-            x = self.get_submodule(f"inception{name}")(
-                x
-            )  # 3c: [n, 576, 14, 14], 4e: [n, 1024, 7, 7]
+            # 3c: [n, 576, 14, 14], 4e: [n, 1024, 7, 7]
+            x = self.get_submodule(f"inception{name}")(x)
         logits: Tensor = self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
         return logits
 
@@ -72,33 +63,33 @@ class BNInception(nn.Module):
 class Conv(nn.Sequential):
     """A convolution without a bias, batch normalisation in its place, ReLU (section 3.2)."""
 
-    def __init__(self, seen: int, maps: int, kernel: int, stride: int = 1) -> None:
-        convolution = nn.Conv2d(seen, maps, kernel, stride, kernel // 2, bias=False)
+    def __init__(self, in_maps: int, maps: int, kernel: int, stride: int = 1) -> None:
+        convolution = nn.Conv2d(in_maps, maps, kernel, stride, kernel // 2, bias=False)
         super().__init__(convolution, nn.BatchNorm2d(maps, eps=1e-3), nn.ReLU(inplace=True))
 
 
 class Inception(nn.Module):
-    """`[n, seen, h, w]` to `[n, num_maps, h, w]`, or to half the size where there is no 1x1."""
+    """`[n, maps, h, w]` to `[n, num_maps, h, w]`, or half the size if there is no 1x1."""
 
-    def __init__(self, seen: int, row: Sequence[int], pool: str) -> None:
+    def __init__(self, maps: int, row: Sequence[int], pool: str) -> None:
         super().__init__()
         ones, reduce3, threes, reduce_double, double, pooled = row
         self.stride = 1 if ones else 2
         self.pool_kind = pool
-        self.ones = Conv(seen, ones, 1) if ones else None
-        self.threes = nn.Sequential(Conv(seen, reduce3, 1), Conv(reduce3, threes, 3, self.stride))
+        self.ones = Conv(maps, ones, 1) if ones else None
+        self.threes = nn.Sequential(Conv(maps, reduce3, 1), Conv(reduce3, threes, 3, self.stride))
         self.doubles = nn.Sequential(
-            Conv(seen, reduce_double, 1),
+            Conv(maps, reduce_double, 1),
             Conv(reduce_double, double, 3),
             Conv(double, double, 3, self.stride),
         )
-        self.pooled = Conv(seen, pooled, 1) if pooled else nn.Identity()
-        self.num_maps = ones + threes + double + (pooled or seen)
+        self.pooled = Conv(maps, pooled, 1) if pooled else nn.Identity()
+        self.num_maps = ones + threes + double + (pooled or maps)
 
     def forward(self, x: Tensor) -> Tensor:
-        ways = [self.ones(x)] if self.ones is not None else []
-        ways += [self.threes(x), self.doubles(x), self.pooled(self.pool(x))]
-        return torch.cat(ways, dim=1)
+        branches = [self.ones(x)] if self.ones is not None else []
+        branches += [self.threes(x), self.doubles(x), self.pooled(self.pool(x))]
+        return torch.cat(branches, dim=1)
 
     def pool(self, x: Tensor) -> Tensor:
         if self.pool_kind == "max":

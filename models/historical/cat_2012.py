@@ -1,12 +1,12 @@
-"""The network that found cats: nine layers, trained on unlabelled images.
+"""The network with the cat neuron: nine layers, trained on unlabelled images.
 
 Q. Le, M. Ranzato, R. Monga, M. Devin, K. Chen, G. Corrado, J. Dean, A. Ng: Building High-level
 Features Using Large Scale Unsupervised Learning, ICML 2012, arXiv 1112.6209, section 3 and its
 appendix; the cost is that of reconstruction ICA: Q. Le, A. Karpenko, J. Ngiam, A. Ng: ICA with
 Reconstruction Cost for Efficient Overcomplete Feature Learning, NIPS 2011.
 
-Three stages, each of three layers: linear filters that are local and not shared between places, L2
-pooling, local contrast normalisation. The paper gives 18x18 fields, 8 maps and pools of 5x5 for
+Three stages, each of three layers: linear filters that are local and not shared between positions,
+L2 pooling, local contrast normalisation. The paper gives 18x18 fields, 8 maps and pools of 5x5 for
 200x200 images, and a billion weights; it does not give the strides. With 1 for the filters and 2
 for the pools, as here, there are 0.75 billion. (The geometry is unverified: from memory.)
 """
@@ -23,9 +23,8 @@ _EPSILON = 1e-6  # inside the pooling's square root
 class LocalRicaNet(nn.Module):
     """`[n, in_channels, s, s]` images, s = `image_size`, to the cost of each, `[n]`.
 
-    The stages are trained together, on the sum of their costs; each takes what the one before gives
-    as it is, and sends it no gradient. `num_classes` plays no part; `features` gives what neurons
-    do. ValueError: images of which a stage has too little left.
+    The stages are trained together, on the sum of their costs; none sends a gradient to the one
+    before. `num_classes` is not used. ValueError: the images are too small for a stage.
     """
 
     def __init__(
@@ -47,8 +46,8 @@ class LocalRicaNet(nn.Module):
         for number in range(1, stages + 1):
             if size < field + 4 * stride:
                 raise ValueError(
-                    f"Stage {number} sees maps of {size}x{size}, too small for fields of "
-                    f"{field}x{field} and pools of 5x5. Set model.kwargs.field or .stages to less."
+                    f"stage {number} gets maps of {size}x{size}, too small for fields of "
+                    f"{field}x{field} and pools of 5x5. Lower field or stages."
                 )
             level = RicaStage(channels, size, field, maps, stride, pool_stride, sparsity)
             self.levels.append(level)
@@ -62,7 +61,7 @@ class LocalRicaNet(nn.Module):
         return total
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the activities of the last stage's neurons, `[n, neurons]`."""
+        """Compute the activities of the last stage's neurons, `[n, neurons]`."""
         x = images
         for level in self.levels:
             _, x = level(x)
@@ -70,7 +69,7 @@ class LocalRicaNet(nn.Module):
 
 
 class RicaStage(nn.Module):
-    """`[n, channels, s, s]` to the cost of each image `[n]`, and what the next level sees."""
+    """`[n, channels, s, s]` to the cost of each image `[n]`, and the input of the next stage."""
 
     def __init__(
         self,
@@ -87,10 +86,10 @@ class RicaStage(nn.Module):
         self.field, self.stride, self.side = field, stride, side
         self.pool_stride, self.sparsity, self.maps = pool_stride, sparsity, maps
         self.size = (side - 5) // pool_stride + 1
-        self.covered = field + (side - 1) * stride  # of the image, by any field
+        self.covered = field + (side - 1) * stride  # the side that the fields cover
         shape = (side * side, channels * field * field, maps)
         std = 1 / math.sqrt(shape[1])
-        self.encoder = nn.Parameter(std * torch.randn(shape))  # W1: a filter for each place and map
+        self.encoder = nn.Parameter(std * torch.randn(shape))  # W1: a filter a position and map
         self.decoder = nn.Parameter(self.encoder.detach().transpose(1, 2).clone())  # W2
         distance = torch.arange(5.0) - 2
         window = torch.exp(-(distance[:, None] ** 2 + distance[None] ** 2) / 2)
@@ -99,7 +98,7 @@ class RicaStage(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x[..., : self.covered, : self.covered]
-        patches = F.unfold(x, self.field, stride=self.stride)  # [n, channels * field^2, places]
+        patches = F.unfold(x, self.field, stride=self.stride)  # [n, channels * field^2, positions]
         filtered = torch.einsum("ncp,pcm->npm", patches, self.encoder)
         decoded = torch.einsum("npm,pmc->ncp", filtered, self.decoder)
         # Overlapping fields add up to one reconstruction of the whole map.
@@ -113,9 +112,9 @@ class RicaStage(nn.Module):
         return cost, self._normalise(pooled)
 
     def _normalise(self, h: Tensor) -> Tensor:
-        """Subtract the neighbourhood's mean and divide by its deviation, but not by less than 0.01.
+        """Subtract the neighbourhood's mean and divide by its deviation, at least by 0.01.
 
-        Both over 5x5 places with Gaussian weights, and over all maps (K. Jarrett et al., What is
+        Both over 5x5 windows with Gaussian weights, and over all maps (K. Jarrett et al., What is
         the Best Multi-Stage Architecture for Object Recognition?, ICCV 2009, section 2).
         """
         g = h - self._blur(h)
@@ -128,20 +127,20 @@ class RicaStage(nn.Module):
 
 
 def best_neuron(features: Tensor, is_target: Tensor) -> tuple[float, int]:
-    """Return the accuracy in percent of the single best neuron as a detector, and which it is.
+    """Return the accuracy in percent of the best neuron as a detector, and its index.
 
-    A neuron says yes above a threshold; 20 are tried, equally spaced between its least and its
-    greatest activity, and the best counts (section 4.1). So 74.8 % for cats is measured.
+    A neuron detects above a threshold; 20 are tried, equally spaced between its least and its
+    greatest activity, and the best counts (section 4.1, where 74.8 % for cats is measured so).
 
     Args:
-        features: `[n, neurons]`.
-        is_target: bool `[n]`: a target, or a distractor.
+        features: the activities, `[n, neurons]`.
+        is_target: bool `[n]`, True for targets and False for distractors.
     """
     low, high = features.amin(0), features.amax(0)  # [neurons]
     best = torch.zeros_like(low)
-    for share in torch.linspace(0, 1, 20).tolist():
-        says_yes = features >= low + share * (high - low)
-        accuracy = (says_yes == is_target[:, None]).float().mean(0)
+    for fraction in torch.linspace(0, 1, 20).tolist():
+        is_detected = features >= low + fraction * (high - low)
+        accuracy = (is_detected == is_target[:, None]).float().mean(0)
         best = torch.maximum(best, accuracy)
     value, neuron = best.max(0)
     return 100 * value.item(), int(neuron)

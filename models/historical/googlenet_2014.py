@@ -1,11 +1,13 @@
-"""GoogLeNet, the winner of ILSVRC 2014, without what later versions put in.
+"""GoogLeNet, the winner of ILSVRC 2014, without the changes of later versions.
 
 C. Szegedy et al.: Going Deeper with Convolutions, CVPR 2015, arXiv 1409.4842, table 1; checked
 against Caffe's definition. torchvision's `googlenet` has batch normalisation in place of the
-response normalisation, and 3x3 where the paper has 5x5.
+response normalisation, and 3x3 in place of 5x5.
 
 6,998,552 parameters, 1.583 billion multiply-adds; with both auxiliary heads 13,378,280 parameters.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +32,8 @@ _TABLE_1 = {
 class GoogLeNet(nn.Module):
     """`[n, in_channels, s, s]` images to `[n, num_classes]` logits.
 
-    In training, with `aux`, a tuple: the logits, and those of the two auxiliary heads, of which the
-    loss counts 0.3 each (section 5). ValueError: an image of which nothing is left.
+    In training, with `aux`, it returns a tuple: the logits, and those of the two auxiliary heads,
+    whose losses count 0.3 each (section 5). ValueError: the images are too small for these heads.
     """
 
     aux_weight = 0.3
@@ -51,21 +53,21 @@ class GoogLeNet(nn.Module):
         self.reduce2 = nn.Conv2d(c1, c1, 1)
         self.conv2 = nn.Conv2d(c1, c2, 3, padding=1)
         self.norm = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)
-        maps, seen = c2, dict[str, int]()
+        maps, maps_of = c2, dict[str, int]()
         for name, row in _TABLE_1.items():
             block = Inception(maps, *(scale_width(n, width) for n in row))
             self.add_module(f"inception{name}", block)
-            maps = seen[name] = block.num_maps
+            maps = maps_of[name] = block.num_maps
         self.dropout = nn.Dropout(0.4)
         self.fc = nn.Linear(maps, num_classes)
-        # Table 1's maps of 14x14 end in pools of 5x5 at every third place: 4x4.
-        size = (_after_stride(image_size, 4) - 5) // 3 + 1
+        # Table 1's maps of 14x14 end in pools of 5x5 with stride 3: 4x4.
+        size = (math.ceil(image_size / 16) - 5) // 3 + 1
         if aux and size < 1:
             raise ValueError(
-                f"GoogLeNet's auxiliary heads see nothing of {image_size}x{image_size} images. Set "
-                "model.kwargs.aux=false, or take larger ones."
+                f"{image_size}x{image_size} images are too small for GoogLeNet's auxiliary heads. "
+                "Set aux to false, or use larger images."
             )
-        heads = [Auxiliary(seen[name], size, num_classes, width) for name in ("4a", "4d")]
+        heads = [Auxiliary(maps_of[name], size, num_classes, width) for name in ("4a", "4d")]
         self.aux = nn.ModuleList(heads if aux else [])
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -77,47 +79,46 @@ class GoogLeNet(nn.Module):
         x = self.norm(max_pool_3_2(F.relu(self.conv1(x))))  # [n, 64, 56, 56]
         x = F.relu(self.conv2(F.relu(self.reduce2(x))))
         x = max_pool_3_2(self.norm(x))  # [n, 192, 28, 28]
-        beside = list[Tensor]()
+        aux_logits = list[Tensor]()
         for name in _TABLE_1:
             x = self.get_submodule(f"inception{name}")(x)  # [n, 480, 28, 28] ... [n, 1024, 7, 7]
             if name in ("4a", "4d") and self.aux and self.training:
-                beside.append(self.aux[len(beside)](x))
+                aux_logits.append(self.aux[len(aux_logits)](x))
             if name in ("3b", "4e"):
                 x = max_pool_3_2(x)
         logits: Tensor = self.fc(self.dropout(F.adaptive_avg_pool2d(x, 1).flatten(1)))
-        return (logits, *beside) if beside else logits
+        return (logits, *aux_logits) if aux_logits else logits
 
 
 class Inception(nn.Module):
-    """`[n, seen, h, w]` to `[n, num_maps, h, w]`: four ways side by side (figure 2b)."""
+    """`[n, maps, h, w]` to `[n, num_maps, h, w]`: four parallel branches (figure 2b)."""
 
-    def __init__(
-        self, seen: int, ones: int, reduce3: int, threes: int, reduce5: int, fives: int, pooled: int
-    ) -> None:
+    def __init__(self, maps: int, *row: int) -> None:
         super().__init__()
-        self.ones = nn.Conv2d(seen, ones, 1)
-        self.reduce3, self.threes = nn.Conv2d(seen, reduce3, 1), nn.Conv2d(reduce3, threes, 3, 1, 1)
-        self.reduce5, self.fives = nn.Conv2d(seen, reduce5, 1), nn.Conv2d(reduce5, fives, 5, 1, 2)
-        self.pooled = nn.Conv2d(seen, pooled, 1)
+        ones, reduce3, threes, reduce5, fives, pooled = row
+        self.ones = nn.Conv2d(maps, ones, 1)
+        self.reduce3, self.threes = nn.Conv2d(maps, reduce3, 1), nn.Conv2d(reduce3, threes, 3, 1, 1)
+        self.reduce5, self.fives = nn.Conv2d(maps, reduce5, 1), nn.Conv2d(reduce5, fives, 5, 1, 2)
+        self.pooled = nn.Conv2d(maps, pooled, 1)
         self.num_maps = ones + threes + fives + pooled
 
     def forward(self, x: Tensor) -> Tensor:
-        ways = (
+        branches = (
             self.ones(x),
             self.threes(F.relu(self.reduce3(x))),
             self.fives(F.relu(self.reduce5(x))),
             self.pooled(F.max_pool2d(x, 3, 1, padding=1)),
         )
-        return F.relu(torch.cat(ways, dim=1))
+        return F.relu(torch.cat(branches, dim=1))
 
 
 class Auxiliary(nn.Module):
-    """A small classifier on the way, for the gradient's sake; thrown away after training."""
+    """A small classifier on intermediate maps, for their gradient; unused after training."""
 
-    def __init__(self, seen: int, size: int, num_classes: int, width: float) -> None:
+    def __init__(self, in_maps: int, size: int, num_classes: int, width: float) -> None:
         super().__init__()
         maps, hidden = scale_width(128, width), scale_width(1024, width)
-        self.conv = nn.Conv2d(seen, maps, 1)
+        self.conv = nn.Conv2d(in_maps, maps, 1)
         self.fc1 = nn.Linear(maps * size * size, hidden)
         self.fc2 = nn.Linear(hidden, num_classes)
         self.dropout = nn.Dropout(0.7)
@@ -127,9 +128,3 @@ class Auxiliary(nn.Module):
         x = self.dropout(F.relu(self.fc1(x.flatten(1))))
         logits: Tensor = self.fc2(x)
         return logits
-
-
-def _after_stride(size: int, times: int) -> int:
-    for _ in range(times):
-        size = -(-size // 2)
-    return size

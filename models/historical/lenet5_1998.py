@@ -1,10 +1,10 @@
 """LeNet-5, the network that read cheques.
 
 Y. LeCun, L. Bottou, Y. Bengio, P. Haffner: Gradient-Based Learning Applied to Document Recognition,
-Proceedings of the IEEE 86(11), 1998, section II-B. What the usual re-implementations leave out is
-here: subsampling with a trainable coefficient and bias, C3's sparse connections, the scaled tanh
-after every layer, and the digits' bitmaps as output units. For one input channel the layers C1 to
-F6 have the paper's 60,000 trainable parameters.
+Proceedings of the IEEE 86(11), 1998, section II-B. Unlike the usual re-implementations it has
+subsampling with a trainable coefficient and bias, C3's sparse connections, the scaled tanh after
+every layer, and the digits' bitmaps as output units. For one input channel the layers C1 to F6 have
+the paper's 60,000 trainable parameters.
 
                       C1     S2       C3     S4      C5      F6
     maps               6      6       16     16     120      84
@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Table I: which of the six S2 maps (rows) each of the sixteen C3 maps (columns) sees. It saves
-# connections and, above all, breaks the symmetry between C3's maps.
+# Table I: the connections of the six S2 maps (rows) to the sixteen C3 maps (columns). It saves
+# parameters and, above all, breaks the symmetry between C3's maps.
 TABLE_1 = """
 X...XXX..XXXX.XX
 XX...XXX..XXXX.X
@@ -33,7 +33,7 @@ XXX...XXX..X.XXX
 ..XXX..XXXX.XX.X
 ...XXX..XXXX.XXX
 """
-SEEN_BY_C3 = [[s2 for s2, row in enumerate(TABLE_1.split()) if row[c3] == "X"] for c3 in range(16)]
+C3_INPUTS = [[s2 for s2, row in enumerate(TABLE_1.split()) if row[c3] == "X"] for c3 in range(16)]
 
 # The output units' targets, 7 wide and 12 high, ink +1 and paper -1. Drawn in the style of the
 # paper's Figure 3; not verified against it pixel by pixel.
@@ -72,17 +72,19 @@ class LeNet5(nn.Module):
     `head="linear"` ends in a linear layer, for any number of classes. `head="rbf"` ends as the
     paper does, in ten Euclidean radial basis functions whose centres are fixed bitmaps of the
     digits. The logits are the negated squared distances, so cross-entropy over them is the paper's
-    MAP criterion (eq. 9) but for its constant j, which is `recipe.map_rejection_penalty`.
-    ValueError: an unknown head, an rbf head with other than 10 classes, images of another size.
+    MAP criterion (eq. 9) but for its constant j, the recipe's `map_rejection_penalty`.
 
-    `border=2` is for the 28x28 images of MNIST: so many pixels of the background, -0.1, are added
-    on each side (section II-B).
+    `border=2` is for the 28x28 images of MNIST: it adds two pixels of the background, -0.1, on each
+    side (section II-B).
 
-    Weights and biases of C1, C3, C5 and F6 start
-    uniform in +-2.4 / sqrt(fan-in). Appendix A prints the fan-in without the root, and says that
-    weighted sums are thereby alike in all units, which is so with it. With it, too, the rates of
-    MNIST's first pass end near 0.016, as in section III-B; without they end at 0.025, and nothing
-    is learned.
+    Weights and biases of C1, C3, C5 and F6 start uniform in +-2.4 / sqrt(fan-in). Appendix A prints
+    the fan-in without the root, but says that weighted sums thereby have the same deviation in all
+    units, which holds with it. With it, too, the rates of MNIST's first pass end near 0.016, as in
+    section III-B; without it they end at 0.025, and the network does not learn.
+
+    Raises:
+        ValueError: the head is unknown, or is rbf with other than 10 classes; or (in forward) the
+            images have another size.
     """
 
     def __init__(
@@ -110,13 +112,12 @@ class LeNet5(nn.Module):
         return logits
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return what the head judges, `[n, 84]`."""
+        """Compute the input of the head, `[n, 84]`."""
         size = 32 - 2 * self.border
         if x.shape[-2:] != (size, size):
             raise ValueError(
-                f"LeNet-5 takes {size}x{size} images and got {x.shape[-2]}x{x.shape[-1]}; its "
-                f"layers would not end in one 84-unit vector. Set data.image_size={size}, or "
-                "model.kwargs.border=2 for 28x28."
+                f"LeNet-5 takes {size}x{size} images and got {x.shape[-2]}x{x.shape[-1]}. Set "
+                f"image_size={size} of the data, or border=2 of the network for 28x28."
             )
         x = F.pad(x, (self.border,) * 4, value=-0.1)
         x = scaled_tanh(self.c1(x))  # [n, 6, 28, 28]
@@ -128,15 +129,15 @@ class LeNet5(nn.Module):
 
 
 def scaled_tanh(a: Tensor) -> Tensor:
-    """A tanh(S a), after every layer up to F6 (eq. 6): it maps +-1, the bitmaps' values, to +-1."""
+    """Compute A tanh(S a), which follows every layer up to F6 (eq. 6) and maps +-1 to +-1."""
     return 1.7159 * torch.tanh(2 / 3 * a)  # appendix A
 
 
 class Subsampling(nn.Module):
     """`[n, maps, 2h, 2w]` to `[n, maps, h, w]`: the sum of 2x2 inputs, scaled and shifted.
 
-    One trainable coefficient and one bias a map. They start as an average, 1/4 and 0, which lies
-    inside the paper's range, and not at a random value: one near 0 would mute its map.
+    One trainable coefficient and one bias a map. They start as an average, 1/4 and 0, which is
+    inside the paper's range; a random coefficient near 0 would mute its map.
     """
 
     def __init__(self, maps: int) -> None:
@@ -152,27 +153,27 @@ class Subsampling(nn.Module):
 class SparseConv2d(nn.Module):
     """C3, `[n, 6, h, w]` to `[n, 16, h - 4, w - 4]`: a 5x5 convolution that follows Table I.
 
-    Only the table's sixty kernels exist, so parameters, weight decay and a count of either see the
-    paper's 1,516. They run as one dense convolution, the absent kernels being zero.
+    Only the table's sixty kernels are parameters, the paper's 1,516. They run as one dense
+    convolution in which the other kernels are zero.
     """
 
     places: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        places = [6 * c3 + s2 for c3, seen in enumerate(SEEN_BY_C3) for s2 in seen]
+        places = [6 * c3 + s2 for c3, inputs in enumerate(C3_INPUTS) for s2 in inputs]
         self.kernels = nn.Parameter(torch.empty(60, 5, 5))
         self.bias = nn.Parameter(torch.empty(16))
-        # Saved with the weights: a network made on the meta device is whole once they are loaded.
+        # Saved with the weights: a network on the meta device is complete once they are loaded.
         self.register_buffer("places", torch.tensor(places))
         with torch.no_grad():
-            kernels_of_map = torch.split(self.kernels, [len(seen) for seen in SEEN_BY_C3])
+            kernels_of_map = torch.split(self.kernels, [len(inputs) for inputs in C3_INPUTS])
             for kernels, bias in zip(kernels_of_map, self.bias, strict=True):
                 _init_uniform(kernels.numel(), kernels, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        absent = self.kernels.new_zeros(16 * 6, 5, 5)
-        weight = absent.index_copy(0, self.places, self.kernels).view(16, 6, 5, 5)
+        zeros = self.kernels.new_zeros(16 * 6, 5, 5)
+        weight = zeros.index_copy(0, self.places, self.kernels).view(16, 6, 5, 5)
         return F.conv2d(x, weight, self.bias)
 
 
@@ -191,20 +192,20 @@ class DigitBitmaps(nn.Module):
         self.register_buffer("bitmaps", torch.tensor(ink))  # [10, 84]
 
     def forward(self, x: Tensor) -> Tensor:
-        # Not as |x|^2 - 2 x.w + |w|^2: that product would run in bf16 under autocast, and distances
-        # around a hundred would lose their ones.
+        # Not as |x|^2 - 2 x.w + |w|^2: that product would run in bf16 under autocast, in which
+        # distances around a hundred are imprecise.
         return -(x[:, None] - self.bitmaps).square().sum(-1)
 
 
 def _make_head(head: str, num_classes: int) -> nn.Module:
     if head == "linear":
-        return nn.Linear(84, num_classes)  # not the paper's, so it starts as PyTorch's layers do
+        return nn.Linear(84, num_classes)  # not the paper's, so it has PyTorch's initialisation
     if head != "rbf":
-        raise ValueError(f"LeNet-5 has no head {head!r}. Take one of: linear, rbf.")
+        raise ValueError(f"LeNet-5 has no head {head!r}. Use linear or rbf.")
     if num_classes != 10:
         raise ValueError(
-            f"LeNet-5's rbf head has bitmaps of the ten digits and none for {num_classes} classes. "
-            f"Set head=linear, or train on ten classes."
+            f"LeNet-5's rbf head has bitmaps of ten digits and not for {num_classes} classes. Set "
+            "head=linear, or train on ten classes."
         )
     return DigitBitmaps()
 

@@ -1,4 +1,4 @@
-"""Network in Network: 1x1 convolutions after each other one, and an average for a classifier.
+"""Network in Network: 1x1 convolutions after each larger one, and global average pooling.
 
 M. Lin, Q. Chen, S. Yan: Network In Network, ICLR 2014, arXiv 1312.4400. The paper trains on CIFAR,
 SVHN and MNIST; this is the authors' network for ImageNet, from their Caffe definition.
@@ -22,7 +22,7 @@ class NetworkInNetwork(nn.Module):
     def __init__(self, *, num_classes: int, in_channels: int = 3, width: float = 1.0) -> None:
         super().__init__()
         c1, c2, c3, c4 = (scale_width(n, width) for n in (96, 256, 384, 1024))
-        # Gaussians of 0.01 in some layers and of 0.05 in the others, as the definition has them.
+        # Deviations of 0.01 in some layers and of 0.05 in the others, as in the definition.
         self.block1 = nn.Sequential(*_mlp_conv(in_channels, (c1, c1, c1), 11, 4, 0, std=0.01))
         self.block2 = nn.Sequential(*_mlp_conv(c1, (c2, c2, c2), 5, 1, 2, std=0.05))
         self.block3 = nn.Sequential(*_mlp_conv(c2, (c3, c3, c3), 3, 1, 1, std=0.01))
@@ -34,18 +34,18 @@ class NetworkInNetwork(nn.Module):
         x = max_pool_3_2(self.block1(x))  # [n, 96, 27, 27]
         x = max_pool_3_2(self.block2(x))  # [n, 256, 13, 13]
         x = self.dropout(max_pool_3_2(self.block3(x)))  # [n, 384, 6, 6]
-        x = self.block4(x)  # [n, num_classes, 6, 6]: a map for each class, rectified as all are
+        x = self.block4(x)  # [n, num_classes, 6, 6]: a map for each class, rectified like all
         logits: Tensor = F.adaptive_avg_pool2d(x, 1).flatten(1)
         return logits
 
 
 def _mlp_conv(
-    seen: int, maps: tuple[int, int, int], kernel: int, stride: int, padding: int, std: float
+    in_maps: int, maps: tuple[int, int, int], kernel: int, stride: int, padding: int, std: float
 ) -> list[nn.Module]:
-    """A convolution and two of 1x1: a small network that slides over the image (section 3.1)."""
+    """Build a convolution and two of 1x1: a small network applied to each patch (section 3.1)."""
     first, second, third = maps
     layers = [
-        nn.Conv2d(seen, first, kernel, stride, padding),
+        nn.Conv2d(in_maps, first, kernel, stride, padding),
         nn.Conv2d(first, second, 1),
         nn.Conv2d(second, third, 1),
     ]

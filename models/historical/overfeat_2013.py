@@ -18,7 +18,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import init_normal, scale_width
+from models.layers import check_map_size, init_normal, scale_width
 
 # (kernel, stride, padding, maps), or the size of a pool.
 _LAYERS: dict[str, tuple[int | tuple[int, int, int, int], ...]] = {
@@ -37,10 +37,11 @@ class OverFeat(nn.Module):
     """`[n, in_channels, s, s]` images to `[n, num_classes]` logits.
 
     Args:
-        image_size: that the classifier's window is made for; None: the paper's 231 or 221. Images
-            may be larger.
+        image_size: the size that the classifier's window fits; None is the paper's 231 or 221.
+            Images may be larger.
 
-    ValueError: an unknown variant, or images of which nothing is left.
+    Raises:
+        ValueError: the variant is unknown, or nothing is left of the images.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class OverFeat(nn.Module):
     ) -> None:
         super().__init__()
         if variant not in _LAYERS:
-            raise ValueError(f"OverFeat has no variant {variant!r}. Take one of: fast, accurate.")
+            raise ValueError(f"OverFeat has no variant {variant!r}. Use fast or accurate.")
         size = image_size or _SIZE[variant]
         maps, layers = in_channels, list[nn.Module]()
         for layer in _LAYERS[variant]:
@@ -66,12 +67,8 @@ class OverFeat(nn.Module):
                 number = scale_width(number, width)
                 layers += [nn.Conv2d(maps, number, kernel, stride, padding), nn.ReLU()]
                 maps, size = number, (size + 2 * padding - kernel) // stride + 1
-        if size < 1:
-            raise ValueError(
-                f"OverFeat leaves nothing of {image_size}x{image_size} images. Its own are "
-                f"{_SIZE[variant]}x{_SIZE[variant]}. Set data.image_size and "
-                "model.kwargs.image_size alike, and larger."
-            )
+        own = _SIZE[variant]
+        check_map_size(size, "OverFeat", image_size=image_size or own, own_size=own)
         self.features = nn.Sequential(*layers)
         first, second = (scale_width(n, width) for n in _HIDDEN[variant])
         self.classifier = nn.Sequential(

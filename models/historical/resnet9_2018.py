@@ -17,7 +17,7 @@ from models.layers import scale_width
 
 
 class ResNet9(nn.Module):
-    """`[n, in_channels, h, w]` images to `[n, num_classes]` logits, h and w from 8 up."""
+    """`[n, in_channels, h, w]` images to `[n, num_classes]` logits; h and w are at least 8."""
 
     def __init__(self, *, num_classes: int, in_channels: int = 3, width: float = 1.0) -> None:
         super().__init__()
@@ -31,11 +31,11 @@ class ResNet9(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer3(self.layer2(self.layer1(self.prep(x))))  # [n, 512, 4, 4]
         logits: Tensor = self.linear(F.adaptive_max_pool2d(x, 1).flatten(1))
-        return 0.125 * logits  # the post's scale, with which the rates go
+        return 0.125 * logits  # the post's scale, which its learning rates fit
 
 
 class Residual(nn.Module):
-    """`[n, maps, h, w]` to the same: two convolutions beside the identity."""
+    """`[n, maps, h, w]` to the same: two convolutions plus the identity."""
 
     def __init__(self, maps: int) -> None:
         super().__init__()
@@ -46,7 +46,6 @@ class Residual(nn.Module):
         return added
 
 
-def _conv(seen: int, maps: int) -> nn.Sequential:
-    """A 3x3 convolution, batch normalisation, ReLU."""
-    convolution = nn.Conv2d(seen, maps, 3, padding=1, bias=False)
+def _conv(in_maps: int, maps: int) -> nn.Sequential:
+    convolution = nn.Conv2d(in_maps, maps, 3, padding=1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(maps), nn.ReLU(inplace=True))

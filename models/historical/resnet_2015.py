@@ -1,9 +1,9 @@
-"""ResNet as the paper has it: the stride lies in the first 1x1 convolution of a bottleneck.
+"""The paper's ResNet: the stride is in the first 1x1 convolution of a bottleneck.
 
 K. He, X. Zhang, S. Ren, J. Sun: Deep Residual Learning for Image Recognition, CVPR 2016, arXiv
-1512.03385, table 1 and section 4.1. timm's and torchvision's networks of these names stride in the
+1512.03385, table 1 and section 4.1. timm's and torchvision's networks of these names have it in the
 3x3 ("v1.5", after facebookarchive/fb.resnet.torch), which makes them about half a point better and
-5 % dearer; the parameters are the same, and so are their names in torchvision.
+5 % more expensive; the parameters and their names in torchvision are the same.
 """
 
 from torch import nn
@@ -20,14 +20,14 @@ _DEPTHS: dict[int, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
 
 
 def resnet(*, num_classes: int, in_channels: int = 3, depth: int = 50) -> ResNet:
-    """Return a ResNet of 18, 34, 50, 101 or 152 layers: images `[n, in_channels, h, w]` to logits.
+    """Build a ResNet: images `[n, in_channels, h, w]` to logits `[n, num_classes]`.
 
     Raises:
         ValueError: the paper has no network of that depth.
     """
     if depth not in _DEPTHS:
         known = ", ".join(map(str, _DEPTHS))
-        raise ValueError(f"The paper has no ResNet of {depth} layers. Take one of: {known}.")
+        raise ValueError(f"the paper has no ResNet of {depth} layers. Use one of {known}.")
     network = ResNet(*_DEPTHS[depth], num_classes=num_classes)
     network.conv1 = nn.Conv2d(in_channels, 64, 7, 2, padding=3, bias=False)
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")

@@ -1,8 +1,8 @@
-"""ZFNet: AlexNet with smaller steps, found by looking at its features.
+"""ZFNet: AlexNet with smaller strides, found by visualising its features.
 
 M. Zeiler, R. Fergus: Visualizing and Understanding Convolutional Networks, ECCV 2014, arXiv
-1311.2901, figure 3 and section 3. conv1 sees 7x7 every 2 pixels where AlexNet's saw 11x11 every 4;
-the towers are gone, since one GPU was enough.
+1311.2901, figure 3 and section 3. conv1 is 7x7 with stride 2 where AlexNet's is 11x11 with 4; there
+are no towers, since one GPU was enough.
 
                 conv1    conv2    conv3    conv4    conv5     fc6    fc7    fc8
     maps           96      256      384      384      256    4096   4096   1000
@@ -16,15 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import init_normal, max_pool_3_2, scale_width
+from models.layers import check_map_size, init_normal, max_pool_3_2, scale_width
 
 
 class ZFNet(nn.Module):
     """`[n, in_channels, s, s]` images, s = `image_size`, to `[n, num_classes]` logits.
 
     "Contrast normalized across feature maps" (figure 3) is taken to be AlexNet's local response
-    normalisation, as the paper begins with that network. ValueError: images of which nothing is
-    left after the pools.
+    normalisation, as the paper begins with that network. ValueError: nothing is left of the images
+    after the pools.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ZFNet(nn.Module):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Shrink each filter whose root mean square exceeds 0.1 to that (section 3.1).
+        """Shrink filters whose root mean square exceeds 0.1 to that (section 3.1).
 
         A few filters of the first layer dominate otherwise.
         """
@@ -82,9 +82,4 @@ def _last_map_size(image_size: int) -> int:
     size = (size - 5) // 2 + 1
     size = -(-(size - 3) // 2) + 1
     size = (size - 3) // 2 + 1
-    if size < 1:
-        raise ValueError(
-            f"ZFNet leaves nothing of {image_size}x{image_size} images. Its own are 224x224. Set "
-            "data.image_size and model.kwargs.image_size alike, and larger."
-        )
-    return size
+    return check_map_size(size, "ZFNet", image_size=image_size, own_size=224)

@@ -8,7 +8,7 @@ from models.historical.cat_2012 import LocalRicaNet, RicaStage, best_neuron
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_level_place_by_place(stride: int) -> None:
+def test_a_stage_position_by_position(stride: int) -> None:
     torch.manual_seed(0)
     level = RicaStage(2, 13, 4, 3, stride, 1, sparsity=0.1).double()
     with torch.no_grad():
@@ -69,8 +69,8 @@ def test_paper_scale_is_a_billion_weights_almost() -> None:
     assert network.levels[0].encoder.shape == (183 * 183, 18 * 18 * 3, 8)
 
 
-def test_what_is_too_small() -> None:
-    with pytest.raises(ValueError, match="Stage 2 sees maps of 6x6"):
+def test_too_small_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="6x6"):
         LocalRicaNet(num_classes=0, image_size=32)
 
 
