@@ -6,7 +6,7 @@ since their samples are read in the order of the new shards.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -30,21 +30,14 @@ from data_sharding.tools.remarks import describe_scans, warn
 from data_sharding.tools.scan import ReadOptions, Scan, scan_shards
 
 
-@dataclass(frozen=True)
-class ValSplit:
-    """A fraction of every class that becomes the validation split; the seed chooses the samples."""
-
-    fraction: float
-    seed: int
-
-
 def from_webdataset(
     urls: Sequence[str],
     rule: LabelRule,
     reading: ReadOptions,
     *,
     val_urls: Sequence[str] = (),
-    val: ValSplit | None = None,
+    val_fraction: float | None = None,
+    seed: int = 0,
     classes: Sequence[str] | None = None,
     relabel: bool = False,
 ) -> Source:
@@ -54,6 +47,8 @@ def from_webdataset(
         urls: shards (`{000..099}` and `*` are expanded), directories of them, or directories with
             train/ and val/.
         val_urls: the same for validation.
+        val_fraction: alternative to `val_urls`: fraction of every class that becomes the validation
+            split; the seed chooses the samples.
         classes: names of the classes; see `index_shards`.
         relabel: whether the labels that occur in train are numbered from 0 on, in their order;
             `classes` then names these.
@@ -65,9 +60,8 @@ def from_webdataset(
     for url in val_urls:
         found["val"] += chain.from_iterable(_expand(url, "val").values())
     refuse_equal_urls(chain.from_iterable(found.values()), "shard")
-    check_val_choice(truncated_list(urls), bool(found["val"]), val.fraction if val else None)
+    check_val_choice(truncated_list(urls), bool(found["val"]), val_fraction)
     scans = _scan(found, rule, reading)
-    _refuse_repeated(scans)
     facts: dict[str, Any] = {"kind": "webdataset", "labels": str(rule)}
     if relabel:
         names, label_map = _renumber(scans, classes)
@@ -75,15 +69,15 @@ def from_webdataset(
     else:
         names = tuple(classes or ()) if rule.kind == "none" else resolve_classes(scans, classes)
         label_map = _label_map(names, names)
-    samples = {
-        split: ShardSamples.of(split_scans, [label_map] * len(split_scans), rule)
-        for split, split_scans in scans.items()
-    }
-    facts["classes_sha256"] = _sha256(names)
-    return _source(names, samples, rule, val, {**facts, **_digests(scans)})
+    label_maps = {split: [label_map] * len(split_scans) for split, split_scans in scans.items()}
+    facts |= {"classes_sha256": _sha256(names), **_digests(scans)}
+    source = _source(names, rule, scans, label_maps, facts)
+    return source if val_fraction is None else _split_off_val(source, val_fraction, seed)
 
 
-def resplit(url: str, only: str | None, reading: ReadOptions, *, val: ValSplit) -> Source:
+def resplit(
+    url: str, only: str | None, reading: ReadOptions, *, val_fraction: float, seed: int = 0
+) -> Source:
     """List the samples of a data set with a new validation split.
 
     Args:
@@ -93,11 +87,10 @@ def resplit(url: str, only: str | None, reading: ReadOptions, *, val: ValSplit) 
     first = next(iter(manifests.values()))
     _check_compatible(manifests, first)
     scans = _scan_known([(url, split, m) for split, m in manifests.items()], reading)
-    label_map = _label_map(first.classes, first.classes)
-    samples = ShardSamples.of(scans, [label_map] * len(scans), first.labels)
+    label_maps = [_label_map(first.classes, first.classes)] * len(scans)
     facts = {"kind": "split", "of": sorted(manifests), **_digests({"shards": scans})}
-    _refuse_repeated({"the set": scans})
-    return _source(first.classes, {"train": samples}, first.labels, val, facts)
+    source = _source(first.classes, first.labels, {"train": scans}, {"train": label_maps}, facts)
+    return _split_off_val(source, val_fraction, seed)
 
 
 def merge(urls: Sequence[str], reading: ReadOptions, *, union_classes: bool = False) -> Source:
@@ -115,7 +108,7 @@ def merge(urls: Sequence[str], reading: ReadOptions, *, union_classes: bool = Fa
     first = next(iter(manifests.values()))
     _check_compatible(manifests, first, any_classes=union_classes)
     classes = tuple(dict.fromkeys(name for m in manifests.values() for name in m.classes))
-    samples, scans = {}, {}
+    scans, label_maps = {}, {}
     for split in SPLITS:
         parts = [
             (url, split, by_split[split]) for url, by_split in sets.items() if split in by_split
@@ -124,37 +117,41 @@ def merge(urls: Sequence[str], reading: ReadOptions, *, union_classes: bool = Fa
             hint = "Choose a validation split first with `split` and `val_fraction`."
             raise source_error(f"none of {', '.join(sets)} has a {split} split", split, hint)
         scans[split] = _scan_known(parts, reading)
-        label_maps = [
+        label_maps[split] = [
             _label_map(classes, manifest.classes)
             for _, _, manifest in parts
             for _ in range(len(manifest.shards))
         ]
-        samples[split] = ShardSamples.of(scans[split], label_maps, first.labels)
-    _refuse_repeated(scans)
     facts = {"kind": "merge", "classes_sha256": _sha256(classes), **_digests(scans)}
     if any(manifest.classes != classes for manifest in manifests.values()):
         names = [name for m in manifests.values() for name in (*m.classes, "")]
         facts["classes_of_sets_sha256"] = _sha256(names)  # other names change what labels mean
-    return _source(classes, samples, first.labels, None, facts)
+    return _source(classes, first.labels, scans, label_maps, facts)
 
 
 def _source(
     classes: tuple[str, ...],
-    splits: Mapping[str, ShardSamples],
     rule: LabelRule,
-    val: ValSplit | None,
+    scans: Mapping[str, Sequence[Scan]],
+    label_maps: Mapping[str, Sequence[Mapping[int | str, int]]],
     facts: Mapping[str, Any],
 ) -> Source:
-    notes: tuple[str, ...] = ()
-    if val is not None:
-        samples = splits["train"]
-        in_val, notes = stratified_split(
-            samples.single_labels, len(samples), classes, val.fraction, val.seed
-        )
-        splits = {"train": samples.where(~in_val), "val": samples.where(in_val)}
-        facts = {**facts, "val_fraction": val.fraction, "val_seed": val.seed}
+    refuse_duplicates({s: ((i.url, i.sha256) for i in found) for s, found in scans.items()})
+    splits = {split: ShardSamples.of(scans[split], label_maps[split], rule) for split in scans}
     num_bytes = {split: samples.num_bytes for split, samples in splits.items()}
-    return Source(classes, splits, facts, rule, num_bytes, notes=notes)
+    return Source(classes, splits, facts, rule, num_bytes)
+
+
+def _split_off_val(source: Source, val_fraction: float, seed: int) -> Source:
+    samples = source.splits["train"]
+    assert isinstance(samples, ShardSamples)
+    in_val, notes = stratified_split(
+        samples.single_labels, len(samples), source.classes, val_fraction, seed
+    )
+    splits = {"train": samples.where(~in_val), "val": samples.where(in_val)}
+    num_bytes = {split: part.num_bytes for split, part in splits.items()}
+    facts = {**source.fingerprint, "val_fraction": val_fraction, "val_seed": seed}
+    return replace(source, splits=splits, fingerprint=facts, num_bytes=num_bytes, notes=notes)
 
 
 def _expand(url: str, split: str) -> dict[str, list[str]]:
@@ -279,10 +276,6 @@ def _check_compatible(
                 name,
                 "`merge` with `union_classes` maps labels by the names of classes.",
             )
-
-
-def _refuse_repeated(scans: Mapping[str, Sequence[Scan]]) -> None:
-    refuse_duplicates({s: ((i.url, i.sha256) for i in found) for s, found in scans.items()})
 
 
 def _digests(scans: Mapping[str, Sequence[Scan]]) -> dict[str, str]:

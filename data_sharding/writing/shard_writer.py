@@ -5,7 +5,7 @@ write it again after being killed. One sample is in memory at a time.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,7 @@ class ShardTask:
         return f"{self.split}-{self.number:06d}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class WrittenShard:
     """The result of a task.
 
@@ -104,16 +104,17 @@ class WrittenShard:
         info: None if no sample was left; there is no file then.
         labels: class indices that occur.
         num_files, num_bytes: number and size of the image files read.
-        num_bytes_stored: size of the image files stored.
+        num_samples, num_bytes_stored: number and size of the image files stored.
     """
 
     split: str
-    info: ShardInfo | None
-    labels: tuple[int, ...]
-    findings: QualityFindings
-    num_files: int
-    num_bytes: int
-    num_bytes_stored: int
+    info: ShardInfo | None = None
+    labels: set[int] = field(default_factory=set)
+    findings: QualityFindings = field(default_factory=QualityFindings)
+    num_files: int = 0
+    num_bytes: int = 0
+    num_samples: int = 0
+    num_bytes_stored: int = 0
 
 
 SHARD_JSON = TypeAdapter(WrittenShard)
@@ -122,15 +123,18 @@ SHARD_JSON = TypeAdapter(WrittenShard)
 def write_shard(job: WriteJob, task: ShardTask, advance: ProgressFn) -> WrittenShard:
     """Write a shard and its record."""
     url = filesystem.join(job.url, task.split, task.shard_name)
+    shard = WrittenShard(task.split)
     try:
         with filesystem.open_for_write(url) as file:
-            writer = _ShardWriter(job, TarStream(file))
+            tar = TarStream(file)
             for index in task.members.tolist():
-                writer.add(job.source.splits[task.split][index])
+                _write_sample(job, job.source.splits[task.split][index], tar, shard)
                 advance(1)
-            writer.tar.finish()
-        shard = writer.result(task)
-        if shard.info is None:
+            tar.finish()
+        if shard.num_samples:
+            digest = tar.sha256.hexdigest()
+            shard.info = ShardInfo(task.shard_name, shard.num_samples, tar.num_bytes, digest)
+        else:
             filesystem.remove(url)
         job.journal.add(task.record_name, SHARD_JSON.dump_python(shard, mode="json"))
     except (DataError, StoppedError, MemoryError, AssertionError):
@@ -149,75 +153,56 @@ def write_error(url: str, error: Exception) -> DataError:
     )
 
 
-class _ShardWriter:
-    def __init__(self, job: WriteJob, tar: TarStream) -> None:
-        self._job, self.tar = job, tar
-        self._rule = STORED_LABELS[job.source.labels.kind]
-        self._findings, self._labels = QualityFindings(), set[int]()
-        self._num_files = self._num_samples = self._num_bytes = self._num_bytes_stored = 0
-
-    def add(self, sample: Sample) -> None:
-        """Write a sample, or count it among the findings."""
-        data, extension = sample.read_or_raise(), sample.extension
-        self._num_files += 1
-        self._num_bytes += len(data)
-        if self._job.checks:
-            try:
-                checked = self._check(sample, data, self._job.checks)
-            except BadSample as error:
-                rule = "too_large" if isinstance(error, TooLarge) else "corrupt"
-                self._findings.add(rule, f"{self._job.source.name(sample)}: {error}")
-                return
-            if checked is None:
-                return
-            data, extension = checked
-        self.tar.add(f"{sample.key}.{extension}", data)
-        if self._rule.kind != "none":
-            label = json.dumps(sample.label).encode("ascii")
-            self.tar.add(f"{sample.key}.{self._rule.extension}", label)
-            self._labels.update(sample.labels)
-        self._num_samples += 1
-        self._num_bytes_stored += len(data)
-
-    def result(self, task: ShardTask) -> WrittenShard:
-        """Return the written shard; the tar must be finished."""
-        info = None
-        if self._num_samples:
-            digest = self.tar.sha256.hexdigest()
-            info = ShardInfo(task.shard_name, self._num_samples, self.tar.num_bytes, digest)
-        return WrittenShard(
-            task.split,
-            info,
-            tuple(sorted(self._labels)),
-            self._findings,
-            self._num_files,
-            self._num_bytes,
-            self._num_bytes_stored,
-        )
-
-    def _check(self, sample: Sample, data: bytes, checks: ImageChecks) -> tuple[bytes, str] | None:
-        """Return the bytes to be stored and their extension, or None to drop the sample."""
-        name, shrink = self._job.source.name(sample), checks.shrink
+def _write_sample(job: WriteJob, sample: Sample, tar: TarStream, shard: WrittenShard) -> None:
+    """Add a sample to a tar, or only to the findings."""
+    data, extension = sample.read_or_raise(), sample.extension
+    shard.num_files += 1
+    shard.num_bytes += len(data)
+    if job.checks:
+        name = job.source.name(sample)
         try:
-            info = inspect_image(data, sample.extension, decode=checks.decode)
-        except TooLarge:
-            scaled = shrink.apply_scaled(data) if shrink else None
-            if scaled is None:
-                raise
-            self._findings.add("shrunk", name)
-            return scaled, "jpg"
-        extension, rules = info.extension, info.rules
-        if info.damage:
-            rule = "damaged_left_out" if checks.drop_damaged else "damaged"
-            self._findings.add(rule, f"{name}: {info.damage}")
-            if checks.drop_damaged:
-                return None
-        if checks.bit_depth and (wide := widened(data, checks.bit_depth)):
-            data, extension = wide, "png"
-            rules = ("widened", *(rule for rule in rules if rule != "few_levels"))
-        if shrink and shrink.size(info.width, info.height):
-            data, extension = shrink.apply(data), "jpg"
-            self._findings.add("shrunk", name)
-        for rule in rules:
-            self._findings.add(rule, name)
-        return data, extension
+            checked = _check(name, data, extension, job.checks, shard.findings)
+        except BadSample as error:
+            rule = "too_large" if isinstance(error, TooLarge) else "corrupt"
+            shard.findings.add(rule, f"{name}: {error}")
+            return
+        if checked is None:
+            return
+        data, extension = checked
+    tar.add(f"{sample.key}.{extension}", data)
+    stored = STORED_LABELS[job.source.labels.kind]
+    if stored.kind != "none":
+        tar.add(f"{sample.key}.{stored.extension}", json.dumps(sample.label).encode("ascii"))
+        shard.labels.update(sample.labels)
+    shard.num_samples += 1
+    shard.num_bytes_stored += len(data)
+
+
+def _check(
+    name: str, data: bytes, extension: str, checks: ImageChecks, findings: QualityFindings
+) -> tuple[bytes, str] | None:
+    """Return the bytes to be stored and their extension, or None to drop the sample."""
+    shrink = checks.shrink
+    try:
+        info = inspect_image(data, extension, decode=checks.decode)
+    except TooLarge:
+        scaled = shrink.apply_scaled(data) if shrink else None
+        if scaled is None:
+            raise
+        findings.add("shrunk", name)
+        return scaled, "jpg"
+    extension, rules = info.extension, info.rules
+    if info.damage:
+        rule = "damaged_left_out" if checks.drop_damaged else "damaged"
+        findings.add(rule, f"{name}: {info.damage}")
+        if checks.drop_damaged:
+            return None
+    if checks.bit_depth and (wide := widened(data, checks.bit_depth)):
+        data, extension = wide, "png"
+        rules = ("widened", *(rule for rule in rules if rule != "few_levels"))
+    if shrink and shrink.size(info.width, info.height):
+        data, extension = shrink.apply(data), "jpg"
+        findings.add("shrunk", name)
+    for rule in rules:
+        findings.add(rule, name)
+    return data, extension

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from data_sharding.errors import DataError
 from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import read_manifest
-from data_sharding.sources.shards import ValSplit, from_webdataset
+from data_sharding.sources.shards import from_webdataset
 from data_sharding.tools.find_shards import find_shards
 from data_sharding.tools.index import index_shards, resolve_classes, write_manifests
 from data_sharding.tools.remarks import describe_gaps, describe_runs
@@ -22,7 +22,7 @@ from data_sharding.tools.scan import ReadOptions, scan_shards
 from data_sharding.tools.stats import measure
 from data_sharding.tools.verify import verify
 
-CLS, HALF = LabelRule(), ValSplit(0.5, seed=0)
+CLS, HALF = LabelRule(), 0.5
 
 
 def index(root: Path) -> None:
@@ -152,13 +152,13 @@ def test_labels_from_1_are_logged_and_can_be_renumbered(
 ) -> None:
     by_webdataset(tmp_path / "in/a.tar", labelled([1, 2, 3] * 4))
     reading = ReadOptions(tmp_path)
-    plain = from_webdataset([str(tmp_path / "in")], CLS, reading, val=HALF)
+    plain = from_webdataset([str(tmp_path / "in")], CLS, reading, val_fraction=HALF)
     assert plain.classes == ("0", "1", "2", "3")
     assert "counted from 1" in caplog.text
     caplog.clear()
     for names in None, ["cat", "dog", "犬"]:
         source = from_webdataset(
-            [str(tmp_path / "in")], CLS, reading, val=HALF, classes=names, relabel=True
+            [str(tmp_path / "in")], CLS, reading, val_fraction=HALF, classes=names, relabel=True
         )
         assert source.classes == tuple(names or "123")
         train = source.splits["train"]
@@ -170,7 +170,12 @@ def test_labels_from_1_are_logged_and_can_be_renumbered(
     assert caplog.records == []
     with pytest.raises(DataError) as caught:
         from_webdataset(
-            [str(tmp_path / "in")], CLS, reading, val=HALF, classes=["a", "b"], relabel=True
+            [str(tmp_path / "in")],
+            CLS,
+            reading,
+            val_fraction=HALF,
+            classes=["a", "b"],
+            relabel=True,
         )
     assert (caught.value.value, "`relabel`" in caught.value.hint) == (2, True)
 
@@ -185,7 +190,7 @@ def test_labels_that_cannot_be_renumbered(tmp_path: Path) -> None:
     text = LabelRule(extension="txt")
     with pytest.raises(DataError, match=r"\('a', 'b'\)"):
         from_webdataset(
-            [str(tmp_path / "n.tar")], text, ReadOptions(tmp_path), val=HALF, relabel=True
+            [str(tmp_path / "n.tar")], text, ReadOptions(tmp_path), val_fraction=HALF, relabel=True
         )
 
 

@@ -14,7 +14,7 @@ from data_sharding.errors import DataError
 from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import read_manifest
 from data_sharding.io import filesystem
-from data_sharding.sources.shards import ValSplit, from_webdataset, merge
+from data_sharding.sources.shards import from_webdataset, merge
 from data_sharding.tools.find_shards import find_shards
 from data_sharding.tools.index import classes_of_other_split, index_shards, write_manifests
 from data_sharding.tools.preview import preview
@@ -113,10 +113,10 @@ def test_stats_and_preview(remote: str, local: Path, scratch: Path) -> None:
 
 def test_new_sets_from_remote_shards(remote: str, local: Path, scratch: Path) -> None:
     reading = ReadOptions(scratch, num_workers=1)
-    val = ValSplit(0.5, 0)
+    val = 0.5
     pattern = filesystem.join(remote, "train", "*.tar")
-    there = from_webdataset([pattern], CLS, reading, val=val)
-    here = from_webdataset([str(local / "train")], CLS, reading, val=val)
+    there = from_webdataset([pattern], CLS, reading, val_fraction=val)
+    here = from_webdataset([str(local / "train")], CLS, reading, val_fraction=val)
     assert there.fingerprint == here.fingerprint
     for split in "train", "val":
         for i in range(len(there.splits[split])):
@@ -156,11 +156,11 @@ def test_an_unreachable_store_is_a_data_error(
     found = find_shards(str(local), None)
     manifests, _ = index_shards(found, CLS)
     reading = ReadOptions(scratch)
-    half = ValSplit(0.5, seed=0)
+    half = 0.5
     for call in (
-        lambda: from_webdataset(["s3://bucket/none-*.tar"], CLS, reading, val=half),
-        lambda: from_webdataset(["s3://bucket/none"], CLS, reading, val=half),
-        lambda: from_webdataset(["s3://bucket/none.tar"], CLS, reading, val=half),
+        lambda: from_webdataset(["s3://bucket/none-*.tar"], CLS, reading, val_fraction=half),
+        lambda: from_webdataset(["s3://bucket/none"], CLS, reading, val_fraction=half),
+        lambda: from_webdataset(["s3://bucket/none.tar"], CLS, reading, val_fraction=half),
         lambda: merge(["s3://bucket/none", "s3://bucket/another"], reading),
         lambda: find_shards("s3://bucket/none", None),
         lambda: write_manifests("s3://bucket/none", found, manifests, force=False),

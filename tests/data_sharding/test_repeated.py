@@ -10,14 +10,14 @@ from foreign import by_webdataset, contents, labelled
 from data_sharding.errors import DataError
 from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import read_manifest
-from data_sharding.sources.shards import ValSplit, from_webdataset, merge, resplit
+from data_sharding.sources.shards import from_webdataset, merge, resplit
 from data_sharding.tools.duplicate_shards import refuse_equal_urls
 from data_sharding.tools.find_shards import find_shards
 from data_sharding.tools.index import index_shards, write_manifests
 from data_sharding.tools.scan import ReadOptions
 from data_sharding.tools.verify import COUNTED_TWICE, verify
 
-CLS, HALF = LabelRule(), ValSplit(0.5, seed=0)
+CLS, HALF = LabelRule(), 0.5
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_tar_given_twice_is_refused(
     urls = [str(tar), f"{tmp_path}/{other}"]
     train, val = (urls[:1], urls[1:]) if is_val else (urls, [])
     with pytest.raises(DataError, match="twice") as caught:
-        from_webdataset(train, CLS, reading, val_urls=val, val=None if is_val else HALF)
+        from_webdataset(train, CLS, reading, val_urls=val, val_fraction=None if is_val else HALF)
     assert all(url in str(caught.value) for url in urls)
 
 
@@ -98,7 +98,7 @@ def test_a_shard_in_both_splits(tmp_path: Path, reading: ReadOptions) -> None:
     (problem,) = verify(str(root)).problems
     assert {problem.shard, problem.fix} <= {"again.tar", "val.tar", COUNTED_TWICE}
     with pytest.raises(DataError, match="same bytes"):
-        resplit(str(root), None, reading, val=HALF)
+        resplit(str(root), None, reading, val_fraction=HALF)
     index(root, "train", "train*")  # as the message says
     assert verify(str(root)).problems == ()
 

@@ -19,14 +19,14 @@ from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import read_manifest
 from data_sharding.format.shard_reader import ShardReader
 from data_sharding.sources.base import Source
-from data_sharding.sources.shards import ValSplit, from_webdataset, merge, resplit
+from data_sharding.sources.shards import from_webdataset, merge, resplit
 from data_sharding.tools.find_shards import find_shards
 from data_sharding.tools.index import index_shards, write_manifests
 from data_sharding.tools.scan import ReadOptions
 from data_sharding.writing.dataset_writer import write_dataset
 
 CLS, TXT = LabelRule(), LabelRule(extension="txt")
-HALF = ValSplit(0.5, seed=0)
+HALF = 0.5
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_foreign_shards_are_resharded(tmp_path: Path, reading: ReadOptions) -> N
     by_webdataset(tmp_path / "in/a.tar", labelled(names, "txt"))
     by_gnu_tar(tmp_path / "in/b.tar", labelled(names, "txt", first=50))
     before = contents(tmp_path / "in")
-    source = from_webdataset([str(tmp_path / "in")], TXT, reading, val=HALF)
+    source = from_webdataset([str(tmp_path / "in")], TXT, reading, val_fraction=HALF)
     out = write(source, tmp_path / "out")
     expected = Counter((jpeg(first + i), name) for first in (0, 50) for i, name in enumerate(names))
     assert read(out, "train") + read(out, "val") == expected
@@ -98,8 +98,9 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path, reading: ReadOptions) -> 
     by_webdataset(tmp_path / "in/a.tar", labelled([0, 1] * 10))
 
     def out(name: str, seed: int = 0, val_seed: int = 0) -> dict[str, str]:
-        val = ValSplit(0.5, val_seed)
-        source = from_webdataset([str(tmp_path / "in")], CLS, reading, val=val)
+        source = from_webdataset(
+            [str(tmp_path / "in")], CLS, reading, val_fraction=0.5, seed=val_seed
+        )
         return contents(write(source, tmp_path / name, seed))
 
     first = out("1")
@@ -112,14 +113,14 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path, reading: ReadOptions) -> 
 def test_keys_are_unique_where_shards_repeat_them(tmp_path: Path, reading: ReadOptions) -> None:
     for name in "a", "b":
         by_webdataset(tmp_path / f"in/{name}.tar", labelled([0, 0, 1, 1]))
-    source = from_webdataset([str(tmp_path / "in")], CLS, reading, val=HALF)
+    source = from_webdataset([str(tmp_path / "in")], CLS, reading, val_fraction=HALF)
     for samples in source.splits.values():
         assert len({samples[i].key for i in range(len(samples))}) == 4
 
 
 def test_a_source_can_be_sent_to_other_processes(tmp_path: Path, reading: ReadOptions) -> None:
     by_webdataset(tmp_path / "in/a.tar", labelled([0, 1] * 3))
-    source = from_webdataset([str(tmp_path / "in")], CLS, reading, val=HALF)
+    source = from_webdataset([str(tmp_path / "in")], CLS, reading, val_fraction=HALF)
     copy = pickle.loads(pickle.dumps(source))
     for split, samples in source.splits.items():
         for i in range(len(samples)):
@@ -139,10 +140,10 @@ def test_patterns_splits_and_extensions(tmp_path: Path, reading: ReadOptions) ->
     assert (len(source.splits["train"]), len(source.splits["val"])) == (4, 1)
     sample = source.splits["val"][0]
     assert (sample.key, sample.extension) == ("00000000-b_c", "png")  # by content; it was .jpg
-    source = from_webdataset(patterns[1:], CLS, reading, val=HALF)
+    source = from_webdataset(patterns[1:], CLS, reading, val_fraction=HALF)
     assert sum(map(len, source.splits.values())) == 6
     pattern = str(tmp_path / "*.tar")
-    assert error_of(from_webdataset, [pattern], CLS, reading, val=HALF).value == pattern
+    assert error_of(from_webdataset, [pattern], CLS, reading, val_fraction=HALF).value == pattern
 
 
 def test_validation_samples_are_given_or_chosen(tmp_path: Path, reading: ReadOptions) -> None:
@@ -150,13 +151,15 @@ def test_validation_samples_are_given_or_chosen(tmp_path: Path, reading: ReadOpt
     url = str(tmp_path / "in")
     assert "`val_fraction`" in error_of(from_webdataset, [url], CLS, reading).hint
     by_webdataset(tmp_path / "in/val/a.tar", labelled([0, 1]))
-    assert error_of(from_webdataset, [url], CLS, reading, val=HALF).value == HALF.fraction
+    assert error_of(from_webdataset, [url], CLS, reading, val_fraction=HALF).value == HALF
     assert len(from_webdataset([url], CLS, reading).splits["val"]) == 2
-    assert error_of(from_webdataset, [url + "x"], CLS, reading, val=HALF).value == url + "x"
+    assert (
+        error_of(from_webdataset, [url + "x"], CLS, reading, val_fraction=HALF).value == url + "x"
+    )
 
 
 def test_a_missing_shard_is_named(tmp_path: Path, reading: ReadOptions) -> None:
-    error = error_of(from_webdataset, [str(tmp_path / "none.tar")], CLS, reading, val=HALF)
+    error = error_of(from_webdataset, [str(tmp_path / "none.tar")], CLS, reading, val_fraction=HALF)
     assert "none.tar" in str(error)
 
 
@@ -166,22 +169,21 @@ def test_a_split_is_stratified_and_chosen_from_all(tmp_path: Path, reading: Read
     by_webdataset(tmp_path / "in/val/a.tar", labelled([0, 1] * 5, first=50))
     url = str(index(tmp_path / "in"))
     everything = read(Path(url), "train") + read(Path(url), "val")
-    out = write(resplit(url, None, reading, val=ValSplit(0.2, 7)), tmp_path / "out")
+    out = write(resplit(url, None, reading, val_fraction=0.2, seed=7), tmp_path / "out")
     assert read(out, "train") + read(out, "val") == everything
     assert Counter(name for _, name in read(out, "val").elements()) == {"0": 5, "1": 3}
-    out = write(resplit(url, "train", reading, val=ValSplit(0.2, 7)), tmp_path / "out2")
+    out = write(resplit(url, "train", reading, val_fraction=0.2, seed=7), tmp_path / "out2")
     assert read(out, "train") + read(out, "val") == read(Path(url), "train")
-    small = ValSplit(0.01, 7)
-    source = resplit(url, None, reading, val=small)
+    source = resplit(url, None, reading, val_fraction=0.01, seed=7)
     assert [len(source.splits[split]) for split in ("train", "val")] == [38, 2]
     assert "0, 1" in source.notes[0]
-    assert error_of(resplit, url, None, reading, val=ValSplit(1.5, 7)).value == 1.5
+    assert error_of(resplit, url, None, reading, val_fraction=1.5, seed=7).value == 1.5
 
 
 def test_a_set_that_has_only_train_is_split(tmp_path: Path, reading: ReadOptions) -> None:
     by_webdataset(tmp_path / "in/train/a.tar", labelled([0, 2] * 4))  # class 1 has no samples
     url = str(index(tmp_path / "in"))
-    out = write(resplit(url, None, reading, val=HALF), tmp_path / "out")
+    out = write(resplit(url, None, reading, val_fraction=HALF), tmp_path / "out")
     assert Counter(name for _, name in read(out, "val").elements()) == {"0": 2, "2": 2}
     assert read_manifest(str(out), "val").classes == ("0", "1", "2")
 
@@ -221,7 +223,7 @@ def test_several_labels_and_none(tmp_path: Path, reading: ReadOptions) -> None:
     lists = [[0, 2], [], [1], [2, 1]] * 2
     by_webdataset(tmp_path / "several/a.tar", labelled([{"t": x} for x in lists], "json"))
     rule = LabelRule("multi", "json", "t")
-    source = from_webdataset([str(tmp_path / "several")], rule, reading, val=HALF)
+    source = from_webdataset([str(tmp_path / "several")], rule, reading, val_fraction=HALF)
     out = write(source, tmp_path / "out several")
     found = []
     for split in "train", "val":
@@ -235,7 +237,7 @@ def test_several_labels_and_none(tmp_path: Path, reading: ReadOptions) -> None:
 
     by_webdataset(tmp_path / "none/a.tar", {str(i): {"jpg": jpeg(i)} for i in range(4)})
     none = LabelRule("none")
-    source = from_webdataset([str(tmp_path / "none")], none, reading, val=HALF)
+    source = from_webdataset([str(tmp_path / "none")], none, reading, val_fraction=HALF)
     assert source.splits["train"][0].label is None
     out = write(source, tmp_path / "out none")
     images = []
@@ -256,7 +258,7 @@ def test_equal_bytes_from_any_number_of_processes(tmp_path: Path, reading: ReadO
     outs = []
     for num_workers in 1, 2:
         many = replace(reading, num_workers=num_workers)
-        source = from_webdataset([str(tmp_path / "in")], CLS, many, val=HALF)
+        source = from_webdataset([str(tmp_path / "in")], CLS, many, val_fraction=HALF)
         out = tmp_path / f"out{num_workers}"
         write_dataset(source, str(out), seed=0, samples_per_shard=6, num_workers=num_workers)
         outs.append(contents(out))
@@ -273,11 +275,11 @@ def test_shards_whose_labels_mean_others_now_are_another_set(
     one = str(index(tmp_path / "one", classes=["cat", "dog"]))
     two = str(index(tmp_path / "two", classes=["dog", "cat"]))
     write(merge([one, two], reading, union_classes=True), tmp_path / "merged")
-    write(resplit(two, "train", reading, val=HALF), tmp_path / "split")
+    write(resplit(two, "train", reading, val_fraction=HALF), tmp_path / "split")
     index(tmp_path / "two", classes=["cat", "dog"])
     again = merge([one, two], reading, union_classes=True)
     assert "classes_of_sets_sha256" in str(error_of(write, again, tmp_path / "merged"))
-    resplit_again = resplit(two, "train", reading, val=HALF)
+    resplit_again = resplit(two, "train", reading, val_fraction=HALF)
     assert "classes" in error_of(write, resplit_again, tmp_path / "split").problem
 
 
@@ -293,4 +295,4 @@ def test_shards_must_be_what_their_manifest_says(tmp_path: Path, reading: ReadOp
     by_webdataset(tmp_path / "a/train/a.tar", labelled([0, 1] * 4))
     url = str(index(tmp_path / "a"))
     by_webdataset(tmp_path / "a/train/a.tar", labelled([0, 1] * 4, first=3))
-    assert "`verify`" in error_of(resplit, url, None, reading, val=HALF).hint
+    assert "`verify`" in error_of(resplit, url, None, reading, val_fraction=HALF).hint

@@ -18,7 +18,6 @@ from orchestrator.cli.shared.arguments import (
 
 if TYPE_CHECKING:
     from data_sharding.sources.base import Source
-    from data_sharding.sources.shards import ValSplit
     from data_sharding.tools.scan import ReadOptions
     from data_sharding.writing.shard_writer import ImageChecks
 
@@ -264,7 +263,8 @@ def _webdataset(options: argparse.Namespace, reading: "ReadOptions") -> "Source"
         label_rule(options),
         reading,
         val_urls=options.val,
-        val=_val_split(options) if options.val_fraction is not None else None,
+        val_fraction=options.val_fraction,
+        seed=options.seed,
         classes=read_class_names(options.classes) if options.classes else None,
         relabel=options.relabel,
     )
@@ -294,13 +294,8 @@ def _add_split(verb: argparse.ArgumentParser) -> None:
 def _split(options: argparse.Namespace, reading: "ReadOptions") -> "Source":
     from data_sharding.sources.shards import resplit
 
-    return resplit(options.source_url, options.split, reading, val=_val_split(options))
-
-
-def _val_split(options: argparse.Namespace) -> "ValSplit":
-    from data_sharding.sources.shards import ValSplit
-
-    return ValSplit(options.val_fraction, options.seed)
+    fraction, seed = options.val_fraction, options.seed
+    return resplit(options.source_url, options.split, reading, val_fraction=fraction, seed=seed)
 
 
 _WRITERS = {
