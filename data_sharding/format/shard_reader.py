@@ -26,11 +26,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import IO, Self
 
-from data_sharding.errors import (
-    BadSample,
-    ShardError,
-    UnavailableShardError,
-)
+from data_sharding.errors import BadSample, ShardError, UnavailableShardError
 from data_sharding.format.image_formats import IMAGE_EXTENSIONS
 from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import ShardInfo

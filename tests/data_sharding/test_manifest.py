@@ -279,8 +279,7 @@ def test_a_remote_table_is_copied_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("offset", "value"),
-    [(0, 1), (7, 255), (8, 0), (30, 0), (-1, 7), (400, 7), (10_001 * 20, 200)],
+    ("offset", "value"), [(0, 1), (7, 255), (8, 0), (30, 0), (-1, 7), (400, 7), (10_001 * 20, 200)]
 )
 def test_a_damaged_table_is_refused(tmp_path: Path, offset: int, value: int) -> None:
     write_manifest(str(tmp_path), "train", many())
