@@ -137,7 +137,7 @@ class ShardReader:
 
     @property
     def has_links(self) -> bool:
-        """Whether the bytes of a sample are before its header, since it consists of hard links."""
+        """True if the bytes of a sample are before its header, since it consists of hard links."""
         starts, offsets = self._index[:, :1], self._index[:, [1, 3]]
         return bool(((offsets >= 0) & (offsets < starts)).any())
 
@@ -285,7 +285,7 @@ def _walk_with_tarfile(data: mmap.mmap, start: int) -> tuple[list[Member], int]:
 def _member(header: tarfile.TarInfo, by_name: Mapping[str, Member]) -> Member:
     """Convert a member of tarfile's; a hard link becomes the file that it stands for."""
     if header.issparse():
-        raise UnusableError(f"{header.name!r} is sparse: pack it without --sparse")
+        raise UnusableError(f"{header.name!r} is sparse: pack it without `tar --sparse`")
     if header.size < 0:  # tarfile would walk backwards, for ever
         raise UnusableError(f"{header.name!r} has the size {header.size}")
     if header.isreg():

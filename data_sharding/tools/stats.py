@@ -33,13 +33,13 @@ class Stats:
     samples_per_class: shape (classes,).
     first_labels: first label of each sample, in their order; -1 if it has none.
     widths, heights: sizes of the images in pixels, at the PERCENTILES.
-    bits_per_pixel: of the compressed files, at the PERCENTILES.
+    bits_per_pixel: sizes of the compressed files, at the PERCENTILES.
     formats, modes: number of images of each, as Pillow names them.
     num_unreadable: samples with an invalid label or a damaged image; the header of every image is
         read, and the pixels of those measured.
     num_measured: number of images that `mean` and `std` come from.
-    mean, std: of pixels from 0 to 1, by channel; every image has the same weight whatever its
-        size. One number if all images measured are grey, else three; empty if none was readable.
+    mean, std: mean and deviation of pixels from 0 to 1, by channel; every image has the same weight
+        whatever its size. One number if all are grey, else three; empty if none was readable.
     """
 
     num_shards: int
@@ -56,13 +56,6 @@ class Stats:
     num_measured: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-
-    @property
-    def override(self) -> str:
-        """The config overrides that normalise images by these numbers."""
-        mean, std = (",".join(f"{x:.4f}" for x in numbers) for numbers in (self.mean, self.std))
-        channels = "data.in_channels=1 " if len(self.mean) == 1 else ""
-        return f"{channels}data.mean=[{mean}] data.std=[{std}]"
 
 
 def measure(
@@ -158,7 +151,7 @@ def _measure_shard(job: _Job, task: _Task, advance: ProgressFn) -> _ShardStats:
 
 
 def _moments(image: Image.Image) -> Sequence[float]:
-    """Return whether an image is grey, the means of its pixels, and the means of their squares."""
+    """Return 1 for a grey image else 0, the means of its pixels, and the means of their squares."""
     pixels = np.asarray(to_mode(image, "RGB")).reshape(-1, 3) / 255
     return (float(is_grey(image)), *pixels.mean(axis=0), *np.square(pixels).mean(axis=0))
 

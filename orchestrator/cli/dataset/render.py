@@ -143,7 +143,7 @@ def print_stats(url: str, manifests: Mapping[str, Manifest], stats: Mapping[str,
     split, first = next(iter(stats.items()))
     if first.mean:
         console.print(f"Overrides with mean and std of {first.num_measured:,} {split} images:")
-        console.print(Text(f"  {first.override}"))
+        console.print(Text(f"  {_overrides(first)}"))
 
 
 def print_stats_json(
@@ -158,8 +158,15 @@ def print_stats_json(
         del values["first_labels"]
         counts = split_stats.samples_per_class.tolist()
         values["samples_per_class"] = dict(zip(manifests[split].classes, counts, strict=True))
-        splits[split] = {**values, "override": split_stats.override}
+        splits[split] = {**values, "override": _overrides(split_stats)}
     print(strict_json({"url": url, "percentiles": PERCENTILES, "splits": splits}))
+
+
+def _overrides(split_stats: Stats) -> str:
+    """Return the config overrides that normalise images by these numbers."""
+    mean, std = (",".join(f"{x:.4f}" for x in xs) for xs in (split_stats.mean, split_stats.std))
+    channels = "data.in_channels=1 " if len(split_stats.mean) == 1 else ""
+    return f"{channels}data.mean=[{mean}] data.std=[{std}]"
 
 
 def save_sheet(sheet: Image.Image, path: Path) -> None:

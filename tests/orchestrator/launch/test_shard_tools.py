@@ -63,7 +63,10 @@ def test_from_foreign_tars_to_a_checked_data_set(tahoe: Run, pets: Path) -> None
     assert "data.mean=[0." in stat.out
     assert "8, 8, 8" in stat.out
     values = json.loads(tahoe("shard", "stat", pets, "--json").out)
-    assert values["splits"]["train"]["samples_per_class"] == {"cat": 8, "dog": 8, "犬": 8}
+    train = values["splits"]["train"]
+    mean = ",".join(f"{x:.4f}" for x in train["mean"])
+    assert train["override"].startswith(f"data.mean=[{mean}] data.std=[0.")
+    assert train["samples_per_class"] == {"cat": 8, "dog": 8, "犬": 8}
     assert values["splits"]["val"]["formats"] == {"JPEG": 2}
 
     sheet = pets.parent / "sheet.png"
