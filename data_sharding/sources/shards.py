@@ -25,9 +25,8 @@ from data_sharding.tools.find_shards import (
     split_directories,
     warn_unused_tars,
 )
-from data_sharding.tools.index import resolve_classes
-from data_sharding.tools.remarks import describe_scans, warn
-from data_sharding.tools.scan import ReadOptions, Scan, scan_shards
+from data_sharding.tools.index import resolve_classes, scan_splits
+from data_sharding.tools.scan import ReadOptions, Scan
 
 
 def from_webdataset(
@@ -61,7 +60,7 @@ def from_webdataset(
         found["val"] += chain.from_iterable(_expand(url, "val").values())
     refuse_equal_urls(chain.from_iterable(found.values()), "shard")
     check_val_choice(truncated_list(urls), bool(found["val"]), val_fraction)
-    scans = _scan(found, rule, reading)
+    scans = scan_splits(found, rule, reading, keep_copies=True)
     facts: dict[str, Any] = {"kind": "webdataset", "labels": str(rule)}
     if relabel:
         names, label_map = _renumber(scans, classes)
@@ -192,19 +191,6 @@ def _list(directory: str) -> list[str]:
     return [filesystem.join(directory, name) for name in list_shards(directory)]
 
 
-def _scan(
-    urls: Mapping[str, Sequence[str]], rule: LabelRule, reading: ReadOptions
-) -> dict[str, list[Scan]]:
-    """Scan the shards of all splits at once."""
-    urls = {split: split_urls for split, split_urls in urls.items() if split_urls}
-    every_url = [*chain.from_iterable(urls.values())]
-    scans = iter(scan_shards(every_url, rule, reading, keep_copies=True))
-    by_split = {split: [next(scans) for _ in split_urls] for split, split_urls in urls.items()}
-    for split, split_scans in by_split.items():
-        warn(split, describe_scans(split_scans))
-    return by_split
-
-
 def _scan_known(parts: Sequence[tuple[str, str, Manifest]], reading: ReadOptions) -> list[Scan]:
     """Scan the shards of manifests, and refuse any that its manifest does not describe."""
     expected = [
@@ -213,7 +199,9 @@ def _scan_known(parts: Sequence[tuple[str, str, Manifest]], reading: ReadOptions
         for shard in manifest.shards
     ]
     rule = parts[0][2].labels
-    scans = _scan({"all": [url for url, _ in expected]}, rule, reading)["all"]
+    scans = scan_splits({"all": [url for url, _ in expected]}, rule, reading, keep_copies=True)[
+        "all"
+    ]
     for scan, (url, shard) in zip(scans, expected, strict=True):
         if scan.info != shard:
             raise source_error(
