@@ -1,7 +1,8 @@
 """Images listed in a CSV file: a path and a label in each row, or several labels, or none.
 
-No row is dropped and no image is taken twice: unusable rows are named by their lines. Labels are
-composed (Unicode's NFC), as the names of class directories are; paths are looked up in either form.
+No row is dropped and no image is taken twice: unusable rows are named by their lines. Columns are
+found without regard to case and to blanks around their names. Labels are composed (Unicode's NFC),
+as the names of class directories are; paths are looked up in either form.
 """
 
 import csv
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
@@ -27,9 +28,11 @@ from data_sharding.sources.base import (
     source_error,
     stratified_split,
 )
-from data_sharding.sources.csv_table import DELIMITERS, BadHeaderError, Table, read_table
 
 _MAX_NAMED = 20
+_DELIMITERS = (",", ";", "\t", "|")
+# A blank before a quote would make the quote part of the cell.
+_DIALECT: dict[str, Any] = {"skipinitialspace": True, "strict": True}
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,12 @@ class Columns:
         if self.label is None:
             return LabelRule(kind="none")
         return LabelRule() if self.separator is None else LabelRule("multi", "json")
+
+
+class _Header(NamedTuple):
+    delimiter: str
+    num_cells: int
+    columns: tuple[int, ...]  # of the path and the label
 
 
 class _Row(NamedTuple):
@@ -125,7 +134,7 @@ class _Reader:
         """Return all rows of a file; refuse a file with unusable ones."""
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
-                rows, bad = self._rows(self._table(file, path), path.name)
+                rows, bad = self._rows(file, path)
         except OSError as error:
             raise source_error(
                 f"cannot read {path}: {error.strerror}", path, "Check the path."
@@ -142,44 +151,60 @@ class _Reader:
             raise source_error(f"{path} lists no images", path, "Add rows below its header.")
         return rows
 
-    def _table(self, file: TextIO, path: Path) -> Table:
-        lines = iter(file)
-        first = next(lines, "")
-        names = [name for name in (self.columns.path, self.columns.label) if name is not None]
-        try:
-            return read_table(chain([first], lines), names, self.columns.delimiter)
-        except BadHeaderError as error:
-            problem = f"{path} {error}"
-            hint = "Name its columns with `path_column` and `label_column`, or use `no_labels`; "
-            hint += "and set `delimiter` if the cells are not separated by it."
-            cells = (cell for delimiter in DELIMITERS for cell in first.split(delimiter))
-            if any(_find(self.root, cell.strip(' "\r\n')) for cell in cells):
-                problem = f"{path} has no header: its first row, {first.strip()!r}, is an image"
-                hint = f"Add the row {(self.columns.delimiter or ',').join(names)!r} above it."
-            raise source_error(problem, path, hint) from None
-
-    def _rows(self, table: Table, file_name: str) -> tuple[list[_Row], list[str]]:
+    def _rows(self, file: TextIO, path: Path) -> tuple[list[_Row], list[str]]:
         """Return the usable rows, and the problems of the others."""
+        first = next(file, "")
+        header = self._header(first, path)
+        lines = csv.reader(chain([first], file), delimiter=header.delimiter, **_DIALECT)
+        next(lines)
         rows, bad = [], []
-        for line, cells in table.rows:
+        for cells in filter(None, lines):
             try:
-                row = self._row(cells, line, table)
+                row = self._row(cells, lines.line_num, header)
                 image = _canonical(self.root.absolute() / row.path)
                 if image in self.first_seen:
                     raise _BadRowError(f"{row.path} is listed already, in {self.first_seen[image]}")
-                self.first_seen[image] = f"{file_name} line {line}"
+                self.first_seen[image] = f"{path.name} line {row.line}"
                 rows.append(row)
             except _BadRowError as error:
-                bad.append(f"line {line}: {error}")
+                bad.append(f"line {lines.line_num}: {error}")
         return rows, bad
 
-    def _row(self, cells: Sequence[str], line: int, table: Table) -> _Row:
-        if len(cells) != len(table.header):
+    def _header(self, line: str, path: Path) -> _Header:
+        """Find the columns; a delimiter that is not given is the first with which all exist."""
+        names = [name for name in (self.columns.path, self.columns.label) if name is not None]
+        given = self.columns.delimiter
+        headers = {
+            delimiter: next(csv.reader([line], delimiter=delimiter, **_DIALECT), [])
+            for delimiter in ((given,) if given else _DELIMITERS)
+        }
+        for delimiter, cells in headers.items():
+            columns = [_matching_columns(cells, name) for name in names]
+            if all(len(matches) == 1 for matches in columns):
+                return _Header(delimiter, len(cells), tuple(matches[0] for matches in columns))
+        paths = (text for delimiter in _DELIMITERS for text in line.split(delimiter))
+        if any(_find(self.root, path_text.strip(' "\r\n')) for path_text in paths):
+            problem = f"{path} has no header: its first row, {line.strip()!r}, is an image"
+            hint = f"Add the row {(given or ',').join(names)!r} above it."
+            raise source_error(problem, path, hint)
+        header = max(headers.values(), key=len)  # the first of equals
+        wrong = next(name for name in names if len(_matching_columns(header, name)) != 1)
+        num = pluralize(len(_matching_columns(header, wrong)), "column")
+        raise source_error(
+            f"{path} has {num} called {wrong!r} and needs one "
+            f"(it has {', '.join(map(repr, header))})",
+            path,
+            "Name its columns with `path_column` and `label_column`, or use `no_labels`; and set "
+            "`delimiter` if the cells are not separated by it.",
+        )
+
+    def _row(self, cells: Sequence[str], line: int, header: _Header) -> _Row:
+        if len(cells) != header.num_cells:
             raise _BadRowError(
-                f"it has {pluralize(len(cells), 'cell')}, and the header {len(table.header)} (a "
-                f"cell with {table.delimiter!r} in it needs double quotes)"
+                f"it has {pluralize(len(cells), 'cell')}, and the header {header.num_cells} (a "
+                f"cell with {header.delimiter!r} in it needs double quotes)"
             )
-        path, *label_cells = (cells[column] for column in table.columns)
+        path, *label_cells = (cells[column] for column in header.columns)
         labels = [label for cell in label_cells for label in self._labels(cell)]
         if not path:
             raise _BadRowError("it has no path")
@@ -199,6 +224,13 @@ class _Reader:
         if not all(labels):
             raise _BadRowError("it has an empty label")
         return labels
+
+
+def _matching_columns(header: Sequence[str], name: str) -> list[int]:
+    """Return the indices of columns with exactly that name, or else with a similar one."""
+    exact = [i for i, cell in enumerate(header) if cell == name]
+    folded = name.strip().casefold()
+    return exact or [i for i, cell in enumerate(header) if cell.strip().casefold() == folded]
 
 
 def _find(root: Path, path: str) -> str | None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Call = Callable[[argparse.Namespace], int]
 
+_PNG_HELP = "picture to write"
 _SPLITS = ("train", "val")
 
 
@@ -32,11 +33,8 @@ def add_inspectors(verbs: "Verbs") -> None:
     """Add the verbs of `tahoe shard` that inspect a data set."""
     verb = _add(verbs, "index", index, "make the manifests of existing shards")
     verb.add_argument("url", metavar="URL", help="directory with train/*.tar and val/*.tar")
-    verb.add_argument(
-        "--split",
-        choices=_SPLITS,
-        help="the only split to index; its shards may be in URL itself, and are linked then",
-    )
+    split_help = "the only split to index; its shards may be in URL itself, and are linked then"
+    verb.add_argument("--split", choices=_SPLITS, help=split_help)
     verb.add_argument("--tars", default="*.tar", metavar="PATTERN", help="names of the shards")
     add_label_options(verb)
     verb.add_argument("--force", action="store_true", help="replace a manifest that differs")
@@ -64,10 +62,9 @@ def add_inspectors(verbs: "Verbs") -> None:
 
     verb = _add(verbs, "preview", preview, "draw stored images with their classes on one sheet")
     verb.add_argument("url", metavar="URL", help=URL_HELP)
-    _add_output(verb)
+    verb.add_argument("-o", "--output", type=Path, required=True, metavar="PNG", help=_PNG_HELP)
     verb.add_argument("--split", choices=_SPLITS, default="val", help="split (default val)")
-    num_help = "number of images (default %(default)s)"
-    verb.add_argument("--num", type=positive, default=64, help=num_help)
+    verb.add_argument("--num", type=positive, default=64, help="number of images (default 64)")
     verb.add_argument("--seed", type=int, help="seed of a random choice from the whole split")
     add_scratch(verb)
 
@@ -77,10 +74,9 @@ def add_augmented_preview(verbs: "Verbs") -> None:
     about = "draw training images as the network sees them, beside the stored ones"
     verb = _add(verbs, "preview", preview_augmented, about)
     verb.add_argument("overrides", nargs="*", metavar="OVERRIDES", help="as for `tahoe train`")
-    _add_output(verb)
-    num_help, epochs_help = "number of images", "number of epochs, each a row"
-    verb.add_argument("--num", type=int, default=8, help=f"{num_help} (default %(default)s)")
-    verb.add_argument("--epochs", type=int, default=6, help=f"{epochs_help} (default %(default)s)")
+    verb.add_argument("-o", "--output", type=Path, required=True, metavar="PNG", help=_PNG_HELP)
+    verb.add_argument("--num", type=int, default=8, help="number of images (default 8)")
+    verb.add_argument("--epochs", type=int, default=6, help="number of rows (default 6)")
 
 
 def index(options: argparse.Namespace) -> int:
@@ -204,8 +200,3 @@ def _add(verbs: "Verbs", name: str, call: Call, help_text: str) -> argparse.Argu
     verb: argparse.ArgumentParser = verbs.add_parser(name, help=help_text, description=help_text)
     verb.set_defaults(call=call)
     return verb
-
-
-def _add_output(verb: argparse.ArgumentParser) -> None:
-    output_help = "picture to write"
-    verb.add_argument("-o", "--output", type=Path, required=True, metavar="PNG", help=output_help)

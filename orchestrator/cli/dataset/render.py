@@ -12,6 +12,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -30,19 +31,22 @@ _MAX_ROWS = 50
 _MAX_NAMES = 10
 
 
+def make_progress(*columns: ProgressColumn) -> Progress:
+    """Create progress bars that end with some columns; they are shown on a terminal only."""
+    console = make_console(stderr=True)
+    first = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*first, *columns, console=console, disable=not console.is_terminal)
+
+
 @contextmanager
 def progress_bar(
-    task_name: str, total: int | None, unit: str = "images"
+    name: str, total: int | None, unit: str = "images"
 ) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal; yield a callback for the number of units processed so far."""
-    console = make_console(stderr=True)
+    """Show a bar; yield a callback for the number of units processed so far."""
     time = TimeElapsedColumn() if total is None else TimeRemainingColumn()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns, TextColumn(unit), time, console=console, disable=not console.is_terminal
-    ) as bars:
-        task = bars.add_task(task_name, total=total)
-        yield lambda done: bars.update(task, completed=done)
+    with make_progress(TextColumn(unit), time) as progress:
+        task = progress.add_task(name, total=total)
+        yield lambda done: progress.update(task, completed=done)
 
 
 def print_index(

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
@@ -61,7 +62,7 @@ def write(options: argparse.Namespace) -> int:
         with _source(options) as source:
             if checks.shrink and not is_published(options.url):
                 write_render.print_resize_trial(checks.shrink, source, options.seed)
-            with write_render.progress_bars(source) as bars:
+            with write_render.progress_bars(source) as update:
                 dataset = write_dataset(
                     source,
                     options.url,
@@ -70,8 +71,8 @@ def write(options: argparse.Namespace) -> int:
                     shard_bytes=options.shard_bytes,
                     checks=checks,
                     num_workers=options.num_workers,
-                    on_progress=bars.on_writing,
-                    on_hashing=bars.on_hashing,
+                    on_progress=partial(update, "writing"),
+                    on_hashing=partial(update, "hashing"),
                 )
     except KeyboardInterrupt:
         write_render.print_interrupted(options.url)
@@ -119,33 +120,32 @@ def _add_shard_options(verb: argparse.ArgumentParser, per_shard: int) -> None:
 
 
 def _add_check_options(verb: argparse.ArgumentParser) -> None:
+    add = verb.add_argument
     bad_help = "maximum fraction of images dropped as corrupt or too large (default %(default)s)"
-    verb.add_argument(
-        "--max-bad-fraction", type=float, default=0.01, metavar="FRACTION", help=bad_help
-    )
-    dedupe_help = "drop training images whose bytes occurred before, or are in val"
-    verb.add_argument("--dedupe", action="store_true", help=dedupe_help)
+    add("--max-bad-fraction", type=float, default=0.01, metavar="FRACTION", help=bad_help)
+    add("--dedupe", action="store_true", help="drop training images whose bytes occurred before")
     damaged = verb.add_mutually_exclusive_group()
     drop_help = "drop images that decode with damage, which are otherwise kept and listed"
     damaged.add_argument("--drop-damaged", action="store_true", help=drop_help)
     trust_help = "check only the header and the end of each image, which is much faster"
     damaged.add_argument("--no-decode", dest="decode", action="store_false", help=trust_help)
     depth_help = "bits in use of 16-bit grey values, if not all, to scale them by"
-    verb.add_argument("--bit-depth", type=int, choices=range(9, 16), metavar="N", help=depth_help)
+    add("--bit-depth", type=int, choices=range(9, 16), metavar="N", help=depth_help)
     side = verb.add_mutually_exclusive_group()
-    max_help = "maximum of the longer side in pixels; larger images are shrunk"
-    side.add_argument("--max-side", type=int, metavar="N", help=max_help)
-    short_help = "maximum of the shorter side in pixels; larger images are shrunk"
-    side.add_argument("--short-side", type=int, metavar="N", help=short_help)
-    quality_help = "JPEG quality of shrunk images (default %(default)s)"
-    verb.add_argument("--quality", type=int, default=90, help=quality_help)
+    for name, which in (("--max-side", "longer"), ("--short-side", "shorter")):
+        side_help = f"maximum of the {which} side in pixels; larger images are shrunk"
+        side.add_argument(name, type=int, metavar="N", help=side_help)
+    add("--quality", type=int, default=90, help="JPEG quality of shrunk images (default 90)")
 
 
-def _add_val_fraction(verb: argparse.ArgumentParser, default: float | None = None) -> None:
-    val_help = "fraction of every class that becomes val" + (
-        f" (default {default})" * bool(default)
+def _add_val_fraction(
+    verb: argparse.ArgumentParser, default: float | None = None, *, required: bool = False
+) -> None:
+    val_help = "fraction of every class that becomes val"
+    val_help += f" (default {default})" if default else ""
+    verb.add_argument(
+        "--val-fraction", type=float, default=default, required=required, help=val_help
     )
-    verb.add_argument("--val-fraction", type=float, default=default, help=val_help)
 
 
 def _digits(options: argparse.Namespace) -> "Source":
@@ -155,16 +155,13 @@ def _digits(options: argparse.Namespace) -> "Source":
 
 
 def _add_folder(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("directory", type=Path, metavar="DIR", help="directory of class directories")
+    add = verb.add_argument
+    add("directory", type=Path, metavar="DIR", help="directory of class directories")
     _add_val_fraction(verb)
-    links_help = "open linked directories below the class directories, too"
-    verb.add_argument("--follow-links", action="store_true", help=links_help)
-    empty_help = "keep classes without training images"
-    verb.add_argument("--allow-empty", action="store_true", help=empty_help)
+    add("--follow-links", action="store_true", help="open linked directories below the classes")
+    add("--allow-empty", action="store_true", help="keep classes without training images")
     skip_help = "maximum fraction of skipped files that may be images (default %(default)s)"
-    verb.add_argument(
-        "--max-passed-over", type=float, default=0.1, metavar="FRACTION", help=skip_help
-    )
+    add("--max-passed-over", type=float, default=0.1, metavar="FRACTION", help=skip_help)
 
 
 def _folder(options: argparse.Namespace) -> "Source":
@@ -175,17 +172,16 @@ def _folder(options: argparse.Namespace) -> "Source":
 
 
 def _add_csv(verb: argparse.ArgumentParser) -> None:
-    file_help = "CSV file with the columns path and label, named in its first row"
-    verb.add_argument("file", type=Path, metavar="FILE", help=file_help)
-    root_help = "base directory of the paths (default: that of FILE)"
-    verb.add_argument("--root", type=Path, metavar="DIR", help=root_help)
-    verb.add_argument("--val", type=Path, metavar="FILE", help="CSV file of the validation images")
+    add = verb.add_argument
+    add("file", type=Path, metavar="FILE", help="CSV file whose first row names the columns")
+    add("--root", type=Path, metavar="DIR", help="base directory of paths (default: that of FILE)")
+    add("--val", type=Path, metavar="FILE", help="CSV file of the validation images")
     _add_val_fraction(verb)
     for column in ("path", "label"):
         column_help = f"header of the column of {column}s (default %(default)s)"
-        verb.add_argument(f"--{column}-column", default=column, metavar="NAME", help=column_help)
+        add(f"--{column}-column", default=column, metavar="NAME", help=column_help)
     delimiter_help = "character between cells, or tab (default: detected from the first row)"
-    verb.add_argument("--delimiter", type=_delimiter, metavar="CHAR", help=delimiter_help)
+    add("--delimiter", type=_delimiter, metavar="CHAR", help=delimiter_help)
     labels = verb.add_mutually_exclusive_group()
     multi_help = "separator of the labels of images with several"
     labels.add_argument("--multi-label", metavar="SEP", help=multi_help)
@@ -285,8 +281,7 @@ def _merge(options: argparse.Namespace, reading: "ReadOptions") -> "Source":
 
 def _add_split(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("source_url", metavar="URL", help=URL_HELP)
-    fraction_help = "fraction of every class that becomes val"
-    verb.add_argument("--val-fraction", type=float, required=True, help=fraction_help)
+    _add_val_fraction(verb, required=True)
     verb.add_argument("--split", choices=("train", "val"), help="the only split to take from")
     add_scratch(verb)
 

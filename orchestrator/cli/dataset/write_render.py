@@ -1,19 +1,12 @@
 """Output of the verbs that write a data set: progress, a trial of smaller images, findings."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -22,51 +15,36 @@ from data_sharding.sources.base import Source
 from data_sharding.writing.dataset_writer import Dataset
 from data_sharding.writing.journal import REPORT
 from data_sharding.writing.resize_trial import ResizeTrial, measure_resize
+from orchestrator.cli.dataset.render import make_progress
 from orchestrator.number_format import pluralize
 from orchestrator.terminal import make_console, make_table
 
 _MAX_NAMES = 5
 
 
-class ProgressBars:
-    """A bar for hashing and one for writing, each with its rate since its own start.
-
-    MB/s are of image files read, at their mean size where that is known.
-    """
-
-    def __init__(self, progress: Progress, bytes_per_image: float) -> None:
-        self._progress, self._bytes_per_image = progress, bytes_per_image
-        self._tasks: dict[str, tuple[TaskID, float, int]] = {}  # with start time and start count
-
-    def on_hashing(self, done: int, total: int) -> None:
-        self._update("hashing", done, total)
-
-    def on_writing(self, done: int, total: int) -> None:
-        self._update("writing", done, total)
-
-    def _update(self, task_name: str, done: int, total: int) -> None:
-        now_s = time.monotonic()
-        if task_name not in self._tasks:
-            new_task = self._progress.add_task(task_name, total=total, rate="")
-            self._tasks[task_name] = new_task, now_s, done  # images of an earlier run have no rate
-        task, start_s, num_before = self._tasks[task_name]
-        per_s = (done - num_before) / max(now_s - start_s, 1e-3)
-        rate = f"{per_s:,.0f} images/s"
-        if self._bytes_per_image:
-            rate += f" {per_s * self._bytes_per_image / 1e6:,.1f} MB/s"
-        self._progress.update(task, completed=done, total=total, rate=rate)
-
-
 @contextmanager
-def progress_bars(source: Source) -> Iterator[ProgressBars]:
-    """Show bars on a terminal."""
+def progress_bars(source: Source) -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar for each task; yield a callback for its name, the images processed and all.
+
+    Rates count from the first call; MB/s are of image files read, at their mean size if known.
+    """
     num_bytes = sum(int(sizes.sum()) for sizes in source.num_bytes.values())
-    num_images = sum(map(len, source.splits.values()))
-    console = make_console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    rates = (TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-    with Progress(*columns, *rates, console=console, disable=not console.is_terminal) as bars:
-        yield ProgressBars(bars, num_bytes / max(num_images, 1))
+    bytes_per_image = num_bytes / max(sum(map(len, source.splits.values())), 1)
+    tasks: dict[str, tuple[TaskID, float, int]] = {}  # with start time and start count
+    with make_progress(TextColumn("{task.fields[rate]}"), TimeRemainingColumn()) as progress:
+
+        def update(name: str, done: int, total: int) -> None:
+            now_s = time.monotonic()
+            if name not in tasks:
+                tasks[name] = progress.add_task(name, total=total, rate=""), now_s, done
+            task, start_s, num_before = tasks[name]
+            per_s = (done - num_before) / max(now_s - start_s, 1e-3)
+            rate = f"{per_s:,.0f} images/s"
+            if bytes_per_image:
+                rate += f" {per_s * bytes_per_image / 1e6:,.1f} MB/s"
+            progress.update(task, completed=done, total=total, rate=rate)
+
+        yield update
 
 
 def print_resize_trial(shrink: ResizeSettings, source: Source, seed: int) -> None:
