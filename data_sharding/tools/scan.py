@@ -71,6 +71,8 @@ class ScanProblem(NamedTuple):
 class Scan:
     """The contents of a shard.
 
+    Those of `inspect_shards` have no labels and sizes of images, to take little memory.
+
     values: distinct labels, numbers or names.
     codes: labels of all samples one after the other, as indices into `values`.
     num_labels: number of labels of each sample; shape (samples,).
@@ -82,6 +84,7 @@ class Scan:
     path: Path = Path()  # on this machine; of a temporary copy if the shard is remote
     num_bytes: int = 0
     sha256: str = ""  # empty if the shard could not be read
+    num_samples: int = 0
     values: tuple[int | str, ...] = ()
     codes: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     num_labels: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
@@ -93,10 +96,6 @@ class Scan:
     @property
     def name(self) -> str:
         return self.url.rpartition("/")[2]
-
-    @property
-    def num_samples(self) -> int:
-        return len(self.num_labels)
 
     @property
     def info(self) -> ShardInfo:
@@ -114,7 +113,8 @@ def scan_shards(
     Raises:
         DataError: some are not usable; the problem lists them with shard and key.
     """
-    scans = inspect_shards(urls, rule, options, keep_copies=keep_copies, on_scan=_require_readable)
+    job = _Job(rule, options.scratch, keep_copies)
+    scans = _scan_all(urls, job, options, _require_readable)
     problems = [
         ": ".join(filter(None, (scan.url, problem.key, problem.message)))
         for scan in scans
@@ -133,36 +133,42 @@ def scan_shards(
 def inspect_shards(
     urls: Sequence[str],
     rule: LabelRule,
+    classes: Mapping[str, int],
     options: ReadOptions,
     *,
-    classes: Mapping[str, int] | None = None,
-    decode: bool = False,
-    keep_copies: bool = False,
-    on_scan: Callable[[Scan], None] = lambda scan: None,
+    decode: bool,
 ) -> list[Scan]:
     """Read shards in parallel, and collect the problems of all of them.
 
     Args:
-        classes: indices of the classes by name, if labels have to be among them.
+        classes: indices of the classes by name, which labels have to be among.
         decode: decode every image.
-        on_scan: called with each scan as soon as it exists; an exception ends the work.
     """
-    return parallel_map(
-        _scan,
-        _Job(rule, options.scratch, keep_copies, classes, decode),
-        urls,
-        num_workers=options.num_workers,
-        on_progress=options.on_progress,
-        on_result=on_scan,
-    )
+    return _scan_all(urls, _Job(rule, options.scratch, False, classes, decode), options)
 
 
 class _Job(NamedTuple):
     rule: LabelRule
     scratch: str | Path | None
     keep_copies: bool
-    classes: Mapping[str, int] | None
-    decode: bool
+    classes: Mapping[str, int] | None = None
+    decode: bool = False
+
+
+def _scan_all(
+    urls: Sequence[str],
+    job: _Job,
+    options: ReadOptions,
+    on_scan: Callable[[Scan], None] = lambda scan: None,
+) -> list[Scan]:
+    return parallel_map(
+        _scan,
+        job,
+        urls,
+        num_workers=options.num_workers,
+        on_progress=options.on_progress,
+        on_result=on_scan,
+    )
 
 
 def _require_readable(scan: Scan) -> None:
@@ -216,15 +222,21 @@ def _scan_samples(job: _Job, scan: Scan, reader: ShardReader, advance: ProgressF
         num_labels.append(len(values))
         image_bytes.append(num_bytes)
         advance(1)
+    scan = replace(
+        scan,
+        num_samples=len(reader),
+        problems=tuple(problems),
+        passed_over=reader.passed_over.within(scan.name),
+        remarks=reader.remarks.within(scan.name),
+    )
+    if job.classes is not None:
+        return scan
     return replace(
         scan,
         values=tuple(codes_of),
         codes=np.array(codes, dtype=np.int32),
         num_labels=np.array(num_labels, dtype=np.int32),
         image_bytes=np.array(image_bytes, dtype=np.int64),
-        problems=tuple(problems),
-        passed_over=reader.passed_over.within(scan.name),
-        remarks=reader.remarks.within(scan.name),
     )
 
 

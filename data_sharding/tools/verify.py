@@ -65,8 +65,8 @@ def verify(
         scans = inspect_shards(
             [filesystem.join(url, split, shard.name) for shard in manifest.shards],
             manifest.labels,
+            manifest.class_indices,
             replace(options, on_progress=_offset(options.on_progress, num_before)),
-            classes=manifest.class_indices,
             decode=decode,
         )
         num_before += manifest.num_samples
@@ -103,9 +103,9 @@ def _duplicates(manifests: Mapping[str, Manifest]) -> list[Problem]:
 
 def _compare_shard(expected: ShardInfo, scan: Scan) -> list[ScanProblem]:
     """Return the problems of a scan, and its differences from the manifest before them."""
-    if not scan.sha256:
-        return [*scan.problems]
     problems = [*scan.problems]
+    if not scan.sha256:
+        return problems
     if scan.num_samples not in (0, expected.num_samples):
         message = (
             f"holds {pluralize(scan.num_samples, 'sample')}, and the manifest says "
@@ -119,9 +119,8 @@ def _compare_shard(expected: ShardInfo, scan: Scan) -> list[ScanProblem]:
         message = "has the right size and other bytes: its digest is not the manifest's"
     else:
         return problems
-    # Its samples are then damaged because the shard is.
-    damaged = [problem._replace(fix=COPY_AGAIN) for problem in problems]
-    return [ScanProblem("", message, COPY_AGAIN), *damaged]
+    # The shard is the cause of the problems of its samples.
+    return [ScanProblem("", message, COPY_AGAIN), *(p._replace(fix=COPY_AGAIN) for p in problems)]
 
 
 def _remarks(url: str, split: str, manifest: Manifest, scans: Sequence[Scan]) -> Iterator[str]:

@@ -163,7 +163,7 @@ def test_a_shard_that_is_missing_or_not_what_it_must_be_is_an_error(store, shard
         store.open(replace(shards[0], name="none.tar", sha256="1" * 64))
     with pytest.raises(ShardError, match=shards[0].sha256):
         store.open(replace(shards[0], sha256="0" * 64))
-    with pytest.raises(ShardError, match=r"shard s3://bucket/stream/shard-000000.tar: it holds 12"):
+    with pytest.raises(ShardError, match="12 samples"):
         store.open(replace(shards[0], num_samples=13))
 
 
