@@ -32,7 +32,7 @@ def step_on(state: TrainState, first: int, last: int) -> None:
     """Do some steps, with the same gradients on every rank."""
     for step in range(first, last + 1):
         generator = torch.Generator().manual_seed(step)
-        for param in state.network.parameters():
+        for param in state.model.parameters():
             param.grad = torch.randn(param.shape, generator=generator).to(
                 memory_format=torch.channels_last if param.dim() == 4 else torch.contiguous_format
             )
@@ -52,7 +52,7 @@ def updates_alike(world: World, config: Config, names: list[tuple[str, dict[str,
         for state in states:
             torch.manual_seed(0)
             step_on(state, 1, 3)
-        pairs = zip(*(state.network.parameters() for state in states), strict=True)
+        pairs = zip(*(state.model.parameters() for state in states), strict=True)
         if not all(torch.equal(one, other) for one, other in pairs):
             differ.append(name)
     assert not differ, differ
@@ -68,7 +68,7 @@ def shares_and_hands_over(world: World, config: Config, directory: Path) -> None
     step_on(whole, 1, 2)
     mine = spread.optimizer.state_dict()["state"]
     num_kept = sum(slots["exp_avg"].numel() for slots in mine.values())
-    sizes = [param.numel() for param in spread.network.parameters()]
+    sizes = [param.numel() for param in spread.model.parameters()]
     assert num_kept <= sum(sizes) / world.size + max(sizes)
     assert sum(world.gather_objects(num_kept)) == sum(sizes)
 
@@ -98,9 +98,7 @@ def shares_and_hands_over(world: World, config: Config, directory: Path) -> None
         step_on(other, 3, 4)
         going_on = copy.deepcopy(whole)
         step_on(going_on, 3, 4)
-        for ours, theirs in zip(
-            other.network.parameters(), going_on.network.parameters(), strict=True
-        ):
+        for ours, theirs in zip(other.model.parameters(), going_on.model.parameters(), strict=True):
             assert torch.equal(ours, theirs)
 
 

@@ -102,7 +102,7 @@ class Schedule:
 
 @schema_dataclass
 class Phase:
-    """One of several consecutive intervals of a training, up to an epoch; see `step.stages`.
+    """One of several consecutive intervals of a training, up to an epoch; see `step.phases`.
 
     `lr_scale` multiplies the schedule's rate. `stage` is the number by which the network knows it;
     several phases may have the same.

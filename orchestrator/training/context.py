@@ -1,7 +1,6 @@
 """What the loop works with: the data, the network and all that goes with it, on one rank."""
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from orchestrator.training.state.restore import restore
 from orchestrator.training.state.train_state import TrainState
 from orchestrator.training.step.diagonal_hessian import DiagonalHessian
 from orchestrator.training.step.evaluate import evaluate
-from orchestrator.training.step.stages import Phases, supports_phases
+from orchestrator.training.step.phases import Phases, supports_phases
 from orchestrator.training.step.train_step import TrainStep, wrap_ddp
 from orchestrator.training.stop_signal import StopSignal
 from orchestrator.training.task.linear_probe import freeze_backbone
@@ -94,7 +93,7 @@ class TrainContext:
             objective=objective,
             gradients=TrainStep(
                 wrap_ddp(
-                    network, in_stages=bool(config.recipe.phases) and supports_phases(network)
+                    network, has_unused=bool(config.recipe.phases) and supports_phases(network)
                 ),
                 objective,
                 state.scaler,
@@ -107,7 +106,7 @@ class TrainContext:
             stages=Phases(state, config.recipe.phases, data.plan),
             curvature=DiagonalHessian(state, objective, data, device, world),
             store=store,
-            saver=AsyncCheckpointer(store, config.checkpoint),
+            saver=AsyncCheckpointer(store, config.checkpoint, is_main=world.is_main),
         )
 
     @property
@@ -135,8 +134,7 @@ class TrainContext:
         self.stages.set_phase(max(0, step - 1))
         startup_timer.done("checkpoint")
         self.saver.resumed_from = step
-        if self.world.is_main:
-            self.saver.abort_stale_uploads()
+        self.saver.abort_stale_uploads()
         device, begun_with = str(self.world.device), self.config.init_from
         console_log.log_summary(self.run.id, self.plan, self.cost, device, step, begun_with)
         if step == 0:
@@ -160,21 +158,21 @@ class TrainContext:
         """Set what depends on the step alone; steps are counted from 0 here."""
         self.schedule.step_update(step)
         self.stages.prepare_step(step)
-        self.curvature.begin(step)
+        self.curvature.maybe_update(step)
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Judge the weights of a step on the validation split."""
-        result, answers = evaluate(
+        result, predictions = evaluate(
             self.state.eval_model,
             self.objective,
             self.data.val,
             self.config,
             self.world,
             self.device,
-            with_answers=self.config.logging.plots and step == self.plan.num_steps,
+            with_predictions=self.config.logging.plots and step == self.plan.num_steps,
         )
-        if self.world.is_main and answers is not None:
-            save_predictions(self.run, answers)
+        if self.world.is_main and predictions is not None:
+            save_predictions(self.run, predictions)
         self.metrics.log(step, result)
         console_log.tell_evaluation(self.plan, step, result)
         return result
@@ -189,11 +187,8 @@ class TrainContext:
 
     def save(self, step: int, result: Mapping[str, float]) -> None:
         """Begin to write a checkpoint; `result` is an evaluation of this very step, or empty."""
-        if self.world.is_main:
-            self.metrics.sync()
-            self.saver.save(self.state, step, result)
-        else:
-            deque(self.state.iter_optimizer_state(), maxlen=0)  # which rank 0 is handed meanwhile
+        self.metrics.sync()
+        self.saver.save(self.state, step, result)
         self.heartbeat()
 
     def save_request(self, stop: StopSignal, ahead: Ahead) -> StepRequest:
@@ -202,9 +197,7 @@ class TrainContext:
             return StepRequest.STOP
         if ahead.error:
             return StepRequest.GIVE_UP
-        return (
-            StepRequest.SAVE if self.world.is_main and self.saver.is_due() else StepRequest.NOTHING
-        )
+        return StepRequest.SAVE if self.saver.is_due() else StepRequest.NOTHING
 
     def heartbeat(self) -> None:
         """Say that this rank has got somewhere, and end it if a checkpoint could not be written."""

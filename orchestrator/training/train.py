@@ -121,7 +121,7 @@ def _evaluate(job: TrainContext, step: int) -> dict[str, float]:
 def _update(state: TrainState, config: Config, step: int) -> torch.Tensor:
     """Clip, move the weights and their average; return the gradients' norm before clipping."""
     state.scaler.unscale_(state.optimizer)
-    grad_norm = clip_gradients(state.network, config.recipe)
+    grad_norm = clip_gradients(state.model, config.recipe)
     state.update()
     if config.recipe.ema_decay:
         state.update_ema(step, config.recipe.ema_decay)

@@ -45,7 +45,7 @@ def make_state() -> TrainState:
     (composed,) = compose(["recipe.ema_decay=0.9"])
     torch.manual_seed(0)
     state = TrainState.create(timm.create_model("resnet50"), composed.config, make_world())
-    for parameter in state.network.parameters():
+    for parameter in state.model.parameters():
         parameter.grad = torch.ones_like(parameter)
     state.optimizer.step()
     return state
@@ -90,7 +90,7 @@ def measure(save: Callable[[int], object], finish: Callable[[], object]) -> dict
 def everything(state: TrainState) -> dict[str, Any]:
     assert state.ema is not None
     return {
-        "model": state.network.state_dict(),
+        "model": state.model.state_dict(),
         "ema": state.ema.state_dict(),
         "optimizer": state.optimizer.state_dict(),
     }

@@ -1,14 +1,16 @@
-"""Checkpoints in the background: training waits for the copy of the state, not for its writing.
+"""Checkpoints written in the background: training waits only for the copy of the state.
 
-One is written at a time. A save that comes while another is being written waits for it: what is
-asked for is saved, and a store that is slower than the interval shows as time in the step.
+One is written at a time. A save that comes while another is being written waits for it, so a store
+that is slower than the interval shows as step time.
 """
 
 import logging
 import time
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from data_sharding.errors import UserError
 from data_sharding.io import filesystem
 from orchestrator.checkpoint.retention import steps_to_keep
 from orchestrator.checkpoint.store import CheckpointStore, WriteFn
@@ -16,114 +18,115 @@ from orchestrator.config.schema import Checkpoint
 from orchestrator.training.state.host_snapshot import HostSnapshot
 from orchestrator.training.state.train_state import TrainState
 
+_HINT = "Free space or renew the credentials, then resume the run."
 log = logging.getLogger(__name__)
 
 
-class SaveError(Exception):
-    """What was to be saved is not, and training is not to go on without."""
+class SaveError(UserError):
+    """A checkpoint could not be written, and training must not go on without it."""
 
 
 class AsyncCheckpointer:
-    """Writes the checkpoints of a run, on the rank that does."""
+    """Writes the checkpoints of a run on rank 0; the other ranks send their optimizer state."""
 
-    def __init__(self, store: CheckpointStore, keep: Checkpoint) -> None:
-        self._store = store
-        self._keep = keep
+    def __init__(self, store: CheckpointStore, config: Checkpoint, *, is_main: bool = True) -> None:
+        self._store, self._config, self._is_main = store, config, is_main
         self._saved_s = time.monotonic()
-        self.resumed_from = 0  # which stays: if this attempt goes wrong, it is where it began
+        self.resumed_from = 0  # this checkpoint is kept: a fallback if the attempt goes wrong
         self._snapshot = HostSnapshot()
         self._pool = ThreadPoolExecutor(1, "checkpoint")
-        self._writing: Future[None] | None = None
-        self._failed: list[str] = []  # why, of the saves since the last that succeeded
+        self._pending: Future[None] | None = None
+        self._errors: list[str] = []  # of the saves since the last that succeeded
 
     def save(self, state: TrainState, step: int, metrics: Mapping[str, float]) -> None:
-        """Copy the state, and begin to write it.
+        """Copy the state and start to write it; a collective.
+
+        Args:
+            step: number of steps done.
+            metrics: the evaluation of this very step, or empty.
 
         Raises:
-            SaveError: the write before has failed, and too many before it.
+            SaveError: the previous write failed, after too many others.
         """
-        self._settle()
+        if not self._is_main:
+            deque(state.iter_optimizer_state(), maxlen=0)  # sends this rank's part
+            return
+        self._collect_result()
         self._saved_s = time.monotonic()
-        parts = self._snapshot.capture(state, step)
-        self._writing = self._pool.submit(self._write, step, parts, metrics)
+        files = self._snapshot.capture(state, step)
+        self._pending = self._pool.submit(self._write, step, files, metrics)
 
     def is_due(self) -> bool:
-        """Return whether the last save was begun too long ago; true once for each time it was."""
-        minutes = self._keep.every_minutes
-        if minutes is None or time.monotonic() - self._saved_s < 60 * minutes:
+        """Check whether `every_minutes` have passed since the last save; true once per interval."""
+        minutes = self._config.every_minutes
+        if not self._is_main or minutes is None or time.monotonic() - self._saved_s < 60 * minutes:
             return False
-        self._saved_s = time.monotonic()  # the ranks agree on it a step later
+        self._saved_s = time.monotonic()  # the save itself follows a step later
         return True
 
     def raise_if_failed(self) -> None:
-        """Tell of a write that has failed since the last call; it must not go unnoticed.
-
-        Raises:
-            SaveError: too many have failed in a row.
-        """
-        if self._writing is not None and self._writing.done():
-            self._settle()
+        """Log a write that has failed since the last call; raise `SaveError` after too many."""
+        if self._pending is not None and self._pending.done():
+            self._collect_result()
 
     def wait(self) -> None:
-        """Return when nothing is being written any more.
+        """Wait for the last write.
 
         Raises:
-            SaveError: the last write has failed, and none will follow it.
+            SaveError: it has failed, and no other will follow.
         """
-        self._settle()
-        if self._failed:
-            raise SaveError(
-                f"{self._failed[-1]}. Make room or renew the keys, then resume: it will be done "
-                "again"
-            )
+        self._collect_result()
+        if self._errors:
+            raise SaveError(self._errors[-1], value=self._store.url, hint=_HINT)
 
-    def _settle(self) -> None:
-        """Wait for the write, and count it if it has failed."""
-        if self._writing is None:
+    def _collect_result(self) -> None:
+        """Wait for the pending write and count failures in a row."""
+        if self._pending is None:
             return
-        writing, self._writing = self._writing, None
+        pending, self._pending = self._pending, None
         try:
-            writing.result()
+            pending.result()
         except OSError as error:
-            self._failed.append(str(error))
+            self._errors.append(str(error))
         else:
-            self._failed.clear()
+            self._errors.clear()
             return
-        num, allowed = len(self._failed), self._keep.max_failed_saves
-        if num >= allowed:
+        num_failed, max_failed = len(self._errors), self._config.max_failed_saves
+        if num_failed >= max_failed:
             raise SaveError(
-                f"{num} saves in a row have failed (checkpoint.max_failed_saves={allowed}). The "
-                f"last: {self._failed[-1]}. Make room or renew the keys, then resume: the "
-                "checkpoint before is whole"
+                f"{num_failed} saves in a row have failed (checkpoint.max_failed_saves="
+                f"{max_failed}); the last: {self._errors[-1]}",
+                value=self._store.url,
+                hint=f"{_HINT} The previous checkpoint is intact.",
             )
         log.error(
-            "%s. Training goes on, and saves again at the next occasion; it ends after %d failures "
-            "in a row, and this is number %d",
-            *(self._failed[-1], allowed, num),
+            "%s. Training continues until the next save; it stops after %d failures in a row, and "
+            "this is number %d",
+            *(self._errors[-1], max_failed, num_failed),
         )
 
     def abort_stale_uploads(self) -> None:
-        """Begin to remove what an attempt that was killed in the middle of an upload has left."""
-        self._writing = self._pool.submit(self._store.abort_stale_uploads)
+        """Start to remove what an attempt that was killed during an upload has left."""
+        if self._is_main:
+            self._pending = self._pool.submit(self._store.abort_stale_uploads)
 
-    def _write(self, step: int, parts: Mapping[str, WriteFn], metrics: Mapping[str, float]) -> None:
+    def _write(self, step: int, files: Mapping[str, WriteFn], metrics: Mapping[str, float]) -> None:
         try:
-            self._save(step, parts, metrics)
+            self._save(step, files, metrics)
         except OSError as error:
             self._store.discard(step)
-            where = self._store.location(step)
-            raise OSError(f"step {step} could not be saved to {where}: {error}") from error
+            url = self._store.location(step)
+            raise OSError(f"step {step} could not be saved to {url}: {error}") from error
         log.info("saved step %d to %s", step, self._store.display_path(step))
         try:
-            self._store.prune(
-                steps_to_keep(self._store.manifests(), self._keep) | {self.resumed_from}
-            )
+            kept = steps_to_keep(self._store.manifests(), self._config)
+            self._store.prune(kept | {self.resumed_from})
         except OSError as error:
-            log.warning("what is no longer kept in %s stays there: %s", self._store.url, error)
+            log.warning("old checkpoints in %s could not be removed: %s", self._store.url, error)
 
-    def _save(self, step: int, parts: Mapping[str, WriteFn], metrics: Mapping[str, float]) -> None:
+    def _save(self, step: int, files: Mapping[str, WriteFn], metrics: Mapping[str, float]) -> None:
         try:
-            self._store.save(step, parts, metrics)
-        except PermissionError:  # keys may have expired, and others lie where they are read from
+            self._store.save(step, files, metrics)
+        except PermissionError:  # credentials may have expired and been renewed
             filesystem.reload_credentials(self._store.url)
-            self._store.save(step, parts, metrics)
+            self._store.save(step, files, metrics)

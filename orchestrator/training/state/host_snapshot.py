@@ -1,7 +1,7 @@
-"""The state of one step, copied to host memory, so that it can be written while training goes on.
+"""The training state of one step, copied to host memory, to be written while training goes on.
 
-It costs one copy of the state, in memory that is allocated once: pinned where the state is on a
-GPU, so that the copy runs at the speed of the bus.
+It costs one copy of the state, in memory that is allocated once: pinned if the state is on a GPU,
+so that the copy runs at the speed of the bus.
 """
 
 import copy
@@ -19,51 +19,51 @@ from orchestrator.training.state.train_state import TrainState
 
 @dataclass
 class HostSnapshot:
-    """Memory for the state of a step, which each `capture` uses again."""
+    """Host memory for the state of a step, reused by each `capture`."""
 
     _buffers: dict[tuple[str, ...], torch.Tensor] = field(default_factory=dict)
 
     def capture(self, state: TrainState, step: int) -> dict[str, WriteFn]:
-        """Copy the state, and return what writes the files of its checkpoint.
+        """Copy the state; return a function for each checkpoint file that writes it.
 
-        They must have been written, or be given up, before the next `capture`.
+        The files must be written, or given up, before the next `capture`.
         """
-        parts = {"model.safetensors": self._weights("model", state.network)}
+        files = {"model.safetensors": self._weights("model", state.model)}
         if state.ema is not None:
-            parts["ema.safetensors"] = self._weights("ema", state.ema)
-        parts["optimizer.pt"] = self._slots(state)
-        rest = {"format": FORMAT, "step": step, "scaler": state.scaler.state_dict()}
-        text = json.dumps(rest, indent=2).encode()
-        parts["state.json"] = lambda file: file.write(text)
+            files["ema.safetensors"] = self._weights("ema", state.ema)
+        files["optimizer.pt"] = self._optimizer(state)
+        header = {"format": FORMAT, "step": step, "scaler": state.scaler.state_dict()}
+        text = json.dumps(header, indent=2).encode()
+        files["state.json"] = lambda file: file.write(text)
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # the copies are on their way
-        return parts
+            torch.cuda.synchronize()  # the copies are asynchronous
+        return files
 
-    def _weights(self, key: str, network: torch.nn.Module) -> WriteFn:
-        tensors, aliases = unique_tensors(network)
-        kept = {name: self._kept((key, name), tensor) for name, tensor in tensors.items()}
-        return lambda file: write_safetensors(file, kept, aliases)
+    def _weights(self, key: str, model: torch.nn.Module) -> WriteFn:
+        tensors, aliases = unique_tensors(model)
+        copies = {name: self._to_host((key, name), tensor) for name, tensor in tensors.items()}
+        return lambda file: write_safetensors(file, copies, aliases)
 
-    def _slots(self, state: TrainState) -> WriteFn:
-        kept = {
+    def _optimizer(self, state: TrainState) -> WriteFn:
+        copies = {
             "state": {
-                number: {
-                    # Equal strings are one, so that a pickle of the same state is the same file.
-                    sys.intern(name): self._kept(("optimizer", str(number), name), value)
-                    for name, value in slots.items()
+                index: {
+                    # One object for equal strings, so that equal states give equal pickles.
+                    sys.intern(name): self._to_host(("optimizer", str(index), name), value)
+                    for name, value in param_state.items()
                 }
-                for number, slots in state.iter_optimizer_state()
+                for index, param_state in state.iter_optimizer_state()
             },
             "param_groups": copy.deepcopy(state.optimizer.state_dict()["param_groups"]),
         }
 
         def write(file: IO[bytes]) -> None:
-            torch.save(kept, file)
+            torch.save(copies, file)
 
         return write
 
-    def _kept(self, key: tuple[str, ...], value: Any) -> Any:
-        """Return a copy of a tensor on the host; what is none is small, and copied as it is."""
+    def _to_host(self, key: tuple[str, ...], value: Any) -> Any:
+        """Copy a tensor into the buffer of its key; other values are small and copied as such."""
         if not isinstance(value, torch.Tensor):
             return copy.deepcopy(value)
         buffer = self._buffers.get(key)

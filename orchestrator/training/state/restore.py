@@ -1,11 +1,11 @@
-"""A checkpoint's state, taken over by all ranks: rank 0 has read it, the others get it from there.
+"""Load a checkpoint on rank 0 and broadcast it to the other ranks.
 
-So a store is read once, however many ranks there are, and a rank never holds more of the optimizer
-than it will keep, and one tensor.
+The store is read once, however many ranks there are, and a rank never holds more of the optimizer
+state than it keeps, plus one parameter's.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pickle import UnpicklingError
 from typing import Any
 
@@ -24,89 +24,91 @@ from orchestrator.training.distributed.zero import (
 )
 from orchestrator.training.state.train_state import TrainState
 
-# What torch and safetensors raise for names, shapes or bytes that they did not expect. A file that
-# holds more than tensors is an UnpicklingError: nothing in it is run (weights_only=True).
-_UNFIT = (
+# Raised by torch and safetensors for unexpected names, shapes or bytes. A file with more than
+# tensors is an UnpicklingError: nothing in it is executed (weights_only=True).
+_LOAD_ERRORS = (
     *(AttributeError, KeyError, RuntimeError, TypeError, ValueError),
     *(UnpicklingError, SafetensorError),
 )
 
 
 @dataclass(frozen=True)
-class _Read:
-    """What rank 0 has read, besides the weights, which are in the network already."""
+class _Loaded:
+    """The content of a checkpoint besides the weights, which are loaded into the model directly."""
 
     step: int
     scaler: dict[str, Any]
-    groups: list[dict[str, Any]]
-    slots: dict[int, ParamState]
+    param_groups: list[dict[str, Any]]
+    param_states: dict[int, ParamState]
 
-    def outlined(self) -> "_Read":
-        slots = {index: to_meta(slots) for index, slots in self.slots.items()}
-        return _Read(self.step, self.scaler, self.groups, slots)
+    def without_tensors(self) -> "_Loaded":
+        metas = {index: to_meta(state) for index, state in self.param_states.items()}
+        return replace(self, param_states=metas)
 
 
-def restore(state: TrainState, parts: Files | None, world: World) -> int:
-    """Take over a checkpoint's state and return its step.
+def restore(state: TrainState, files: Files | None, world: World) -> int:
+    """Load a checkpoint into the state of every rank; return the number of steps done.
 
     Args:
-        parts: the files of the checkpoint on rank 0, None on the others.
+        files: the checkpoint on rank 0, None on other ranks.
 
     Raises:
-        CheckpointError: the files do not fit this model or recipe; on every rank alike.
+        CheckpointError: the files do not fit this model or recipe; on every rank.
     """
-    read: _Read | CheckpointError | None = None
-    if parts is not None:
+    loaded: _Loaded | CheckpointError | None = None
+    if files is not None:
         try:
-            read = _read(state, parts)
-        except _UNFIT as error:
-            read = _misfit(error)
-    told = world.broadcast_object(read.outlined() if isinstance(read, _Read) else read)
-    if isinstance(told, CheckpointError):
-        raise told
-    for network in filter(None, (state.network, state.ema)):
-        for tensor in (*network.parameters(), *network.buffers()):
-            world.broadcast([tensor.detach()])
-    slots = _broadcast_optimizer_state(
-        state, read if isinstance(read, _Read) else None, told, world
+            loaded = _load(state, files)
+        except _LOAD_ERRORS as error:
+            loaded = _mismatch(error)
+    header = world.broadcast_object(
+        loaded.without_tensors() if isinstance(loaded, _Loaded) else loaded
     )
+    if isinstance(header, CheckpointError):
+        raise header
+    assert not isinstance(loaded, CheckpointError)
+    for model in filter(None, (state.model, state.ema)):
+        for tensor in (*model.parameters(), *model.buffers()):
+            world.broadcast([tensor.detach()])
+    states = _broadcast_param_states(state, loaded, header, world)
     try:
-        state.optimizer.load_state_dict({"state": slots, "param_groups": told.groups})
-    except _UNFIT as error:
-        raise _misfit(error) from error
-    if told.scaler:
-        state.scaler.load_state_dict(told.scaler)
-    return int(told.step)
+        state.optimizer.load_state_dict({"state": states, "param_groups": header.param_groups})
+    except _LOAD_ERRORS as error:
+        raise _mismatch(error) from error
+    if header.scaler:
+        state.scaler.load_state_dict(header.scaler)
+    return int(header.step)
 
 
-def _read(state: TrainState, parts: Files) -> _Read:
-    rest = json.loads(parts["state.json"].read_bytes())
-    read_safetensors(state.network, parts["model.safetensors"])
+def _load(state: TrainState, files: Files) -> _Loaded:
+    header = json.loads(files["state.json"].read_bytes())
+    read_safetensors(state.model, files["model.safetensors"])
     if state.ema is not None:
-        read_safetensors(state.ema, parts["ema.safetensors"])
-    known = torch.load(parts["optimizer.pt"], weights_only=True, map_location="cpu", mmap=True)
-    return _Read(rest["step"], rest["scaler"], known["param_groups"], known["state"])
+        read_safetensors(state.ema, files["ema.safetensors"])
+    optimizer = torch.load(files["optimizer.pt"], weights_only=True, map_location="cpu", mmap=True)
+    return _Loaded(header["step"], header["scaler"], optimizer["param_groups"], optimizer["state"])
 
 
-def _broadcast_optimizer_state(
-    state: TrainState, read: _Read | None, told: _Read, world: World
+def _broadcast_param_states(
+    state: TrainState, loaded: _Loaded | None, header: _Loaded, world: World
 ) -> dict[int, ParamState]:
-    """Return the slots that this rank keeps."""
+    """Broadcast the optimizer state; return what this rank keeps of it."""
     kept = {}
-    for index, outlined in told.slots.items():
-        if read is None:
-            slots = empty_like_meta(outlined, world.device)
+    for index, meta in header.param_states.items():
+        if loaded is None:
+            param_state = empty_like_meta(meta, world.device)
         else:
-            slots = clone_to(read.slots.pop(index), world.device)
-        for tensor in large_tensors(slots):
+            param_state = clone_to(loaded.param_states.pop(index), world.device)
+        for tensor in large_tensors(param_state):
             world.broadcast([tensor])
         if state.zero is None or state.zero.owns(index):
-            kept[index] = slots
+            kept[index] = param_state
     return kept
 
 
-def _misfit(error: Exception) -> CheckpointError:
+def _mismatch(error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"the checkpoint does not fit the model and recipe of this run: {error!r}. Its files were "
-        "written by another one, or have been changed. Start a new run; `init_from` takes weights."
+        f"the checkpoint does not fit the model and recipe of this run: {error!r}; another model "
+        "or recipe wrote its files, or they have been changed",
+        hint="Start a new run; `init_from` loads weights alone.",
     )

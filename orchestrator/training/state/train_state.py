@@ -1,7 +1,7 @@
-"""What a run carries from step to step: weights, averaged weights, optimizer slots, loss scaler.
+"""The training state: weights, averaged weights (EMA), optimizer state, loss scaler.
 
-With the step itself this is all there is: the order, the views, the noise and the learning rate
-follow from (config, seed, step). So these, and one integer, are what a checkpoint holds.
+With the number of steps done this is all that a checkpoint holds: data order, augmentation, noise
+and learning rate follow from (config, seed, step).
 """
 
 import copy
@@ -25,95 +25,84 @@ from orchestrator.training.task.warm_start import load_initial_weights
 
 @dataclass
 class TrainState:
-    """The tensors of a run. `network` is the plain module, without DDP or compile around it."""
+    """The tensors of a run. `model` is the plain module, without DDP or compile around it."""
 
-    network: nn.Module
+    model: nn.Module
     ema: nn.Module | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     zero: ZeroOptimizer | None = None
 
     @classmethod
-    def create(cls, network: nn.Module, config: Config, world: World) -> Self:
-        """Return the state at step 0.
-
-        Raises:
-            ConfigError: the optimizer's name or options are not timm's, or not for this strategy.
-        """
+    def create(cls, model: nn.Module, config: Config, world: World) -> Self:
+        """Create the state at step 0 around a model."""
         recipe = config.recipe
-        optimizer = make_optimizer(network, recipe.optimizer)
-        is_spread = config.strategy == "ddp_zero1"
+        optimizer = make_optimizer(model, recipe.optimizer)
         return cls(
-            network=network,
-            ema=copy.deepcopy(network).requires_grad_(False) if recipe.ema_decay else None,
+            model=model,
+            ema=copy.deepcopy(model).requires_grad_(False) if recipe.ema_decay else None,
             optimizer=optimizer,
             scaler=torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16"),
-            zero=ZeroOptimizer(optimizer, world) if is_spread else None,
+            zero=ZeroOptimizer(optimizer, world) if config.strategy == "ddp_zero1" else None,
         )
 
     def initialise(self, path: Path, num_classes: int, in_channels: int) -> None:
-        """Begin with the weights of a safetensors file, the averaged ones too.
-
-        Raises:
-            ConfigError: they are of another network.
-        """
-        load_initial_weights(self.network, path, num_classes, in_channels)
+        """Load the weights of a safetensors file into the model and the EMA."""
+        load_initial_weights(self.model, path, num_classes, in_channels)
         if self.ema is not None:
-            self.ema.load_state_dict(self.network.state_dict())
+            self.ema.load_state_dict(self.model.state_dict())
 
     def update(self) -> None:
-        """Move the weights by their gradients, unless the loss scaler has found some infinite."""
+        """Step the optimizer, unless the loss scaler has found infinite gradients; clear them."""
         with self.zero.step() if self.zero else nullcontext():
             self.scaler.step(self.optimizer)
         self.scaler.update()
-        if hasattr(self.network, "after_step"):  # what a paper does to its weights, ZFNet's for one
-            self.network.after_step()  # type: ignore[operator]
+        if hasattr(self.model, "after_step"):  # a paper's own constraint on weights, e.g. ZFNet's
+            self.model.after_step()  # type: ignore[operator]
         self.optimizer.zero_grad(set_to_none=True)
 
     @property
     def lr(self) -> float:
-        """The learning rate, without the shares of it that layers and biases have."""
+        """The learning rate, before the scale factors of layers and biases."""
         groups = self.optimizer.param_groups
         return max(float(group["lr"] / group.get("lr_scale", 1)) for group in groups)
 
     @property
     def eval_model(self) -> nn.Module:
-        """The weights that are judged: the averaged ones where there are any."""
-        return self.network if self.ema is None else self.ema
+        """The model that is evaluated: the EMA if there is one."""
+        return self.model if self.ema is None else self.ema
 
     @torch.no_grad()
-    def update_ema(self, step: int, decay: float) -> None:
-        """Move the averaged weights towards the current ones; call after step `step`.
+    def update_ema(self, num_done: int, decay: float) -> None:
+        """Move the averaged weights towards the current ones, after `num_done` steps.
 
-        What batch norm knows of its inputs lags behind as the weights do: statistics of other
-        weights would not fit them. Counts, and what no checkpoint holds, are the current ones.
-        timm's ModelEmaV3 does the same.
+        Statistics of batch norm are averaged like the weights, or they would not fit them. Integer
+        buffers, and those that no checkpoint holds, are copied. timm's ModelEmaV3 does the same.
 
-        The decay rises as (1 + step) / (10 + step) so that a short run is not dominated by its
-        initial weights (tf.train.ExponentialMovingAverage, num_updates).
+        The decay rises as (1 + num_done) / (10 + num_done), so that a short run is not dominated by
+        its initial weights (tf.train.ExponentialMovingAverage, num_updates).
         """
         assert self.ema is not None
-        averaged: list[torch.Tensor] = [*self.ema.parameters()]
-        current: list[torch.Tensor] = [*self.network.parameters()]
-        buffers = zip(self.ema.named_buffers(), self.network.buffers(), strict=True)
-        for (name, ours), theirs in buffers:
-            if name in self._kept and theirs.is_floating_point():
-                averaged.append(ours)
-                current.append(theirs)
+        averages: list[torch.Tensor] = [*self.ema.parameters()]
+        currents: list[torch.Tensor] = [*self.model.parameters()]
+        buffers = zip(self.ema.named_buffers(), self.model.buffers(), strict=True)
+        for (name, average), current in buffers:
+            if name in self._saved_names and current.is_floating_point():
+                averages.append(average)
+                currents.append(current)
             else:
-                ours.copy_(theirs)
-        move = get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))
-        move(averaged, current, step)
+                average.copy_(current)
+        update = get_ema_multi_avg_fn(min(decay, (1 + num_done) / (10 + num_done)))
+        update(averages, currents, num_done)
 
     @cached_property
-    def _kept(self) -> frozenset[str]:
-        """The names of what a checkpoint holds of the network."""
-        return frozenset(self.network.state_dict())
+    def _saved_names(self) -> frozenset[str]:
+        return frozenset(self.model.state_dict())
 
     def iter_optimizer_state(self) -> Iterator[tuple[int, ParamState]]:
-        """Yield what the optimizer keeps, by the number of the parameter.
+        """Yield the optimizer's state by the index of the parameter; complete on rank 0.
 
-        All of it on rank 0. Where it is spread, all ranks must go through this.
+        With ZeRO a collective: every rank must exhaust the iterator.
         """
-        mine = self.optimizer.state_dict()["state"]
-        return iter(mine.items()) if self.zero is None else self.zero.gather(mine)
+        local = self.optimizer.state_dict()["state"]
+        return iter(local.items()) if self.zero is None else self.zero.gather(local)

@@ -1,8 +1,8 @@
-"""How much the loss curves along each weight, measured where an epoch begins.
+"""The diagonal of the loss's Hessian, measured at the beginning of each epoch, for `DiagonalLM`.
 
-LeCun et al. 1998, Gradient-Based Learning Applied to Document Recognition, appendix C. What is
-measured depends on the weights, the seed and the step alone, and is kept with the optimizer's state
-until the next epoch: a run that is resumed inside of one goes on with it.
+LeCun et al. 1998, Gradient-Based Learning Applied to Document Recognition, appendix C. The
+measurement depends on the weights, the seed and the step alone. It is saved with the optimizer
+state, so a run resumed within an epoch continues with it.
 """
 
 import math
@@ -27,69 +27,64 @@ from orchestrator.training.task.losses import Task
 
 @dataclass(frozen=True)
 class DiagonalHessian:
-    """Measures for an optimizer that goes by it; nothing is done for others."""
+    """Measures the diagonal for a `DiagonalLM` optimizer; does nothing for others."""
 
     state: TrainState
-    objective: Task
-    data: Datasets
+    task: Task
+    datasets: Datasets
     device: Device
     world: World
 
-    def begin(self, step: int) -> None:
-        """Prepare the optimizer for a step, counted from 0, if an epoch begins with it.
+    def maybe_update(self, step: int) -> None:
+        """Measure if an epoch begins with this (0-based) step.
 
         Raises:
-            ConfigError: the network has an operation whose derivatives are not known.
+            ConfigError: the model has an operation whose second derivatives are not known.
         """
-        optimizer, plan = self.state.optimizer, self.data.plan
+        optimizer, plan = self.state.optimizer, self.datasets.plan
         if not isinstance(optimizer, DiagonalLM) or step % plan.steps_per_epoch:
             return
         num_steps = math.ceil(optimizer.num_samples / plan.global_batch_size)
         steps = range(step, min(step + num_steps, plan.num_steps))
-        names = MicroBatchKeys(steps, plan.micro_batches_of(self.world.rank))
+        keys = MicroBatchKeys(steps, plan.micro_batches_of(self.world.rank))
+        batches = iter_batches(self.datasets.train, keys, 0, pin_memory=False)
         weights = optimizer.weights
         sums = [torch.zeros_like(weight) for weight in weights]
-        for batch in self.device.prefetch_to_device(
-            iter_batches(self.data.train, names, 0, pin_memory=False)
-        ):
-            found = second_derivatives(
-                self.state.network, self.objective, batch.images, batch.labels, weights
+        for batch in self.device.prefetch_to_device(batches):
+            diagonals = diagonal_hessian(
+                self.state.model, self.task, batch.images, batch.labels, weights
             )
             watchdog.heartbeat()
-            sums = [total + of_batch for total, of_batch in zip(sums, found, strict=True)]
+            sums = [total + diagonal for total, diagonal in zip(sums, diagonals, strict=True)]
         num_samples = len(steps) * plan.global_batch_size
         optimizer.set_hessian_diagonal(
             [self.world.sum(total.cpu() / num_samples).to(total) for total in sums]
         )
 
 
-def second_derivatives(
-    network: nn.Module,
-    objective: Task,
-    images: Tensor,
-    labels: Tensor,
-    weights: Sequence[Tensor],
+def diagonal_hessian(
+    model: nn.Module, task: Task, images: Tensor, labels: Tensor, weights: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """Return the second derivatives of the loss by weights, each summed over the images.
+    """Compute the second derivatives of the loss by the weights, summed over the images.
 
-    Those of the loss itself are as they are; a head without weights, such as radial basis
-    functions, belongs to it.
+    The loss is differentiated exactly, and so is a head without weights, such as radial basis
+    functions; the layers below by squared backpropagation.
     """
-    body, head = _divide(network)
+    body, head = _split_head(model)
     with SquaredBackprop():
         outputs = body(images)
 
     def loss(output: Tensor, label: Tensor) -> Tensor:
-        return objective.loss(head(output[None]), label[None])
+        return task.loss(head(output[None]), label[None])
 
     hessians = vmap(jacrev(grad(loss)))(outputs.detach(), labels)
     return torch.autograd.grad(outputs, weights, hessians.diagonal(dim1=1, dim2=2))
 
 
-def _divide(network: nn.Module) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """Return what ends in (n, units), and what makes logits (n, num_classes) of that."""
-    head = getattr(network, "head", None)
-    body = getattr(network, "forward_features", None)  # as timm calls it
+def _split_head(model: nn.Module) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Split a model into images -> (n, units) and, if its head has no weights, units -> logits."""
+    head = getattr(model, "head", None)
+    body = getattr(model, "forward_features", None)  # timm's name
     if body and isinstance(head, nn.Module) and not any(True for _ in head.parameters()):
         return body, head
-    return network, lambda logits: logits
+    return model, lambda logits: logits

@@ -1,8 +1,8 @@
-"""The validation split under the run's protocol: each sample exactly once, on any number of ranks.
+"""Evaluation of the validation split: each sample exactly once, on any number of ranks.
 
-The batches are fixed by the data set, not by the ranks: batch b goes to rank b mod world size, each
-rank fills its rows of one table, and the table is summed in batch order. So every world size gives
-the same figures, and no sample is padded in or dropped.
+The batches are fixed by the data set: batch b goes to rank b mod world size, each rank fills its
+rows of one table, and the table is summed in batch order. So every world size gives the same
+metrics, and no sample is padded or dropped.
 """
 
 import logging
@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 
 
 class EvalResult(NamedTuple):
-    """Means over the samples of a split by name, and what was answered to each, if asked for.
+    """Mean metrics over the samples of a split, and the predictions if requested.
 
-    answers: float64 (samples, 3): label, answer and the answer's probability; an answer of -1 is
+    predictions: float64 (samples, 3): label, predicted class, its probability; class -1 stands for
     an image that could not be read.
     """
 
@@ -40,40 +40,40 @@ class EvalResult(NamedTuple):
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    objective: Task,
+    task: Task,
     dataset: EvalDataset,
     config: Config,
     world: World,
     device: Device,
     *,
-    with_answers: bool = False,
+    with_predictions: bool = False,
 ) -> EvalResult:
-    """Judge a network by an objective; an objective without classes has no answers.
+    """Evaluate a model; a task without classes has no predictions.
 
     Raises:
-        DataError: on all ranks alike, what one of them has met; or that too much is unreadable.
+        DataError: data of some rank, or too many samples, cannot be read; on every rank.
     """
-    num_figures, num_samples = len(objective.metric_names), dataset.shards.manifest.num_samples
-    answers = torch.zeros(num_samples if with_answers else 0, 3, dtype=torch.float64)
-    table = torch.zeros(len(dataset), num_figures + 2, dtype=torch.float64)
-    mine = range(world.rank, len(dataset), world.size)
+    num_metrics, num_samples = len(task.metric_names), dataset.shards.manifest.num_samples
+    predictions = torch.zeros(num_samples if with_predictions else 0, 3, dtype=torch.float64)
+    table = torch.zeros(len(dataset), num_metrics + 2, dtype=torch.float64)
+    indices = range(world.rank, len(dataset), world.size)  # of this rank's batches
     damaged, error = DamagedSamples("judged"), None
     model.eval()
     try:
-        batches = iter_batches(dataset, mine, config.data.num_workers, pin_memory=device.is_cuda)
-        for number, batch in zip(mine, device.prefetch_to_device(batches), strict=True):
+        batches = iter_batches(dataset, indices, config.data.num_workers, pin_memory=device.is_cuda)
+        for index, batch in zip(indices, device.prefetch_to_device(batches), strict=True):
             for line in batch.bad:
                 log.warning("counted as wrong: %s", line)
             damaged.tell(batch.damaged)
             with device.autocast():
                 output = model(batch.images)
-            table[number, :num_figures] = objective.eval_metrics(output, batch).cpu()
-            table[number, -2:] = torch.tensor([len(batch.bad), len(batch.labels)])
-            if with_answers and (given := objective.predictions(output, batch)) is not None:
-                answers[batch.ids] = given.cpu()
+            table[index, :num_metrics] = task.eval_metrics(output, batch).cpu()
+            table[index, -2:] = torch.tensor([len(batch.bad), len(batch.labels)])
+            if with_predictions and (rows := task.predictions(output, batch)) is not None:
+                predictions[batch.ids] = rows.cpu()
             watchdog.heartbeat()
-    except DataError as found:  # the other ranks wait for this one, and are to end alike
-        error, table[0, -1] = found, math.nan
+    except DataError as data_error:  # the other ranks wait for this one; NaN tells them to raise
+        error, table[0, -1] = data_error, math.nan
     model.train()
     damaged.tell_number()
     *sums, num_bad, count = world.sum(table).sum(dim=0).tolist()
@@ -81,10 +81,8 @@ def evaluate(
         raise first_error(world, error)
     assert count == num_samples, f"evaluated {count} of {num_samples} samples"
     check_bad_share(int(num_bad), num_samples, config.data.max_bad_fraction)
-    figures = {
-        name: total / count for name, total in zip(objective.metric_names, sums, strict=True)
-    }
-    if not with_answers:
-        return EvalResult(figures, None)
-    answers = world.sum(answers)
-    return EvalResult(figures, answers if answers.any() else None)  # where there are no classes
+    metrics = {name: total / count for name, total in zip(task.metric_names, sums, strict=True)}
+    if not with_predictions:
+        return EvalResult(metrics, None)
+    predictions = world.sum(predictions)
+    return EvalResult(metrics, predictions if predictions.any() else None)

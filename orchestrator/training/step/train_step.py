@@ -1,8 +1,8 @@
-"""One step's gradients: micro-batches accumulated on a rank, averaged over ranks.
+"""The gradients of one step: micro-batches accumulated on a rank, averaged over the ranks.
 
-A micro-batch is the unit of everything that does not add up linearly: batch norm sees one at a
-time, and its noise (dropout, stochastic depth) is seeded by (seed, step, micro-batch). How many of
-them a rank computes is all that the world size decides.
+A micro-batch is the unit of everything that is not linear: batch norm sees one at a time, and noise
+(dropout, stochastic depth) is seeded by (seed, step, micro-batch). The number of ranks decides only
+how many micro-batches a rank computes.
 """
 
 import inspect
@@ -28,17 +28,17 @@ from orchestrator.training.task.losses import Task
 from orchestrator.training.task.mixup import MixupCutmix
 
 
-def wrap_ddp(network: nn.Module, *, in_stages: bool = False) -> DistributedDataParallel:
-    """Let DDP average the gradients, and leave the buffers alone: see running_statistics.
+def wrap_ddp(model: nn.Module, *, has_unused: bool = False) -> DistributedDataParallel:
+    """Wrap a model so that DDP averages gradients; buffers are left to `RunningStatistics`.
 
     Args:
-        in_stages: not every step uses every parameter.
+        has_unused: True if some steps do not use every parameter.
     """
-    options = inspect.signature(DistributedDataParallel).parameters
+    parameters = inspect.signature(DistributedDataParallel).parameters
     new_name = "forward_sync_buffers"  # torch 2.14 warns of the old one
-    no_sync: dict[str, Any] = {new_name if new_name in options else "broadcast_buffers": False}
+    no_sync: dict[str, Any] = {new_name if new_name in parameters else "broadcast_buffers": False}
     return DistributedDataParallel(
-        network, gradient_as_bucket_view=True, find_unused_parameters=in_stages, **no_sync
+        model, gradient_as_bucket_view=True, find_unused_parameters=has_unused, **no_sync
     )
 
 
@@ -48,45 +48,44 @@ class TrainStep:
     def __init__(
         self,
         ddp: DistributedDataParallel,
-        objective: Task,
+        task: Task,
         scaler: torch.amp.GradScaler,
         config: Config,
         plan: Plan,
         device: Device,
         world: World,
     ) -> None:
-        self.ddp, self.objective, self.scaler = ddp, objective, scaler
+        self.ddp, self.task, self.scaler = ddp, task, scaler
         self.config, self.plan, self.device = config, plan, device
-        self.mixing = MixupCutmix(config.recipe.mixup, plan.num_classes, config.seed)
-        self.network = torch.compile(ddp) if config.recipe.compile else ddp
+        self.mixup = MixupCutmix(config.recipe.mixup, plan.num_classes, config.seed)
+        self.model = torch.compile(ddp) if config.recipe.compile else ddp
         self.statistics = RunningStatistics(ddp.module, world)
 
     def forward_backward(
         self, step: int, micros: range, batches: Iterator[Batch]
     ) -> dict[str, torch.Tensor]:
-        """Accumulate this rank's micro-batches; return means of their figures, on the device."""
-        with self.statistics.of_all_ranks():
-            return self._accumulate(step, micros, batches)
+        """Accumulate this rank's micro-batches; return the means of their metrics, on the device.
 
-    def _accumulate(
-        self, step: int, micros: range, batches: Iterator[Batch]
-    ) -> dict[str, torch.Tensor]:
-        found = []
-        for micro, batch in zip(micros, batches, strict=False):
-            # DDP decides in the forward pass whether the backward pass is to communicate.
-            with nullcontext() if micro == micros[-1] else self.ddp.no_sync():
-                images, labels = self.mixing(batch.images, batch.labels, step, micro)
-                figures = self._forward(step, micro, images, labels)
-                self.scaler.scale(figures["train/loss"] / len(micros)).backward()
-            found.append({name: figure.detach() for name, figure in figures.items()})
-        return {name: torch.stack([one[name] for one in found]).mean() for name in found[0]}
+        Args:
+            step: 0-based.
+        """
+        metrics = []
+        with self.statistics.of_all_ranks():
+            for micro, batch in zip(micros, batches, strict=False):
+                images, labels = self.mixup(batch.images, batch.labels, step, micro)
+                # DDP decides in the forward pass whether the backward pass communicates.
+                with nullcontext() if micro == micros[-1] else self.ddp.no_sync():
+                    values = self._forward(step, micro, images, labels)
+                    self.scaler.scale(values["train/loss"] / len(micros)).backward()
+                metrics.append({name: value.detach() for name, value in values.items()})
+        return {name: torch.stack([m[name] for m in metrics]).mean() for name in metrics[0]}
 
     def warm_up(self) -> None:
-        """Run throw-away passes, and leave the model as it was.
+        """Run two throw-away passes that leave the model unchanged.
 
-        After its first backward DDP regroups its buckets, and from three ranks up the grouping
-        decides the order of additions. Without these passes the first step of every attempt would
-        add up differently from the same step of an uninterrupted run.
+        DDP regroups its buckets after the first backward pass, and from three ranks up the grouping
+        decides the order of additions. Without these passes the first step of an attempt would add
+        in another order than the same step of an uninterrupted run.
         """
         buffers = [buffer.clone() for buffer in self.ddp.module.buffers()]
         data = self.config.data
@@ -105,15 +104,15 @@ class TrainStep:
     ) -> dict[str, torch.Tensor]:
         torch.manual_seed(int(derive_key(self.config.seed, "noise", step, micro)[0]))
         with self.device.autocast():
-            output = self.network(images)
-            figures = {"train/loss": self.objective.loss(output, labels)}
-        return figures | self.objective.train_metrics(output, labels)
+            output = self.model(images)
+            loss = self.task.loss(output, labels)
+        return {"train/loss": loss, **self.task.train_metrics(output, labels)}
 
 
-def clip_gradients(network: nn.Module, recipe: Recipe) -> torch.Tensor:
-    """Shorten a network's gradients as the recipe says; return their norm before that."""
-    parameters = [*network.parameters()]
+def clip_gradients(model: nn.Module, recipe: Recipe) -> torch.Tensor:
+    """Clip a model's gradients in place; return their norm before that."""
+    parameters = [*model.parameters()]
     norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_grad_norm or math.inf)
-    if recipe.agc_clip_factor:  # but those of the head: Brock et al. 2021, section 4.1
+    if recipe.agc_clip_factor:  # not the head's: Brock et al. 2021, section 4.1
         adaptive_clip_grad(parameters[:-2], recipe.agc_clip_factor)  # type: ignore[no-untyped-call]
     return norm

@@ -20,7 +20,7 @@ from orchestrator.config.recipe import Recipe
 from orchestrator.run.rundir import RunDir
 from orchestrator.training.optim.diagonal_lm import DiagonalLM
 from orchestrator.training.optim.factory import make_optimizer
-from orchestrator.training.step.diagonal_hessian import second_derivatives
+from orchestrator.training.step.diagonal_hessian import diagonal_hessian
 from orchestrator.training.task.losses import (
     ClassificationTask,
     MapCrossEntropy,
@@ -32,7 +32,7 @@ CROSS_ENTROPY = ClassificationTask(nn.CrossEntropyLoss(), 0.3)
 
 def found(network: nn.Module, images: Tensor, labels: Tensor, objective: Any) -> dict[str, Tensor]:
     named = dict(network.named_parameters())
-    values = second_derivatives(network, objective, images, labels, [*named.values()])
+    values = diagonal_hessian(network, objective, images, labels, [*named.values()])
     return dict(zip(named, values, strict=True))
 
 

@@ -116,7 +116,7 @@ def test_layers_learn_the_slower_the_deeper_they_lie(config: Config, world: Worl
     optimizer = replace(config.recipe.optimizer, layer_decay=0.5)
     decayed = replace(config, recipe=replace(config.recipe, optimizer=optimizer))
     state = TrainState.create(vit(), decayed, world)
-    names = {id(param): name for name, param in state.network.named_parameters()}
+    names = {id(param): name for name, param in state.model.named_parameters()}
     scales = {
         names[id(param)]: group["lr_scale"]
         for group in state.optimizer.param_groups

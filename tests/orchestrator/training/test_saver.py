@@ -62,16 +62,16 @@ def test_what_is_written_is_the_state_of_the_step(
 ) -> None:
     store = Slow(str(tmp_path))
     saver = AsyncCheckpointer(store, KEEP)
-    expected = state.network.weight.detach().clone()  # type: ignore[union-attr, operator]
+    expected = state.model.weight.detach().clone()  # type: ignore[union-attr, operator]
     saver.save(state, 1, {})
     with torch.no_grad():
-        state.network.weight.zero_()  # type: ignore[union-attr, operator]
+        state.model.weight.zero_()  # type: ignore[union-attr, operator]
     assert store.steps() == []  # and training has gone on
     store.go.set()
     saver.wait()
     with store.open(1) as parts:
         assert restore(state, parts, world) == 1
-    assert torch.equal(state.network.weight, expected)  # type: ignore[arg-type]
+    assert torch.equal(state.model.weight, expected)  # type: ignore[arg-type]
 
 
 def test_a_save_waits_for_the_one_before(tmp_path: Path, state: TrainState) -> None:

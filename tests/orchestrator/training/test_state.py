@@ -57,7 +57,7 @@ def trained(world: World, config: Config, num_steps: int) -> TrainState:
 def step_on(state: TrainState, config: Config, *, first: int, last: int) -> None:
     for step in range(first, last + 1):
         torch.manual_seed(step)
-        state.network(torch.randn(5, 1, 8, 8)).square().mean().backward()
+        state.model(torch.randn(5, 1, 8, 8)).square().mean().backward()
         state.update()
         if config.recipe.ema_decay:
             state.update_ema(step, config.recipe.ema_decay)
@@ -114,7 +114,7 @@ def test_a_loaded_state_goes_on_with_the_same_bits(
     resumed = trained(world, config, 0)
     assert restore(resumed, to_parts(stopped, 6, tmp_path), world) == 6
     step_on(resumed, config, first=7, last=10)
-    for ours, theirs in ((resumed.network, straight.network), (resumed.ema, straight.ema)):
+    for ours, theirs in ((resumed.model, straight.model), (resumed.ema, straight.ema)):
         assert ours is not None
         assert theirs is not None
         for key, tensor in theirs.state_dict().items():
@@ -129,7 +129,7 @@ def test_the_average_lags_behind_by_its_decay(world: World, config: Config) -> N
     expected = copy.deepcopy(list(state.ema.parameters()))
     step_on(state, config, first=20, last=20)
     for before, now, average in zip(
-        expected, state.network.parameters(), state.ema.parameters(), strict=True
+        expected, state.model.parameters(), state.ema.parameters(), strict=True
     ):
         assert torch.allclose(average, (before + now) / 2, atol=1e-7)
 
@@ -144,7 +144,7 @@ def test_averages_are_timm_s_with_those_of_batch_norm_s_statistics(
     state, reference = TrainState.create(network, config, world), ModelEmaV3(network, decay=0.9)
     for step in range(90, 95):  # when the average has its full weight
         torch.manual_seed(step)
-        state.network(torch.randn(5, 1, 8, 8) + 3).square().mean().backward()
+        state.model(torch.randn(5, 1, 8, 8) + 3).square().mean().backward()
         state.update()
         state.update_ema(step, 0.9)
         reference.update(network)

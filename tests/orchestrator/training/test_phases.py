@@ -15,7 +15,7 @@ from orchestrator.config.parse import ConfigError
 from orchestrator.config.recipe import Phase
 from orchestrator.run.rundir import RunDir, read_json_lines
 from orchestrator.training.state.train_state import TrainState
-from orchestrator.training.step.stages import Phases
+from orchestrator.training.step.phases import Phases
 
 PLAN = plan()
 STAGES = (
@@ -45,7 +45,7 @@ def begun(stages: Phases, state: TrainState, step: int) -> tuple[int, float, flo
     (group,) = state.optimizer.param_groups
     group["lr"] = 1.0  # as the schedule does before each step
     stages.prepare_step(step)
-    network: Any = state.network
+    network: Any = state.model
     ema: Any = state.ema
     assert ema.stage == network.stage
     return network.stage, group["lr"], group["momentum"]
@@ -57,7 +57,7 @@ def test_intervals_of_steps() -> None:
     found = [begun(stages, state, step) for step in range(40)]
     expected = [(0, 1.0, 0.5)] * 5 + [(0, 1.0, 0.9)] * 5 + [(1, 0.1, 0.9)] * 10
     assert found == [*expected, *[(2, 1.0, 0.9)] * 20]
-    network: Any = state.network
+    network: Any = state.model
     assert network.entered == [0, 1, 2]
 
 
@@ -71,7 +71,7 @@ def test_a_stage_is_entered_at_its_first_step_alone(
     stages = Phases(state, STAGES, PLAN)
     stages.set_phase(step - 1)
     assert begun(stages, state, step)[0] == stage
-    network: Any = state.network
+    network: Any = state.model
     assert network.entered == entered
 
 
@@ -85,26 +85,27 @@ def test_a_network_without_stages_has_intervals_of_one() -> None:
         stages.prepare_step(step)
         rates.append(group["lr"])
     assert rates == [1.0] * 10 + [0.1] * 10
-    assert not hasattr(state.network, "stage")
+    assert not hasattr(state.model, "stage")
 
 
 def test_one_stage_alone_is_the_one_that_is_said() -> None:
     state = state_of(Staged())
     Phases(state, (Phase(end_epoch=1.0, stage=4),), PLAN).prepare_step(0)
-    network: Any = state.network
+    network: Any = state.model
     assert (network.stage, network.entered) == (4, [4])
 
 
 def test_a_momentum_for_an_optimizer_without() -> None:
     state = state_of(Staged())
-    state.optimizer = torch.optim.AdamW(state.network.parameters())
-    with pytest.raises(ConfigError, match="they have a momentum, and this optimizer has none"):
+    state.optimizer = torch.optim.AdamW(state.model.parameters())
+    with pytest.raises(ConfigError, match="momentum"):
         Phases(state, STAGES, PLAN)
 
 
 def test_a_network_without_stages() -> None:
-    with pytest.raises(ConfigError, match="this network has none"):
+    with pytest.raises(ConfigError) as error:
         Phases(state_of(nn.Linear(1, 1)), STAGES, PLAN)
+    assert error.value.value == STAGES
     Phases(state_of(nn.Linear(1, 1)), (), PLAN).prepare_step(0)
 
 
@@ -112,7 +113,7 @@ RUN = (
     *("model=autoencoder_2006", "recipe=autoencoder_2006", "+model.kwargs.hidden=[40,20,5]"),
     *("data.mean=[0.0]", "data.std=[1.0]", "launcher.nproc_per_node=2", "tracking=none"),
     *("recipe.epochs=null", "recipe.global_batch_size=96"),
-    "recipe.phases=[{to_epoch:0.5,stage:0},{to_epoch:1,stage:1},{to_epoch:1.5,stage:2},{to_epoch:9,stage:3}]",
+    "recipe.phases=[{end_epoch:0.5,stage:0},{end_epoch:1,stage:1},{end_epoch:1.5,stage:2},{end_epoch:9,stage:3}]",
     *("recipe.ema_decay=0.9", "logging.every_steps=1", "evaluate.every_epochs=0.5"),
 )
 
