@@ -18,8 +18,9 @@ from functools import partial
 from typing import IO, Any, NamedTuple, TypeVar
 
 from fsspec.asyn import get_loop
+from pydantic import PositiveFloat, PositiveInt
 
-from data_sharding.errors import ShardError, UnavailableError
+from data_sharding.errors import DataError, ShardError, UnavailableError
 from data_sharding.io import filesystem
 from data_sharding.io.backoff import backoff_pauses
 
@@ -33,7 +34,7 @@ _Response = TypeVar("_Response")
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadSettings:
-    """Limits on the requests to a store.
+    """Limits on the requests to a store. The bounds hold where pydantic reads them.
 
     Args:
         max_concurrent_requests: the number of requests in flight.
@@ -42,10 +43,10 @@ class DownloadSettings:
         retry_timeout_s: the time without any response after which a file is unavailable.
     """
 
-    max_concurrent_requests: int = 8
-    chunk_mb: float = 8.0
-    request_timeout_s: float = 30.0
-    retry_timeout_s: float = 600.0
+    max_concurrent_requests: PositiveInt = 8
+    chunk_mb: PositiveFloat = 8.0
+    request_timeout_s: PositiveFloat = 30.0
+    retry_timeout_s: PositiveFloat = 600.0
 
     @property
     def chunk_bytes(self) -> int:
@@ -160,18 +161,15 @@ class _Retry:
                 return response
             except Exception as error:
                 reason = self._reason(error)
-                if isinstance(error, FileNotFoundError):
-                    raise _missing(remote.url) from error
-                if _is_refusal(error):
-                    if has_reloaded:
-                        raise _refused(remote.url, error) from error
+                if _is_refusal(error) and not has_reloaded:
                     log.info("%s: %s; retrying with reloaded credentials", remote.url, reason)
                     await remote.reload_credentials()
                     has_reloaded = True
                     continue
                 pause_s = next(pauses_s)
-                if time.monotonic() + pause_s >= self._deadline_s:
-                    raise self._timed_out(remote.url, attempt, reason) from error
+                is_late = time.monotonic() + pause_s >= self._deadline_s
+                if is_late or _is_refusal(error) or isinstance(error, FileNotFoundError):
+                    raise self._final_error(remote.url, error, attempt) from error
             level = logging.WARNING if attempt > _QUIET_ATTEMPTS else logging.DEBUG
             log.log(level, "%s: attempt %d failed: %s", remote.url, attempt, reason)
             await asyncio.sleep(pause_s)
@@ -181,10 +179,22 @@ class _Retry:
             return f"no response within {self._settings.request_timeout_s:g} s"
         return str(error) or type(error).__name__
 
-    def _timed_out(self, url: str, attempts: int, reason: str) -> UnavailableError:
+    def _final_error(self, url: str, error: Exception, attempts: int) -> DataError:
+        if isinstance(error, FileNotFoundError):
+            return ShardError(
+                f"no shard at {url}: the data set is incomplete",
+                value=url,
+                hint="Copy the missing file from its source, or create the data set again.",
+            )
+        if _is_refusal(error):
+            return UnavailableError(
+                f"not allowed to read {url}: {error}",
+                value=url,
+                hint="Renew the credentials of this node, and resume.",
+            )
         return UnavailableError(
             f"cannot read {url}: {attempts} attempts at the same bytes failed and nothing has "
-            f"arrived for {self._settings.retry_timeout_s:g} s (last error: {reason})",
+            f"arrived for {self._settings.retry_timeout_s:g} s (last error: {self._reason(error)})",
             value=url,
             hint="Check the network and the store, then resume. If the store is only slow, raise "
             "`retry_timeout_s` and `request_timeout_s`.",
@@ -195,22 +205,6 @@ def _is_refusal(error: Exception) -> bool:
     """Check whether a store refuses; S3 answers 400 to a HEAD with a key that has expired."""
     is_bad_request = isinstance(error, OSError) and error.errno == errno.EINVAL
     return is_bad_request or isinstance(error, PermissionError)
-
-
-def _missing(url: str) -> ShardError:
-    return ShardError(
-        f"no shard at {url}: the data set is incomplete",
-        value=url,
-        hint="Copy the missing file from the source of the data set, or create the set again.",
-    )
-
-
-def _refused(url: str, error: Exception) -> UnavailableError:
-    return UnavailableError(
-        f"not allowed to read {url}: {error}. Its samples cannot be used",
-        value=url,
-        hint="Renew the credentials of this node, which have been reloaded, and resume.",
-    )
 
 
 async def _run_concurrently(work: Callable[[], Coroutine[Any, Any, None]], num_tasks: int) -> None:

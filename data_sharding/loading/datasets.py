@@ -7,7 +7,7 @@ number for evaluation. There is no iterator state to save: resuming at a step me
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -45,29 +45,6 @@ class BatchMeta(NamedTuple):
     damaged: Sequence[str] = ()
 
 
-class BatchDataset(Protocol):
-    """Batches by key.
-
-    size_key: the setting that makes batches smaller, for hints.
-    """
-
-    shards: SplitReader
-    size_key: str
-
-    @property
-    def max_bytes(self) -> int:
-        """The size of the largest batch's images."""
-        ...
-
-    def write_batch(self, key: Any, memory: NDArray[np.uint8]) -> BatchMeta:
-        """Write the images of a batch to the beginning of `memory`."""
-        ...
-
-    def shards_of(self, key: Any) -> Ints:
-        """Return the numbers of the shards that a batch is read from."""
-        ...
-
-
 class TrainOrder(Protocol):
     """The samples of micro-batches: `sampling.sample_order`, or `sampling.class_balanced`."""
 
@@ -80,6 +57,9 @@ class TrainOrder(Protocol):
 
 class TrainDataset:
     """Micro-batches by (step, micro-batch).
+
+    `max_bytes` is the size of the largest batch's images; `size_key` names the setting that makes
+    batches smaller, for hints.
 
     Args:
         samples_per_crop: the number of consecutive samples of a micro-batch that share a crop.
@@ -213,3 +193,6 @@ class EvalDataset:
 
 def _crop_view(crop: CropFn, randoms: Randoms, width: int, height: int) -> tuple[CropSpec]:
     return (crop(width, height, randoms),)
+
+
+BatchDataset = TrainDataset | EvalDataset

@@ -6,7 +6,7 @@ traffic of a float.
 """
 
 import atexit
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from data_sharding.io.worker_process import (
 )
 from data_sharding.loading.datasets import BatchDataset, BatchMeta
 from data_sharding.loading.shared_buffers import SHARED_MEMORY, SharedBuffers, check_space
-from data_sharding.storage.prefetch import DeliveryCounter, prefetching
+from data_sharding.storage.prefetch import prefetching
 
 _PREFETCH = 2  # batches that every worker makes ahead
 _IN_USE = 2  # batches that are read: the one in use and the one on its way to the device
@@ -67,7 +67,7 @@ def iter_batches(
     check_space(ring_bytes(dataset, num_workers, num_held), dataset.size_key)
     with _start_errors(num_workers), ExitStack() as stack:  # closed if a later step fails
         shards = dataset.shards
-        progress = stack.enter_context(
+        on_delivery = stack.enter_context(
             prefetching(shards.store, shards.manifest.shards, keys, dataset.shards_of)
         )
         buffers = stack.enter_context(
@@ -84,7 +84,7 @@ def iter_batches(
             multiprocessing_context=forkserver_context(__name__) if num_workers else None,
             generator=torch.Generator(),  # a seed is drawn from it, though nobody uses it
         )
-        return _batches(_start(loader), buffers, progress, stack.pop_all())
+        return _batches(_start(loader), buffers, on_delivery, stack.pop_all())
 
 
 def ring_bytes(dataset: BatchDataset, num_workers: int, num_held: int = 0) -> int:
@@ -123,14 +123,14 @@ def _start_errors(num_workers: int) -> Iterator[None]:
 def _batches(
     written: Iterator[_Written],
     buffers: SharedBuffers,
-    progress: DeliveryCounter,
+    on_delivery: Callable[[], object],
     stack: ExitStack,
 ) -> Generator[Batch, None, None]:
     with stack:
         for slot, meta in written:
             if isinstance(meta, DataError):
                 raise meta
-            progress.advance()
+            on_delivery()
             yield Batch(
                 buffers.view(slot, meta.shape).permute(0, 3, 1, 2),
                 torch.from_numpy(meta.labels),

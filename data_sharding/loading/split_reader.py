@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from data_sharding.errors import BadLabelError, BadSample
 from data_sharding.format.manifest import Manifest
 from data_sharding.sampling.sample_order import Ints, locate
-from data_sharding.storage.shard_store import Store
+from data_sharding.storage.store import Store
 from data_sharding.transforms.decode import Pixels, ViewsFn, decode
 
 Decoded = TypeVar("Decoded")

@@ -24,6 +24,8 @@ from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
 from typing import IO, TypeVar
 
+from pydantic import PositiveFloat
+
 from data_sharding.errors import DataError, UnavailableError
 from data_sharding.format.manifest import ShardInfo
 from data_sharding.io.download import DownloadSettings
@@ -47,7 +49,7 @@ class CacheSettings(DownloadSettings):
     """
 
     dir: str | None
-    max_gb: float
+    max_gb: PositiveFloat
 
     @property
     def max_bytes(self) -> int:

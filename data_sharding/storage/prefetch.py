@@ -27,7 +27,8 @@ from data_sharding.io import filesystem
 from data_sharding.io.worker_process import exit_with_parent, forkserver_context, signals_blocked
 from data_sharding.storage.access_plans import AccessPlan
 from data_sharding.storage.cache import PrefetchResult
-from data_sharding.storage.shard_store import CachedStore, Store
+from data_sharding.storage.shard_store import CachedStore
+from data_sharding.storage.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -36,23 +37,13 @@ ShardsOf = Callable[[Any], NDArray[np.int64]]
 _MAX_BATCHES_AHEAD = 4096  # some minutes of training; looking further costs more than it gains
 
 
-class DeliveryCounter:
-    """Counts the batches delivered to a rank, for its prefetcher."""
-
-    def __init__(self, delivered: Semaphore | None) -> None:
-        self._delivered = delivered
-
-    def advance(self) -> None:
-        """Count the next batch as delivered, without blocking."""
-        if self._delivered is not None:
-            self._delivered.release()
-
-
 @contextmanager
 def prefetching(
     store: Store, shards: Sequence[ShardInfo], keys: Iterable[Any], shards_of: ShardsOf
-) -> Iterator[DeliveryCounter]:
+) -> Iterator[Callable[[], object]]:
     """Prefetch for as long as the context lasts, if the store has a cache; else do nothing.
+
+    Yields a function to be called for each batch that is delivered; it does not block.
 
     Args:
         shards: the shards of the split, by number.
@@ -60,7 +51,7 @@ def prefetching(
         shards_of: the function from a batch key to its shard numbers; can be pickled.
     """
     if not isinstance(store, CachedStore):
-        yield DeliveryCounter(None)
+        yield lambda: None
         return
     context = forkserver_context(__name__)
     with signals_blocked():
@@ -72,7 +63,7 @@ def prefetching(
     starter = threading.Thread(target=_start, args=(process,), daemon=True)
     starter.start()
     try:
-        yield DeliveryCounter(delivered)
+        yield delivered.release
     finally:
         starter.join()
         if process.pid is not None:

@@ -13,7 +13,7 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from data_sharding.io import filesystem
 from data_sharding.io.download import ByteRange, DownloadSettings, fetch_ranges
 from data_sharding.io.node_files import node_file, user_directory
 from data_sharding.storage.fetch_shard import fetch_shard
-from data_sharding.storage.reader_pool import ReaderPool
+from data_sharding.storage.store import Reader, Store
 
 _END_MARK = bytes(1024)
 
@@ -34,25 +34,19 @@ _END_MARK = bytes(1024)
 SampleOffsets = NDArray[np.int64]
 
 
-class RangeReadStore:
+class RangeReadStore(Store):
     """Remote shards, of which only the requested samples are fetched."""
 
     def __init__(self, url: str, labels: LabelRule, settings: DownloadSettings) -> None:
+        super().__init__()
         self._url, self._labels, self._settings = url, labels, settings
-        self._readers: ReaderPool[_RangeReader] = ReaderPool()
         self._fetched: dict[tuple[str, int], memoryview] = {}  # samples by (shard name, index)
-
-    def open(self, shard: ShardInfo) -> "_RangeReader":
-        return self._readers.get(shard.name, lambda: self._open(shard))
 
     def prefetch_samples(self, samples: Sequence[tuple[ShardInfo, int]]) -> None:
         """Fetch samples concurrently, and drop those fetched before."""
         self._fetched.clear()
-        readers = {(shard.name, i): self.open(shard) for shard, i in samples}
+        readers = {(shard.name, i): cast(RangeReader, self.open(shard)) for shard, i in samples}
         self._fetch(_adjacent_runs(readers, self._settings.chunk_bytes))
-
-    def close_evicted(self) -> None:
-        pass
 
     def _fetch(self, runs: Sequence["SampleRun"]) -> None:
         def keep(index: int, data: bytes) -> None:
@@ -63,12 +57,12 @@ class RangeReadStore:
 
         fetch_ranges([run.byte_range for run in runs], self._settings, keep)
 
-    def _open(self, shard: ShardInfo) -> "_RangeReader":
+    def _open(self, shard: ShardInfo) -> Reader:
         url = filesystem.join(self._url, shard.name)
         offsets = sample_offsets(shard, url, self._labels, self._settings)
-        return _RangeReader(shard.name, url, offsets, self)
+        return RangeReader(shard.name, url, offsets, self)
 
-    def load(self, reader: "_RangeReader", i: int) -> ShardReader:
+    def load(self, reader: "RangeReader", i: int) -> ShardReader:
         """Return a shard of one sample, fetched now unless it was prefetched."""
         if (reader.name, i) not in self._fetched:
             self._fetch([SampleRun(reader, i, i + 1)])
@@ -86,11 +80,11 @@ class RangeReadStore:
                     hint="If the shard was replaced since the run began, begin a new run.",
                 ) from error
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return RangeReadStore, (self._url, self._labels, self._settings)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_fetched": {}}
 
 
-class _RangeReader:
+class RangeReader:
     """The samples of a remote shard."""
 
     def __init__(self, name: str, url: str, offsets: SampleOffsets, store: RangeReadStore) -> None:
@@ -125,7 +119,7 @@ class _RangeReader:
 class SampleRun(NamedTuple):
     """Samples [first, stop) of a shard."""
 
-    reader: _RangeReader
+    reader: RangeReader
     first: int
     stop: int
 
@@ -135,7 +129,7 @@ class SampleRun(NamedTuple):
         return ByteRange(self.reader.url, start, stop)
 
 
-def _adjacent_runs(readers: dict[tuple[str, int], _RangeReader], max_bytes: int) -> list[SampleRun]:
+def _adjacent_runs(readers: dict[tuple[str, int], RangeReader], max_bytes: int) -> list[SampleRun]:
     """Join adjacent samples, given as (shard name, index), up to the bytes of one request."""
     runs: list[SampleRun] = []
     for (_, i), reader in sorted(readers.items(), key=lambda item: item[0]):

@@ -12,7 +12,7 @@ from data_sharding.image.open_image import load_image, to_mode
 from data_sharding.io import filesystem
 from data_sharding.rng import permutation
 from data_sharding.sampling.sample_order import Ints, locate
-from data_sharding.storage.shard_store import Reader
+from data_sharding.storage.store import Reader
 from data_sharding.tools.local_copy import open_shard
 
 _TILE_PX, _COLUMNS = 160, 8  # digits and CIFAR images fill 160 pixels exactly

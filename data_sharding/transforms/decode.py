@@ -1,7 +1,6 @@
 """Decode image bytes and cut crops out: the one seam behind which faster decoders go."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -19,19 +18,11 @@ Pixels = NDArray[np.uint8]
 ViewsFn = Callable[[int, int], Sequence[CropSpec]]  # from (width, height) in pixels
 SizesFn = Callable[[int, int], Sequence[tuple[int, int]]]  # the same, to such pairs
 
+# pixels (height, width, channels), perhaps cut off below the views; the decoder's warning
+_Decoded = tuple[Pixels, str | None]
+
 _MODES = {1: "L", 3: "RGB"}
 _BELOW_THE_CUT = "extraneous bytes before marker"  # the warning about rows that are left out
-
-
-class Decoded(NamedTuple):
-    """An image's pixels, perhaps cut off below its views, and the damage of its bytes.
-
-    pixels: (height, width, channels).
-    damage: the decoder's warning, or None.
-    """
-
-    pixels: Pixels
-    damage: str | None
 
 
 def decode(data: memoryview, choose_views: ViewsFn, out: Pixels) -> str | None:
@@ -51,10 +42,10 @@ def decode(data: memoryview, choose_views: ViewsFn, out: Pixels) -> str | None:
     Raises:
         BadSample: the bytes cannot be decoded.
     """
-    decoded, views = _decode(data, choose_views, out.shape[-1])
-    for view, pixels in zip(views, out, strict=True):
-        _crop_and_resize(decoded.pixels, view, pixels)
-    return decoded.damage
+    (pixels, damage), views = _decode(data, choose_views, out.shape[-1])
+    for view, view_out in zip(views, out, strict=True):
+        _crop_and_resize(pixels, view, view_out)
+    return damage
 
 
 def decode_whole(
@@ -68,16 +59,15 @@ def decode_whole(
     Raises:
         BadSample: the bytes cannot be decoded.
     """
-    decoded, (whole,) = _decode(data, lambda *size: (CropSpec((0, 0, *size)),), channels)
-    pixels = decoded.pixels
+    whole = lambda *size: (CropSpec((0, 0, *size)),)  # noqa: E731
+    (pixels, damage), (view,) = _decode(data, whole, channels)
     height, width = pixels.shape[:2]
-    images = [_resize(pixels, whole.box, size) for size in choose_sizes(width, height)]
-    return images, decoded.damage
+    return [_resize(pixels, view.box, size) for size in choose_sizes(width, height)], damage
 
 
 def _decode(
     data: memoryview, choose_views: ViewsFn, channels: int
-) -> tuple[Decoded, Sequence[CropSpec]]:
+) -> tuple[_Decoded, Sequence[CropSpec]]:
     try:
         header = jpeg.read_header(data) if channels == 3 else None  # Pillow weighs RGB to grey
         if header and header.width * header.height <= MAX_PIXELS:
@@ -85,7 +75,7 @@ def _decode(
             decoded = _decode_jpeg(data, header, views)
         else:
             decoded = _decode_by_pillow(data, _MODES[channels])
-            views = choose_views(*decoded.pixels.shape[1::-1])
+            views = choose_views(*decoded[0].shape[1::-1])
     except (BadSample, MemoryError):
         raise
     except Exception as error:  # decoders raise anything on hostile bytes
@@ -93,12 +83,12 @@ def _decode(
     return decoded, views
 
 
-def _decode_by_pillow(data: memoryview, mode: str) -> Decoded:
+def _decode_by_pillow(data: memoryview, mode: str) -> _Decoded:
     pixels = np.array(to_mode(load_image(data), mode))
-    return Decoded(pixels.reshape(*pixels.shape[:2], -1), None)
+    return pixels.reshape(*pixels.shape[:2], -1), None
 
 
-def _decode_jpeg(data: memoryview, header: jpeg.JpegHeader, views: Sequence[CropSpec]) -> Decoded:
+def _decode_jpeg(data: memoryview, header: jpeg.JpegHeader, views: Sequence[CropSpec]) -> _Decoded:
     bottom = int(np.ceil(max(view.box[3] for view in views)))
     cut, height = jpeg.cut_below(data, header, bottom)
     pixels = np.empty((height, header.width, 3), dtype=np.uint8)
@@ -107,12 +97,12 @@ def _decode_jpeg(data: memoryview, header: jpeg.JpegHeader, views: Sequence[Crop
         simplejpeg.decode_jpeg(cut, "RGB", buffer=pixels)
     except ValueError as error:
         if height < header.height and _BELOW_THE_CUT in str(error):
-            return Decoded(pixels, None)
+            return pixels, None
         damage = str(error)
     else:
-        return Decoded(pixels, None)
+        return pixels, None
     try:
-        return Decoded(simplejpeg.decode_jpeg(cut, "RGB", strict=False), damage)
+        return simplejpeg.decode_jpeg(cut, "RGB", strict=False), damage
     except ValueError:  # it was no warning; TurboJPEG knows fewer sampling factors than libjpeg
         return _decode_by_pillow(data, "RGB")
 

@@ -72,7 +72,7 @@ def train(s3: S3, shards: Shards, directory: Path, mb_per_s: float) -> Training:
     store = open_store(s3.url("set"), settings, LabelRule())
     names = [[number] for number in range(len(shards)) for _ in range(NUM_SAMPLES // BATCH)]
     step_s, waits_s = BATCH * NUM_BYTES / 1e6 / mb_per_s, []
-    with prefetching(store, shards, names, np.asarray) as progress:
+    with prefetching(store, shards, names, np.asarray) as advance:
         for batch, (number,) in enumerate(names):
             start_s = time.perf_counter()
             reader = store.open(shards[number])
@@ -80,7 +80,7 @@ def train(s3: S3, shards: Shards, directory: Path, mb_per_s: float) -> Training:
             first = batch % (NUM_SAMPLES // BATCH) * BATCH
             num_bytes = sum(len(bytes(reader.image(i))) for i in range(first, first + BATCH))
             store.close_evicted()
-            progress.advance()
+            advance()
             assert num_bytes == BATCH * NUM_BYTES
             time.sleep(step_s)
     whole, second = (_share(part, step_s) for part in (waits_s, waits_s[len(waits_s) // 2 :]))

@@ -311,7 +311,7 @@ def test_processes_share_a_cache_for_less_than_they_read(s3, directory, source, 
 # ---------------------------------------------------------------- errors
 
 
-def test_a_shard_that_is_missing_or_not_what_it_must_be_is_an_error(s3, directory, shards):
+def test_a_missing_or_wrong_shard_is_an_error(s3, directory, shards):
     store = open_store(s3, directory)
     shard = shards[0]
     with pytest.raises(ShardError) as raised:

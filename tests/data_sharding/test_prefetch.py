@@ -80,12 +80,12 @@ def test_as_many_shards_are_prefetched_as_there_is_space_for(
 ):
     store = open_cached(3)
     names = [[0, 1], [1, 2], [2, 3], [3, 4], [5, 4], [6], [7]]
-    with prefetching(store, shards, names, np.asarray) as progress:
+    with prefetching(store, shards, names, np.asarray) as advance:
         wait_until(lambda: there(directory, shards) == [0, 1, 2])
         for batch, expected in enumerate([[1, 2, 3], [2, 3, 4], [3, 4, 5], [4, 5, 6], [5, 6, 7]]):
             for number in names[batch]:
                 read(store, shards[number], source)
-            progress.advance()
+            advance()
             wait_until(lambda expected=expected: there(directory, shards) == expected)
     assert s3.downloads() == {shard.name: 1 for shard in shards}
     assert not multiprocessing.active_children()
@@ -95,11 +95,11 @@ def test_what_is_needed_again_soon_stays(s3, directory, shards, source, open_cac
     """Room for two: shard 0 is read first and last, and stays from the first time on."""
     store = open_cached(2)
     names = [[0], [1], [0], [2], [0], [3], [0], [4], [0]]
-    with prefetching(store, shards, names, np.asarray) as progress:
+    with prefetching(store, shards, names, np.asarray) as advance:
         wait_until(lambda: there(directory, shards) == [0, 1])
         for batch, (number,) in enumerate(names):
             read(store, shards[number], source)
-            progress.advance()
+            advance()
             upcoming = [n for (n,) in names[batch + 1 :] if n]
             if number and upcoming:
                 wait_until(lambda n=upcoming[0]: there(directory, shards) == [0, n])
@@ -117,10 +117,10 @@ def test_two_jobs_with_other_plans_share_a_bounded_cache(
     def train(order):
         try:
             store = open_cached(5)
-            with prefetching(store, shards, [[n] for n in order], np.asarray) as progress:
+            with prefetching(store, shards, [[n] for n in order], np.asarray) as advance:
                 for number in order:
                     read(store, shards[number], source)
-                    progress.advance()
+                    advance()
         except Exception as error:  # would be lost with the thread
             failures.append(error)
 
@@ -149,10 +149,10 @@ def test_a_shard_that_cannot_be_prefetched_is_left_to_its_reader(
     store = open_cached(8)
     broken = [*shards[:3], replace(shards[3], name="none.tar"), *shards[4:]]
     names = [[2], [3], [4], [5]]
-    with prefetching(store, broken, names, np.asarray) as progress:
+    with prefetching(store, broken, names, np.asarray) as advance:
         wait_until(lambda: there(directory, shards) == [2, 4, 5])
         read(store, broken[2], source)
-        progress.advance()
+        advance()
         with pytest.raises(ShardError, match=r"s3://bucket/prefetch/none.tar"):
             store.open(broken[3])
 
@@ -160,22 +160,22 @@ def test_a_shard_that_cannot_be_prefetched_is_left_to_its_reader(
 def test_readers_go_on_without_a_killed_prefetcher(s3, directory, shards, source, open_cached):
     store = open_cached(4)
     s3.fail(stalls=1)
-    with prefetching(store, shards, [[0], [1], [2]], np.asarray) as progress:
+    with prefetching(store, shards, [[0], [1], [2]], np.asarray) as advance:
         wait_until(lambda: list(directory.glob("*.part")))
         (process,) = multiprocessing.active_children()
         process.kill()
         s3.fail()
         for number in range(3):
             read(store, shards[number], source)
-            progress.advance()
+            advance()
     assert not list(directory.glob("*.part"))
 
 
 def test_nothing_is_started_for_stores_without_a_cache(s3, shards, source):
     for url in str(source), s3.url("prefetch"):
         store = open_store(url, None, LABELS)
-        with prefetching(store, shards, [[0]], np.asarray) as progress:
-            progress.advance()
+        with prefetching(store, shards, [[0]], np.asarray) as advance:
+            advance()
             assert not multiprocessing.active_children()
 
 
