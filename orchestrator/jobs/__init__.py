@@ -1,1 +1,1 @@
-"""Runs as Slurm jobs: submit, follow, requeue."""
+"""Runs as jobs of Slurm: submit, follow, requeue."""

@@ -1,4 +1,4 @@
-"""What `tahoe submit` would give to Slurm, for people to read before it does."""
+"""Dry run of `tahoe submit`: print the plans and the job scripts, submit nothing."""
 
 from collections.abc import Sequence
 
@@ -16,40 +16,35 @@ from orchestrator.run.rundir import RunDir
 from slurm.job_array import group_compatible
 
 
-class _FirstBatchShown(Exception):  # noqa: N818  nothing has gone wrong
-    """The points after the first batch depend on what those are worth."""
+class _FirstBatchOnly(Exception):  # noqa: N818  not an error
+    """Stop a search after its first batch: the results of that batch decide on the next."""
 
 
 def dry_run(overrides: Sequence[str]) -> None:
-    """Print what would be submitted; of a search, its first batch.
-
-    Raises:
-        ConfigError, DataError: a config makes no job or network, or does not fit its data set.
-    """
+    """Print the jobs that would be submitted; of a search, those of its first batch."""
     try:
-        points = compose(overrides, _show_batch)
-    except _FirstBatchShown:
-        print("\n# Further points depend on what these will be worth.")
+        points = compose(overrides, _print_batch)
+    except _FirstBatchOnly:
+        print("\n# Further points depend on the results of these.")
     else:
-        _show_jobs(points)
+        _print_jobs(points)
 
 
-def _show_batch(points: Sequence[ComposedConfig], wait: bool) -> list[None]:
-    _show_jobs(points)
+def _print_batch(points: Sequence[ComposedConfig], wait: bool) -> list[None]:
+    _print_jobs(points)
     if wait:
-        raise _FirstBatchShown
+        raise _FirstBatchOnly
     return [None] * len(points)
 
 
-def _show_jobs(points: Sequence[ComposedConfig]) -> None:
-    """Print the arithmetic and the job script of a run; of a sweep, those of each array's first."""
-    runs = [RunDir(run_path(point.config)) for point in points]
+def _print_jobs(points: Sequence[ComposedConfig]) -> None:
+    """Print the plan and the job script of the first job of each array."""
     plans = [make_plan_for(point.config) for point in points]
     for point in points:
         warn_unused_keys(point.config, point.overrides)
         check_data_matches_config(point.config, point.overrides)
     code = current_python_path()
-    jobs = [job_request(run, point.config, code) for run, point in zip(runs, points, strict=True)]
+    jobs = [job_request(RunDir(run_path(p.config)), p.config, code) for p in points]
     for indices in group_compatible(jobs):
         first = indices[0]
         lines = [*plans[first].summary_lines(), _cost_line(points[first], plans[first])]

@@ -1,10 +1,10 @@
-"""What a job script does before and after the ranks: note the attempt, decide what comes next.
+"""Hooks of the job script: record each attempt, and decide what follows it.
 
     python -m orchestrator.jobs.job_hooks begin RUN              prints the attempt, or nothing
-    python -m orchestrator.jobs.job_hooks end RUN ATTEMPT CODE STATE    prints what comes next, and
-                                 after `requeue` and `resubmit` the nodes that are excluded from it
+    python -m orchestrator.jobs.job_hooks end RUN ATTEMPT CODE STATE    prints the next action, and
+                                 after `requeue` and `resubmit` the nodes to exclude from then on
 
-Only the answer goes to stdout; everything for people goes to stderr, which is the job's output.
+Only the reply goes to stdout; messages for people go to stderr, which is the job's output.
 """
 
 import os
@@ -29,81 +29,79 @@ from slurm import client
 from slurm.errors import SlurmError
 from slurm.node_failure import lost_node
 
-_ROOM_WAIT_S, _ROOM_POLL_S = 300.0, 10.0  # for room on the disk of the run directory
+_DISK_WAIT_S, _DISK_POLL_S = 300.0, 10.0  # for free space on the disk of the run directory
 T = TypeVar("T")
 Next = Literal["requeue", "resubmit"] | int
 
 
 class AttemptEnd(NamedTuple):
-    """How an attempt ended.
+    """The end of an attempt.
 
     Args:
-        verdict: what the ranks left; None where they left nothing.
-        state: of the job as squeue says it, then a blank and the reason; nothing if it did not
-            answer. Anything but RUNNING means that Slurm itself is ending the job.
-        crashes: how often in a row, with this one, it crashed without a new checkpoint.
-        why: it crashed, where it did.
+        outcome: the outcome that the ranks agreed on; None if they left none.
+        state: the job's state and reason as squeue prints them; empty if Slurm did not answer.
+            Any state but RUNNING means that Slurm itself is ending the job.
+        crashes: the crashes in a row without a new checkpoint, this one included.
+        why: the cause of the crash.
     """
 
-    verdict: str | None
+    outcome: str | None
     state: str
     crashes: int
     why: str = ""
 
 
 class NextAction(NamedTuple):
-    """What comes next, and why."""
+    """The exit code of the job, or the way in which it continues; and the reason."""
 
     next: Next
     why: str
 
 
 def choose_next_action(ended: AttemptEnd, *, stop_requested: bool, max_failures: int) -> NextAction:
-    """Return what comes next: an exit code of the job, or that it goes on in another attempt."""
-    if ended.verdict == "finished":
-        decision = NextAction(ExitCode.FINISHED, "finished")
-    elif ended.verdict == "never_restart":
-        decision = NextAction(ExitCode.NEVER_RESTART, "the run would end the same if started again")
+    """Decide whether the run ends, and how it continues otherwise."""
+    if ended.outcome == "finished":
+        action = NextAction(ExitCode.FINISHED, "finished")
+    elif ended.outcome == "never_restart":
+        action = NextAction(ExitCode.NEVER_RESTART, "the run would end the same if started again")
     elif stop_requested:
-        decision = NextAction(ExitCode.STOPPED, "stopped, as control/stop asks for")
+        action = NextAction(ExitCode.STOPPED, "stopped, as control/stop requests")
     elif ended.state.endswith("TimeLimit"):
-        decision = NextAction("resubmit", "the time limit came before the ranks had saved")
+        action = NextAction("resubmit", "the time limit came before the ranks had saved")
     elif not _job_still_running(ended.state):
-        decision = NextAction(
-            ExitCode.STOPPED, f"Slurm ends this job itself ({ended.state.removesuffix(' None')})"
-        )
-    elif ended.verdict == "stopped":
-        decision = NextAction("requeue", "saved before the time limit or a preemption; goes on")
+        state = ended.state.removesuffix(" None")
+        action = NextAction(ExitCode.STOPPED, f"Slurm ends this job itself ({state})")
+    elif ended.outcome == "stopped":
+        action = NextAction("requeue", "saved before the time limit or a preemption; continues")
     elif ended.crashes > max_failures:
-        decision = NextAction(
-            ExitCode.NEVER_RESTART,
+        why = (
             f"crashed {ended.crashes} times in a row without a new checkpoint, and "
             f"slurm.max_consecutive_failures allows {max_failures}. The last time: {ended.why}. "
-            "Read the logs, "
-            "mend it, then `tahoe resume` it",
+            "Read the logs, fix the cause, then `tahoe resume` the run"
         )
+        action = NextAction(ExitCode.NEVER_RESTART, why)
     else:
-        decision = NextAction("requeue", f"{ended.why}; tries again")
-    return decision
+        action = NextAction("requeue", f"{ended.why}; tries again")
+    return action
 
 
 def on_job_start(run: RunDir) -> str:
-    """Note that an attempt begins; return its number, or nothing if there is nothing to do."""
+    """Record a new attempt and return its number; empty if nothing is left to do."""
     _record_lost_attempts(run)
     if run.is_finished:
-        _say(f"{run.path} is finished")
+        _log(f"{run.path} is finished")
         return ""
     if run.stop_file.exists():
-        _say(f"{run.stop_file} is there: remove it, and submit again")
+        _log(f"{run.stop_file} exists: remove it, and submit again")
         return ""
-    config, environ = parse(run.read_config()), os.environ
+    environ = os.environ
     job = environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in environ:
         job = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
     run.lock_file.write_text(f"Slurm job {job} on {socket.gethostname()}")
     attempt = run.begin_attempt(
         launcher="slurm",
-        world_size=config.world_size,
+        world_size=parse(run.read_config()).world_size,
         slurm_job_id=job,
         slurm_restart_count=int(environ.get("SLURM_RESTART_COUNT", 0)),
         nodes=environ["SLURM_JOB_NODELIST"],
@@ -113,60 +111,56 @@ def on_job_start(run: RunDir) -> str:
 
 
 def on_job_end(run: RunDir, attempt: int, code: int, state: str) -> Next:
-    """Note how an attempt ended and return what comes next."""
+    """Record the end of an attempt and return the next action."""
     config = parse(run.read_config())
-    verdict = run.read_json(run.outcome_file) or {}
-    mine = verdict["verdict"] if verdict.get("attempt") == attempt else None
-    last_step = _last_saved(run, config)
+    left = run.read_json(run.outcome_file) or {}
+    outcome = left["verdict"] if left.get("attempt") == attempt else None
+    last_step = _last_saved_step(run, config)
     cause = find_failure_cause(run, attempt, code)
-    is_crash = mine is None and _job_still_running(state) and not cause.is_passing
+    is_crash = outcome is None and _job_still_running(state) and not cause.is_transient
     crashes = 1 + _crashes_before(run, last_step) if is_crash else 0
-    decision = choose_next_action(
-        AttemptEnd(mine, state, crashes, cause.why),
+    action = choose_next_action(
+        AttemptEnd(outcome, state, crashes, cause.why),
         stop_requested=run.stop_file.exists(),
         max_failures=config.slurm.max_consecutive_failures,
     )
     facts = {
-        "exit_code": code if mine is None else ExitCode[mine.upper()],
-        "step": verdict.get("step") if mine else None,
+        "exit_code": code if outcome is None else ExitCode[outcome.upper()],
+        "step": left.get("step") if outcome else None,
         "checkpoint_step": last_step,
         "crashed": is_crash,
-        "lost": mine is None and cause.is_passing,  # nothing was gained or proved by it
-        **(run.attempt_outcome(attempt) or {"why": decision.why}),
+        "lost": outcome is None and cause.is_transient,  # it neither gained nor proved anything
+        **(run.attempt_outcome(attempt) or {"why": action.why}),
         "slurm_state": state,
-        # Where Slurm itself ends a job it kills the ranks, which is no fault of their nodes.
+        # A job that Slurm ends has its ranks killed, which is no fault of their nodes.
         "failed_node": cause.node if is_crash else lost_node(read_srun_log(run, attempt)),
     }
 
-    def note() -> None:
-        if mine is None and decision.next == ExitCode.NEVER_RESTART:
-            RunOutcome("never_restart", None, decision.why).write(run, attempt)
+    def record() -> None:
+        if outcome is None and action.next == ExitCode.NEVER_RESTART:
+            RunOutcome("never_restart", None, action.why).write(run, attempt)
         run.end_attempt(attempt, **facts)
 
-    # What comes next must not depend on it: the job would end for good, although it could go on.
+    # A full disk must not decide what comes next: the job would end although it could continue.
     try:
-        _wait_for_room(note, _ROOM_WAIT_S if _job_still_running(state) else 0)
+        _retry_while_disk_full(record, _DISK_WAIT_S if _job_still_running(state) else 0)
     except OSError as error:
-        _say(f"the end of attempt {attempt} cannot be noted: {error}")
-    _say(f"attempt {attempt}: {decision.why}; next: {decision.next}")
-    return decision.next
+        _log(f"the end of attempt {attempt} cannot be recorded: {error}")
+    _log(f"attempt {attempt}: {action.why}; next: {action.next}")
+    return action.next
 
 
-def _last_saved(run: RunDir, config: Config) -> int:
-    """Return the step of the newest checkpoint, as it is known where the store cannot be asked."""
+def _last_saved_step(run: RunDir, config: Config) -> int:
+    """Return the step of the newest checkpoint; the last known one if the store is out of reach."""
     try:
         return max([0, *CheckpointStore.for_run(run, config).steps()])
-    except OSError as error:  # keys that have expired, which the next attempt may have again
-        _say(f"the checkpoints cannot be listed: {error}")
+    except OSError as error:  # for example expired keys, which the next attempt may have renewed
+        _log(f"the checkpoints cannot be listed: {error}")
         return max(int(line.get("checkpoint_step") or 0) for line in read_attempts(run).values())
 
 
-def _wait_for_room(write: Callable[[], T], wait_s: float) -> T:
-    """Write to the run directory; on a full disk try again, for some time.
-
-    Raises:
-        OSError: the last try failed too.
-    """
+def _retry_while_disk_full(write: Callable[[], T], wait_s: float) -> T:
+    """Write to the run directory; retry failed writes for `wait_s` seconds, then raise OSError."""
     until_s = time.monotonic() + wait_s
     while True:
         try:
@@ -174,67 +168,65 @@ def _wait_for_room(write: Callable[[], T], wait_s: float) -> T:
         except OSError as error:
             if time.monotonic() >= until_s:
                 raise
-            _say(f"the run directory cannot be written, so this waits for room: {error}")
-        time.sleep(_ROOM_POLL_S)
+            _log(f"the run directory cannot be written, so this waits for free space: {error}")
+        time.sleep(_DISK_POLL_S)
 
 
-def _say(text: str) -> None:
-    """Say something to people, unless the job's output cannot take it."""
+def _log(text: str) -> None:
+    """Write a line to the job's output, unless that cannot be written."""
     with suppress(OSError):
         os.write(2, f"{text}\n".encode())
 
 
 def excluded_nodes(run: RunDir) -> str:
-    """Return the nodes that the next attempt is not to be given, as Slurm's options take them.
+    """Return the nodes of `slurm.exclude` and those that two attempts have died of.
 
-    They are those of the config, and each that two attempts have died of.
+    Empty as long as there are none of the latter.
     """
     deaths = Counter(line.get("failed_node") for line in read_attempts(run).values())
     bad = [node for node, count in sorted(deaths.items(), key=str) if node and count >= 2]
     if not bad:
         return ""
-    _say(f"excluded from now on: {', '.join(bad)}; two attempts died of it")
+    _log(f"excluded from now on: {', '.join(bad)}; two attempts died of it")
     return ",".join(filter(None, [parse(run.read_config()).slurm.exclude, *bad]))
 
 
 def _job_still_running(state: str) -> bool:
-    """Whether Slurm leaves a job alone; where it does not answer, that is what is hoped for."""
+    """Check whether Slurm lets a job run; without an answer of Slurm, assume so."""
     return not state or state.startswith("RUNNING")
 
 
 def _crashes_before(run: RunDir, last_step: int) -> int:
-    """Return how often in a row it has crashed with this as the newest checkpoint."""
+    """Count the crashes in a row whose newest checkpoint is `last_step`."""
     count = 0
-    for line in reversed([x for x in read_json_lines(run.attempts_file) if "ended_s" in x]):
-        if not line.get("crashed"):
-            if line.get("lost"):
-                continue  # it neither crashed nor got anywhere
+    ends = [line for line in read_json_lines(run.attempts_file) if "ended_s" in line]
+    for line in reversed(ends):
+        if line.get("crashed") and line.get("checkpoint_step") == last_step:
+            count += 1
+        elif line.get("crashed") or not line.get("lost"):
             break
-        if line.get("checkpoint_step") != last_step:
-            break
-        count += 1
     return count
 
 
 def _record_lost_attempts(run: RunDir) -> None:
-    """Note the end of an attempt that could not do so: its node is gone, or was told to."""
-    for number, known in sorted(read_attempts(run).items()):
-        if "ended_s" in known:
+    """Record the end of attempts that could not do so: their node was lost, or they were killed."""
+    for number, attempt in sorted(read_attempts(run).items()):
+        if "ended_s" in attempt:
             continue
-        if agreed := run.attempt_outcome(number):  # killed while it waited for something else
-            run.end_attempt(number, **agreed)
+        if outcome := run.attempt_outcome(number):  # killed while it waited for something else
+            run.end_attempt(number, **outcome)
             continue
         run.end_attempt(
             number,
             lost=True,
             why="a node was lost, or Slurm killed it",
-            failed_node=lost_node(read_srun_log(run, number)) or _down_node(known.get("nodes")),
+            failed_node=lost_node(read_srun_log(run, number)) or _down_node(attempt.get("nodes")),
         )
 
 
 def _down_node(nodes: str | None) -> str | None:
-    """Return the first of an attempt's nodes that is down: with it, srun itself may be lost."""
-    if nodes is None:  # it was none of Slurm's
+    """Return the first of an attempt's nodes that is down: srun may be lost with it."""
+    if nodes is None:  # the attempt was not a job
         return None
     try:
         return next(iter(client.down_nodes(nodes)), None)
@@ -243,16 +235,16 @@ def _down_node(nodes: str | None) -> str | None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    verb, run = arguments[0], RunDir(Path(arguments[1]))
+    hook, run = arguments[0], RunDir(Path(arguments[1]))
     try:
-        if verb == "begin":
-            print(_wait_for_room(partial(on_job_start, run), _ROOM_WAIT_S))
+        if hook == "begin":
+            print(_retry_while_disk_full(partial(on_job_start, run), _DISK_WAIT_S))
         else:
             attempt, code, state = arguments[2:]
-            answer = on_job_end(run, int(attempt), int(code), state)
-            print(f"{answer} {excluded_nodes(run)}" if isinstance(answer, str) else int(answer))
+            action = on_job_end(run, int(attempt), int(code), state)
+            print(f"{action} {excluded_nodes(run)}" if isinstance(action, str) else int(action))
     except RunError as error:
-        _say(f"error: {error}")
+        _log(f"error: {error}")
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""`tahoe logs`: what ranks have written, across attempts."""
+"""The logs of ranks across attempts, for `tahoe logs`."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,33 +7,35 @@ from pathlib import Path
 from orchestrator.launch.progress_bar import LineTail
 from orchestrator.run.rundir import RunDir, RunError
 
-_LOOK_EVERY_S, _ASK_EVERY_S = 0.3, 5.0  # at files; whether it goes on, which may ask Slurm
+_READ_EVERY_S, _CHECK_EVERY_S = 0.3, 5.0  # reads of the files; checks of the run, at the scheduler
 
 
-def follow_log(run: RunDir, rank: int, *, goes_on: Callable[[], bool]) -> Iterator[str]:
-    """Yield the lines of a rank, of all attempts, as they come.
+def follow_log(run: RunDir, rank: int, *, is_active: Callable[[], bool]) -> Iterator[str]:
+    """Yield the lines of a rank's logs, of all attempts, as they are written.
 
     Args:
-        goes_on: whether more may come; asked before what is there is read, now and then.
+        is_active: a check whether more lines may come.
 
     Raises:
         RunError: no attempt has a log of this rank.
     """
     tails: dict[Path, LineTail] = {}
-    asked_s = float("-inf")
+    checked_s = float("-inf")
     while True:
-        if time.monotonic() - asked_s >= _ASK_EVERY_S:
-            going, asked_s = goes_on(), time.monotonic()
+        if time.monotonic() - checked_s >= _CHECK_EVERY_S:
+            active, checked_s = is_active(), time.monotonic()  # before the last lines are read
         for file in sorted(run.path.glob(f"logs/attempt-*/rank-{rank:05d}.log")):
             if file not in tails:
                 tails[file] = LineTail(file)
                 yield f"== {file.parent.name}"
             yield from tails[file].lines()
-        if not going:
+        if not active:
             break
-        time.sleep(_LOOK_EVERY_S)
+        time.sleep(_READ_EVERY_S)
     if not tails:
         raise RunError(
             f"{run.path} has no log of rank {rank}: no attempt has got that far, or there are "
-            f"fewer ranks. What Slurm says of the job lies in {run.path}/slurm."
+            "fewer ranks",
+            value=rank,
+            hint=f"The output of its jobs is in {run.path}/slurm.",
         )

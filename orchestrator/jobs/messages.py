@@ -1,4 +1,4 @@
-"""What the user is told of a submission: the jobs, what to type next, and where MLflow shows it."""
+"""Messages of `tahoe submit`: the jobs, the next commands, and the page in MLflow."""
 
 import json
 import shlex
@@ -13,13 +13,13 @@ from orchestrator.tracking.shipping.shipper import sync
 
 
 def print_submission(submission: Submission, job_id: str) -> None:
-    """Say where a job's run is, and show it in MLflow."""
+    """Print where a job's run is, and create its MLflow run."""
     run = submission.run
     print(f"submitted job {job_id}: {run.path}")
     print(f"  tahoe status {run.shell_path}    tahoe logs -f {run.shell_path}")
-    if submission.config.tracking.enabled and _in_mlflow([run]):
+    if submission.config.tracking.enabled and _sync([run]):
         mark = run.read_json(run.mlflow_file) or {}
-        _show_link(submission.config.tracking.uri, mark, run.shell_path)
+        _print_link(submission.config.tracking.uri, mark, run.shell_path)
 
 
 def print_array_submission(
@@ -27,25 +27,24 @@ def print_array_submission(
     members: Sequence[Submission],
     arrays: Iterable[tuple[str, Sequence[Submission]]],
 ) -> None:
-    """Say which run is which element of the arrays, and show them in MLflow."""
-    quoted = shlex.quote(str(sweep.path))
+    """Print the element of each run in the arrays, and create the MLflow runs."""
     for member in members:
         if member.run.is_finished:
             print(f"{member.run.path} is finished already; skipped (if_finished=skip)")
-    for array_id, some in arrays:
-        print(f"submitted array {array_id} of {pluralize(len(some), 'run')}")
-        for i, member in enumerate(some):
-            print(f"  {array_id}_{i}  {member.run.path}", flush=True)
-    print(f"sweep: {sweep.path}")
-    print(f"  tahoe status {quoted}    tahoe cancel {quoted}")
+    for array_id, elements in arrays:
+        print(f"submitted array {array_id} of {pluralize(len(elements), 'run')}")
+        for i, element in enumerate(elements):
+            print(f"  {array_id}_{i}  {element.run.path}", flush=True)
+    path = shlex.quote(str(sweep.path))
+    print(f"sweep: {sweep.path}\n  tahoe status {path}    tahoe cancel {path}")
     tracked = [member for member in members if member.config.tracking.enabled]
-    if tracked and _in_mlflow([member.run for member in tracked]):
+    if tracked and _sync([member.run for member in tracked]):
         mark = json.loads(sweep.mlflow_file.read_text())
-        _show_link(tracked[0].config.tracking.uri, mark, quoted)
+        _print_link(tracked[0].config.tracking.uri, mark, path)
 
 
-def _in_mlflow(runs: Sequence[RunDir]) -> bool:
-    """Make the MLflow runs; a server that is away must not stop a job."""
+def _sync(runs: Sequence[RunDir]) -> bool:
+    """Create the MLflow runs; a server that is out of reach must not stop a job."""
     try:
         for run in runs:
             sync(run.path)
@@ -55,8 +54,8 @@ def _in_mlflow(runs: Sequence[RunDir]) -> bool:
     return True
 
 
-def _show_link(uri: str, mark: dict[str, str], quoted: str) -> None:
+def _print_link(uri: str, mark: dict[str, str], path: str) -> None:
     if uri.startswith("http"):
         print(f"  {run_page(uri, mark)}")
     else:
-        print(f"  in MLflow: tahoe sync {quoted} && tahoe ui --uri {shlex.quote(uri)}")
+        print(f"  in MLflow: tahoe sync {path} && tahoe ui --uri {shlex.quote(uri)}")

@@ -1,22 +1,22 @@
-"""How runs stand: from their directories, and from what Slurm knows of their jobs.
+"""The status of runs: their directories hold the past, Slurm knows what comes.
 
-The directory tells what has happened, and is right for jobs that Slurm has forgotten; Slurm tells
-what is going to happen. Neither asks MLflow.
+A directory is right also for jobs that Slurm has forgotten. MLflow is not needed.
 """
 
 import math
-import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shutil import get_terminal_size
 
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, JustifyMethod
+from rich.table import Table
 from rich.text import Text
 
 from orchestrator.json_output import strict_json
-from orchestrator.metrics import RANKED_BY, column_header
 from orchestrator.number_format import format_duration, format_metric, pluralize
 from orchestrator.run.rundir import RunDir
 from orchestrator.tracking.records.record import Record
@@ -24,27 +24,26 @@ from orchestrator.tracking.records.record_index import load_records
 from slurm import client
 from slurm.errors import SlurmError
 
-_UNBOUNDED = 10_000  # columns of text, where no terminal bounds them
-_GAP, _LEAST_REASON = 2, 20  # between two columns of a table; what is shown of the last one
-_LEFT = range(3)  # columns of text: run, status, job
-_SHOWN = ("train/loss", *reversed(RANKED_BY))
-_COLUMNS = (  # as those of reports.compare_table
-    *("run\n\n", "status\n\n", "job\n\n", "attempts\n\n", "step\n\n"),
-    *("speed\n(img/s)\n", "time\nleft\n(h:mm:ss)"),
-    *(*map(column_header, _SHOWN), "why\n\n"),
+_UNBOUNDED = 10_000  # columns of text, without a terminal
+_METRICS = ("train/loss", "val/loss", "val/top1")
+_COLUMNS = (
+    *("run", "status", "job", "attempts", "step", "speed\n(img/s)", "time\nleft\n(h:mm:ss)"),
+    *("train\nloss", "val\nloss", "val\ntop-1\n(%)"),
 )
+_NUM_TEXTS = 3  # columns that are not numbers
+_MIN_WHY = 20  # characters of the reason on a narrow terminal
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How one run stands; what is not known is None.
+    """The status of one run; None where a value is not known.
 
     Args:
-        state: of the run: scheduled, pending, running, finished, stopped, never_restart, crashed.
-        why: it waits, or how the last attempt ended.
-        ends: of each attempt, why it ended, or that it runs.
-        images_per_s: the median over the run, as `compare` has it.
-        eta_s, checkpoint_age_s: in seconds from now.
+        state: scheduled, pending, running, finished, stopped, never_restart or crashed.
+        why: the reason for which it waits, or the end of the last attempt.
+        ends: the end of each attempt, or "running".
+        images_per_s: the median over the run, as in `tahoe compare`.
+        eta_s, checkpoint_age_s: seconds from now.
     """
 
     run: str
@@ -65,171 +64,151 @@ class RunStatus:
 
 
 def run_statuses(runs: Sequence[RunDir], *, passing_over: bool = False) -> list[RunStatus]:
-    """Return how runs stand; Slurm is asked once for all of them.
+    """Return the status of each run, with one query of Slurm.
 
     Raises:
         RunError: there is no run at one of the paths.
     """
-    known_runs = load_records(runs, passing_over=passing_over)
+    records = load_records(runs, passing_over=passing_over)
     try:
-        known = client.queued_jobs(job for one in known_runs for job in one.job_ids)
-    except SlurmError as error:  # the directories still tell what has happened
-        print(f"warning: of waiting and running jobs nothing is known: {error}", file=sys.stderr)
-        return [_standing(one, None, "") for one in known_runs]
-    alive = {j: job for j, job in known.items() if job.state not in client.ENDED}
-    last = {
-        one.path: one.job_ids[-1]
-        for one in known_runs
-        if one.job_ids and not {*one.job_ids} & {*alive}
+        jobs = client.queued_jobs(job for record in records for job in record.job_ids)
+    except SlurmError as error:
+        print(f"warning: the queue of jobs is unknown: {error}", file=sys.stderr)
+        return [_status(record, None, "") for record in records]
+    active = {
+        record.path: next((jobs[j] for j in reversed(record.job_ids) if _is_queued(jobs, j)), None)
+        for record in records
     }
-    ended = {j: known[j].state for j in last.values() if j in known}
-    ended |= client.final_states(job for job in last.values() if job not in known)
-    found = []
-    for one in known_runs:
-        job = next((alive[j] for j in reversed(one.job_ids) if j in alive), None)
-        place = one.path
-        gone = f"job {last[place]}: {ended.get(last[place], 'forgotten')}" if place in last else ""
-        found.append(_standing(one, job, gone))
-    return found
+    last = {r.path: r.job_ids[-1] for r in records if r.job_ids and not active[r.path]}
+    ended = client.final_states(job for job in last.values() if job not in jobs)
+    ended |= {job: jobs[job].state for job in last.values() if job in jobs}
+    gone = {path: f"job {job}: {ended.get(job, 'forgotten')}" for path, job in last.items()}
+    return [_status(r, active[r.path], gone.get(r.path, "")) for r in records]
+
+
+def _is_queued(jobs: dict[str, client.QueuedJob], job_id: str) -> bool:
+    return job_id in jobs and jobs[job_id].state not in client.ENDED
 
 
 def never_begun(runs: Sequence[RunDir]) -> dict[RunDir, str]:
-    """Return the runs whose jobs are gone before an attempt began, and what became of those."""
+    """Return the runs whose jobs ended before an attempt began, with the ends of those jobs."""
     submitted = [run for run in runs if run.jobs_file.exists() and not run.num_attempts]
-    found = zip(submitted, run_statuses(submitted) if submitted else (), strict=True)
-    return {run: one.why for run, one in found if one.state == "stopped"}
+    statuses = zip(submitted, run_statuses(submitted) if submitted else (), strict=True)
+    return {run: status.why for run, status in statuses if status.state == "stopped"}
 
 
 def statuses_from_mlflow(tracking_uri: str) -> list[RunStatus]:
-    """Return how the runs of an MLflow store stood when it last heard of them.
+    """Return the status of the runs of an MLflow store, as they were last sent there.
 
     Raises:
         RunError: the store cannot be read.
     """
     from orchestrator.tracking.mlflow_store.mlflow_records import records_from_mlflow
 
-    return [_standing(one, None, "") for one in records_from_mlflow(tracking_uri)]
+    return [_status(record, None, "") for record in records_from_mlflow(tracking_uri)]
 
 
-def show_table(found: Iterable[RunStatus]) -> None:
-    """Print a line for each run, in the look and the forms of `tahoe compare`."""
+def print_table(statuses: Sequence[RunStatus]) -> None:
+    """Print a row for each run; on a narrow terminal only the last column, the reason, is cut."""
     rows = [
         (
-            one.run,
-            one.state,
-            one.job_id or "-",
-            str(one.num_attempts),
-            _progress(one),
-            format_metric("images_per_s", one.images_per_s),
-            format_duration(one.eta_s),
-            *(format_metric(name, one.metrics.get(name)) for name in _SHOWN),
-            one.why,
+            *(status.run, status.state, status.job_id or "-"),
+            *(str(status.num_attempts), _progress(status)),
+            *(format_metric("images_per_s", status.images_per_s), format_duration(status.eta_s)),
+            *(format_metric(name, status.metrics.get(name)) for name in _METRICS),
         )
-        for one in found
+        for status in statuses
     ]
-    heads = [*zip(*(header.split("\n") for header in _COLUMNS), strict=True)]
-    room = _room_for_reason([*heads, *rows])
-    widths = [max(map(len, cells)) for cells in zip(*heads, *rows, strict=True)]
-    rule = "─" * (sum(widths[:-1]) + _GAP * len(widths[1:]) + min(widths[-1], room))
-    lines = [_aligned(cells, widths, room) for cells in (*heads, *rows)]
-    print("\n".join([*lines[: len(heads)], rule, *lines[len(heads) :]]))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for i, name in enumerate(_COLUMNS):
+        width = max(map(len, (*name.split("\n"), *(row[i] for row in rows))))
+        justify: JustifyMethod = "left" if i < _NUM_TEXTS else "right"
+        table.add_column(name, justify=justify, no_wrap=True, min_width=width)
+    table.add_column("why", min_width=_MIN_WHY)
+    for status, row in zip(statuses, rows, strict=True):
+        table.add_row(*map(Text, row), Text(status.why, no_wrap=True, overflow="ellipsis"))
+    console = Console(highlight=False, width=_UNBOUNDED)
+    if sys.stdout.isatty():
+        console.width = max(get_terminal_size().columns, console.measure(table).minimum)
+    console.print(table)
 
 
-def _aligned(cells: Sequence[str], widths: Sequence[int], room: int) -> str:
-    """Return a line of the table; only the last cell, a reason, is ever cut."""
-    *cells, why = cells
-    aligned = (
-        cell.ljust(width) if place in _LEFT else cell.rjust(width)
-        for place, (cell, width) in enumerate(zip(cells, widths, strict=False))
-    )
-    reason = why if len(why) <= room else f"{why[: room - 1]}…"
-    return (" " * _GAP).join((*aligned, reason)).rstrip()
-
-
-def _room_for_reason(rows: Sequence[Sequence[str]]) -> int:
-    """Return how many characters a terminal has for the last column, beside all others."""
-    if not sys.stdout.isatty():
-        return _UNBOUNDED
-    widths = [max(map(len, cells)) for cells in list(zip(*rows, strict=True))[:-1]]
-    taken = sum(width + _GAP for width in widths) + _GAP
-    return max(_LEAST_REASON, shutil.get_terminal_size().columns - taken)
-
-
-def print_details(one: RunStatus) -> None:
-    """Print all that is known of a run, a line each."""
-    console = Console(soft_wrap=True, highlight=False)
+def print_details(status: RunStatus) -> None:
+    """Print all that is known of a run, one line each."""
+    age_s = status.checkpoint_age_s
     lines = {
-        "run": one.path,
-        "state": f"{one.state}: {one.why}",
-        "job": one.job_id,
-        "nodes": one.nodes,
-        "expected start": one.start if one.state == "pending" else None,
-        "step": _progress(one),
-        "images/s": format_metric("images_per_s", one.images_per_s),
-        "time left": format_duration(one.eta_s),
-        "last checkpoint": None
-        if one.checkpoint_age_s is None
-        else f"{format_duration(one.checkpoint_age_s)} ago",
-        **{name: format_metric(name, value) for name, value in sorted(one.metrics.items())},
-        **{f"attempt {number}": why for number, why in enumerate(one.ends, start=1)},
+        "run": status.path,
+        "state": f"{status.state}: {status.why}",
+        "job": status.job_id,
+        "nodes": status.nodes,
+        "expected start": status.start if status.state == "pending" else None,
+        "step": _progress(status),
+        "images/s": format_metric("images_per_s", status.images_per_s),
+        "time left": format_duration(status.eta_s),
+        "last checkpoint": None if age_s is None else f"{format_duration(age_s)} ago",
+        **{name: format_metric(name, value) for name, value in sorted(status.metrics.items())},
+        **{f"attempt {number}": why for number, why in enumerate(status.ends, start=1)},
     }
-    width = max(map(len, lines)) + _GAP
+    console = Console(soft_wrap=True, highlight=False)
+    width = max(map(len, lines)) + 2
     for name, value in lines.items():
         if value is not None:
             console.print(Text(f"{name:{width}}{value}"))
 
 
-def as_json(found: Sequence[RunStatus]) -> str:
-    """Return the standings for programs."""
-    return strict_json([asdict(one) for one in found])
+def as_json(statuses: Sequence[RunStatus]) -> str:
+    """Format the statuses for programs."""
+    return strict_json([asdict(status) for status in statuses])
 
 
-def _standing(one: Record, job: client.QueuedJob | None, gone: str) -> RunStatus:
-    """Return how a run stands.
+def _status(record: Record, job: client.QueuedJob | None, gone: str) -> RunStatus:
+    """Combine the record of a run with Slurm's.
 
     Args:
-        job: that waits or runs.
-        gone: what Slurm says of the last job, if there is none any more.
+        job: the pending or running job.
+        gone: without one, the last job and its end.
     """
-    state, why = _combine_state(one, job, gone)
-    rate, eta_s = one.metrics.get("perf/images_per_s", math.nan), None  # now: it may have moved
-    is_known = rate > 0 and math.isfinite(rate)
-    if state == "running" and is_known and one.last_step is not None and one.num_steps:
-        eta_s = (one.num_steps - one.last_step) * one.config["recipe.global_batch_size"] / rate
+    state, why = _combine_state(record, job, gone)
+    rate, eta_s = record.metrics.get("perf/images_per_s", math.nan), None  # the current rate
+    ends = tuple(record.attempt_outcomes)
+    if state == "running":
+        ends = (*ends[:-1], "running") if ends else ()
+        if 0 < rate < math.inf and record.last_step is not None and record.num_steps:
+            batch_size = record.config["recipe.global_batch_size"]
+            eta_s = (record.num_steps - record.last_step) * batch_size / rate
     return RunStatus(
-        run=one.id,
-        path=one.path,
+        run=record.id,
+        path=record.path,
         state=state,
         why=why,
         job_id=job.job_id if job else None,
-        nodes=one.nodes,
+        nodes=record.nodes,
         start=job.start or None if job else None,
-        num_attempts=one.num_attempts,
-        ends=(*one.attempt_outcomes[:-1], "running")
-        if state == "running" and one.attempt_outcomes
-        else tuple(one.attempt_outcomes),
-        step=one.last_step,
-        num_steps=one.num_steps,
-        images_per_s=one.images_per_s,
+        num_attempts=record.num_attempts,
+        ends=ends,
+        step=record.last_step,
+        num_steps=record.num_steps,
+        images_per_s=record.images_per_s,
         eta_s=eta_s,
-        checkpoint_age_s=_checkpoint_age_s(RunDir(Path(one.path))),
-        metrics=one.metrics,
+        checkpoint_age_s=_checkpoint_age_s(RunDir(Path(record.path))),
+        metrics=record.metrics,
     )
 
 
-def _combine_state(one: Record, job: client.QueuedJob | None, gone: str) -> tuple[str, str]:
+def _combine_state(record: Record, job: client.QueuedJob | None, gone: str) -> tuple[str, str]:
+    """Return the state of a run, and the reason."""
     if job and job.state != "PENDING":
         left = f"{job.time_left} left" if job.time_left else "no time limit"
         return "running", f"{job.state.lower()} on {pluralize(job.num_nodes, 'node')}, {left}"
     if job:
         return "pending", job.reason or "in the queue"
-    if one.status == "running":
+    if record.status == "running":
         return "running", "on this machine, or on one that shares its locks"
-    if one.status == "scheduled" and gone:
+    if record.status == "scheduled" and gone:
         return "stopped", f"ended before an attempt began ({gone})"
-    if one.status == "crashed" and gone:
-        return "crashed", f"{one.reason} ({gone})"
-    return one.status, one.reason
+    if record.status == "crashed" and gone:
+        return "crashed", f"{record.reason} ({gone})"
+    return record.status, record.reason
 
 
 def _checkpoint_age_s(run: RunDir) -> float | None:
@@ -238,6 +217,6 @@ def _checkpoint_age_s(run: RunDir) -> float | None:
     return None if newest is None else max(0.0, time.time() - newest)
 
 
-def _progress(one: RunStatus) -> str:
-    done = "-" if one.step is None else f"{one.step:,}"
-    return f"{done}/{one.num_steps:,}" if one.num_steps else done
+def _progress(status: RunStatus) -> str:
+    done = "-" if status.step is None else f"{status.step:,}"
+    return f"{done}/{status.num_steps:,}" if status.num_steps else done

@@ -1,4 +1,4 @@
-"""A run directory -> a job of Slurm: the script, what was submitted, and what becomes of it."""
+"""Submit runs as jobs of Slurm: write the script, submit it, find and cancel its job."""
 
 import os
 import shlex
@@ -29,7 +29,7 @@ from slurm.sbatch import SbatchOptions, SbatchRequest, overruled, render_sbatch
 
 @dataclass(frozen=True)
 class Submission:
-    """A run that is to be a job, with the number of its steps for those who watch it."""
+    """A run to submit, with the number of its steps for those who follow it."""
 
     run: RunDir
     config: Config
@@ -40,18 +40,18 @@ def submit(submission: Submission, *, after: RunDir | None = None) -> str:
     """Write the job script of a run, submit it, and return the job's id.
 
     Args:
-        after: a run that must have finished before.
+        after: a run that must finish before.
 
     Raises:
         RunError: an attempt of this run is alive, or `after` has no job.
-        ConfigError: the config cannot stand in a script.
-        SlurmError: Slurm does not take the job.
+        ConfigError: the config cannot be in a script.
+        SlurmError: Slurm refuses the job.
     """
     dependency = None if after is None else _active_job_id(after)
     job = write_script(submission.run, submission.config)
-    _say_what_wins(job, submission.run.job_script)
+    _print_overruled(job, submission.run.job_script)
     job_id = client.submit(submission.run.job_script, after=dependency)
-    _note(submission, job_id)
+    _record(submission, job_id)
     return job_id
 
 
@@ -60,74 +60,71 @@ def submit_arrays(
 ) -> Iterator[tuple[str, list[Submission]]]:
     """Submit the runs of a sweep; yield each array's id with its runs, element 0 first.
 
-    Runs that ask Slurm for different things (nodes, GPUs, a limit) cannot be one array.
+    Runs with different resources (nodes, GPUs, a limit) cannot be one array.
 
     Raises:
         RunError, ConfigError: as for `submit`; nothing has been submitted.
-        SlurmError: Slurm does not take an array; those before it stay submitted.
+        SlurmError: Slurm refuses an array; those before it stay submitted.
     """
     dependency = None if after is None else _active_job_id(after)
     jobs = [write_script(member.run, member.config) for member in members]
     submitted: list[str] = []
     for indices in group_compatible(jobs):
-        some = [members[i] for i in indices]
+        elements = [members[i] for i in indices]
         number = sweep.new_array()
-        runs_file, file = sweep.array_runs(number), sweep.array_script(number)
-        write_atomic(runs_file, "".join(f"{member.run.path}\n" for member in some))
+        runs_file, script = sweep.array_runs(number), sweep.array_script(number)
+        write_atomic(runs_file, "".join(f"{element.run.path}\n" for element in elements))
         job = jobs[indices[0]]
-        array = JobArray(f"tahoe {sweep.id}", str(sweep.path), runs_file.name, job, len(some))
+        array = JobArray(f"tahoe {sweep.id}", str(sweep.path), runs_file.name, job, len(elements))
         with _as_config_error():
-            write_atomic(file, render_array(array))
-        _say_what_wins(job, file)
+            write_atomic(script, render_array(array))
+        _print_overruled(job, script)
         try:
-            array_id = client.submit(file, after=dependency)
+            array_id = client.submit(script, after=dependency)
         except SlurmError as error:
-            raise SlurmError(f"{error} {_so_far(sweep, submitted)}") from None
+            hint = f"{error.hint} {_submitted_so_far(sweep, submitted)}".lstrip()
+            raise SlurmError(error.problem, value=error.value, hint=hint) from None
         submitted.append(array_id)
-        for i, member in enumerate(some):
-            _note(member, f"{array_id}_{i}")
-        yield array_id, some
+        for i, element in enumerate(elements):
+            _record(element, f"{array_id}_{i}")
+        yield array_id, elements
 
 
-def _so_far(sweep: SweepDir, submitted: Sequence[str]) -> str:
-    """Say what has become of a sweep of which Slurm does not take another array."""
-    place = shlex.quote(str(sweep.path))
+def _submitted_so_far(sweep: SweepDir, submitted: Sequence[str]) -> str:
+    path = shlex.quote(str(sweep.path))
     if not submitted:
-        return f"No run of {place} was submitted."
+        return f"No run of {path} was submitted."
     arrays = f"{pluralize(len(submitted), 'array')} ({', '.join(submitted)})"
     return (
-        f"Submitted before that: {arrays} of the sweep {place}. The other runs are "
-        f"scheduled in `tahoe status {place}`: submit each with `tahoe resume RUN`, or end those "
-        f"that were submitted with `tahoe cancel {place}`."
+        f"Submitted before that: {arrays} of the sweep {path}. The other runs are "
+        f"scheduled in `tahoe status {path}`: submit each with `tahoe resume RUN`, or cancel those "
+        f"that were submitted with `tahoe cancel {path}`."
     )
 
 
-def _say_what_wins(job: SbatchRequest, script: Path) -> None:
-    """Say which of several words for the same thing Slurm is given."""
-    for ours, further in overruled(job):
-        print(f"note: {further} of additional_parameters replaces {ours}", file=sys.stderr)
+def _print_overruled(job: SbatchRequest, script: Path) -> None:
+    """Print the options and variables that others replace."""
+    for option, further in overruled(job):
+        print(f"note: {further} of additional_parameters replaces {option}", file=sys.stderr)
     for name, value in client.ignored_variables(script).items():
-        print(f"note: {name}={value} of this shell is not used: {script} says it", file=sys.stderr)
+        note = f"note: {name}={value} of this shell is not used: {script} sets the same option"
+        print(note, file=sys.stderr)
 
 
-def _note(submission: Submission, job_id: str) -> None:
-    line = {
-        "slurm_job_id": job_id,
-        "submitted_s": time.time(),
-        "num_steps": submission.num_steps,
-    }
-    append_json_line(submission.run.jobs_file, line)
+def _record(submission: Submission, job_id: str) -> None:
+    facts = {"submitted_s": time.time(), "num_steps": submission.num_steps}
+    append_json_line(submission.run.jobs_file, {"slurm_job_id": job_id, **facts})
 
 
 def write_script(run: RunDir, config: Config) -> SbatchRequest:
-    """Copy the code and write the job script; return the job.
+    """Copy the code, write the job script, and return its request.
 
     Raises:
         RunError: an attempt of this run is alive, or the code is larger than allowed.
-        ConfigError: a value cannot stand in a script.
+        ConfigError: a value cannot be in a script.
     """
     limit_mb = config.slurm.code_snapshot_max_mb
-    with run.lock():  # what an attempt that is running reads is not touched
+    with run.lock():  # the files of a running attempt stay as they are
         run.stop_file.unlink(missing_ok=True)
         python_path = current_python_path() if limit_mb is None else snapshot_code(run, limit_mb)
         (run.path / "slurm").mkdir(exist_ok=True)
@@ -137,10 +134,10 @@ def write_script(run: RunDir, config: Config) -> SbatchRequest:
 
 
 def render_job_script(job: SbatchRequest) -> str:
-    """Return the job script of a run.
+    """Render the job script of a run.
 
     Raises:
-        ConfigError: a value of `slurm` cannot stand in a script.
+        ConfigError: a value of `slurm` cannot be in a script.
     """
     with _as_config_error():
         return render_sbatch(
@@ -152,7 +149,7 @@ def job_request(run: RunDir, config: Config, python_path: Sequence[str]) -> Sbat
     """Build the request for a run's job.
 
     Raises:
-        ConfigError: a value of `slurm` makes no job.
+        ConfigError: the values of `slurm` describe no job.
     """
     threads = config.runtime.threads_per_rank or config.slurm.cpus_per_task or 1
     environ = {"OMP_NUM_THREADS": str(threads)}
@@ -167,91 +164,96 @@ def job_request(run: RunDir, config: Config, python_path: Sequence[str]) -> Sbat
 
 @contextmanager
 def _as_config_error() -> Iterator[None]:
-    """Say of a value that cannot be in a script where it comes from."""
+    """Raise the ValueError of a script as an error of the config."""
     try:
         yield
     except ValueError as error:
-        raise ConfigError(f"slurm: {error}. Nothing was submitted.") from None
+        raise ConfigError(f"slurm: {error}", hint="Nothing was submitted.") from None
 
 
 def active_job(run: RunDir) -> client.QueuedJob | None:
-    """Return the job of a run that waits or runs, or None.
+    """Find the pending or running job of a run.
 
     Raises:
-        SlurmError: Slurm cannot be asked.
+        SlurmError: Slurm does not answer.
     """
     return queued_jobs([run]).get(run)
 
 
 def queued_jobs(runs: Sequence[RunDir]) -> dict[RunDir, client.QueuedJob]:
-    """Return the jobs that wait or run, by their runs; Slurm is asked once.
+    """Map runs to their pending or running jobs, with one query of Slurm.
 
     Raises:
-        SlurmError: Slurm cannot be asked.
+        SlurmError: Slurm does not answer.
     """
     submitted = {
         str(line["slurm_job_id"]): run for run in runs for line in read_json_lines(run.jobs_file)
     }
-    known = client.queued_jobs(submitted)
-    return {submitted[i]: job for i, job in known.items() if job.state not in client.ENDED}
+    jobs = client.queued_jobs(submitted)
+    return {submitted[i]: job for i, job in jobs.items() if job.state not in client.ENDED}
 
 
 def cancel(runs: Sequence[RunDir], *, now: bool) -> Iterator[str]:
-    """End the jobs of runs: waiting ones at once, running ones when they have saved; say of each.
+    """Cancel the pending jobs of runs and stop the running ones; yield a message for each.
 
     Args:
-        now: do not let them save.
+        now: cancel running jobs too, which otherwise save before they end.
 
     Raises:
-        RunError: no job of these runs waits or runs.
+        RunError: no job of these runs is pending or running.
     """
     queued = queued_jobs(runs)
     if not queued:
         names = ", ".join(run.id for run in runs)
-        raise RunError(f"no job of {names} waits or runs, so there is nothing to cancel.")
-    ended = {r: job for r, job in queued.items() if now or job.state == "PENDING"}
-    client.cancel(job.job_id for job in ended.values())
-    for job in ended.values():
+        raise RunError(f"no job of {names} is pending or running, so there is nothing to cancel")
+    cancelled = {run: job for run, job in queued.items() if now or job.state == "PENDING"}
+    client.cancel(job.job_id for job in cancelled.values())
+    for job in cancelled.values():
         yield f"cancelled job {job.job_id} ({job.state.lower()})"
     for run, job in queued.items():
-        if run not in ended:
+        if run not in cancelled:
             run.stop_file.parent.mkdir(exist_ok=True)
             run.stop_file.touch()
             yield f"job {job.job_id} saves and ends after its next step"
 
 
 def is_active(run: RunDir) -> bool:
-    """Whether an attempt of a run is alive, or a job of it waits or runs.
+    """Check whether an attempt of a run is alive, or a job of it pending or running.
 
     Raises:
-        SlurmError: a job was submitted, and Slurm cannot be asked.
+        SlurmError: a job was submitted, and Slurm does not answer.
     """
     return run.is_alive or active_job(run) is not None
 
 
 def check_not_queued(runs: Sequence[RunDir]) -> None:
-    """Refuse to change or submit a run that a job waits for, or is at.
+    """Refuse to change or submit a run that has a pending or running job.
 
     Raises:
-        RunError: there is one.
-        SlurmError: a job was submitted, and Slurm cannot be asked.
+        RunError: a run has one.
+        SlurmError: a job was submitted, and Slurm does not answer.
     """
     for run, job in queued_jobs(runs).items():
         raise RunError(
-            f"job {job.job_id} of {run.id} is {job.state.lower()} already. A second would wait for "
-            f"it and then do nothing. Look with `tahoe status {run.shell_path}`, or end it with "
-            f"`tahoe cancel {run.shell_path}`."
+            f"job {job.job_id} of {run.id} is {job.state.lower()} already; a second would wait for "
+            "it and then do nothing",
+            value=job.job_id,
+            hint=f"See `tahoe status {run.shell_path}`, or end it with "
+            f"`tahoe cancel {run.shell_path}`.",
         )
 
 
 def _active_job_id(run: RunDir) -> str | None:
-    run.read_config()  # says so if there is no run
+    """Return the job to wait for; None if the run is finished."""
+    run.read_config()  # raises if there is no run
     if run.is_finished:
         return None
     job = active_job(run)
     if job is None:
         raise RunError(
-            f"--after {run.path}: that run is not finished, and no job of it waits or runs, so "
-            f"this one would wait for ever. Submit it first: tahoe resume {run.shell_path}"
+            f"--after {run.path}: that run is not finished, and no job of it is pending or "
+            "running, so this one would wait for ever",
+            value=run.path,
+            hint=f"Submit it first: tahoe resume {run.shell_path}",
         )
     return job.job_id

@@ -1,7 +1,7 @@
-"""The points of a sweep -> job arrays, and what each point was worth.
+"""Submit the points of a sweep as job arrays, and return their objective values to the sweeper.
 
-Hydra's sweeper calls for a batch of points at a time: all of them at once if it is the basic one,
-a few after the worth of those before if it searches.
+Hydra's basic sweeper launches all points in one batch. A sweeper that searches launches a few at a
+time and chooses the next ones by the objective values of those before.
 """
 
 import sys
@@ -15,15 +15,14 @@ from orchestrator.jobs.status import RunStatus, run_statuses
 from orchestrator.jobs.submit import Submission, check_not_queued, queued_jobs, submit_arrays
 from orchestrator.launch.compose import ComposedConfig
 from orchestrator.launch.create_run import create_or_open_runs, run_of
-from orchestrator.metrics import RANKED_BY
 from orchestrator.number_format import pluralize
 from orchestrator.run.metric_stream import curve
 from orchestrator.run.rundir import RunDir, RunError, RunningError, write_atomic
 from orchestrator.run.sweepdir import RESULTS, SweepDir
 from slurm.errors import SlurmError
 
-OBJECTIVE = RANKED_BY[0]  # sweepers maximise it
-_ASK_EVERY_S = 5.0
+OBJECTIVE = "val/top1"  # in percent, to be maximized
+_POLL_S = 5.0
 
 
 @dataclass
@@ -31,8 +30,8 @@ class Sweep:
     """One `tahoe submit -m`.
 
     Args:
-        after: a run that must have finished before any of this.
-        directory: of the sweep, known with its first batch.
+        after: a run that must finish before any of these starts.
+        directory: the directory of the sweep, known with its first batch.
     """
 
     after: RunDir | None = None
@@ -41,11 +40,10 @@ class Sweep:
     def launch(
         self, points: Sequence[ComposedConfig], wait: bool
     ) -> list[float | Exception | None]:
-        """Submit a batch of points; return what each was worth, if that is waited for.
+        """Submit a batch of points, none of them if one is invalid.
 
-        Raises:
-            RunError, ConfigError, DataError, SlurmError: what is wrong with one, before any is
-                submitted.
+        Returns:
+            The objective value of each point, or the reason why it has none; None without `wait`.
         """
         check_not_queued([run_of(point.config) for point in points])
         members = []
@@ -56,34 +54,34 @@ class Sweep:
         runs = [member.run for member in members]
         if self.directory is None:
             self.directory = SweepDir.of(Path(points[0].config.runs_dir), runs)
-        overrides = (point.overrides for point in points)
-        self.directory.add(zip(runs, overrides, strict=True))
-        due = [member for member in members if not member.run.is_finished]
-        arrays = submit_arrays(self.directory, due, after=self.after)
+        self.directory.add(zip(runs, (point.overrides for point in points), strict=True))
+        unfinished = [member for member in members if not member.run.is_finished]
+        arrays = submit_arrays(self.directory, unfinished, after=self.after)
         print_array_submission(self.directory, members, arrays)
         return _wait_for(runs) if wait else [None] * len(runs)
 
-    def keep(self, directory: Path) -> None:
-        """Keep and print what a sweeper has found and written into a directory, if it has."""
-        found = directory / RESULTS
-        if self.directory is not None and found.exists():
-            write_atomic(self.directory.results_file, found.read_bytes())
-            print(f"the search has found ({self.directory.results_file}):\n{found.read_text()}")
+    def keep(self, sweeper_dir: Path) -> None:
+        """Print and keep the results of a search, if the sweeper has written any."""
+        results = sweeper_dir / RESULTS
+        if self.directory is not None and results.exists():
+            write_atomic(self.directory.results_file, results.read_bytes())
+            print(f"results of the search ({self.directory.results_file}):\n{results.read_text()}")
 
 
 def _wait_for(runs: Sequence[RunDir]) -> list[float | Exception | None]:
-    """Return what each run was worth when all have ended."""
-    num_told = None
-    while num_going_on := len(_active_runs(runs)):
-        if num_going_on != num_told:
-            print(f"{len(runs) - num_going_on} of {pluralize(len(runs), 'run')} ended", flush=True)
-            num_told = num_going_on
-        time.sleep(_ASK_EVERY_S)
-    return [_objective_value(run, one) for run, one in zip(runs, run_statuses(runs), strict=True)]
+    """Wait until all runs have ended; return their objective values."""
+    num_printed = None
+    while num_active := len(_active_runs(runs)):
+        if num_active != num_printed:
+            print(f"{len(runs) - num_active} of {pluralize(len(runs), 'run')} ended", flush=True)
+            num_printed = num_active
+        time.sleep(_POLL_S)
+    statuses = zip(runs, run_statuses(runs), strict=True)
+    return [_objective_value(run, status) for run, status in statuses]
 
 
 def _active_runs(runs: Sequence[RunDir]) -> set[RunDir]:
-    """Return the runs that may still change; while Slurm does not answer, that is all of them."""
+    """Return the runs that may still change: all of them while Slurm does not answer."""
     try:
         return {*queued_jobs(runs), *(run for run in runs if run.is_alive)}
     except SlurmError as error:
@@ -91,20 +89,20 @@ def _active_runs(runs: Sequence[RunDir]) -> set[RunDir]:
         return set(runs)
 
 
-def _objective_value(run: RunDir, standing: RunStatus) -> float | Exception:
-    """Return the best figure of a run that has finished or was stopped, or why there is none.
+def _objective_value(run: RunDir, status: RunStatus) -> float | Exception:
+    """Return the best value of the objective, or an error that says why there is none.
 
-    Whoever stops a point has seen enough of it, and what it has measured stays true. Said is all
-    that a sweeper is told, but of those that have finished.
+    A point that somebody has stopped counts with its best value so far. The choice is printed for
+    all points that have not finished.
     """
     best = max(curve(run, OBJECTIVE).values(), default=None)
-    if best is not None and standing.state == "finished":
+    if best is not None and status.state == "finished":
         return float(best)
-    known = f"never measured {OBJECTIVE}" if best is None else f"best {OBJECTIVE} {best:.6g}"
-    told = f"{run.path}: {standing.state} ({standing.why}), {known}"
-    if best is not None and standing.state == "stopped":
-        print(f"warning: {told}, which is what the sweeper is told", file=sys.stderr)
+    value = f"{OBJECTIVE} was never measured" if best is None else f"best {OBJECTIVE} {best:.6g}"
+    ended = f"{run.path}: {status.state} ({status.why}), {value}"
+    if best is not None and status.state == "stopped":
+        print(f"warning: {ended}, which counts as its objective value", file=sys.stderr)
         return float(best)
-    error = RunError(f"{told}: the sweeper is told that this point failed")
+    error = RunError(f"{ended}: the point is reported to the sweeper as failed", value=run.path)
     print(f"warning: {error}", file=sys.stderr)
     return error

@@ -1,42 +1,39 @@
-"""What a check has found."""
+"""The result of one check of `tahoe doctor`."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from rich.console import Console
 from rich.text import Text
 
+from data_sharding.errors import UserError
+from slurm.errors import SlurmError
+
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+CHECK_ERRORS = (UserError, SlurmError)
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One line: whether it is well, of what, and what was found; if it is not well, the remedy."""
+    """One line of the report; the message of a check that fails ends with the remedy."""
 
     status: Literal["ok", "warn", "fail"]
     name: str
     message: str
 
 
-def run_check(
-    what: str, check: Callable[[], str], errors: tuple[type[Exception], ...]
-) -> CheckResult:
-    """Return what a check says, or as a failure what it raises."""
+def run_check(name: str, check: Callable[[], str]) -> CheckResult:
+    """Run a check that returns a message or raises one of CHECK_ERRORS."""
     try:
-        return CheckResult("ok", what, check())
-    except errors as error:
-        return CheckResult("fail", what, str(error))
+        return CheckResult("ok", name, check())
+    except CHECK_ERRORS as error:
+        return CheckResult("fail", name, str(error))
 
 
-def show(findings: Iterable[CheckResult]) -> None:
-    """Print a line for each, as it comes."""
+def print_results(results: Iterable[CheckResult]) -> None:
+    """Print one line for each result, as it comes."""
     console = Console(soft_wrap=True, highlight=False)
-    for one in findings:
-        level = Text(f"{one.status:5}", style=_STYLES[one.status])
-        console.print(level + Text(f"{one.name:16}{one.message}"))
-
-
-def all_passed(findings: Sequence[CheckResult]) -> bool:
-    """Return whether nothing has failed."""
-    return all(one.status != "fail" for one in findings)
+    for result in results:
+        status = Text(f"{result.status:5}", style=_STYLES[result.status])
+        console.print(status + Text(f"{result.name:16}{result.message}"))

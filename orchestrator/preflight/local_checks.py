@@ -1,4 +1,4 @@
-"""What can be known of a run before it is submitted, from the machine that submits it."""
+"""Checks of a run on the machine that submits it."""
 
 import platform
 import shutil
@@ -15,60 +15,54 @@ from data_sharding.errors import DataError
 from data_sharding.format.manifest import read_manifest
 from data_sharding.io import filesystem
 from data_sharding.storage.cache import cache_directory, free_bytes
-from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Config
-from orchestrator.jobs.submit import job_request, render_job_script
 from orchestrator.launch.checks.model_cost import ModelCost
-from orchestrator.launch.code_snapshot import current_python_path
 from orchestrator.launch.create_run import run_path
 from orchestrator.number_format import pluralize
 from orchestrator.preflight.check_result import CheckResult
-from orchestrator.preflight.node_checks import check_node_caches
-from orchestrator.run.rundir import RunDir, RunError, hold
-from slurm import client
-from slurm.errors import SlurmError
+from orchestrator.preflight.node_checks import check_cache_sizes
+from orchestrator.run.rundir import RunError, hold
 
 DISTRIBUTION = "tahoe-orchestrator"
-# Of the fp32 weights, if there is everything: themselves, two moments of an optimizer, an average.
+# The most fp32 copies of the weights: themselves, two moments of the optimizer, the EMA.
 _COPIES_IN_CHECKPOINT = 4
 
 
 def check_versions() -> Iterator[CheckResult]:
-    """Yield whether Python and each package are of a version that Tahoe was written for."""
-    python, wanted_python = platform.python_version(), metadata(DISTRIBUTION)["Requires-Python"]
-    if not SpecifierSet(wanted_python).contains(python, prereleases=True):
-        told = f"Python {python} runs, and Tahoe needs {wanted_python}: make a new environment"
-        yield CheckResult("fail", "versions", told)
-    well = [f"Python {python}"]
+    """Check the versions of Python and of each required package."""
+    python, required_python = platform.python_version(), metadata(DISTRIBUTION)["Requires-Python"]
+    problems, valid = [], [f"Python {python}"]
+    if not SpecifierSet(required_python).contains(python, prereleases=True):
+        problems.append(
+            f"Python {python} runs, and Tahoe needs {required_python}: make a new environment"
+        )
     for text in requires(DISTRIBUTION) or ():
-        wanted = Requirement(text)
-        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
+        required = Requirement(text)
+        if required.marker and not required.marker.evaluate({"extra": ""}):
             continue
         try:
-            found = version(wanted.name)
+            installed = version(required.name)
         except PackageNotFoundError:
-            told = f"{wanted.name} is not installed, and Tahoe needs it: pip install '{text}'"
-            yield CheckResult("fail", "versions", told)
-            continue
-        if wanted.specifier.contains(found, prereleases=True):
-            well.append(f"{wanted.name} {found}")
+            problem = f"{required.name} is not installed, and Tahoe needs it"
         else:
-            yield CheckResult(
-                "fail",
-                "versions",
-                f"{wanted.name} {found} is installed, and Tahoe needs {wanted.specifier}: pip "
-                f"install '{text}'",
+            if required.specifier.contains(installed, prereleases=True):
+                valid.append(f"{required.name} {installed}")
+                continue
+            problem = (
+                f"{required.name} {installed} is installed, and Tahoe needs {required.specifier}"
             )
-    yield CheckResult("ok", "versions", ", ".join(well))
+        problems.append(f"{problem}: pip install '{text}'")
+    yield from (CheckResult("fail", "versions", problem) for problem in problems)
+    yield CheckResult("ok", "versions", ", ".join(valid))
 
 
 def check_data(config: Config) -> str:
-    """Return how the first shard of each split begins to be read.
+    """Read the beginning of each split's first shard; return the time that takes.
 
     Raises:
-        DataError: it is not.
+        DataError: it cannot be read.
     """
-    told = []
+    splits = []
     for split in ("train", "val"):
         manifest = read_manifest(config.data.url, split)
         shard = filesystem.join(config.data.url, split, manifest.shards[0].name)
@@ -78,94 +72,84 @@ def check_data(config: Config) -> str:
             num_bytes = len(fs.cat_file(path, start=0, end=1 << 20))
         except Exception as error:  # every store raises its own kinds
             raise DataError(
-                f"cannot read {shard}: {type(error).__name__}: {error}. The manifest is there and "
-                "the shard is not to be had: check credentials, or write the split again."
+                f"cannot read {shard}: {type(error).__name__}: {error}. Its manifest can be read",
+                value=shard,
+                hint="Check the credentials, or write the split again.",
             ) from None
         milliseconds = 1000 * (time.monotonic() - start_s)
-        told.append(
+        splits.append(
             f"{split}: {pluralize(manifest.num_samples, 'image')} in "
             f"{pluralize(len(manifest.shards), 'shard')}, the "
             f"first {num_bytes / 1e3:,.0f} kB in {milliseconds:.0f} ms"
         )
-    return f"{config.data.url}; {'; '.join(told)}"
+    return f"{config.data.url}; {'; '.join(splits)}"
 
 
 def check_run_dir(config: Config) -> str:
-    """Return where the run directory goes, once a file and a lock could be had there.
+    """Write and lock a file where the run directory will be; return its path.
 
     Raises:
-        RunError: they could not.
+        RunError: the file cannot be written, or not be locked.
     """
-    run, place = run_path(config), filesystem.nearest_existing(run_path(config))
+    run, parent = run_path(config), filesystem.nearest_existing(run_path(config))
     try:
-        with tempfile.NamedTemporaryFile("w", dir=place) as one, Path(one.name).open("a") as two:
-            one.write("x")
-            one.flush()
-            holds = hold(one) and not hold(two)
+        with tempfile.NamedTemporaryFile("w", dir=parent) as file:
+            file.write("x")
+            file.flush()
+            with Path(file.name).open("a") as second:
+                has_locks = hold(file) and not hold(second)
     except OSError as error:
         raise RunError(
-            f"{run}: {place} cannot be written: {error.strerror}. No run can lie there. Choose "
-            "another place with runs_dir=DIR or run_dir=DIR."
+            f"{run}: {parent} cannot be written: {error.strerror}",
+            value=parent,
+            hint="Choose another directory with runs_dir=DIR or run_dir=DIR.",
         ) from None
-    if not holds:
+    if not has_locks:
         raise RunError(
-            f"{run}: locks mean nothing on {place}: two at a time were given. Two attempts would "
-            "overwrite each other's checkpoints. Choose another file system with runs_dir=DIR, or "
-            "have this one mounted with locks (Lustre: -o flock)."
+            f"{run}: locks have no effect on {parent}, so two attempts would overwrite each "
+            "other's checkpoints",
+            value=parent,
+            hint="Choose another file system with runs_dir=DIR, or have this one mounted with "
+            "locks (Lustre: -o flock).",
         )
-    return f"{run}: {place} can be written and locked"
+    return f"{run}: {parent} can be written and locked"
 
 
 def check_disk(config: Config, cost: ModelCost | None) -> CheckResult:
-    """Return whether the checkpoints of a run find room.
+    """Check whether the disk has space for the checkpoints of a run.
 
-    The newest, the best, and the one that is being written lie there at the same time.
+    The newest, the best, and the one that is being written exist at the same time.
     """
     url = config.checkpoint.url
     try:
         local = run_path(config) if url is None else filesystem.local_path(url)
-    except Exception as error:  # fsspec: an unknown protocol, a package that it needs
-        told = f"no checkpoint can be saved at {url}: {error}. Check checkpoint.url"
-        return CheckResult("fail", "disk", told)
+    except Exception as error:  # fsspec: an unknown protocol, a missing package
+        message = f"no checkpoint can be saved at {url}: {error}. Check checkpoint.url"
+        return CheckResult("fail", "disk", message)
     if local is None:
-        return CheckResult("ok", "disk", f"checkpoints go to {url}, whose room is not known here")
-    place = filesystem.nearest_existing(local)
-    free = shutil.disk_usage(place).free
-    told = f"{free / 1e9:,.1f} GB free on {place}"
+        return CheckResult("ok", "disk", f"checkpoints go to {url}, whose space is not known here")
+    directory = filesystem.nearest_existing(local)
+    free = shutil.disk_usage(directory).free
+    message = f"{free / 1e9:,.1f} GB free on {directory}"
     if cost is None:
-        return CheckResult("warn", "disk", f"{told}; how much the checkpoints need is not known")
+        return CheckResult("warn", "disk", f"{message}; the size of a checkpoint is not known")
     needed = cost.num_params * 4 * _COPIES_IN_CHECKPOINT * (config.checkpoint.keep_last + 2)
-    told += f", of which checkpoints need up to about {needed / 1e9:,.3g} GB"
+    message += f", of which checkpoints need up to about {needed / 1e9:,.3g} GB"
     if needed > free:
-        told += ". Saving would fail. Free some, or give another checkpoint.url"
-    elif config.checkpoint.keep_every_steps:
-        told += f", and as much again for each {config.checkpoint.keep_every_steps:,} steps kept"
-    return CheckResult("fail" if needed > free else "ok", "disk", told)
+        message += ". Saving would fail. Free some, or give another checkpoint.url"
+        return CheckResult("fail", "disk", message)
+    if every := config.checkpoint.keep_every_steps:
+        message += f", and as much again for each {every:,} steps kept"
+    return CheckResult("ok", "disk", message)
 
 
 def check_cache_space(config: Config) -> Iterator[CheckResult]:
-    """Yield whether this machine can keep remote shards, and has room, if there are any."""
-    wanted = config.data.cache
-    if wanted != "none" and filesystem.local_path(config.data.url) is None:
+    """Check whether this machine has space for the cache, if the data are remote."""
+    cache = config.data.cache
+    if cache != "none" and filesystem.local_path(config.data.url) is None:
         try:
-            free = free_bytes(cache_directory(wanted.dir))
+            free = free_bytes(cache_directory(cache.dir))
         except DataError as error:
             yield CheckResult("fail", "cache", str(error))
-            return
-        yield check_node_caches(wanted.max_gb, {"this machine": free})
-
-
-def check_queue(config: Config) -> str:
-    """Return what Slurm says of when a job like this would start.
-
-    Raises:
-        SlurmError, ConfigError: it would not take it.
-    """
-    job = job_request(RunDir(run_path(config)), config, current_python_path())
-    with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as file:
-        file.write(render_job_script(job))
-        file.flush()
-        return client.test_submission(Path(file.name))
-
-
-CHECK_ERRORS = (ConfigError, DataError, RunError, SlurmError)
+        else:
+            yield check_cache_sizes(cache.max_gb, {"this machine": free})

@@ -1,4 +1,4 @@
-"""A look at the nodes that a run would be given: submitted, waited for, and judged."""
+"""Checks of the nodes of a run: a job's ranks report on their nodes, and the report is judged."""
 
 import json
 import shutil
@@ -11,242 +11,203 @@ from typing import Any
 
 from orchestrator.config.parse import to_dict
 from orchestrator.config.schema import Config
-from orchestrator.jobs.submit import job_request
+from orchestrator.jobs.trial_jobs import run_node_check
 from orchestrator.launch.checks.model_cost import ModelCost
-from orchestrator.launch.code_snapshot import current_python_path
 from orchestrator.number_format import pluralize
 from orchestrator.preflight.check_result import CheckResult
-from orchestrator.run.rundir import RunDir, RunError, write_atomic
-from slurm import client
-from slurm.errors import SlurmError
-from slurm.node_check import render_node_check
+from orchestrator.run.rundir import RunDir, RunError
 
-_ASK_EVERY_S = 5.0
 _MAX_SKEW_S = 1.0
 _TAIL_CHARACTERS = 2000
 _MAX_LOGS = 3
-
-_SHARE = "Choose a runs_dir that all nodes share and write to"
+_SHARED_DIR_HINT = "Choose a runs_dir that all nodes share and write to"
 
 Report = Sequence[dict[str, Any]]
 
 
 def check_nodes(config: Config, cost: ModelCost | None) -> Iterator[CheckResult]:
-    """Yield what the ranks of a job like this find on their nodes.
+    """Check the nodes of a job like this config's.
 
     The job's directory, in `runs_dir`, is removed if all is well.
 
     Raises:
-        RunError: no directory can be made for the job.
-        SlurmError, ConfigError: Slurm does not take it.
+        RunError: the directory cannot be made.
+        SlurmError, ConfigError: the job is refused.
     """
     run = RunDir(_make_directory(Path(config.runs_dir, "doctor")))
     run.write_config(to_dict(config))
-    job = job_request(run, config, current_python_path())
-    write_atomic(
-        run.job_script, render_node_check(job, worker="orchestrator.torch_workers.node_probe")
-    )
-    job_id = client.submit(run.job_script)
-    try:
-        state = _wait_for(job_id)
-    except KeyboardInterrupt:
-        client.cancel([job_id])
-        print(f"job {job_id} is cancelled", file=sys.stderr)
-        raise
+    ended = run_node_check(run, config)
     report, blind = run.path / "report.json", run.path / "blind"
     if blind.exists() and (hosts := blind.read_text().split()):
-        told = f"{', '.join(hosts)} cannot see {run.path}. {_SHARE}"
-        yield CheckResult("fail", "run directory", told)
+        message = f"{', '.join(hosts)} cannot see {run.path}. {_SHARED_DIR_HINT}"
+        yield CheckResult("fail", "run directory", message)
         return
     if not report.exists():
-        yield CheckResult("fail", "nodes", f"job {job_id} {state}: no report. {_tail_logs(run)}")
+        yield CheckResult("fail", "nodes", f"{ended}: no report. {_tail_logs(run)}")
         return
-    findings = list(evaluate_report(config, cost, json.loads(report.read_text())))
-    yield from findings
-    if all(one.status == "ok" for one in findings):
+    results = list(evaluate_report(config, cost, json.loads(report.read_text())))
+    yield from results
+    if all(result.status == "ok" for result in results):
         shutil.rmtree(run.path)
     else:
-        print(f"what the nodes have said is in {run.path}", file=sys.stderr)
+        print(f"the report of the nodes is in {run.path}", file=sys.stderr)
 
 
-def _make_directory(place: Path) -> Path:
+def _make_directory(parent: Path) -> Path:
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        path = Path(tempfile.mkdtemp(prefix=time.strftime("%Y-%m-%d-"), dir=place))
+        parent.mkdir(parents=True, exist_ok=True)
+        path = Path(tempfile.mkdtemp(prefix=time.strftime("%Y-%m-%d-"), dir=parent))
         (path / "slurm").mkdir()
     except OSError as error:
         raise RunError(
-            f"{place} cannot be made: {error.strerror}. The nodes were not looked at, since they "
-            "would have written there. Choose another place: runs_dir=DIR"
+            f"{parent} cannot be made: {error.strerror}. The nodes were not checked, since they "
+            "would have written there",
+            value=parent,
+            hint="Choose another directory with runs_dir=DIR.",
         ) from None
     return path
 
 
-def _wait_for(job_id: str) -> str:
-    """Return in what state a job has ended; meanwhile say what it waits for."""
-    told = ""
-    while True:
-        try:
-            job = client.queued_jobs([job_id]).get(job_id)
-        except SlurmError as error:  # the job goes on, whether asked for or not
-            now = f"job {job_id}: {error}"
-        else:
-            if job is None:
-                return "has ended"
-            if job.state in client.ENDED:
-                return f"has ended as {job.state}"
-            now = f"job {job_id}: {job.state.lower()} {job.reason}".rstrip()
-        if now != told:
-            print(now, file=sys.stderr, flush=True)
-            told = now
-        time.sleep(_ASK_EVERY_S)
-
-
 def _tail_logs(run: RunDir) -> str:
     logs = sorted(run.path.glob("logs/*/*.log"))
-    outputs = [*run.path.glob("slurm/*.out"), *logs[:_MAX_LOGS]]
-    said = [f"{file}:\n{text[-_TAIL_CHARACTERS:]}" for file in outputs if (text := _text(file))]
-    return "\n".join(said or [f"Nor is anything written in {run.path}: can the nodes see it?"])
-
-
-def _text(file: Path) -> str:
-    return file.read_text(errors="replace").strip()
+    files = [*run.path.glob("slurm/*.out"), *logs[:_MAX_LOGS]]
+    texts = {file: file.read_text(errors="replace").strip() for file in files}
+    tails = [f"{file}:\n{text[-_TAIL_CHARACTERS:]}" for file, text in texts.items() if text]
+    return "\n".join(tails or [f"Nor is there any output in {run.path}: can the nodes see it?"])
 
 
 def evaluate_report(
     config: Config, cost: ModelCost | None, report: Report
 ) -> Iterator[CheckResult]:
-    """Yield what the report of the ranks comes to."""
-    yield _gpus(config, report)
-    yield _versions(report)
-    yield _shared(report)
-    yield _clock(report)
+    """Evaluate the report of the ranks."""
+    yield _check_gpus(config, report)
+    yield _check_software(report)
+    yield _check_run_dir(report)
+    yield _check_clocks(report)
     if len(report) > 1:
-        yield _all_reduce(report, cost)
-    yield from _read(report)
+        yield _check_all_reduce(report, cost)
+    yield from _check_reads(report)
     if config.data.cache != "none":
-        yield from _cache(config.data.cache.max_gb, report)
+        yield from _check_caches(config.data.cache.max_gb, report)
 
 
-def _by_host(report: Report) -> dict[str, dict[str, Any]]:
-    """Return what the first rank of each node has found."""
-    found: dict[str, dict[str, Any]] = {}
-    for one in report:
-        found.setdefault(one["host"], one)
-    return found
+def _first_ranks(report: Report) -> dict[str, dict[str, Any]]:
+    """Return the report of the first rank of each node."""
+    first: dict[str, dict[str, Any]] = {}
+    for rank in report:
+        first.setdefault(rank["host"], rank)
+    return first
 
 
-def _gpus(config: Config, report: Report) -> CheckResult:
-    asked = config.slurm.gpus_per_node
-    seen = {host: one["num_gpus"] for host, one in _by_host(report).items()}
-    told = ", ".join(f"{host}: {num}" for host, num in seen.items())
-    kinds = sorted({one["gpu"] for one in report if one["gpu"]})
-    told = f"{asked} a node asked for; seen by torch: {told} {' '.join(kinds)}".rstrip()
-    fewest = min(seen.values())
-    if asked and fewest == 0:
-        told += ". Ranks would train on the CPU: is this torch built for CUDA, the driver loaded?"
-        return CheckResult("fail", "GPUs", told)
-    if 1 < fewest < asked:  # a site may show each rank its own GPU alone
-        told += ". Some ranks would find no GPU of their own: is one broken? See `nvidia-smi` there"
-        return CheckResult("fail", "GPUs", told)
-    if not asked and max(seen.values()) > 0:
-        return CheckResult("warn", "GPUs", f"{told}. They stay unused: set slurm.gpus_per_node")
-    return CheckResult("ok", "GPUs", told)
+def _check_gpus(config: Config, report: Report) -> CheckResult:
+    requested = config.slurm.gpus_per_node
+    counts = {host: rank["num_gpus"] for host, rank in _first_ranks(report).items()}
+    visible = ", ".join(f"{host}: {count}" for host, count in counts.items())
+    names = " ".join(sorted({rank["gpu"] for rank in report if rank["gpu"]}))
+    message = f"{requested} a node requested; visible to torch: {visible} {names}".rstrip()
+    fewest = min(counts.values())
+    if requested and fewest == 0:
+        hint = "Ranks would train on the CPU: is this torch built for CUDA, the driver loaded?"
+        return CheckResult("fail", "GPUs", f"{message}. {hint}")
+    if 1 < fewest < requested:  # a site may show each rank its own GPU alone
+        hint = "Some ranks would find no GPU of their own: is one broken? See `nvidia-smi` there"
+        return CheckResult("fail", "GPUs", f"{message}. {hint}")
+    if not requested and max(counts.values()) > 0:
+        return CheckResult("warn", "GPUs", f"{message}. They stay unused: set slurm.gpus_per_node")
+    return CheckResult("ok", "GPUs", message)
 
 
-def _versions(report: Report) -> CheckResult:
-    by_host = {host: one["versions"] for host, one in _by_host(report).items()}
-    if len(set(by_host.values())) == 1:
-        return CheckResult(
-            "ok", "software", f"{report[0]['versions']} on {pluralize(len(by_host), 'node')}"
-        )
-    told = ", ".join(f"{host}: {found}" for host, found in by_host.items())
-    return CheckResult(
-        "fail",
-        "software",
-        f"{told}. Ranks would compute different things. Put the environment where all nodes see it",
-    )
+def _check_software(report: Report) -> CheckResult:
+    versions = {host: rank["versions"] for host, rank in _first_ranks(report).items()}
+    if len(set(versions.values())) == 1:
+        message = f"{report[0]['versions']} on {pluralize(len(versions), 'node')}"
+        return CheckResult("ok", "software", message)
+    listed = ", ".join(f"{host}: {software}" for host, software in versions.items())
+    hint = "Ranks would compute different things. Put the environment where all nodes see it"
+    return CheckResult("fail", "software", f"{listed}. {hint}")
 
 
-def _shared(report: Report) -> CheckResult:
-    blind = {one["host"]: one["unseen"] for one in report if one["unseen"]}
-    unlocked = {one["host"]: one["unlocked"] for one in report if one["unlocked"]}
+def _check_run_dir(report: Report) -> CheckResult:
+    unseen = {rank["host"]: rank["unseen"] for rank in report if rank["unseen"]}
+    unlocked = {rank["host"]: rank["unlocked"] for rank in report if rank["unlocked"]}
     if unlocked:
         host, why = next(iter(unlocked.items()))
-        told = f"no locks on {len(unlocked)} of {pluralize(len(_by_host(report)), 'node')}"
-        return CheckResult("fail", "run directory", f"{told}, as {host}: {why}")
-    if not blind:
-        told = "every rank sees the files of all others, and their locks"
-        return CheckResult("ok", "run directory", told)
-    told = "; ".join(f"{host} does not see those of ranks {ranks}" for host, ranks in blind.items())
-    return CheckResult("fail", "run directory", f"{told}. {_SHARE}")
+        nodes = pluralize(len(_first_ranks(report)), "node")
+        message = f"no locks on {len(unlocked)} of {nodes}, as {host}: {why}"
+        return CheckResult("fail", "run directory", message)
+    if unseen:
+        listed = (f"{host} does not see those of ranks {ranks}" for host, ranks in unseen.items())
+        return CheckResult("fail", "run directory", f"{'; '.join(listed)}. {_SHARED_DIR_HINT}")
+    message = "every rank sees the files of all others, and their locks"
+    return CheckResult("ok", "run directory", message)
 
 
-def _clock(report: Report) -> CheckResult:
-    ahead = [one["clock"]["ahead_s"] for one in report]
-    within = max(one["clock"]["within_s"] for one in report)
-    skew = max(ahead) - min(ahead)
-    told = f"clocks differ by {1000 * skew:.1f} ms at most (+- {1000 * within:.1f})"
-    if skew - within > _MAX_SKEW_S:
-        told += ". Times in logs and MLflow would be out of order: have NTP put right on the nodes"
-        return CheckResult("warn", "clocks", told)
-    return CheckResult("ok", "clocks", told)
+def _check_clocks(report: Report) -> CheckResult:
+    ahead_s = [rank["clock"]["ahead_s"] for rank in report]
+    within_s = max(rank["clock"]["within_s"] for rank in report)
+    skew_s = max(ahead_s) - min(ahead_s)
+    message = f"clocks differ by {1000 * skew_s:.1f} ms at most (+- {1000 * within_s:.1f})"
+    if skew_s - within_s > _MAX_SKEW_S:
+        message += ". Times in logs and MLflow would be out of order: synchronize them with NTP"
+        return CheckResult("warn", "clocks", message)
+    return CheckResult("ok", "clocks", message)
 
 
-def _all_reduce(report: Report, cost: ModelCost | None) -> CheckResult:
-    speed = min(one["all_reduce"]["bytes_per_s"] for one in report)
-    latency_s = max(one["all_reduce"]["latency_s"] for one in report)
+def _check_all_reduce(report: Report, cost: ModelCost | None) -> CheckResult:
+    bytes_per_s = min(rank["all_reduce"]["bytes_per_s"] for rank in report)
+    latency_s = max(rank["all_reduce"]["latency_s"] for rank in report)
     ranks = pluralize(len(report), "rank")
-    told = f"{speed / 1e9:.3g} GB/s between {ranks}, {1000 * latency_s:.2f} ms at least"
+    message = f"{bytes_per_s / 1e9:.3g} GB/s between {ranks}, {1000 * latency_s:.2f} ms at least"
     if cost:
-        carried = 2 * (len(report) - 1) / len(report) * 4 * cost.num_params
-        told += f"; this network's gradients take {1000 * carried / speed:.3g} ms a step"
-    return CheckResult("ok", "all-reduce", told)
+        num_bytes = 2 * (len(report) - 1) / len(report) * 4 * cost.num_params
+        step_ms = 1000 * num_bytes / bytes_per_s
+        message += f"; this network's gradients take {step_ms:.3g} ms a step"
+    return CheckResult("ok", "all-reduce", message)
 
 
-def _read(report: Report) -> Iterator[CheckResult]:
-    reads = {one["host"]: one["read"] for one in report if one["read"]}
+def _check_reads(report: Report) -> Iterator[CheckResult]:
+    reads = {rank["host"]: rank["read"] for rank in report if rank["read"]}
     errors = {host: read["error"] for host, read in reads.items() if "error" in read}
     if errors:
         host, error = next(iter(errors.items()))
-        told = f"{len(errors)} of {len(reads)} nodes cannot read the data, as {host}: {error}"
-        yield CheckResult("fail", "shards", told)
-    reads = {host: read for host, read in reads.items() if host not in errors}
-    rates = {
-        host: (read["num_bytes"] / read["seconds"], read["num_images"] / read["seconds"])
-        for host, read in reads.items()
+        message = f"{len(errors)} of {len(reads)} nodes cannot read the data, as {host}: {error}"
+        yield CheckResult("fail", "shards", message)
+    succeeded = [read for host, read in reads.items() if host not in errors]
+    rates = [
+        (read["num_bytes"] / read["seconds"], read["num_images"] / read["seconds"])
+        for read in succeeded
         if read["num_bytes"]
-    }
-    if len(rates) < len(reads):
-        told = f"{len(reads) - len(rates)} nodes found no shard of their own to read"
-        yield CheckResult(
-            "warn", "shards", f"{told}: fewer shards than nodes make all read the same"
-        )
+    ]
+    if num_idle := len(succeeded) - len(rates):
+        message = f"{num_idle} nodes had no shard of their own to read: there are fewer shards"
+        yield CheckResult("warn", "shards", f"{message} than nodes, so some read the same")
     if rates:
-        slow, fast = min(rates.values()), max(rates.values())
-        told = f"{slow[0] / 1e6:,.0f} to {fast[0] / 1e6:,.0f} MB/s a node read at the same time"
-        yield CheckResult("ok", "shards", f"{told}, {slow[1]:,.0f} to {fast[1]:,.0f} images/s")
+        slow, fast = min(rates), max(rates)
+        message = f"{slow[0] / 1e6:,.0f} to {fast[0] / 1e6:,.0f} MB/s a node read at the same time"
+        yield CheckResult("ok", "shards", f"{message}, {slow[1]:,.0f} to {fast[1]:,.0f} images/s")
 
 
-def _cache(max_gb: float, report: Report) -> Iterator[CheckResult]:
-    """Yield whether the nodes can keep remote shards, if there are any."""
-    caches = {host: one["cache"] for host, one in _by_host(report).items() if one["cache"]}
+def _check_caches(max_gb: float, report: Report) -> Iterator[CheckResult]:
+    """Check the caches of the nodes, if the data are remote."""
+    caches = {host: rank["cache"] for host, rank in _first_ranks(report).items() if rank["cache"]}
     errors = {host: cache["error"] for host, cache in caches.items() if "error" in cache}
     if errors:
         host, error = next(iter(errors.items()))
-        told = f"{len(errors)} of {pluralize(len(caches), 'node')} have none, as {host}: {error}"
-        yield CheckResult("fail", "cache", told)
+        nodes = pluralize(len(caches), "node")
+        yield CheckResult(
+            "fail", "cache", f"{len(errors)} of {nodes} have none, as {host}: {error}"
+        )
     free = {host: cache["free_bytes"] for host, cache in caches.items() if host not in errors}
     if free:
-        yield check_node_caches(max_gb, free)
+        yield check_cache_sizes(max_gb, free)
 
 
-def check_node_caches(max_gb: float, free_bytes: Mapping[str, int]) -> CheckResult:
-    """Return whether the cache of remote shards finds room on each node."""
-    tightest = min(free_bytes, key=lambda host: free_bytes[host])
-    free_gb = free_bytes[tightest] / 1e9
-    told = f"{free_gb:,.0f} GB free on {tightest}, and data.cache.max_gb={max_gb:g}"
+def check_cache_sizes(max_gb: float, free_bytes: Mapping[str, int]) -> CheckResult:
+    """Check whether each node has space for the cache of remote shards."""
+    fullest = min(free_bytes, key=lambda host: free_bytes[host])
+    free_gb = free_bytes[fullest] / 1e9
+    message = f"{free_gb:,.0f} GB free on {fullest}, and data.cache.max_gb={max_gb:g}"
     if free_gb < max_gb:
-        told += ". The cache would fill the disk: take less, or another data.cache.dir"
-        return CheckResult("warn", "cache", told)
-    return CheckResult("ok", "cache", told)
+        message += ". The cache would fill the disk: reduce it, or change data.cache.dir"
+        return CheckResult("warn", "cache", message)
+    return CheckResult("ok", "cache", message)

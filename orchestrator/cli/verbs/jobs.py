@@ -126,14 +126,14 @@ def submit_run(submission: "Submission", after: "RunDir | None" = None) -> None:
 
 def status(options: argparse.Namespace) -> int:
     """Print how the runs stand."""
-    from orchestrator.jobs.status import as_json, print_details, run_statuses, show_table
+    from orchestrator.jobs.status import as_json, print_details, print_table, run_statuses
     from orchestrator.run.sweepdir import expand_sweeps, is_sweep
 
     found = run_statuses(expand_sweeps(options.runs))
     if options.json:
         print(as_json(found))
     elif any(is_sweep(path) for path in options.runs):
-        show_table(found)
+        print_table(found)
     else:
         for one in found:
             print_details(one)
@@ -142,7 +142,7 @@ def status(options: argparse.Namespace) -> int:
 
 def list_runs(options: argparse.Namespace) -> int:
     """Print a line for each run in a directory."""
-    from orchestrator.jobs.status import as_json, run_statuses, show_table, statuses_from_mlflow
+    from orchestrator.jobs.status import as_json, print_table, run_statuses, statuses_from_mlflow
     from orchestrator.tracking.records.record_index import find_runs
 
     if options.from_mlflow is not None:
@@ -154,7 +154,7 @@ def list_runs(options: argparse.Namespace) -> int:
     if options.json:
         print(as_json(found))
     else:
-        show_table(found)
+        print_table(found)
     return 0
 
 
@@ -166,8 +166,8 @@ def logs(options: argparse.Namespace) -> int:
 
     run = RunDir(options.run.absolute())
     run.read_config()  # says so if there is no run
-    goes_on = (lambda: is_active(run)) if options.follow else (lambda: False)
-    for line in follow_log(run, options.rank, goes_on=goes_on):
+    may_grow = (lambda: is_active(run)) if options.follow else (lambda: False)
+    for line in follow_log(run, options.rank, is_active=may_grow):
         print(line, flush=options.follow)
     return 0
 

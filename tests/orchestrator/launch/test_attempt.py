@@ -1,4 +1,4 @@
-"""What comes after an attempt: the whole policy, case by case."""
+"""The hooks of the job script: the policy after an attempt case by case, and its records."""
 
 import subprocess
 import sys
@@ -21,14 +21,14 @@ from orchestrator.run.rundir import RunDir, read_json_lines
 
 
 def after(
-    verdict: str | None, state: str = "RUNNING None", *, crashes: int = 0, stop: bool = False
+    outcome: str | None, state: str = "RUNNING None", *, crashes: int = 0, stop: bool = False
 ) -> str | int:
-    ended = AttemptEnd(verdict, state=state, crashes=crashes)
+    ended = AttemptEnd(outcome, state=state, crashes=crashes)
     return choose_next_action(ended, stop_requested=stop, max_failures=3).next
 
 
 @pytest.mark.parametrize(
-    ("verdict", "state", "crashes", "stop", "expected"),
+    ("outcome", "state", "crashes", "stop", "expected"),
     [
         ("finished", "RUNNING None", 0, False, 0),
         ("finished", "COMPLETING None", 0, True, 0),
@@ -47,21 +47,19 @@ def after(
         (None, "", 4, False, 93),
     ],
 )
-def test_each_case(
-    verdict: str | None, state: str, crashes: int, stop: bool, expected: str | int
+def test_the_next_action_follows_outcome_state_and_crashes(
+    outcome: str | None, state: str, crashes: int, stop: bool, expected: str | int
 ) -> None:
-    assert after(verdict, state, crashes=crashes, stop=stop) == expected
+    assert after(outcome, state, crashes=crashes, stop=stop) == expected
 
 
 @given(
-    verdict=st.sampled_from([None, "stopped", "finished", "never_restart"]),
+    outcome=st.sampled_from([None, "stopped", "finished", "never_restart"]),
     state=st.sampled_from(["RUNNING None", "COMPLETING None", "COMPLETING TimeLimit", ""]),
     crashes=st.integers(0, 9),
 )
-def test_a_stop_that_was_asked_for_is_never_undone(
-    verdict: str | None, state: str, crashes: int
-) -> None:
-    assert isinstance(after(verdict, state, crashes=crashes, stop=True), int)
+def test_a_requested_stop_never_restarts(outcome: str | None, state: str, crashes: int) -> None:
+    assert isinstance(after(outcome, state, crashes=crashes, stop=True), int)
 
 
 @pytest.fixture
@@ -73,7 +71,7 @@ def in_a_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_an_attempt_whose_end_nobody_noted_is_closed(run: RunDir, in_a_job: Path) -> None:
+def test_the_next_attempt_records_the_end_of_a_lost_one(run: RunDir, in_a_job: Path) -> None:
     assert on_job_start(run) == "1"
     sinfo = in_a_job / "sinfo"
     sinfo.write_text("#!/bin/sh\nprintf 'node1 alloc\\nnode2 down*\\nnode2 down*\\n'\n")
@@ -85,7 +83,7 @@ def test_an_attempt_whose_end_nobody_noted_is_closed(run: RunDir, in_a_job: Path
     assert second["attempt"] == 2
 
 
-def test_nothing_begins_where_a_stop_is_asked_for(
+def test_no_attempt_begins_while_the_stop_file_exists(
     run: RunDir, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run.stop_file.parent.mkdir()
@@ -95,7 +93,7 @@ def test_nothing_begins_where_a_stop_is_asked_for(
     assert run.num_attempts == 0
 
 
-def test_the_second_death_on_a_node_excludes_it(
+def test_a_node_that_two_attempts_died_of_is_excluded(
     run: RunDir, capfd: pytest.CaptureFixture[str]
 ) -> None:
     said = (
@@ -117,7 +115,7 @@ def test_the_second_death_on_a_node_excludes_it(
     assert excluded_nodes(run) == "node[7-9],node3"
 
 
-def test_a_store_that_cannot_be_asked_ends_no_run(
+def test_an_unreachable_checkpoint_store_counts_as_no_progress(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor is it gone on with for ever: nobody can tell that anything was gained."""
@@ -136,7 +134,7 @@ def test_a_store_that_cannot_be_asked_ends_no_run(
 
 
 @pytest.mark.usefixtures("in_a_job")
-def test_where_slurm_ends_a_job_only_a_lost_node_is_blamed(run: RunDir) -> None:
+def test_a_job_that_slurm_ends_blames_only_lost_nodes(run: RunDir) -> None:
     killed, lost = "srun: error: node3: task 7: Killed\n", "srun: error: Node failure on node4\n"
     for said in (killed, killed + lost):
         for is_noted in (True, False):
@@ -161,7 +159,7 @@ def ended_rank(run: RunDir, said: str, log: str) -> int:
     return attempt
 
 
-def test_the_rank_that_failed_by_itself_gives_the_reason(run: RunDir) -> None:
+def test_the_reason_is_that_of_the_first_failed_rank(run: RunDir) -> None:
     """srun's exit code is the highest, of the ranks that it killed."""
     log = "step 3\nTraceback:\nRuntimeError: a bad layer\n[W] closing\n"
     attempt = ended_rank(run, "task 3: Exited with exit code 1", log)
@@ -171,14 +169,14 @@ def test_the_rank_that_failed_by_itself_gives_the_reason(run: RunDir) -> None:
     assert (line["crashed"], line["failed_node"]) == (True, None)
 
 
-def test_a_taken_port_is_no_crash_of_the_run(run: RunDir) -> None:
+def test_a_taken_port_does_not_count_as_a_crash(run: RunDir) -> None:
     for _ in range(9):  # slurm.max_consecutive_failures is fewer
         attempt = ended_rank(run, "task 3: Exited with exit code 1", "... EADDRINUSE ...\n")
         assert on_job_end(run, attempt, 137, "RUNNING None") == "requeue"
     assert not any(line.get("crashed") for line in read_json_lines(run.attempts_file))
 
 
-def test_a_full_disk_is_no_fault_of_a_node(run: RunDir) -> None:
+def test_a_full_disk_excludes_no_node(run: RunDir) -> None:
     for _ in range(2):
         attempt = ended_rank(run, "task 3: Killed", "OSError: No space left on device\n")
         on_job_end(run, attempt, 137, "RUNNING None")
@@ -186,7 +184,7 @@ def test_a_full_disk_is_no_fault_of_a_node(run: RunDir) -> None:
 
 
 @pytest.mark.usefixtures("in_a_job")
-def test_an_attempt_that_had_saved_was_not_lost(run: RunDir) -> None:
+def test_an_attempt_that_had_saved_is_not_lost(run: RunDir) -> None:
     """Killed while it waited for what it sends to MLflow, say."""
     attempt = run.begin_attempt()
     RunOutcome("stopped", 7, "asked to stop; saved at step 7").write(run, attempt)
@@ -199,13 +197,13 @@ def test_an_attempt_that_had_saved_was_not_lost(run: RunDir) -> None:
 END = """
 import resource, sys
 from orchestrator.jobs import job_hooks
-job_hooks._ROOM_WAIT_S, job_hooks._ROOM_POLL_S = 0.2, 0.05
+job_hooks._DISK_WAIT_S, job_hooks._DISK_POLL_S = 0.2, 0.05
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # nothing can be written to any file
 sys.exit(job_hooks.main(sys.argv[1:]))
 """
 
 
-def test_what_comes_next_needs_no_room_on_any_disk(run: RunDir) -> None:
+def test_the_next_action_needs_no_disk_space(run: RunDir) -> None:
     attempt = run.begin_attempt()
     before = run.attempts_file.read_bytes()
     command = [sys.executable, "-c", END, "end", str(run.path), str(attempt), "143", "RUNNING None"]

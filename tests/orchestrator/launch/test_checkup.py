@@ -1,4 +1,4 @@
-"""What reports of ranks come to."""
+"""The evaluation of the ranks' reports by `tahoe doctor --on-nodes`."""
 
 import copy
 from typing import Any
@@ -58,7 +58,7 @@ def report(*, second: dict[str, Any]) -> list[dict[str, Any]]:
         ),
     ],
 )
-def test_each_line(
+def test_each_check_evaluates_the_report(
     values: dict[str, Any],
     second: dict[str, Any],
     cluster: dict[str, Any],
@@ -84,7 +84,7 @@ def test_each_line(
         ({"error": "the cache /scratch cannot be used: Read-only file system"}, ["fail", "ok"]),
     ],
 )
-def test_each_node_keeps_remote_shards(
+def test_each_node_needs_space_for_its_cache(
     values: dict[str, Any], second: dict[str, Any] | None, levels: list[str]
 ) -> None:
     ranks = report(second={"cache": second})
@@ -96,5 +96,5 @@ def test_each_node_keeps_remote_shards(
         assert "node2: the cache /scratch" in found[0].message
 
 
-def test_one_rank_alone_reduces_nothing(values: dict[str, Any]) -> None:
+def test_one_rank_has_no_all_reduce_check(values: dict[str, Any]) -> None:
     assert "all-reduce" not in [one.name for one in evaluate_report(parse(values), COST, [RANK])]

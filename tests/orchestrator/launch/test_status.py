@@ -1,4 +1,4 @@
-"""How runs stand, from their directories alone."""
+"""The status of runs, from their directories and from fake commands of Slurm."""
 
 import json
 import time
@@ -22,7 +22,7 @@ def test_a_run_that_was_never_started_is_scheduled(run: RunDir) -> None:
     assert (one.state, one.num_attempts, one.step, one.metrics) == ("scheduled", 0, None, {})
 
 
-def test_a_stopped_run_tells_its_steps_figures_and_ends(run: RunDir) -> None:
+def test_a_stopped_run_has_its_steps_metrics_and_ends(run: RunDir) -> None:
     attempt = run.begin_attempt(num_steps=14)
     for step in (1, 2, 3):
         log_step(run, step)
@@ -44,9 +44,7 @@ def test_a_stopped_run_tells_its_steps_figures_and_ends(run: RunDir) -> None:
     assert json.loads(status.as_json([one]))[0]["images_per_s"] == 100
 
 
-def test_an_attempt_that_was_killed_is_counted(
-    run: RunDir, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_killed_attempts_are_counted(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     run.end_attempt(run.begin_attempt(), exit_code=75)
     run.begin_attempt()  # and was killed
     run.end_attempt(run.begin_attempt(), exit_code=1)
@@ -64,7 +62,7 @@ def test_an_attempt_that_was_killed_is_counted(
     assert one.ends[3] == "running"
 
 
-def test_a_long_name_does_not_touch_its_value(
+def test_details_keep_space_between_a_long_name_and_its_value(
     run: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     figures = {"perf/host_mem_peak_gb": 1.65503, "eval/ten-crop-224-of-256/real_top1": 70.0}
@@ -75,7 +73,7 @@ def test_a_long_name_does_not_touch_its_value(
     assert shown["eval/ten-crop-224-of-256/real_top1"] == "70.00"
 
 
-def test_an_attempt_that_is_alive_has_an_eta(run: RunDir) -> None:
+def test_a_running_attempt_has_an_eta(run: RunDir) -> None:
     run.begin_attempt(num_steps=14)
     log_step(run, 4)
     with run.lock():
@@ -84,7 +82,7 @@ def test_an_attempt_that_is_alive_has_an_eta(run: RunDir) -> None:
     assert (one.state, one.eta_s) == ("running", 10 * batch / 100)
 
 
-def test_without_slurm_the_directory_is_enough(
+def test_status_needs_no_slurm(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     append_json_line(run.jobs_file, {"slurm_job_id": "5", "submitted_s": time.time()})
@@ -92,6 +90,23 @@ def test_without_slurm_the_directory_is_enough(
     (one,) = status.run_statuses([run])
     assert one.state == "scheduled"
     assert "no `squeue` on this machine" in capsys.readouterr().err
+
+
+def test_a_narrow_terminal_cuts_the_reason_alone(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempt = run.begin_attempt(num_steps=14)
+    log_step(run, 3)
+    verdict = {"verdict": "stopped", "step": 3, "attempt": attempt, "reason": "why " * 50}
+    run.write_json(run.outcome_file, verdict)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    status.print_table(status.run_statuses([run]))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if run.id in line]
+    assert "3/14" in line
+    assert "0.3333" in line
+    assert line.rstrip().endswith("…")
+    assert len(line) < 110
 
 
 @pytest.mark.parametrize(
@@ -102,7 +117,7 @@ def test_without_slurm_the_directory_is_enough(
         ("", "5|CANCELLED by 7", "CANCELLED by 7"),
     ],
 )
-def test_a_job_that_is_gone_is_not_waited_for(
+def test_a_run_whose_job_has_ended_is_not_pending(
     run: RunDir,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -125,26 +140,29 @@ def test_a_job_that_is_gone_is_not_waited_for(
     assert (one.state, one.why) == ("crashed", f"attempt 1 left no verdict (job 5: {said})")
 
 
-def test_a_long_reason_hides_no_number(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_prints_long_reasons_whole_without_a_terminal(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
     attempt = run.begin_attempt()
     reason = "diverged: " + "the loss became nan between steps 1 and 10. " * 8
     verdict = {"verdict": "never_restart", "step": 3, "attempt": attempt, "reason": reason}
     run.write_json(run.outcome_file, verdict)
-    status.show_table(status.run_statuses([run]))
+    status.print_table(status.run_statuses([run]))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if run.id in line]
     assert line.split()[: run.id.count(" ") + 3][-2:] == ["never_restart", "-"]
     assert reason.strip() in line
 
 
-def test_logs_go_across_attempts(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "_ASK_EVERY_S", 0)
-    with pytest.raises(RunError, match="no log of rank 0"):
-        list(follow_log(run, 0, goes_on=lambda: False))
+def test_logs_follow_all_attempts(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "_CHECK_EVERY_S", 0)
+    with pytest.raises(RunError) as refused:
+        list(follow_log(run, 0, is_active=lambda: False))
+    assert refused.value.value == 0
     for attempt, text in ((1, "one\n"), (2, "two\nand")):
         run.log_dir(attempt).mkdir(parents=True)
         (run.log_dir(attempt) / "rank-00000.log").write_text(text)
-    asked = iter([True, False])
-    assert list(follow_log(run, 0, goes_on=lambda: next(asked))) == [
+    active = iter([True, False])
+    assert list(follow_log(run, 0, is_active=lambda: next(active))) == [
         *("== attempt-0001", "one", "== attempt-0002", "two")
     ]
 
@@ -158,7 +176,7 @@ def test_logs_go_across_attempts(run: RunDir, monkeypatch: pytest.MonkeyPatch) -
         ("PENDING|Priority|1|2026-01-01T00:00:00|1:00|1:00", "pending", "Priority", "2026"),
     ],
 )
-def test_a_job_says_no_more_than_slurm_knows(
+def test_a_queued_job_gives_state_reason_and_start(
     run: RunDir,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""`tahoe submit -m` up to Slurm's door: real commands, and an sbatch that only takes note."""
+"""`tahoe submit -m` with a fake sbatch that only copies its scripts."""
 
 import json
 import math
@@ -30,14 +30,14 @@ SWEEP = """
     def sweep(self, arguments):
         return self.launcher.launch([[*arguments, "seed=1"]], initial_job_idx=0)
 """
-FOUND = """
+RESULTS = """
     def sweep(self, arguments):
         (done,) = self.launcher.launch([[*arguments, "seed=1"]], initial_job_idx=0)
         directory = self.launcher.config.hydra.sweep.dir
         with open(f"{directory}/optimization_results.yaml", "w") as file:
             file.write(f"best_params: {{seed: 1}}\\nstate: {done.status.name}\\n")
 """
-BLIND = "hydra/sweeper of this test"  # in a list of overrides, for the one that chooses it
+SEARCH = "hydra/sweeper of this test"  # replaced by the override that chooses it
 WAITING = ("hydra.launcher.wait=true",)
 
 
@@ -62,7 +62,9 @@ def submitted(sbatch: Path) -> list[str]:
     return [path.read_text() for path in sorted(sbatch.parent.glob("sbatch.*"))]
 
 
-def test_the_points_are_one_array(tahoe: Tahoe, sbatch: Path, digits: Path) -> None:
+def test_points_with_equal_resources_are_one_array(
+    tahoe: Tahoe, sbatch: Path, digits: Path
+) -> None:
     done = tahoe("submit", *options(digits), "seed=1,2,3", "slurm.array_parallelism=2")
     (script,) = submitted(sbatch)
     assert "\n#SBATCH --array=0-2%2\n" in script
@@ -81,7 +83,7 @@ def test_the_points_are_one_array(tahoe: Tahoe, sbatch: Path, digits: Path) -> N
     assert Path(runs[2]).name in tahoe("status", str(sweep)).stdout
 
 
-def test_what_asks_for_other_nodes_is_another_array(
+def test_points_with_other_resources_are_another_array(
     tahoe: Tahoe, sbatch: Path, digits: Path
 ) -> None:
     run_dir = "run_dir='${seed} on ${slurm.nodes}'"
@@ -95,7 +97,7 @@ def test_what_asks_for_other_nodes_is_another_array(
     assert names == ["1 on 2", "2 on 2", "3 on 2"]
 
 
-def test_what_was_submitted_before_a_refusal_is_said(
+def test_a_refused_array_names_those_submitted_before(
     tahoe: Tahoe, sbatch: Path, digits: Path
 ) -> None:
     refusal = 'grep -q nodes=2 "$script" && exit 1'
@@ -114,7 +116,7 @@ def test_what_was_submitted_before_a_refusal_is_said(
 
 
 @pytest.mark.slow
-def test_a_batch_at_a_time_is_still_one_sweep(tahoe: Tahoe, sbatch: Path, digits: Path) -> None:
+def test_batches_of_a_sweep_share_its_directory(tahoe: Tahoe, sbatch: Path, digits: Path) -> None:
     tahoe("submit", *options(digits), "seed=1,2,3", "hydra.sweeper.max_batch_size=2")
     assert len(submitted(sbatch)) == 2
     (sweep,) = (tahoe.cwd / "runs" / "sweeps").iterdir()
@@ -128,16 +130,16 @@ def test_a_batch_at_a_time_is_still_one_sweep(tahoe: Tahoe, sbatch: Path, digits
         (["seed=1,2", "run_dir=here"], "two points of the sweep would be one run"),
         (["seed=1,2", "data.url=nowhere"], "nowhere"),
         (["seed=1,2", "+slurm.additional_parameters.X=1"], "long option of sbatch"),
-        ([BLIND], "hydra.launcher.wait=true"),
-        ([BLIND, "--dry-run"], "hydra.launcher.wait=true"),
-        ([BLIND, *WAITING, "+hydra.sweeper.direction=minimize"], "direction=maximize"),
+        ([SEARCH], "hydra.launcher.wait=true"),
+        ([SEARCH, "--dry-run"], "hydra.launcher.wait=true"),
+        ([SEARCH, *WAITING, "+hydra.sweeper.direction=minimize"], "direction=maximize"),
     ],
 )
-def test_what_is_wrong_with_one_point_is_told_before_any_is_submitted(
+def test_one_invalid_point_refuses_the_sweep_before_any_submission(
     tahoe: Tahoe, sbatch: Path, digits: Path, overrides: list[str], message: str
 ) -> None:
-    blind = install_sweeper(tahoe.cwd, "Blind", SWEEP)
-    given = [blind if override == BLIND else override for override in overrides]
+    search = install_sweeper(tahoe.cwd, "Search", SWEEP)
+    given = [search if override == SEARCH else override for override in overrides]
     done = tahoe("submit", *options(digits), *given, check=False)
     assert done.returncode in (1, 93)
     assert message in done.stderr
@@ -145,10 +147,8 @@ def test_what_is_wrong_with_one_point_is_told_before_any_is_submitted(
     assert submitted(sbatch) == []
 
 
-def test_what_a_search_has_found_is_printed_and_kept(
-    tahoe: Tahoe, sbatch: Path, digits: Path
-) -> None:
-    sweeper = install_sweeper(tahoe.cwd, "Finder", FOUND)
+def test_results_of_a_search_are_printed_and_kept(tahoe: Tahoe, sbatch: Path, digits: Path) -> None:
+    sweeper = install_sweeper(tahoe.cwd, "Finder", RESULTS)
     done = tahoe("submit", *options(digits), sweeper, *WAITING)
     (sweep,) = (tahoe.cwd / "runs" / "sweeps").iterdir()
     kept = (sweep / "optimization_results.yaml").read_text()
@@ -172,7 +172,7 @@ def test_what_a_search_has_found_is_printed_and_kept(
         ({"n_trials": 3}, None),
     ],
 )
-def test_a_search_for_the_worst_points_is_refused(sweeper: dict, key: str | None) -> None:
+def test_a_minimizing_sweeper_is_refused(sweeper: dict, key: str | None) -> None:
     hydra = OmegaConf.create({"sweeper": sweeper})
     if key is None:
         refuse_minimising(hydra)
@@ -192,7 +192,7 @@ def test_a_search_for_the_worst_points_is_refused(sweeper: dict, key: str | None
         ("never_restart", [50.0], None),
     ],
 )
-def test_a_sweeper_is_told_what_a_point_has_measured(
+def test_the_objective_value_is_the_best_of_finished_and_stopped_points(
     run: RunDir,
     capsys: pytest.CaptureFixture[str],
     verdict: str,
@@ -205,15 +205,17 @@ def test_a_sweeper_is_told_what_a_point_has_measured(
         append_json_line(run.metrics_file, line)
     RunOutcome(verdict, 3, "asked to stop").write(run, attempt)
     run.end_attempt(attempt, exit_code=0)
-    told = _objective_value(run, run_statuses([run])[0])
-    assert isinstance(told, RunError) if expected is None else told == expected
+    value = _objective_value(run, run_statuses([run])[0])
+    assert isinstance(value, RunError) if expected is None else value == expected
     is_usual = verdict == "finished" and expected is not None
     assert (str(run.path) in capsys.readouterr().err) != is_usual
 
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_a_dry_run_shows_a_script_and_every_point(tahoe: Tahoe, sbatch: Path, digits: Path) -> None:
+def test_a_dry_run_prints_a_script_and_every_point(
+    tahoe: Tahoe, sbatch: Path, digits: Path
+) -> None:
     shown = tahoe("submit", "--dry-run", *options(digits), "seed=1,2,3").stdout
     assert shown.count("#!/bin/bash") == 1
     arithmetic, _ = shown.split("#!/bin/bash")
