@@ -8,11 +8,12 @@ import io
 import os
 import re
 import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from data_sharding.io.packed_strings import PackedStrings
 from data_sharding.io.text import pluralize, truncated_list
 from data_sharding.rng import permutation
 
-Labels = NDArray[np.int64] | tuple[tuple[int, ...], ...] | None  # one a sample, several, none
+Table = TypeVar("Table", bound="ImageTable")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,6 @@ class Source:
         splits: "train" and "val".
         fingerprint: JSON values that identify the source; equal ones mean equal samples.
         labels: label rule; only its kind matters, since the writer chooses how labels are stored.
-        num_bytes: file sizes of each split in its order, where known.
         root: directory of the origins, left out of reports.
         notes: choices made for the user, in sentences.
         skipped: files that are no samples, by kind.
@@ -87,12 +87,18 @@ class Source:
     splits: Mapping[str, Samples]
     fingerprint: Mapping[str, Any]
     labels: LabelRule = field(default_factory=LabelRule)
-    num_bytes: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     root: str = ""
     notes: tuple[str, ...] = ()
     skipped: QualityFindings = field(default_factory=QualityFindings)
     findings: QualityFindings = field(default_factory=QualityFindings)
     times_sha256: str = ""
+
+    @property
+    def num_bytes(self) -> dict[str, NDArray[np.int64]]:
+        """File sizes of each split in its order; empty if they are not known."""
+        tables = {k: v for k, v in self.splits.items() if isinstance(v, ImageTable)}
+        is_known = len(tables) == len(self.splits)
+        return {split: table.num_bytes for split, table in tables.items() if is_known}
 
     def name(self, sample: Sample) -> str:
         """Return the origin of a sample as reports show it, independent of `root`."""
@@ -121,72 +127,114 @@ class ListingDigest:
     @property
     def facts(self) -> dict[str, Any]:
         """Fingerprint of the files, in JSON values."""
-        facts = ("num_files", "num_bytes", "listing_sha256")
-        return {name: getattr(self, name) for name in facts}
+        names = ("num_files", "num_bytes", "listing_sha256")
+        return {name: getattr(self, name) for name in names}
 
 
-@dataclass(frozen=True, eq=False)
-class ListedImages:
-    """The images of a split: those at `indices` among all image files below a directory.
+class Labels(NamedTuple):
+    """Labels of images: one each; with `ends`, several, and those of image i end at ends[i]."""
 
-    `paths`, `labels` and `file_bytes` are those of all listed files.
+    values: NDArray[np.integer]
+    ends: NDArray[np.int64] | None = None
+
+    def of(self, index: int) -> int | tuple[int, ...]:
+        if self.ends is None:
+            return int(self.values[index])
+        start = int(self.ends[index - 1]) if index else 0
+        return tuple(self.values[start : self.ends[index]].tolist())
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ImageTable(ABC):
+    """The samples of a split: those at `indices` of a table of images.
+
+    Args:
+        labels: labels of all images; None without labels.
+        file_bytes: file sizes of all images.
     """
 
-    root: Path
-    paths: PackedStrings
-    labels: Labels
+    labels: Labels | None
     file_bytes: NDArray[np.int64]
     indices: NDArray[np.int64]
+
+    @abstractmethod
+    def sample(self, number: int, label: int | tuple[int, ...] | None) -> Sample:
+        """Construct the sample of an image."""
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Sample:
         number = int(self.indices[index])
-        path = os.path.join(self.root, self.paths[number])  # noqa: PTH118  a tenth of Path's time
-        stem, suffix = os.path.splitext(os.path.basename(path))  # noqa: PTH119, PTH122
-        extension, label = suffix[1:].lower(), None
-        if self.labels is not None:
-            label = self.labels[number]
-            label = label if isinstance(label, tuple) else int(label)
-        extension = OTHER_EXTENSIONS.get(extension, extension)
-        return Sample(
-            f"{number:08d}-{safe_key(stem)}", extension, label, path, partial(_read, path)
-        )
+        return self.sample(number, self.labels.of(number) if self.labels else None)
 
     @property
     def num_bytes(self) -> NDArray[np.int64]:
         """File sizes of the split."""
         return self.file_bytes[self.indices]
 
-    def where(self, mask: NDArray[np.bool_]) -> "ListedImages":
-        """Select by a mask over all listed files."""
-        return replace(self, indices=np.flatnonzero(mask))
+    def where(self, mask: NDArray[np.bool_]) -> Self:
+        """Select by a mask over the split."""
+        return replace(self, indices=self.indices[mask])
 
 
-def stratified_split(
-    labels: Labels, num: int, classes: Sequence[str], val_fraction: float, seed: int
-) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
-    """Choose validation samples: a fraction of every class, or of all samples without one label.
+@dataclass(frozen=True, eq=False)
+class ListedImages(ImageTable):
+    """Image files below a directory."""
 
-    A class of two or more samples has at least one in either split; a single sample is for train.
+    root: Path
+    paths: PackedStrings
 
-    Args:
-        labels: labels of `num` samples.
+    @classmethod
+    def of(cls, root: Path, paths: Sequence[str], labels: Labels | None, sizes: list[int]) -> Self:
+        file_bytes, indices = np.array(sizes, dtype=np.int64), np.arange(len(paths))
+        packed = PackedStrings(paths)
+        return cls(root, packed, labels=labels, file_bytes=file_bytes, indices=indices)
+
+    def sample(self, number: int, label: int | tuple[int, ...] | None) -> Sample:
+        path = os.path.join(self.root, self.paths[number])  # noqa: PTH118  a tenth of Path's time
+        stem, suffix = os.path.splitext(os.path.basename(path))  # noqa: PTH119, PTH122
+        extension = OTHER_EXTENSIONS.get(suffix[1:].lower(), suffix[1:].lower())
+        key = f"{number:08d}-{safe_key(stem)}"
+        return Sample(key, extension, label, path, partial(_read, path))
+
+
+@dataclass(frozen=True, eq=False)
+class PixelImages(ImageTable):
+    """Images in memory, uint8 (n, height, width) or (n, height, width, 3), written as PNGs."""
+
+    pixels: NDArray[np.uint8]
+    name: str
+
+    @classmethod
+    def of(cls, pixels: NDArray[np.uint8], labels: NDArray[np.integer], name: str) -> Self:
+        indices = np.arange(len(pixels))
+        file_bytes = np.full(len(pixels), len(encode_png(pixels[0])))  # equal: not compressed
+        return cls(pixels, name, labels=Labels(labels), file_bytes=file_bytes, indices=indices)
+
+    def sample(self, number: int, label: int | tuple[int, ...] | None) -> Sample:
+        read = partial(encode_png, self.pixels[number])
+        return Sample(f"{number:08d}-{label}", "png", label, f"{self.name} {number}", read)
+
+
+def split_off_val(
+    images: Table, classes: Sequence[str], val_fraction: float, seed: int
+) -> tuple[dict[str, Table], dict[str, Any], tuple[str, ...]]:
+    """Choose validation samples: a fraction of every class, or of all images without one label.
+
+    A class of two or more images has at least one in either split; a single image is for train.
 
     Returns:
-        A mask, shape (num,), and notes on classes that are too small for the fraction.
+        The splits, facts that identify the choice, and notes on classes that are too small for it.
     """
     if not 0 < val_fraction < 1:
-        raise source_error(
-            f"the validation fraction {val_fraction} is not between 0 and 1",
-            val_fraction,
-            "`val_fraction` is usually 0.1.",
-        )
-    in_val, notes = np.zeros(num, dtype=bool), dict[str, list[str]]()
-    if not isinstance(labels, np.ndarray):
+        problem = f"the validation fraction {val_fraction} is not between 0 and 1"
+        raise source_error(problem, val_fraction, "`val_fraction` is usually 0.1.")
+    in_val, notes, num = np.zeros(len(images), dtype=bool), dict[str, list[str]](), len(images)
+    if images.labels is None or images.labels.ends is not None:
         in_val[permutation(seed, "val", num)[: _num_val(num, val_fraction)]] = True
     else:
+        labels = images.labels.values[images.indices]
         counts = np.bincount(labels, minlength=len(classes))
         by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
         for label in np.flatnonzero(counts).tolist():
@@ -196,16 +244,17 @@ def stratified_split(
             if (rounded := round(len(members) * val_fraction)) in (0, len(members)):
                 notes.setdefault(_note(len(members), rounded), []).append(name)
     if not in_val.any():
-        raise source_error(
-            f"no image can be spared for validation: {pluralize(num, 'image')}"
-            + (", at most one in each class" if isinstance(labels, np.ndarray) else "")
-            + "",
-            val_fraction,
-            "Add images, or name those for validation yourself.",
-        )
-    return in_val, tuple(
-        f"{note}: {pluralize(len(names), 'class')} ({truncated_list(names)})"
-        for note, names in sorted(notes.items())
+        problem = f"{pluralize(num, 'image')} cannot be split into train and val"
+        raise source_error(problem, val_fraction, "Add images: a class needs two.")
+    splits = {"train": images.where(~in_val), "val": images.where(in_val)}
+    facts = {"val_fraction": val_fraction, "val_seed": seed}
+    return (
+        splits,
+        facts,
+        tuple(
+            f"{note}: {pluralize(len(names), 'class')} ({truncated_list(names)})"
+            for note, names in sorted(notes.items())
+        ),
     )
 
 
@@ -227,12 +276,8 @@ def check_val_choice(where: object, has_val: bool, val_fraction: float | None) -
         problem = f"{where} has no validation samples"
     else:
         return
-    raise source_error(
-        f"{problem}",
-        val_fraction,
-        "Either name the validation samples, or choose some of every class with "
-        "`val_fraction`, for example 0.1.",
-    )
+    hint = "Name the validation samples, or choose some of every class with `val_fraction`."
+    raise source_error(problem, val_fraction, hint)
 
 
 def source_error(problem: str, value: object, hint: str = "") -> DataError:
@@ -273,5 +318,5 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "png", compress_level=0)
+    Image.fromarray(np.ascontiguousarray(image)).save(file, "png", compress_level=0)
     return file.getvalue()

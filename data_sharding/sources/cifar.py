@@ -8,13 +8,11 @@ programs: they are not read.
 import hashlib
 import tarfile
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from data_sharding.sources.base import Sample, Source, encode_png, read_members, source_error
+from data_sharding.sources.base import PixelImages, Source, read_members, source_error
 
 _PIXELS = 3 * 32 * 32
 _DOWNLOAD = "Download it again."
@@ -41,24 +39,6 @@ _FORMATS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class TinyImages:
-    """The images of a split: pixels (n, 3, 32, 32) and labels (n,), both uint8."""
-
-    pixels: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
-    split: str
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Sample:
-        label = int(self.labels[index])
-        image = np.ascontiguousarray(self.pixels[index].transpose(1, 2, 0))
-        read = partial(encode_png, image)
-        return Sample(f"{index:08d}-{label}", "png", label, f"{self.split} image {index}", read)
-
-
 def cifar(archive: Path) -> Source:
     """List the images of both splits, as PNGs."""
     names = {name for form in _FORMATS for name in form.members}
@@ -83,7 +63,7 @@ def cifar(archive: Path) -> Source:
     return Source(classes, splits, {"kind": "cifar", "sha256": digest})
 
 
-def _parse(archive: Path, data: bytes, form: _Format, split: str, num_classes: int) -> TinyImages:
+def _parse(archive: Path, data: bytes, form: _Format, split: str, num_classes: int) -> PixelImages:
     width = form.num_labels + _PIXELS
     if len(data) % width or not data:
         problem = f"{archive} is truncated: {split} has {len(data)} bytes, no multiple of {width}"
@@ -93,4 +73,5 @@ def _parse(archive: Path, data: bytes, form: _Format, split: str, num_classes: i
     if labels.max() >= num_classes:
         problem = f"{archive} is damaged: the label {labels.max()} of {num_classes} classes"
         raise source_error(problem, int(labels.max()), _DOWNLOAD)
-    return TinyImages(rows[:, form.num_labels :].reshape(-1, 3, 32, 32), labels, split)
+    pixels = rows[:, form.num_labels :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return PixelImages.of(pixels, labels, f"{split} image")

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 
 from data_sharding.format.labels import LabelRule, sorted_classes
-from data_sharding.io.packed_strings import PackedStrings
 from data_sharding.io.text import pluralize, truncated_list
 from data_sharding.sources.base import (
     Labels,
@@ -26,7 +25,7 @@ from data_sharding.sources.base import (
     Source,
     check_val_choice,
     source_error,
-    stratified_split,
+    split_off_val,
 )
 
 _MAX_NAMED = 20
@@ -103,23 +102,15 @@ def csv_file(
         rows += reader.read(Path(val_path))
         _check_known(val_path, rows[num_train:], classes)
     images, digest = _list(reader.root, rows, classes, columns.rule)
-    facts = {"kind": "csv", "labels": str(columns.rule), **digest.facts}
-    notes: tuple[str, ...] = ()
     in_val = np.arange(len(rows)) >= num_train
-    if val_fraction is not None:
-        in_val, notes = stratified_split(images.labels, len(rows), classes, val_fraction, seed)
-        facts |= {"val_fraction": val_fraction, "val_seed": seed}
+    notes: tuple[str, ...] = ()
     splits = {"train": images.where(~in_val), "val": images.where(in_val)}
-    return Source(
-        classes,
-        splits,
-        facts,
-        columns.rule,
-        {split: images.num_bytes for split, images in splits.items()},
-        str(reader.root),
-        notes,
-        times_sha256=digest.times_sha256,
-    )
+    facts = {"kind": "csv", "labels": str(columns.rule), **digest.facts}
+    if val_fraction is not None:
+        splits, val_facts, notes = split_off_val(images, classes, val_fraction, seed)
+        facts |= val_facts
+    times = digest.times_sha256
+    return Source(classes, splits, facts, columns.rule, str(reader.root), notes, times_sha256=times)
 
 
 @dataclass(frozen=True)
@@ -272,11 +263,9 @@ def _list(
     digest, indices = ListingDigest(), {name: i for i, name in enumerate(classes)}
     for row in rows:
         digest.add(f"{row.path} {row.labels}", row.num_bytes, row.mtime_ns)
-    row_labels = tuple(tuple(sorted(indices[label] for label in row.labels)) for row in rows)
-    labels: Labels = None
-    if rule.kind == "multi":
-        labels = row_labels
-    elif rule.kind == "single":
-        labels = np.array([label for (label,) in row_labels])
-    paths, file_bytes = PackedStrings(r.path for r in rows), np.array([r.num_bytes for r in rows])
-    return ListedImages(root, paths, labels, file_bytes, np.arange(len(rows))), digest
+    labels = [sorted(indices[label] for label in row.labels) for row in rows]
+    values = np.array([*chain.from_iterable(labels)], dtype=np.int64)
+    ends = np.cumsum([len(row) for row in labels]) if rule.kind == "multi" else None
+    table = None if rule.kind == "none" else Labels(values, ends)
+    sizes = [row.num_bytes for row in rows]
+    return ListedImages.of(root, [row.path for row in rows], table, sizes), digest

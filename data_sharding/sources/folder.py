@@ -15,15 +15,15 @@ import numpy as np
 from data_sharding.format.image_formats import IMAGE_EXTENSIONS, UNREAD_IMAGES
 from data_sharding.format.labels import sorted_classes
 from data_sharding.image.quality_report import QualityFindings
-from data_sharding.io.packed_strings import PackedStrings
 from data_sharding.io.text import pluralize, truncated_list
 from data_sharding.sources.base import (
+    Labels,
     ListedImages,
     ListingDigest,
     Source,
     check_val_choice,
     source_error,
-    stratified_split,
+    split_off_val,
 )
 from data_sharding.sources.folder_layout import BESIDE_SPLITS, Classes, check_classes, find_splits
 from data_sharding.sources.folder_walk import CLUTTER, HIDDEN, Walk
@@ -118,9 +118,8 @@ def _chosen_splits(listing: "_Listing", val_fraction: float | None, seed: int) -
     assert val_fraction is not None
     images = listing.images(classes, classes)
     listing.check_learnable(classes, images)
-    in_val, notes = stratified_split(images.labels, len(images), [*classes], val_fraction, seed)
-    splits = {"train": images.where(~in_val), "val": images.where(in_val)}
-    return listing.source(classes, splits, notes, {"val_fraction": val_fraction, "val_seed": seed})
+    splits, facts, notes = split_off_val(images, [*classes], val_fraction, seed)
+    return listing.source(classes, splits, notes, facts)
 
 
 @dataclass(frozen=True)
@@ -167,17 +166,16 @@ class _Listing:
                 labels += [label] * (len(paths) - num_before)
                 if len(paths) == num_before:
                     self.empty.append(os.path.relpath(directory, self.root))
-        label_array, file_bytes = (np.array(values, dtype=np.int64) for values in (labels, sizes))
-        indices = np.arange(len(paths))
-        return ListedImages(self.root, PackedStrings(paths), label_array, file_bytes, indices)
+        return ListedImages.of(self.root, paths, Labels(np.array(labels, np.int64)), sizes)
 
     def check_learnable(
         self, classes: Classes, train: ListedImages, val: ListedImages | None = None
     ) -> None:
         """Refuse classes without training images, unless they are allowed and not in val."""
+        no_labels = np.zeros(0, dtype=np.int64)
         in_train, in_val = (
-            np.bincount(images.labels if images else [], minlength=len(classes))  # type: ignore[arg-type]
-            for images in (train, val)
+            np.bincount(i.labels.values if i and i.labels else no_labels, minlength=len(classes))
+            for i in (train, val)
         )
         names = np.array([*classes])
         if val_only := names[(in_train == 0) & (in_val > 0)].tolist():
@@ -212,7 +210,6 @@ class _Listing:
             tuple(classes),
             splits,
             {"kind": "folder", **self.digest.facts, **facts},
-            num_bytes={split: images.num_bytes for split, images in splits.items()},
             root=str(self.root),
             notes=(*notes, *empty * bool(self.empty), *self._unread_formats()),
             skipped=self.walk.skipped,

@@ -17,11 +17,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_sharding.errors import DataError
 from data_sharding.io.packed_strings import PackedStrings
 from data_sharding.io.text import pluralize
-from data_sharding.sources.base import ListingDigest, Sample, Source, read_members, source_error
+from data_sharding.sources.base import (
+    ImageTable,
+    Labels,
+    ListingDigest,
+    Sample,
+    Source,
+    read_members,
+    source_error,
+)
 
 NUM_CLASSES, NUM_TRAIN, NUM_VAL = 1000, 1_281_167, 50_000
 MD5 = {
@@ -53,28 +62,26 @@ class _Image(NamedTuple):
     label: int
 
 
-class ArchivedImages:
-    """The images of a split, by their position in an archive."""
+@dataclass(frozen=True, eq=False)
+class ArchivedImages(ImageTable):
+    """Images by their position in an archive."""
 
-    def __init__(self, archive: Path, images: list[_Image]) -> None:
-        self._archive = archive
-        self._names = PackedStrings(_stem(image.name) for image in images)
+    archive: Path
+    names: PackedStrings
+    starts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, archive: Path, images: list[_Image]) -> "ArchivedImages":
+        names = PackedStrings(_stem(image.name) for image in images)
         numbers = np.array([image[1:] for image in images], dtype=np.int64).reshape(-1, 3)
-        self._starts, self.num_bytes, self._labels = np.ascontiguousarray(numbers.T)
+        starts, sizes, labels = np.ascontiguousarray(numbers.T)
+        indices = np.arange(len(images))
+        return cls(archive, names, starts, labels=Labels(labels), file_bytes=sizes, indices=indices)
 
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __getitem__(self, index: int) -> Sample:
-        name = self._names[index]
-        start, num_bytes = int(self._starts[index]), int(self.num_bytes[index])
-        return Sample(
-            key=f"{index:08d}-{name}",
-            extension="jpeg",
-            label=int(self._labels[index]),
-            origin=f"{self._archive}: {name}",
-            read=partial(_read, self._archive, start, num_bytes),
-        )
+    def sample(self, number: int, label: int | tuple[int, ...] | None) -> Sample:
+        name, start = self.names[number], int(self.starts[number])
+        read = partial(_read, self.archive, start, int(self.file_bytes[number]))
+        return Sample(f"{number:08d}-{name}", "jpeg", label, f"{self.archive}: {name}", read)
 
 
 def imagenet(archives: Archives, *, is_subset: bool, on_checked: Callable[[int], None]) -> Source:
@@ -103,7 +110,6 @@ def imagenet(archives: Archives, *, is_subset: bool, on_checked: Callable[[int],
         tuple(wnids),
         splits,
         {"kind": "imagenet", **digest.facts},
-        num_bytes={split: images.num_bytes for split, images in splits.items()},
         times_sha256=_times_sha256(archives) if is_subset else "",  # the originals have digests
     )
 
@@ -127,7 +133,7 @@ def _list_train(archive: Path, labels: dict[str, int], digest: ListingDigest) ->
     if missing := sorted(labels.keys() - wnids):
         problem = f"{archive} lacks {pluralize(len(missing), 'class')}, {missing[0]} for one"
         raise source_error(problem, missing[0], _DOWNLOAD)
-    return ArchivedImages(archive, images)
+    return ArchivedImages.of(archive, images)
 
 
 def _list_val(archive: Path, labels: list[int], digest: ListingDigest) -> ArchivedImages:
@@ -141,7 +147,7 @@ def _list_val(archive: Path, labels: list[int], digest: ListingDigest) -> Archiv
             raise source_error(problem, name, _DOWNLOAD)
         digest.add(f"val/{name}", num_bytes)
     images = [_Image(*member, label) for member, label in zip(members, labels, strict=True)]
-    return ArchivedImages(archive, images)
+    return ArchivedImages.of(archive, images)
 
 
 def _members(file: int, start: int, stop: int, where: object) -> list[tuple[str, int, int]]:

@@ -16,7 +16,7 @@ from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import SPLITS, Manifest, read_manifest, read_manifests
 from data_sharding.io import filesystem
 from data_sharding.io.text import truncated_list
-from data_sharding.sources.base import Source, check_val_choice, source_error, stratified_split
+from data_sharding.sources.base import Source, check_val_choice, source_error, split_off_val
 from data_sharding.sources.shard_samples import ShardSamples
 from data_sharding.tools.duplicate_shards import refuse_duplicates, refuse_equal_urls
 from data_sharding.tools.find_shards import (
@@ -137,20 +137,15 @@ def _source(
 ) -> Source:
     refuse_duplicates({s: ((i.url, i.sha256) for i in found) for s, found in scans.items()})
     splits = {split: ShardSamples.of(scans[split], label_maps[split], rule) for split in scans}
-    num_bytes = {split: samples.num_bytes for split, samples in splits.items()}
-    return Source(classes, splits, facts, rule, num_bytes)
+    return Source(classes, splits, facts, rule)
 
 
 def _split_off_val(source: Source, val_fraction: float, seed: int) -> Source:
     samples = source.splits["train"]
     assert isinstance(samples, ShardSamples)
-    in_val, notes = stratified_split(
-        samples.single_labels, len(samples), source.classes, val_fraction, seed
-    )
-    splits = {"train": samples.where(~in_val), "val": samples.where(in_val)}
-    num_bytes = {split: part.num_bytes for split, part in splits.items()}
-    facts = {**source.fingerprint, "val_fraction": val_fraction, "val_seed": seed}
-    return replace(source, splits=splits, fingerprint=facts, num_bytes=num_bytes, notes=notes)
+    splits, facts, notes = split_off_val(samples, source.classes, val_fraction, seed)
+    facts = {**source.fingerprint, **facts}
+    return replace(source, splits=splits, fingerprint=facts, notes=notes)
 
 
 def _expand(url: str, split: str) -> dict[str, list[str]]:

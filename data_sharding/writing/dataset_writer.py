@@ -35,15 +35,8 @@ from data_sharding.io.text import truncated_list
 from data_sharding.rng import permutation
 from data_sharding.sources.base import Source
 from data_sharding.tools.remarks import describe_untrained
+from data_sharding.writing import journal
 from data_sharding.writing.dedupe import DUPLICATES_JSON, Duplicates, find_duplicates
-from data_sharding.writing.journal import (
-    REPORT,
-    file_sizes,
-    is_in_progress,
-    locked,
-    open_journal,
-    remove,
-)
 from data_sharding.writing.shard_writer import (
     RETRY_HINT,
     SHARD_JSON,
@@ -107,13 +100,13 @@ def write_dataset(
             return _reuse(source, url, facts)
         if isinstance(filesystem.store_of(url)[0], MemoryFileSystem):
             num_workers = 1  # no other process sees that memory
-        with locked(url) as lock:
+        with journal.locked(url) as lock:
             if is_published(url):  # by the previous holder of the lock
                 return _reuse(source, url, facts, is_locked=True)
-            journal = open_journal(url, {**facts, **_digests(source)}, lock)
-            job = WriteJob(source, url, journal, checks)
+            records = journal.open_journal(url, {**facts, **_digests(source)}, lock)
+            job = WriteJob(source, url, records, checks)
             dataset = _DatasetWriter(job, facts, num_workers, on_progress, on_hashing).run()
-            remove(url)
+            journal.remove(url)
             return dataset
     except (OSError, ImportError, ValueError) as error:  # the last two: fsspec, of the protocol
         raise write_error(url, error) from error
@@ -171,7 +164,7 @@ def _reuse(
         names = sorted(name for name in {**old, **facts} if old.get(name) != facts.get(name))
         differing = "; ".join(f"{name}: {old.get(name)} / {facts.get(name)}" for name in names)
         raise _other_dataset(url, f"holds another data set (existing / requested: {differing})")
-    report_url = filesystem.join(url, REPORT)
+    report_url = filesystem.join(url, journal.REPORT)
     old_report: dict[str, Any] | None = None
     if filesystem.exists(report_url):
         old_report = json.loads(filesystem.read_bytes(report_url))
@@ -185,9 +178,9 @@ def _reuse(
         raise _other_dataset(
             url, "was written from files of the same names and sizes that may have changed since"
         )
-    if is_in_progress(url):
-        with nullcontext() if is_locked else locked(url):
-            remove(url)
+    if journal.is_in_progress(url):
+        with nullcontext() if is_locked else journal.locked(url):
+            journal.remove(url)
     return Dataset(manifests, reused=True, report=old_report)
 
 
@@ -282,7 +275,7 @@ class _DatasetWriter:
         if self.job.checks:
             quality = _report(source, self.facts, shards, duplicates)
             text = json.dumps(quality, indent=2, ensure_ascii=False)
-            filesystem.write_bytes(filesystem.join(url, REPORT), (text + "\n").encode())
+            filesystem.write_bytes(filesystem.join(url, journal.REPORT), (text + "\n").encode())
         for split, manifest in manifests.items():
             write_manifest(url, split, manifest)
         return Dataset(manifests, reused=False, report=quality)
@@ -316,7 +309,7 @@ def _reusable_shards(
     url: str, tasks: Sequence[ShardTask], records: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, WrittenShard]:
     """Return the finished shards that still exist, by the names of their records."""
-    sizes = {split: file_sizes(url, split) for split in PUBLISH_ORDER} if records else {}
+    sizes = {split: journal.file_sizes(url, split) for split in PUBLISH_ORDER} if records else {}
     shards = {}
     for task in tasks:
         if task.record_name in records:
