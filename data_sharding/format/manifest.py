@@ -129,14 +129,8 @@ def read_manifest(url: str, split: str) -> Manifest:
             hint="Check the URL, or write a data set: `folder` makes one from directories of "
             "images, one a class, `digits` from scikit-learn's handwritten digits.",
         ) from None
-    except OSError as error:
-        raise _unreachable(manifest_url, error) from error
-    except Exception as error:  # of unknown protocols, missing packages, bad options
-        raise DataError(
-            f"cannot read {manifest_url}: {type(error).__name__}: {error}",
-            value=manifest_url,
-            hint="Check the URL.",
-        ) from error
+    except Exception as error:  # also of unknown protocols, missing packages, bad options
+        raise _cannot_read(manifest_url, error) from error
     return _parse(data, url, split)
 
 
@@ -208,7 +202,7 @@ def _map_table(url: str, split: str, table_file: _TableFile) -> ShardTable:
     except (FileNotFoundError, ValueError) as error:
         raise _unusable(table_url, str(error)) from error
     except OSError as error:
-        raise _unreachable(table_url, error) from error
+        raise _cannot_read(table_url, error) from error
     return table
 
 
@@ -217,8 +211,9 @@ _TABLE = TypeAdapter(dict[str, _TableFile])
 _MANIFEST = TypeAdapter(Manifest)
 
 
-def _unreachable(url: str, error: OSError) -> UnavailableError:
-    return UnavailableError(
+def _cannot_read(url: str, error: Exception) -> DataError:
+    kind = UnavailableError if isinstance(error, OSError) else DataError
+    return kind(
         f"cannot read {url}: {type(error).__name__}: {error}",
         value=url,
         hint="Check the URL, the credentials and the network.",

@@ -102,9 +102,10 @@ class ShardReader:
             ) from error
         except UnusableError as error:
             raise ShardError(
-                f"cannot read the shard {path}: {error}. None of its samples is used",
+                f"cannot read the shard {path}: {error.problem}. None of its samples is used",
                 value=path,
-                hint="Copy it again from where it came from, or write the data set again.",
+                hint=error.hint
+                or "Copy it again from where it came from, or write the data set again.",
             ) from error
         self._view = memoryview(self._map)
 
@@ -180,7 +181,9 @@ def _map(file: IO[bytes], expected: ShardInfo | None) -> mmap.mmap:
     data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     for magic, name in _COMPRESSED.items():
         if data[: len(magic)] == magic:
-            raise UnusableError(f"it is compressed ({name}), and shards are plain tars: unpack it")
+            raise UnusableError(
+                f"it is compressed ({name}), and shards are plain tars", hint="Unpack it."
+            )
     return data
 
 
@@ -285,7 +288,9 @@ def _walk_with_tarfile(data: mmap.mmap, start: int) -> tuple[list[Member], int]:
 def _member(header: tarfile.TarInfo, by_name: Mapping[str, Member]) -> Member:
     """Convert a member of tarfile's; a hard link becomes the file that it stands for."""
     if header.issparse():
-        raise UnusableError(f"{header.name!r} is sparse: pack it without `tar --sparse`")
+        raise UnusableError(
+            f"{header.name!r} is a sparse file", hint="Pack it without `tar --sparse`."
+        )
     if header.size < 0:  # tarfile would walk backwards, for ever
         raise UnusableError(f"{header.name!r} has the size {header.size}")
     if header.isreg():
@@ -293,8 +298,8 @@ def _member(header: tarfile.TarInfo, by_name: Mapping[str, Member]) -> Member:
     if header.islnk():
         if header.linkname not in by_name:
             raise UnusableError(
-                f"{header.name!r} is a hard link to {header.linkname!r}, which does not come "
-                "before it: pack both into one tar, or the files with `tar --hard-dereference`"
+                f"{header.name!r} is a hard link to {header.linkname!r}, which does not precede it",
+                hint="Pack both into one tar, or the files with `tar --hard-dereference`.",
             )
         return by_name[header.linkname]._replace(name=header.name, start=header.offset)
     kind = SYMLINK if header.issym() else DIRECTORY if header.isdir() else SPECIAL

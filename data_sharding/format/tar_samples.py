@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data_sharding.errors import UserError
 from data_sharding.format.image_formats import IMAGE_EXTENSIONS
 from data_sharding.format.labels import LabelRule
 from data_sharding.io.clutter import is_clutter
@@ -29,10 +30,11 @@ MORE_IMAGES = "image with another dot in its name"
 REPEATED_KEY, MORE_ARCHIVES = "repeated key", "archive behind another"
 
 _FIRST_DOT = "the key of a sample ends at the first dot of its file names, as in webdataset"
+_REPLACE_DOTS = "Replace the other dots in the names by '_'."
 
 
-class UnusableError(Exception):
-    """The members of a shard form no samples; the message says why."""
+class UnusableError(UserError):
+    """A file is no shard, or its members form no samples."""
 
 
 class Member(NamedTuple):
@@ -156,7 +158,8 @@ class _Archive:
         if swallowed and self._row[1] >= 0:
             raise UnusableError(
                 f"the image and the label '{self._key}.{swallowed[0]}' would be lost in the sample "
-                f"{self._key!r}: {_FIRST_DOT}. Replace the other dots in the names by '_'"
+                f"{self._key!r}: {_FIRST_DOT}",
+                hint=_REPLACE_DOTS,
             )
 
     def _refuse(self, missing: str, is_similar: Callable[[str], bool]) -> None:
@@ -167,23 +170,20 @@ class _Archive:
         """
         similar = sorted(extension for extension in self._extensions if is_similar(extension))
         separate = next((m for m in self._members if self._is_separate(m)), None)
-        reason = ""
+        reason = hint = ""
         if similar:
-            reason = (
-                f": it has {self._key}.{similar[0]}, and {_FIRST_DOT}. Replace the other dots in "
-                "the names by '_'"
-            )
+            reason = f": it has {self._key}.{similar[0]}, and {_FIRST_DOT}"
+            hint = _REPLACE_DOTS
         elif separate and separate.kind == SYMLINK:
-            reason = (
-                f": {separate.name} is a symbolic link, which holds no bytes. Pack the files again "
-                "with `tar --dereference`"
-            )
+            reason = f": {separate.name} is a symbolic link, which holds no bytes"
+            hint = "Pack the files again with `tar --dereference`."
         elif separate:
             reason = (
                 f": {separate.name} is elsewhere in the tar, and the members of a sample must "
-                "follow each other. Pack the files again with `tar --sort=name`"
+                "follow each other"
             )
-        raise UnusableError(f"the sample {self._key!r} has {missing}{reason}")
+            hint = "Pack the files again with `tar --sort=name`."
+        raise UnusableError(f"the sample {self._key!r} has {missing}{reason}", hint=hint)
 
     def _is_separate(self, member: Member) -> bool:
         """Check whether a member has the key of the current sample and is not part of it."""

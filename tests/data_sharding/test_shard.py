@@ -216,7 +216,7 @@ def test_hard_links_are_read_as_their_targets(tmp_path: Path) -> None:
     command = ["tar", "--sort=name", "-cf", path, "-C", root, "b.jpg", "b.cls", "c.jpg", "c.cls"]
     subprocess.run(command, check=True)
     subprocess.run(["tar", "--delete", "-f", path, "b.jpg"], check=True)
-    assert "'c.jpg' is a hard link to 'b.jpg', which does not come before it" in refusal(path)
+    assert "'c.jpg' is a hard link to 'b.jpg'" in refusal(path)
 
 
 def test_sparse_files_are_refused(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_sparse_files_are_refused(tmp_path: Path) -> None:
         file.write(b"end")
     for format_ in "gnu", "pax":
         path = gnu_tar(tmp_path / "a.tar", root, "--sparse", f"--format={format_}")
-        assert "is sparse: pack it without --sparse" in refusal(path)
+        assert "--sparse" in refusal(path)
 
 
 # ---------------------------------------------------------------- headers
