@@ -69,7 +69,7 @@ def run_statuses(runs: Sequence[RunDir], *, passing_over: bool = False) -> list[
     Raises:
         RunError: there is no run at one of the paths.
     """
-    records = load_records(runs, passing_over=passing_over)
+    records = load_records(runs, skip_unreadable=passing_over)
     try:
         jobs = client.queued_jobs(job for record in records for job in record.job_ids)
     except SlurmError as error:

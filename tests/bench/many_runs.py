@@ -103,12 +103,13 @@ def copy_in_store(file: Path, template_id: str, runs: Iterable[tuple[int, RunDir
             table: [column[0] for column in found.description] for table, found in rows.items()
         }
         kept = {t: [dict(zip(names[t], row, strict=True)) for row in rows[t]] for t in rows}
+        template = next(row for row in kept["tags"] if row["key"] == "tahoe.record")
         for number, run in runs:
             own = {"run_uuid": uuid.uuid4().hex}
             config = run.read_config()
             told = {
                 "seed": str(config["seed"]),
-                "model": config["model"]["name"],
+                "tahoe.model": config["model"]["name"],
                 "model.name": config["model"]["name"],
                 "recipe.global_batch_size": str(config["recipe"]["global_batch_size"]),
                 "tahoe.uid": f"uid-{number}",
@@ -116,6 +117,9 @@ def copy_in_store(file: Path, template_id: str, runs: Iterable[tuple[int, RunDir
                 "tahoe.run_dir": str(run.path),
                 "mlflow.runName": run.id,
             }
+            record = {"id": run.id, "path": str(run.path), "uid": f"uid-{number}"}
+            record["created_s"] = run.read_json(run.identity_file)["created_s"]
+            told["tahoe.record"] = json.dumps(json.loads(template["value"]) | record)
             for table, some in kept.items():
                 for row in some:
                     new = {**row, **own}

@@ -1,4 +1,4 @@
-"""MLflow as Tahoe opens it: a server by URL, or an SQLite file and the artifacts beside it.
+"""Open MLflow stores: a server by URL, or an SQLite file and the artifacts beside it.
 
 The rest of the package takes MLflow's names from here, so that the settings below come first.
 Importing this module imports MLflow, which takes about two seconds.
@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from orchestrator.run.rundir import RunError, hold
 
 # MLflow reads these when it is imported or when it sends. Its own retries block for minutes on a
-# dead server and may repeat a request that made a run; the shipper tries again itself, knowing what
+# dead server and may repeat a request that created a run; the shipper retries itself, knowing what
 # it sends. https://mlflow.org/docs/latest/api_reference/python_api/mlflow.environment_variables.html
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "20"
@@ -36,6 +36,7 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
 
+from orchestrator.redact import redact_urls
 from orchestrator.tracking.mlflow_store import database
 
 __all__ = [
@@ -50,30 +51,32 @@ __all__ = [
     "Run",
     "RunTag",
     "artifacts_dir",
+    "check_experiment_active",
     "experiment_id",
     "is_database",
     "open_client",
-    "reading",
+    "open_read_only",
+    "print_to_stderr",
     "search_all",
     "sqlite_file",
-    "to_stderr",
+    "tag_equals",
 ]
 
-_PAGE = 1000  # runs that are asked for at a time
-# What MLflow's pages call training, as against prompts and traces: they open on runs and charts.
-_KIND = {"mlflow.experimentKind": "custom_model_development"}
+_PAGE_SIZE = 1000  # runs per request
+# MLflow's kind for training, as against prompts and traces: its pages open on runs and charts.
+_EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 
-for _chatterer in ("mlflow", "alembic", "sqlalchemy"):
-    logging.getLogger(_chatterer).setLevel(logging.CRITICAL)
+for _library in ("mlflow", "alembic", "sqlalchemy"):
+    logging.getLogger(_library).setLevel(logging.CRITICAL)
 
 
-def to_stderr(message: str) -> None:
-    """Print a line that is no result."""
+def print_to_stderr(message: str) -> None:
+    """Print a line that is not a result."""
     print(message, file=sys.stderr, flush=True)
 
 
 def is_database(tracking_uri: str) -> bool:
-    """Whether a URI is that of a database; a server minds its own."""
+    """Check whether a URI is that of a database, not of a server, which maintains its own."""
     return tracking_uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES
 
 
@@ -85,59 +88,70 @@ def sqlite_file(tracking_uri: str) -> Path | None:
 
 
 def artifacts_dir(file: Path) -> Path:
-    """Return where the artifacts of an SQLite store lie, whatever directory a verb is run in."""
+    """Return the artifact directory of an SQLite store, whatever the working directory is."""
     return file.resolve().parent / "mlartifacts"
 
 
-def reading(tracking_uri: str) -> MlflowClient:
-    """Open a store to look at it: nothing is made there and nothing upgraded.
+def open_read_only(tracking_uri: str) -> MlflowClient:
+    """Open a store without creating or upgrading anything in it.
 
     Raises:
-        RunError: it is not there, or of another MLflow.
+        RunError: it does not exist, or is of another MLflow version.
         MlflowException, OSError: it cannot be reached or read.
     """
     file = sqlite_file(tracking_uri)
     if file is not None and not file.exists():
         raise RunError(
-            f"no tracking store at {file.absolute()}: no run has been tracked there. Run `tahoe "
-            "train` first, or name another store with `--uri` or `--from-mlflow`."
+            f"no tracking store at {file.absolute()}: no run has been tracked there",
+            value=str(file),
+            hint="Run `tahoe train` first, or name another store with --uri or --from-mlflow.",
         )
     if is_database(tracking_uri):
-        database.check(tracking_uri)
+        database.check_tables(tracking_uri)
     return MlflowClient(tracking_uri=tracking_uri)
 
 
 @contextmanager
 def open_client(
-    tracking_uri: str, say: Callable[[str], None] = to_stderr
+    tracking_uri: str, notify: Callable[[str], None] = print_to_stderr
 ) -> Iterator[MlflowClient]:
-    """Open a store; one process at a time makes the tables, experiments and runs of an SQLite file.
+    """Open a store for writing; create its tables, or upgrade those of an SQLite file.
+
+    A lock lets one process at a time create the tables, experiments and runs of an SQLite file.
 
     Args:
-        say: is told if the tables had to be upgraded, of which a copy is kept.
+        notify: the receiver of the message that the tables were upgraded.
 
     Raises:
-        RunError: it is of a newer MLflow, or for somebody else to upgrade.
-        MlflowException, OSError: the store cannot be reached or written.
+        RunError: it is of a newer MLflow, or its owner has to upgrade it.
+        MlflowException, OSError: it cannot be reached or written.
     """
     file = sqlite_file(tracking_uri)
     if file is None:
         if is_database(tracking_uri):
-            database.prepare(tracking_uri, None, say)
+            database.prepare_tables(tracking_uri, None, notify)
         yield MlflowClient(tracking_uri=tracking_uri)
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.with_name(f"{file.name}.lock").open("a") as lock:
         hold(lock, wait=True, instead="another store: tracking.uri=sqlite:///FILE")
-        database.prepare(tracking_uri, file, say)
+        database.prepare_tables(tracking_uri, file, notify)
         yield MlflowClient(tracking_uri=tracking_uri)
 
 
-def search_all(client: MlflowClient, experiments: list[str], wanted: str) -> Iterator[Run]:
-    """Yield all runs that pass a filter of MLflow's, which gives a page at a time."""
+def tag_equals(key: str, value: str) -> str:
+    """Build a search filter: a tag has a value."""
+    quote = '"' if "'" in value else "'"
+    return f"tags.`{key}` = {quote}{value}{quote}"
+
+
+def search_all(client: MlflowClient, experiments: list[str], search_filter: str) -> Iterator[Run]:
+    """Yield all runs that pass a filter, page after page."""
     token = None
     while True:
-        page = client.search_runs(experiments, wanted, max_results=_PAGE, page_token=token)
+        page = client.search_runs(
+            experiments, search_filter, max_results=_PAGE_SIZE, page_token=token
+        )
         yield from page
         token = page.token
         if not token:
@@ -145,29 +159,37 @@ def search_all(client: MlflowClient, experiments: list[str], wanted: str) -> Ite
 
 
 def experiment_id(client: MlflowClient, tracking_uri: str, name: str) -> str:
-    """Return the id of an experiment, which is created if it is not there.
+    """Return the id of an experiment; create it if it does not exist.
 
     Raises:
         RunError: it has been deleted.
     """
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         return _create_experiment(client, tracking_uri, name)
-    if found.lifecycle_stage != "active":
+    check_experiment_active(experiment, tracking_uri)
+    return str(experiment.experiment_id)
+
+
+def check_experiment_active(experiment: Experiment, tracking_uri: str) -> None:
+    """Raise RunError if an experiment has been deleted."""
+    if experiment.lifecycle_stage != "active":
         raise RunError(
-            f"the MLflow experiment {name!r} has been deleted. Restore it with `mlflow experiments "
-            f"restore -x {found.experiment_id}`, or choose another: tracking.experiment=NAME"
+            f"the MLflow experiment {experiment.name!r} in {redact_urls(tracking_uri)} has been "
+            "deleted",
+            value=experiment.name,
+            hint=f"Restore it with `mlflow experiments restore -x {experiment.experiment_id}`, or "
+            "choose another: tracking.experiment=NAME.",
         )
-    return str(found.experiment_id)
 
 
 def _create_experiment(client: MlflowClient, tracking_uri: str, name: str) -> str:
     file = sqlite_file(tracking_uri)
     location = None if file is None else artifacts_dir(file).as_uri()
     try:
-        return str(client.create_experiment(name, artifact_location=location, tags=_KIND))
+        return str(client.create_experiment(name, location, tags=_EXPERIMENT_KIND))
     except MlflowException as error:
-        found = client.get_experiment_by_name(name)
-        if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+        experiment = client.get_experiment_by_name(name)
+        if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
             raise
-        return str(found.experiment_id)  # another run was first, on a server without our lock
+        return str(experiment.experiment_id)  # another run was first, on a server without our lock

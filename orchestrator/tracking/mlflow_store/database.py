@@ -1,7 +1,7 @@
-"""The tables of an MLflow database: made whole, and never upgraded without a word and a copy.
+"""Create the tables of an MLflow database, or upgrade them, never without a message and a copy.
 
-MLflow upgrades an older database as it opens it, whatever it is opened for. Those who still use the
-older MLflow cannot read it then, and there is no way back.
+MLflow upgrades an older database whenever it opens it. Users of the older MLflow can then no longer
+read it, and there is no way back.
 """
 
 import sqlite3
@@ -24,21 +24,21 @@ from sqlalchemy.exc import SQLAlchemyError
 from orchestrator.redact import one_line_error, redact_urls
 from orchestrator.run.rundir import RunError
 
-_MIGRATIONS: Any = utils  # has no types
+_MIGRATIONS: Any = utils  # untyped
 
 
 class Tables(Enum):
-    """What the tables of a database are to the MLflow that is installed."""
+    """The state of a database's tables, compared with the installed MLflow."""
 
     NONE = auto()
     CURRENT = auto()
     OLDER = auto()
     NEWER = auto()
-    OTHER = auto()  # half made, or not MLflow's
+    OTHER = auto()  # incomplete, or not MLflow's
 
 
-def tables_of(database: str) -> tuple[Tables, str | None]:
-    """Return what the tables of a database are, and their revision; nothing is changed there.
+def read_tables(database: str) -> tuple[Tables, str | None]:
+    """Return the state and the revision of a database's tables; nothing is changed in it.
 
     Raises:
         MlflowException: it cannot be read.
@@ -60,47 +60,43 @@ def tables_of(database: str) -> tuple[Tables, str | None]:
     return (Tables.OLDER if revision in known else Tables.NEWER), revision
 
 
-def check(database: str) -> None:
-    """Refuse a database that cannot be read as it is.
+def check_tables(database: str) -> None:
+    """Reject a database that cannot be used as it is.
 
     Raises:
-        RunError: it is of an older MLflow, of a newer one, or not whole.
+        RunError: it is of an older MLflow, of a newer one, or incomplete.
     """
-    found, _ = tables_of(database)
-    if found is Tables.OLDER:
-        raise RunError(f"{_is_older(database)} {_how_to_upgrade(database)}")
-    if found in (Tables.NEWER, Tables.OTHER):
-        raise _unusable(found, database)
+    state, _ = read_tables(database)
+    if state in (Tables.OLDER, Tables.NEWER, Tables.OTHER):
+        raise _unusable(state, redact_urls(database))
 
 
-def prepare(database: str, file: Path | None, say: Callable[[str], None]) -> None:
-    """Make a database ready to be written: its tables are made, or upgraded beside a copy.
+def prepare_tables(database: str, file: Path | None, notify: Callable[[str], None]) -> None:
+    """Create the tables of a database; those of an SQLite file are upgraded, beside a copy.
 
     Args:
-        file: of an SQLite database, which nobody else makes or upgrades at the same time.
-        say: is told that it was upgraded.
+        file: the SQLite file, which the caller has locked.
+        notify: the receiver of the message that the file was upgraded.
 
     Raises:
-        RunError: it cannot be used, or is somebody else's to upgrade.
+        RunError: it cannot be used, or its owner has to upgrade it.
         MlflowException, OSError: it cannot be reached or written.
     """
-    if file is not None and not file.exists():
-        _make(database, file)
-        return
-    found, revision = tables_of(database)
-    if found in (Tables.NEWER, Tables.OTHER):
-        raise _unusable(found, database)
     if file is None:
-        check(database)
-    elif found is Tables.NONE:
-        _make(database, file)
-    elif found is Tables.OLDER:
-        copy = _copied(file, str(revision))
+        check_tables(database)
+        return
+    state, revision = read_tables(database) if file.exists() else (Tables.NONE, None)
+    if state is Tables.NONE:
+        _create(database, file)
+    elif state is Tables.OLDER:
+        copy = _backup(file, str(revision))
         _upgrade(database, copy)
-        say(
-            f"{file} was of an older MLflow and has been upgraded for {mlflow.__version__}: the "
-            f"older one cannot read it any more. As it was, it is kept as {copy}"
+        notify(
+            f"{file} was upgraded for MLflow {mlflow.__version__}: an older MLflow can no longer "
+            f"read it. The original is kept as {copy}"
         )
+    elif state is not Tables.CURRENT:
+        raise _unusable(state, redact_urls(database))
 
 
 @cache
@@ -111,13 +107,13 @@ def _revisions() -> tuple[str | None, frozenset[str]]:
     return scripts.get_current_head(), known
 
 
-def _make(database: str, file: Path) -> None:
-    """Make the tables in a file of another name first: a kill leaves no half of them."""
-    address, question, options = database.partition("?")
+def _create(database: str, file: Path) -> None:
+    """Create the tables in a temporary file first: a kill leaves no half of them."""
+    uri, question, options = database.partition("?")
     new = file.with_name(f"{file.name}.new")
-    for rest in file.parent.glob(f"{escape(new.name)}*"):  # of one that was killed
-        rest.unlink()
-    _migrate(f"{address}.new{question}{options}")
+    for leftover in file.parent.glob(f"{escape(new.name)}*"):  # of a killed process
+        leftover.unlink()
+    _migrate(f"{uri}.new{question}{options}")
     new.replace(file)
 
 
@@ -127,13 +123,15 @@ def _upgrade(database: str, copy: Path) -> None:
     except Exception as error:  # alembic's, the database's, or a migration's own
         raise RunError(
             f"{redact_urls(database)} could not be upgraded for MLflow {mlflow.__version__}: "
-            f"{one_line_error(error)}. As it was, it is kept as {copy}: move that back, and "
-            "upgrade it with the MLflow that made it; or, if no run is in it, move it away."
+            f"{one_line_error(error)}",
+            value=str(copy),
+            hint=f"The original is kept as {copy}: move it back, and upgrade it with the MLflow "
+            "that created it; or, if no run is in it, move it away.",
         ) from error
 
 
 def _migrate(database: str) -> None:
-    """Do what `mlflow db upgrade` does, and close the file."""
+    """Do the work of `mlflow db upgrade`, and close the file."""
     engine = create_engine(database)
     try:
         if _MIGRATIONS._is_empty_database(engine):
@@ -144,8 +142,8 @@ def _migrate(database: str) -> None:
         engine.dispose()
 
 
-def _copied(file: Path, revision: str) -> Path:
-    """Copy an SQLite file that others may be writing; return where to."""
+def _backup(file: Path, revision: str) -> Path:
+    """Copy an SQLite file that others may be writing; return the path of the copy."""
     copy, number = file.with_name(f"{file.name}.before-upgrade-{revision}"), 1
     while copy.exists():
         number += 1
@@ -157,34 +155,32 @@ def _copied(file: Path, revision: str) -> Path:
         unfinished.replace(copy)
     except (sqlite3.Error, OSError) as error:
         raise RunError(
-            f"{file} is of an older MLflow and could not be copied to {copy}: {error}. It was not "
-            "upgraded. Make room, or copy and upgrade it yourself: `mlflow db upgrade URI`."
+            f"{file} is of an older MLflow and could not be copied to {copy}, so it was not "
+            f"upgraded: {error}",
+            value=str(file),
+            hint="Free some space, or copy and upgrade it yourself: `mlflow db upgrade URI`.",
         ) from error
     return copy
 
 
-def _is_older(database: str) -> str:
-    return f"{redact_urls(database)} is of an older MLflow than {mlflow.__version__}."
-
-
-def _how_to_upgrade(database: str) -> str:
-    return (
-        "To look at it would upgrade it, and an older MLflow could not read it any more. `tahoe "
-        "sync RUN` upgrades an SQLite file and keeps a copy of it; or copy it, tell who else uses "
-        f"it, and run `mlflow db upgrade {redact_urls(database)}`."
-    )
-
-
-def _unusable(found: Tables, database: str) -> RunError:
-    shown = redact_urls(database)
-    if found is Tables.NEWER:
+def _unusable(state: Tables, database: str) -> RunError:
+    if state is Tables.OLDER:
         return RunError(
-            f"{shown} is of a newer MLflow than {mlflow.__version__}, which cannot read it. "
-            "Nothing was changed there. Install the MLflow that made it, or name another store: "
-            "tracking.uri=URI"
+            f"{database} is of an older MLflow than {mlflow.__version__}: reading it would upgrade "
+            "it, and the older MLflow could no longer read it",
+            value=database,
+            hint="`tahoe sync RUN` upgrades an SQLite file and keeps a copy. Or copy it, inform "
+            f"its other users, and run `mlflow db upgrade {database}`.",
+        )
+    if state is Tables.NEWER:
+        return RunError(
+            f"{database} is of a newer MLflow than {mlflow.__version__}, which cannot read it",
+            value=database,
+            hint="Install the MLflow that created it, or name another store: tracking.uri=URI.",
         )
     return RunError(
-        f"{shown} has tables and does not say of which MLflow: whoever made them was killed, or "
-        "they are something else. Nothing was changed there. If nothing of yours is in it, move it "
-        "away; or name another store: tracking.uri=URI"
+        f"{database} has tables without a version of MLflow: their creation was interrupted, or "
+        "they belong to another program",
+        value=database,
+        hint="If it holds nothing of yours, move it away; or name another store: tracking.uri=URI.",
     )

@@ -1,14 +1,14 @@
-"""Figures that others have published, as runs in MLflow, beside which its pages show one's own.
+"""Import published results as MLflow runs, beside which its pages show one's own.
 
-Each is a finished run with the figures twice: as `published/...`, and as the accuracies that one's
-own runs log, `val/top1` and `val/top5`, so that one chart shows both. Importing again adds nothing.
+Each is a finished run with its results twice: as `published/...`, and as the metrics that one's own
+runs log, `val/top1` and `val/top5`, so that one chart shows both. Repeated imports add nothing.
 """
 
 import csv
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,45 +25,57 @@ from orchestrator.tracking.mlflow_store.client import (
     open_client,
     search_all,
 )
-from orchestrator.tracking.mlflow_store.run_metadata import MAX_TAG_CHARACTERS, user
+from orchestrator.tracking.mlflow_store.mlflow_records import RECORD_TAG, encode_record
+from orchestrator.tracking.mlflow_store.run_metadata import MAX_TAG_CHARACTERS, is_number, user
 from orchestrator.tracking.records.catalog import CatalogEntry
+from orchestrator.tracking.records.record import IMPORTED, Record
 
-UID_TAG = "tahoe.uid"
-_KIND_TAG = "tahoe.imported"
+_UID_TAG = "tahoe.uid"
+_SOURCE_TAG = "tahoe.imported"
 _TIMM_COLUMNS = {"model", "img_size", "top1", "top5", "param_count", "crop_pct", "interpolation"}
 
 
 @dataclass(frozen=True)
 class ExternalResult:
-    """A run to be made: `uid` tells whether it is there already, `kind` where it is from."""
+    """A run to be created.
+
+    Args:
+        uid: the key by which an existing run is found.
+        source: the collection that the result is from.
+        published: the results and their sources; see orchestrator.config.schema.Published.
+    """
 
     uid: str
-    kind: str
+    source: str
     name: str
-    year: int | None
-    tags: Mapping[str, Any]
+    model: str
+    data: str | None
+    protocol: str | None
     metrics: Mapping[str, float]
+    published: Mapping[str, Any]
+    tags: Mapping[str, Any] = field(default_factory=dict)
 
 
-def published_results(systems: Iterable[CatalogEntry]) -> Iterator[ExternalResult]:
-    """Yield what the papers of the shelf have."""
-    for one in systems:
-        said = one.published
-        numbers = {k: float(v) for k, v in said.items() if _is_number(v) and k != "year"}
+def published_results(entries: Iterable[CatalogEntry]) -> Iterator[ExternalResult]:
+    """Yield the results of the papers in the catalogue."""
+    for entry in entries:
+        published = entry.published
+        numbers = {k: float(v) for k, v in published.items() if is_number(v) and k != "year"}
         metrics = {f"published/{key}": value for key, value in numbers.items()}
         for top in ("top1", "top5"):
             if f"{top}_err" in numbers:
                 metrics[f"val/{top}"] = 100 - numbers[f"{top}_err"]
         texts = ("title", "venue", "hardware", "training_time", "source", "verified")
-        tags = {f"published/{key}": said[key] for key in texts}
-        known = {"model": one.model["name"], "data": said["dataset"], "protocol": said["protocol"]}
         yield ExternalResult(
-            f"published:{one.name}",
-            "published",
-            f"{said['title']}, as published",
-            said["year"],
-            {**known, "year": said["year"], **tags},
-            metrics,
+            uid=f"published:{entry.name}",
+            source="published",
+            name=f"{published['title']}, as published",
+            model=entry.model["name"],
+            data=published["dataset"],
+            protocol=published["protocol"],
+            metrics=metrics,
+            published=published,
+            tags={f"published/{key}": published[key] for key in texts},
         )
 
 
@@ -71,122 +83,139 @@ def timm_results(url: str) -> Iterator[ExternalResult]:
     """Yield the rows of a results file of timm, such as results-imagenet.csv in its repository.
 
     Raises:
-        RunError: it cannot be read, or is none.
+        RunError: it cannot be read, or is not such a file.
     """
     try:
         text = filesystem.read_bytes(url).decode()
-    except (OSError, ValueError) as error:  # no text, or no such kind of URL
-        raise RunError(f"{url} cannot be read: {error}. Nothing was imported.") from error
+    except (OSError, ValueError) as error:  # not text, or an unknown kind of URL
+        raise RunError(
+            f"{url} cannot be read, so nothing was imported: {error}", value=url
+        ) from error
     rows = csv.DictReader(io.StringIO(text))
-    missing = _TIMM_COLUMNS - {*(rows.fieldnames or ())}
+    missing = sorted(_TIMM_COLUMNS - {*(rows.fieldnames or ())})
     if missing:
         raise RunError(
-            f"{url} is no results file of timm: it has no {', '.join(sorted(missing))}. Nothing "
-            "was imported. They are github.com/huggingface/pytorch-image-models, results/*.csv"
+            f"{url} is not a results file of timm, as it has no {', '.join(missing)}: nothing was "
+            "imported",
+            value=missing,
+            hint="They are github.com/huggingface/pytorch-image-models, results/*.csv.",
         )
-    data = _images_of(url)
+    data = _data_name(url)
     for number, row in enumerate(rows, start=2):
         try:
             yield _timm_result(row, data, url)
         except (AttributeError, TypeError, ValueError) as error:
             raise RunError(
-                f"{url}, line {number}: a cell is empty or no number ({error}). The lines before "
-                "it are imported. Correct it, and run the same command."
+                f"{url}, line {number}: a cell is empty or not a number ({error}). The lines "
+                "before it are imported",
+                value=number,
+                hint="Correct it, and run the same command.",
             ) from error
 
 
 def _timm_result(row: Mapping[str, str], data: str, url: str) -> ExternalResult:
-    size, share = int(row["img_size"]), float(row["crop_pct"])
-    on = "" if data == "imagenet" else f" on {data}"
+    size, crop_fraction = int(row["img_size"]), float(row["crop_pct"])
+    suffix = "" if data == "imagenet" else f" on {data}"
     return ExternalResult(
-        f"timm:{row['model']}@{size}{on}",
-        "timm",
-        f"{row['model']} at {size}{on}, by timm",
-        None,
-        {
-            "model": f"timm/{row['model']}",
-            "data": data,
-            "protocol": f"center-{size}-of-{int(size / share)}",
-            "interpolation": row["interpolation"],
-            "published/source": url,
-        },
-        {
+        uid=f"timm:{row['model']}@{size}{suffix}",
+        source="timm",
+        name=f"{row['model']} at {size}{suffix}, by timm",
+        model=f"timm/{row['model']}",
+        data=data,
+        protocol=f"center-{size}-of-{int(size / crop_fraction)}",
+        metrics={
             "val/top1": float(row["top1"]),
             "val/top5": float(row["top5"]),
             "model/num_params": 1e6 * float(row["param_count"].replace(",", "")),
         },
+        published={"source": url},
+        tags={"interpolation": row["interpolation"], "published/source": url},
     )
 
 
-def _images_of(url: str) -> str:
-    """Return on which images a file of timm's is: results-imagenet-real.csv is on imagenet-real."""
+def _data_name(url: str) -> str:
+    """Parse the data set's name from that of a file: results-imagenet-real.csv -> imagenet-real."""
     match = re.search(r"(?:^|/)results-([^/]+)\.csv$", url)
     if match is None:
         raise RunError(
-            f"{url} does not say by its name on which images it is, and figures of other images "
-            "would be taken for ImageNet's. Nothing was imported. Call it as timm does: "
-            "results-imagenet.csv, results-imagenet-real.csv."
+            f"the name of {url} does not name the images, and the results might be taken for "
+            "ImageNet's: nothing was imported",
+            value=url,
+            hint="Name it as timm does: results-imagenet.csv, results-imagenet-real.csv.",
         )
     return match[1]
 
 
 def import_runs(
-    wanted: Iterable[ExternalResult], tracking_uri: str, experiment: str
+    results: Iterable[ExternalResult], tracking_uri: str, experiment: str
 ) -> tuple[int, int]:
-    """Make the runs that are not there yet; return how many were made, and how many were there.
+    """Create the runs that do not exist yet; return the numbers of new and of existing runs.
 
     Raises:
         RunError: the experiment has been deleted.
         MlflowException, OSError: the store cannot be reached or written.
     """
-    num_made = num_there = 0
+    num_new = num_existing = 0
     with open_client(tracking_uri) as client:
-        place = experiment_id(client, tracking_uri, experiment)
-        known = _known(client, place)
-        for one in wanted:
-            before = known.get(one.uid)
-            if before is not None and before.info.status == "FINISHED":
-                num_there += 1
+        experiment = experiment_id(client, tracking_uri, experiment)
+        imported = search_all(client, [experiment], f"tags.`{_SOURCE_TAG}` LIKE '%'")
+        runs = {run.data.tags[_UID_TAG]: run for run in imported}
+        for result in results:
+            run = runs.get(result.uid)
+            if run is not None and run.info.status == "FINISHED":
+                num_existing += 1
             else:
-                _log_result(client, before or _created(client, place, one), one)
-                num_made += 1
-    return num_made, num_there
+                _log_result(client, run or _create_run(client, experiment, result), result)
+                num_new += 1
+    return num_new, num_existing
 
 
-def _known(client: MlflowClient, place: str) -> dict[str, Run]:
-    """Return the runs that were imported, by what tells them apart."""
-    found = search_all(client, [place], f"tags.`{_KIND_TAG}` LIKE '%'")
-    return {run.data.tags[UID_TAG]: run for run in found}
-
-
-def _created(client: MlflowClient, place: str, one: ExternalResult) -> Run:
-    when = datetime(one.year, 1, 1, tzinfo=UTC) if one.year else datetime.now(UTC)
+def _create_run(client: MlflowClient, experiment: str, result: ExternalResult) -> Run:
+    year = result.published.get("year")
+    start = datetime(year, 1, 1, tzinfo=UTC) if year else datetime.now(UTC)
     tags = {
-        "mlflow.runName": one.name,
+        "mlflow.runName": result.name,
         "mlflow.user": user(),
-        UID_TAG: one.uid,
-        _KIND_TAG: one.kind,
+        _UID_TAG: result.uid,
+        _SOURCE_TAG: result.source,
     }
-    return client.create_run(place, start_time=int(when.timestamp() * 1000), tags=tags)
+    return client.create_run(experiment, start_time=int(start.timestamp() * 1000), tags=tags)
 
 
-def _log_result(client: MlflowClient, run: Run, one: ExternalResult) -> None:
-    """Give a run what it is to show, and finish it: what was cut short is filled again."""
-    time_ms = run.info.start_time  # so that MLflow knows a repetition
+def _log_result(client: MlflowClient, run: Run, result: ExternalResult) -> None:
+    """Fill a run and finish it, also one whose import was interrupted."""
+    time_ms = run.info.start_time  # so that MLflow recognises a repetition
+    facts = {"model": result.model, "data": result.data, "protocol": result.protocol}
+    record = Record(
+        id=result.name,
+        path=f"mlflow:{run.info.run_id}",
+        uid=result.uid,
+        created_s=time_ms / 1000,
+        config={
+            "model.name": result.model,
+            "data.name": result.data,
+            "data.eval_protocol": result.protocol,
+        },
+        published=dict(result.published),
+        status=IMPORTED,
+        reason=f"as {result.source} has it",
+    )
+    tags = {f"tahoe.{key}": value for key, value in facts.items()} | {
+        "tahoe.year": result.published.get("year"),
+        RECORD_TAG: encode_record(record),
+        **result.tags,
+    }
     client.log_batch(
         run.info.run_id,
         metrics=[
-            Metric(mlflow_safe_name(k), as_stored(v), time_ms, 0) for k, v in one.metrics.items()
+            Metric(mlflow_safe_name(key), as_stored(value), time_ms, 0)
+            for key, value in result.metrics.items()
         ],
         tags=[
-            RunTag(mlflow_safe_name(k), truncate_json(v, MAX_TAG_CHARACTERS))
-            for k, v in one.tags.items()
-            if v is not None
+            RunTag(mlflow_safe_name(key), truncate_json(value, MAX_TAG_CHARACTERS))
+            for key, value in tags.items()
+            if value is not None
         ],
         synchronous=True,
     )
     client.set_terminated(run.info.run_id, "FINISHED", time_ms)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

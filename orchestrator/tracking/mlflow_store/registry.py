@@ -1,4 +1,4 @@
-"""The best checkpoint of a run in MLflow's registry: safetensors inside, no pickle on the way."""
+"""Register a checkpoint of a run as a model in MLflow: safetensors inside, no pickle."""
 
 import json
 import re
@@ -31,11 +31,11 @@ from orchestrator.tracking.mlflow_store.run import get_or_create_run
 from orchestrator.training.inputs.class_names import own_classes
 from orchestrator.training.inputs.datasets import open_eval_set
 
-_NEEDED = ("torch", "torchvision", "timm", "safetensors", "numpy")
+_REQUIREMENTS = ("torch", "torchvision", "timm", "safetensors", "numpy")
 
 
 class ModelVersion(NamedTuple):
-    """Where a model is: `uri` as mlflow.pyfunc.load_model takes it."""
+    """A registered model; `uri` is for mlflow.pyfunc.load_model."""
 
     uri: str
     name: str
@@ -44,29 +44,32 @@ class ModelVersion(NamedTuple):
 
 
 def register(run: RunDir, name: str | None = None, step: int | None = None) -> ModelVersion:
-    """Make a checkpoint of a run a version of a registered model.
+    """Register a checkpoint of a run as a version of a model.
 
     Args:
-        name: of the model; None: that of the network and the data.
-        step: of the checkpoint; None: the best, or the newest if none is.
+        name: the name of the model; None for that of the network and the data.
+        step: the step of the checkpoint; None for the best one, or the newest if none was
+            evaluated.
 
     Raises:
         RunError, CheckpointError, DataError: there is no such checkpoint, its data set is gone, or
-            MLflow does not take it.
+            MLflow does not accept it.
     """
     config = parse(run.read_config())
     if config.recipe.loss == "model":
-        raise RunError(f"{run.path} was trained without labels, so that it has nothing to tell.")
+        raise RunError(
+            f"{run.path} was trained without labels, so it predicts no classes", value=str(run.path)
+        )
     store = CheckpointStore.for_run(run, config)
     manifest = select_checkpoint(store, config.checkpoint, step)
     data, classes = read_manifest(config.data.url, "val"), own_classes(run, config)
     name = name or re.sub(r"[^\w.-]", "-", f"{config.model.name}-{config.data.name}")
     example = _example(config, data)
-    with tempfile.TemporaryDirectory() as place:
-        directory = Path(place) / "network"
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary) / "network"
         directory.mkdir()
-        described = json.dumps(_description(config, classes, run), indent=2)
-        (directory / pyfunc.NETWORK).write_text(described)
+        metadata = json.dumps(_network_metadata(config, classes, run), indent=2)
+        (directory / pyfunc.NETWORK).write_text(metadata)
         with store.open(manifest.step, [manifest.weights_file()]) as parts:
             (directory / pyfunc.WEIGHTS).write_bytes(parts[manifest.weights_file()].read_bytes())
         try:
@@ -81,8 +84,9 @@ def register(run: RunDir, name: str | None = None, step: int | None = None) -> M
             )
         except (MlflowException, OSError) as error:
             raise RunError(
-                f"{run.path} is not registered: {one_line_error(error)}. Nothing of the run is "
-                "changed; try again when the server can be reached."
+                f"{run.path} was not registered: {one_line_error(error)}. The run is unchanged",
+                value=str(run.path),
+                hint="Try again when the server can be reached.",
             ) from error
 
 
@@ -99,7 +103,7 @@ def _log(run: RunDir, config: Config, name: str, step: int, **files: Any) -> Mod
         step=step,
         loader_module=pyfunc.__name__,
         code_paths=[str(Path(models.__file__).parent)],
-        pip_requirements=[f"{package}=={version(package)}" for package in _NEEDED],
+        pip_requirements=[f"{package}=={version(package)}" for package in _REQUIREMENTS],
         metadata={
             "tahoe.run_id": run.id,
             "tahoe.step": step,
@@ -108,23 +112,25 @@ def _log(run: RunDir, config: Config, name: str, step: int, **files: Any) -> Mod
         **files,
     )
     number = str(info.registered_model_version)
-    tracked.client.update_model_version(name, number, _told(run, config, step))
+    tracked.client.update_model_version(name, number, _version_description(run, config, step))
     return ModelVersion(f"models:/{name}/{number}", name, number, step)
 
 
-def _told(run: RunDir, config: Config, step: int) -> str:
-    """Return what the page of a model says of it: where it is from, and what it achieved there."""
-    judged = [
+def _version_description(run: RunDir, config: Config, step: int) -> str:
+    """Describe the origin and the metrics of a model for its page in MLflow."""
+    evaluations = [
         line["metrics"]
         for line in read_json_lines(run.metrics_file)
         if line.get("step") == step and "val/top1" in line.get("metrics", {})
     ]
-    found = (f"{key[4:]} {value:.6g}" for key, value in judged[-1].items() if "val/" in key)
-    figures = f" Under {config.data.eval_protocol}: {', '.join(found)}." if judged else ""
-    return f"{config.model.name} on {config.data.name}: step {step} of {run.id}.{figures}"
+    results = ""
+    if evaluations:
+        metrics = [f"{k[4:]} {v:.6g}" for k, v in evaluations[-1].items() if "val/" in k]
+        results = f" Under {config.data.eval_protocol}: {', '.join(metrics)}."
+    return f"{config.model.name} on {config.data.name}: step {step} of {run.id}.{results}"
 
 
-def _description(config: Config, classes: Sequence[str], run: RunDir) -> dict[str, Any]:
+def _network_metadata(config: Config, classes: Sequence[str], run: RunDir) -> dict[str, Any]:
     return {
         "name": config.model.name,
         "options": config.model.kwargs,
@@ -146,7 +152,7 @@ def _signature(example: NDArray[np.uint8], num_classes: int) -> ModelSignature:
 
 
 def _example(config: Any, data: Manifest) -> NDArray[np.uint8]:
-    """Return the first validation image, or its first view: (1, size, size, channels)."""
-    alone = replace(config, evaluate=replace(config.evaluate, batch_size=1))
-    with closing(iter_batches(open_eval_set(alone, "val", data), [0], 0)) as batches:
+    """Read the first validation image, or its first view: (1, size, size, channels)."""
+    single = replace(config, evaluate=replace(config.evaluate, batch_size=1))
+    with closing(iter_batches(open_eval_set(single, "val", data), [0], 0)) as batches:
         return next(batches).images[:1].permute(0, 2, 3, 1).numpy().copy()

@@ -1,7 +1,7 @@
-"""What a server refuses of a batch is found, cut or left out, and said; all the rest arrives.
+"""Send batches to a server that may reject values: find those, cut or drop them, send the rest.
 
-A server refuses a whole batch for one value that it will not take, and which it takes depends on
-its version: MLflow before 2.8 has params of 500 characters, before 2.13 tags of 5000.
+A server rejects a whole batch for one value that it does not accept, and the limits depend on its
+version: MLflow before 2.8 has params of 500 characters, before 2.13 tags of 5000.
 """
 
 import logging
@@ -15,60 +15,62 @@ log = logging.getLogger("tahoe.shipper")
 T = TypeVar("T")
 Text = TypeVar("Text", Param, RunTag)
 
-_REFUSED = "INVALID_PARAMETER_VALUE"
-_LENGTHS = (5000, 500, 250)  # in characters, that values of servers have had
+_REJECTED = "INVALID_PARAMETER_VALUE"
+_LENGTHS = (5000, 500, 250)  # limits of servers, in characters
 
 
 class RejectedValues:
-    """What a server has not taken as it is: `told` says of each name what became of it, and why.
+    """Send values, and keep in `reasons` the treatment of each rejected name, and the reason.
 
     Args:
-        check: raises if the run takes nothing at all any more, which is no fault of a value.
+        check: a function that raises if the run itself cannot be written any more.
     """
 
     def __init__(self, check: Callable[[], None]) -> None:
-        self.told: dict[str, str] = {}
+        self.reasons: dict[str, str] = {}
         self._check = check
 
     def send_texts(self, texts: Sequence[Text], send: Callable[[list[Text]], None]) -> None:
-        """Send params or tags; one that is too long is cut until the server takes it."""
-        for text, error in self._refused(texts, send):
+        """Send params or tags; cut the rejected ones to the greatest length that is accepted."""
+        for text, error in self._rejected(texts, send):
             lengths = (length for length in _LENGTHS if length < len(text.value))
-            taken = next((length for length in lengths if self._takes(text, length, send)), None)
-            self._tell(text.key, f"cut to {taken} characters" if taken else "left out", error)
+            accepted = next((n for n in lengths if self._send_cut(text, n, send)), None)
+            treatment = f"cut to {accepted} characters" if accepted else "left out"
+            self._note(text.key, treatment, error)
 
-    def send_rest(
+    def send_all(
         self, items: Sequence[T], send: Callable[[list[T]], None], name: Callable[[T], str]
     ) -> None:
-        """Send what cannot be cut; what is refused is left out, from now on without being tried."""
-        for item, error in self._refused([x for x in items if name(x) not in self.told], send):
-            self._tell(name(item), "left out", error)
+        """Send items that cannot be cut; leave out the rejected ones, from now on unsent."""
+        remaining = [item for item in items if name(item) not in self.reasons]
+        for item, error in self._rejected(remaining, send):
+            self._note(name(item), "left out", error)
 
-    def _takes(self, text: Text, length: int, send: Callable[[list[Text]], None]) -> bool:
-        """Send the beginning of a text; say whether it was taken."""
-        made: Text = cast("Any", type(text))(text.key, cut(text.value, length))
-        return not [*self._refused([made], send)]
+    def _send_cut(self, text: Text, length: int, send: Callable[[list[Text]], None]) -> bool:
+        """Send the beginning of a text; return whether it was accepted."""
+        shorter: Text = cast("Any", type(text))(text.key, cut(text.value, length))
+        return not [*self._rejected([shorter], send)]
 
-    def _refused(
+    def _rejected(
         self, items: Sequence[T], send: Callable[[list[T]], None]
     ) -> Iterator[tuple[T, MlflowException]]:
-        """Send items, and yield those that are refused alone, which halving finds."""
+        """Send items, and yield those that are rejected alone, by bisection."""
         if not items:
             return
         try:
             send([*items])
         except MlflowException as error:
-            if error.error_code != _REFUSED:
+            if error.error_code != _REJECTED:
                 raise
             self._check()
             if len(items) == 1:
                 yield items[0], error
                 return
             middle = len(items) // 2
-            yield from self._refused(items[:middle], send)
-            yield from self._refused(items[middle:], send)
+            yield from self._rejected(items[:middle], send)
+            yield from self._rejected(items[middle:], send)
 
-    def _tell(self, name: str, how: str, error: MlflowException) -> None:
-        if name not in self.told:
-            self.told[name] = f"{how}: {one_line_error(error)}"
-            log.warning("the server refuses %s, which is %s", name, self.told[name])
+    def _note(self, name: str, treatment: str, error: MlflowException) -> None:
+        if name not in self.reasons:
+            self.reasons[name] = f"{treatment}: {one_line_error(error)}"
+            log.warning("the server rejects %s, which is %s", name, self.reasons[name])

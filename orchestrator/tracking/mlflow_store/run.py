@@ -1,4 +1,4 @@
-"""The MLflow run of a run directory: made once, found again, continued by every attempt.
+"""Create the MLflow run of a run directory, or find it again; every attempt continues it.
 
 Importing this module imports MLflow, which takes about two seconds.
 """
@@ -6,13 +6,13 @@ Importing this module imports MLflow, which takes about two seconds.
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from orchestrator.redact import mlflow_safe_name, redact, redact_urls, truncate_json
+from orchestrator.redact import mlflow_safe_name, one_line, redact, redact_urls, truncate_json
 from orchestrator.run.copied_run import make_own, original_of
 from orchestrator.run.metric_stream import Point, as_stored
 from orchestrator.run.outcome import RunState
@@ -31,17 +31,24 @@ from orchestrator.tracking.mlflow_store.client import (
     RunTag,
     experiment_id,
     open_client,
-    to_stderr,
+    print_to_stderr,
+    tag_equals,
+)
+from orchestrator.tracking.mlflow_store.mlflow_records import (
+    CHANGED_TAG,
+    RECORD_FILE,
+    RECORD_TAG,
+    encode_record,
 )
 from orchestrator.tracking.mlflow_store.rejected import RejectedValues
 from orchestrator.tracking.mlflow_store.sweep_run import (
     CHILD_TAG,
     child_run_name,
     get_or_create_sweep_run,
-    tell_in_words,
+    set_description,
     update_sweep_status,
 )
-from orchestrator.tracking.records.record import read_record
+from orchestrator.tracking.records.record import Record, read_record
 
 T = TypeVar("T")
 
@@ -59,7 +66,12 @@ STATUS = {
 
 @dataclass
 class MlflowRun:
-    """A run directory and its MLflow run. Every method may be called again after an error."""
+    """A run directory and its MLflow run; every method may be repeated after an error.
+
+    Args:
+        shipped_bytes: the size of the sent part of each file, by its path in the run directory.
+        sweep: the sweep that the run was submitted in; `parent_id` is that of its MLflow run.
+    """
 
     run: RunDir
     config: Mapping[str, Any]
@@ -67,110 +79,123 @@ class MlflowRun:
     run_id: str
     experiment_id: str
     start_ms: int
-    shipped_bytes: dict[str, int]  # of each file, by its path in the run directory
-    sweep: SweepDir | None  # that the run was submitted in, and the id of its MLflow run
+    shipped_bytes: dict[str, int]
+    sweep: SweepDir | None
     parent_id: str | None
 
     def __post_init__(self) -> None:
-        self.refusals = RejectedValues(lambda: _check_active(self.client.get_run(self.run_id)))
+        self.rejected = RejectedValues(lambda: _check_active(self.client.get_run(self.run_id)))
+        self._params = run_metadata.run_params(self.config)
+        self._long_record = ""  # for RECORD_FILE, if it does not fit in a tag
 
     def log_metadata(self) -> None:
-        """Send params, tags and published figures; a param that changed since becomes a tag."""
-        known = self.client.get_run(self.run_id).data
-        wanted = run_metadata.run_params(self.config)
-        new = [Param(key, value) for key, value in wanted.items() if key not in known.params]
+        """Send params, tags and published results; a param that has changed becomes a tag."""
+        stored = self.client.get_run(self.run_id).data
+        new = [Param(key, value) for key, value in self._params.items() if key not in stored.params]
         for params in _chunks(new, MAX_PARAMS_A_CALL):
-            self.refusals.send_texts(params, self._send_params)
+            self.rejected.send_texts(params, self._send_params)
         changed = {}
-        for key, value in wanted.items():
-            # A param that the server took in part only is there as a whole, as far as tags go.
-            tag = mlflow_safe_name(f"tahoe.changed.{key}")
-            if self.refusals.told.get(key) or (
-                known.tags.get(tag, known.params.get(key, value)) != value
-            ):
+        for key, value in self._params.items():
+            # A param that the server has cut is sent as a tag, which may be longer.
+            tag = mlflow_safe_name(f"{CHANGED_TAG}{key}")
+            current = stored.tags.get(tag, stored.params.get(key, value))
+            if key in self.rejected.reasons or current != value:
                 changed[tag] = value
         parent = {}
         if self.sweep and self.parent_id:
             name = child_run_name(self.sweep, self.run)
             parent = {CHILD_TAG: self.parent_id, "mlflow.runName": name}
         self.set_tags({**run_metadata.run_tags(self.run, self.config), **changed, **parent})
-        # The time of the run's creation, not of this call, so that MLflow knows a repetition.
-        said = run_metadata.published(self.config).items()
-        self._log([Point(key, value, step=0, time_ms=self.start_ms) for key, value in said])
+        # The time of the run's creation, not of this call, so that MLflow recognises a repetition.
+        published = run_metadata.published(self.config).items()
+        self._log([Point(key, value, step=0, time_ms=self.start_ms) for key, value in published])
         self._log(run_metadata.evaluations(self.run))
         if data := run_metadata.dataset(self.run, self.config):
             context = [InputTag("mlflow.data.context", "training")]
-            self.refusals.send_rest(
+            self.rejected.send_all(
                 [DatasetInput(Dataset(**data), context)],
                 lambda inputs: self.client.log_inputs(self.run_id, inputs),
-                lambda one: f"the data set {one.dataset.name}",
+                lambda data: f"the data set {data.dataset.name}",
             )
 
     def log_artifacts(self) -> None:
-        """Send config.yaml, environment.yaml and code.patch, without secrets."""
+        """Send config.yaml, environment.yaml and the patch, without secrets."""
         config = self.run.config_file
         clean = redact(self.config)
         text = config.read_text() if clean == self.config else yaml.safe_dump(clean)
         self._upload(config.name, text.encode())
-        self._upload(
-            "environment.yaml", yaml.safe_dump(run_metadata.environment(self.run)).encode()
-        )
+        environment = yaml.safe_dump(run_metadata.environment(self.run))
+        self._upload("environment.yaml", environment.encode())
         if self.run.patch_file.exists():
             patch = self.run.patch_file.read_bytes().decode("latin-1")  # any bytes, there and back
             self._upload(self.run.patch_file.name, redact_urls(patch).encode("latin-1"))
+        self.log_long_record()
+
+    def log_long_record(self) -> None:
+        """Send the record as an artifact, if it is too long for a tag."""
+        if self._long_record:
+            self._upload(RECORD_FILE, self._long_record.encode())
 
     def send_directory(self, directory: Path) -> None:
         """Send the files of a directory under its own name."""
         self.client.log_artifacts(self.run_id, str(directory), directory.name)
 
     def log_points(self, points: Sequence[Point], file: Path, end_bytes: int) -> None:
-        """Send points, and note that a file of them has been shipped up to `end_bytes`."""
+        """Send points, and note that their file has been shipped up to `end_bytes`."""
         self._log(points)
         self.shipped_bytes[str(file.relative_to(self.run.path))] = end_bytes
         self.save_state()
 
-    def shipped(self, file: Path) -> int:
-        """Return up to which of its bytes a file has been shipped."""
+    def num_shipped_bytes(self, file: Path) -> int:
+        """Return the size of the shipped part of a file."""
         return self.shipped_bytes.get(str(file.relative_to(self.run.path)), 0)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags."""
-        ready = [
+        """Set tags, cut to the length that MLflow accepts."""
+        texts = [
             RunTag(key, truncate_json(value, run_metadata.MAX_TAG_CHARACTERS))
             for key, value in tags.items()
         ]
-        for some in _chunks(ready, MAX_PARAMS_A_CALL):
-            self.refusals.send_texts(some, self._send_tags)
+        for chunk in _chunks(texts, MAX_PARAMS_A_CALL):
+            self.rejected.send_texts(chunk, self._send_tags)
 
-    def set_status(self, outcome: RunState, ended_ms: int | None = None) -> None:
-        """Set the status of the run, and when it ended, to how the run directory stands."""
-        status = STATUS[outcome.state]
-        if status in ("RUNNING", "SCHEDULED"):
-            self.client.update_run(self.run_id, status)
-        else:
+    def set_status(self, state: RunState, ended_ms: int | None = None) -> None:
+        """Set the status and the end of the run, and store its record."""
+        status = STATUS[state.state]
+        is_over = status not in ("RUNNING", "SCHEDULED")
+        if is_over:
             self.client.set_terminated(self.run_id, status, ended_ms)
-        verdict = redact_urls(f"{outcome.state}: {outcome.reason}")
+        else:
+            self.client.update_run(self.run_id, status)
         record = read_record(self.run)
-        taken = {} if status in ("RUNNING", "SCHEDULED") else run_metadata.time_tags(record)
-        self.set_tags({"tahoe.verdict": verdict, **run_metadata.attempt_tags(self.run), **taken})
-        tell_in_words(self.client, self.run_id, run_metadata.description(record))
+        outcome = {"tahoe.outcome": redact_urls(f"{state.state}: {state.reason}")}
+        times = run_metadata.time_tags(record) if is_over else {}
+        self.set_tags({**outcome, **run_metadata.attempt_tags(self.run), **times})
+        self._send_record(replace(record, status=state.state, reason=one_line(state.reason)))
+        set_description(self.client, self.run_id, run_metadata.description(record))
         if self.sweep and self.parent_id:
             update_sweep_status(self.client, self.experiment_id, self.parent_id, self.sweep)
 
     def save_state(self) -> None:
         """Write mlflow.json. Deleting it is safe: the run is found by its tags and sent again."""
-        record = {
+        state = {
             "run_id": self.run_id,
             "experiment_id": self.experiment_id,
             "tracking_uri": redact_urls(self.config["tracking"]["uri"]),
             "shipped_bytes": self.shipped_bytes,
         }
-        self.run.write_json(self.run.mlflow_file, record)
+        self.run.write_json(self.run.mlflow_file, state)
+
+    def _send_record(self, record: Record) -> None:
+        text = encode_record(record, self._params)
+        is_long = len(text) > run_metadata.MAX_TAG_CHARACTERS
+        self.set_tags({RECORD_TAG: "" if is_long else text})
+        self._long_record = text if is_long or RECORD_TAG in self.rejected.reasons else ""
 
     def _log(self, points: Sequence[Point]) -> None:
         metrics = [Metric(p.key, as_stored(p.value), p.time_ms, p.step) for p in points]
-        for some in _chunks(metrics, MAX_METRICS_A_CALL):
-            self.refusals.send_rest(some, self._send_metrics, lambda one: str(one.key))
+        for chunk in _chunks(metrics, MAX_METRICS_A_CALL):
+            self.rejected.send_all(chunk, self._send_metrics, lambda metric: str(metric.key))
 
     def _send_metrics(self, metrics: list[Metric]) -> None:
         self.client.log_batch(self.run_id, metrics=metrics, synchronous=True)
@@ -189,33 +214,33 @@ class MlflowRun:
 
 
 def get_or_create_run(
-    run: RunDir, config: Mapping[str, Any], say: Callable[[str], None] = to_stderr
+    run: RunDir, config: Mapping[str, Any], notify: Callable[[str], None] = print_to_stderr
 ) -> MlflowRun:
-    """Return the MLflow run of a run directory, which is made if there is none.
+    """Return the MLflow run of a run directory; create it if it does not exist.
 
     Args:
-        say: is told of what happens to the store itself.
+        notify: the receiver of messages about the store itself.
 
     Raises:
         RunError: the run or its experiment has been deleted in MLflow.
         MlflowException, OSError: the store cannot be reached or written.
     """
-    uri, experiment = config["tracking"]["uri"], config["tracking"]["experiment"]
-    mark = run.read_json(run.mlflow_file) or {}
-    with open_client(uri, say) as client:
-        found = _recorded(client, mark)
-        place = found.info.experiment_id if found else experiment_id(client, uri, experiment)
-        found = found or _find_by_tag(client, run, place)
+    uri, name = config["tracking"]["uri"], config["tracking"]["experiment"]
+    state = run.read_json(run.mlflow_file) or {}
+    with open_client(uri, notify) as client:
+        found = _noted_run(client, state)
+        experiment = found.info.experiment_id if found else experiment_id(client, uri, name)
+        found = found or _find_by_tag(client, run, experiment)
         if found and (original := original_of(run, found.data.tags.get("tahoe.run_dir"))):
             make_own(run, original)
-            say(f"{run.path} is a copy of {original}: it is a run of its own in MLflow from now on")
+            notify(f"{run.path} is a copy of {original}: from now on, it has its own MLflow run")
             found = None
-        found = found or _created(client, run, place)
+        found = found or _create_run(client, run, experiment)
         sweep = sweep_of(run)
         parent_id = (
             get_or_create_sweep_run(client, found.info.experiment_id, sweep) if sweep else None
         )
-    known = mark.get("shipped_bytes") if found.info.run_id == mark.get("run_id") else None
+    is_noted = found.info.run_id == state.get("run_id")
     tracked = MlflowRun(
         run=run,
         config=config,
@@ -223,8 +248,7 @@ def get_or_create_run(
         run_id=found.info.run_id,
         experiment_id=found.info.experiment_id,
         start_ms=found.info.start_time,
-        # A number is from before there were several files: all is sent again, and MLflow knows it.
-        shipped_bytes=dict(known) if isinstance(known, dict) else {},
+        shipped_bytes=dict(state.get("shipped_bytes", {})) if is_noted else {},
         sweep=sweep,
         parent_id=parent_id,
     )
@@ -232,37 +256,39 @@ def get_or_create_run(
     return tracked
 
 
-def _recorded(client: MlflowClient, mark: Mapping[str, Any]) -> Run | None:
-    if "run_id" not in mark:
+def _noted_run(client: MlflowClient, state: Mapping[str, Any]) -> Run | None:
+    """Return the run that mlflow.json names, if the store has it."""
+    if "run_id" not in state:
         return None
     try:
-        found = client.get_run(mark["run_id"])
+        run = client.get_run(state["run_id"])
     except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # another store than before
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # it was sent to another store
             return None
         raise
-    _check_active(found)
-    return found
+    _check_active(run)
+    return run
 
 
-def _check_active(found: Run) -> None:
-    if found.info.lifecycle_stage != "active":
-        run_id = found.info.run_id
+def _check_active(run: Run) -> None:
+    if run.info.lifecycle_stage != "active":
+        run_id = run.info.run_id
         raise RunError(
-            f"the MLflow run {run_id} has been deleted. Restore it with `mlflow runs restore "
-            f"--run-id {run_id}`, then run `tahoe sync` again."
+            f"the MLflow run {run_id} has been deleted",
+            value=run_id,
+            hint=f"Restore it with `mlflow runs restore --run-id {run_id}`, then run `tahoe sync` "
+            "again.",
         )
 
 
 def _find_by_tag(client: MlflowClient, run: RunDir, experiment: str) -> Run | None:
-    """Return the run that an earlier start made and did not live to write down."""
-    key, value = run_metadata.identity_tag(run)
-    quote = '"' if "'" in value else "'"
-    found = client.search_runs([experiment], f"tags.`{key}` = {quote}{value}{quote}", max_results=1)
-    return found[0] if found else None
+    """Find the run of an earlier attempt that was killed before it wrote mlflow.json."""
+    tag = tag_equals(*run_metadata.identity_tag(run))
+    runs = client.search_runs([experiment], tag, max_results=1)
+    return runs[0] if runs else None
 
 
-def _created(client: MlflowClient, run: RunDir, experiment: str) -> Run:
+def _create_run(client: MlflowClient, run: RunDir, experiment: str) -> Run:
     created_s = (run.read_json(run.identity_file) or {}).get("created_s") or time.time()
     tags = run_metadata.creation_tags(run)
     return client.create_run(experiment, start_time=int(created_s * 1000), tags=tags)

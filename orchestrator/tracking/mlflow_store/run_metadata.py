@@ -1,4 +1,4 @@
-"""What a run says of itself to a tracking server: params, tags, the figures its paper published."""
+"""The params, tags and published results that a run sends to a tracking server."""
 
 import getpass
 import json
@@ -21,17 +21,17 @@ from orchestrator.run.metric_stream import Point
 from orchestrator.run.outcome import read_attempts, read_run_state
 from orchestrator.run.plan import split_fingerprints
 from orchestrator.run.rundir import RunDir, read_json_lines
-from orchestrator.tracking.records.record import EXTENDED, Record, weights_of
+from orchestrator.tracking.records.record import EXTENDED, Record, evaluated_weights
 
-# MLflow's limits, by which it cuts without a sign (mlflow/utils/validation.py). Tags may have 8000
-# characters since MLflow 3; a list that must be read back keeps to what servers before it take.
+# MLflow's limits, at which it cuts silently (mlflow/utils/validation.py). Tags may have 8000
+# characters since MLflow 3; older servers accept 5000.
 MAX_PARAM_CHARACTERS = 6000
 MAX_TAG_CHARACTERS = 5000
 MAX_DIGEST_CHARACTERS = 36
 
 
 def run_params(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the config flattened with dots, without secrets and what it says of others."""
+    """Flatten the config with dots, without secrets and others' results."""
     flat = flatten(redact(of_the_run(config)))
     return {
         mlflow_safe_name(key): truncate_json(value, MAX_PARAM_CHARACTERS)
@@ -40,11 +40,11 @@ def run_params(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def published(config: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers that the paper of the model published, named `published/...`."""
+    """Return the numbers in the paper of the model, named `published/...`."""
     return {
         mlflow_safe_name(f"published/{key}"): value
         for key, value in _published(config).items()
-        if key != "year" and _is_number(value)
+        if key != "year" and is_number(value)
     }
 
 
@@ -55,83 +55,86 @@ def identity_tag(run: RunDir) -> tuple[str, str]:
 
 
 def creation_tags(run: RunDir) -> dict[str, str]:
-    """Return the tags that an MLflow run is made with, and keeps."""
+    """Return the tags that an MLflow run is created with, and keeps."""
     key, value = identity_tag(run)
     return {"mlflow.runName": run.id, "mlflow.user": user(), "tahoe.run_id": run.id, key: value}
 
 
 def run_tags(run: RunDir, config: Mapping[str, Any]) -> dict[str, str]:
-    """Return what one filters runs by; what is not known is left out."""
-    identity = run.read_json(run.identity_file) or {}
-    git, data = _section(identity, "git"), _section(config, "data")
-    latest = read_attempts(run).get(run.num_attempts, {})
-    said = {key: value for key, value in _published(config).items() if not _is_number(value)}
-    found = {
+    """Return the tags to filter runs by; unknown values are left out."""
+    info = run.read_json(run.identity_file) or {}
+    git, data = _section(info, "git"), _section(config, "data")
+    attempt = read_attempts(run).get(run.num_attempts, {})
+    origin = _section(info, "init_from")
+    tags = {
         "tahoe.run_dir": _path(run),
-        "model": _section(config, "model").get("name"),
-        "year": _published(config).get("year"),
-        "data": data.get("name"),
-        "protocol": data.get("eval_protocol"),
+        "tahoe.model": _section(config, "model").get("name"),
+        "tahoe.year": _published(config).get("year"),
+        "tahoe.data": data.get("name"),
+        "tahoe.protocol": data.get("eval_protocol"),
+        "tahoe.attempts": run.num_attempts,
         "seed": config.get("seed"),
-        "weights": weights_of(_section(config, "recipe").get("ema_decay", "?")),
+        "weights": evaluated_weights(_section(config, "recipe").get("ema_decay", "?")),
         "git_commit": git.get("commit"),
         "git_dirty": git.get("dirty"),
         "mlflow.source.git.commit": git.get("commit"),
-        "attempts": run.num_attempts,
-        **{key: latest.get(key) for key in ("world_size", "host", "slurm_job_id", "nodes")},
-        **{mlflow_safe_name(f"published/{key}"): value for key, value in said.items()},
-        **_init_from_tags(identity),
-        "tahoe.ensembles": _ensembles(run),
+        **{key: attempt.get(key) for key in ("world_size", "host", "slurm_job_id", "nodes")},
+        **{
+            mlflow_safe_name(f"published/{key}"): value
+            for key, value in _published(config).items()
+            if not is_number(value)
+        },
+        **{f"init_from.{key}": origin.get(key) for key in ("source", "run", "uid", "step")},
     }
-    known = {key: value for key, value in found.items() if value is not None}
-    return {key: truncate_json(value, MAX_TAG_CHARACTERS) for key, value in redact(known).items()}
+    known = redact({key: value for key, value in tags.items() if value is not None})
+    return {key: truncate_json(value, MAX_TAG_CHARACTERS) for key, value in known.items()}
 
 
 def attempt_tags(run: RunDir) -> dict[str, str]:
-    """Return a tag for each attempt: when, on what, and why it ended, as far as that is known."""
-    known, end = read_attempts(run), read_run_state(run)
-    found = {}
-    for number, line in known.items():
-        why = line.get("why") or (end.reason if number == end.attempt else None)
-        if why is None and "exit_code" in line:
-            why = f"exit code {line['exit_code']}"
-        place = line.get("nodes") or line.get("host")
-        size = line.get("world_size")
-        ranks = f"{pluralize(size, 'rank') if size else 'ranks'} on {place}"
-        began = datetime.fromtimestamp(line.get("started_s", 0), UTC).isoformat(" ", "seconds")
-        text = redact_urls(f"{began}, {ranks}: {why or 'no end is known'}")
-        found[f"tahoe.attempt.{number:04d}"] = truncate_json(text, MAX_TAG_CHARACTERS)
-    return found
+    """Return a tag for each attempt: its start, its ranks and nodes, and how it ended."""
+    attempts, state = read_attempts(run), read_run_state(run)
+    tags = {}
+    for number, attempt in attempts.items():
+        reason = attempt.get("why") or (state.reason if number == state.attempt else None)
+        if reason is None and "exit_code" in attempt:
+            reason = f"exit code {attempt['exit_code']}"
+        size = attempt.get("world_size")
+        ranks = pluralize(size, "rank") if size else "ranks"
+        start = datetime.fromtimestamp(attempt.get("started_s", 0), UTC).isoformat(" ", "seconds")
+        nodes = attempt.get("nodes") or attempt.get("host")
+        text = redact_urls(f"{start}, {ranks} on {nodes}: {reason or 'no end is known'}")
+        tags[f"tahoe.attempt.{number:04d}"] = truncate_json(text, MAX_TAG_CHARACTERS)
+    return tags
 
 
 def time_tags(record: Record) -> dict[str, str]:
-    """Return how long all attempts together took, and whether one of them moved the end."""
-    taken = {
+    """Return the durations and the speed over all attempts, and the extension, if any."""
+    numbers = {
         "tahoe.training_s": record.training_s,
-        "tahoe.device_s": record.device_s,
+        "tahoe.device_seconds": record.device_s,
         "tahoe.images_per_s": record.images_per_s,
     }
-    known = {key: f"{value:.6g}" for key, value in taken.items() if value is not None}
-    told = record.config.get(EXTENDED)
-    return known | ({f"tahoe.{EXTENDED}": told} if told else {})
+    tags = {key: f"{value:.6g}" for key, value in numbers.items() if value is not None}
+    if extension := record.config.get(EXTENDED):
+        tags[f"tahoe.{EXTENDED}"] = extension
+    return tags
 
 
 def description(record: Record) -> str:
-    """Return what a run is and what it came to, in one line."""
-    year = record.published.get("year")
-    config, figures = record.config, record.metrics
-    what = f"{record.model_title}{f' ({year})' if year else ''} on {config.get('data.name')}"
-    told = [quote_metric(name, figures[name]) for name in RANKED_BY if name in figures]
+    """Describe a run and its results in one line."""
+    year, config, metrics = record.published.get("year"), record.config, record.metrics
+    system = f"{record.model_title}{f' ({year})' if year else ''} on {config.get('data.name')}"
+    results = [quote_metric(name, metrics[name]) for name in RANKED_BY if name in metrics]
     if record.step:
-        told.append(f"{pluralize(record.step, 'step')} in {format_duration(record.training_s)}")
+        results.append(f"{pluralize(record.step, 'step')} in {format_duration(record.training_s)}")
     if record.images_per_s:
-        told.append(f"{format_metric('images_per_s', record.images_per_s)} images/s")
-    came_to = "; ".join(filter(None, [", ".join(told), f"seed {config.get('seed')}"]))
-    return redact_urls(f"{what}, {config.get('data.eval_protocol')}: {came_to}")
+        results.append(f"{format_metric('images_per_s', record.images_per_s)} images/s")
+    summary = "; ".join(filter(None, [", ".join(results), f"seed {config.get('seed')}"]))
+    return redact_urls(f"{system}, {config.get('data.eval_protocol')}: {summary}")
 
 
 def dataset(run: RunDir, config: Mapping[str, Any]) -> dict[str, str] | None:
-    """Return the data set as MLflow describes one; None where it has no fingerprint."""
+    """Describe the data set for MLflow; None where it has no fingerprint."""
     data = _section(run.read_json(run.identity_file) or {}, "data")
     if "fingerprint" not in data:
         return None
@@ -146,65 +149,44 @@ def dataset(run: RunDir, config: Mapping[str, Any]) -> dict[str, str] | None:
 
 
 def environment(run: RunDir) -> dict[str, Any]:
-    """Return Python and the packages that matter: those of the run's making, and any later ones."""
-    identity = run.read_json(run.identity_file) or {}
-    kept = ("python", "packages", "continued_with")
-    return {key: identity[key] for key in kept if key in identity}
+    """Return the versions of Python and packages at the run's creation, and any later ones."""
+    info = run.read_json(run.identity_file) or {}
+    return {key: info[key] for key in ("python", "packages", "continued_with") if key in info}
 
 
 def evaluations(run: RunDir) -> list[Point]:
-    """Return what `tahoe evaluate` has found, as points `eval/PROTOCOL/FIGURE`.
+    """Read the results of `tahoe evaluate` as points `eval/PROTOCOL/METRIC`.
 
-    Of the weights that the run was judged with; those of its raw ones are `eval/raw/...`. On other
-    data they are `eval/DATA-FINGERPRINT/...`.
-
-    Of an evaluation that was made again the latest figures count. Where they are the same it is
-    the same point, however often it was made.
+    Results of raw weights are `eval/raw/...` if the run averages its weights; those on other data
+    are `eval/DATA-FINGERPRINT/...`. The latest of repeated evaluations counts; one with equal
+    results keeps the time of the first.
     """
     config, data = run.read_config(), _section(run.read_json(run.identity_file) or {}, "data")
-    own = split_fingerprints(str(data.get("fingerprint", "")))
+    own_fingerprints = split_fingerprints(str(data.get("fingerprint", "")))
     own_url = _section(config, "data").get("url")
     is_averaged = _section(config, "recipe").get("ema_decay") is not None
-    found: dict[tuple[str, int], Point] = {}
+    points: dict[tuple[str, int], Point] = {}
     for line in read_json_lines(run.evaluations_file):
-        if "time_ms" not in line:  # from before it was noted
-            continue
         raw = "raw/" if is_averaged and line.get("weights") == "raw" else ""
         is_own = line["data"] == own_url
-        if "fingerprint" in line and line["split"] in own:
-            is_own = line["fingerprint"].startswith(own[line["split"]])
-        on = "" if is_own else f"{_data_name(line)}/"
+        if "fingerprint" in line and line["split"] in own_fingerprints:
+            is_own = line["fingerprint"].startswith(own_fingerprints[line["split"]])
+        images = "" if is_own else f"{_data_name(line)}/"
         split = "" if line["split"] == "val" else f"{line['split']}/"
         for name in RESULTS:
             if line.get(name) is not None:
-                key = mlflow_safe_name(f"eval/{raw}{on}{split}{line['protocol']}/{name}")
+                key = mlflow_safe_name(f"eval/{raw}{images}{split}{line['protocol']}/{name}")
                 point = Point(key, line[name], line["step"], line["time_ms"])
-                if (known := found.get((key, point.step))) is None or known.value != point.value:
-                    found[key, point.step] = point
-    return list(found.values())
+                previous = points.get((key, point.step))
+                if previous is None or previous.value != point.value:
+                    points[key, point.step] = point
+    return list(points.values())
 
 
 def _data_name(line: Mapping[str, Any]) -> str:
-    """Return what data is called that a run was judged on: sets of one name differ in the bytes."""
+    """Name the data of an evaluation; a fingerprint distinguishes sets of one name."""
     name = redact_urls(line["data"]).partition("?")[0].rstrip("/").rpartition("/")[2]
     return f"{name}-{line['fingerprint'][:8]}" if "fingerprint" in line else str(name)
-
-
-def _init_from_tags(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return whose weights a run began with."""
-    said = _section(identity, "init_from")
-    return {
-        f"init_from.{key}": said[key] for key in ("source", "run", "uid", "step") if said.get(key)
-    }
-
-
-def _ensembles(run: RunDir) -> list[list[str]] | None:
-    """Return the runs of each ensemble that this one was judged in, as many as a tag can hold."""
-    judged = (line.get("ensemble") or {} for line in read_json_lines(run.evaluations_file))
-    found = [list(names) for names in dict.fromkeys(tuple(x["runs"]) for x in judged if x)]
-    while len(json.dumps(found)) > MAX_TAG_CHARACTERS:  # cut, it could not be read back
-        del found[0]
-    return found or None
 
 
 def _section(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -216,7 +198,7 @@ def _published(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return _section(_section(config, "model"), "published")
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -225,7 +207,7 @@ def _path(run: RunDir) -> str:
 
 
 def user() -> str:
-    """Return who runs this, as MLflow's pages show it."""
+    """Return the user's name for MLflow's pages."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container without an entry for this user

@@ -1,143 +1,132 @@
 """The MLflow run of a sweep, under which MLflow's pages fold the runs of its points.
 
-Its name says which sweep it is, its tags what is varied, and its status whether anything still goes
-on. When nothing does, it has the best result, and pictures of what mattered.
+Its name is that of the sweep, a tag has the swept keys, and its status is running while any run is.
+When the last run has ended, it gets the best result and the importance of the keys. MLflow draws
+both: its page that compares runs has parallel coordinates.
 """
 
 import json
-import tempfile
 from collections.abc import Collection, Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.number_format import format_metric, pluralize
 from orchestrator.redact import mlflow_safe_name, redact_urls, truncate_json
 from orchestrator.run.rundir import RunDir, hold, write_atomic
 from orchestrator.run.sweepdir import SweepDir
-from orchestrator.tracking.mlflow_store.client import MlflowClient, RunTag
+from orchestrator.tracking.mlflow_store.client import MlflowClient, RunTag, tag_equals
 from orchestrator.tracking.mlflow_store.run_metadata import MAX_TAG_CHARACTERS, user
-
-if TYPE_CHECKING:
-    from orchestrator.tracking.reports.sweep_summary import Summary
+from orchestrator.tracking.records.record_index import load_records
+from orchestrator.tracking.reports.sweep_summary import SweepSummary, summarize
 
 TAG = "tahoe.sweep"
 CHILD_TAG = "mlflow.parentRunId"
 _DESCRIPTION, _OWN_DESCRIPTION = "mlflow.note.content", "tahoe.description"
-_MAX_DESCRIPTION = 500  # characters: one line, and what any server takes
+_MAX_DESCRIPTION = 500  # characters: one line, and within any server's limit
 
 
 def get_or_create_sweep_run(client: MlflowClient, experiment_id: str, sweep: SweepDir) -> str:
-    """Return the id of a sweep's MLflow run in an experiment, which is made if there is none.
+    """Return the id of a sweep's MLflow run in an experiment; create it if it does not exist.
 
     Raises:
         MlflowException, OSError: the store cannot be reached or written.
     """
-    with sweep.lock_file.open("a") as lock:  # two runs of the sweep may begin at the same time
+    with sweep.lock_file.open("a") as lock:  # two runs of the sweep may start at the same time
         hold(lock, wait=True)
-        found = client.search_runs([experiment_id], f"tags.`{TAG}` = '{sweep.uid}'", max_results=1)
-        if found:
-            run_id = str(found[0].info.run_id)
-        else:
-            run_id = str(client.create_run(experiment_id, tags=_tags(sweep)).info.run_id)
-        mark = {"run_id": run_id, "experiment_id": experiment_id}
-        write_atomic(sweep.mlflow_file, json.dumps(mark))
+        runs = client.search_runs([experiment_id], tag_equals(TAG, sweep.uid), max_results=1)
+        run = runs[0] if runs else client.create_run(experiment_id, tags=_tags(sweep))
+        run_id = str(run.info.run_id)
+        state = {"run_id": run_id, "experiment_id": experiment_id}
+        write_atomic(sweep.mlflow_file, json.dumps(state))
     return run_id
 
 
 def child_run_name(sweep: SweepDir, run: RunDir) -> str:
-    """Return what tells a run of a sweep from the others: its values of what is varied."""
+    """Name a run of a sweep by its values of the swept keys."""
     values = _values(sweep.points().get(run, ()), _swept_keys(sweep))
-    own = [f"{key.rpartition('.')[2]}={value}" for key, value in values.items()]
-    return " ".join(own) or run.id
+    return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in values.items()) or run.id
 
 
 def update_sweep_status(
     client: MlflowClient, experiment_id: str, parent_id: str, sweep: SweepDir
 ) -> None:
-    """Set the status of a sweep's MLflow run by those of its children.
+    """Set the status of a sweep's MLflow run by its children's; summarize it after the last."""
 
-    When the last has ended, it is also told what the sweep came to.
-    """
+    def has_child(status: str) -> bool:
+        child = f"{tag_equals(CHILD_TAG, parent_id)} and attributes.status = '{status}'"
+        return bool(client.search_runs([experiment_id], child, max_results=1))
 
-    def any_is(status: str) -> bool:
-        wanted = f"tags.`{CHILD_TAG}` = '{parent_id}' and attributes.status = '{status}'"
-        return bool(client.search_runs([experiment_id], wanted, max_results=1))
-
-    if any_is("RUNNING") or any_is("SCHEDULED"):
+    if has_child("RUNNING") or has_child("SCHEDULED"):
         client.update_run(parent_id, "RUNNING")
     else:
-        worst = next((status for status in ("FAILED", "KILLED") if any_is(status)), "FINISHED")
+        worst = next((status for status in ("FAILED", "KILLED") if has_child(status)), "FINISHED")
         client.set_terminated(parent_id, worst)
-        _show_summary(client, parent_id, sweep)
+        _log_summaries(client, parent_id, sweep)
 
 
-def tell_in_words(client: MlflowClient, run_id: str, text: str) -> None:
-    """Set the description that MLflow's pages show, unless somebody has written another."""
-    known = client.get_run(run_id).data.tags
-    if known.get(_DESCRIPTION) == known.get(_OWN_DESCRIPTION):
-        told = truncate_json(redact_urls(text), _MAX_DESCRIPTION)
-        tags = [RunTag(key, told) for key in (_DESCRIPTION, _OWN_DESCRIPTION)]
-        client.log_batch(run_id, tags=tags, synchronous=True)  # both, or it seems the user's
+def set_description(client: MlflowClient, run_id: str, text: str) -> None:
+    """Set the description on MLflow's pages, unless a user has written another."""
+    tags = client.get_run(run_id).data.tags
+    if tags.get(_DESCRIPTION) == tags.get(_OWN_DESCRIPTION):
+        text = truncate_json(redact_urls(text), _MAX_DESCRIPTION)
+        both = [RunTag(key, text) for key in (_DESCRIPTION, _OWN_DESCRIPTION)]
+        client.log_batch(run_id, tags=both, synchronous=True)  # one alone would seem the user's
 
 
-def _show_summary(client: MlflowClient, parent_id: str, sweep: SweepDir) -> None:
-    from orchestrator.tracking.records.record_index import load_records
-    from orchestrator.tracking.reports.sweep_summary import summarize
-
-    varied = _swept_keys(sweep)
-    there = {run: given for run, given in sweep.points().items() if run.config_file.exists()}
-    values = [_values(given, varied) for given in there.values()]
-    found = summarize(load_records([*there]), values) if varied else []
-    if not found:
+def _log_summaries(client: MlflowClient, parent_id: str, sweep: SweepDir) -> None:
+    swept = _swept_keys(sweep)
+    points = {run: given for run, given in sweep.points().items() if run.config_file.exists()}
+    values = [_values(overrides, swept) for overrides in points.values()]
+    summaries = summarize(load_records([*points]), values) if swept else []
+    if not summaries:
         return
-    best, told = [], []
-    for summary in found:  # figures of other images, or under another protocol, do not compare
-        point, where = summary.points[0], f" on {summary.place}" if len(found) > 1 else ""
-        said = ", ".join(f"{key}={value}" for key, value in point.values.items())
-        best.append(f"{point.run}: {summary.figure} {point.worth:.6g}, {said}{where}")
-        worth = format_metric(summary.figure, point.worth)
+    best, texts = [], []
+    for summary in summaries:  # different images or protocols do not compare
+        point = summary.points[0]
+        place = f" on {summary.place}" if len(summaries) > 1 else ""
+        setting = ", ".join(f"{key}={value}" for key, value in point.values.items())
+        best.append(f"{point.run}: {summary.metric} {point.objective:.6g}, {setting}{place}")
+        objective = format_metric(summary.metric, point.objective)
         num_points = pluralize(len(summary.points), "run")
-        told.append(f"of {num_points}{where}: {summary.figure} {worth} at best, by {said}")
-        _log_summary(client, parent_id, summary, f"{summary.place}/" if where else "")
+        texts.append(f"{num_points}{place}: best {summary.metric} {objective}, by {setting}")
+        _log_summary(client, parent_id, summary, f"{summary.place}/" if place else "")
     all_best = truncate_json(redact_urls("; ".join(best)), MAX_TAG_CHARACTERS)
     client.set_tag(parent_id, "tahoe.best", all_best)
-    tell_in_words(client, parent_id, f"sweep {'; '.join(told)}")
+    set_description(client, parent_id, f"sweep of {'; '.join(texts)}")
 
 
-def _log_summary(client: MlflowClient, parent_id: str, summary: "Summary", place: str) -> None:
-    from orchestrator.tracking.reports.sweep_summary import draw_summary
+def _log_summary(client: MlflowClient, parent_id: str, summary: SweepSummary, prefix: str) -> None:
+    metrics = {f"best/{prefix}{summary.metric}": summary.points[0].objective}
+    metrics |= {f"importance/{prefix}{key}": x for key, x in summary.importance().items()}
+    logged = client.get_run(parent_id).data.metrics
+    for key, value in metrics.items():
+        name = mlflow_safe_name(key)
+        if logged.get(name) != value:
+            client.log_metric(parent_id, name, value, step=len(summary.points))
 
-    name, worth = mlflow_safe_name(f"best/{place}{summary.figure}"), summary.points[0].worth
-    if client.get_run(parent_id).data.metrics.get(name) != worth:
-        client.log_metric(parent_id, name, worth, step=len(summary.points))
-    with tempfile.TemporaryDirectory() as directory:
-        for file in draw_summary(summary, Path(directory)):
-            client.log_artifact(parent_id, str(file), mlflow_safe_name(f"sweep/{place}"))
 
-
-def _values(overrides: Iterable[str], varied: Collection[str]) -> dict[str, str]:
-    """Return a run's values of what is varied; a dash where it was not said."""
-    said = (override.partition("=") for override in overrides)
-    own = {key.lstrip("+"): value for key, _, value in said}
-    return {key: own.get(key, "-") for key in varied}
+def _values(overrides: Iterable[str], swept: Collection[str]) -> dict[str, str]:
+    """Return a run's values of the swept keys; a dash for those without an override."""
+    pairs = (override.partition("=") for override in overrides)
+    values = {key.lstrip("+"): value for key, _, value in pairs}
+    return {key: values.get(key, "-") for key in swept}
 
 
 def _swept_keys(sweep: SweepDir) -> dict[str, list[str]]:
-    """Return the keys of which the runs have several values, with those."""
+    """Return the keys with several values, and these."""
     values: dict[str, dict[str, Any]] = {}
     for overrides in sweep.overrides():
         for key, _, value in (override.partition("=") for override in overrides):
             values.setdefault(key.lstrip("+"), {})[value] = None
-    return {key: list(given) for key, given in values.items() if len(given) > 1}
+    return {key: list(distinct) for key, distinct in values.items() if len(distinct) > 1}
 
 
 def _tags(sweep: SweepDir) -> dict[str, str]:
-    varied = [f"{key}={','.join(given)}" for key, given in _swept_keys(sweep).items()]
+    swept = [f"{key}={','.join(values)}" for key, values in _swept_keys(sweep).items()]
     tags = {
         "mlflow.runName": sweep.id,
         "mlflow.user": user(),
         TAG: sweep.uid,
-        "tahoe.varied": "; ".join(varied),
+        "tahoe.swept_keys": "; ".join(swept),
         "tahoe.sweep_dir": str(sweep.path),
     }
     return {key: truncate_json(redact_urls(tag), MAX_TAG_CHARACTERS) for key, tag in tags.items()}

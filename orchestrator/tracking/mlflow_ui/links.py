@@ -11,7 +11,9 @@ from orchestrator.tracking.mlflow_ui.views import run_page, table_page
 from orchestrator.tracking.records.record import Record, read_record
 from orchestrator.tracking.records.record_index import all_records
 
-LINEAGE = "tags.year LIKE '%'"  # whatever has a paper: runs of its system, and imported figures
+LINEAGE = (
+    "tags.`tahoe.year` LIKE '%'"  # whatever has a paper: runs of its system, and imported figures
+)
 
 
 def ui_links(

@@ -13,7 +13,7 @@ from orchestrator.tracking.mlflow_store.client import (
     MlflowClient,
     MlflowException,
     artifacts_dir,
-    reading,
+    open_read_only,
     sqlite_file,
 )
 from orchestrator.tracking.mlflow_ui.links import LINEAGE, ui_links
@@ -63,7 +63,7 @@ def serve_ui(
     shown_host = socket.gethostname() if host == "0.0.0.0" else host  # noqa: S104 (compared only)
     address = f"http://{shown_host}:{port}"
     try:
-        client = reading(tracking_uri)
+        client = open_read_only(tracking_uri)
         _check_port(host, port)
         for link in ui_links(address, paths, client) or links(client, address):
             print(link, flush=True)

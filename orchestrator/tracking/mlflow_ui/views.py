@@ -21,8 +21,8 @@ _TAG = "mlflow.sharedViewState."
 _MAX_TAG_CHARACTERS = 5000  # of an experiment: mlflow/utils/validation.py
 _COLUMNS = (  # and their widths; the run's name and its age are always first
     *((f"metrics.`{name}`", 100) for name in (*RANKED_BY, "train/loss")),
-    ("tags.`model`", 140),
-    ("tags.`data`", 100),
+    ("tags.`tahoe.model`", 140),
+    ("tags.`tahoe.data`", 100),
     ("attributes.`Description`", 420),
 )
 _SECTIONS = ("val", "train", "perf", "model")  # of charts; MLflow's own order is the alphabet's

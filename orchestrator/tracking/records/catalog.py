@@ -1,4 +1,4 @@
-"""The shelf: every system that has a config with published figures, and what was measured of it."""
+"""The catalogue: every system that has a config with published results, and one's own results."""
 
 import math
 from collections import Counter
@@ -23,7 +23,7 @@ _CONFIGS = Path(conf.__file__).parent
 
 @dataclass(frozen=True)
 class BestResult:
-    """The best evaluation of a system on some images: top-1 error in percent, and by which run."""
+    """The best evaluation of a system on some images: the top-1 error in percent, and the run."""
 
     top1_err: float
     data: str
@@ -34,7 +34,7 @@ class BestResult:
 
 @dataclass(frozen=True)
 class CatalogEntry:
-    """One config of the group `model`, as the file has it."""
+    """One config of the group `model`."""
 
     name: str
     about: str
@@ -43,71 +43,77 @@ class CatalogEntry:
 
     @property
     def published(self) -> Mapping[str, Any]:
-        """What its paper says; see orchestrator.config.schema.Published."""
-        found: Mapping[str, Any] = self.model["published"]
-        return found
+        """The results of its paper; see orchestrator.config.schema.Published."""
+        published: Mapping[str, Any] = self.model["published"]
+        return published
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything, for programs."""
-        measured = asdict(self.measured) if self.measured else None
-        known = {"name": self.name, "about": self.about, "model": self.model["name"]}
-        return {**known, "kwargs": self.model["kwargs"], **self.published, "measured": measured}
+        """Return all fields, for programs."""
+        return {
+            "name": self.name,
+            "about": self.about,
+            "model": self.model["name"],
+            "kwargs": self.model["kwargs"],
+            **self.published,
+            "measured": asdict(self.measured) if self.measured else None,
+        }
 
 
 def load_catalog(runs: Iterable[Record] = ()) -> list[CatalogEntry]:
-    """Return the systems, oldest first, with the best that runs have measured of each."""
-    best = _best(runs)
-    systems = []
+    """Load the systems, the oldest first, with the best result of one's own runs of each."""
+    best = _best_results(runs)
+    entries = []
     for file in sorted((_CONFIGS / "model").glob("*.yaml")):
         text = file.read_text()
         model = yaml.safe_load(text)
         if model.get("published"):
             title = model["published"]["title"]
-            systems.append(CatalogEntry(file.stem, _head(text), model, best.get(title)))
-    return sorted(systems, key=lambda system: (system.published["year"], system.name))
+            entries.append(CatalogEntry(file.stem, _head_comment(text), model, best.get(title)))
+    return sorted(entries, key=lambda entry: (entry.published["year"], entry.name))
 
 
-def find_entry(name: str, systems: Iterable[CatalogEntry]) -> CatalogEntry:
-    """Return the system of a name.
+def find_entry(name: str, entries: Iterable[CatalogEntry]) -> CatalogEntry:
+    """Return the entry of a name.
 
     Raises:
         ConfigError: there is none.
     """
-    known = {one.name: one for one in systems}
-    if name not in known:
-        raise ConfigError(f"no system '{name}' on the shelf; {did_you_mean(name, list(known))}")
-    return known[name]
+    by_name = {entry.name: entry for entry in entries}
+    if name not in by_name:
+        suggestion = did_you_mean(name, list(by_name))
+        raise ConfigError(f"no system '{name}' in the catalogue; {suggestion}", value=name)
+    return by_name[name]
 
 
-def table(systems: Iterable[CatalogEntry]) -> Table:
-    """Return systems as the rows of a table."""
+def table(entries: Iterable[CatalogEntry]) -> Table:
+    """Build a table with a row for each system."""
     shown = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for header in ("\nyear", "\nmodel="):
         shown.add_column(header, no_wrap=True)
     for header in ("params\n(M)", "GMACs\n", "top-1\n(%)", "top-5\n(%)", "ens.\n(%)", "yours\n(%)"):
         shown.add_column(header, justify="right", no_wrap=True)
     shown.add_column("on", overflow="fold")
-    for one in systems:
-        said, mark = one.published, "" if one.published["verified"] else "?"
-        params, own = said["num_params"], one.measured
+    for entry in entries:
+        published, mark = entry.published, "" if entry.published["verified"] else "?"
+        params, measured = published["num_params"], entry.measured
         shown.add_row(
-            str(said["year"]),
-            one.name,
+            str(published["year"]),
+            entry.name,
             MISSING if params is None else f"{params / 1e6:.2f}",
-            _cell(said["gmacs"]),
-            _cell(said["top1_err"], mark),
-            _cell(said["top5_err"], mark),
-            _cell(said["ensemble_top5_err"]),
-            MISSING if own is None else f"{own.top1_err:.2f}",
-            "" if own is None else escape(own.data),
+            _cell(published["gmacs"]),
+            _cell(published["top1_err"], mark),
+            _cell(published["top5_err"], mark),
+            _cell(published["ensemble_top5_err"]),
+            MISSING if measured is None else f"{measured.top1_err:.2f}",
+            "" if measured is None else escape(measured.data),
         )
     return shown
 
 
-def describe(one: CatalogEntry) -> str:
-    """Return what is known of a system, and how it is trained, as text."""
-    said = one.published
-    lines = [one.about, ""]
+def describe(entry: CatalogEntry) -> str:
+    """Describe a system and its training, as text."""
+    published = entry.published
+    lines = [entry.about, ""]
     for label, key in (
         ("system", "title"), ("year", "year"), ("published at", "venue"),
         ("place in ILSVRC", "ilsvrc_place"), ("data", "dataset"), ("protocol", "protocol"),
@@ -117,81 +123,81 @@ def describe(one: CatalogEntry) -> str:
         ("GMACs an image", "gmacs"), ("hardware", "hardware"), ("training time", "training_time"),
         ("training, petaFLOP", "petaflop"), ("source", "source"),
     ):  # fmt: skip
-        if said[key] is not None:
-            value = f"{said[key]:,}" if key == "num_params" else said[key]
+        if published[key] is not None:
+            value = f"{published[key]:,}" if key == "num_params" else published[key]
             lines.append(f"{label:<22}{value}")
-    lines.append(
-        f"{'verified':<22}{'yes' if said['verified'] else 'no: from memory, or second hand'}"
-    )
-    if one.measured:
-        lines.append(f"{'measured':<22}{_told(one.measured)}, in {one.measured.run}")
-    lines += [f"{'caveat':<22}{caveat}" for caveat in said["caveats"]]
-    return "\n".join([*lines, "", *_ways_to_train(one)])
+    verified = "yes" if published["verified"] else "no: from memory, or second hand"
+    lines.append(f"{'verified':<22}{verified}")
+    if best := entry.measured:
+        result = f"{best.top1_err:.2f} on {best.data}, {best.protocol}, in {best.run}"
+        lines.append(f"{'measured':<22}{result}")
+    lines += [f"{'caveat':<22}{caveat}" for caveat in published["caveats"]]
+    return "\n".join([*lines, "", *_training_commands(entry)])
 
 
-def _ways_to_train(one: CatalogEntry) -> list[str]:
-    """Return the recipe of a system's paper and the commands that begin with it."""
-    recipe = one.published.get("recipe")
-    experiments = _experiments(one.name)
+def _training_commands(entry: CatalogEntry) -> list[str]:
+    recipe = entry.published.get("recipe")
     if recipe is None:
         return [
             "There is no recipe of its paper here. With one that you choose (conf/recipe):",
-            f"  tahoe train model={one.name} recipe=... data.url=URL",
+            f"  tahoe train model={entry.name} recipe=... data.url=URL",
         ]
-    lines = [f"recipe={recipe}: {_head((_CONFIGS / 'recipe' / f'{recipe}.yaml').read_text())}"]
+    experiments = _experiments(entry.name)
+    lines = [
+        f"recipe={recipe}: {_head_comment((_CONFIGS / 'recipe' / f'{recipe}.yaml').read_text())}"
+    ]
     for name in experiments:
         lines += ["", f"  tahoe submit experiment={name} data.url=URL slurm=CLUSTER"]
     if not experiments:
-        lines += ["", f"  tahoe train model={one.name} recipe={recipe} data.url=URL"]
+        lines += ["", f"  tahoe train model={entry.name} recipe={recipe} data.url=URL"]
     return lines
 
 
 def _experiments(system: str) -> list[str]:
-    """Return the experiments that are of a system's network, those at its own size first."""
-    group, found = _CONFIGS / "experiment", []
+    """Return the experiments with a system's network, those at its original size first."""
+    group, names = _CONFIGS / "experiment", []
     for file in [*sorted(group.glob("*.yaml")), *sorted(group.glob("*/*.yaml"))]:
         parts = yaml.safe_load(file.read_text()).get("defaults", [])
         if {"override /model": system} in parts:
-            found.append(file.relative_to(group).with_suffix("").as_posix())
-    return found
+            names.append(file.relative_to(group).with_suffix("").as_posix())
+    return names
 
 
-def _head(text: str) -> str:
-    """Return the comment that a config begins with, as one line."""
+def _head_comment(text: str) -> str:
+    """Return the comment at the head of a config, as one line."""
     lines = takewhile(lambda line: line.startswith("#"), text.splitlines())
     return " ".join(line[1:].strip() for line in lines)
 
 
-def _best(runs: Iterable[Record]) -> dict[str, BestResult]:
-    """Return the best evaluation of each system, by its title.
+def _best_results(runs: Iterable[Record]) -> dict[str, BestResult]:
+    """Find the best evaluation of each system, by its title.
 
-    Figures of other images do not compare: those of the paper's data set are taken where there are
-    any, and of several sets the one with most runs.
+    Metrics on different images do not compare: the paper's data set is preferred, then the set with
+    most runs.
     """
     titled = [run for run in runs if run.published.get("title")]
-    judged = [run for run in titled if math.isfinite(run.metrics.get("val/top1", math.nan))]
-    num_runs = Counter(map(_images, judged))
+    evaluated = [run for run in titled if math.isfinite(run.metrics.get("val/top1", math.nan))]
+    num_runs = Counter(map(_images, evaluated))
 
-    def worth(run: Record) -> tuple[Any, ...]:
+    def rank(run: Record) -> tuple[Any, ...]:
         images = _images(run)
-        is_papers = images[0] == run.published.get("dataset")
-        return (is_papers, num_runs[images], images, run.metrics["val/top1"])
+        is_of_paper = images[0] == run.published.get("dataset")
+        return (is_of_paper, num_runs[images], images, run.metrics["val/top1"])
 
     best: dict[str, BestResult] = {}
-    for run in sorted(judged, key=worth):
-        data, protocol = run.config["data.name"], run.config["data.eval_protocol"]
-        error = 100 - run.metrics["val/top1"]
-        found = BestResult(error, data, protocol, run.path, run.data_fingerprint)
-        best[run.published["title"]] = found
+    for run in sorted(evaluated, key=rank):
+        best[run.published["title"]] = BestResult(
+            top1_err=100 - run.metrics["val/top1"],
+            data=run.config["data.name"],
+            protocol=run.config["data.eval_protocol"],
+            run=run.path,
+            fingerprint=run.data_fingerprint,
+        )
     return best
 
 
 def _images(run: Record) -> tuple[str, str]:
     return (str(run.config["data.name"]), str(run.data_fingerprint))
-
-
-def _told(measured: BestResult) -> str:
-    return f"{measured.top1_err:.2f} on {measured.data}, {measured.protocol}"
 
 
 def _cell(value: float | None, mark: str = "") -> str:

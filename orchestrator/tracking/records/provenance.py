@@ -1,4 +1,4 @@
-"""Which run began with the weights of which, and which were judged together."""
+"""The provenance of runs: initial weights from other runs, and ensembles."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from orchestrator.tracking.records.record import Record
 
 @dataclass(frozen=True)
 class Edge:
-    """`child` came from `parent`: a run's name, or where weights from elsewhere lie."""
+    """`child` came from `parent`: the name of a run, or the location of other weights."""
 
     parent: str
     child: str
@@ -16,35 +16,34 @@ class Edge:
 
 
 def provenance_edges(records: Sequence[Record]) -> list[Edge]:
-    """Return what is known of where the runs came from."""
-    by_uid = {one.uid: one.id for one in records if one.uid}
-    found = []
-    for one in records:
-        if one.init_from:
-            said = one.init_from
-            elsewhere = str(said.get("run") or said.get("source"))
-            parent = by_uid.get(str(said.get("uid")), elsewhere)
-            kind = f"weights of step {said['step']:,}" if "step" in said else "weights"
-            found.append(Edge(parent, one.id, kind))
-        for line in one.evaluations:
+    """Collect the origins of runs, and the ensembles that they are members of."""
+    ids = {record.uid: record.id for record in records if record.uid}
+    edges = []
+    for record in records:
+        if origin := record.init_from:
+            elsewhere = str(origin.get("run") or origin.get("source"))
+            parent = ids.get(str(origin.get("uid")), elsewhere)
+            kind = f"weights of step {origin['step']:,}" if "step" in origin else "weights"
+            edges.append(Edge(parent, record.id, kind))
+        for line in record.evaluations:
             names = (line.get("ensemble") or {}).get("runs", ())
             if len(names) > 1:
-                found.append(Edge(one.id, f"ensemble of {', '.join(names)}", "member"))
-    return list(dict.fromkeys(found))
+                edges.append(Edge(record.id, f"ensemble of {', '.join(names)}", "member"))
+    return list(dict.fromkeys(edges))
 
 
-def topological_rows(found: Iterable[Edge]) -> list[list[str]]:
-    """Return names by how many links lie before them, the oldest first."""
+def topological_rows(edges: Iterable[Edge]) -> list[list[str]]:
+    """Sort names into rows by the number of links before them, the oldest first."""
     depth: dict[str, int] = {}
     parents: dict[str, list[str]] = {}
-    for link in found:
-        parents.setdefault(link.child, []).append(link.parent)
-        parents.setdefault(link.parent, [])
+    for edge in edges:
+        parents.setdefault(edge.child, []).append(edge.parent)
+        parents.setdefault(edge.parent, [])
 
     def depth_of(name: str) -> int:
         if name not in depth:
-            depth[name] = 0  # also ends a circle, which only damaged files could make
-            depth[name] = max((1 + depth_of(p) for p in parents[name]), default=0)
+            depth[name] = 0  # also ends a cycle, which only damaged files could form
+            depth[name] = max((1 + depth_of(parent) for parent in parents[name]), default=0)
         return depth[name]
 
     rows: list[list[str]] = []

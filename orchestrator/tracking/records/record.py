@@ -1,4 +1,4 @@
-"""A run as one flat record: what it is, and what it came to. Read from its directory alone."""
+"""Read a run's directory into one flat record: its config, its state and its results."""
 
 import math
 import statistics
@@ -13,207 +13,208 @@ from orchestrator.run.outcome import read_attempts, read_run_state
 from orchestrator.run.rundir import RunDir, read_json_lines
 from orchestrator.run.sweepdir import sweep_of
 
-EXTENDED = "extended"  # the key of a record's config that says so of a run
-CRASHED = "crashed"  # what a directory says of an attempt that left no verdict, and may be alive
-
-IMPORTED = "imported"  # the status of what others have measured; see mlflow_store.import_results
+EXTENDED = "extended"  # the key in `Record.config` of an extension; see `extended`
+CRASHED = "crashed"  # the status of an attempt without an outcome, which may still be alive
+IMPORTED = "imported"  # the status of others' results; see mlflow_store.import_results
 
 
 @dataclass(frozen=True)
 class Record:
-    """One run; None where a thing is not known.
+    """One run: its config and its results; None where a value is not known.
 
     Args:
-        config: with dotted keys, without secrets and what the paper published. `extended` is among
-            them where the rate of the run was to fall to an end that was moved after it had begun.
-        published: what the paper published; see orchestrator.config.schema.Published.
-        data_fingerprint: of the bytes of both splits.
-        status: one of outcome.STATES or IMPORTED, and `reason` why.
-        attempt_outcomes: why each attempt ended, or that no end of it is known.
-        job_ids, nodes: Slurm's, of all jobs, and of the last attempt.
-        step: the highest that was logged; `num_images` were seen until then.
-        last_step: the last that was logged: after a rollback, it may be lower.
-        metrics: the last value of each figure.
-        training_s: the wall time of all attempts together.
-        device_s: the same, each attempt times its ranks: a GPU or a CPU slot has one rank.
+        config: flat, with dotted keys; without secrets and the published results. EXTENDED is among
+            the keys if the end of the learning-rate schedule was moved during training.
+        published: the results of the paper; see orchestrator.config.schema.Published.
+        data_fingerprint: the fingerprint of the bytes of both splits.
+        status: one of outcome.STATES or IMPORTED.
+        reason: the reason for the status.
+        attempt_outcomes: how each attempt ended.
+        job_ids: the Slurm jobs.
+        nodes: the Slurm nodes of the last attempt.
+        step: the highest step that was logged; `num_images` were seen until then.
+        last_step: the step that was logged last: after a rollback, it may be lower.
+        metrics: the last value of each metric.
+        training_s: the wall time of all attempts.
+        device_s: the wall time times the number of ranks: a GPU or a CPU slot has one rank.
         images_per_s: the median over the run.
-        petaflop: spent on training, as far as was logged; see plan.training_petaflop.
-        init_from: the weights it began with; see launch.init_weights.
-        evaluations: what `tahoe evaluate` has noted.
+        petaflop: the compute of training until the last log; see plan.training_petaflop.
+        init_from: the origin of the initial weights; see launch.init_weights.
+        evaluations: the log of `tahoe evaluate`.
     """
 
     id: str
     path: str
-    uid: str | None
-    mlflow_id: str | None
-    created_s: float | None
-    config: dict[str, Any]
-    published: dict[str, Any]
-    data_fingerprint: str | None
-    status: str
-    reason: str
-    num_attempts: int
-    attempt_outcomes: list[str]
-    job_ids: list[str]
-    nodes: str | None
-    num_steps: int | None
-    last_step: int | None
-    step: int | None
-    num_images: int | None
-    metrics: dict[str, float]
-    training_s: float | None
-    device_s: float | None
-    images_per_s: float | None
-    petaflop: float | None
-    init_from: dict[str, Any] | None
-    sweep: str | None
-    evaluations: list[dict[str, Any]]
+    uid: str | None = None
+    mlflow_id: str | None = None
+    created_s: float | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    published: dict[str, Any] = field(default_factory=dict)
+    data_fingerprint: str | None = None
+    status: str = CRASHED
+    reason: str = ""
+    num_attempts: int = 0
+    attempt_outcomes: list[str] = field(default_factory=list)
+    job_ids: list[str] = field(default_factory=list)
+    nodes: str | None = None
+    num_steps: int | None = None
+    last_step: int | None = None
+    step: int | None = None
+    num_images: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    training_s: float | None = None
+    device_s: float | None = None
+    images_per_s: float | None = None
+    petaflop: float | None = None
+    init_from: dict[str, Any] | None = None
+    sweep: str | None = None
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def model_title(self) -> str:
-        """What was trained: the title of its paper, or the network's name."""
+        """The title of the model's paper, or the network's name."""
         return str(self.published.get("title") or self.config.get("model.name"))
 
     @property
     def weights(self) -> str | None:
-        """Whose figures `val/...` are: of the averaged weights, or of those that are trained."""
-        return weights_of(self.config.get("recipe.ema_decay", "?"))
+        """The weights that the metrics `val/...` belong to: raw or averaged."""
+        return evaluated_weights(self.config.get("recipe.ema_decay", "?"))
 
 
 def read_record(run: RunDir) -> Record:
-    """Return the record of a run.
+    """Read the record of a run from its directory.
 
     Raises:
         RunError: there is no run at this path.
     """
     config = run.read_config()
-    identity = run.read_json(run.identity_file) or {}
-    model = config.get("model") or {}
-    published = model.get("published") or {}
-    known = flatten(redact(of_the_run(config)))
-    logged, told = _read_metrics(run), extended(run, config)
-    known |= {EXTENDED: told} if told else {}
-    metrics, step = logged.metrics, max((step for step, _ in logged.metrics.values()), default=None)
-    batch, petaflop = known.get("recipe.global_batch_size"), metrics.get("perf/total_pflop")
-    num_images = step * batch if step is not None and batch else None
-    known_attempts, jobs, end = (
-        read_attempts(run),
-        [*read_json_lines(run.jobs_file)],
-        read_run_state(run),
-    )
-    if end.attempt in known_attempts:  # whose launcher may still wait for what is sent
-        known_attempts[end.attempt] |= run.attempt_outcome(end.attempt)
-    tries = [*_attempt_durations(known_attempts, logged.last_time_ms)]
-    sized = [line for line in (*jobs, *known_attempts.values()) if "num_steps" in line]
+    info = run.read_json(run.identity_file) or {}
+    jobs, attempts = [*read_json_lines(run.jobs_file)], read_attempts(run)
+    state, logged, sweep = read_run_state(run), _read_metrics(run), sweep_of(run)
+    if state.attempt in attempts:  # its launcher may still wait for the shipper
+        attempts[state.attempt] |= run.attempt_outcome(state.attempt)
+    durations = [*_attempt_durations(attempts, logged.last_time_ms)]
+    flat_config = flatten(redact(of_the_run(config)))
+    if extension := extended(run, config):
+        flat_config[EXTENDED] = extension
+    lengths = [line["num_steps"] for line in (*jobs, *attempts.values()) if "num_steps" in line]
+    step = max((step for step, _ in logged.metrics.values()), default=None)
+    metrics = {key: value for key, (_, value) in logged.metrics.items()}
     return Record(
         id=run.id,
         path=str(run.path),
-        uid=identity.get("uid"),
+        uid=info.get("uid"),
         mlflow_id=(run.read_json(run.mlflow_file) or {}).get("run_id"),
-        created_s=identity.get("created_s"),
-        config=known,
-        published=published,
-        data_fingerprint=(identity.get("data") or {}).get("fingerprint"),
-        status=end.state,
-        reason=one_line(end.reason),
-        num_attempts=end.attempt,
+        created_s=info.get("created_s"),
+        config=flat_config,
+        published=(config.get("model") or {}).get("published") or {},
+        data_fingerprint=(info.get("data") or {}).get("fingerprint"),
+        status=state.state,
+        reason=one_line(state.reason),
+        num_attempts=state.attempt,
         attempt_outcomes=[
-            _end(known_attempts.get(n, {})) for n in range(1, max(known_attempts, default=0) + 1)
+            _attempt_end(attempts.get(n, {})) for n in range(1, max(attempts, default=0) + 1)
         ],
         job_ids=[str(line["slurm_job_id"]) for line in jobs],
-        nodes=known_attempts[max(known_attempts)].get("nodes") if known_attempts else None,
-        num_steps=sized[-1]["num_steps"] if sized else None,
-        last_step=logged.at_step,
+        nodes=attempts[max(attempts)].get("nodes") if attempts else None,
+        num_steps=lengths[-1] if lengths else None,
+        last_step=logged.last_step,
         step=step,
-        num_images=num_images,
-        metrics={key: value for key, (_, value) in metrics.items()},
-        training_s=sum(s for s, _ in tries) if tries else None,
-        device_s=sum(s * num_ranks for s, num_ranks in tries) if tries else None,
+        num_images=num_images(flat_config, step),
+        metrics=metrics,
+        training_s=sum(seconds for seconds, _ in durations) if durations else None,
+        device_s=sum(seconds * ranks for seconds, ranks in durations) if durations else None,
         images_per_s=statistics.median(logged.speeds) if logged.speeds else None,
-        petaflop=petaflop[1] if petaflop else None,
-        init_from=identity.get("init_from"),
-        sweep=str(sweep.path) if (sweep := sweep_of(run)) else None,
+        petaflop=metrics.get("perf/total_pflop"),
+        init_from=info.get("init_from"),
+        sweep=str(sweep.path) if sweep else None,
         evaluations=[*read_json_lines(run.evaluations_file)],
     )
 
 
-def weights_of(ema_decay: Any) -> str | None:
-    """Return which weights a run is evaluated with; None where it is not known."""
+def num_images(config: Mapping[str, Any], step: int | None) -> int | None:
+    """Return the number of training images until a step, by a flat config."""
+    batch = config.get("recipe.global_batch_size")
+    return step * batch if step is not None and batch else None
+
+
+def evaluated_weights(ema_decay: Any) -> str | None:
+    """Return the weights that a run is evaluated with; None where the config does not say."""
     return None if ema_decay == "?" else "raw" if ema_decay is None else "averaged"
 
 
 def extended(run: RunDir, config: Mapping[str, Any]) -> str | None:
-    """Say from how many steps to how many a run was extended that had begun to train.
+    """Describe the extension of a run during training, such as "100 -> 200 steps".
 
-    None if it was not, and where its learning rate did not depend on its end: such a run is the
-    same as one that was as long from the start. What the rate then did is in schedule.cycles.
+    None without one, and where the learning rate does not depend on the number of steps: such a run
+    equals one of the full length. The rate after an extension is in schedule.cycles.
     """
     schedule = (config.get("recipe") or {}).get("schedule")
     if not isinstance(schedule, Mapping) or schedule.get("name") not in ("cosine", "linear"):
         return None
     if schedule.get("min_lr_factor") == 1:
         return None
-    of_jobs = {
+    job_lengths = {
         line.get("slurm_job_id"): line.get("num_steps") for line in read_json_lines(run.jobs_file)
     }
     lengths = {
-        number: line.get("num_steps") or of_jobs.get(line.get("slurm_job_id"))
-        for number, line in sorted(read_attempts(run).items())
+        attempt: line.get("num_steps") or job_lengths.get(line.get("slurm_job_id"))
+        for attempt, line in sorted(read_attempts(run).items())
     }
     if len({*lengths.values()}) < 2:
         return None
-    trained = _trained(run)
-    known = dict.fromkeys(n for attempt, n in lengths.items() if n and attempt in trained)
-    return f"{' -> '.join(map(str, known))} steps" if len(known) > 1 else None
-
-
-def _trained(run: RunDir) -> set[int]:
-    """Return the attempts that have done a step."""
     lines = (line for _, line in read_records(run.metrics_file, start_bytes=0))
-    return {line["attempt"] for line in lines if line.get("step", 0) > 0 and "attempt" in line}
+    trained = {line["attempt"] for line in lines if line.get("step", 0) > 0 and "attempt" in line}
+    distinct = dict.fromkeys(n for attempt, n in lengths.items() if n and attempt in trained)
+    return f"{' -> '.join(map(str, distinct))} steps" if len(distinct) > 1 else None
 
 
 @dataclass
 class _Logged:
-    """What a metrics file says: of each figure the last step and value, of attempts when last."""
+    """The content of a metrics file.
+
+    Args:
+        metrics: the last step and value of each metric.
+        last_time_ms: the time of the last log of each attempt.
+    """
 
     metrics: dict[str, tuple[int, float]] = field(default_factory=dict)
     speeds: list[float] = field(default_factory=list)
     last_time_ms: dict[int, int] = field(default_factory=dict)
-    at_step: int | None = None
+    last_step: int | None = None
 
 
 def _read_metrics(run: RunDir) -> _Logged:
-    found, sieve = _Logged(), PointDeduplicator()
+    logged, deduplicator = _Logged(), PointDeduplicator()
     for _, record in read_records(run.metrics_file, start_bytes=0):
-        for point in sieve.new_points(record):
-            if point.step >= found.metrics.get(point.key, (0,))[0]:
-                found.metrics[point.key] = (point.step, point.value)
+        for point in deduplicator.new_points(record):
+            if point.step >= logged.metrics.get(point.key, (0,))[0]:
+                logged.metrics[point.key] = (point.step, point.value)
             if point.key == "perf/images_per_s" and 0 < point.value < math.inf:
-                found.speeds.append(point.value)
+                logged.speeds.append(point.value)
         match record:
             case {"attempt": int(attempt), "time_ms": int(time_ms), "step": int(step)}:
-                found.last_time_ms[attempt], found.at_step = time_ms, step
-    return found
+                logged.last_time_ms[attempt], logged.last_step = time_ms, step
+    return logged
 
 
 def _attempt_durations(
-    known: Mapping[int, Mapping[str, Any]], last_time_ms: Mapping[int, int]
+    attempts: Mapping[int, Mapping[str, Any]], last_time_ms: Mapping[int, int]
 ) -> Iterator[tuple[float, int]]:
-    """Yield the seconds and ranks of each attempt, less what was sent and drawn after it.
+    """Yield the seconds and ranks of each attempt, without the shipping and plots after training.
 
-    One that was killed ended when it last logged.
+    A killed attempt ended when it last logged.
     """
-    for attempt, line in known.items():
+    for attempt, line in attempts.items():
         if "started_s" in line:
             last_s = last_time_ms.get(attempt, 0) / 1000
             ended_s = line.get("trained_until_s") or line.get("ended_s") or last_s
             yield max(0.0, ended_s - line["started_s"]), int(line.get("world_size", 1))
 
 
-def _end(attempt: Mapping[str, Any]) -> str:
-    if why := attempt.get("why"):
-        return one_line(str(why))
+def _attempt_end(attempt: Mapping[str, Any]) -> str:
+    if reason := attempt.get("why"):
+        return one_line(str(reason))
     if "exit_code" in attempt:
         return f"ended with exit code {attempt['exit_code']}"
     return "no end is known: it was killed, or its machine was lost"

@@ -1,8 +1,8 @@
-"""The records of many runs, kept in a file beside them: thousands are read in a second.
+"""Cache the records of many runs in a file beside them: thousands are read in a second.
 
-The file is a cache. A record in it is believed as long as the files that it was read from have the
-same sizes and times. It may be removed at any time; where it cannot be written, runs are read anew.
-Since the configs of runs are much alike, each is kept as what it has other than the first one.
+A cached record is valid as long as the files that it was read from have the same sizes and times.
+The cache may be removed at any time; where it cannot be written, runs are read again. As the
+configs of runs are much alike, each is stored as its difference from the first one.
 """
 
 import gc
@@ -19,11 +19,11 @@ from orchestrator.run.rundir import RunDir, RunError, reading, write_atomic
 from orchestrator.tracking.records.record import CRASHED, Record, read_record
 
 _NAME = ".index.jsonl"
-_FORMAT = 6
-_FEW = 20  # runs that are not worth a large index
-_TOLERATED_SHARE = 0.01  # of stale records that a new file is not worth
+_FORMAT = 7
+_FEW = 20  # runs that do not justify reading a large index
+_TOLERATED_FRACTION = 0.01  # of outdated records that do not justify writing a new file
 _ANY = RunDir(Path())
-_FILES = tuple(  # that a record is read from
+_SOURCES = tuple(  # the files that a record is read from
     file.name
     for file in (
         *(_ANY.attempts_file, _ANY.metrics_file, _ANY.outcome_file, _ANY.mlflow_file),
@@ -31,36 +31,36 @@ _FILES = tuple(  # that a record is read from
         _ANY.jobs_file,
     )
 )
-Stamp = list[list[int] | None]
+FileStamps = list[list[int] | None]
 
 
-def load_records(runs: Sequence[RunDir], *, passing_over: bool = False) -> list[Record]:
+def load_records(runs: Sequence[RunDir], *, skip_unreadable: bool = False) -> list[Record]:
     """Return the records of runs, in their order.
 
     Args:
-        passing_over: leave out what cannot be read, and say so; otherwise it is an error.
+        skip_unreadable: print a warning for runs that cannot be read, and leave them out.
 
     Raises:
-        RunError: there is no run at one of the paths, or its config cannot be read.
+        RunError: there is no run at one of the paths, or it cannot be read.
     """
-    found: dict[RunDir, Record] = {}
-    by_place: dict[Path, list[RunDir]] = defaultdict(list)
+    records: dict[RunDir, Record] = {}
+    by_directory: dict[Path, list[RunDir]] = defaultdict(list)
     for run in runs:
-        by_place[run.path.parent].append(run)
+        by_directory[run.path.parent].append(run)
     with _gc_frozen():
-        for place, some in by_place.items():
-            found |= _of_place(place, some, passing_over)
-    return [_refresh_status(run, found[run]) for run in runs if run in found]
+        for directory, members in by_directory.items():
+            records |= _load_directory(directory, members, skip_unreadable)
+    return [_refresh_status(run, records[run]) for run in runs if run in records]
 
 
 def all_records(directory: Path) -> list[Record]:
-    """Return the records of the runs that lie directly in a directory, the oldest first."""
-    found = load_records(find_runs(directory), passing_over=True)
-    return sorted(found, key=lambda one: (one.created_s or 0.0, one.id))
+    """Return the records of all runs directly in a directory, the oldest first."""
+    records = load_records(find_runs(directory), skip_unreadable=True)
+    return sorted(records, key=lambda record: (record.created_s or 0.0, record.id))
 
 
 def find_runs(directory: Path) -> list[RunDir]:
-    """Return the runs that lie directly in a directory, and what may not be looked into.
+    """Return the runs directly in a directory, and the paths that may not be examined.
 
     Raises:
         RunError: the directory cannot be read.
@@ -68,19 +68,19 @@ def find_runs(directory: Path) -> list[RunDir]:
     with reading(directory):
         if not directory.is_dir():
             return []
-        return [run for path in directory.iterdir() if _may_be(run := RunDir(path))]
+        return [run for path in directory.iterdir() if _may_be_run(run := RunDir(path))]
 
 
-def _may_be(run: RunDir) -> bool:
+def _may_be_run(run: RunDir) -> bool:
     try:
         return run.config_file.exists()
-    except OSError:  # it lies in a directory of somebody else; who reads it says so
+    except OSError:  # in a directory of another user; reading it raises the proper error
         return True
 
 
 @contextmanager
 def _gc_frozen() -> Iterator[None]:
-    """Keep the garbage collector from looking through what is made here, now and later: it stays.
+    """Keep the garbage collector from traversing the new objects, now and later: they stay.
 
     With ten thousand runs that is a fifth of the time.
     """
@@ -94,28 +94,31 @@ def _gc_frozen() -> Iterator[None]:
             gc.enable()
 
 
-def _of_place(place: Path, runs: Sequence[RunDir], passing_over: bool) -> dict[RunDir, Record]:
-    index, found, num_read = place / _NAME, dict[RunDir, Record](), 0
+def _load_directory(
+    directory: Path, runs: Sequence[RunDir], skip_unreadable: bool
+) -> dict[RunDir, Record]:
+    index, records, num_read = directory / _NAME, dict[RunDir, Record](), 0
     num_bytes = sum(_size(run.metrics_file) for run in runs)
-    is_worth_it = len(runs) >= _FEW or num_bytes >= _size(index)
-    known = _read(index) if is_worth_it else {}
+    use_index = len(runs) >= _FEW or num_bytes >= _size(index)
+    cached = _read(index) if use_index else {}
     for run in runs:
-        stamp = _stamp(run)
-        # Where a run lies is not in its files: moved, they are as they were.
-        known_stamp, record = known.get(run.id, (None, None))
-        if record is None or known_stamp != stamp or record.path != str(run.path):
+        stamps = _file_stamps(run)
+        cached_stamps, record = cached.get(run.id, (None, None))
+        # The path of a run is not in its files: they do not change when it is moved.
+        if record is None or cached_stamps != stamps or record.path != str(run.path):
             try:
-                known[run.id] = (stamp, read_record(run))
+                record = read_record(run)
             except RunError as error:
-                if not passing_over:
+                if not skip_unreadable:
                     raise
-                print(f"warning: passed over: {error}", file=sys.stderr)
+                print(f"warning: skipped: {error}", file=sys.stderr)
                 continue
+            cached[run.id] = (stamps, record)
             num_read += 1
-        found[run] = known[run.id][1]
-    if is_worth_it and num_read > _TOLERATED_SHARE * len(found):
-        _write(index, known)
-    return found
+        records[run] = record
+    if use_index and num_read > _TOLERATED_FRACTION * len(records):
+        _write(index, cached)
+    return records
 
 
 def _size(file: Path) -> int:
@@ -126,57 +129,57 @@ def _size(file: Path) -> int:
 
 
 def _refresh_status(run: RunDir, record: Record) -> Record:
-    """Tell an attempt that goes on from one that has crashed: only its lock knows."""
+    """Distinguish a running attempt from a crashed one by its lock."""
     is_alive = run.is_alive if record.status == CRASHED else False
     if is_alive is None:
-        told = f"{record.reason}, or it runs: {run.lock_file} cannot be asked here"
-        return replace(record, reason=told)
+        reason = f"{record.reason}, or it is running: {run.lock_file} cannot be checked here"
+        return replace(record, reason=reason)
     return replace(record, status="running") if is_alive else record
 
 
-def _stamp(run: RunDir) -> Stamp:
+def _file_stamps(run: RunDir) -> FileStamps:
     """Return the sizes and times of the files that a record is read from."""
-    stamp: Stamp = []
-    place = str(run.path)
-    for name in _FILES:
+    stamps: FileStamps = []
+    directory = str(run.path)
+    for name in _SOURCES:
         try:
-            said = os.stat(f"{place}/{name}")  # noqa: PTH116 (paths made by the ten thousand)
-            stamp.append([said.st_size, said.st_mtime_ns])
+            stat = os.stat(f"{directory}/{name}")  # noqa: PTH116 (Path is slow for 90,000 files)
+            stamps.append([stat.st_size, stat.st_mtime_ns])
         except OSError:
-            stamp.append(None)
-    return stamp
+            stamps.append(None)
+    return stamps
 
 
-def _read(file: Path) -> dict[str, tuple[Stamp, Record]]:
-    """Return what the file holds; nothing, if another version of Tahoe has written it."""
-    known = {}
+def _read(file: Path) -> dict[str, tuple[FileStamps, Record]]:
+    """Read the cache; it is empty if another version of Tahoe wrote it."""
+    cached = {}
     try:
         with file.open() as lines:
             head = json.loads(next(lines))
             if head["format"] != _FORMAT:
                 return {}
             for line in lines:
-                stamp, values, lacks, other = json.loads(line)
-                config = head["config"] | other
-                for key in lacks:
+                stamps, values, missing, changed = json.loads(line)
+                config = head["config"] | changed
+                for key in missing:
                     del config[key]
                 record = Record(**values, config=config)
-                known[record.id] = (stamp, record)
+                cached[record.id] = (stamps, record)
     except (OSError, StopIteration, ValueError, TypeError, KeyError):
         return {}
-    return known
+    return cached
 
 
-def _write(file: Path, known: dict[str, tuple[Stamp, Record]]) -> None:
-    there = {name: kept for name, kept in known.items() if (file.parent / name).exists()}
-    first = next((record.config for _, record in there.values()), {})
+def _write(file: Path, cached: dict[str, tuple[FileStamps, Record]]) -> None:
+    existing = {name: entry for name, entry in cached.items() if (file.parent / name).exists()}
+    first = next((record.config for _, record in existing.values()), {})
     lines = [json.dumps({"format": _FORMAT, "config": first})]
-    for stamp, record in there.values():
+    for stamps, record in existing.values():
         values = asdict(record)
         config = values.pop("config")
-        lacks = [key for key in first if key not in config]
-        other = {k: v for k, v in config.items() if k not in first or first[k] != v}
-        lines.append(json.dumps([stamp, values, lacks, other]))
+        missing = [key for key in first if key not in config]
+        changed = {k: v for k, v in config.items() if k not in first or first[k] != v}
+        lines.append(json.dumps([stamps, values, missing, changed]))
     try:
         write_atomic(file, "\n".join(lines) + "\n")
     except OSError as error:

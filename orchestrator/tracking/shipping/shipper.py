@@ -91,7 +91,7 @@ def sync(path: Path, wait_s: float = 10.0, never: str | None = None) -> None:
             shipment.flush()
             shipment.finalize(alive=bool(run.is_alive), never=never)
             shipment.tracked.log_artifacts()
-            for name, how in shipment.tracked.refusals.told.items():
+            for name, how in shipment.tracked.rejected.reasons.items():
                 print(f"warning: MLflow's server refuses {name}, which is {how}", file=sys.stderr)
             upload_plots(shipment.tracked)
         except PicturesError as error:
@@ -121,7 +121,7 @@ class Shipper:
             self._send_new_of(self._system.setdefault(file, MetricTail(file)))
 
     def _send_new_of(self, tail: MetricTail) -> None:
-        shipped_bytes = self.tracked.shipped(tail.file)
+        shipped_bytes = self.tracked.num_shipped_bytes(tail.file)
         if not is_end_of_line(tail.file, shipped_bytes):  # what is there now was never shipped
             shipped_bytes = 0  # all is sent again, and MLflow knows what it has
         for points, end_bytes in tail.batches(shipped_bytes, BATCH_POINTS):
@@ -166,7 +166,7 @@ def _follow_run(
             shipment.finalize()
             _send_pictures(tracked)
         log.info("attempt %d: all is shipped", attempt)
-        return tracked.refusals.told
+        return tracked.rejected.reasons
 
 
 def _attach(run: RunDir, config: Mapping[str, Any], say: Callable[[str], None]) -> "MlflowRun":

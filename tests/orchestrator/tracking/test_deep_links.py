@@ -84,7 +84,9 @@ def test_a_table_opens_with_the_columns_one_compares_by(make_scene, store):
         sync(scene.run.path)
     everything, lineage = links(plain.client(), URL)
     view = view_of(everything, plain)
-    (known,) = plain.client().search_runs([historic.mark["experiment_id"]], "tags.year = '2012'")
+    (known,) = plain.client().search_runs(
+        [historic.mark["experiment_id"]], "tags.`tahoe.year` = '2012'"
+    )
     data = known.data
     there = {f"metrics.`{key}`" for key in data.metrics} | {f"tags.`{key}`" for key in data.tags}
     assert set(view["selectedColumns"]) - there == {"attributes.`Description`"}

@@ -28,14 +28,15 @@ def stored(uri):
 
 
 def test_the_shelf(store):
-    wanted = [one for one in published_results(load_catalog()) if one.year in (1998, 2012)]
+    results = published_results(load_catalog())
+    wanted = [one for one in results if one.published["year"] in (1998, 2012)]
     assert import_runs(wanted, store, "tests") == (len(wanted), 0)
     assert import_runs(wanted, store, "tests") == (0, len(wanted))
     alexnet = stored(store)["AlexNet, as published"]
     assert alexnet.data.metrics["published/top1_err"] == 40.7
     assert alexnet.data.metrics["val/top1"] == pytest.approx(59.3)
     said = alexnet.data.tags
-    assert (said["year"], said["protocol"], said["published/verified"]) == (
+    assert (said["tahoe.year"], said["tahoe.protocol"], said["published/verified"]) == (
         *("2012", "ten-crop-224-of-256", "true"),
     )
     assert alexnet.info.status == "FINISHED"
@@ -65,14 +66,14 @@ def test_results_of_timm(store, tmp_path):
     found = stored(store)
     small = found["resnet50.a1_in1k at 288, by timm"]
     assert small.data.metrics["val/top1"] == 81.214
-    assert small.data.tags["protocol"] == "center-288-of-288"
+    assert small.data.tags["tahoe.protocol"] == "center-288-of-288"
     large = found["vit_giant at 224, by timm"]
     assert large.data.metrics["model/num_params"] == pytest.approx(1.01261e9)
-    assert large.data.tags["protocol"] == "center-224-of-256"
+    assert large.data.tags["tahoe.protocol"] == "center-224-of-256"
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(None, "cannot be read"), ("a,b\n1,2\n", "no results file of timm")]
+    ("text", "message"), [(None, "cannot be read"), ("a,b\n1,2\n", "not a results file of timm")]
 )
 def test_what_is_no_results_file(tmp_path, text, message):
     file = tmp_path / "results-imagenet.csv"
@@ -87,14 +88,14 @@ def test_results_on_other_images_are_not_imagenets(store, tmp_path):
         (tmp_path / name).write_text(RESULTS)
         assert import_runs(timm_results(str(tmp_path / name)), store, "tests") == (2, 0)
     found = stored(store)
-    assert found["vit_giant at 224, by timm"].data.tags["data"] == "imagenet"
+    assert found["vit_giant at 224, by timm"].data.tags["tahoe.data"] == "imagenet"
     real = found["vit_giant at 224 on imagenet-real, by timm"]
-    assert real.data.tags["data"] == "imagenet-real"
+    assert real.data.tags["tahoe.data"] == "imagenet-real"
     (tmp_path / "mine.csv").write_text(RESULTS)
-    with pytest.raises(RunError, match="does not say by its name on which images"):
+    with pytest.raises(RunError, match="does not name the images"):
         list(timm_results(str(tmp_path / "mine.csv")))
     (tmp_path / "results-imagenet.csv").write_text(RESULTS.replace("288", ""))
-    with pytest.raises(RunError, match=r"line \d+: a cell is empty or no number"):
+    with pytest.raises(RunError, match=r"line \d+: a cell is empty"):
         list(timm_results(str(tmp_path / "results-imagenet.csv")))
     with pytest.raises(RunError, match="cannot be read"):
         list(timm_results("nosuchscheme://results-imagenet.csv"))

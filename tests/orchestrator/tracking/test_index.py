@@ -126,7 +126,7 @@ def test_a_few_among_thousands_are_read_from_their_directories(runs, monkeypatch
 def test_a_run_that_cannot_be_read_hides_no_other(runs, capsys, config):
     runs[1].run.config_file.write_text(config)
     assert [one.id for one in all_records(place_of(runs))] == ["run-0", "run-2"]
-    assert "passed over" in capsys.readouterr().err
+    assert "skipped" in capsys.readouterr().err
     with pytest.raises(RunError, match=r"config\.yaml"):
         told(runs)
 

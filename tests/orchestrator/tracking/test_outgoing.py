@@ -73,14 +73,14 @@ def test_published_figures_are_numbers_or_tags(tmp_path):
     config = {"model": {"name": "alexnet", "published": said}}
     assert run_metadata.published(config) == {"published/top1_err": 40.7}
     tags = run_metadata.run_tags(RunDir(tmp_path), config)
-    assert tags["year"] == "2012"
+    assert tags["tahoe.year"] == "2012"
     assert tags["published/verified"] == "false"
     assert tags["published/source"] == "paper"
 
 
 def test_a_bare_run_directory_says_what_it_can(tmp_path):
     tags = run_metadata.run_tags(RunDir(tmp_path), {"model": None, "data": "odd"})
-    assert tags == {"tahoe.run_dir": str(tmp_path), "attempts": "0"}
+    assert tags == {"tahoe.run_dir": str(tmp_path), "tahoe.attempts": "0"}
     assert run_metadata.run_params({"model": None}) == {"model": "null"}
 
 

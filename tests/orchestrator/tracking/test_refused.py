@@ -95,14 +95,14 @@ def test_what_a_server_refuses_is_cut_and_the_rest_arrives(scene, capfd):
     assert shown.data.params["recipe.phases"] == f"{stages[:499]}…"
     assert {"recipe.a", "recipe.z", "seed"} <= set(shown.data.params)
     assert shown.data.tags["tahoe.changed.recipe.phases"] == stages
-    assert shown.data.tags["tahoe.verdict"].startswith("finished: long")
-    assert len(shown.data.tags["tahoe.verdict"]) == 500
+    assert shown.data.tags["tahoe.outcome"].startswith("finished: long")
+    assert len(shown.data.tags["tahoe.outcome"]) == 500
     assert shown.info.status == "FINISHED"
     assert {key for key, _ in scene.stored()} == {"train/loss", "val/top1"}
     assert len(scene.stored()) == 80
     assert shown.inputs.dataset_inputs == []
     said = capfd.readouterr().err
-    for name in ("recipe.phases", "tahoe.verdict", "a blank", "unheard of"):
+    for name in ("recipe.phases", "tahoe.outcome", "a blank", "unheard of"):
         assert len(re.findall(f"refuses .*{name}", said)) == 1, name
     sync(scene.run.path)  # a second time changes nothing
     assert scene.shown().data.params == shown.data.params
@@ -124,7 +124,7 @@ def test_a_run_that_is_deleted_meanwhile_is_no_refused_value(scene):
     scene.client().delete_run(tracked.run_id)
     with pytest.raises(RunError, match="has been deleted"):
         tracked.set_tags({"a": "b"})
-    assert tracked.refusals.told == {}
+    assert tracked.rejected.reasons == {}
 
 
 def test_a_param_that_was_cut_comes_back_whole(scene):

@@ -41,7 +41,7 @@ def test_a_run_from_its_first_point_to_its_end(scene, ship, eventually):
     assert end(shipper) == (0, "", "")
     assert scene.stored() == scene.logged()
     assert scene.shown().info.status == "FINISHED"
-    assert scene.shown().data.tags["tahoe.verdict"] == "finished: all 3 steps"
+    assert scene.shown().data.tags["tahoe.outcome"] == "finished: all 3 steps"
     log = scene.run.path.joinpath("logs", "shipper.log").read_text().splitlines()
     assert all(line[:4].isdigit() for line in log)
 
@@ -67,7 +67,7 @@ def test_a_killed_shipper_leaves_nothing_undone(scene, ship, eventually):
     assert scene.stored() == scene.logged()
     assert len(scene.stored()) == 4 * 1600
     assert scene.shown().info.status == "KILLED"
-    assert scene.shown().data.tags["attempts"] == "2"
+    assert scene.shown().data.tags["tahoe.attempts"] == "2"
 
 
 FOUR_AT_ONCE = """
@@ -124,7 +124,7 @@ def test_an_old_shipper_leaves_the_status_to_the_next(scene, follow, eventually)
     new.end()
     assert scene.stored() == scene.logged()
     assert scene.shown().info.status == "FAILED"
-    assert "attempt 2 left no verdict" in scene.shown().data.tags["tahoe.verdict"]
+    assert "attempt 2 left no verdict" in scene.shown().data.tags["tahoe.outcome"]
 
 
 def test_sigterm_alone_is_no_end_of_the_run(scene, follow, eventually):

@@ -20,7 +20,14 @@ from orchestrator.tracking.shipping.shipper import sync
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 ALEXNET = {"title": "AlexNet", "year": 2012, "top1_err": 40.7, "source": "a paper"}
 ORIGIN = {"source": "elsewhere", "run": "older", "uid": "uid-older", "step": 7}
-UNKNOWN_THERE = ("attempt_outcomes", "job_ids", "nodes", "num_steps", "sweep", "evaluations")
+EVALUATION = {
+    "time_ms": 1000,
+    "data": "/data/digits",
+    "split": "val",
+    "step": 7,
+    "protocol": "p",
+    "ensemble": {"runs": ["b", "a"], "top1": 1.0},
+}
 
 
 @pytest.fixture
@@ -51,7 +58,7 @@ def runs(make_scene, store):
     config = first.run.read_config()
     config["recipe"]["epochs"] = 100
     first.run.write_config({**config, "seed": 2})
-    append_json_line(first.run.evaluations_file, {"ensemble": {"runs": ["b", "a"], "top1": 1.0}})
+    append_json_line(first.run.evaluations_file, EVALUATION)
     with last.run.lock():
         for scene in (first, last):
             scene.run.end_attempt(1, exit_code=0) if scene is first else None
@@ -59,16 +66,12 @@ def runs(make_scene, store):
     return made
 
 
-def known(record):
-    told = asdict(record)
-    for name in UNKNOWN_THERE:
-        del told[name]
-    told["config"] = {key: truncate_json(value, 100) for key, value in told["config"].items()}
-    taken = {name: told.pop(name) for name in ("training_s", "device_s", "images_per_s")}
-    return told, taken
+def comparable(record):
+    values = asdict(record)
+    return values | {"config": {k: truncate_json(v, 100) for k, v in values["config"].items()}}
 
 
-def test_a_run_in_the_store_is_that_of_the_directory(runs, store):
+def test_records_from_mlflow_equal_those_of_the_directories(runs, store):
     found = records_from_mlflow(store)
     assert [one.id for one in found] == ["b", "a", "c"]
     assert [one.status for one in found] == ["finished", "scheduled", "running"]
@@ -76,10 +79,7 @@ def test_a_run_in_the_store_is_that_of_the_directory(runs, store):
     assert found[0].config["recipe.lr"] == 1e-05
     for scene, one in zip(runs[:2], found, strict=False):
         here = read_record(scene.run)
-        (told, taken), (told_here, taken_here) = known(one), known(here)
-        assert told == told_here
-        for name, value in taken_here.items():
-            assert taken[name] == (value and pytest.approx(value, rel=1e-5))
+        assert comparable(one) == comparable(here)
         assert provenance_edges([one]) == provenance_edges([here])
     assert found[0].images_per_s == 200
     assert found[2].images_per_s == 300  # of a run that goes on, the last
@@ -95,13 +95,13 @@ def test_what_is_meant(runs, store, tmp_path):
     assert chosen("data=digits", "protocol=center-28-of-28", "recipe.epochs=100") == ["b"]
     assert chosen("data=dig*", "status=running") == ["c"]
     assert chosen(runs[1].mark["run_id"], runs[0].mark["run_id"], "seed=1") == ["a"]
-    with pytest.raises(RunError, match=r"no run in sqlite:.*is meant by 'data=it's'"):
+    with pytest.raises(RunError, match="data=it's"):
         chosen("data=it's")
-    with pytest.raises(RunError, match=r"runs/b is no id of an MLflow run"):
+    with pytest.raises(RunError, match="runs/b"):
         chosen("runs/b")
-    with pytest.raises(RunError, match=r"no runs were read from sqlite.*d{32}"):
+    with pytest.raises(RunError, match=r"d{32}"):
         chosen("d" * 32)
-    with pytest.raises(RunError, match="no tracking store at"):
+    with pytest.raises(RunError, match="no tracking store"):
         select_runs([], tmp_path, f"sqlite:///{tmp_path}/no/where.db")
     assert not (tmp_path / "no").exists()
 

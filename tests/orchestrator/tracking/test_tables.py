@@ -15,7 +15,7 @@ from orchestrator.cli.main import main
 from orchestrator.run.rundir import RunError
 from orchestrator.tracking.mlflow_store.client import MlflowClient, open_client
 from orchestrator.tracking.mlflow_store.connectivity import check_connection
-from orchestrator.tracking.mlflow_store.database import Tables, _revisions, tables_of
+from orchestrator.tracking.mlflow_store.database import Tables, _revisions, read_tables
 from orchestrator.tracking.mlflow_store.mlflow_records import records_from_mlflow
 from orchestrator.tracking.mlflow_ui.serve import serve_ui
 from orchestrator.tracking.shipping.shipper import sync
@@ -61,23 +61,22 @@ def looks(uri, tmp_path):
     yield lambda: main(["compare", "--from-mlflow", uri])
 
 
-def test_what_looks_leaves_an_older_store_as_it_is(old, tmp_path, capsys):
+def test_reading_leaves_an_older_store_unchanged(old, tmp_path, capsys):
     before, uri = old.read_bytes(), f"sqlite:///{old}"
-    assert tables_of(uri) == (Tables.OLDER, OLD)
+    assert read_tables(uri) == (Tables.OLDER, OLD)
     assert "older MLflow" in check_connection(uri, "tests")
     for look in looks(uri, tmp_path):
         try:
             assert look() == 1
-            said = capsys.readouterr().err
+            message = capsys.readouterr().err
         except RunError as error:
-            said = str(error)
-        assert "older MLflow" in said
-        assert "mlflow db upgrade" in said
+            message = str(error)
+        assert "mlflow db upgrade" in message
     assert old.read_bytes() == before
     assert {file.name for file in old.parent.iterdir()} == {"mlflow.db"}
 
 
-def test_what_writes_upgrades_beside_a_copy_and_says_so(old, make_scene, capsys):
+def test_writing_upgrades_beside_a_copy_with_a_message(old, make_scene, capsys):
     scene = make_scene(uri=f"sqlite:///{old}")
     scene.log(1, {"a": 1.0})
     before = old.read_bytes()
@@ -98,7 +97,7 @@ def test_what_writes_upgrades_beside_a_copy_and_says_so(old, make_scene, capsys)
     assert len([*old.parent.glob("*before-upgrade*")]) == 2
 
 
-def test_the_shipper_tells_the_terminal(old, make_scene, ship):
+def test_the_shipper_prints_the_upgrade_to_the_terminal(old, make_scene, ship):
     scene = make_scene(uri=f"sqlite:///{old}")
     scene.run.begin_attempt()
     scene.judge("finished")
@@ -108,7 +107,7 @@ def test_the_shipper_tells_the_terminal(old, make_scene, ship):
     assert [f"before-upgrade-{OLD}" in line for line in err.splitlines()] == [True]
 
 
-def test_a_newer_store_has_a_sentence_of_its_own(store, make_scene, tmp_path):
+def test_a_newer_store_is_rejected(store, make_scene, tmp_path):
     file = Path(store.removeprefix("sqlite:///"))
     with closing(sqlite3.connect(file)) as database:
         database.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
@@ -121,20 +120,21 @@ def test_a_newer_store_has_a_sentence_of_its_own(store, make_scene, tmp_path):
         lambda: sync(scene.run.path),
         lambda: serve_ui(store, 5999),
     ):
-        with pytest.raises(RunError, match=r"of a newer MLflow than 3\."):
+        with pytest.raises(RunError, match="newer MLflow"):
             look()
     assert file.read_bytes() == before
 
 
-def test_tables_of_something_else_are_left_alone(make_scene, tmp_path):
+def test_read_tables_something_else_are_left_alone(make_scene, tmp_path):
     file = tmp_path / "notes.db"
     with closing(sqlite3.connect(file)) as database:
         database.execute("CREATE TABLE notes (text)")
         database.commit()
     before = file.read_bytes()
     scene = make_scene(uri=f"sqlite:///{file}")
-    with pytest.raises(RunError, match="does not say of which MLflow"):
+    with pytest.raises(RunError) as error:
         sync(scene.run.path)
+    assert error.value.value == scene.uri
     assert file.read_bytes() == before
 
 
