@@ -1,4 +1,4 @@
-"""Runs that are submitted to a rehearsal cluster, waited for by what they leave, and compared."""
+"""Runs that are submitted to a local cluster, waited for by what they leave, and compared."""
 
 import time
 from collections.abc import Callable

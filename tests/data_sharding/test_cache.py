@@ -35,9 +35,9 @@ DEADLINE_S = 60
 
 @pytest.fixture(scope="module")
 def shards(s3_server, source):
-    found = make_shards(source, NUM_SHARDS, NUM_SAMPLES, 40_000)
+    infos = make_shards(source, NUM_SHARDS, NUM_SAMPLES, 40_000)
     s3_server.put(s3_server.url("cache"), source)
-    return found
+    return infos
 
 
 @pytest.fixture
@@ -199,11 +199,11 @@ for shard in shards:
 @contextmanager
 def start(s3, directory, shards, max_bytes=10**9):
     """Start a process that reads these shards once it is told to go on."""
-    asked = json.dumps([s3.url("cache"), str(directory), max_bytes, [asdict(s) for s in shards]])
+    argv = json.dumps([s3.url("cache"), str(directory), max_bytes, [asdict(s) for s in shards]])
     home = str(Path(data_sharding.__file__).parent.parent)
     path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), home])
     process = subprocess.Popen(
-        [sys.executable, "-c", READING, asked],
+        [sys.executable, "-c", READING, argv],
         env=os.environ | {"PYTHONPATH": path},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -338,11 +338,11 @@ def test_a_directory_that_cannot_be_made_is_an_error(s3, tmp_path, shards):
 
 def test_the_directory_depends_on_the_node_and_the_user(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    mine = cache_directory(None)
-    assert mine.parent == tmp_path
-    assert str(os.getuid()) in mine.name
+    directory = cache_directory(None)
+    assert directory.parent == tmp_path
+    assert str(os.getuid()) in directory.name
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    assert cache_directory(None) != mine
+    assert cache_directory(None) != directory
     monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
     assert cache_directory("$SCRATCH/${SCRATCH}") == Path(f"{tmp_path}/scratch{tmp_path}/scratch")
     monkeypatch.delenv("SCRATCH")

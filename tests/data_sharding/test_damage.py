@@ -51,9 +51,9 @@ def test_damage_is_found_in_a_scan_with_an_end_mark(damaged, options):
     sound = encoded(photo(3, SIZE), **options)
     assert find_damage(sound) is None
     assert inspect_image(sound, "jpg").damage is None
-    found = find_damage(damaged(sound))
-    assert found
-    assert inspect_image(damaged(sound), "jpg").damage == found
+    damage = find_damage(damaged(sound))
+    assert damage
+    assert inspect_image(damaged(sound), "jpg").damage == damage
 
 
 @pytest.mark.parametrize("damaged", [closed, zeroed])
@@ -106,7 +106,7 @@ def test_all_decoders_agree_on_sampling_factors(channels):
     for factors in SAMPLINGS:
         data = blocks(factors, 70, 50)
         try:
-            wanted = to_mode(load_image(data), "RGB" if channels == 3 else "L")
+            expected = to_mode(load_image(data), "RGB" if channels == 3 else "L")
         except BadSample:
             with pytest.raises(BadSample):
                 inspect_image(data, "jpg")
@@ -117,8 +117,8 @@ def test_all_decoders_agree_on_sampling_factors(channels):
         assert inspect_image(data, "jpg").damage is None
         out = np.empty((1, 50, 50, channels), dtype=np.uint8)
         decode(memoryview(data), lambda w, h: [CropSpec((0, 0, 50, 50))], out)
-        wanted = np.asarray(wanted.crop((0, 0, 50, 50))).reshape(50, 50, channels)
-        assert np.abs(out[0] - wanted.astype(int)).max() <= 1, factors
+        expected = np.asarray(expected.crop((0, 0, 50, 50))).reshape(50, 50, channels)
+        assert np.abs(out[0] - expected.astype(int)).max() <= 1, factors
     assert num_read > 50
 
 

@@ -140,9 +140,9 @@ def test_what_comes_in_from_outside_is_zero(shift, flip):
     data, box = encoded(image, "PNG"), (0, 0, WIDTH, HEIGHT)
     plain = np.pad(decoded(data), ((40, 40), (40, 40), (0, 0)))
     x, y = 40 + shift[0], 40 + shift[1]
-    wanted = plain[y : y + SIZE, x : x + SIZE]
-    found = decoded(data, CropSpec(box, shift, flip))
-    assert np.array_equal(found, wanted[:, ::-1] if flip else wanted)
+    reference = plain[y : y + SIZE, x : x + SIZE]
+    pixels = decoded(data, CropSpec(box, shift, flip))
+    assert np.array_equal(pixels, reference[:, ::-1] if flip else reference)
 
 
 def test_flip_mirrors_and_shift_brings_zeros():
@@ -159,9 +159,9 @@ def test_flip_mirrors_and_shift_brings_zeros():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_mode_becomes_grey_or_rgb(mode, channels):
     kind = "JPEG" if mode == "CMYK" else "PNG"
-    found = decoded(encoded(picture(mode), kind), channels=channels)
-    wanted = expected(picture(mode).convert({1: "L", 3: "RGB"}[channels])).reshape(found.shape)
-    assert np.abs(found - wanted.astype(int)).mean() < 3
+    pixels = decoded(encoded(picture(mode), kind), channels=channels)
+    reference = expected(picture(mode).convert({1: "L", 3: "RGB"}[channels])).reshape(pixels.shape)
+    assert np.abs(pixels - reference.astype(int)).mean() < 3
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -169,9 +169,9 @@ def test_every_mode_becomes_grey_or_rgb(mode, channels):
 def test_sixteen_bits_keep_their_range(kind, channels):
     """Pillow would clip them to 255: all but the darkest would be white."""
     ramp = np.linspace(0, 65535, WIDTH * HEIGHT).reshape(HEIGHT, WIDTH).astype(np.uint16)
-    found = decoded(encoded(Image.fromarray(ramp), kind), channels=channels)
-    wanted = expected(Image.fromarray((ramp >> 8).astype(np.uint8)))
-    assert all(np.array_equal(channel, wanted) for channel in np.moveaxis(found, 2, 0))
+    pixels = decoded(encoded(Image.fromarray(ramp), kind), channels=channels)
+    reference = expected(Image.fromarray((ramp >> 8).astype(np.uint8)))
+    assert all(np.array_equal(channel, reference) for channel in np.moveaxis(pixels, 2, 0))
 
 
 def turned(orientation):
@@ -268,10 +268,10 @@ def grey(data, channels):
 )
 def test_greys_of_any_depth_go_from_black_to_white(data, bits, kind, white, channels):
     """`white` is 0 where 0 is white."""
-    found = grey(tiff(data, bits, white=white, kind=kind), channels)
-    wanted = RAMP * 255 if white else 255 - RAMP * 255
-    assert np.abs(found - wanted).max() <= 6
-    assert len(np.unique(found)) > 240
+    pixels = grey(tiff(data, bits, white=white, kind=kind), channels)
+    reference = RAMP * 255 if white else 255 - RAMP * 255
+    assert np.abs(pixels - reference).max() <= 6
+    assert len(np.unique(pixels)) > 240
 
 
 @pytest.mark.parametrize(
@@ -331,9 +331,9 @@ def test_a_file_cut_anywhere_is_a_bad_sample_or_whole(kind):
     whole, num_bad = reading(data), 0
     ends = {*range(0, len(data), max(1, len(data) // 100)), *range(len(data) - 30, len(data))}
     for end in ends:
-        found = reading(data[:end])
-        num_bad += found is None
-        assert found is None or np.array_equal(found, whole)
+        pixels = reading(data[:end])
+        num_bad += pixels is None
+        assert pixels is None or np.array_equal(pixels, whole)
     assert num_bad >= 0.7 * len(ends)
 
 

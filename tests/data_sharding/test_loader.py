@@ -97,9 +97,9 @@ def eval_set(url, batch_size=8, protocol="center-16-of-20"):
     return EvalDataset(shard_set(url, "val"), batch_size, parse_protocol(protocol), 3)
 
 
-def collect(dataset, wanted, num_workers=0):
+def collect(dataset, keys, num_workers=0):
     """Return all batches, copied out of the memory that they come in."""
-    loaded = iter_batches(dataset, wanted, num_workers)
+    loaded = iter_batches(dataset, keys, num_workers)
     return [batch._replace(images=batch.images.clone()) for batch in loaded]
 
 
@@ -194,17 +194,17 @@ def test_an_unreadable_sample_is_replaced_by_the_next_and_named(damaged_url):
     assert_equal(batches, collect(theirs, names(0, 3)))
     shards, bad = ours.shards, unreadable(damaged_url)
     assert len(bad) == len(CUT)
-    found = np.empty((1, 16, 16, 3), dtype=np.uint8)
+    pixels = np.empty((1, 16, 16, 3), dtype=np.uint8)
     for name, batch in zip(names(0, 3), batches, strict=True):
-        asked = ours.order.micro_batch(*name).ids
-        draws = uniform(derive_key(7, "augment", 0, asked), NUM_RANDOMS)
-        for i, sample in enumerate(asked.tolist()):
+        ids = ours.order.micro_batch(*name).ids
+        draws = uniform(derive_key(7, "augment", 0, ids), NUM_RANDOMS)
+        for i, sample in enumerate(ids.tolist()):
             while sample in bad:
                 sample = (sample + 1) % NUM_TRAIN  # noqa: PLW2901
             assert batch.ids[i] == sample  # what was trained on
-            assert (batch.labels[i],) == shards.read(sample, seen(draws[i]), found).labels
-            assert np.array_equal(batch.images[i].permute(1, 2, 0), found[0])
-        expected = [bad[sample] for sample in asked.tolist() if sample in bad]
+            assert (batch.labels[i],) == shards.read(sample, seen(draws[i]), pixels).labels
+            assert np.array_equal(batch.images[i].permute(1, 2, 0), pixels[0])
+        expected = [bad[sample] for sample in ids.tolist() if sample in bad]
         assert [line for line in batch.bad if line in expected] == expected
         assert batch.readable.all()
 
@@ -291,9 +291,9 @@ def test_a_data_set_without_readable_samples_is_an_error(tmp_path):
 
 def test_a_batch_is_valid_until_the_next_but_one_is_requested(url):
     """What the rank holds while it copies: the batch in use, and the one after it."""
-    dataset, wanted = train_set(url), names(0, 12)
-    copies = collect(dataset, wanted)
-    batches, before = iter_batches(dataset, wanted, 2), None
+    dataset, keys = train_set(url), names(0, 12)
+    copies = collect(dataset, keys)
+    batches, before = iter_batches(dataset, keys, 2), None
     for batch, copy in zip(batches, copies, strict=True):
         if before is not None:
             assert torch.equal(before[0].images, before[1].images)
@@ -335,11 +335,11 @@ def test_repeated_samples_have_different_crops(url):
 
 def test_ten_crops_follow_each_other(url):
     ten, one_crop = (eval_set(url, 4, name) for name in ("ten-crop-16-of-20", "center-16-of-20"))
-    found, middle = one(ten, 5), one(one_crop, 5)
-    assert found.images.shape == (10, 3, 16, 16)  # the last batch has one sample
-    assert torch.equal(found.images[4], middle.images[0])
-    assert torch.equal(found.images[9], middle.images[0].flip(2))
-    assert len(found.labels) == 1
+    pixels, middle = one(ten, 5), one(one_crop, 5)
+    assert pixels.images.shape == (10, 3, 16, 16)  # the last batch has one sample
+    assert torch.equal(pixels.images[4], middle.images[0])
+    assert torch.equal(pixels.images[9], middle.images[0].flip(2))
+    assert len(pixels.labels) == 1
 
 
 def test_too_little_shared_memory_is_an_error_before_loading(url):
@@ -365,9 +365,9 @@ def test_shared_memory_in_use_is_an_unavailable_error(url):
 
 
 def test_held_batches_stay_valid(url):
-    dataset, wanted = train_set(url), names(0, 3)
-    held = list(iter_batches(dataset, wanted, 0, num_held=len(wanted)))
-    assert_equal(held, collect(dataset, wanted))
+    dataset, keys = train_set(url), names(0, 3)
+    held = list(iter_batches(dataset, keys, 0, num_held=len(keys)))
+    assert_equal(held, collect(dataset, keys))
 
 
 # ---------------------------------------------------------------- processes

@@ -1,4 +1,4 @@
-"""Shards that are there before they are read."""
+"""Shards that are cached before they are read."""
 
 import multiprocessing
 import os
@@ -34,9 +34,9 @@ LABELS = LabelRule()
 
 @pytest.fixture(scope="module")
 def shards(s3_server, source):
-    found = make_shards(source, NUM_SHARDS, NUM_SAMPLES, 30_000)
+    infos = make_shards(source, NUM_SHARDS, NUM_SAMPLES, 30_000)
     s3_server.put(s3_server.url("prefetch"), source)
-    return found
+    return infos
 
 
 @pytest.fixture
@@ -251,15 +251,15 @@ def test_the_window_has_the_next_use_of_each_shard(names, max_bytes, num_advance
     for position in range(num_advances + 1):
         ahead = names[position:]
         assert window.extend() == bool(ahead)
-        found = window.next_uses()
+        uses = window.next_uses()
         seen, expected = set(), []
         for batch, numbers in enumerate(ahead, start=position):
             if 10 * len(seen) > max_bytes:
                 break
             expected += [(batch, shards[n]) for n in sorted(numbers) if n not in seen]
             seen |= set(numbers)
-        assert found[: len(expected)] == expected
-        assert all(10 * len(seen) > max_bytes for _ in found[len(expected) :])
+        assert uses[: len(expected)] == expected
+        assert all(10 * len(seen) > max_bytes for _ in uses[len(expected) :])
         assert window.position == position
         window.advance()
 

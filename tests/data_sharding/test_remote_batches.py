@@ -50,13 +50,13 @@ def train_set(url: str, settings: CacheSettings | None) -> TrainDataset:
 
 def batches(dataset: TrainDataset, ranks: int, workers: int) -> dict[tuple[int, int], Batch]:
     """Return the micro-batches that the ranks load, each its own, one rank after the other."""
-    found, each = {}, MICROS // ranks
+    loaded, each = {}, MICROS // ranks
     for rank in range(ranks):
         micros = range(rank * each, (rank + 1) * each)
         names = [(step, micro) for step in STEPS for micro in micros]
         for name, batch in zip(names, iter_batches(dataset, names, workers), strict=True):
-            found[name] = batch._replace(images=batch.images.clone())
-    return found
+            loaded[name] = batch._replace(images=batch.images.clone())
+    return loaded
 
 
 @pytest.fixture(scope="module")
@@ -95,15 +95,15 @@ def test_remote_batches_are_the_local_ones(
         retry_timeout_s=60,
     )
     s3_server.fail(errors=0.02, cuts=0.02, stalls=0.002, latency_s=0.002, stall_s=4)
-    found = batches(train_set(remote, settings or None), ranks, workers)
+    loaded = batches(train_set(remote, settings or None), ranks, workers)
     requests = s3_server.requests()
     s3_server.fail()
     assert any(request["fault"] for request in requests)
-    assert found.keys() == expected.keys()
+    assert loaded.keys() == expected.keys()
     for name, batch in expected.items():
-        for ours, theirs in zip(found[name][:4], batch[:4], strict=True):
+        for ours, theirs in zip(loaded[name][:4], batch[:4], strict=True):
             assert torch.equal(ours, theirs)
-        assert not found[name].bad
+        assert not loaded[name].bad
     if max_bytes == ONE_SHARD:  # which a reader exceeds where all there is is being fetched
         stored = sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar"))
         assert stored <= (1 + max(workers, 1)) * ONE_SHARD

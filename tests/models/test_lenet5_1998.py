@@ -267,6 +267,6 @@ def test_small_digits_get_a_border_of_the_background():
     small = torch.randn(2, 1, 28, 28)
     large = torch.full((2, 1, 32, 32), -0.1)
     large[:, :, 2:30, 2:30] = small
-    found = network(small)
+    logits = network(small)
     network.border = 0
-    assert torch.equal(found, network(large))
+    assert torch.equal(logits, network(large))

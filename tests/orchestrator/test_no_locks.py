@@ -1,4 +1,4 @@
-"""A file system without locks: what would write says so, and what only looks does its work."""
+"""A file system without locks: writers fail with an error, and readers work."""
 
 import errno
 import json
@@ -26,9 +26,9 @@ def run(values: dict[str, Any], shards: Path, tmp_path: Path) -> RunDir:
     values["data"]["url"] = str(shards)
     values["tracking"]["uri"] = f"sqlite:///{tmp_path / 'mlflow.db'}"
     path = tmp_path / "runs" / "one"
-    made, _ = create_or_open_run(ComposedConfig(parse(values | {"run_dir": str(path)}), ()))
-    made.begin_attempt(num_steps=14)
-    return made
+    run_dir, _ = create_or_open_run(ComposedConfig(parse(values | {"run_dir": str(path)}), ()))
+    run_dir.begin_attempt(num_steps=14)
+    return run_dir
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -55,8 +55,8 @@ def test_what_would_write_there_says_so(
 ) -> None:
     without_locks(run.path, monkeypatch, errno.ENOLCK)
     assert main([*verb, str(run.path)]) == 1
-    (said,) = capsys.readouterr().err.splitlines()
-    assert "without locks" in said
+    (output,) = capsys.readouterr().err.splitlines()
+    assert "without locks" in output
 
 
 def test_a_run_is_not_begun_there(
@@ -88,9 +88,9 @@ def test_what_only_looks_does_its_work(
     without_locks(run.path.parent, monkeypatch, errno.EOPNOTSUPP)
     where = ["--runs-dir", str(run.path.parent)] if verb[0] == "list" else [str(run.path)]
     assert main([*verb, *where]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     if "--json" in verb:
-        (one,) = json.loads(said)
+        (one,) = json.loads(output)
         assert one["state"] == "crashed"  # as its files say, and that it may run
         assert str(run.lock_file) in one["why"]
 

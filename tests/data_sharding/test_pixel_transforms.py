@@ -47,14 +47,14 @@ def test_the_same_key_gives_the_same_image(kind):
     augment = make_augment(**{**NONE, **kind})
     before, state = image(), torch.random.get_rng_state()
     pythons, numpys = random.getstate(), np.random.get_state()[1].tolist()
-    found = [augment(before, key) for key in (*range(20), *range(20))]
-    assert all(torch.equal(a, b) for a, b in zip(found[:20], found[20:], strict=True))
-    assert len({bytes(one.contiguous().numpy()) for one in found[:20]}) > 10
+    augmented = [augment(before, key) for key in (*range(20), *range(20))]
+    assert all(torch.equal(a, b) for a, b in zip(augmented[:20], augmented[20:], strict=True))
+    assert len({bytes(one.contiguous().numpy()) for one in augmented[:20]}) > 10
     assert torch.equal(before, image())
     assert torch.equal(state, torch.random.get_rng_state())
     assert random.getstate() == pythons
     assert np.random.get_state()[1].tolist() == numpys
-    assert {(one.dtype, one.shape) for one in found} == {(torch.uint8, (3, 32, 32))}
+    assert {(one.dtype, one.shape) for one in augmented} == {(torch.uint8, (3, 32, 32))}
 
 
 def test_timms_policy_is_what_its_recipes_have():
@@ -92,10 +92,10 @@ def test_no_transforms_are_no_change():
 
 
 def test_erasing_fills_with_the_given_pixel():
-    found = make_augment(**{**NONE, "random_erasing_prob": 1.0})(image(), 3)
-    changed = (found != image()).any(dim=0)
+    erased = make_augment(**{**NONE, "random_erasing_prob": 1.0})(image(), 3)
+    changed = (erased != image()).any(dim=0)
     assert 0.02 < changed.float().mean() < 0.5
-    assert {tuple(pixel.tolist()) for pixel in found[:, changed].T} == {(124, 116, 104)}
+    assert {tuple(pixel.tolist()) for pixel in erased[:, changed].T} == {(124, 116, 104)}
 
 
 def test_colour_noise_has_the_covariance_of_natural_colours():

@@ -45,8 +45,8 @@ def test_every_prefix_is_balanced(sizes, seed, batch, num_steps):
     assert per_class.max() - per_class.min() <= 1
     per_sample = np.bincount(ids, minlength=len(labels))
     for label in range(len(sizes)):
-        mine = per_sample[labels == label]
-        assert mine.max() - mine.min() <= 1
+        counts = per_sample[labels == label]
+        assert counts.max() - counts.min() <= 1
     passes = np.concatenate([one.passes for one in drawn])
     assert len({*zip(ids.tolist(), passes.tolist(), strict=True)}) == len(ids)
 

@@ -28,9 +28,9 @@ LABELS = LabelRule()
 
 @pytest.fixture(scope="module")
 def shards(s3_server, source):
-    found = make_shards(source, 3, 12, 30_000)
+    infos = make_shards(source, 3, 12, 30_000)
     s3_server.put(s3_server.url("stream"), source)
-    return found
+    return infos
 
 
 @pytest.fixture(autouse=True)
@@ -199,8 +199,8 @@ def put(s3, tmp_path, name, data, num_samples):
 def test_concatenated_tars_are_one_shard(s3, store, source, shards, tmp_path):
     data = b"".join((source / shard.name).read_bytes() for shard in shards[:2])
     shard = put(s3, tmp_path, "two.tar", data, 24)
-    found = [sample(store, shard, i) for i in range(24)]
-    assert found == [sample(store, part, i) for part in shards[:2] for i in range(12)]
+    samples = [sample(store, shard, i) for i in range(24)]
+    assert samples == [sample(store, part, i) for part in shards[:2] for i in range(12)]
 
 
 def test_hard_links_cannot_be_streamed(s3, store, tmp_path):

@@ -23,11 +23,11 @@ def test_sizes_are_those_of_ffcv():
 @given(st.integers(1, 256), st.integers(1, 256), st.integers(0, 50), st.integers(1, 50))
 def test_sizes_stay_between_the_ends_and_reach_the_last(first, last, start, length):
     sizes = ImageSizeSchedule(last, first, start, start + length, multiple_of=8)
-    found = [sizes(step) for step in range(start + length + 2)]
-    assert found == sorted(found, reverse=first > last)
-    assert found[-1] == last
-    assert all(min(first, last) <= size <= sizes.largest for size in found)
-    assert all(size % 8 == 0 or size in (first, last) for size in found)
+    schedule = [sizes(step) for step in range(start + length + 2)]
+    assert schedule == sorted(schedule, reverse=first > last)
+    assert schedule[-1] == last
+    assert all(min(first, last) <= size <= sizes.largest for size in schedule)
+    assert all(size % 8 == 0 or size in (first, last) for size in schedule)
     for num_steps in (0, start, start + length // 2, start + length + 2):
-        area = sum(size**2 for size in found[:num_steps])
+        area = sum(size**2 for size in schedule[:num_steps])
         assert sizes.num_of_last(num_steps) == pytest.approx(area / last**2)

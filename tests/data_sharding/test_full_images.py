@@ -1,4 +1,4 @@
-"""Whole images at several scales, against torchvision; what cannot be read is black and marked."""
+"""Whole images at several scales, against torchvision; unreadable ones are black and marked."""
 
 from pathlib import Path
 

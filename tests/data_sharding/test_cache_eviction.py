@@ -1,4 +1,4 @@
-"""Which shards are evicted, and that the bound holds."""
+"""The evicted shards, and the limit of the cache."""
 
 import os
 import tempfile
@@ -138,17 +138,17 @@ def test_the_limit_holds_and_as_little_as_possible_is_evicted(cached, num_bytes,
         directory = Path(scratch)
         (directory / "plans").mkdir()
         budget = SpaceBudget(directory, 100)
-        wanted = {}
-        for i, (size, mine) in enumerate(cached):
+        next_uses = {}
+        for i, (size, next_use) in enumerate(cached):
             put(directory, str(i), size, age=i)
-            wanted |= {} if mine is None else {str(i): mine}
+            next_uses |= {} if next_use is None else {str(i): next_use}
         before = names(directory)
         sizes = {str(i): size for i, (size, _) in enumerate(cached)} | {"new": num_bytes}
         with publish_access_plan(budget.plans, budget.lock) as plan:
-            plan.write(0, wanted)
+            plan.write(0, next_uses)
             took = reserve(budget, directory, num_bytes, distance)
         gone = before - names(directory)
-        rank = {name: wanted.get(name, 10**9 + int(name)) for name in before}
+        rank = {name: next_uses.get(name, 10**9 + int(name)) for name in before}
         assert took or not gone
         assert not took or sum(sizes[name] for name in names(directory)) <= 100
         if gone:

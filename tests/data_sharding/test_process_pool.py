@@ -26,9 +26,9 @@ def fail_at_three(job: None, item: int, advance: ProgressFn) -> int:
     if item == 3:
         raise DataError("three")
     deadline_s = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline_s:  # until it is told that it is for nothing
+    while time.monotonic() < deadline_s:  # until it is stopped
         advance(1)
-    raise AssertionError("nobody has stopped this")
+    raise AssertionError("this was not stopped")
 
 
 def die(job: None, item: int, advance: ProgressFn) -> None:
@@ -39,11 +39,11 @@ def die(job: None, item: int, advance: ProgressFn) -> None:
 def test_results_are_in_order_and_progress_ends_at_the_sum(num_workers: int) -> None:
     seen: list[int] = []
     results: list[int] = []
-    found = parallel_map(
+    returned = parallel_map(
         power, 2, range(20), num_workers=num_workers, on_progress=seen.append,
         on_result=results.append,
     )  # fmt: skip
-    assert found == sorted(results) == [item * item for item in range(20)]
+    assert returned == sorted(results) == [item * item for item in range(20)]
     assert seen == sorted(seen)
     assert seen[-1] == sum(range(20))
 

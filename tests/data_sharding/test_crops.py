@@ -46,8 +46,8 @@ def many_draws(num: int) -> Randoms:
 
 def boxes(choose: CropFn, width: int, height: int, num: int) -> NDArray[np.float64]:
     """Return left, top, width and height of many crops; shape (num, 4)."""
-    found = [choose(width, height, draw).box for draw in many_draws(num)]
-    left, top, right, bottom = np.array(found, dtype=float).T
+    boxes = [choose(width, height, draw).box for draw in many_draws(num)]
+    left, top, right, bottom = np.array(boxes, dtype=float).T
     return np.stack([left, top, right - left, bottom - top], axis=1)
 
 
@@ -96,7 +96,7 @@ def test_all_of_few_positions_are_drawn() -> None:
     choose = partial(random_resized_crop, scale=(0.25, 0.36), ratio=(1.0, 1.0), hflip_prob=0.5)
     ours = boxes(choose, 6, 7, 3000)
     theirs = boxes_of_torchvision(v2.RandomResizedCrop(6, (0.25, 0.36), (1, 1)), 6, 7, 3000)
-    cells = [np.unique(found, axis=0, return_counts=True) for found in (ours, theirs)]
+    cells = [np.unique(boxes, axis=0, return_counts=True) for boxes in (ours, theirs)]
     assert np.array_equal(cells[0][0], cells[1][0])
     assert stats.chi2_contingency([counts for _, counts in cells]).pvalue > LEAST_P
 
@@ -200,7 +200,7 @@ def test_a_crop_depends_on_its_key_alone(choose: CropFn) -> None:
 def test_a_scaled_crop_is_a_square_of_what_was_resized(
     width: int, height: int, *, center_square_first: bool
 ) -> None:
-    shorter, found = min(width, height), set[float]()
+    shorter, sides = min(width, height), set[float]()
     for draw in many_draws(500):
         view = resize_crop(
             width, height, draw, crop=224, resize_range=(256, 512),
@@ -210,15 +210,15 @@ def test_a_scaled_crop_is_a_square_of_what_was_resized(
         assert right - left == pytest.approx(bottom - top)
         side = 224 * shorter / (right - left)  # of the resized image
         assert side == pytest.approx(round(side))
-        found.add(round(side))
+        sides.add(round(side))
         outside = ((width - shorter) / 2, (height - shorter) / 2) if center_square_first else (0, 0)
         assert outside[0] - 1e-9 <= left
         assert right <= width - outside[0] + 1e-9
         assert outside[1] - 1e-9 <= top
         assert bottom <= height - outside[1] + 1e-9
-    assert min(found) >= 256
-    assert max(found) <= 512
-    assert len(found) > 100
+    assert min(sides) >= 256
+    assert max(sides) <= 512
+    assert len(sides) > 100
 
 
 def test_both_ends_of_a_range_of_sides_are_drawn() -> None:

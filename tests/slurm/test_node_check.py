@@ -25,6 +25,6 @@ JOB = sbatch_request(
 
 def test_the_script_is_the_reviewed_one(tmp_path: Path) -> None:
     script = render_node_check(JOB, worker="orchestrator.torch_workers.node_probe")
-    assert script == (GOLDEN / "checkup.sbatch").read_text()
+    assert script == (GOLDEN / "node_check.sbatch").read_text()
     (tmp_path / "job.sbatch").write_text(script)
     subprocess.run(["bash", "-n", tmp_path / "job.sbatch"], check=True)

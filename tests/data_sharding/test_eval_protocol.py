@@ -1,4 +1,4 @@
-"""Protocols are found by name, and show what torchvision shows."""
+"""Protocols are parsed from names, and have the views of torchvision."""
 
 import io
 
@@ -61,9 +61,9 @@ def test_the_central_crop_is_that_of_torchvision(
     ],
 )
 def test_the_box_of_each_protocol(protocol: str, size: int, box: tuple[int, ...]) -> None:
-    found = parse_protocol(protocol)
-    assert found.crop == size
-    assert found.views(364, 256) == (CropSpec(box),)
+    parsed = parse_protocol(protocol)
+    assert parsed.crop == size
+    assert parsed.views(364, 256) == (CropSpec(box),)
 
 
 def waves_of(width: int, height: int) -> Image.Image:
@@ -174,7 +174,7 @@ def test_dense_protocols_are_refused() -> None:
 def test_whole_images_are_resized_as_by_torchvision(
     width: int, height: int, resizes: list[int]
 ) -> None:
-    found = DenseProtocol(tuple(resizes)).sizes(width, height)
-    for (new_width, new_height), resize in zip(found, resizes, strict=True):
+    sizes = DenseProtocol(tuple(resizes)).sizes(width, height)
+    for (new_width, new_height), resize in zip(sizes, resizes, strict=True):
         image = torch.empty((1, height, width), device="meta")
         assert functional.resize(image, [resize]).shape == (1, new_height, new_width)
