@@ -211,7 +211,7 @@ def test_the_fingerprint_depends_on_labels_and_not_on_the_directory(tmp_path: Pa
     assert facts[0] == facts[1] != facts[2]
 
 
-def test_an_image_that_changed_and_kept_its_size_is_noticed(tmp_path: Path) -> None:
+def test_an_image_changed_at_equal_size_changes_the_digest_of_times(tmp_path: Path) -> None:
     make(tmp_path, "1.jpg", "2.jpg")
     path = table(tmp_path / "x.csv", "1.jpg,a", "2.jpg,a")
     before = csv_file(path, val_fraction=0.5)

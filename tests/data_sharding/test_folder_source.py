@@ -121,7 +121,7 @@ def test_too_many_skipped_files_are_refused(tmp_path: Path) -> None:
     assert folder(tmp_path, 0.5, options=ANY).skipped.counts == {".heic": 3, ".txt": 99}
 
 
-def test_links(tmp_path: Path) -> None:
+def test_links_are_followed_or_counted(tmp_path: Path) -> None:
     root = make(tmp_path / "set", "train/a/1.jpg", "val/a/1.jpg")
     store = make(tmp_path / "store", "b/2.jpg", "3.jpg", "more/4.jpg")
     (root / "train" / "b").symlink_to(store / "b")  # a class
@@ -161,7 +161,7 @@ def test_an_image_listed_again_through_a_link_is_reported(tmp_path: Path) -> Non
     ]
 
 
-def test_facts_identify_the_files_and_not_their_place(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_files_and_not_on_the_directory(tmp_path: Path) -> None:
     names = ["train/a/1.jpg", "train/b/2.jpg", "val/a/3.jpg"]
     facts = folder(make(tmp_path / "here", *names)).fingerprint
     assert facts == folder(make(tmp_path / "there", *names)).fingerprint

@@ -164,7 +164,7 @@ def test_only_the_first_process_is_killed(tahoe: Tahoe, tmp_path: Path) -> None:
     assert contents(url) == contents(tmp_path / "undisturbed")
 
 
-def test_ctrl_c_ends_all_and_the_same_command_goes_on(tahoe: Tahoe, tmp_path: Path) -> None:
+def test_ctrl_c_ends_all_and_the_same_command_continues(tahoe: Tahoe, tmp_path: Path) -> None:
     images, url = make_images(tmp_path / "images", 200), tmp_path / "set"
     arguments = ["shard", "folder", str(images), str(url), "--samples-per-shard", "1"]
     arguments += ["--num-workers", "2", "--max-bad-fraction", "1"]

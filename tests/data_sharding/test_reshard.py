@@ -265,7 +265,7 @@ def test_equal_bytes_from_any_number_of_processes(tmp_path: Path, reading: ReadO
     assert outs[0] == outs[1]
 
 
-def test_shards_whose_labels_mean_others_now_are_another_set(
+def test_labels_with_changed_meanings_make_another_set(
     tmp_path: Path, reading: ReadOptions
 ) -> None:
     for name in "one", "two":

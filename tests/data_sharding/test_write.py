@@ -195,7 +195,7 @@ def test_another_set_is_refused(source: Source, written: Path) -> None:
     assert contents(written) == before
 
 
-def test_shards_of_others_are_left_alone(source: Source, tmp_path: Path) -> None:
+def test_foreign_shards_are_left_alone(source: Source, tmp_path: Path) -> None:
     (tmp_path / "val").mkdir()
     (tmp_path / "val" / "shard-000000.tar").write_bytes(b"precious")
     with pytest.raises(DataError, match=r"shard-000000\.tar") as caught:

@@ -30,12 +30,12 @@ _MAX_WORKERS = 8  # more would wait for the disk
 
 
 class Writer(NamedTuple):
-    """A verb that writes a data set; those with `open_shards` list a source made of shards."""
+    """A verb that writes a data set; one that reads shards opens its source with ReadOptions."""
 
     help: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
-    open_images: "Callable[[argparse.Namespace], Source] | None" = None
-    open_shards: "Callable[[argparse.Namespace, ReadOptions], Source] | None" = None
+    open_source: "Callable[..., Source]"
+    reads_shards: bool = False
     samples_per_shard: int = 5000
 
 
@@ -84,18 +84,18 @@ def write(options: argparse.Namespace) -> int:
 @contextmanager
 def _source(options: argparse.Namespace) -> "Iterator[Source]":
     """Yield the source of a verb, and keep copies of remote shards as long."""
-    writer = _WRITERS[options.verb]
-    if writer.open_images:
-        yield writer.open_images(options)
-    if writer.open_shards:
-        from data_sharding.tools.scan import ReadOptions
-        from orchestrator.cli.dataset.render import progress_bar
+    from data_sharding.tools.scan import ReadOptions
+    from orchestrator.cli.dataset.render import progress_bar
 
-        with TemporaryDirectory(prefix="tahoe-scratch-", dir=options.scratch) as scratch:
-            with progress_bar("reading", total=None) as on_progress:
-                reading = ReadOptions(Path(scratch), options.num_workers, on_progress)
-                source = writer.open_shards(options, reading)
-            yield source
+    writer = _WRITERS[options.verb]
+    if not writer.reads_shards:
+        yield writer.open_source(options)
+        return
+    with TemporaryDirectory(prefix="tahoe-scratch-", dir=options.scratch) as scratch:
+        with progress_bar("reading", total=None) as on_progress:
+            reading = ReadOptions(Path(scratch), options.num_workers, on_progress)
+            source = writer.open_source(options, reading)
+        yield source
 
 
 def _checks(options: argparse.Namespace) -> "ImageChecks":
@@ -146,6 +146,10 @@ def _add_val_fraction(
     verb.add_argument(
         "--val-fraction", type=float, default=default, required=required, help=val_help
     )
+
+
+def _add_digits(verb: argparse.ArgumentParser) -> None:
+    _add_val_fraction(verb, 0.2)
 
 
 def _digits(options: argparse.Namespace) -> "Source":
@@ -294,19 +298,12 @@ def _split(options: argparse.Namespace, reading: "ReadOptions") -> "Source":
 
 
 _WRITERS = {
-    "digits": Writer(
-        "write scikit-learn's 1,797 handwritten digits",
-        lambda verb: _add_val_fraction(verb, 0.2),
-        _digits,
-        samples_per_shard=500,
-    ),
+    "digits": Writer("write scikit-learn's handwritten digits", _add_digits, _digits, False, 500),
     "folder": Writer("write DIR/{train,val}/CLASS/* or DIR/CLASS/*", _add_folder, _folder),
     "csv": Writer("write the images that a CSV file lists", _add_csv, _csv),
     "imagenet": Writer("write ImageNet from its archives", _add_imagenet, _imagenet),
     "cifar": Writer("write CIFAR-10 or CIFAR-100 from its archive", _add_cifar, _cifar),
-    "webdataset": Writer(
-        "write a data set from existing shards", _add_webdataset, open_shards=_webdataset
-    ),
-    "merge": Writer("write one data set from several", _add_merge, open_shards=_merge),
-    "split": Writer("write a data set with a new validation split", _add_split, open_shards=_split),
+    "webdataset": Writer("write the samples of shards", _add_webdataset, _webdataset, True),
+    "merge": Writer("write one data set from several", _add_merge, _merge, True),
+    "split": Writer("write a set with a new validation split", _add_split, _split, True),
 }
