@@ -1,7 +1,7 @@
-"""How an attempt ends: what the ranks are asked to do, what they agree on, and the exit code.
+"""Requests to stop: a signal, or the run's stop file.
 
-A signal handler sets a flag and does nothing else. The loop offers the flag once a step, the ranks
-agree on the highest (`world.AsyncMaxReduce`), and all act on it at the same step.
+A signal handler sets a flag and does nothing else. The loop submits the flag once a step, the ranks
+agree on the maximum (`world.AsyncMaxReduce`), and all act on it at the same step.
 """
 
 import signal
@@ -12,15 +12,19 @@ from orchestrator.run.rundir import RunDir
 
 
 class StopSignal:
-    """Whether this rank has been asked to stop, by a signal or by the run's stop file."""
+    """True once this rank has been requested to stop.
+
+    Args:
+        polls_file: True on the one rank that polls the stop file, at most once a second: a shared
+            file system is slow.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
     def __init__(self, run: RunDir, *, polls_file: bool) -> None:
-        """Listen. One rank polls the file, at most once a second: a shared file system is slow."""
         self._file = run.stop_file if polls_file else None
         self._polled_s = 0.0
-        self._asked = False
+        self._requested = False
         for number in self.SIGNALS:
             signal.signal(number, self._on_signal)
 
@@ -28,8 +32,8 @@ class StopSignal:
         now = time.monotonic()
         if self._file and now - self._polled_s >= 1:
             self._polled_s = now
-            self._asked |= self._file.exists()
-        return self._asked
+            self._requested |= self._file.exists()
+        return self._requested
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+        self._requested = True

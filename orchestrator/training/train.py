@@ -1,153 +1,192 @@
-"""The story of a run, in the order things happen, on every rank alike.
+"""Train a model: the story of a run in the order of time, the same on every rank.
 
-The step is the only clock: what happens at step t depends on (config, seed, t) and on the state
-that a checkpoint holds. To resume is to load that state and to count from another number.
+The step is the only clock: what happens in a step depends on (config, seed, step) and on the state
+that a checkpoint holds. To resume is to load that state and to start from another step.
+
+`step` is 0-based; `num_done` = step + 1 steps are done after it. Logs, metrics and checkpoints are
+numbered by the steps done.
 """
 
-import math
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 
 import torch
 
-from data_sharding.errors import DataError
-from data_sharding.loading.loader import iter_batches
+from data_sharding.rng import derive_key
+from orchestrator.checkpoint.owner import claim
+from orchestrator.checkpoint.store import CheckpointStore
 from orchestrator.config.schema import Config
-from orchestrator.run.exit_status import FatalRunError, RunOutcome, StepRequest
+from orchestrator.run.exit_status import RunOutcome, StepRequest
 from orchestrator.run.rundir import RunDir
 from orchestrator.training.context import TrainContext
 from orchestrator.training.distributed.world import AsyncMaxReduce, World
-from orchestrator.training.inputs.datasets import BadSampleCounter, check_bad_share
-from orchestrator.training.inputs.lookahead import NUM_STEPS, Ahead, first_error
-from orchestrator.training.monitoring.console_log import log_progress
+from orchestrator.training.inputs.datasets import Datasets
+from orchestrator.training.inputs.device import Device
+from orchestrator.training.inputs.lookahead import first_error
+from orchestrator.training.monitoring import startup_timer
+from orchestrator.training.monitoring.console_log import log_summary
 from orchestrator.training.monitoring.metric_log import MetricLog
-from orchestrator.training.monitoring.sample_log import log_sample_ids
-from orchestrator.training.monitoring.throughput import ThroughputMeter
+from orchestrator.training.optim.lr_schedule import make_lr_schedule
+from orchestrator.training.state.async_saver import AsyncCheckpointer
+from orchestrator.training.state.restore import restore
 from orchestrator.training.state.train_state import TrainState
-from orchestrator.training.step.train_step import clip_gradients
+from orchestrator.training.step.diagonal_hessian import DiagonalHessian
+from orchestrator.training.step.phases import Phases, supports_phases
+from orchestrator.training.step.step_metrics import StepMetrics
+from orchestrator.training.step.train_batches import TrainBatches
+from orchestrator.training.step.train_step import TrainStep, clip_gradients, wrap_ddp
 from orchestrator.training.stop_signal import StopSignal
+from orchestrator.training.task.linear_probe import freeze_backbone
+from orchestrator.training.task.losses import make_objective
+from orchestrator.training.task.model import build_model, check_step, model_cost
+from orchestrator.training.task.warm_start import check_unchanged
 
 
 def train(
-    run: RunDir, config: Config, world: World, metrics: MetricLog, stop: StopSignal
+    run: RunDir, config: Config, world: World, metric_log: MetricLog, stop_signal: StopSignal
 ) -> RunOutcome:
     """Train until the last step, or until the ranks agree to stop."""
-    job = TrainContext.build(run, config, world, metrics)
-    plan, start = job.plan, job.restore_or_init()
-    if world.any(bool(stop)):
-        return RunOutcome("stopped", start, "stopped before training began")
+    # ---------------------------------------------------------------- data
+    datasets = Datasets.open(run, config, world.size)
+    plan, device = datasets.plan, Device.create(config, world.device)
+    startup_timer.done("data")
 
-    # The micro-batches that this rank computes, in the order of the steps.
-    micros = plan.micro_batches_of(world.rank)
-    names = plan.micro_batches(world.rank, start)
-    num_images = len(micros) * plan.micro_batch_size  # of this rank, a step
-    workers, meter, bad = config.data.num_workers, ThroughputMeter(), BadSampleCounter()
-    held = NUM_STEPS * len(micros)
-    loaded = iter_batches(
-        job.data.train, names, workers, pin_memory=job.device.is_cuda, num_held=held
+    # ---------------------------------------------------------------- model, optimizer, schedule
+    model, cost = _make_model(config, plan.num_classes, device)
+    state = TrainState.create(model, config, world)  # the model, its EMA, optimizer, loss scaler
+    task = make_objective(config.recipe)  # the loss, the metrics
+    ddp = wrap_ddp(model, has_unused=bool(config.recipe.phases) and supports_phases(model))
+    store = CheckpointStore.for_run(run, config)
+    context = TrainContext(
+        *(run, config, world, metric_log, datasets, device, cost, state, task),
+        train_step=TrainStep(ddp, task, state.scaler, config, plan, device, world),
+        schedule=make_lr_schedule(state.optimizer, config.recipe, plan),
+        phases=Phases(state, config.recipe.phases, plan),
+        hessian=DiagonalHessian(state, task, datasets, device, world),
+        store=store,
+        saver=AsyncCheckpointer(store, config.checkpoint, is_main=world.is_main),
     )
-    ahead, asked = Ahead(loaded, held), 0
-    # The loop counts finished steps. Step t is made with the rate, order, views and noise of t - 1.
-    agreement, step, checked = AsyncMaxReduce(world), start, start
-    with closing(loaded):  # also when it fails: what reads ahead ends before the interpreter does
-        sent = job.device.prefetch_to_device(meter.wrap(iter(ahead)))
-        batches = bad.watch(sent)  # counted when used: what is before it reads ahead
-        if config.logging.log_sample_ids:
-            batches = log_sample_ids(batches, names, run.samples_file(metrics.attempt, world.rank))
-        for step in range(start + 1, plan.num_steps + 1):
-            job.prepare_step(step - 1)
-            learned = job.gradients.forward_backward(step - 1, micros, batches)
-            grad_norm = _update(job.state, config, step)
-            job.heartbeat()
-            meter.end_step(num_images)
+    startup_timer.done("network")
 
-            asked = agreement.step(job.save_request(stop, ahead))
-            stopping, last = asked >= StepRequest.GIVE_UP, step == plan.num_steps
-            evaluating = plan.should_evaluate(step) and (last or not stopping)
-            logging = last or step % config.logging.every_steps == 0
-            saving = last or bool(asked) or plan.should_save(step)
-            if logging or saving:
-                figures, num_bad, num_seen = _reduce(learned, meter, bad, world)
-                _check_loss(figures["train/loss"], first=checked + 1, last=step)
-                # Of the first few steps of an attempt one bad sample may be more than the share.
-                check_bad_share(
-                    num_bad, max(num_seen, plan.num_train), config.data.max_bad_fraction
-                )
-                checked = step
-            if logging:
-                _log(job, metrics, step, figures | {"train/grad_norm": float(grad_norm)})
+    # ---------------------------------------------------------------- resume or initialise
+    world.check_on_main(lambda: claim(run, config))  # no other run may write to its checkpoints
+    if world.size > 2:  # the sum of two has one order
+        context.train_step.warm_up()
+    startup_timer.done("warm-up")
+    first_step = _resume_or_initialise(context)
+    startup_timer.done("checkpoint")
+    log_summary(run.id, plan, cost, str(world.device), first_step, config.init_from)
+    val_metrics: dict[str, float] = {}
+    if first_step == 0:
+        metric_log.log(0, cost)
+    elif plan.should_evaluate(first_step):
+        val_metrics = context.evaluate_restored(first_step)
 
+    # ---------------------------------------------------------------- steps
+    if world.any(bool(stop_signal)):
+        return RunOutcome("stopped", first_step, "stopped before training began")
+    return _train_steps(context, first_step, val_metrics, stop_signal)
+
+
+def _make_model(
+    config: Config, num_classes: int, device: Device
+) -> tuple[torch.nn.Module, dict[str, float]]:
+    """Build the model on the device, initialised from the seed; compute its cost."""
+    torch.manual_seed(int(derive_key(config.seed, "init")[0]))
+    model = build_model(config, num_classes)
+    cost = model_cost(model, config)
+    check_step(model, config)
+    if config.recipe.linear_probe:
+        freeze_backbone(model, num_classes)
+    return model.to(device.device).to(memory_format=device.memory_format), cost
+
+
+def _resume_or_initialise(context: TrainContext) -> int:
+    """Load the weights to start from; return the number of steps done."""
+    # Where the weights come from, by priority:
+    # 1. The newest intact checkpoint of this run: an earlier attempt was stopped, preempted or
+    #    killed. The whole state is restored, and training continues with the same bits.
+    # 2. `init_from`: another run, a file or timm's, fetched when the run was created. The optimizer
+    #    starts afresh, and so does the head if the classes are others.
+    # 3. The random initialisation, which the model has already.
+    run, config, world = context.run, context.config, context.world
+    with context.store.open_latest() if world.is_main else nullcontext() as latest:
+        num_done, files = latest or (0, None)
+        if num_done := world.broadcast_int(num_done):
+            restore(context.state, files, world)
+        elif config.init_from:
+            world.check_on_main(lambda: check_unchanged(run, config))
+            num_classes, in_channels = context.plan.num_classes, config.data.in_channels
+            context.state.initialise(run.init_file, num_classes, in_channels)
+    context.phases.set_phase(max(0, num_done - 1))
+    context.saver.resumed_from = num_done
+    context.saver.abort_stale_uploads()
+    return num_done
+
+
+def _train_steps(
+    context: TrainContext, first_step: int, val_metrics: dict[str, float], stop_signal: StopSignal
+) -> RunOutcome:
+    """Run the steps; log, evaluate, save and stop as planned or requested."""
+    run, config, plan, world = context.run, context.config, context.plan, context.world
+    ids_file = run.samples_file(context.metric_log.attempt, world.rank)
+    batches = TrainBatches(
+        *(context.datasets, config, context.device),
+        rank=world.rank,
+        first_step=first_step,
+        samples_file=ids_file if config.logging.log_sample_ids else None,
+    )
+    reducer = StepMetrics(batches, config, plan, world, first_step)
+    control, request, num_done = AsyncMaxReduce(world), StepRequest.NOTHING, first_step
+    with closing(batches):
+        for step in range(first_step, plan.num_steps):
+            # -------------------------------------------------------- the step
+            context.schedule.step_update(step)
+            context.phases.prepare_step(step)
+            context.hessian.maybe_update(step)
+            step_metrics = context.train_step.forward_backward(step, batches)
+            num_done = step + 1
+            grad_norm = _optimizer_step(context.state, config, num_done)
+            context.heartbeat()
+            batches.meter.end_step(plan.accumulation_steps * plan.micro_batch_size)
+
+            # -------------------------------------------------------- what follows, on all ranks
+            request = StepRequest(control.step(context.request(stop_signal, batches.error)))
+            is_last = num_done == plan.num_steps
+            stop_requested = request >= StepRequest.GIVE_UP
+            should_evaluate = plan.should_evaluate(num_done) and (is_last or not stop_requested)
+            should_log = is_last or num_done % config.logging.every_steps == 0
+            should_save = is_last or request > StepRequest.NOTHING or plan.should_save(num_done)
+
+            # -------------------------------------------------------- log
+            if should_log or should_save:  # raises if the run has diverged: that is not saved
+                metrics = reducer.reduce(step_metrics, num_done)
+            if should_log:
+                context.log_step(num_done, metrics | {"train/grad_norm": float(grad_norm)})
+
+            # -------------------------------------------------------- evaluate, save, stop
             pause_s = time.perf_counter()
-            result = _evaluate(job, step) if evaluating else {}
-            if saving:
-                job.save(step, result)
-            meter.exclude(time.perf_counter() - pause_s)
-            if stopping:
+            val_metrics = context.evaluate(num_done) if should_evaluate else {}
+            if should_save:
+                context.save(num_done, val_metrics)
+            batches.meter.exclude(time.perf_counter() - pause_s)
+            if stop_requested:
                 break
 
-    bad.damaged.tell_number()
-    agreement.close()
-    job.shutdown()
-    if asked == StepRequest.GIVE_UP:
-        raise first_error(world, ahead.error)
-    return _outcome(job, step)
+    # ---------------------------------------------------------------- end
+    batches.bad_samples.damaged.tell_number()
+    control.close()
+    context.shutdown()
+    if request == StepRequest.GIVE_UP:
+        raise first_error(world, batches.error)
+    return context.outcome(num_done, val_metrics)
 
 
-def _outcome(job: TrainContext, step: int) -> RunOutcome:
-    if step < job.plan.num_steps:
-        return RunOutcome("stopped", step, f"asked to stop; saved at step {step}")
-    return RunOutcome("finished", step, job.tell_end())
-
-
-def _log(job: TrainContext, log: MetricLog, step: int, metrics: dict[str, float]) -> None:
-    """Write the metrics of a step to the log, and the most telling of them to the console."""
-    metrics |= {"train/lr": job.state.lr}
-    metrics |= job.compute_metrics(step, metrics["perf/images_per_s"])
-    log.log(step, metrics)
-    log_progress(job.plan, step, metrics)
-
-
-def _evaluate(job: TrainContext, step: int) -> dict[str, float]:
-    """Judge a step; save it if the images cannot be read, which is no fault of its weights."""
-    try:
-        return job.evaluate(step)
-    except DataError:
-        job.save(step, {})
-        job.shutdown()
-        raise
-
-
-def _update(state: TrainState, config: Config, step: int) -> torch.Tensor:
-    """Clip, move the weights and their average; return the gradients' norm before clipping."""
+def _optimizer_step(state: TrainState, config: Config, num_done: int) -> torch.Tensor:
+    """Clip the gradients, update weights and EMA; return the gradients' norm before clipping."""
     state.scaler.unscale_(state.optimizer)
     grad_norm = clip_gradients(state.model, config.recipe)
     state.update()
     if config.recipe.ema_decay:
-        state.update_ema(step, config.recipe.ema_decay)
+        state.update_ema(num_done, config.recipe.ema_decay)
     return grad_norm
-
-
-def _reduce(
-    learned: Mapping[str, torch.Tensor], meter: ThroughputMeter, bad: BadSampleCounter, world: World
-) -> tuple[dict[str, float], int, int]:
-    """Return figures, and how many samples were bad and were seen in this attempt, over all ranks.
-
-    What was learned is of this one step, not a mean since the last reading, so that it is the same
-    whenever training was interrupted.
-    """
-    mine = {name: value.item() / world.size for name, value in learned.items()}
-    mine |= meter.pop(world.size)
-    parts = (*mine.values(), bad.num_bad, bad.num_seen)
-    *figures, num_bad, num_seen = world.sum(torch.tensor(parts, dtype=torch.float64)).tolist()
-    return dict(zip(mine, figures, strict=True)), int(num_bad), int(num_seen)
-
-
-def _check_loss(loss: float, *, first: int, last: int) -> None:
-    """End a run that has diverged; all ranks see the same loss and end alike."""
-    if not math.isfinite(loss):
-        raise FatalRunError(
-            f"diverged: the loss became {loss} between steps {first} and {last}. Going on would "
-            "train nothing. Lower recipe.optimizer.lr, lengthen the warm-up, or set "
-            "recipe.clip_grad_norm."
-        )

@@ -1,7 +1,7 @@
-"""The entry of every rank: `python -m orchestrator.training.worker RUN_DIR`.
+"""The entry point of every rank: `python -m orchestrator.training.worker RUN_DIR`.
 
-It knows torchrun's environment names (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR,
-MASTER_PORT), the number of the attempt (TAHOE_ATTEMPT) and the run directory; all else lies there.
+Its input is the run directory, torchrun's environment variables (RANK, WORLD_SIZE, LOCAL_RANK,
+LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT) and the number of the attempt (TAHOE_ATTEMPT).
 """
 
 import faulthandler
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.config.parse import ConfigError, parse
@@ -22,16 +22,16 @@ from orchestrator.run.rundir import RunDir, RunError
 from orchestrator.training.monitoring import startup_timer
 from orchestrator.training.stop_signal import StopSignal
 
-_STOPPING_DRAIN_S = 10.0
-_CRASHED = 1  # as an exception would end it
+_STOPPING_FLUSH_S = 10.0
+_CRASHED = 1  # the exit code of an exception
 log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run this rank and return its exit code."""
-    run, is_first = RunDir(Path(arguments[0])), os.environ["RANK"] == "0"
-    # Before torch is imported, which takes seconds: unheard, a signal would end this process.
-    stop = StopSignal(run, polls_file=is_first)
+    run, is_main = RunDir(Path(arguments[0])), os.environ["RANK"] == "0"
+    # Before torch is imported, which takes seconds: a signal would end the process until then.
+    stop_signal = StopSignal(run, polls_file=is_main)
     faulthandler.enable()
     logging.captureWarnings(True)
     logging.basicConfig(
@@ -43,27 +43,23 @@ def main(arguments: Sequence[str]) -> int:
     startup_timer.begin(run.attempt_start_s(attempt))
     try:
         config = parse(run.read_config())
-    except (ConfigError, RunError) as error:  # somebody has edited it: starting again is no help
-        if isinstance(error.__cause__, OSError):  # the disk may answer another time
+    except (ConfigError, RunError) as error:  # edited by hand: a restart would end the same way
+        if isinstance(error.__cause__, OSError):  # a later read may succeed
             raise
-        log.error("%s", error)
-        verdict = RunOutcome("never_restart", None, str(error))
-        verdict.write(run, attempt)
-        return verdict.exit_code
-    with (
-        _run_monitor(run) if _should_monitor(config) else nullcontext(),
-        _run_shipper(run, config, stop) if is_first and _should_ship(config) else nullcontext(),
-    ):
-        verdict = _attempt(run, config, attempt, stop, is_first=is_first)
-        if is_first:
-            verdict.write(run, attempt)
-    return verdict.exit_code
+        outcome = _never_restart(error)
+        outcome.write(run, attempt)
+        return outcome.exit_code
+    with _system_monitor(run, config), _shipper(run, config, stop_signal):
+        outcome = _run_attempt(run, config, attempt, stop_signal, is_main=is_main)
+        if is_main:
+            outcome.write(run, attempt)
+    return outcome.exit_code
 
 
-def _attempt(
-    run: RunDir, config: Config, attempt: int, stop: StopSignal, *, is_first: bool
+def _run_attempt(
+    run: RunDir, config: Config, attempt: int, stop_signal: StopSignal, *, is_main: bool
 ) -> RunOutcome:
-    log.info("attempt %d: importing torch", attempt)  # which is silent for seconds
+    log.info("attempt %d: importing torch", attempt)
     from data_sharding.errors import DataError, UnavailableError
     from orchestrator.checkpoint.store import CheckpointError
     from orchestrator.training.distributed.world import init_world
@@ -73,66 +69,69 @@ def _attempt(
     from orchestrator.training.train import train
 
     startup_timer.done("imports")
-    # Starting again would end the same way: these are the user's to mend.
-    hopeless = (FatalRunError, ConfigError, DataError, CheckpointError)
-    metrics_file = run.metrics_file if is_first else None
     try:
         with (
-            MetricLog(metrics_file, attempt) as metrics,
+            MetricLog(run.metrics_file if is_main else None, attempt) as metric_log,
             init_world(config.runtime) as world,
             hang_watchdog(config.runtime.hang_timeout_s),
         ):
             startup_timer.done("rendezvous")
-            return train(run, config, world, metrics, stop)
+            return train(run, config, world, metric_log, stop_signal)
     except (SaveError, UnavailableError) as error:
-        log.error("%s", error)  # without a traceback, which would hide what it says
-        sys.exit(_CRASHED)  # without a verdict: there may be room, or keys, at another time
-    except hopeless as error:
-        log.error("%s", error)
-        return RunOutcome("never_restart", None, str(error))
+        log.error("%s", error)  # a traceback would hide the message
+        sys.exit(_CRASHED)  # without an outcome: space, access or credentials may come back
+    except (FatalRunError, ConfigError, DataError, CheckpointError) as error:
+        return _never_restart(error)
 
 
-def _should_ship(config: Config) -> bool:
-    """Whether to ship while training: no job of a cluster opens SQLite on a shared file system."""
-    is_local = config.launcher.name == "local"
-    return config.tracking.enabled and (is_local or config.tracking.uri.startswith("http"))
+def _never_restart(error: Exception) -> RunOutcome:
+    """Log an error that a restart would only repeat."""
+    log.error("%s", error)
+    return RunOutcome("never_restart", None, str(error))
 
 
 @contextmanager
-def _run_shipper(run: RunDir, config: Config, stop: StopSignal) -> Iterator[None]:
-    """Let another process send the metrics to MLflow; at the end give it some time to catch up.
+def _shipper(run: RunDir, config: Config, stop_signal: StopSignal) -> Iterator[None]:
+    """Send metrics to MLflow from another process; give it some time to catch up at the end.
 
-    Little, where this rank was asked to stop: Slurm kills it half a minute later (KillWait), and an
-    attempt that has saved would look like one that was lost. The next one sends the rest.
+    A job on a cluster sends to a server only: SQLite on a shared file system is unsafe.
+
+    After a stop request it gets 10 s: Slurm kills the job half a minute later (KillWait), and an
+    attempt that has saved would look lost. The next attempt sends the rest.
     """
-    command = [sys.executable, "-m", "orchestrator.tracking.shipping.shipper", str(run.path)]
+    is_reachable = config.launcher.name == "local" or config.tracking.uri.startswith("http")
+    if os.environ["RANK"] != "0" or not (config.tracking.enabled and is_reachable):
+        yield
+        return
     timeout_s = config.tracking.flush_timeout_s
+    module = "orchestrator.tracking.shipping.shipper"
     shipper = subprocess.Popen(
-        [*command, "--flush-timeout-s", str(timeout_s)], stdin=subprocess.PIPE
+        [sys.executable, "-m", module, str(run.path), "--flush-timeout-s", str(timeout_s)],
+        stdin=subprocess.PIPE,
     )
     try:
         yield
     finally:
         assert shipper.stdin is not None
-        shipper.stdin.close()  # the end of this file tells it that the rank is done
+        shipper.stdin.close()  # end of file: this rank is done
         if shipper.poll() is None:
-            log.info("sending the rest to MLflow, which may take up to %g s", timeout_s)
+            log.info("sending the remaining metrics to MLflow, for up to %g s", timeout_s)
         try:
-            shipper.wait(_STOPPING_DRAIN_S if stop else timeout_s + 30)
+            shipper.wait(_STOPPING_FLUSH_S if stop_signal else timeout_s + 30)
         except subprocess.TimeoutExpired:
             shipper.kill()
-            log.warning("not all has reached MLflow; `tahoe sync %s` sends it", run.shell_path)
-
-
-def _should_monitor(config: Config) -> bool:
-    """Whether to watch this node from here: its first rank does."""
-    wanted = config.tracking.enabled and config.tracking.system_metrics_interval_s is not None
-    return wanted and os.environ["LOCAL_RANK"] == "0"
+            log.warning(
+                "some metrics have not reached MLflow; `tahoe sync %s` sends them", run.shell_path
+            )
 
 
 @contextmanager
-def _run_monitor(run: RunDir) -> Iterator[None]:
-    """Let another process note how this node is doing; no end of a rank waits for it."""
+def _system_monitor(run: RunDir, config: Config) -> Iterator[None]:
+    """Record the system metrics of this node from another process, started by its first rank."""
+    is_enabled = config.tracking.enabled and config.tracking.system_metrics_interval_s is not None
+    if not is_enabled or os.environ["LOCAL_RANK"] != "0":
+        yield
+        return
     command = [sys.executable, "-m", "orchestrator.tracking.shipping.system_metrics", str(run.path)]
     monitor = subprocess.Popen(command, stdin=subprocess.PIPE)
     try:
@@ -143,7 +142,7 @@ def _run_monitor(run: RunDir) -> Iterator[None]:
 
 
 def _stop_without_launcher() -> None:
-    """Ask this rank to save and stop when the launcher has gone: its end of our stdin closes."""
+    """Send this rank SIGTERM when the launcher dies and its end of our stdin closes."""
     os.read(0, 1)
     os.kill(os.getpid(), signal.SIGTERM)
 

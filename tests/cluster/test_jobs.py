@@ -157,7 +157,7 @@ def test_cancel_saves_and_resume_goes_on_with_other_nodes(jobs: Jobs, undisturbe
     assert "saves and ends" in jobs.tahoe("cancel", str(run.path)).stdout
     jobs.wait_for_end(run)
     assert not run.is_finished
-    assert "asked to stop" in ends(run)[0]
+    assert "stop requested" in ends(run)[0]
     jobs.tahoe("resume", str(run.path), "slurm.nodes=1")
     jobs.wait_for_end(run)
     assert run.is_finished, everything_said(run)

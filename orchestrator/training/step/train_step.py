@@ -7,7 +7,7 @@ how many micro-batches a rank computes.
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -60,23 +60,23 @@ class TrainStep:
         self.mixup = MixupCutmix(config.recipe.mixup, plan.num_classes, config.seed)
         self.model = torch.compile(ddp) if config.recipe.compile else ddp
         self.statistics = RunningStatistics(ddp.module, world)
+        self.micros = plan.micro_batches_of(world.rank)
 
-    def forward_backward(
-        self, step: int, micros: range, batches: Iterator[Batch]
-    ) -> dict[str, torch.Tensor]:
+    def forward_backward(self, step: int, batches: Iterable[Batch]) -> dict[str, torch.Tensor]:
         """Accumulate this rank's micro-batches; return the means of their metrics, on the device.
 
         Args:
             step: 0-based.
+            batches: an iterator, whose next elements are the micro-batches of this step.
         """
         metrics = []
         with self.statistics.of_all_ranks():
-            for micro, batch in zip(micros, batches, strict=False):
+            for micro, batch in zip(self.micros, batches, strict=False):
                 images, labels = self.mixup(batch.images, batch.labels, step, micro)
                 # DDP decides in the forward pass whether the backward pass communicates.
-                with nullcontext() if micro == micros[-1] else self.ddp.no_sync():
+                with nullcontext() if micro == self.micros[-1] else self.ddp.no_sync():
                     values = self._forward(step, micro, images, labels)
-                    self.scaler.scale(values["train/loss"] / len(micros)).backward()
+                    self.scaler.scale(values["train/loss"] / len(self.micros)).backward()
                 metrics.append({name: value.detach() for name, value in values.items()})
         return {name: torch.stack([m[name] for m in metrics]).mean() for name in metrics[0]}
 

@@ -64,7 +64,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(world: World, config
     plain, reference = network(), network()
     step = gradient_step(config, plain, world)
     step.warm_up()
-    learned = step.forward_backward(0, range(NUM_MICROS), fed(config))
+    learned = step.forward_backward(0, fed(config))
 
     images = torch.cat([batch.images for batch in batches()]).float() / 255
     images = (images - config.data.mean[0]) / config.data.std[0]
@@ -90,7 +90,7 @@ def test_a_step_communicates_once_however_many_micro_batches(world: World, confi
         return allreduce_hook(group, bucket)
 
     step.ddp.register_comm_hook(None, count)
-    step.forward_backward(0, range(NUM_MICROS), fed(config))
+    step.forward_backward(0, fed(config))
     assert num_buckets == 1
 
 
@@ -101,10 +101,10 @@ def test_noise_is_named_by_step_and_micro_batch(world: World, config: Config) ->
         plain = network(dropout=0.5)
         step = gradient_step(config, plain, world)
         torch.manual_seed(disturbance)
-        step.forward_backward(5, range(NUM_MICROS), fed(config))
+        step.forward_backward(5, fed(config))
         found.append(gradients_of(plain))
     again = network(dropout=0.5)
-    gradient_step(config, again, world).forward_backward(6, range(NUM_MICROS), fed(config))
+    gradient_step(config, again, world).forward_backward(6, fed(config))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(found[0], gradients_of(again), strict=True))
 

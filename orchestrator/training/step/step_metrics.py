@@ -1,0 +1,54 @@
+"""The training metrics of a step, reduced over the ranks and checked."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from orchestrator.config.schema import Config
+from orchestrator.run.exit_status import FatalRunError
+from orchestrator.run.plan import Plan
+from orchestrator.training.distributed.world import World
+from orchestrator.training.inputs.datasets import check_bad_share
+from orchestrator.training.step.train_batches import TrainBatches
+
+
+class StepMetrics:
+    """Reduces the metrics of a step, and of the batches since the last call, over the ranks."""
+
+    def __init__(
+        self, batches: TrainBatches, config: Config, plan: Plan, world: World, first_step: int
+    ) -> None:
+        self._batches, self._config, self._plan, self._world = batches, config, plan, world
+        self._num_checked = first_step
+
+    def reduce(self, local: Mapping[str, torch.Tensor], num_done: int) -> dict[str, float]:
+        """Compute the metrics over all ranks, after `num_done` steps.
+
+        Training metrics are those of this one step, not a mean since the last call, so that they do
+        not depend on when training was interrupted.
+
+        Raises:
+            FatalRunError: the run has diverged; on every rank.
+            DataError: too many samples could not be read; on every rank.
+        """
+        size, bad_samples = self._world.size, self._batches.bad_samples
+        parts = {name: value.item() / size for name, value in local.items()}
+        parts |= self._batches.meter.pop(size)
+        row = (*parts.values(), bad_samples.num_bad, bad_samples.num_seen)
+        *sums, num_bad, num_seen = self._world.sum(torch.tensor(row, dtype=torch.float64)).tolist()
+        metrics = dict(zip(parts, sums, strict=True))
+        self._check_loss(metrics["train/loss"], num_done)
+        # Of an epoch at least: one bad sample may exceed the fraction of the first few steps.
+        num_samples = max(int(num_seen), self._plan.num_train)
+        check_bad_share(int(num_bad), num_samples, self._config.data.max_bad_fraction)
+        self._num_checked = num_done
+        return metrics
+
+    def _check_loss(self, loss: float, num_done: int) -> None:
+        if not math.isfinite(loss):
+            raise FatalRunError(
+                f"diverged: the loss became {loss} between steps {self._num_checked + 1} and "
+                f"{num_done}. Lower recipe.optimizer.lr, lengthen the warm-up, or set "
+                "recipe.clip_grad_norm."
+            )
