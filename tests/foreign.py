@@ -14,6 +14,10 @@ import numpy as np
 import webdataset
 from PIL import Image
 
+from data_sharding.format.labels import LabelRule
+from data_sharding.tools.find_shards import find_shards
+from data_sharding.tools.index import index_shards, write_manifests
+
 Member = dict[str, bytes]  # from extension to content
 
 
@@ -71,6 +75,13 @@ def by_gnu_tar(path: Path, samples: Mapping[str, Member]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run(["tar", "--sort=name", "-cf", path, "-C", root, "."], check=True)
     return path
+
+
+def index(url: str | Path, split: str | None = None, pattern: str = "*.tar") -> None:
+    """Write the manifests of shards with integer labels."""
+    shards = find_shards(str(url), split, pattern)
+    manifests, _ = index_shards(shards, LabelRule())
+    write_manifests(str(url), shards, manifests, force=True)
 
 
 def labelled(labels: Sequence[object], extension: str = "cls", first: int = 0) -> dict[str, Member]:

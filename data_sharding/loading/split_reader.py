@@ -41,7 +41,6 @@ class SplitReader:
     def __init__(self, split: str, manifest: Manifest, store: Store) -> None:
         self.split, self.manifest, self.store = split, manifest, store
         self._ends = np.cumsum(np.asarray(manifest.shards.num_samples, dtype=np.int64))
-        self._numbers = {name: number for number, name in enumerate(manifest.classes)}
 
     def __len__(self) -> int:
         return self.manifest.num_samples
@@ -80,7 +79,7 @@ class SplitReader:
         reader = self.store.open(shard)
         labels: tuple[int, ...] | None = None
         try:
-            labels = self.manifest.labels.parse(reader.label_bytes(i), self._numbers)
+            labels = self.manifest.labels.parse(reader.label_bytes(i), self.manifest.class_indices)
             image, damage = decoder(reader.image(i))
         except (BadSample, BadLabelError) as error:
             name = f"{self.split}/{shard.name}: {reader.key(i)}"

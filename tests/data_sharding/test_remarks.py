@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from foreign import by_webdataset, jpeg, labelled
+from foreign import by_webdataset, index, jpeg, labelled
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,20 +15,13 @@ from data_sharding.errors import DataError
 from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import read_manifest
 from data_sharding.sources.shards import from_webdataset
-from data_sharding.tools.find_shards import find_shards
-from data_sharding.tools.index import index_shards, resolve_classes, write_manifests
+from data_sharding.tools.index import resolve_classes
 from data_sharding.tools.remarks import describe_gaps, describe_runs
 from data_sharding.tools.scan import ReadOptions, scan_shards
 from data_sharding.tools.stats import measure
 from data_sharding.tools.verify import verify
 
 CLS, HALF = LabelRule(), 0.5
-
-
-def index(root: Path) -> None:
-    found = find_shards(str(root), None)
-    manifests, _ = index_shards(found, CLS)
-    write_manifests(str(root), found, manifests, force=True)
 
 
 def concatenate(path: Path, *parts: Path) -> None:

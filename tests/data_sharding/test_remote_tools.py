@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from foreign import by_webdataset, labelled
+from foreign import by_webdataset, index, labelled
 from fsspec.config import conf
 from running import Tahoe
 from s3 import S3
@@ -48,12 +48,6 @@ def remote(s3: S3, local: Path) -> str:
     index(url)
     s3.forget()
     return url
-
-
-def index(url: str) -> None:
-    found = find_shards(url, None)
-    manifests, _ = index_shards(found, CLS)
-    write_manifests(url, found, manifests, force=True)
 
 
 @pytest.fixture

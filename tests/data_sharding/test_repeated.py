@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from foreign import by_webdataset, contents, labelled
+from foreign import by_webdataset, contents, index, labelled
 
 from data_sharding.errors import DataError
 from data_sharding.format.labels import LabelRule
@@ -13,7 +13,6 @@ from data_sharding.format.manifest import read_manifest
 from data_sharding.sources.shards import from_webdataset, merge, resplit
 from data_sharding.tools.duplicate_shards import refuse_equal_urls
 from data_sharding.tools.find_shards import find_shards
-from data_sharding.tools.index import index_shards, write_manifests
 from data_sharding.tools.scan import ReadOptions
 from data_sharding.tools.verify import COUNTED_TWICE, verify
 
@@ -28,12 +27,6 @@ def tar(tmp_path: Path) -> Path:
 @pytest.fixture
 def reading(tmp_path: Path) -> ReadOptions:
     return ReadOptions(tmp_path)
-
-
-def index(root: Path, split: str | None = None, pattern: str = "*.tar") -> None:
-    found = find_shards(str(root), split, pattern)
-    manifests, _ = index_shards(found, CLS)
-    write_manifests(str(root), found, manifests, force=True)
 
 
 @pytest.mark.parametrize("other", ["in/a.tar", "./in/../in/a.tar", "link.tar", "copy.tar"])

@@ -5,22 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from foreign import bomb, by_webdataset, encoded, jpeg, labelled, photo, png
+from foreign import bomb, by_webdataset, encoded, index, jpeg, labelled, photo, png
 from PIL import Image
 
 from data_sharding.errors import DataError
-from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import read_manifest
-from data_sharding.tools.find_shards import find_shards
-from data_sharding.tools.index import index_shards, write_manifests
 from data_sharding.tools.scan import ReadOptions
 from data_sharding.tools.stats import Stats, measure
 
 
 def stats(root: Path, num_measured: int = 2000, num_workers: int = 1) -> Stats:
-    found = find_shards(str(root), None)
-    manifests, _ = index_shards(found, LabelRule())
-    write_manifests(str(root), found, manifests, force=True)
+    index(root)
     manifest = read_manifest(str(root), "train")
     options = ReadOptions(num_workers=num_workers)
     return measure(str(root), "train", manifest, options, num_measured=num_measured)

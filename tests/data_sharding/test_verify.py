@@ -4,13 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from foreign import bomb, by_webdataset, encoded, jpeg, labelled, photo, png
+from foreign import bomb, by_webdataset, encoded, index, jpeg, labelled, photo, png
 
 from data_sharding.errors import DataError
-from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import url_of
-from data_sharding.tools.find_shards import find_shards
-from data_sharding.tools.index import index_shards, write_manifests
 from data_sharding.tools.scan import COPY_AGAIN, DAMAGED, FIX_LABEL, REPLACE_IMAGE, ReadOptions
 from data_sharding.tools.verify import SAME_CLASSES, Problem, verify
 
@@ -23,12 +20,6 @@ def root(tmp_path: Path) -> Path:
     by_webdataset(tmp_path / "val/0.tar", labelled([0, 1, 2], first=50))
     index(tmp_path)
     return tmp_path
-
-
-def index(root: Path, rule: LabelRule | None = None) -> None:
-    found = find_shards(str(root), None)
-    manifests, _ = index_shards(found, rule or LabelRule())
-    write_manifests(str(root), found, manifests, force=True)
 
 
 def problems(root: Path, *, decode: bool = True, num_workers: int = 1) -> list[Problem]:
