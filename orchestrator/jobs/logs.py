@@ -15,9 +15,6 @@ def follow_log(run: RunDir, rank: int, *, is_active: Callable[[], bool]) -> Iter
 
     Args:
         is_active: a check whether more lines may come.
-
-    Raises:
-        RunError: no attempt has a log of this rank.
     """
     tails: dict[Path, LineTail] = {}
     checked_s = float("-inf")

@@ -63,13 +63,9 @@ class RunStatus:
     metrics: dict[str, float]
 
 
-def run_statuses(runs: Sequence[RunDir], *, passing_over: bool = False) -> list[RunStatus]:
-    """Return the status of each run, with one query of Slurm.
-
-    Raises:
-        RunError: there is no run at one of the paths.
-    """
-    records = load_records(runs, skip_unreadable=passing_over)
+def run_statuses(runs: Sequence[RunDir], *, skip_unreadable: bool = False) -> list[RunStatus]:
+    """Return the status of each run, with one query of Slurm."""
+    records = load_records(runs, skip_unreadable=skip_unreadable)
     try:
         jobs = client.queued_jobs(job for record in records for job in record.job_ids)
     except SlurmError as error:
@@ -98,11 +94,7 @@ def never_begun(runs: Sequence[RunDir]) -> dict[RunDir, str]:
 
 
 def statuses_from_mlflow(tracking_uri: str) -> list[RunStatus]:
-    """Return the status of the runs of an MLflow store, as they were last sent there.
-
-    Raises:
-        RunError: the store cannot be read.
-    """
+    """Return the status of the runs of an MLflow store, as they were last sent there."""
     from orchestrator.tracking.mlflow_store.mlflow_records import records_from_mlflow
 
     return [_status(record, None, "") for record in records_from_mlflow(tracking_uri)]

@@ -41,11 +41,6 @@ def submit(submission: Submission, *, after: RunDir | None = None) -> str:
 
     Args:
         after: a run that must finish before.
-
-    Raises:
-        RunError: an attempt of this run is alive, or `after` has no job.
-        ConfigError: the config cannot be in a script.
-        SlurmError: Slurm refuses the job.
     """
     dependency = None if after is None else _active_job_id(after)
     job = write_script(submission.run, submission.config)
@@ -117,12 +112,7 @@ def _record(submission: Submission, job_id: str) -> None:
 
 
 def write_script(run: RunDir, config: Config) -> SbatchRequest:
-    """Copy the code, write the job script, and return its request.
-
-    Raises:
-        RunError: an attempt of this run is alive, or the code is larger than allowed.
-        ConfigError: a value cannot be in a script.
-    """
+    """Copy the code, write the job script, and return its request."""
     limit_mb = config.slurm.code_snapshot_max_mb
     with run.lock():  # the files of a running attempt stay as they are
         run.stop_file.unlink(missing_ok=True)
@@ -134,11 +124,7 @@ def write_script(run: RunDir, config: Config) -> SbatchRequest:
 
 
 def render_job_script(job: SbatchRequest) -> str:
-    """Render the job script of a run.
-
-    Raises:
-        ConfigError: a value of `slurm` cannot be in a script.
-    """
+    """Render the job script of a run."""
     with _as_config_error():
         return render_sbatch(
             job, worker="orchestrator.training.worker", hooks="orchestrator.jobs.job_hooks"
@@ -146,11 +132,7 @@ def render_job_script(job: SbatchRequest) -> str:
 
 
 def job_request(run: RunDir, config: Config, python_path: Sequence[str]) -> SbatchRequest:
-    """Build the request for a run's job.
-
-    Raises:
-        ConfigError: the values of `slurm` describe no job.
-    """
+    """Build the request for a run's job."""
     threads = config.runtime.threads_per_rank or config.slurm.cpus_per_task or 1
     environ = {"OMP_NUM_THREADS": str(threads)}
     if "SLURM_CONF" in os.environ:
@@ -172,20 +154,12 @@ def _as_config_error() -> Iterator[None]:
 
 
 def active_job(run: RunDir) -> client.QueuedJob | None:
-    """Find the pending or running job of a run.
-
-    Raises:
-        SlurmError: Slurm does not answer.
-    """
+    """Find the pending or running job of a run."""
     return queued_jobs([run]).get(run)
 
 
 def queued_jobs(runs: Sequence[RunDir]) -> dict[RunDir, client.QueuedJob]:
-    """Map runs to their pending or running jobs, with one query of Slurm.
-
-    Raises:
-        SlurmError: Slurm does not answer.
-    """
+    """Map runs to their pending or running jobs, with one query of Slurm."""
     submitted = {
         str(line["slurm_job_id"]): run for run in runs for line in read_json_lines(run.jobs_file)
     }
@@ -198,9 +172,6 @@ def cancel(runs: Sequence[RunDir], *, now: bool) -> Iterator[str]:
 
     Args:
         now: cancel running jobs too, which otherwise save before they end.
-
-    Raises:
-        RunError: no job of these runs is pending or running.
     """
     queued = queued_jobs(runs)
     if not queued:
@@ -218,21 +189,12 @@ def cancel(runs: Sequence[RunDir], *, now: bool) -> Iterator[str]:
 
 
 def is_active(run: RunDir) -> bool:
-    """Check whether an attempt of a run is alive, or a job of it pending or running.
-
-    Raises:
-        SlurmError: a job was submitted, and Slurm does not answer.
-    """
+    """Check whether an attempt of a run is alive, or a job of it pending or running."""
     return run.is_alive or active_job(run) is not None
 
 
 def check_not_queued(runs: Sequence[RunDir]) -> None:
-    """Refuse to change or submit a run that has a pending or running job.
-
-    Raises:
-        RunError: a run has one.
-        SlurmError: a job was submitted, and Slurm does not answer.
-    """
+    """Refuse to change or submit a run that has a pending or running job."""
     for run, job in queued_jobs(runs).items():
         raise RunError(
             f"job {job.job_id} of {run.id} is {job.state.lower()} already; a second would wait for "

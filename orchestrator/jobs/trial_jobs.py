@@ -29,11 +29,7 @@ def why_unavailable() -> str | None:
 
 
 def test_submission(config: Config) -> str:
-    """Return when and where a job of this config would start, in Slurm's words.
-
-    Raises:
-        SlurmError, ConfigError: the job would be refused.
-    """
+    """Return when and where a job of this config would start, in Slurm's words."""
     job = job_request(RunDir(run_path(config)), config, current_python_path())
     with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as file:
         file.write(render_job_script(job))
@@ -45,9 +41,6 @@ def run_node_check(run: RunDir, config: Config) -> str:
     """Run a job like this config's whose ranks check their nodes; return how it ended.
 
     Ctrl-C cancels it.
-
-    Raises:
-        SlurmError, ConfigError: the job is refused.
     """
     job = job_request(run, config, current_python_path())
     script = render_node_check(job, worker="orchestrator.torch_workers.node_probe")

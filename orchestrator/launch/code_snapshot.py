@@ -1,7 +1,7 @@
-"""The code of a run: copied into its directory, so that edits do not reach a job that waits.
+"""Copy the code of a run into its directory, so that edits do not reach a pending job.
 
-What is copied is what git knows of the checkout and what it does not ignore. Where a package is
-installed and not checked out, there is nothing that an edit could change, and nothing is copied.
+Copied are the files that git tracks or does not ignore. Code that is installed, and not checked
+out, cannot be edited by accident, and is not copied.
 """
 
 import os
@@ -9,74 +9,66 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator.launch.git import git, tracks
+from orchestrator.launch.software import git, is_tracked
 from orchestrator.run.rundir import RunDir, RunError
+
+_HOME = Path(__file__).resolve().parent.parent.parent  # of Tahoe's packages
 
 
 def snapshot_code(run: RunDir, max_mb: float) -> tuple[str, ...]:
-    """Copy the checkouts of Tahoe and of the working directory; return where modules come from.
+    """Copy the checkouts of Tahoe and of the working directory.
 
     Returns:
-        What a job's PYTHONPATH is: that of this process, with the copies for the checkouts.
-
-    Raises:
-        RunError: a checkout is larger than that.
+        The PYTHONPATH of a job: that of this process, with the copies in place of the checkouts.
     """
     copies: dict[Path, Path] = {}
     for root in _checkouts():
         copies[root] = run.code_dir / f"{len(copies)}-{root.name}"
         _copy(root, copies[root], max_mb)
-    path = [Path(entry).absolute() for entry in _python_path() if entry]
-    moved = [_relocate(entry, copies) for entry in path]
-    tahoe = _relocate(_home(), copies)
-    return tuple(map(str, dict.fromkeys([*moved, *([tahoe] if tahoe != _home() else [])])))
+    paths = [_relocate(Path(entry), copies) for entry in current_python_path()]
+    tahoe = _relocate(_HOME, copies)
+    return tuple(map(str, dict.fromkeys([*paths, *([tahoe] if tahoe != _HOME else [])])))
 
 
 def current_python_path() -> tuple[str, ...]:
-    """Return what a job's PYTHONPATH is without copies: that of this process."""
-    return tuple(str(Path(entry).absolute()) for entry in _python_path() if entry)
-
-
-def _python_path() -> list[str]:
-    return os.environ.get("PYTHONPATH", "").split(os.pathsep)
-
-
-def _home() -> Path:
-    """Return the directory that Tahoe's packages lie in."""
-    return Path(__file__).resolve().parent.parent.parent
+    """Return the PYTHONPATH of this process as absolute paths."""
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return tuple(str(Path(entry).absolute()) for entry in entries if entry)
 
 
 def _checkouts() -> Iterator[Path]:
     """Yield the roots of the checkouts whose code a run may use."""
-    found = set()
-    for place in (_home(), Path.cwd()):
-        top = git(place, "rev-parse", "--show-toplevel")
-        if top is None or (place == _home() and not tracks(Path(__file__).resolve())):
+    roots = set()
+    for directory in (_HOME, Path.cwd()):
+        top = git(directory, "rev-parse", "--show-toplevel")
+        if top is None or (directory == _HOME and not is_tracked(Path(__file__).resolve())):
             continue
         root = Path(os.fsdecode(top.rstrip(b"\n")))
-        if root not in found:
-            found.add(root)
+        if root not in roots:
+            roots.add(root)
             yield root
 
 
 def _copy(root: Path, target: Path, max_mb: float) -> None:
     listed = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard") or b""
-    files = [Path(os.fsdecode(name)) for name in listed.split(b"\0") if name]
-    files = [file for file in files if (root / file).is_file()]  # not those removed or submodules
-    sizes = {file: (root / file).stat().st_size for file in files}
-    if sum(sizes.values()) > max_mb * 1e6:
-        largest = sorted(sizes, key=lambda file: -sizes[file])[:3]
+    names = [Path(os.fsdecode(name)) for name in listed.split(b"\0") if name]
+    # is_file: neither removed files nor submodules
+    sizes = {name: (root / name).stat().st_size for name in names if (root / name).is_file()}
+    total_mb = sum(sizes.values()) / 1e6
+    if total_mb > max_mb:
+        largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
         raise RunError(
-            f"the checkout {root} has {sum(sizes.values()) / 1e6:,.0f} MB that git does not ignore "
-            f"(the largest: {', '.join(map(str, largest))}), and slurm.code_snapshot_max_mb allows "
-            f"{max_mb:g}. Nothing was submitted. Let git ignore what is no code, allow more, or "
-            "say slurm.code_snapshot_max_mb=null to run the code in place."
+            f"the checkout {root} has {total_mb:,.0f} MB that git does not ignore (the largest: "
+            f"{', '.join(map(str, largest))}), and slurm.code_snapshot_max_mb allows {max_mb:g}",
+            value=root,
+            hint="Nothing was submitted. Let git ignore files that are not code, raise the limit, "
+            "or run the code in place with slurm.code_snapshot_max_mb=null.",
         )
     if target.exists():
         shutil.rmtree(target)
-    for file in files:
-        (target / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(root / file, target / file)
+    for name in sizes:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(root / name, target / name)
 
 
 def _relocate(path: Path, copies: dict[Path, Path]) -> Path:

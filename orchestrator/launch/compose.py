@@ -1,8 +1,8 @@
-"""The command line -> composed configs. Hydra is met here and nowhere else.
+"""Compose the command line into configs, with Hydra.
 
-Hydra's own application is used, so that its flags (`--cfg`, `--info`, `-m`, `--config-dir`, tab
-completion) work as its users know them. It runs once, on the machine of the command; what comes out
-is frozen into the run directory, and workers read that.
+Hydra's own application runs, so its flags (`--cfg`, `--info`, `-m`, `--config-dir`, tab completion)
+work as its users know them. It runs once, on the machine of the command; the config is then frozen
+into the run directory, and workers read that.
 """
 
 import os
@@ -33,18 +33,19 @@ from orchestrator.config.schema import Config
 from orchestrator.launch import hydra_plugin
 
 _PATHS = ("runs_dir", "run_dir", "data.url", "checkpoint.url", "tracking.uri")
-# Variables that each machine, or each job, has a value of its own for.
-_OF_A_NODE = re.compile(
+# Variables whose value differs between machines or jobs.
+_NODE_VARIABLE = re.compile(
     r"\$\{oc\.env:\s*(TMPDIR|TMP|TEMP|HOSTNAME|SLURM_JOB_ID|SLURM_TMPDIR|SLURMD_NODENAME)\b"
 )
 _OVERRIDE = re.compile(r"~|\+{0,2}\w[\w./@:\-]*=")
 _NAMED_MODEL = re.compile(r"\b(?:(timm|torchvision)/[\w.\-]+|[\w.]+:\w+)")
+_ERRORS = (ConfigError, HydraException, OmegaConfBaseException, YAMLError, ValueError)
 _NAMED_MODELS = ("timm/NAME", "torchvision/NAME", "PACKAGE.MODULE:FUNCTION")
 
 
 @dataclass(frozen=True)
 class ComposedConfig:
-    """A config and the overrides that led to it."""
+    """A config and its overrides."""
 
     config: Config
     overrides: tuple[str, ...]
@@ -55,26 +56,20 @@ def compose(
     launch: hydra_plugin.LaunchBatch | None = None,
     keep: Callable[[Path], None] | None = None,
 ) -> list[ComposedConfig]:
-    """Return a config for each point that the arguments describe: one, or several with -m.
-
-    Where Hydra answers the arguments itself (`--cfg`, `--info`, completion), the answer is printed
-    and nothing is returned.
+    """Compose the config of each point: one, or several with -m; none if Hydra prints a reply.
 
     Args:
-        launch: takes the points of a sweep as Hydra's sweeper comes up with them; none of those is
-            returned. Without it, a sweeper must know all its points beforehand.
-        keep: is given the directory that a sweeper has written to, before it is removed.
-
-    Raises:
-        ConfigError: a composed config is invalid.
+        launch: a function for the batches of a sweep, of whose points none is returned. Without it,
+            a sweeper must know all points beforehand.
+        keep: a function for the directory that a sweeper has written to, before it is removed.
     """
     points: list[ComposedConfig] = []
     errors: list[Exception] = []
 
-    def collect(config: DictConfig) -> ComposedConfig | Exception:
-        task = OmegaConf.to_container(HydraConfig.get().overrides.task)  # ${...} as it was given
-        overrides = tuple(cast("list[str]", task))
-        try:  # in here, where ${hydra:...} means this point
+    def on_job(config: DictConfig) -> ComposedConfig | Exception:
+        given = OmegaConf.to_container(HydraConfig.get().overrides.task)  # with ${...} unresolved
+        overrides = tuple(cast("list[str]", given))
+        try:  # resolve here, where ${hydra:...} refers to this point
             if launch is None and HydraConfig.get().mode == RunMode.MULTIRUN:
                 hydra_plugin.reject_adaptive_sweeper(HydraConfig.get())
             points.append(ComposedConfig(parse(_resolve(config, overrides)), overrides))
@@ -83,147 +78,143 @@ def compose(
             return error
         return points[-1]
 
-    def hand_over(
-        batch: Sequence[ComposedConfig], wait: bool
-    ) -> Sequence[float | Exception | None]:
+    def on_batch(batch: Sequence[ComposedConfig], wait: bool) -> Sequence[float | Exception | None]:
         assert launch is not None
         points.clear()
         return launch(batch, wait)
 
     if launch:
-        hydra_plugin.register(hand_over)
+        hydra_plugin.register(on_batch)
     _register_named_models([*arguments, *os.environ.get("COMP_LINE", "").split()])
     with _hydra_argv(arguments) as directory:
         try:
-            hydra.main(version_base="1.3", config_path="pkg://conf", config_name="train")(collect)()
+            hydra.main(version_base="1.3", config_path="pkg://conf", config_name="train")(on_job)()
             if keep:
                 keep(directory)
-        except (
-            ConfigError,
-            HydraException,
-            OmegaConfBaseException,
-            YAMLError,
-            ValueError,
-        ) as error:
+        except _ERRORS as error:
             errors.append(error)
     if errors:
-        raise ConfigError(_explain(errors[0])) from errors[0]
+        raise _config_error(errors[0]) from None
     return points
 
 
 def merge(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return a frozen config's values with `key=value` overrides on top.
-
-    Raises:
-        ConfigError: an override is not of that form.
-    """
+    """Apply `key=value` overrides to the values of a frozen config."""
     for override in overrides:
         key = re.match(r"([\w.]+)=", override)
         if not key or isinstance(values.get(key[1]), dict):
             raise ConfigError(
-                f"'{override}' is not an override of a frozen config; nothing was changed. Write "
-                "section.key=value; a group cannot be chosen again."
+                f"'{override}' is not an override of a frozen config; nothing was changed",
+                value=override,
+                hint="Write section.key=value; a group cannot be chosen again.",
             )
     try:
         merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.from_dotlist([*overrides]))
         assert isinstance(merged, DictConfig)
         return _resolve(merged, overrides)
     except (OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(f"{' '.join(overrides)}: {_explain(error)}") from None
+        raise ConfigError(f"{' '.join(overrides)}: {_config_error(error)}") from None
 
 
 def _resolve(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return plain values, with the named duration alone and with paths that hold anywhere."""
-    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
-    assert isinstance(values, dict)
-    plain = {str(key): value for key, value in values.items()}
-    _refuse_missing(plain)
-    _refuse_of_this_machine(config)
-    _keep_named_duration(plain, overrides)
+    """Return plain values, with one duration and with absolute paths."""
+    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+    values = cast("dict[str, Any]", resolved)
+    _reject_missing(values)
+    _reject_node_variables(config)
+    _keep_given_duration(values, overrides)
     for key in _PATHS:
         section, _, name = key.rpartition(".")
-        holder = plain.get(section) if section else plain
+        holder = values.get(section) if section else values
         if isinstance(holder, dict) and isinstance(holder.get(name), str):
             holder[name] = absolute(holder[name])
-    return plain
+    return values
 
 
-def _refuse_missing(values: dict[str, Any]) -> None:
+def _reject_missing(values: dict[str, Any]) -> None:
     missing = [key for key, value in flatten(values).items() if value == "???"]
     if missing:
         raise ConfigError(
-            f"no value for {', '.join(missing)}, which must be given. Add "
-            f"{' '.join(f'{key}=VALUE' for key in missing)} to the command."
+            f"no value for {', '.join(missing)}, which must be given",
+            value=missing,
+            hint=f"Add {' '.join(f'{key}=VALUE' for key in missing)} to the command.",
         )
 
 
-def _refuse_of_this_machine(config: DictConfig) -> None:
-    """Refuse to give nodes what a variable is on the machine that submits: each has its own."""
+def _reject_node_variables(config: DictConfig) -> None:
+    """Refuse to freeze a variable's value on this machine for the nodes, where it may differ."""
     if OmegaConf.select(config, "launcher.name") != "slurm":
         return
-    written = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
-    for key, value in flatten(written).items():
-        if found := _OF_A_NODE.search(str(value)):
+    unresolved = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
+    for key, value in flatten(unresolved).items():
+        if variable := _NODE_VARIABLE.search(str(value)):
             remedy = "a path that all nodes see"
             if key == "data.cache.dir":
-                remedy = f"${found[1]}, which each node reads for itself, or null"
+                remedy = f"${variable[1]}, which each node resolves by itself, or null"
             raise ConfigError(
-                f"{key}={value}: {found[1]} would be this machine's on every node, where it may "
-                f"not be there. Nothing was submitted. Write {remedy}."
+                f"{key}={value}: {variable[1]} would be this machine's on every node, where it may "
+                "not exist",
+                value=value,
+                hint=f"Nothing was submitted. Write {remedy}.",
             )
 
 
-def _keep_named_duration(values: dict[str, Any], overrides: Sequence[str]) -> None:
+def _keep_given_duration(values: dict[str, Any], overrides: Sequence[str]) -> None:
     """Let one duration on the command line replace the recipe's."""
     recipe = values.get("recipe")
-    named = {d for d in DURATIONS for o in overrides if o.lstrip("+").startswith(f"recipe.{d}=")}
-    if isinstance(recipe, dict) and len(named) == 1 and recipe.get(*named) is not None:
-        recipe.update({name: None for name in DURATIONS if name not in named})
+    given = {d for d in DURATIONS for o in overrides if o.lstrip("+").startswith(f"recipe.{d}=")}
+    if isinstance(recipe, dict) and len(given) == 1 and recipe.get(*given) is not None:
+        recipe.update({name: None for name in DURATIONS if name not in given})
 
 
 def absolute(url: str) -> str:
-    """Return a URL that means the same from any directory: paths and SQLite files made absolute."""
+    """Make a path, or the path of an SQLite file, absolute; other URLs stay as they are."""
     if re.match(r"(?!sqlite:)[\w+.\-:]+://|sqlite:////", url):
         return url
     prefix = "sqlite:///" if url.startswith("sqlite:///") else ""
     return prefix + str(Path(url.removeprefix(prefix)).expanduser().absolute())
 
 
-def _explain(error: Exception) -> str:
-    """Return Hydra's message; for a key or choice that is not there, with those that are."""
+def _config_error(error: Exception) -> ConfigError:
+    """Convert an error of Hydra; that of an unknown key or choice lists the valid ones."""
+    if isinstance(error, ConfigError):
+        return error
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        names = re.fullmatch(r"(model|.+)/(.+)", error.missing_cfg_file)
-        group, wrong = names.groups() if names else ("config", error.missing_cfg_file)
+        path = re.fullmatch(r"(model|.+)/(.+)", error.missing_cfg_file)
+        group, name = path.groups() if path else ("config", error.missing_cfg_file)
         valid = (*error.options, *(_NAMED_MODELS if group == "model" else ()))
-        return f"{group}={wrong}: there is no such choice; {did_you_mean(wrong, valid)}"
+        message = f"{group}={name}: there is no such choice; {did_you_mean(name, valid)}"
+        return ConfigError(message, value=name)
     if isinstance(error, OverrideParseException):
-        return _explain_unreadable(error)
+        return _parse_error(error.override)
     cause = error.__cause__ or error
     key = getattr(cause, "full_key", None)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key:
-        return unknown_key_message(key.split("."))
-    return f"{key}: {str(error).splitlines()[0]}" if key else str(error)
+        return ConfigError(unknown_key_message(key.split(".")), value=key)
+    return ConfigError(f"{key}: {str(error).splitlines()[0]}" if key else str(error), value=key)
 
 
-def _explain_unreadable(error: OverrideParseException) -> str:
-    """Say which argument Hydra cannot read, and how its value is quoted so that it can."""
-    key, equals, value = error.override.partition("=")
+def _parse_error(override: str) -> ConfigError:
+    """Explain an argument that Hydra cannot parse, and how to quote its value."""
+    key, equals, value = override.partition("=")
     if not equals:
-        return f"'{error.override}' is no override. Write KEY=VALUE, or GROUP=NAME"
-    override = f"{key}={QuotedString(value, Quote.single).with_quotes()}"
-    is_plain = not set('"$`!\\') & set(override)
-    shown = f'"{override}"' if is_plain else shlex.quote(override)
-    return (
-        f"{key}: Hydra cannot read the value {value}. Quote it for Hydra, and all of it for the "
-        f"shell: {shown}"
+        problem = f"'{override}' is no override"
+        return ConfigError(problem, value=override, hint="Write KEY=VALUE, or GROUP=NAME")
+    quoted = f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+    is_plain = not set('"$`!\\') & set(quoted)
+    argument = f'"{quoted}"' if is_plain else shlex.quote(quoted)
+    return ConfigError(
+        f"{key}: Hydra cannot read the value {value}",
+        value=value,
+        hint=f"Quote it for Hydra, and all of it for the shell: {argument}",
     )
 
 
 def _register_named_models(arguments: Sequence[str]) -> None:
     """Make `model=timm/resnet18` a choice, though no file has that name.
 
-    Each such name on the command line, in a sweep's list too, becomes an entry of Hydra's store
-    that means `model=timm model.name=timm/resnet18`.
+    Each such name on the command line, also in a sweep's list, becomes an entry of Hydra's store
+    that stands for `model=timm model.name=timm/resnet18`.
     """
     for argument in arguments:
         key, _, choices = argument.partition("=")
@@ -237,35 +228,31 @@ def _register_named_models(arguments: Sequence[str]) -> None:
             )
 
 
-def _own_configs(options: Sequence[str]) -> list[str]:
-    """Return the option by which Hydra finds the groups in conf/ of the working directory too."""
-    own, shipped = Path("conf"), Path(conf.__file__).resolve().parent
+def _user_config_dir(options: Sequence[str]) -> list[str]:
+    """Return the option by which Hydra also searches conf/ of the working directory."""
+    user, shipped = Path("conf"), Path(conf.__file__).resolve().parent
     is_given = any(re.match("-cd|--config-dir", option) for option in options)
-    if is_given or not own.is_dir() or own.resolve() == shipped:
+    if is_given or not user.is_dir() or user.resolve() == shipped:
         return []
-    for file in sorted(own.rglob("*.yaml")):
-        same = shipped / file.relative_to(own)
-        if same.is_file() and same.read_bytes() != file.read_bytes():
-            print(
-                f"warning: {file} is not used: Tahoe has one of that name. Rename yours.",
-                file=sys.stderr,
-            )
-    return ["--config-dir", str(own)]
+    for file in sorted(user.rglob("*.yaml")):
+        hidden_by = shipped / file.relative_to(user)
+        if hidden_by.is_file() and hidden_by.read_bytes() != file.read_bytes():
+            warning = f"warning: {file} is not used: Tahoe has one of that name. Rename yours."
+            print(warning, file=sys.stderr)
+    return ["--config-dir", str(user)]
 
 
 @contextmanager
 def _hydra_argv(arguments: Sequence[str]) -> Iterator[Path]:
-    """Show Hydra a command line without Tahoe's verb, to its completer as well.
+    """Set sys.argv for Hydra, and the line for its completer, without Tahoe's verb.
 
-    The overrides come first, since Hydra does not find those that stand behind an option.
-
-    Yields:
-        The directory that a sweeper writes to, for as long as this is entered.
+    The overrides come first, since Hydra does not find those after an option. Yields the temporary
+    directory that a sweeper writes to.
     """
     argv, environ = sys.argv, dict(os.environ)
     overrides = [argument for argument in arguments if _OVERRIDE.match(argument)]
     options = [argument for argument in arguments if not _OVERRIDE.match(argument)]
-    options += _own_configs(options)
+    options += _user_config_dir(options)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing them
     if "COMP_LINE" in environ:
         line = re.sub(r"^(\s*\S+)\s+train\b", r"\1", environ["COMP_LINE"])

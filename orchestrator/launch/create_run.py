@@ -1,4 +1,4 @@
-"""A composed config -> a run directory with everything a worker needs, or a clear refusal."""
+"""Create the run directory of a config, with everything that a worker needs, or open it again."""
 
 import json
 import re
@@ -19,48 +19,49 @@ from orchestrator.launch.checks.data_check import check_data_matches_config
 from orchestrator.launch.checks.model_cost import check_makeable
 from orchestrator.launch.checks.unused_keys import warn_unused_keys
 from orchestrator.launch.compose import ComposedConfig
-from orchestrator.launch.init_weights import bring_fitting
+from orchestrator.launch.init_weights import fetch_fitting_weights
 from orchestrator.launch.software import current_software, record_software
 from orchestrator.run.plan import Plan, data_fingerprint, make_plan
 from orchestrator.run.rundir import RunDir, RunError, RunningError, write_atomic
 
 
 def create_or_open_run(composed: ComposedConfig) -> tuple[RunDir, Plan]:
-    """Make the run directory of a config, or find the one that an earlier attempt has made.
+    """Create the run directory of a config, or open that of an earlier attempt.
 
     Raises:
-        RunError: a finished run, a running one, or a run of another config lies there.
+        RunError: the directory holds a finished run, a running one, or one of another config.
         ConfigError, DataError: the config does not fit its data set.
     """
     config = composed.config
     run = run_of(config)
-    if run.config_file.exists():
-        _check_same(run, config)
-    is_finished = run.config_file.exists() and run.is_finished
+    exists = run.config_file.exists()
+    if exists:
+        _check_same_config(run, config)
+    is_finished = exists and run.is_finished
     if is_finished and config.if_finished == "error":
         raise RunError(
-            f"{run.path} is finished. Training again would overwrite its results. Add epochs "
-            f"with `tahoe resume {run.shell_path} recipe.epochs=N`, take another seed, or say "
-            "if_finished=rerun (sets the old directory aside) or if_finished=skip."
+            f"{run.path} is finished, and training again would overwrite its results",
+            value=run.path,
+            hint=f"Add epochs with `tahoe resume {run.shell_path} recipe.epochs=N`, take another "
+            "seed, or give if_finished=rerun (archives the old directory) or if_finished=skip.",
         )
-    train, val = (read_manifest(config.data.url, split) for split in ("train", "val"))
+    train, val = _read_manifests(config)
     plan = make_plan(config, config.world_size, train, val)
     if is_finished and config.if_finished == "skip":
         return run, plan
-    is_new = is_finished or not run.config_file.exists()
-    if is_new:
+    if is_finished or not exists:
         if run.path != run_path(config):
             print(f"{run_path(config)} began with other data; {run.path} is a run of its own")
-        _check_unused(config)
+        _check_checkpoints_unused(config)
         warn_unused_keys(config, composed.overrides)
         check_data_matches_config(config, composed.overrides)
         if config.init_from is None:
             check_makeable(config, plan)
     if is_finished:
         _archive_finished_run(run)
-    with _made_directory(run):
+    with _locked_directory(run):
         if run.config_file.exists():
-            _check_same(run, config)  # another may have been made meanwhile
+            _check_same_config(run, config)  # another may have been created meanwhile
             claim(run, config)
             record_software(run)
         else:
@@ -73,75 +74,65 @@ def create_or_open_run(composed: ComposedConfig) -> tuple[RunDir, Plan]:
 def create_or_open_runs(
     points: Sequence[ComposedConfig],
 ) -> list[tuple[RunDir, Plan | RunningError]]:
-    """Open the run of each point, so that what is wrong with one is told before any is started.
+    """Open the runs of all points, so that an invalid one is found before any is started.
 
-    A point that runs elsewhere keeps no other from running: it has that in place of its plan.
-
-    Raises:
-        ConfigError: two points are one run, or what `create_or_open_run` raises; as do the others.
-        RunError, DataError: what `create_or_open_run` raises.
+    A point that is already running stops no other: it has its error in place of its plan.
     """
-    for places in (
-        [(run_path(one.config), one.config.run_dir or one.config.data.url) for one in points],
-        [(one.config.checkpoint.url,) for one in points],
-    ):
-        _refuse_equal(points, places)
-    opened = [_open_or_running(point) for point in points]
-    _refuse_equal(points, [(run.path,) for run, _ in opened])  # two copies of the same data
+    _check_distinct(
+        points, [(run_path(p.config), p.config.run_dir or p.config.data.url) for p in points]
+    )
+    _check_distinct(points, [(point.config.checkpoint.url,) for point in points])
+    opened: list[tuple[RunDir, Plan | RunningError]] = []
+    for point in points:
+        try:
+            opened.append(create_or_open_run(point))
+        except RunningError as error:
+            opened.append((run_of(point.config), error))
+    _check_distinct(points, [(run.path,) for run, _ in opened])  # two copies of the same data
     return opened
 
 
-def _refuse_equal(
-    points: Sequence[ComposedConfig], places: Sequence[tuple[Path | str | None, ...]]
+def _check_distinct(
+    points: Sequence[ComposedConfig], locations: Sequence[tuple[Path | str | None, ...]]
 ) -> None:
-    at: dict[object, ComposedConfig] = {}
-    for point, place in zip(points, places, strict=True):
-        other = at.setdefault(place, point)
-        if place[0] and other is not point:
+    first: dict[object, ComposedConfig] = {}
+    for point, location in zip(points, locations, strict=True):
+        other = first.setdefault(location, point)
+        if location[0] and other is not point:
             raise ConfigError(
                 f"two points of the sweep would be one run: [{' '.join(other.overrides)}] and "
-                f"[{' '.join(point.overrides)}] both lie at {place[0]}, so that the second would "
-                "continue the first. Take one of them out, or let the place depend on the "
-                "point, e.g. run_dir='runs/${hydra:job.num}'; for checkpoint.url likewise."
+                f"[{' '.join(point.overrides)}] are both at {location[0]}, so the second would "
+                "continue the first",
+                value=location[0],
+                hint="Remove one of them, or let the path depend on the point, e.g. "
+                "run_dir='runs/${hydra:job.num}'; for checkpoint.url likewise.",
             )
 
 
-def _open_or_running(point: ComposedConfig) -> tuple[RunDir, Plan | RunningError]:
-    try:
-        return create_or_open_run(point)
-    except RunningError as error:
-        return run_of(point.config), error
-
-
 def make_plan_for(config: Config) -> Plan:
-    """Return what a config comes to on its data set.
-
-    Raises:
-        ConfigError, DataError: the config does not fit its data set.
-    """
-    train, val = (read_manifest(config.data.url, split) for split in ("train", "val"))
-    return make_plan(config, config.world_size, train, val)
+    """Make the plan of a config on its data set."""
+    return make_plan(config, config.world_size, *_read_manifests(config))
 
 
 def run_of(config: Config) -> RunDir:
-    """Return the run of a config; where one on other data has its directory, one beside that.
-
-    Raises:
-        DataError: a run is there, and what data it should have cannot be read.
-    """
+    """Return the run of a config; one on other data than the run at its path has another path."""
     run = RunDir(run_path(config))
     if config.run_dir or not run.config_file.exists():
         return run
-    train, val = (read_manifest(config.data.url, split) for split in ("train", "val"))
-    found, recorded = data_fingerprint(train, val), run.read_json(run.identity_file) or {}
-    if found == recorded.get("data", {}).get("fingerprint", found):
+    fingerprint = data_fingerprint(*_read_manifests(config))
+    recorded = (run.read_json(run.identity_file) or {}).get("data", {})
+    if fingerprint == recorded.get("fingerprint", fingerprint):
         return run
-    digest = sha256(found.encode()).hexdigest()[:8]
+    digest = sha256(fingerprint.encode()).hexdigest()[:8]
     return RunDir(run.path.with_name(f"{run.id}-{digest}"))
 
 
+def _read_manifests(config: Config) -> tuple[Manifest, Manifest]:
+    return read_manifest(config.data.url, "train"), read_manifest(config.data.url, "val")
+
+
 def run_path(config: Config) -> Path:
-    """Return the directory of a config's run: the one it names, or its own under `runs_dir`."""
+    """Return `run_dir`, or a directory under `runs_dir` that is named by the config."""
     return Path(config.run_dir or Path(config.runs_dir, run_id(config)))
 
 
@@ -152,106 +143,109 @@ def run_id(config: Config) -> str:
     return f"{model}-{data}-{config_hash(config)}"
 
 
-def _check_same(run: RunDir, config: Config) -> None:
+def _check_same_config(run: RunDir, config: Config) -> None:
     changed = immutable_changes(to_dict(parse(run.read_config())), to_dict(config))
     if changed:
         listed = "; ".join(f"{key}: {values}" for key, values in changed.items())
         raise RunError(
-            f"{run.path} holds a run of another config ({listed}). Continuing it with "
-            "this one would give results of neither. Choose another run_dir, or leave run_dir out: "
-            "each config then has a directory of its own."
+            f"{run.path} holds a run of another config ({listed}), and continuing it with this one "
+            "would give results of neither",
+            value=run.path,
+            hint="Choose another run_dir, or leave run_dir out: each config then has a directory "
+            "of its own.",
         )
 
 
-def _check_unused(config: Config) -> None:
-    """Refuse to begin a run where the checkpoints of another lie: it would continue that one."""
+def _check_checkpoints_unused(config: Config) -> None:
+    """Refuse to start a new run at the checkpoints of another, which it would continue."""
     url = config.checkpoint.url
     if not url:
         return
     try:
-        found = owner(url)
-        steps = CheckpointStore(url).steps()  # from before stores had owners
+        owned_by = owner(url)
+        steps = CheckpointStore(url).steps()
     except Exception as error:  # every store raises its own kinds
         raise RunError(
             f"cannot read checkpoint.url={url}: {type(error).__name__}: {error}. Nothing was "
-            "started, since checkpoints could not be saved: check the URL, the credentials and the "
-            "network."
+            "started, since checkpoints could not be saved",
+            value=url,
+            hint="Check the URL, the credentials and the network.",
         ) from error
-    if found:
-        raise refusal(url, found["run"])
+    if owned_by:
+        raise refusal(url, owned_by["run"])
     if steps:
         raise RunError(
-            f"checkpoint.url={url} holds the checkpoints of another run, up to step {steps[-1]}. A "
-            "new run would continue from them. Give it a checkpoint.url of its own, or leave it "
-            "out: checkpoints then lie in the run directory."
+            f"checkpoint.url={url} holds the checkpoints of another run, up to step {steps[-1]}, "
+            "and a new run would continue from them",
+            value=url,
+            hint="Give it another checkpoint.url, or leave it out: checkpoints are then in the run "
+            "directory.",
         )
 
 
 def _archive_finished_run(run: RunDir) -> None:
     number = 1
-    while (aside := run.path.with_name(f"{run.path.name}.{number}")).exists():
+    while (archive := run.path.with_name(f"{run.path.name}.{number}")).exists():
         number += 1
     with run.lock():
-        if not run.is_finished:  # another has done so meanwhile
+        if not run.is_finished:  # another process has archived it meanwhile
             return
-        run.path.rename(aside)
-    print(f"the finished run is kept as {aside}")
+        run.path.rename(archive)
+    print(f"the finished run is kept as {archive}")
 
 
 @contextmanager
-def _made_directory(run: RunDir) -> Iterator[None]:
-    """Make a run directory and hold it; where it is not filled after all, leave nothing."""
-    path = run.path
+def _locked_directory(run: RunDir) -> Iterator[None]:
+    """Create and lock a run directory; if writing it fails, remove what was created."""
+    created = False
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        run.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            path.mkdir()
-            is_ours = True
+            run.path.mkdir()
+            created = True
         except FileExistsError:
-            is_ours = False
-            if not path.is_dir():
+            if not run.path.is_dir():
                 raise
     except OSError as error:
         raise RunError(
-            f"cannot make the run directory {path}: {error.strerror}. Nothing was started. Choose "
-            "another place with runs_dir=DIR or run_dir=DIR."
+            f"cannot make the run directory {run.path}: {error.strerror}. Nothing was started",
+            value=run.path,
+            hint="Choose another directory with runs_dir=DIR or run_dir=DIR.",
         ) from None
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
-            held.enter_context(run.lock())
+            stack.enter_context(run.lock())
             yield
-        except RunningError:  # it is not touched
+        except RunningError:  # the files of an attempt stay as they are
             raise
         except BaseException:
-            if is_ours and not run.config_file.exists():  # nor is one made meanwhile
-                shutil.rmtree(path, ignore_errors=True)
+            if created and not run.config_file.exists():
+                shutil.rmtree(run.path, ignore_errors=True)
             raise
 
 
 def _write_run_metadata(
     run: RunDir, composed: ComposedConfig, plan: Plan, train: Manifest, val: Manifest
 ) -> None:
-    """Write everything but the config, whose presence says that the run directory is whole."""
-    init_from = bring_fitting(run, composed.config, plan)
+    """Write all files but the config, which marks the run directory as complete."""
+    init_from = fetch_fitting_weights(run, composed.config, plan)
     software, patch = current_software(composed.config.model.name)
     if patch:
         write_atomic(run.patch_file, patch)
     write_atomic(run.classes_file, json.dumps(train.classes))
-    run.write_json(
-        run.identity_file,
-        {
-            "id": run.id,
-            "uid": uuid4().hex,  # tells it from a run that was set aside under the same name
-            "created_s": time.time(),
-            "overrides": list(composed.overrides),
-            **software,
-            "init_from": init_from,
-            "data": {
-                "name": composed.config.data.name,
-                "num_train": train.num_samples,
-                "num_val": val.num_samples,
-                "num_classes": len(train.classes),
-                "fingerprint": data_fingerprint(train, val),
-            },
+    identity = {
+        "id": run.id,
+        "uid": uuid4().hex,  # differs from that of an archived run with the same name
+        "created_s": time.time(),
+        "overrides": list(composed.overrides),
+        **software,
+        "init_from": init_from,
+        "data": {
+            "name": composed.config.data.name,
+            "num_train": train.num_samples,
+            "num_val": val.num_samples,
+            "num_classes": len(train.classes),
+            "fingerprint": data_fingerprint(train, val),
         },
-    )
+    }
+    run.write_json(run.identity_file, identity)

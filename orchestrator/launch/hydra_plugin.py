@@ -1,8 +1,7 @@
 """Hydra's launcher of sweeps whose points are jobs: `hydra/launcher=slurm`.
 
-Hydra takes a launcher only from the package `hydra_plugins`, where installed plugins put
-themselves. A second top-level package for one class would say nothing to a reader, so the module is
-made when it is needed.
+Hydra accepts launchers from the package `hydra_plugins` alone, where installed plugins are. Instead
+of a second top-level package for one class, the module is created when it is needed.
 https://hydra.cc/docs/1.3/advanced/plugins/develop/
 """
 
@@ -21,13 +20,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from orchestrator.config.parse import ConfigError
 
-# Takes the points of a batch, and whether to wait; returns what each was worth, or why nothing.
+# Launches a batch of points, and waits for them if requested. Returns their objective values, or
+# errors that say why they have none.
 LaunchBatch = Callable[[Sequence[Any], bool], Sequence[float | Exception | None]]
 
 _MODULE = "hydra_plugins.tahoe"
 _BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
-# How sweepers are told to maximise, which none does unless it is told: Optuna, Nevergrad, Ax.
-_MAXIMISES = {
+# The keys by which sweepers maximize, which none does by default: Optuna, Nevergrad, Ax.
+_MAXIMIZING = {
     "direction": "maximize",
     "optim.maximize": True,
     "ax_config.experiment.minimize": False,
@@ -36,45 +36,39 @@ _MAXIMISES = {
 
 
 def reject_adaptive_sweeper(hydra: DictConfig | HydraConf) -> None:
-    """Refuse a sweeper that must be told what its points were worth, where nobody tells it.
-
-    Raises:
-        ConfigError: it is such a one.
-    """
+    """Refuse a sweeper that needs the objective values of its points, which nobody waits for."""
     sweeper = hydra.sweeper._target_
     if sweeper != _BASIC_SWEEPER:
         raise ConfigError(
-            f"hydra/sweeper: {sweeper} chooses points by what earlier ones were worth, which is "
-            "known only when those have ended. Nothing was started. Use `tahoe submit -m` with "
-            "hydra.launcher.wait=true."
+            f"hydra/sweeper: {sweeper} chooses points by the results of earlier ones, which are "
+            "known only when those have ended",
+            value=sweeper,
+            hint="Nothing was started. Use `tahoe submit -m` with hydra.launcher.wait=true.",
         )
 
 
-def refuse_minimising(hydra: DictConfig | HydraConf) -> None:
-    """Refuse a sweeper that would look for the points that are worth least.
-
-    Raises:
-        ConfigError: it is such a one.
-    """
-    for key, wanted in _MAXIMISES.items():
-        found = OmegaConf.select(cast(DictConfig, hydra.sweeper), key, default=wanted)
-        found = found.name if isinstance(found, Enum) else found
-        if found != wanted:
+def reject_minimizing_sweeper(hydra: DictConfig | HydraConf) -> None:
+    """Refuse a sweeper that would look for the worst points."""
+    for key, required in _MAXIMIZING.items():
+        value = OmegaConf.select(cast(DictConfig, hydra.sweeper), key, default=required)
+        value = value.name if isinstance(value, Enum) else value
+        if value != required:
             raise ConfigError(
-                f"hydra.sweeper.{key}={found}: the search would end with the worst points, since a "
-                "point is worth its best val/top1, one figure. Nothing was submitted. Say "
-                f"hydra.sweeper.{key}={str(wanted).lower()}."
+                f"hydra.sweeper.{key}={value}: the search would end with the worst points, since "
+                "the objective is one number, the best val/top1",
+                value=value,
+                hint=f"Nothing was submitted. Give hydra.sweeper.{key}={str(required).lower()}.",
             )
 
 
 def register(launch: LaunchBatch) -> None:
-    """Make `hydra/launcher=slurm` a choice that hands the points of each batch to a function."""
+    """Register `hydra/launcher=slurm`, which passes the points of each batch to a function."""
 
     class SlurmLauncher(BasicLauncher):
-        """Composes the points of a batch as Hydra's own launcher does, then has them launched.
+        """Compose the points of a batch as Hydra's own launcher does, then launch them.
 
         Args:
-            wait: until all have ended, so that a sweeper learns what they were worth.
+            wait: wait until all points have ended, so that a sweeper learns their values.
         """
 
         def __init__(self, wait: bool) -> None:
@@ -86,22 +80,22 @@ def register(launch: LaunchBatch) -> None:
         ) -> Sequence[JobReturn]:
             assert self.config is not None
             if self.wait:
-                refuse_minimising(self.config.hydra)
+                reject_minimizing_sweeper(self.config.hydra)
             else:
                 reject_adaptive_sweeper(self.config.hydra)
             returns = super().launch(job_overrides, initial_job_idx)
-            points = [one.return_value for one in returns]
+            points = [job.return_value for job in returns]
             for point in points:
                 if isinstance(point, Exception):
                     raise point
-            for one, worth in zip(returns, launch(points, self.wait), strict=True):
-                one.return_value = worth
-                if isinstance(worth, Exception):
-                    one.status = JobStatus.FAILED
+            for job, value in zip(returns, launch(points, self.wait), strict=True):
+                job.return_value = value
+                if isinstance(value, Exception):
+                    job.status = JobStatus.FAILED
             return returns
 
     SlurmLauncher.__module__, SlurmLauncher.__qualname__ = _MODULE, "SlurmLauncher"
-    plugins = Plugins.instance()  # which looks for the installed ones first
+    plugins = Plugins.instance()  # finds the installed plugins first
     package = sys.modules.setdefault("hydra_plugins", ModuleType("hydra_plugins"))
     if not hasattr(package, "__path__"):
         package.__path__ = []

@@ -1,8 +1,8 @@
-"""Weights to begin with, brought into the run directory before the run is submitted.
+"""Fetch initial weights into the run directory, before the run is submitted.
 
-They may come from a run, one of its checkpoints, a safetensors file at any URL, or timm's shelf of
-pretrained ones. The copy makes the run independent of what becomes of them, and of the network,
-which compute nodes often do not have.
+They come from a run, one of its checkpoints, a safetensors file at any URL, or timm's pretrained
+ones. With the copy the run depends neither on their source nor on the internet, which compute nodes
+often do not have.
 """
 
 import os
@@ -29,37 +29,32 @@ from orchestrator.run.rundir import RunDir, RunError
 _DEADLINE_S = 1800
 
 
-def bring_fitting(run: RunDir, config: Config, plan: Plan) -> dict[str, Any] | None:
-    """Bring what `init_from` names, if it names any, and try it on the network of the run.
-
-    Raises:
-        ConfigError: there are no such weights, or they are of another network.
-    """
+def fetch_fitting_weights(run: RunDir, config: Config, plan: Plan) -> dict[str, Any] | None:
+    """Fetch the weights of `init_from`, if it is given, and load them into the run's network."""
     if config.init_from is None:
         return None
     facts = fetch_initial_weights(config.init_from, run.init_file)
     try:
         check_makeable(config, plan, (run.init_file, facts["sha256"]))
     except ConfigError as error:
-        theirs, ours = facts.get("model"), config.model.name
-        if theirs in (None, ours):
+        source_model, model = facts.get("model"), config.model.name
+        if source_model in (None, model):
             raise
         raise ConfigError(
-            f"init_from={config.init_from} is {theirs}, and this run is {ours}: {error}"
+            f"init_from={config.init_from} is {source_model}, and this run is {model}: "
+            f"{error.problem}",
+            value=config.init_from,
+            hint=error.hint,
         ) from None
     return facts
 
 
 def fetch_initial_weights(source: str, target: Path) -> dict[str, Any]:
-    """Put the weights of `init_from` into a file, and return where they come from.
-
-    Raises:
-        ConfigError: there are none, or they cannot be had or read.
-    """
+    """Write the weights of `init_from` to a file, and return their provenance."""
     try:
-        with _opened(source, target) as (path, facts):
+        with _open_source(source, target) as (path, facts):
             if path != target:
-                _place(path, target, is_checkpoint="step" in facts)
+                _link_or_copy(path, target, is_checkpoint="step" in facts)
         with safe_open(target, "np") as file:
             num_tensors = len(file.keys())
         with target.open("rb") as data:
@@ -68,79 +63,83 @@ def fetch_initial_weights(source: str, target: Path) -> dict[str, Any]:
         raise
     except SafetensorError as error:
         raise ConfigError(
-            f"init_from={source} is no safetensors file ({error}), and no other kind is read: a "
-            "pickle can run code. Convert it: safetensors.torch.save_file(state_dict, FILE)"
+            f"init_from={source} is no safetensors file ({error}), and no other format is read: a "
+            "pickle can run code",
+            value=source,
+            hint="Convert it: safetensors.torch.save_file(state_dict, FILE)",
         ) from None
     except Exception as error:  # every store raises its own kinds
         raise ConfigError(
-            f"init_from={source} cannot be read: {type(error).__name__}: {error}. It is a run "
-            "directory, a checkpoint in it, a safetensors file at a path or URL, or timm/NAME."
+            f"init_from={source} cannot be read: {type(error).__name__}: {error}",
+            value=source,
+            hint="It is a run directory, a checkpoint in it, a safetensors file at a path or URL, "
+            "or timm/NAME.",
         ) from error
     return {"source": source, **facts, "num_tensors": num_tensors, "sha256": digest}
 
 
 @contextmanager
-def _opened(source: str, target: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the path of a file of weights, which may be the target, and what is known of it."""
+def _open_source(source: str, target: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the path of the weights, which may be the target, and what is known of them."""
     if source.startswith("timm/"):
-        run_torch_worker(
-            "torch_workers.pretrained",
-            {"name": source, "file": str(target)},
-            deadline_s=_DEADLINE_S,
-        )
+        request = {"name": source, "file": str(target)}
+        run_torch_worker("torch_workers.pretrained", request, deadline_s=_DEADLINE_S)
         yield target, {"model": source}
         return
     local = filesystem.local_path(source)
-    if local and (local / "config.yaml").exists():
-        with _of_run(RunDir(local)) as found:
-            yield found
-    elif local and (local / "manifest.json").exists():
-        store, step = CheckpointStore(str(local.parent)), int(local.name.rpartition("-")[2])
-        with _of_checkpoint(store, step) as path:
-            yield path, {"step": step}
-    elif local:
-        yield local, {}
-    else:
+    if local is None:
         download(source, target)
         yield target, {}
+    elif (local / "config.yaml").exists():
+        with _open_run(RunDir(local)) as (path, facts):
+            yield path, facts
+    elif (local / "manifest.json").exists():
+        step = int(local.name.rpartition("-")[2])
+        with _open_checkpoint(CheckpointStore(str(local.parent)), step) as path:
+            yield path, {"step": step}
+    else:
+        yield local, {}
 
 
 @contextmanager
-def _of_run(run: RunDir) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _open_run(run: RunDir) -> Iterator[tuple[Path, dict[str, Any]]]:
     try:
         config = parse(run.read_config())
     except RunError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(error.problem, value=error.value, hint=error.hint) from None
     store = CheckpointStore.for_run(run, config)
     manifests = store.manifests()
     if not manifests:
         raise ConfigError(
-            f"init_from={run.path}: this run has no checkpoint yet, so there is nothing to begin "
-            "with. Wait for one, or take another run."
+            f"init_from={run.path}: this run has no checkpoint yet",
+            value=run.path,
+            hint="Wait for one, or take another run.",
         )
     step = best_or_newest(manifests, config.checkpoint).step
     uid = (run.read_json(run.identity_file) or {}).get("uid")
-    with _of_checkpoint(store, step) as path:
+    with _open_checkpoint(store, step) as path:
         yield path, {"run": run.id, "uid": uid, "step": step, "model": config.model.name}
 
 
 @contextmanager
-def _of_checkpoint(store: CheckpointStore, step: int) -> Iterator[Path]:
+def _open_checkpoint(store: CheckpointStore, step: int) -> Iterator[Path]:
     try:
         name = store.manifest(step).weights_file()
-        with store.open(step, [name]) as parts:
-            yield parts[name]
+        with store.open(step, [name]) as files:
+            yield files[name]
     except CheckpointError as error:
         raise ConfigError(
-            f"init_from: {error}. Take another step: `tahoe ckpt verify RUN`"
+            f"init_from: {error.problem}",
+            value=error.value,
+            hint=f"{error.hint} Take another step: `tahoe ckpt verify RUN`".lstrip(),
         ) from None
 
 
-def _place(path: Path, target: Path, *, is_checkpoint: bool) -> None:
-    """Give a file of a checkpoint a second name, since those never change; copy any other.
+def _link_or_copy(path: Path, target: Path, *, is_checkpoint: bool) -> None:
+    """Hard-link a file of a checkpoint, which never changes; copy any other.
 
-    A file of the user's own may be written over where it lies (`cp`), and would change under its
-    second name too. A checkpoint on another file system is copied as well.
+    A user's file may be overwritten in place (`cp`), which would change the link too. A checkpoint
+    on another file system is copied.
     """
     target.unlink(missing_ok=True)
     if is_checkpoint:

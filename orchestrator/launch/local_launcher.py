@@ -1,7 +1,7 @@
-"""Start the ranks of an attempt as processes of this machine, watch them, and say how it ended.
+"""Start the ranks of an attempt as processes of this machine, watch them, and report the outcome.
 
-The ranks run in sessions of their own: Ctrl-C reaches the launcher alone, which asks the ranks to
-save and stop. They hold the read end of a pipe whose write end dies with the launcher, so a killed
+The ranks run in sessions of their own: Ctrl-C reaches the launcher alone, which lets the ranks save
+and stop. They hold the read end of a pipe whose write end closes with the launcher, so a killed
 launcher stops them the same way.
 """
 
@@ -30,13 +30,10 @@ _POLL_S = 0.2
 def run_attempt(
     run: RunDir, config: Config, plan: Plan, worker: str = "orchestrator.training.worker"
 ) -> int:
-    """Run one attempt to its end and return its exit code: 0, 75, 93, or 1 for a crash.
+    """Run one attempt and return its exit code: 0, 75, 93, or 1 for a crash.
 
     Args:
         worker: the module that each rank runs.
-
-    Raises:
-        RunError: another attempt of this run is alive.
     """
     with run.lock() as lock, _InterruptCounter() as interrupts:
         attempt = run.begin_attempt(
@@ -44,8 +41,8 @@ def run_attempt(
         )
         run.stop_file.unlink(missing_ok=True)
         ranks = _RankProcesses.start(run, config, attempt, lock, worker)
-        with ProgressBar(run, plan, ranks.log_file(0)) as watcher:
-            ranks.watch(watcher, interrupts)
+        with ProgressBar(run, plan, ranks.log_file(0)) as progress_bar:
+            ranks.wait(progress_bar, interrupts)
         exit_code = _report_outcome(run, attempt, ranks)
         run.end_attempt(
             attempt,
@@ -57,31 +54,29 @@ def run_attempt(
 
 
 def _report_outcome(run: RunDir, attempt: int, ranks: "_RankProcesses") -> int:
-    """Return the exit code of the attempt, and print what the user can do next."""
-    verdict = run.read_json(run.outcome_file) or {}
-    if verdict.get("attempt") == attempt:
-        if verdict["verdict"] == "finished":
+    """Print the outcome of an attempt and the next command; return the exit code."""
+    continue_with = f"with:\n  tahoe resume {run.shell_path}"
+    outcome = run.read_json(run.outcome_file) or {}
+    if outcome.get("attempt") == attempt:
+        if outcome["verdict"] == "finished":
             return ExitCode.FINISHED
-        if verdict["verdict"] == "stopped":
-            print(f"{verdict['reason']}. Continue with:\n  tahoe resume {run.shell_path}")
+        if outcome["verdict"] == "stopped":
+            print(f"{outcome['reason']}. Continue {continue_with}")
             return ExitCode.STOPPED
-        print(f"error: {verdict['reason']}", file=sys.stderr)
+        print(f"error: {outcome['reason']}", file=sys.stderr)
         return ExitCode.NEVER_RESTART
     if ranks.was_killed:
-        print(
-            f"quit without saving. Continue from the last checkpoint with:\n"
-            f"  tahoe resume {run.shell_path}"
-        )
+        print(f"quit without saving. Continue from the last checkpoint {continue_with}")
         return 128 + signal.SIGINT
     rank, code = ranks.first_failure()
-    if ranks.was_asked_to_stop and code == -signal.SIGTERM:
-        print(f"stopped before training began. Continue with:\n  tahoe resume {run.shell_path}")
+    if ranks.was_stopped and code == -signal.SIGTERM:
+        print(f"stopped before training began. Continue {continue_with}")
         return ExitCode.STOPPED
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    log_file = ranks.log_file(rank)
     print(
-        f"error: rank {rank} ended with {how}. The last lines of {ranks.log_file(rank)}:\n"
-        f"{_tail(ranks.log_file(rank))}\n"
-        f"Continue from the last checkpoint with:\n  tahoe resume {run.shell_path}",
+        f"error: rank {rank} ended with {how}. The last lines of {log_file}:\n{_tail(log_file)}\n"
+        f"Continue from the last checkpoint {continue_with}",
         file=sys.stderr,
     )
     return ExitCode.NEVER_RESTART if code == ExitCode.NEVER_RESTART else CRASHED
@@ -95,7 +90,7 @@ class _RankProcesses:
     log_dir: Path
     grace_period_s: float
     failures: list[int] = field(default_factory=list)  # ranks, in the order they failed
-    was_asked_to_stop: bool = False
+    was_stopped: bool = False
     was_killed: bool = False
     deadline_s: float = float("inf")
 
@@ -105,27 +100,25 @@ class _RankProcesses:
     ) -> "_RankProcesses":
         log_dir = run.log_dir(attempt)
         log_dir.mkdir(parents=True)
-        nproc_per_node, port = config.launcher.nproc_per_node, free_port()
-        threads = config.runtime.threads_per_rank or max(1, (os.cpu_count() or 1) // nproc_per_node)
+        world_size = config.launcher.nproc_per_node
+        threads = config.runtime.threads_per_rank or max(1, (os.cpu_count() or 1) // world_size)
+        environ = os.environ | {
+            "WORLD_SIZE": str(world_size),
+            "LOCAL_WORLD_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "OMP_NUM_THREADS": str(threads),
+            "TAHOE_ATTEMPT": str(attempt),
+            "TAHOE_LAUNCHER_PIPE": "1",
+            "PYTHONSAFEPATH": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
         ranks = cls([], log_dir, config.launcher.grace_period_s)
-        for rank in range(nproc_per_node):
-            environ = os.environ | {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(nproc_per_node),
-                "LOCAL_WORLD_SIZE": str(nproc_per_node),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": str(threads),
-                "TAHOE_ATTEMPT": str(attempt),
-                "TAHOE_LAUNCHER_PIPE": "1",
-                "PYTHONSAFEPATH": "1",
-                "PYTHONUNBUFFERED": "1",
-            }
+        for rank in range(world_size):
             with ranks.log_file(rank).open("ab") as log:
                 process = subprocess.Popen(
                     [sys.executable, "-m", worker, str(run.path)],
-                    env=environ,
+                    env=environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -142,38 +135,38 @@ class _RankProcesses:
     def log_file(self, rank: int) -> Path:
         return self.log_dir / f"rank-{rank:05d}.log"
 
-    def watch(self, watcher: ProgressBar, interrupts: "_InterruptCounter") -> None:
-        """Return when all ranks have ended; end those that cannot go on without another."""
-        waiting = {os.pidfd_open(p.pid): rank for rank, p in enumerate(self.processes)}
-        while waiting:
-            ended, _, _ = select.select(list(waiting), [], [], _POLL_S)
+    def wait(self, progress_bar: ProgressBar, interrupts: "_InterruptCounter") -> None:
+        """Wait until all ranks have ended; kill those that cannot continue without another."""
+        running = {os.pidfd_open(p.pid): rank for rank, p in enumerate(self.processes)}
+        while running:
+            ended, _, _ = select.select(list(running), [], [], _POLL_S)
             for pidfd in ended:
                 os.close(pidfd)
-                self._on_end(waiting.pop(pidfd))
-            if interrupts.count >= 1 and not self.was_asked_to_stop:
-                self._ask_to_stop()
+                self._on_exit(running.pop(pidfd))
+            if interrupts.count >= 1 and not self.was_stopped:
+                self._request_stop()
             if interrupts.count >= 2 and not self.was_killed:
                 self.was_killed = True
                 self._send(signal.SIGKILL)
             if time.monotonic() > self.deadline_s:
                 self._send(signal.SIGKILL)
-            watcher.update()
+            progress_bar.update()
 
     def first_failure(self) -> tuple[int, int]:
         rank = self.failures[0] if self.failures else 0
         return rank, self.processes[rank].returncode
 
-    def _on_end(self, rank: int) -> None:
+    def _on_exit(self, rank: int) -> None:
         code = self.processes[rank].wait()
         if code not in tuple(ExitCode):
             self.failures.append(rank)
-            self._send(signal.SIGKILL)  # the others wait for a rank that will not come
+            self._send(signal.SIGKILL)  # the others would wait for it
         elif self.deadline_s == float("inf"):
             self.deadline_s = time.monotonic() + self.grace_period_s + 60
 
-    def _ask_to_stop(self) -> None:
+    def _request_stop(self) -> None:
         print("stopping: the ranks save after this step. Ctrl-C again quits at once.", flush=True)
-        self.was_asked_to_stop = True
+        self.was_stopped = True
         self.deadline_s = time.monotonic() + self.grace_period_s
         self._send(signal.SIGTERM)
 
@@ -184,17 +177,17 @@ class _RankProcesses:
 
 
 class _InterruptCounter:
-    """Counts Ctrl-C and SIGTERM while it is entered; a handler does nothing else."""
+    """Count Ctrl-C and SIGTERM; the signal handler does nothing else."""
 
     count = 0
 
     def __enter__(self) -> Self:
         numbers = (signal.SIGINT, signal.SIGTERM)
-        self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        self._handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -202,7 +195,7 @@ class _InterruptCounter:
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody listens on."""
+    """Return an unused port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,7 +1,7 @@
-"""What the user sees of a running attempt: a progress bar on a terminal, plain lines elsewhere.
+"""Show a running attempt: a progress bar on a terminal, plain lines elsewhere.
 
-Both are read from what rank 0 writes into the run directory, so watching costs the ranks nothing
-and works from any process that sees the directory.
+Both come from the files that rank 0 writes into the run directory, so watching costs the ranks
+nothing and works from any process that sees the directory.
 """
 
 import json
@@ -22,7 +22,7 @@ _PROGRESS_LINE = re.compile(r"INFO +step \d+/\d+  epoch [\d.]+  loss ")  # not o
 
 
 class ProgressBar:
-    """Follows rank 0's log and the metrics of an attempt."""
+    """Follow rank 0's log and the metrics of an attempt."""
 
     def __init__(self, run: RunDir, plan: Plan, log_file: Path) -> None:
         self._plan = plan
@@ -49,29 +49,28 @@ class ProgressBar:
         self._bar.stop()
 
     def update(self) -> None:
-        """Show what has been written since the last call."""
+        """Show the lines that have been written since the last call."""
         for line in self._log.lines():
             if self._console.is_terminal and _PROGRESS_LINE.search(line):
                 continue  # the bar shows it
             self._console.print(line, markup=False)
         for line in self._metrics.lines() if self._console.is_terminal else ():
             record = json.loads(line)
-            figures = record["metrics"]
-            if "train/loss" in figures:
-                self._bar.update(
-                    self._task,
-                    completed=record["step"],
-                    description=(
-                        f"epoch {record['step'] / self._plan.steps_per_epoch:.2f}  "
-                        f"loss {format_metric('train/loss', figures['train/loss'])}  "
-                        f"{format_metric('images_per_s', figures['perf/images_per_s'])} images/s  "
-                        f"data wait {100 * figures['perf/data_wait_fraction']:.0f} %"
-                    ),
-                )
+            if "train/loss" in record["metrics"]:
+                self._show_step(record["step"], record["metrics"])
+
+    def _show_step(self, step: int, metrics: dict[str, float]) -> None:
+        parts = (
+            f"epoch {step / self._plan.steps_per_epoch:.2f}",
+            f"loss {format_metric('train/loss', metrics['train/loss'])}",
+            f"{format_metric('images_per_s', metrics['perf/images_per_s'])} images/s",
+            f"data wait {100 * metrics['perf/data_wait_fraction']:.0f} %",
+        )
+        self._bar.update(self._task, completed=step, description="  ".join(parts))
 
 
 class LineTail:
-    """The complete lines that a file has gained since it was last asked."""
+    """The complete lines that a file has gained since the last call."""
 
     def __init__(self, path: Path, *, from_end: bool = False) -> None:
         self._path = path

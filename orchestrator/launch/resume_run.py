@@ -1,4 +1,4 @@
-"""Continue a run from its directory, with other values where those are safe."""
+"""Continue a run from its directory, also with other values of its mutable keys."""
 
 import sys
 from collections.abc import Sequence
@@ -18,14 +18,10 @@ from orchestrator.run.rundir import RunDir, RunError, read_json_lines
 
 
 def resume_run(run: RunDir, overrides: Sequence[str], schedule: Choice | None = None) -> Plan:
-    """Freeze the run's config with the overrides on top, and return its arithmetic.
+    """Apply the overrides to the run's config, freeze it, and return its plan.
 
     Args:
-        schedule: what the learning rate does, where another length leaves that open.
-
-    Raises:
-        ConfigError: an override would change what the run is, or `schedule` is needed.
-        RunError: there is no run here, or it is finished and nothing is added.
+        schedule: the learning-rate schedule, where another length requires a choice.
     """
     frozen = to_dict(parse(run.read_config()))
     config = parse(merge(frozen, overrides))
@@ -33,55 +29,61 @@ def resume_run(run: RunDir, overrides: Sequence[str], schedule: Choice | None = 
     refused = [key for key in immutable_changes(frozen, to_dict(config)) if key not in durations]
     if refused:
         raise ConfigError(
-            f"{', '.join(refused)} cannot change within a run: what came before and after would "
-            "not be one experiment. Start a new run with `tahoe train`, or change only "
-            f"{', '.join((*MUTABLE_KEYS, *sorted(durations)))}."
+            f"{', '.join(refused)} cannot change within a run: the steps before and after would "
+            "not be one experiment",
+            value=refused,
+            hint="Start a new run with `tahoe train`, or change only "
+            f"{', '.join((*MUTABLE_KEYS, *sorted(durations)))}.",
         )
     plan = make_plan_for(config)
-    done = _num_steps_done(run, config)
-    if plan.num_steps < (logged := max(done, _num_steps_logged(run))):
+    num_done = _num_steps_done(run, config)
+    num_logged = max(num_done, _num_steps_logged(run))
+    if plan.num_steps < num_logged:
         raise ConfigError(
-            f"{run.id} has done {pluralize(logged, 'step')}, more than the {plan.num_steps} asked "
-            "for. A run can be extended, not shortened: ask for more, or start a new run with "
-            "`tahoe train`."
+            f"{run.id} has done {pluralize(num_logged, 'step')}, more than the {plan.num_steps} "
+            "requested, and a run can be extended, not shortened",
+            value=plan.num_steps,
+            hint="Request more, or start a new run with `tahoe train`.",
         )
-    if run.is_finished and plan.num_steps == done:
-        twice = f"{2 * done / plan.steps_per_epoch:g}"
+    if run.is_finished and plan.num_steps == num_done:
+        twice = f"{2 * num_done / plan.steps_per_epoch:g}"
         raise RunError(
-            f"{run.id} is finished after {pluralize(done, 'step')}. There is nothing to continue. "
-            f"Extend it with e.g. `tahoe resume {run.shell_path} recipe.epochs={twice}`."
+            f"{run.id} is finished after {pluralize(num_done, 'step')}, so there is nothing to "
+            "continue",
+            value=num_done,
+            hint=f"Extend it with e.g. `tahoe resume {run.shell_path} recipe.epochs={twice}`.",
         )
     planned = make_plan_for(parse(to_dict(config) | {"recipe": frozen["recipe"]}))
     if plan.num_steps != planned.num_steps and schedule in (None, "stretch"):
-        _tell_of_old_rates(config, done, logged)
-    config = Extension(config, planned, plan, done).settled(schedule)
-    with run.lock():  # the config of an attempt that is running is not touched
+        _warn_of_old_rates(config, num_done, num_logged)
+    config = Extension(config, planned, plan, num_done).with_schedule(schedule)
+    with run.lock():  # the config of a running attempt stays as it is
         claim(run, config)
         record_software(run)
         run.write_config(to_dict(config))
     return plan
 
 
-def _tell_of_old_rates(config: Config, done: int, logged: int) -> None:
-    """Say which steps have figures of a learning rate that they are not trained with now."""
-    if config.recipe.schedule.ends_with_training and logged > done:
+def _warn_of_old_rates(config: Config, num_done: int, num_logged: int) -> None:
+    """Print the steps that are trained again at other rates than their metrics were logged with."""
+    if config.recipe.schedule.ends_with_training and num_logged > num_done:
         print(
-            f"note: steps {done + 1:,} to {logged:,} were not saved before a kill, and are trained "
-            "again at other rates. Their figures stay those of before, here and in MLflow.",
+            f"note: steps {num_done + 1:,} to {num_logged:,} were not saved before a kill, and are "
+            "trained again at other rates. Their metrics remain the old ones, here and in MLflow.",
             file=sys.stderr,
         )
 
 
 def _num_steps_done(run: RunDir, config: Config) -> int:
-    """Return the step that the run has reached; a killed attempt tells it by its checkpoints."""
-    verdict = run.read_json(run.outcome_file) or {}
+    """Return the number of steps that are saved; a killed attempt left only checkpoints."""
+    outcome = run.read_json(run.outcome_file) or {}
     saved = CheckpointStore.for_run(run, config).steps()
-    return max(verdict.get("step") or 0, *saved[-1:], 0)
+    return max(outcome.get("step") or 0, *saved[-1:], 0)
 
 
 def _num_steps_logged(run: RunDir) -> int:
-    """Return the last step with figures, which may be more than was saved before a kill.
+    """Return the last step with metrics, which may not have been saved before a kill.
 
-    They stay, and would pass for those of a run that ends before them.
+    These metrics are kept, and would count as those of a run that ends before them.
     """
     return max((line.get("step", 0) for line in read_json_lines(run.metrics_file)), default=0)

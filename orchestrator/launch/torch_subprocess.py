@@ -1,4 +1,4 @@
-"""A question to a process that has torch, which what is before the launch does without.
+"""Run a helper that needs torch in a subprocess; launch code itself must not import torch.
 
 The other side is orchestrator.torch_workers.entry.
 """
@@ -16,45 +16,43 @@ from orchestrator.run.rundir import RunError
 
 
 class TorchWorkerError(RunError):
-    """The process failed, or took too long; the message is the last that it said."""
+    """The process failed, or took too long; the message is its last line."""
 
 
 def run_torch_worker(
     module: str, request: Mapping[str, Any], *, deadline_s: float | None = None
 ) -> Any:
-    """Return what a module below `orchestrator` answers, `torch_workers.model_cost` for one.
+    """Return the response of a module below `orchestrator`, such as `torch_workers.model_cost`.
 
     Raises:
-        ConfigError: the request cannot be fulfilled; the message says why, and what to do.
-        RunError: likewise, and the config is not at fault.
-        UnansweredError: the module failed.
+        ConfigError: the config does not permit the request.
+        RunError: something else that the user can fix.
+        TorchWorkerError: the module failed.
     """
-    command = [sys.executable, "-m", f"orchestrator.{module}"]
-    asked = json.dumps(request)
-    tell = os.dup(2)
+    progress = os.dup(2)
     try:
         done = subprocess.run(
-            command,
-            input=asked,
+            [sys.executable, "-m", f"orchestrator.{module}"],
+            input=json.dumps(request),
             # It finds the modules that ranks find.
-            env=os.environ | {"PYTHONSAFEPATH": "1", TELL_FD: str(tell)},
-            pass_fds=[tell],
+            env=os.environ | {"PYTHONSAFEPATH": "1", TELL_FD: str(progress)},
+            pass_fds=[progress],
             capture_output=True,
             text=True,
             timeout=deadline_s,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise TorchWorkerError(f"{module} did not end in {deadline_s} s") from None
+        raise TorchWorkerError(f"{module} did not end in {deadline_s} s", value=module) from None
     finally:
-        if os.isatty(tell):
-            os.write(tell, b"\r\033[K")  # what it told of its progress
-        os.close(tell)
-    said = done.stderr.strip()
+        if os.isatty(progress):
+            os.write(progress, b"\r\033[K")  # erases its progress
+        os.close(progress)
+    message = done.stderr.strip()
     if done.returncode == ExitCode.NEVER_RESTART:
-        raise ConfigError(said)
+        raise ConfigError(message)
     if done.returncode == MENDABLE:
-        raise RunError(said)
+        raise RunError(message)
     if done.returncode:
-        raise TorchWorkerError((said.splitlines() or ["nothing was said"])[-1])
+        raise TorchWorkerError((message.splitlines() or ["no message"])[-1], value=module)
     return json.loads(done.stdout)

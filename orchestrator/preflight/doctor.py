@@ -1,8 +1,12 @@
 """`tahoe doctor`: find what would fail in a run before its job has waited for days."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
+from rich.console import Console
+from rich.text import Text
+
+from data_sharding.errors import UserError
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Config
 from orchestrator.jobs import trial_jobs
@@ -13,24 +17,26 @@ from orchestrator.launch.compose import compose
 from orchestrator.launch.create_run import make_plan_for
 from orchestrator.launch.torch_subprocess import TorchWorkerError
 from orchestrator.preflight import local_checks
-from orchestrator.preflight.check_result import CHECK_ERRORS, CheckResult, print_results, run_check
+from orchestrator.preflight.local_checks import CheckResult
 from orchestrator.preflight.node_checks import check_nodes
 from orchestrator.run.plan import Plan
+from slurm.errors import SlurmError
+
+_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+_ERRORS = (UserError, SlurmError)
 
 
 def run_checks(overrides: Sequence[str], *, nodes: bool, as_json: bool) -> int:
     """Check a config and print the results; return 1 if a check has failed, else 0."""
-    results: list[CheckResult] = []
-
-    def collected() -> Iterator[CheckResult]:
-        for result in _checks(overrides, nodes=nodes):
-            results.append(result)
-            yield result
-
+    results = []
+    console = Console(soft_wrap=True, highlight=False)
+    for result in _checks(overrides, nodes=nodes):
+        results.append(result)
+        if not as_json:  # each as it comes
+            status = Text(f"{result.status:5}", style=_STYLES[result.status])
+            console.print(status + Text(f"{result.name:16}{result.message}"))
     if as_json:
-        print(strict_json([asdict(result) for result in collected()]))
-    else:
-        print_results(collected())
+        print(strict_json([asdict(result) for result in results]))
     return int(any(result.status == "fail" for result in results))
 
 
@@ -43,7 +49,7 @@ def _checks(overrides: Sequence[str], *, nodes: bool) -> Iterator[CheckResult]:
         yield _not_checked("all else", "there is no config")
         return
     yield CheckResult("ok", "config", f"{config.model.name} on {config.data.name}")
-    data = run_check("data", lambda: local_checks.check_data(config))
+    data = _run_check("data", lambda: local_checks.check_data(config))
     yield data
     cost = None
     if data.status != "ok":
@@ -52,14 +58,14 @@ def _checks(overrides: Sequence[str], *, nodes: bool) -> Iterator[CheckResult]:
         try:
             plan = make_plan_for(config)
             check_data_matches_config(config, overrides)
-        except CHECK_ERRORS as error:
+        except _ERRORS as error:
             yield CheckResult("fail", "plan", str(error))
             yield _not_checked("network", "there is no plan")
         else:
             yield CheckResult("ok", "plan", "; ".join(plan.summary_lines()))
             network, cost = _check_network(config, plan)
             yield network
-    yield run_check("run directory", lambda: local_checks.check_run_dir(config))
+    yield _run_check("run directory", lambda: local_checks.check_run_dir(config))
     yield local_checks.check_disk(config, cost)
     yield _check_mlflow(config)
     if config.launcher.name == "slurm":
@@ -70,6 +76,13 @@ def _checks(overrides: Sequence[str], *, nodes: bool) -> Iterator[CheckResult]:
         yield from local_checks.check_cache_space(config)
     if nodes:
         yield CheckResult("fail", "nodes", "--on-nodes needs Slurm: run it on a login node")
+
+
+def _run_check(name: str, check: Callable[[], str]) -> CheckResult:
+    try:
+        return CheckResult("ok", name, check())
+    except _ERRORS as error:
+        return CheckResult("fail", name, str(error))
 
 
 def _not_checked(name: str, why: str) -> CheckResult:
@@ -105,7 +118,7 @@ def _check_mlflow(config: Config) -> CheckResult:
     from orchestrator.tracking.mlflow_store.connectivity import check_connection
 
     uri, experiment = config.tracking.uri, config.tracking.experiment
-    return run_check("MLflow", lambda: check_connection(uri, experiment))
+    return _run_check("MLflow", lambda: check_connection(uri, experiment))
 
 
 def _no_scheduler_needed() -> CheckResult:
@@ -116,12 +129,12 @@ def _no_scheduler_needed() -> CheckResult:
 
 
 def _check_jobs(config: Config, cost: ModelCost | None, *, nodes: bool) -> Iterator[CheckResult]:
-    accepted = run_check("Slurm", lambda: trial_jobs.test_submission(config))
+    accepted = _run_check("Slurm", lambda: trial_jobs.test_submission(config))
     yield accepted
     if nodes and accepted.status != "ok":
         yield _not_checked("nodes", "Slurm does not take the job")
     elif nodes:
         try:
             yield from check_nodes(config, cost)
-        except CHECK_ERRORS as error:
+        except _ERRORS as error:
             yield CheckResult("fail", "nodes", str(error))

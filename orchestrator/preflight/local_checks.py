@@ -4,9 +4,11 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
+from typing import Literal
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -19,13 +21,20 @@ from orchestrator.config.schema import Config
 from orchestrator.launch.checks.model_cost import ModelCost
 from orchestrator.launch.create_run import run_path
 from orchestrator.number_format import pluralize
-from orchestrator.preflight.check_result import CheckResult
-from orchestrator.preflight.node_checks import check_cache_sizes
 from orchestrator.run.rundir import RunError, hold
 
 DISTRIBUTION = "tahoe-orchestrator"
 # The most fp32 copies of the weights: themselves, two moments of the optimizer, the EMA.
 _COPIES_IN_CHECKPOINT = 4
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One line of the report; the message of a check that fails ends with the remedy."""
+
+    status: Literal["ok", "warn", "fail"]
+    name: str
+    message: str
 
 
 def check_versions() -> Iterator[CheckResult]:
@@ -57,11 +66,7 @@ def check_versions() -> Iterator[CheckResult]:
 
 
 def check_data(config: Config) -> str:
-    """Read the beginning of each split's first shard; return the time that takes.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """Read the beginning of each split's first shard; return the time that takes."""
     splits = []
     for split in ("train", "val"):
         manifest = read_manifest(config.data.url, split)
@@ -86,11 +91,7 @@ def check_data(config: Config) -> str:
 
 
 def check_run_dir(config: Config) -> str:
-    """Write and lock a file where the run directory will be; return its path.
-
-    Raises:
-        RunError: the file cannot be written, or not be locked.
-    """
+    """Write and lock a file where the run directory will be; return its path."""
     run, parent = run_path(config), filesystem.nearest_existing(run_path(config))
     try:
         with tempfile.NamedTemporaryFile("w", dir=parent) as file:
@@ -153,3 +154,14 @@ def check_cache_space(config: Config) -> Iterator[CheckResult]:
             yield CheckResult("fail", "cache", str(error))
         else:
             yield check_cache_sizes(cache.max_gb, {"this machine": free})
+
+
+def check_cache_sizes(max_gb: float, free_bytes: Mapping[str, int]) -> CheckResult:
+    """Check whether each node has space for the cache of remote shards."""
+    fullest = min(free_bytes, key=lambda host: free_bytes[host])
+    free_gb = free_bytes[fullest] / 1e9
+    message = f"{free_gb:,.0f} GB free on {fullest}, and data.cache.max_gb={max_gb:g}"
+    if free_gb < max_gb:
+        message += ". The cache would fill the disk: reduce it, or change data.cache.dir"
+        return CheckResult("warn", "cache", message)
+    return CheckResult("ok", "cache", message)

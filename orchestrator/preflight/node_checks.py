@@ -5,7 +5,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from orchestrator.config.schema import Config
 from orchestrator.jobs.trial_jobs import run_node_check
 from orchestrator.launch.checks.model_cost import ModelCost
 from orchestrator.number_format import pluralize
-from orchestrator.preflight.check_result import CheckResult
+from orchestrator.preflight.local_checks import CheckResult, check_cache_sizes
 from orchestrator.run.rundir import RunDir, RunError
 
 _MAX_SKEW_S = 1.0
@@ -29,10 +29,6 @@ def check_nodes(config: Config, cost: ModelCost | None) -> Iterator[CheckResult]
     """Check the nodes of a job like this config's.
 
     The job's directory, in `runs_dir`, is removed if all is well.
-
-    Raises:
-        RunError: the directory cannot be made.
-        SlurmError, ConfigError: the job is refused.
     """
     run = RunDir(_make_directory(Path(config.runs_dir, "doctor")))
     run.write_config(to_dict(config))
@@ -200,14 +196,3 @@ def _check_caches(max_gb: float, report: Report) -> Iterator[CheckResult]:
     free = {host: cache["free_bytes"] for host, cache in caches.items() if host not in errors}
     if free:
         yield check_cache_sizes(max_gb, free)
-
-
-def check_cache_sizes(max_gb: float, free_bytes: Mapping[str, int]) -> CheckResult:
-    """Check whether each node has space for the cache of remote shards."""
-    fullest = min(free_bytes, key=lambda host: free_bytes[host])
-    free_gb = free_bytes[fullest] / 1e9
-    message = f"{free_gb:,.0f} GB free on {fullest}, and data.cache.max_gb={max_gb:g}"
-    if free_gb < max_gb:
-        message += ". The cache would fill the disk: reduce it, or change data.cache.dir"
-        return CheckResult("warn", "cache", message)
-    return CheckResult("ok", "cache", message)

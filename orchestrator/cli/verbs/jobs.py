@@ -150,7 +150,7 @@ def list_runs(options: argparse.Namespace) -> int:
     else:
         runs = find_runs(options.runs_dir.absolute())
         runs.sort(key=lambda run: run.path.stat().st_mtime)
-        found = run_statuses(runs, passing_over=True)
+        found = run_statuses(runs, skip_unreadable=True)
     if options.json:
         print(as_json(found))
     else:

@@ -1,1 +1,1 @@
-"""Checks of a config before its run is made."""
+"""Checks of a config before its run is created."""

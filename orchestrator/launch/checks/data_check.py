@@ -1,4 +1,4 @@
-"""Whether a data set is what the config takes it for, by its classes and some of its images."""
+"""Check that a data set is the one that the config describes, by its classes and some images."""
 
 import json
 from collections.abc import Sequence
@@ -13,72 +13,69 @@ from data_sharding.tools.image_profile import ImageProfile, profile_images
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Config, Expected
 
-_glimpses: dict[tuple[str, str], ImageProfile | None] = {}  # by URL and fingerprint
+_EXPECTED = TypeAdapter(Expected)
+_profiles: dict[tuple[str, str], ImageProfile | None] = {}  # by URL and fingerprint
 
 
 def check_data_matches_config(config: Config, overrides: Sequence[str]) -> None:
-    """Refuse to train on another set than the one that mean, crops and name are of.
+    """Refuse a data set that mean, crops and name were not chosen for.
 
     Args:
-        overrides: those of the command line, where grey views of colour images can be asked for.
-
-    Raises:
-        ConfigError: the images are not those of the named set, or are colours to be seen in grey.
+        overrides: the overrides of the command line, which may request grey images explicitly.
     """
     data, train = config.data, read_manifest(config.data.url, "train")
-    num_classes, glimpse = len(train.classes), _look(data.url, train)
+    num_classes, profile = len(train.classes), _profile(data.url, train)
     if data.expected and data.expected.name == data.name:
-        wrong = _differences(data.expected, num_classes, glimpse)
-        if wrong:
+        differences = _differences(data.expected, num_classes, profile)
+        if differences:
             raise ConfigError(
-                f"data.name={data.name}, and the images at {data.url} are not: {', '.join(wrong)}. "
-                f"They would be trained on with {data.name}'s mean, std and crops, and filed under "
-                f"its name. Nothing was started. {_remedy(num_classes, glimpse, data.url)}, "
-                "or data.name=NAME if these crops are meant for a set of yours."
+                f"data.name={data.name}, and the images at {data.url} are not: "
+                f"{', '.join(differences)}. They would be trained on with {data.name}'s mean, std "
+                "and crops, and filed under its name",
+                value=data.url,
+                hint=f"Nothing was started. {_matching_group(num_classes, profile, data.url)}, or "
+                "data.name=NAME if these crops are meant for a set of yours.",
             )
-    asked = any(one.lstrip("+").startswith("data.in_channels=") for one in overrides)
-    if glimpse and glimpse.num_coloured and data.in_channels == 1 and not asked:
+    is_explicit = any(o.lstrip("+").startswith("data.in_channels=") for o in overrides)
+    if profile and profile.num_coloured and data.in_channels == 1 and not is_explicit:
         raise ConfigError(
-            f"data.in_channels=1, and {glimpse.num_coloured} of {glimpse.num_seen} images looked "
-            f"at in {data.url} have colours, which would be lost. Nothing was started. "
-            f"{_remedy(num_classes, glimpse, data.url)}; or say data.in_channels=1 on the "
-            "command line if grey is meant."
+            f"data.in_channels=1, and {profile.num_coloured} of {profile.num_seen} images "
+            f"read from {data.url} have colors, which would be lost",
+            value=data.url,
+            hint=f"Nothing was started. {_matching_group(num_classes, profile, data.url)}; or "
+            "give data.in_channels=1 on the command line if grey images are intended.",
         )
 
 
-def _look(url: str, train: Manifest) -> ImageProfile | None:
-    """Look once at a set that is all points of a sweep's."""
+def _profile(url: str, train: Manifest) -> ImageProfile | None:
+    """Profile a data set once for all points of a sweep."""
     key = (url, train.fingerprint)
-    if key not in _glimpses:
-        _glimpses[key] = profile_images(url, "train", train)
-    return _glimpses[key]
+    if key not in _profiles:
+        _profiles[key] = profile_images(url, "train", train)
+    return _profiles[key]
 
 
-def _differences(expected: Expected, num_classes: int, glimpse: ImageProfile | None) -> list[str]:
-    """Return in what a set differs from what is expected; images that nobody saw do not."""
-    wrong = []
+def _differences(expected: Expected, num_classes: int, profile: ImageProfile | None) -> list[str]:
+    """List the differences between a data set and the expected one; without images, fewer."""
+    differences = []
     if num_classes != expected.num_classes:
-        wrong.append(f"{num_classes:,} classes and not {expected.num_classes:,}")
-    if glimpse is None:
-        return wrong
-    if bool(glimpse.num_coloured) != expected.coloured:
-        wrong.append("they have colours" if glimpse.num_coloured else "they are grey")
-    others = glimpse.sizes - {expected.size}
-    if expected.size and others:
+        differences.append(f"{num_classes:,} classes and not {expected.num_classes:,}")
+    if profile is None:
+        return differences
+    if bool(profile.num_coloured) != expected.coloured:
+        differences.append("they have colors" if profile.num_coloured else "they are grey")
+    if expected.size and (others := profile.sizes - {expected.size}):
         width, height = min(others)
-        wrong.append("{} x {} pixels and not {} x {}".format(width, height, *expected.size))
-    return wrong
+        differences.append("{} x {} pixels and not {} x {}".format(width, height, *expected.size))
+    return differences
 
 
-def _remedy(num_classes: int, glimpse: ImageProfile | None, url: str) -> str:
-    """Return what to write for a set: the group that is of it, or that of any."""
+def _matching_group(num_classes: int, profile: ImageProfile | None, url: str) -> str:
+    """Suggest the config group of a data set: that of a known set, or the one for any."""
     for file in sorted((Path(conf.__file__).parent / "data").glob("*.yaml")):
         values = yaml.safe_load(file.read_text())["expected"]
-        if values and values["size"] and glimpse:
+        if values and values["size"] and profile:
             expected = _EXPECTED.validate_json(json.dumps(values))
-            if not _differences(expected, num_classes, glimpse):
+            if not _differences(expected, num_classes, profile):
                 return f"Write data={file.stem} data.url={url}"
     return f"Write data=shards data.url={url}"
-
-
-_EXPECTED = TypeAdapter(Expected)

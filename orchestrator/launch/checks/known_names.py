@@ -1,7 +1,7 @@
-"""Names of a config, looked up before anything is made for its run, and without torch.
+"""Names of a config that are known to exist, looked up without torch.
 
-What is found here is there. What is not found may be, and is asked of a process that has torch:
-that takes some seconds, so it is asked of no run whose names are plain.
+A name that is not found here may exist all the same. A process with torch decides, which takes some
+seconds, so it is not started for a run with plain names.
 """
 
 import re
@@ -13,61 +13,54 @@ import models
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Config
 
-# Of options by which timm and torchvision fetch weights, or take them from a file.
+# Arguments by which timm and torchvision download weights, or read them from a file.
 _FETCHING = re.compile("pretrained|pretrained_cfg.*|checkpoint_path|weights|weights_backbone")
 
 
 def are_known(config: Config) -> bool:
-    """Whether all that a config names is surely there, and fits, without options to be wrong.
+    """Check whether everything that a config names exists and fits, with no arguments to check.
 
-    Not every network returns a cost of its own, or can learn from one image at a time.
+    Not every network returns a loss of its own, or can train on one image at a time.
     """
-    optimizer, distort = config.recipe.optimizer, config.recipe.augment
-    has_options = bool(config.model.kwargs or optimizer.kwargs or distort.auto_augment_kwargs)
-    changes_colours = bool(
-        distort.auto_augment or any(distort.color_jitter) or distort.pca_lighting_std
-    )
-    recipe = config.recipe
-    is_usual = recipe.loss != "model" and recipe.global_batch_size > recipe.num_micro_batches
+    recipe, augment = config.recipe, config.recipe.augment
+    has_kwargs = config.model.kwargs or recipe.optimizer.kwargs or augment.auto_augment_kwargs
+    changes_colors = augment.auto_augment or any(augment.color_jitter) or augment.pca_lighting_std
     return (
-        is_usual
-        and not (has_options or changes_colours)
-        and config.model.name in {*models.OWN, *_networks()}
-        and optimizer.name in _optimizers()
+        not (has_kwargs or changes_colors)
+        and recipe.loss != "model"
+        and recipe.global_batch_size > recipe.num_micro_batches
+        and config.model.name in {*models.OWN, *_models()}
+        and recipe.optimizer.name in _optimizers()
     )
 
 
 def reject_downloads(config: Config) -> None:
-    """Refuse options by which every rank of every attempt would fetch weights.
-
-    Raises:
-        ConfigError: there are some; the message names what does it once.
-    """
-    name, options = config.model.name, config.model.kwargs
-    library, _, bare_name = name.partition("/")
-    found = [key for key, value in options.items() if value and _FETCHING.fullmatch(key)]
-    if not found or library not in ("timm", "torchvision"):
+    """Refuse arguments by which every rank of every attempt would download weights."""
+    kwargs = config.model.kwargs
+    library, _, name = config.model.name.partition("/")
+    keys = [key for key, value in kwargs.items() if value and _FETCHING.fullmatch(key)]
+    if not keys or library not in ("timm", "torchvision"):
         return
-    given = ", ".join(f"model.kwargs.{key}={options[key]}" for key in found)
-    where = f"init_from=timm/{bare_name}" if library == "timm" else "init_from=FILE.safetensors"
+    init_from = f"timm/{name}" if library == "timm" else "FILE.safetensors"
     raise ConfigError(
-        f"{given}: every rank would fetch weights anew in every attempt, which nodes without a "
-        f"network cannot, and no two attempts would be sure to get the same. Leave it out and give "
-        f"{where}: those are fetched once, and lie in the run directory."
+        f"{', '.join(f'model.kwargs.{key}={kwargs[key]}' for key in keys)}: every rank would "
+        "download weights in every attempt, which nodes without internet cannot, and attempts "
+        "might get different ones",
+        value=keys,
+        hint=f"Leave it out and give init_from={init_from}: that is fetched once, into the run "
+        "directory.",
     )
 
 
 @cache
-def _networks() -> frozenset[str]:
-    """Return the networks that timm's and torchvision's files register."""
-    mark = re.compile(r"@register_model(?:\(\))?\n(?:@.*\n)*def (\w+)")
-    files = (
-        (library, file)
+def _models() -> frozenset[str]:
+    """Collect the models that timm's and torchvision's files register."""
+    decorated = re.compile(r"@register_model(?:\(\))?\n(?:@.*\n)*def (\w+)")
+    return frozenset(
+        f"{library}/{name}"
         for library in ("timm", "torchvision")
         for file in (_package(library) / "models").glob("*.py")
-    )
-    return frozenset(
-        f"{library}/{name}" for library, file in files for name in mark.findall(file.read_text())
+        for name in decorated.findall(file.read_text())
     )
 
 

@@ -1,4 +1,4 @@
-"""What a run will cost in arithmetic, and whether it can be made, asked of one that has torch."""
+"""The cost of a run, and whether it can be built: computed in a subprocess with torch."""
 
 import json
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from orchestrator.launch.torch_subprocess import TorchWorkerError, run_torch_wor
 from orchestrator.run.plan import Plan, image_sizes, training_petaflop
 
 _DEADLINE_S = 120
-_WITHOUT_EFFECT = ("seed", "run_dir", "runs_dir", "init_from", "runtime", "slurm", "tracking")
-_made = set[str]()  # what has been asked and could be made, of the points of a sweep
+_WITHOUT_EFFECT = {"seed", "run_dir", "runs_dir", "init_from", "runtime", "slurm", "tracking"}
+_built = set[str]()  # requests that succeeded, of the points of a sweep
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,9 @@ class ModelCost:
 
 
 def model_cost(config: Config, plan: Plan) -> ModelCost:
-    """Return what a run costs.
-
-    Raises:
-        ConfigError: something that the config names is not there, or does not take its options.
-        UnansweredError: it can be built, and not counted.
-    """
+    """Compute the cost of a run."""
     reject_downloads(config)
-    network = {"config": to_dict(config), "num_classes": plan.num_classes}
-    cost = run_torch_worker("torch_workers.model_cost", network, deadline_s=_DEADLINE_S)
+    cost = _build(config, plan)
     sizes = image_sizes(config, plan.steps_per_epoch)
     num_images = sizes.num_of_last(plan.num_steps) * plan.global_batch_size
     petaflop = training_petaflop(cost, num_images)
@@ -48,31 +42,26 @@ def model_cost(config: Config, plan: Plan) -> ModelCost:
 
 
 def check_makeable(config: Config, plan: Plan, weights: tuple[Path, str] | None = None) -> None:
-    """Refuse a run that no rank could make, where that is seen beforehand.
+    """Refuse a run that no rank could build.
 
     Args:
-        weights: the file that the run is to begin with, and its digest.
-
-    Raises:
-        ConfigError: as for `model_cost`; or the weights are of another network.
+        weights: the file of the initial weights, and its digest.
     """
     reject_downloads(config)
     if weights is None and config.launcher.name == "local" and are_known(config):
-        return  # the ranks begin at once, and will say what is left to be said
-    values: dict[str, Any] = to_dict(config)
+        return  # the ranks start at once, and report what is still wrong
     file, digest = weights or (None, None)
-    told = {key: value for key, value in values.items() if key not in _WITHOUT_EFFECT}
-    told["recipe"]["optimizer"]["lr"] = told["recipe"]["optimizer"]["weight_decay"] = None
-    key = json.dumps([told, plan.num_classes, digest], sort_keys=True)
-    if key in _made:
-        return
-    request = {"config": to_dict(config), "num_classes": plan.num_classes}
-    try:
-        run_torch_worker(
-            "torch_workers.model_cost",
-            {**request, "init_file": file and str(file)},
-            deadline_s=_DEADLINE_S,
-        )
-    except TorchWorkerError:
-        return  # nothing is known against it
-    _made.add(key)
+    values = {k: v for k, v in to_dict(config).items() if k not in _WITHOUT_EFFECT}
+    values["recipe"]["optimizer"] |= {"lr": None, "weight_decay": None}
+    key = json.dumps([values, plan.num_classes, digest], sort_keys=True)
+    if key not in _built:
+        try:
+            _build(config, plan, init_file=file and str(file))
+        except TorchWorkerError:
+            return  # this proves nothing against it
+        _built.add(key)
+
+
+def _build(config: Config, plan: Plan, **options: Any) -> Any:
+    request = {"config": to_dict(config), "num_classes": plan.num_classes, **options}
+    return run_torch_worker("torch_workers.model_cost", request, deadline_s=_DEADLINE_S)

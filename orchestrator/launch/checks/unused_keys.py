@@ -1,6 +1,6 @@
-"""Keys of the command line that have no effect beside the others, and are worth a word.
+"""Warnings of command-line keys that have no effect in the composed config.
 
-What a group leaves behind where another choice makes it idle is not said: nobody asked for it.
+A key that a config group sets, and another choice makes idle, gives no warning.
 """
 
 import re
@@ -13,98 +13,87 @@ from data_sharding.transforms.eval_protocol import parse_protocol
 from orchestrator.config.schema import Config, Slurm
 
 _KEY = re.compile(r"\+{0,2}([\w.]+)=")
+_CROP_KEYS = {
+    "random_crop_padded": ("padding",),
+    "resize_crop": ("resize_range", "center_square_first"),
+    "random_resized_crop": ("scale", "ratio"),
+}
 
 
 def warn_unused_keys(config: Config, overrides: Sequence[str]) -> None:
-    """Print what has no effect, once for all points of a sweep."""
-    for line in unused_keys(config, overrides):
-        _tell(line)
+    """Print the warnings, each once for all points of a sweep."""
+    for warning in unused_keys(config, overrides):
+        _warn_once(warning)
 
 
 @cache
-def _tell(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr)
+def _warn_once(warning: str) -> None:
+    print(f"warning: {warning}", file=sys.stderr)
 
 
 def unused_keys(config: Config, overrides: Sequence[str]) -> Iterator[str]:
-    """Yield a sentence for each key that was given for nothing, or without what belongs to it."""
-    named = [match[1] for one in overrides if (match := _KEY.match(one))]
+    """Yield a warning for each given key that has no effect, or needs another key."""
+    given = [match[1] for override in overrides if (match := _KEY.match(override))]
 
-    def is_named(key: str) -> bool:
-        return any(one == key or one.startswith(f"{key}.") for one in named)
+    def is_given(key: str) -> bool:
+        return any(name == key or name.startswith(f"{key}.") for name in given)
 
-    for key, why in _without_effect(config):
-        if is_named(key):
+    for key, why in _idle_keys(config).items():
+        if is_given(key):
             yield f"{key} has no effect: {why}"
-    data, schedule = config.data, config.recipe.schedule
+    data, recipe = config.data, config.recipe
     crop = parse_protocol(data.eval_protocol).crop
-    if (
-        crop != data.image_size
-        and is_named("data.image_size")
-        and not is_named("data.eval_protocol")
-    ):
+    only_train = is_given("data.image_size") and not is_given("data.eval_protocol")
+    if only_train and crop != data.image_size:
         yield (
             f"data.image_size={data.image_size}, and data.eval_protocol={data.eval_protocol} "
             f"evaluates at {crop} pixels. Give data.eval_protocol too if that is not intended"
         )
-    if schedule.name == "multistep" and not (
-        schedule.decay_milestones or schedule.decay_every_epochs
-    ):
+    schedule = recipe.schedule
+    never_decays = not (schedule.decay_milestones or schedule.decay_every_epochs)
+    if schedule.name == "multistep" and never_decays:
         yield (
             "recipe.schedule.name=multistep never decays, so the rate stays the same. Give "
             "recipe.schedule.decay_milestones or decay_every_epochs"
         )
-    if config.recipe.linear_probe and config.init_from is None:
+    if recipe.linear_probe and config.init_from is None:
         yield (
             "recipe.linear_probe=true trains the head of a network whose other weights are random "
             "and stay so. Give init_from"
         )
 
 
-def _without_effect(config: Config) -> Iterator[tuple[str, str]]:
-    """Yield each key that has no effect in this config, and why."""
-    for applies, keys, why in (*_of_recipe(config), *_of_crops(config), *_of_launch(config)):
-        yield from ((key, why) for key in keys if applies)
-
-
-def _of_recipe(config: Config) -> Iterator[tuple[bool, Sequence[str], str]]:
-    recipe, schedule = config.recipe, config.recipe.schedule
-    mixes = recipe.mixup.mixup_alpha or recipe.mixup.cutmix_alpha
-    yield not mixes, ["recipe.mixup.prob"], "mixup_alpha and cutmix_alpha are 0"
-    no_policy = recipe.augment.auto_augment is None
-    yield no_policy, ["recipe.augment.auto_augment_kwargs"], "recipe.augment.auto_augment is null"
-    yield recipe.loss != "bce", ["recipe.bce_target_threshold"], "recipe.loss is not bce"
-    yield recipe.loss == "model", ["recipe.label_smoothing"], "recipe.loss is model"
-    names = ("decay_milestones", "decay_every_epochs", "decay_rate")
-    decays = [f"recipe.schedule.{name}" for name in names]
-    yield schedule.name != "multistep", decays, f"recipe.schedule.name is {schedule.name}"
-    is_flat = schedule.name in ("multistep", "constant")
-    yield is_flat, ["recipe.schedule.min_lr_factor"], f"recipe.schedule.name is {schedule.name}"
-    if schedule.name == "multistep" and schedule.decay_milestones:
-        yield (
-            True,
-            ["recipe.schedule.decay_every_epochs"],
-            "recipe.schedule.decay_milestones is given",
-        )
-    yield recipe.class_balanced, ["data.shuffle_block_size"], "recipe.class_balanced is true"
-
-
-def _of_crops(config: Config) -> Iterator[tuple[bool, Sequence[str], str]]:
-    is_now = config.data.crop.mode
-    for kind, names in (
-        ("random_crop_padded", ("padding",)),
-        ("resize_crop", ("resize_range", "center_square_first")),
-        ("random_resized_crop", ("scale", "ratio")),
-    ):
-        keys = [f"data.crop.{name}" for name in names]
-        yield is_now != kind, keys, f"data.crop.mode is {is_now}"
-
-
-def _of_launch(config: Config) -> Iterator[tuple[bool, Sequence[str], str]]:
-    is_local = config.launcher.name == "local"
-    local = "this machine starts the ranks: launcher.nproc_per_node gives their number"
-    yield is_local, [f"slurm.{field.name}" for field in fields(Slurm)], local
-    remote = "Slurm starts the ranks: slurm.nodes, tasks_per_node, gpus_per_node give their number"
-    yield not is_local, ["launcher.nproc_per_node", "launcher.grace_period_s"], remote
-    store = ["tracking.uri", "tracking.experiment"]
-    yield not config.tracking.enabled, store, "tracking is none"
+def _idle_keys(config: Config) -> dict[str, str]:
+    """Map each key that has no effect in this config to the reason."""
+    recipe, mixup, mode = config.recipe, config.recipe.mixup, config.data.crop.mode
+    schedule, is_local = recipe.schedule, config.launcher.name == "local"
+    by_schedule = f"recipe.schedule.name is {schedule.name}"
+    by_launcher = (
+        "this machine starts the ranks: launcher.nproc_per_node gives their number"
+        if is_local
+        else "Slurm starts the ranks: slurm.nodes, tasks_per_node, gpus_per_node give their number"
+    )
+    decay_keys = [f"recipe.schedule.decay_{key}" for key in ("milestones", "every_epochs", "rate")]
+    slurm_keys = [f"slurm.{field.name}" for field in fields(Slurm)]
+    local_keys = ["launcher.nproc_per_node", "launcher.grace_period_s"]
+    tracking_keys = ["tracking.uri", "tracking.experiment"]
+    rules = [
+        (not (mixup.mixup_alpha or mixup.cutmix_alpha), "mixup_alpha and cutmix_alpha are 0",
+         ["recipe.mixup.prob"]),
+        (recipe.augment.auto_augment is None, "recipe.augment.auto_augment is null",
+         ["recipe.augment.auto_augment_kwargs"]),
+        (recipe.loss != "bce", "recipe.loss is not bce", ["recipe.bce_target_threshold"]),
+        (recipe.loss == "model", "recipe.loss is model", ["recipe.label_smoothing"]),
+        (schedule.name != "multistep", by_schedule, decay_keys),
+        (schedule.name in ("multistep", "constant"), by_schedule,
+         ["recipe.schedule.min_lr_factor"]),
+        (schedule.name == "multistep" and bool(schedule.decay_milestones),
+         "recipe.schedule.decay_milestones is given", ["recipe.schedule.decay_every_epochs"]),
+        (recipe.class_balanced, "recipe.class_balanced is true", ["data.shuffle_block_size"]),
+        *((mode != other, f"data.crop.mode is {mode}", [f"data.crop.{key}" for key in keys])
+          for other, keys in _CROP_KEYS.items()),
+        (is_local, by_launcher, slurm_keys),
+        (not is_local, by_launcher, local_keys),
+        (not config.tracking.enabled, "tracking is none", tracking_keys),
+    ]  # fmt: skip
+    return {key: why for applies, why, keys in rules if applies for key in keys}

@@ -18,7 +18,7 @@ from orchestrator.config.parse import parse
 from orchestrator.config.schema import Cache, Config
 from orchestrator.launch.checks.model_cost import ModelCost
 from orchestrator.preflight import local_checks
-from orchestrator.preflight.check_result import CheckResult
+from orchestrator.preflight.local_checks import CheckResult
 from orchestrator.run.rundir import RunError
 
 COST = ModelCost(num_params=10**6, gmacs=1.0, petaflop=1.0)

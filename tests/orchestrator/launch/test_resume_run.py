@@ -1,4 +1,4 @@
-"""`tahoe resume` continues a run as it was begun, or says why it does not."""
+"""`tahoe resume` continues a run as it began, or refuses to."""
 
 import math
 import os
@@ -21,9 +21,9 @@ from orchestrator.launch.resume_run import resume_run
 from orchestrator.run.rundir import RunDir, RunError, append_json_line
 
 
-def end(run: RunDir, verdict: str, step: int) -> None:
+def end(run: RunDir, outcome: str, step: int) -> None:
     attempt = run.begin_attempt()
-    run.write_json(run.outcome_file, {"verdict": verdict, "step": step, "attempt": attempt})
+    run.write_json(run.outcome_file, {"verdict": outcome, "step": step, "attempt": attempt})
 
 
 def set_schedule(run: RunDir, name: str, **options: Any) -> None:
@@ -38,18 +38,18 @@ def save_checkpoint(run: RunDir, step: int) -> None:
     (directory / "manifest.json").write_text("{}")
 
 
-def test_an_unfinished_run_is_continued_as_it_is(run: RunDir) -> None:
+def test_an_unfinished_run_continues_with_its_config(run: RunDir) -> None:
     before = run.read_config()
     end(run, "stopped", 5)
     assert resume_run(run, []).num_steps == 14
     assert run.read_config() == before
 
 
-def test_a_finished_run_with_nothing_added_is_told_how_to_add(run: RunDir) -> None:
+def test_a_finished_run_continues_only_with_more_epochs(run: RunDir) -> None:
     end(run, "finished", 14)
     with pytest.raises(RunError, match="finished after 14 steps") as refused:
         resume_run(run, [])
-    assert f"`tahoe resume '{run.path}' recipe.epochs=4`" in str(refused.value)
+    assert f"`tahoe resume '{run.path}' recipe.epochs=4`" in refused.value.hint
 
 
 def test_a_run_from_before_a_key_was_there_is_continued(run: RunDir) -> None:
@@ -97,7 +97,7 @@ def test_an_extension_that_was_killed_is_continued(run: RunDir) -> None:
         ("cosine", "keep", [[0, 14]], (0.01, 0.01)),
     ],
 )
-def test_what_the_rate_of_an_extended_run_does_is_chosen(
+def test_the_schedule_of_an_extended_run_is_chosen(
     run: RunDir, name: str, choice: Choice, cycles: Any, steps: Any, capsys: Any
 ) -> None:
     set_schedule(run, name, warmup_epochs=1.0, min_lr_factor=0.1 if choice == "keep" else 0.0)
@@ -105,26 +105,26 @@ def test_what_the_rate_of_an_extended_run_does_is_chosen(
     assert resume_run(run, ["recipe.epochs=4"], choice).num_steps == 28
     assert run.read_config()["recipe"]["schedule"]["cycles"] == cycles
     first, last = steps
-    told = capsys.readouterr().out
-    assert f"{first:.4g} at step 15" in told
-    assert f"{last:.4g} at step 28" in told
+    printed = capsys.readouterr().out
+    assert f"{first:.4g} at step 15" in printed
+    assert f"{last:.4g} at step 28" in printed
     run.begin_attempt()
     assert resume_run(run, []).num_steps == 28  # killed: there is nothing to choose any more
 
 
-def test_a_rate_that_would_jump_is_a_question(run: RunDir) -> None:
+def test_an_extension_that_changes_the_rate_requires_a_schedule(run: RunDir) -> None:
     before = run.read_config()
     end(run, "finished", 14)
     with pytest.raises(ConfigError, match=r"--schedule stretch(.|\n)*--schedule restart") as asked:
         resume_run(run, ["recipe.epochs=4"])
     assert "--schedule keep" not in str(asked.value)  # at a rate of 0 nothing would be learned
-    with pytest.raises(ConfigError, match="--schedule keep means nothing"):
+    with pytest.raises(ConfigError, match="--schedule keep is impossible"):
         resume_run(run, ["recipe.epochs=4"], "keep")
     assert run.read_config() == before
 
 
 @pytest.mark.slow
-def test_a_rate_of_a_run_that_is_to_be_shorter_is_a_question_too(run: RunDir) -> None:
+def test_a_shorter_run_requires_a_schedule_too(run: RunDir) -> None:
     end(run, "stopped", 5)
     with pytest.raises(ConfigError, match=r"--schedule stretch(.|\n)*--schedule keep") as asked:
         resume_run(run, ["recipe.steps=7"])
@@ -133,12 +133,12 @@ def test_a_rate_of_a_run_that_is_to_be_shorter_is_a_question_too(run: RunDir) ->
     assert run.read_config()["recipe"]["schedule"]["cycles"] == [[0, 14]]
 
 
-def test_before_the_first_step_a_run_may_have_any_length(run: RunDir) -> None:
+def test_before_its_first_step_a_run_needs_no_schedule(run: RunDir) -> None:
     assert resume_run(run, ["recipe.epochs=4"]).num_steps == 28
     assert run.read_config()["recipe"]["schedule"]["cycles"] == []
 
 
-def test_figures_that_stay_although_their_rates_do_not_are_named(
+def test_steps_trained_again_at_other_rates_are_printed(
     run: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run.begin_attempt()  # killed before it had saved
@@ -153,7 +153,7 @@ def test_a_run_cannot_be_shortened(run: RunDir) -> None:
     set_schedule(run, "constant")
     end(run, "stopped", 10)
     assert resume_run(run, ["recipe.steps=10"]).num_steps == 10
-    with pytest.raises(ConfigError, match="has done 10 steps, more than the 9 asked for"):
+    with pytest.raises(ConfigError, match="has done 10 steps, more than the 9"):
         resume_run(run, ["recipe.steps=9"])
     run.begin_attempt()  # killed after it had saved
     save_checkpoint(run, 12)
@@ -176,7 +176,7 @@ def test_a_run_cannot_be_shortened(run: RunDir) -> None:
         "checkpoint.every_steps=7",
     ],
 )
-def test_how_and_where_a_run_goes_may_change(run: RunDir, override: str) -> None:
+def test_mutable_keys_may_change(run: RunDir, override: str) -> None:
     before = run.read_config()
     resume_run(run, [override])
     key, _, value = override.partition("=")
@@ -197,14 +197,13 @@ def test_how_and_where_a_run_goes_may_change(run: RunDir, override: str) -> None
         ("model.kwargs.rbf=true", "model.kwargs.rbf"),
     ],
 )
-def test_what_a_run_is_may_not_change(run: RunDir, override: str, key: str) -> None:
+def test_other_keys_may_not_change(run: RunDir, override: str, key: str) -> None:
     before = run.read_config()
-    with pytest.raises(ConfigError, match="cannot change within a run") as refused:
+    with pytest.raises(ConfigError) as refused:
         resume_run(run, ["launcher.nproc_per_node=2", override])
-    named, _, rest = str(refused.value).partition(" cannot change")
-    assert key in named.split(", ")
-    assert "launcher.nproc_per_node" not in named
-    assert "runtime, slurm, logging, tracking" in rest
+    assert key in refused.value.value
+    assert "launcher.nproc_per_node" not in refused.value.value
+    assert "runtime, slurm, logging, tracking" in refused.value.hint
     assert run.read_config() == before
 
 
@@ -218,7 +217,7 @@ def test_what_a_run_is_may_not_change(run: RunDir, override: str, key: str) -> N
         (["launcher.nproc_per_node=3"], "launcher.nproc_per_node=2   "),
     ],
 )
-def test_what_cannot_be_run_is_refused(run: RunDir, overrides: list[str], expected: str) -> None:
+def test_invalid_overrides_are_refused(run: RunDir, overrides: list[str], expected: str) -> None:
     before = run.read_config()
     with pytest.raises(ConfigError) as refused:
         resume_run(run, overrides)
@@ -226,27 +225,27 @@ def test_what_cannot_be_run_is_refused(run: RunDir, overrides: list[str], expect
     assert run.read_config() == before
 
 
-def test_a_data_set_that_has_gone_is_named(run: RunDir, shards: Path) -> None:
+def test_a_moved_data_set_needs_its_new_url(run: RunDir, shards: Path) -> None:
     shards.rename(shards.with_name("moved"))
     with pytest.raises(DataError, match="no data set at"):
         resume_run(run, [])
     resume_run(run, [f"data.url={shards.with_name('moved')}"])
 
 
-def test_the_config_of_a_running_attempt_is_left_alone(run: RunDir) -> None:
+def test_the_config_of_a_running_attempt_stays(run: RunDir) -> None:
     with run.lock(), pytest.raises(RunError, match="is running"):
         resume_run(run, ["logging.every_steps=1"])
     assert run.read_config()["logging"]["every_steps"] == 10
 
 
-def test_where_there_is_no_run_the_command_says_so(tahoe: Tahoe) -> None:
+def test_resume_without_a_run_is_an_error(tahoe: Tahoe) -> None:
     done = tahoe("resume", "nothing here", check=False)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: no run at {tahoe.cwd}/nothing here: config.yaml is ")
 
 
 @pytest.mark.slow
-def test_another_data_set_at_the_same_place_is_refused_by_the_worker(
+def test_another_data_set_at_the_same_url_is_refused_by_the_worker(
     values: dict[str, Any], shards: Path, tahoe: Tahoe
 ) -> None:
     values["data"]["url"] = str(shards)

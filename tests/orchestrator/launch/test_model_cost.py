@@ -1,4 +1,4 @@
-"""What a run is said to cost, by a process that has torch."""
+"""The cost of a run, computed in a subprocess with torch."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ def with_model(config: Config, name: str, **options: Any) -> Config:
 
 
 @pytest.mark.slow
-def test_it_is_what_the_layers_multiply(config: Config) -> None:
+def test_the_cost_is_that_of_the_layers(config: Config) -> None:
     line = str(model_cost(config, make_plan_for(config)))
     assert f"{LENET_MACS / 1e9:.4g} GMACs an image" in line
     assert f"about {6 * LENET_MACS * 64_000 / 1e15:.4g} petaFLOP to train" in line

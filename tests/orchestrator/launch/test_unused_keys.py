@@ -1,4 +1,4 @@
-"""What was given on the command line and has no effect is said."""
+"""Keys of the command line without effect give a warning."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from orchestrator.launch.checks.unused_keys import unused_keys, warn_unused_keys
 from orchestrator.launch.compose import compose
 
 
-def told(*arguments: str) -> list[str]:
+def unused(*arguments: str) -> list[str]:
     (composed,) = compose(arguments)
     return [line.split()[0] for line in unused_keys(composed.config, composed.overrides)]
 
@@ -43,11 +43,11 @@ def told(*arguments: str) -> list[str]:
         (["recipe.linear_probe=true", "init_from=a"], []),
     ],
 )  # fmt: skip
-def test_a_key_that_does_nothing_is_named(arguments: list[str], keys: list[str]) -> None:
-    assert told(*arguments) == keys
+def test_a_key_without_effect_gives_a_warning(arguments: list[str], keys: list[str]) -> None:
+    assert unused(*arguments) == keys
 
 
-def test_points_of_a_sweep_are_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_points_of_a_sweep_give_one_warning(capsys: pytest.CaptureFixture[str]) -> None:
     configs: list[tuple[Config, tuple[str, ...]]] = [
         (point.config, point.overrides)
         for point in compose(["-m", "recipe.mixup.prob=0.25", "seed=1,2"])

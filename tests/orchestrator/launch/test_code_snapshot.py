@@ -1,4 +1,4 @@
-"""The code of a run: what git does not ignore, no more than is allowed, found before the rest."""
+"""The code snapshot of a run: the files that git does not ignore, up to a size."""
 
 import subprocess
 from pathlib import Path
@@ -23,15 +23,17 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def test_what_git_does_not_ignore_is_copied_and_comes_first(project: Path, tmp_path: Path) -> None:
+def test_files_that_git_does_not_ignore_are_copied_and_come_first(
+    project: Path, tmp_path: Path
+) -> None:
     run = RunDir(tmp_path / "run")
     src, elsewhere, *tahoe = map(Path, snapshot_code(run, max_mb=100))
     assert src.is_relative_to(run.code_dir)
     assert (src / "net.py").read_text() == "x = 1"
     assert not (src.parent / "data.bin").exists()
     assert elsewhere == tmp_path / "elsewhere"
-    for place in tahoe:  # Tahoe's own checkout, where it is one
-        assert (place / "orchestrator" / "cli" / "main.py").exists()
+    for root in tahoe:  # Tahoe's own checkout, where it is one
+        assert (root / "orchestrator" / "cli" / "main.py").exists()
     (project / "src" / "net.py").write_text("x = 2")
     assert (src / "net.py").read_text() == "x = 1"
     (src / "gone.py").write_text("")  # as if it had been there the time before
@@ -40,13 +42,15 @@ def test_what_git_does_not_ignore_is_copied_and_comes_first(project: Path, tmp_p
     assert (src / "net.py").read_text() == "x = 2"  # a new submit takes the code as it is then
 
 
-def test_a_checkout_that_is_too_large_is_named(project: Path, tmp_path: Path) -> None:
+def test_a_checkout_that_is_too_large_is_refused(project: Path, tmp_path: Path) -> None:
     (project / "weights.pt").write_bytes(bytes(9_000_000))
-    with pytest.raises(RunError, match=r"weights\.pt.*slurm\.code_snapshot_max_mb"):
+    with pytest.raises(RunError, match=r"weights\.pt") as refused:
         snapshot_code(RunDir(tmp_path / "run"), max_mb=8.5)
+    assert refused.value.value == project
+    assert "slurm.code_snapshot_max_mb" in refused.value.hint
 
 
-def test_a_removed_file_is_not_missed(project: Path, tmp_path: Path) -> None:
+def test_a_removed_file_is_skipped(project: Path, tmp_path: Path) -> None:
     subprocess.run(["git", "add", "src/net.py"], check=True)
     (project / "src" / "net.py").unlink()
     (project / "src" / "other.py").write_text("")

@@ -26,7 +26,7 @@ def weights(tmp_path: Path) -> Path:
     return file
 
 
-def test_a_file_of_ones_own_may_be_written_over_afterwards(weights: Path, tmp_path: Path) -> None:
+def test_a_user_file_may_be_overwritten_afterwards(weights: Path, tmp_path: Path) -> None:
     target, other = tmp_path / "init.safetensors", tmp_path / "other.safetensors"
     safetensors.torch.save_file({"a": torch.zeros(3)}, str(other))
     facts = fetch_initial_weights(str(weights), target)
@@ -70,7 +70,7 @@ def test_a_file_is_copied_or_fetched(weights: Path, tmp_path: Path) -> None:
         ("empty/step-000000001", "has neither of ema.safetensors, model.safetensors"),
     ],
 )
-def test_what_cannot_be_had_is_told(
+def test_missing_or_invalid_weights_are_refused(
     source: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train_config: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -87,7 +87,7 @@ def test_what_cannot_be_had_is_told(
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_without_a_network_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretrained_weights_need_internet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
