@@ -76,10 +76,10 @@ def iter_batches(
         loader: DataLoader[_Written] = DataLoader(
             _IntoBuffer(dataset, buffers),
             batch_size=None,
-            sampler=_WithSlot(keys, num_slots),
+            sampler=((i % num_slots, key) for i, key in enumerate(keys)),
             num_workers=num_workers,
             prefetch_factor=_PREFETCH if num_workers else None,
-            collate_fn=_identity,
+            collate_fn=tuple,  # the default would convert arrays to tensors
             worker_init_fn=_begin_worker,
             multiprocessing_context=forkserver_context(__name__) if num_workers else None,
             generator=torch.Generator(),  # a seed is drawn from it, though nobody uses it
@@ -157,20 +157,6 @@ class _IntoBuffer(Dataset[_Written]):
             return slot, self._dataset.write_batch(key, self._buffers.slot(slot))
         except DataError as error:
             return slot, error
-
-
-class _WithSlot:
-    """Keys, each with the slot that its batch is written to."""
-
-    def __init__(self, keys: Iterable[object], num_slots: int) -> None:
-        self._keys, self._num_slots = keys, num_slots
-
-    def __iter__(self) -> Iterator[tuple[int, object]]:
-        return ((i % self._num_slots, key) for i, key in enumerate(self._keys))
-
-
-def _identity(written: Any) -> Any:
-    return written
 
 
 def _begin_worker(worker: int) -> None:
