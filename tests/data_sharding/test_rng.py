@@ -1,4 +1,4 @@
-"""Every draw is a function of its key: the same for ever, and as good as chance.
+"""Every number is a function of its key, never changes, and is statistically random.
 
 The statistical tests have fixed seeds, so that each passes always or never.
 """
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from data_sharding.rng import UInts, derive_key, permute_index, splitmix64, uniform
+from data_sharding.rng import UInts, derive_key, permutation, permute_index, splitmix64, uniform
 
 LEAST_P = 1e-4
 LARGEST = 2**62
@@ -98,6 +98,15 @@ def test_known_permutations(size: int, start: list[int]) -> None:
 
 
 # ---------------------------------------------------------------- elementwise
+
+
+def test_permutation_never_changes() -> None:
+    pinned = [5, 2, 7, 3, 6, 0, 9, 4, 1, 8]  # from a Philox4x64-10 that is not numpy's
+    assert permutation(0, "a", 10).tolist() == pinned
+    assert permutation(1, "a", 10).tolist() != pinned
+    assert permutation(0, "b", 10).tolist() != pinned
+    assert sorted(permutation(3, "c", 1000).tolist()) == list(range(1000))
+    assert permutation(0, "a", 0).tolist() == []
 
 
 @examples
