@@ -1,6 +1,6 @@
 """A shard's samples are those of webdataset, whatever its members are called and in any order.
 
-What webdataset gets wrong is left to test_grouping.py: hidden files, hard links, joined tars.
+What webdataset gets wrong is left to test_tar_samples.py: hidden files, hard links, joined tars.
 """
 
 import io

@@ -1,8 +1,9 @@
 """Nothing read is trusted, and nothing secret is written; what a stranger could hand to a run.
 
 What concerns a single reader is tested beside it: members of tars and sparse files in
-data_sharding/test_shard.py, names in manifests in test_manifest.py, bombs in test_inspect_image.py,
-pickles in training/test_state.py, hostile values of a job script in slurm/test_sbatch.py.
+data_sharding/test_shard_reader.py, names in manifests in test_manifest.py, bombs in
+test_inspect.py, pickles in training/test_state.py, hostile values of a job script in
+slurm/test_sbatch.py.
 """
 
 import json
