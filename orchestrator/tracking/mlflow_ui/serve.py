@@ -1,11 +1,10 @@
-"""MLflow's own user interface on a tracking store."""
+"""Serve MLflow's own user interface on a tracking store."""
 
 import os
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from orchestrator.redact import one_line_error, redact_urls
 from orchestrator.run.rundir import RunDir, RunError
@@ -16,8 +15,8 @@ from orchestrator.tracking.mlflow_store.client import (
     open_read_only,
     sqlite_file,
 )
-from orchestrator.tracking.mlflow_ui.links import LINEAGE, ui_links
-from orchestrator.tracking.mlflow_ui.views import TRAINING, table_page
+from orchestrator.tracking.mlflow_ui.links import experiment_links, ui_links
+from orchestrator.tracking.mlflow_ui.views import TRAINING
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -25,17 +24,17 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def command(tracking_uri: str, host: str = "127.0.0.1", port: int = 5000) -> list[str]:
     """Return the command that serves a database store and the artifacts of its runs.
 
-    On another interface than the loopback, the server answers requests to this machine's names
-    only: https://mlflow.org/docs/latest/self-hosting/security/network
+    On other interfaces than the loopback, the server only answers requests to this machine's names:
+    https://mlflow.org/docs/latest/self-hosting/security/network
     """
     argv = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracking_uri]
     argv += ["--host", host, "--port", str(port), "--workers", "1"]
     file = sqlite_file(tracking_uri)
-    if file is not None:  # otherwise what others upload would land in the working directory
+    if file is not None:  # otherwise uploads would end up in the working directory
         argv += ["--artifacts-destination", artifacts_dir(file).as_uri()]
     if host not in LOOPBACK:
-        names = {host, socket.gethostname(), socket.getfqdn(), *LOOPBACK[:2]}
-        allowed = [name for known in sorted(names) for name in (known, f"{known}:*")]
+        names = sorted({host, socket.gethostname(), socket.getfqdn(), *LOOPBACK[:2]})
+        allowed = [pattern for name in names for pattern in (name, f"{name}:*")]
         argv += ["--allowed-hosts", ",".join(allowed)]
     return argv
 
@@ -43,77 +42,60 @@ def command(tracking_uri: str, host: str = "127.0.0.1", port: int = 5000) -> lis
 def serve_ui(
     tracking_uri: str, port: int = 5000, host: str = "127.0.0.1", paths: Sequence[Path] = ()
 ) -> None:
-    """Print where runs can be seen, and become the server that shows them.
+    """Print links to the pages of runs, and become the server that serves them.
 
-    A server that runs elsewhere is only named.
+    A server that runs elsewhere is only linked to.
 
     Args:
-        paths: of runs and sweeps, whose own pages are printed.
+        paths: runs and sweeps to link to; without any, the experiments.
 
     Raises:
-        RunError: there is no store yet, the port is taken, or MLflow does not know a run.
+        RunError: there is no store yet, the port is in use, or MLflow does not have a run.
     """
     if tracking_uri.startswith(("http://", "https://")):
         address = redact_urls(tracking_uri).rstrip("/")
-        client = MlflowClient(tracking_uri=tracking_uri)
-        print(
-            "\n".join(ui_links(address, paths, client) or [f"{address}/#/experiments?{TRAINING}"])
-        )
+        links = ui_links(address, paths, MlflowClient(tracking_uri=tracking_uri))
+        print("\n".join(links or [f"{address}/#/experiments?{TRAINING}"]))
         return
     shown_host = socket.gethostname() if host == "0.0.0.0" else host  # noqa: S104 (compared only)
     address = f"http://{shown_host}:{port}"
     try:
         client = open_read_only(tracking_uri)
         _check_port(host, port)
-        for link in ui_links(address, paths, client) or links(client, address):
+        for link in ui_links(address, paths, client) or experiment_links(client, address):
             print(link, flush=True)
     except (MlflowException, OSError) as error:
-        shown = redact_urls(tracking_uri)
-        raise RunError(f"no pages of {shown}: {one_line_error(error)}") from error
-    _exec_server(command(tracking_uri, host, port))
+        uri = redact_urls(tracking_uri)
+        raise RunError(f"no pages of {uri}: {one_line_error(error)}", value=uri) from error
+    argv = command(tracking_uri, host, port)
+    os.execve(argv[0], argv, environment())  # noqa: S606 (no shell, on purpose)
 
 
 def tracking_uri_of(paths: Sequence[Path]) -> str:
-    """Return the store that runs were sent to; of none, the one of the working directory.
+    """Return the store that runs were sent to; without runs, that of the working directory.
 
     Raises:
-        RunError: they are in different ones.
+        RunError: they are in different stores.
     """
-    marks = (RunDir(path).read_json(RunDir(path).mlflow_file) or {} for path in paths)
-    known = {str(mark["tracking_uri"]) for mark in marks if "tracking_uri" in mark}
-    if len(known) > 1:
-        shown = " and ".join(sorted(map(redact_urls, known)))
-        raise RunError(f"these runs are in different stores: {shown}. Name one with --uri.")
-    return known.pop() if known else "sqlite:///mlflow.db"
-
-
-def links(client: MlflowClient, server_url: str) -> list[str]:
-    """Return two lines for each experiment: where its runs are shown, and those with a paper."""
-    found = client.search_experiments()
-    used = [known for known in found if known.experiment_id != "0"] or found  # 0: MLflow's own
-    lines = []
-    for known in used:
-        lines.append(f"{table_page(client, server_url, known.experiment_id)}  {known.name}")
-        lineage = table_page(client, server_url, known.experiment_id, LINEAGE)
-        lines.append(f"{lineage}  {known.name}: the lineage")
-    return lines
+    states = (RunDir(path).read_json(RunDir(path).mlflow_file) or {} for path in paths)
+    uris = sorted({str(state["tracking_uri"]) for state in states if "tracking_uri" in state})
+    if len(uris) > 1:
+        raise RunError(
+            f"these runs are in different stores: {' and '.join(map(redact_urls, uris))}",
+            value=uris,
+            hint="Name one with --uri.",
+        )
+    return uris[0] if uris else "sqlite:///mlflow.db"
 
 
 def environment() -> dict[str, str]:
-    """Return what the server is to be started with.
-
-    Tahoe uses no jobs of the server, which would run in processes of their own.
-    """
+    """Return the environment of the server, without its jobs, which Tahoe does not use."""
     return {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-
-
-def _exec_server(argv: list[str]) -> NoReturn:
-    os.execve(argv[0], argv, environment())  # noqa: S606 (no shell, on purpose)
 
 
 def _check_port(host: str, port: int) -> None:
     if not 0 < port < 2**16:
-        raise RunError(f"there is no port {port}: they go from 1 to 65535.")
+        raise RunError(f"no port {port}", value=port, hint="Ports go from 1 to 65535.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -121,6 +103,7 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise RunError(
-                f"cannot serve on {host}, port {port}: {error.strerror}. Choose another port, "
-                f"for example `--port {port + 1}`."
+                f"cannot serve on {host}, port {port}: {error.strerror}",
+                value=port,
+                hint=f"Choose another port, for example `--port {port + 1}`.",
             ) from None

@@ -1,7 +1,7 @@
-"""Pages of MLflow: a run's own, and tables of runs with the columns one compares them by.
+"""Addresses of MLflow's pages: that of a run, and tables of runs with columns to compare.
 
-MLflow keeps a view that somebody shares as a tag of the experiment, and opens it by the tag's name:
-columns, order, filter and charts. What a link's own parameters can say is the filter alone.
+MLflow stores a shared view as a tag of the experiment, and opens it by the tag's name: columns,
+order, filter and charts. The parameters of an address can only hold the filter.
 """
 
 import hashlib
@@ -16,10 +16,10 @@ from orchestrator.redact import redact_urls
 if TYPE_CHECKING:
     from orchestrator.tracking.mlflow_store.client import MlflowClient
 
-TRAINING = "workflowType=machine_learning"  # MLflow's pages open on prompts and traces without it
+TRAINING = "workflowType=machine_learning"  # without it, MLflow's pages open on prompts and traces
 _TAG = "mlflow.sharedViewState."
 _MAX_TAG_CHARACTERS = 5000  # of an experiment: mlflow/utils/validation.py
-_COLUMNS = (  # and their widths; the run's name and its age are always first
+_COLUMNS = (  # and their widths; the name and the age of the run are always first
     *((f"metrics.`{name}`", 100) for name in (*RANKED_BY, "train/loss")),
     ("tags.`tahoe.model`", 140),
     ("tags.`tahoe.data`", 100),
@@ -28,54 +28,54 @@ _COLUMNS = (  # and their widths; the run's name and its age are always first
 _SECTIONS = ("val", "train", "perf", "model")  # of charts; MLflow's own order is the alphabet's
 
 
-def run_page(server_url: str, mark: Mapping[str, Any]) -> str:
-    """Return the page of a run.
+def run_page(server_url: str, state: Mapping[str, Any]) -> str:
+    """Return the address of a run.
 
     Args:
-        mark: what the run directory notes of its MLflow run: RunDir.mlflow_file.
+        state: the content of RunDir.mlflow_file.
     """
-    place = f"#/experiments/{mark['experiment_id']}/runs/{mark['run_id']}"
-    return f"{redact_urls(server_url).rstrip('/')}/{place}?{TRAINING}"
+    path = f"#/experiments/{state['experiment_id']}/runs/{state['run_id']}"
+    return f"{redact_urls(server_url).rstrip('/')}/{path}?{TRAINING}"
 
 
 def table_page(
-    client: "MlflowClient | None", server_url: str, experiment_id: str, wanted: str = ""
+    client: "MlflowClient | None", server_url: str, experiment_id: str, search_filter: str = ""
 ) -> str:
-    """Return the page of an experiment's runs, best first, with the columns one compares by.
+    """Return the address of a table of an experiment's runs, best first, with columns to compare.
 
     Args:
-        client: that keeps the view; without one, or if the store does not take it, the page has
-            MLflow's own columns.
-        wanted: a filter of MLflow's.
+        client: the store that keeps the view; without it, or if the store is read-only, the page
+            has MLflow's default columns.
+        search_filter: a filter in MLflow's syntax.
     """
     page = f"{server_url}/#/experiments/{experiment_id}/runs?{TRAINING}"
-    key = _kept(client, experiment_id, wanted) if client else None
+    key = _store_view(client, experiment_id, search_filter) if client else None
     if key:
         return f"{page}&viewStateShareKey={key}"
-    return f"{page}&searchFilter={quote(wanted)}" if wanted else page
+    return f"{page}&searchFilter={quote(search_filter)}" if search_filter else page
 
 
-def _kept(client: "MlflowClient", experiment_id: str, wanted: str) -> str | None:
-    """Return the name of a view that the experiment has, or is given now; None if it cannot."""
+def _store_view(client: "MlflowClient", experiment_id: str, search_filter: str) -> str | None:
+    """Store a view in the experiment, unless it is there; return its key, None if that fails."""
     from orchestrator.tracking.mlflow_store.client import MlflowException
 
-    view = json.dumps(_view(wanted))
+    view = json.dumps(_view(search_filter))
     key = "tahoe-" + hashlib.sha256(view.encode()).hexdigest()[:12]
     if len(view) > _MAX_TAG_CHARACTERS:
         return None
     try:
         if f"{_TAG}{key}" not in client.get_experiment(experiment_id).tags:
             client.set_experiment_tag(experiment_id, f"{_TAG}{key}", view)
-    except (MlflowException, OSError):  # one may read a store and not write to it
+    except (MlflowException, OSError):  # a store may be read-only to this user
         return None
     return key
 
 
-def _view(wanted: str) -> dict[str, Any]:
-    """Return what MLflow's page keeps of itself; names it does not know it passes over."""
+def _view(search_filter: str) -> dict[str, Any]:
+    """Build the state of MLflow's page, which ignores names that it does not know."""
     columns = dict(_COLUMNS)
     return {
-        "searchFilter": wanted,
+        "searchFilter": search_filter,
         "orderByKey": next(iter(columns)),
         "orderByAsc": False,
         "selectedColumns": [*columns],

@@ -1,45 +1,45 @@
-"""How the shipper knows that rank 0 has ended: it holds the other end of the shipper's stdin.
+"""Watch rank 0 from a process that it has started, through the pipe at stdin.
 
-The kernel closes that end however rank 0 dies, SIGKILL included. Signals are no substitute: a
+The kernel closes the other end however rank 0 dies, SIGKILL included. Signals are no substitute: a
 terminal and Slurm send them to every process of a job while rank 0 is still saving its state.
 """
 
 import logging
 import math
 import os
-import random
 import select
 import signal
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from data_sharding.io.backoff import backoff_pauses
 from orchestrator.redact import one_line_error
 from orchestrator.run.rundir import RunError
 
 T = TypeVar("T")
 
 IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 30.0
-LAST_PAUSES_S = 2.0  # once rank 0 has ended: somebody may be waiting for the drain
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 30.0
+_LONGEST_FINAL_PAUSE_S = 2.0  # once rank 0 has ended: somebody may be waiting for the flush
 log = logging.getLogger("tahoe.shipper")
 log.addHandler(logging.NullHandler())  # only the shipper itself keeps a log
 
 
 class RetryTimeoutError(Exception):
-    """The time to ship is over; the message says what failed last."""
+    """The time to ship is over; the message is the last failure."""
 
 
 class SupersededError(Exception):
-    """A later attempt has begun, whose shipper sends all that this one has left."""
+    """A later attempt has begun, whose shipper sends the rest."""
 
 
 class ParentWatch:
-    """Whether rank 0 lives, and how long may still be shipped when it does not.
+    """The life of rank 0, and the remaining time to ship after its end.
 
-    SIGTERM starts the same clock, since whoever sends it will send SIGKILL later, but it does not
-    end the shipping: rank 0 may have a last value to log.
+    SIGTERM starts the same deadline, since its sender will send SIGKILL later, but it does not end
+    the shipping: rank 0 may have a last value to log.
     """
 
     def __init__(self, flush_timeout_s: float, fd: int = 0) -> None:
@@ -51,18 +51,18 @@ class ParentWatch:
         self._poll.register(fd, select.POLLIN)
 
     def ignore_rank_signals(self) -> None:
-        """Ignore every signal that is meant for rank 0, and take SIGTERM as a deadline."""
+        """Ignore the signals that are meant for rank 0, and take SIGTERM as a deadline."""
         for ignored in IGNORED:
             signal.signal(ignored, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: self.start_deadline())
 
     @property
     def remaining_s(self) -> float:
-        """Seconds that may still be spent; infinite while rank 0 lives."""
+        """The seconds until the deadline; infinite while rank 0 lives."""
         return max(0.0, self._deadline_s - time.monotonic())
 
     def wait(self, seconds: float) -> None:
-        """Wait, but not beyond the end of rank 0 or of the remaining time."""
+        """Wait, but not beyond the end of rank 0 or the deadline."""
         until_s = time.monotonic() + seconds
         while (left_s := min(until_s - time.monotonic(), self.remaining_s)) > 0:
             if self.ended:
@@ -73,43 +73,42 @@ class ParentWatch:
                 return
 
     def start_deadline(self) -> None:
-        """Start the clock: what is left must be shipped in the time to drain."""
+        """Allow `flush_timeout_s` from now on."""
         self._deadline_s = min(self._deadline_s, time.monotonic() + self._flush_timeout_s)
 
     def _read(self) -> bytes:
         try:
             return os.read(self._fd, 4096)
-        except OSError:  # started without a stdin: there is nobody to wait for
+        except OSError:  # started without a stdin: there is no parent to wait for
             return b""
 
 
 class Retry:
-    """Does a thing until it succeeds, with growing pauses, for as long as the lifeline allows."""
+    """Repeat actions until they succeed, with growing pauses, until the deadline of the parent."""
 
-    def __init__(self, lifeline: ParentWatch, is_superseded: Callable[[], bool]) -> None:
-        self._lifeline, self._is_superseded = lifeline, is_superseded
+    def __init__(self, parent: ParentWatch, is_superseded: Callable[[], bool]) -> None:
+        self._parent, self._is_superseded = parent, is_superseded
 
     def __call__(self, action: Callable[[], T]) -> T:
-        """Return what the action returns.
+        """Return the result of the action.
 
         Raises:
-            GaveUpError: rank 0 has ended and so has the time to drain, or trying is in vain.
+            RetryTimeoutError: the deadline has passed, or only the user can fix the failure.
             SupersededError: it failed, and a later attempt's shipper can try.
         """
-        pause_s, reason = FIRST_PAUSE_S, "there was no time left"
-        while self._lifeline.remaining_s > 0:
+        pauses_s = backoff_pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
+        reason = "there was no time left"
+        while self._parent.remaining_s > 0:
             try:
                 return action()
-            # Whatever a tracking server or its client thinks of must not end the shipping.
-            except Exception as error:
+            except Exception as error:  # no error of a server or its client may end the shipping
                 reason = one_line_error(error)
-                if isinstance(error, RunError) and self._lifeline.ended:
+                if isinstance(error, RunError) and self._parent.ended:
                     break
             if self._is_superseded():
                 raise SupersededError(reason)
-            pause_s = min(pause_s, LAST_PAUSES_S if self._lifeline.ended else LONGEST_PAUSE_S)
-            log.warning("trying again in about %.1f s: %s", pause_s, reason)
-            # The jitter keeps the shippers of many runs from meeting at a server that came back.
-            self._lifeline.wait(pause_s * random.uniform(0.5, 1))  # noqa: S311
-            pause_s *= 2
+            longest_s = _LONGEST_FINAL_PAUSE_S if self._parent.ended else math.inf
+            pause_s = min(next(pauses_s), longest_s)
+            log.warning("retrying in %.1f s: %s", pause_s, reason)
+            self._parent.wait(pause_s)
         raise RetryTimeoutError(reason)

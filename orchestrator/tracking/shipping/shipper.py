@@ -1,12 +1,12 @@
-"""The shipper: a process beside rank 0 that copies metrics.jsonl to MLflow while the run goes on.
+"""The shipper: a process beside rank 0 that copies metrics.jsonl to MLflow during the run.
 
     python -m orchestrator.tracking.shipping.shipper RUN
 
-Training writes to the run directory and never waits for MLflow; the shipper reads from there. It
-ends when rank 0 has ended, told by the end-of-file on its stdin: then it sends what is left, sets
-the status by the verdict, and exits. A dead server is tried again with growing pauses for as long
-as rank 0 lives. Nothing depends on the shipper's own life: MLflow drops a point that it already
-has, and `sync` sends what a killed shipper left.
+Training writes to the run directory and never waits for MLflow; the shipper reads from there. The
+end-of-file on its stdin means that rank 0 has ended: it then sends the rest, sets the status by the
+outcome, and exits. A dead server is retried with growing pauses for as long as rank 0 lives.
+Nothing depends on the shipper's own life: MLflow drops a point that it already has, and `sync`
+sends the rest after a killed shipper.
 """
 
 import argparse
@@ -41,13 +41,13 @@ Do = Callable[[Callable[[], Any]], Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Ship a run until rank 0 has ended; return 0 when all of it is in MLflow, else 1."""
+    """Ship a run until rank 0 has ended; return 0 if all of it is in MLflow, else 1."""
     parser = argparse.ArgumentParser(prog="python -m orchestrator.tracking.shipping.shipper")
     parser.add_argument("run", type=Path, help="the run directory")
     parser.add_argument("--flush-timeout-s", type=float, default=60.0)
     arguments = parser.parse_args(argv)
-    run, lifeline = RunDir(arguments.run.absolute()), ParentWatch(arguments.flush_timeout_s)
-    lifeline.ignore_rank_signals()
+    run, parent = RunDir(arguments.run.absolute()), ParentWatch(arguments.flush_timeout_s)
+    parent.ignore_rank_signals()
     try:
         config = run.read_config()
     except RunError as error:
@@ -55,142 +55,150 @@ def main(argv: Sequence[str] | None = None) -> int:
     with os.fdopen(os.dup(2), "w") as terminal:
         _log_to(_log_file(run))
         try:
-            refused = _follow_run(run, config, lifeline, partial(print, file=terminal))
-            if refused:
-                print(f"tracking: {_not_taken(run, refused)}", file=terminal)
+            rejected = _follow_run(run, config, parent, partial(print, file=terminal))
+            if rejected:
+                print(f"tracking: {_rejected_message(run, rejected)}", file=terminal)
         except SupersededError as error:
             log.info("a later attempt ships the rest; here it failed: %s", one_line_error(error))
         except (RetryTimeoutError, RunError) as error:
             log.error("gave up: %s", one_line_error(error))
-            print(f"tracking: {_incomplete_message(run, error)}", file=terminal)
+            print(f"tracking: {_incomplete(run, error)}", file=terminal)
             return 1
     return 0
 
 
 def sync(path: Path, wait_s: float = 10.0, never: str | None = None) -> None:
-    """Send now what MLflow lacks of a run, and set its status; one that is alive is RUNNING.
+    """Send the rest of a run to MLflow now, and set its status: RUNNING if it is alive.
 
     Args:
         path: the run directory.
-        wait_s: how long to wait for a shipper that is about to end.
-        never: why no attempt will begin of a run that has had none, if that is so.
+        wait_s: the time to wait for a shipper that is about to end.
+        never: the reason why no attempt will start of a run without attempts, if so.
 
     Raises:
-        RunError: there is no run, MLflow cannot be reached, or a shipper is at work.
+        RunError: there is no run, MLflow cannot be reached, or a shipper is running.
     """
     run = RunDir(path.absolute())
     config = run.read_config()
     with _wait_for_lock(run, wait_s):
         from orchestrator.tracking.mlflow_store.client import MlflowException
         from orchestrator.tracking.mlflow_store.run import get_or_create_run
-        from orchestrator.tracking.shipping.run_plots import PicturesError, upload_plots
+        from orchestrator.tracking.shipping.run_plots import PlotsError, upload_plots
 
         try:
-            shipment = Shipper(get_or_create_run(run, config))
-            shipment.tracked.log_metadata()
-            shipment.flush()
-            shipment.finalize(alive=bool(run.is_alive), never=never)
-            shipment.tracked.log_artifacts()
-            for name, how in shipment.tracked.rejected.reasons.items():
-                print(f"warning: MLflow's server refuses {name}, which is {how}", file=sys.stderr)
-            upload_plots(shipment.tracked)
-        except PicturesError as error:
-            print(f"the pictures of {run.id} were not drawn: {error}", file=sys.stderr)
+            tracked = get_or_create_run(run, config)
+            shipper = Shipper(tracked)
+            tracked.log_metadata()
+            shipper.flush()
+            shipper.finalize(alive=bool(run.is_alive), never=never)
+            tracked.log_artifacts()
+            for name, reason in tracked.rejected.reasons.items():
+                print(
+                    f"warning: MLflow's server rejects {name}, which is {reason}", file=sys.stderr
+                )
+            upload_plots(tracked)
+        except PlotsError as error:
+            print(f"the plots of {run.id} were not drawn: {error}", file=sys.stderr)
         except (MlflowException, OSError) as error:
-            raise RunError(_incomplete_message(run, error)) from error
+            raise _incomplete(run, error) from error
 
 
 class Shipper:
-    """What goes from a run directory to an MLflow run; `do` does each step, and may repeat it."""
+    """Copies a run directory to its MLflow run.
+
+    Args:
+        do: a function that runs each step, and may repeat it.
+    """
 
     def __init__(self, tracked: "MlflowRun", do: Do = lambda action: action()) -> None:
         self.tracked = tracked
-        self._tail = MetricTail(tracked.run.metrics_file)
-        self._system: dict[Path, MetricTail] = {}  # of the files of the nodes
+        self._metrics = MetricTail(tracked.run.metrics_file)
+        self._system_metrics: dict[Path, MetricTail] = {}  # by the file of the node
         self._do = do
-        self._told_rollbacks = ""
+        self._sent_rollbacks = ""
 
     def flush(self) -> None:
         """Send the points that have been logged since the last call."""
-        self._send_new_of(self._tail)
-        rollbacks = self._tail.sieve.rollbacks
-        if rollbacks != self._told_rollbacks:
+        self._send_new_points(self._metrics)
+        rollbacks = self._metrics.sieve.rollbacks
+        if rollbacks != self._sent_rollbacks:
             self._do(partial(self.tracked.set_tags, {"tahoe.rollbacks": rollbacks}))
-            self._told_rollbacks = rollbacks
+            self._sent_rollbacks = rollbacks
         for file in sorted(self.tracked.run.system_dir.glob("*.jsonl")):
-            self._send_new_of(self._system.setdefault(file, MetricTail(file)))
+            self._send_new_points(self._system_metrics.setdefault(file, MetricTail(file)))
 
-    def _send_new_of(self, tail: MetricTail) -> None:
+    def _send_new_points(self, tail: MetricTail) -> None:
         shipped_bytes = self.tracked.num_shipped_bytes(tail.file)
-        if not is_end_of_line(tail.file, shipped_bytes):  # what is there now was never shipped
-            shipped_bytes = 0  # all is sent again, and MLflow knows what it has
+        if not is_end_of_line(tail.file, shipped_bytes):  # the file was replaced
+            shipped_bytes = 0  # all is sent again; MLflow drops repeated points
         for points, end_bytes in tail.batches(shipped_bytes, BATCH_POINTS):
             self._do(partial(self.tracked.log_points, points, tail.file, end_bytes))
 
     def finalize(self, *, alive: bool = False, never: str | None = None) -> None:
-        """Set the status of the MLflow run to how the run directory stands."""
+        """Set the status of the MLflow run to the state of the run directory."""
         run = self.tracked.run
-        end = running_state(run.num_attempts) if alive else read_run_state(run)
-        if never and end.state == "scheduled":
-            end = RunState("stopped", 0, never)
-        last = read_attempts(run).get(end.attempt, {}) | run.attempt_outcome(end.attempt)
-        # Not when the launcher ended, which waited for this: a later sync must say the same.
+        state = running_state(run.num_attempts) if alive else read_run_state(run)
+        if never and state.state == "scheduled":
+            state = RunState("stopped", 0, never)
+        last = read_attempts(run).get(state.attempt, {}) | run.attempt_outcome(state.attempt)
+        # Not the end of the launcher, which waits for the shipper: a later sync must agree.
         ended_s = last.get("trained_until_s") or last.get("ended_s")
-        ended_ms = self._tail.sieve.last_time_ms if ended_s is None else int(ended_s * 1000)
-        self._do(partial(self.tracked.set_status, end, ended_ms))
+        ended_ms = self._metrics.sieve.last_time_ms if ended_s is None else int(ended_s * 1000)
+        self._do(partial(self.tracked.set_status, state, ended_ms))
 
 
 def _follow_run(
     run: RunDir,
     config: Mapping[str, Any],
-    lifeline: ParentWatch,
-    say: Callable[[str], None] = print,
+    parent: ParentWatch,
+    notify: Callable[[str], None] = print,
 ) -> Mapping[str, str]:
-    """Ship from now until rank 0 has ended; return what the server has refused."""
+    """Ship from now until rank 0 has ended; return the values that the server has rejected."""
     attempt = run.num_attempts
-    insist = Retry(lifeline, lambda: run.num_attempts > attempt)
-    with insist(partial(_acquire_lock, run, lifeline)):
-        tracked = insist(partial(_attach, run, config, say))
-        insist(tracked.log_metadata)
-        insist(partial(tracked.set_status, running_state(attempt)))
+    retry = Retry(parent, lambda: run.num_attempts > attempt)
+
+    def attach() -> "MlflowRun":
+        from orchestrator.tracking.mlflow_store.run import get_or_create_run
+
+        return get_or_create_run(run, config, notify)
+
+    def wait() -> bool:
+        parent.wait(_LOCK_POLL_S)
+        return parent.remaining_s > 0
+
+    with retry(partial(_lock, run, wait)):
+        tracked = retry(attach)
+        retry(tracked.log_metadata)
+        retry(partial(tracked.set_status, running_state(attempt)))
         log.info("attempt %d: shipping to the MLflow run %s", attempt, tracked.run_id)
-        _upload(tracked)
-        shipment = Shipper(tracked, insist)
-        while not lifeline.ended:
-            shipment.flush()
-            lifeline.wait(float(config["tracking"].get("flush_interval_s", 2.0)))
-            if lifeline.remaining_s == 0 and not lifeline.ended:
-                raise RetryTimeoutError("SIGTERM came while the run went on")
-        shipment.flush()  # what rank 0 logged since the last look and before its end
+        _try_once(tracked.log_artifacts, "the artifacts")
+        shipper = Shipper(tracked, retry)
+        while not parent.ended:
+            shipper.flush()
+            parent.wait(float(config["tracking"].get("flush_interval_s", 2.0)))
+            if parent.remaining_s == 0 and not parent.ended:
+                raise RetryTimeoutError("SIGTERM was received during the run")
+        shipper.flush()  # the points between the last flush and the end of rank 0
         if run.num_attempts == attempt:  # a later attempt has a shipper of its own
-            shipment.finalize()
-            _send_pictures(tracked)
+            shipper.finalize()
+            _try_once(tracked.log_long_record, "the record")
+            _try_once(partial(_upload_plots, tracked), "the plots")
         log.info("attempt %d: all is shipped", attempt)
         return tracked.rejected.reasons
 
 
-def _attach(run: RunDir, config: Mapping[str, Any], say: Callable[[str], None]) -> "MlflowRun":
-    from orchestrator.tracking.mlflow_store.run import get_or_create_run
-
-    return get_or_create_run(run, config, say)
-
-
-def _upload(tracked: "MlflowRun") -> None:
-    """Send the artifacts, but let no artifact store keep the metrics waiting."""
+def _try_once(action: Callable[[], None], files: str) -> None:
+    """Send files, but let no artifact store delay the metrics."""
     try:
-        tracked.log_artifacts()
+        action()
     except Exception as error:
-        log.warning("the artifacts stay behind until `tahoe sync`: %s", one_line_error(error))
+        log.warning("%s are not sent until `tahoe sync`: %s", files, one_line_error(error))
 
 
-def _send_pictures(tracked: "MlflowRun") -> None:
-    """Draw and send pictures, which are worth no failure."""
+def _upload_plots(tracked: "MlflowRun") -> None:
     from orchestrator.tracking.shipping.run_plots import upload_plots
 
-    try:
-        upload_plots(tracked)
-    except Exception as error:
-        log.warning("the pictures stay behind until `tahoe sync`: %s", one_line_error(error))
+    upload_plots(tracked)
 
 
 def _log_file(run: RunDir) -> Path:
@@ -198,7 +206,7 @@ def _log_file(run: RunDir) -> Path:
 
 
 def _log_to(file: Path) -> None:
-    """Write a timestamped line for each message, and whatever libraries print, to a file."""
+    """Write a timestamped line for each message, and any output of libraries, to a file."""
     file.parent.mkdir(exist_ok=True)
     handler = logging.StreamHandler(file.open("a"))
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -209,51 +217,52 @@ def _log_to(file: Path) -> None:
         os.dup2(handler.stream.fileno(), fd)
 
 
-def _lock(run: RunDir) -> TextIO:
-    """Return the open log, which is locked: whoever holds it is the only one to ship this run."""
+def _lock(run: RunDir, wait: Callable[[], bool] = lambda: False) -> TextIO:
+    """Open and lock the log, whose holder is the only process that ships the run.
+
+    Args:
+        wait: a function that waits a moment, and returns False when the time is over.
+
+    Raises:
+        BlockingIOError: another shipper has held it until then.
+    """
     _log_file(run).parent.mkdir(exist_ok=True)
-    with ExitStack() as unless_held:
-        file = unless_held.enter_context(_log_file(run).open("a"))
-        if not hold(file):
-            raise BlockingIOError(f"another shipper of {run.id} is at work")
-        unless_held.pop_all()
+    with ExitStack() as stack:
+        file = stack.enter_context(_log_file(run).open("a"))
+        while not hold(file):
+            if not wait():
+                raise BlockingIOError(f"another shipper of {run.id} is running")
+        stack.pop_all()
     return file
 
 
-def _acquire_lock(run: RunDir, lifeline: ParentWatch) -> TextIO:
-    """Return the lock of `_lock`, once the shipper of the attempt before has ended."""
-    while True:
-        try:
-            return _lock(run)
-        except BlockingIOError as error:
-            if lifeline.remaining_s == 0:
-                raise RetryTimeoutError(str(error)) from None
-        lifeline.wait(_LOCK_POLL_S)
-
-
 def _wait_for_lock(run: RunDir, wait_s: float) -> TextIO:
-    until_s = time.monotonic() + wait_s
-    while True:
-        try:
-            return _lock(run)
-        except BlockingIOError as error:
-            if time.monotonic() > until_s:
-                raise RunError(
-                    f"{error} and sends everything; see {_log_file(run)} for what it meets."
-                ) from None
-        time.sleep(0.1)
+    deadline_s = time.monotonic() + wait_s
+
+    def wait() -> bool:
+        time.sleep(_LOCK_POLL_S)
+        return time.monotonic() < deadline_s
+
+    try:
+        return _lock(run, wait)
+    except BlockingIOError as error:
+        raise RunError(
+            f"{error} and sends everything", value=str(run.path), hint=f"See {_log_file(run)}."
+        ) from None
 
 
-def _not_taken(run: RunDir, refused: Mapping[str, str]) -> str:
-    some = ", ".join([*refused][:5])
-    more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
-    return f"MLflow's server refuses {some}{more}; all else is there. {_log_file(run)} says why."
+def _rejected_message(run: RunDir, rejected: Mapping[str, str]) -> str:
+    names = ", ".join([*rejected][:5])
+    more = f" and {len(rejected) - 5} more" if len(rejected) > 5 else ""
+    return f"MLflow's server rejects {names}{more}, and has all else; see {_log_file(run)}."
 
 
-def _incomplete_message(run: RunDir, error: Exception) -> str:
-    return (
-        f"not all of {run.path} has reached MLflow: {one_line_error(error)}. Nothing is lost, "
-        f"metrics.jsonl has it all; run `tahoe sync {run.shell_path}` later."
+def _incomplete(run: RunDir, error: Exception) -> RunError:
+    return RunError(
+        f"not all of {run.path} has reached MLflow: {one_line_error(error)}. Nothing is lost, as "
+        "metrics.jsonl has it all",
+        value=str(run.path),
+        hint=f"Run `tahoe sync {run.shell_path}` later.",
     )
 
 

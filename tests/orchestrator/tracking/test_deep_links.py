@@ -8,8 +8,7 @@ import pytest
 from orchestrator.run.rundir import RunError
 from orchestrator.run.sweepdir import SweepDir
 from orchestrator.tracking.mlflow_store.client import MlflowClient
-from orchestrator.tracking.mlflow_ui.links import LINEAGE, ui_links
-from orchestrator.tracking.mlflow_ui.serve import links
+from orchestrator.tracking.mlflow_ui.links import LINEAGE, experiment_links, ui_links
 from orchestrator.tracking.mlflow_ui.views import table_page
 from orchestrator.tracking.shipping.shipper import sync
 
@@ -68,7 +67,7 @@ def test_a_sweep(make_scene, store, tmp_path):
     scenes = [make_scene(name, uri=store) for name in ("a", "b", "c")]
     sweep = SweepDir.of(tmp_path, [scene.run for scene in scenes[:2]])
     sweep.add((scene.run, [f"seed={scene.run.id}"]) for scene in scenes[:2])
-    with pytest.raises(RunError, match="does not know"):
+    with pytest.raises(RunError, match="does not have"):
         ui_links(URL, [sweep.path])
     for scene in scenes:
         sync(scene.run.path)
@@ -82,7 +81,7 @@ def test_a_table_opens_with_the_columns_one_compares_by(make_scene, store):
     for scene in (plain, historic):
         scene.log(1, {"val/top1": 50.0, "val/loss": 1.0, "train/loss": 2.0})
         sync(scene.run.path)
-    everything, lineage = links(plain.client(), URL)
+    everything, lineage = experiment_links(plain.client(), URL)
     view = view_of(everything, plain)
     (known,) = plain.client().search_runs(
         [historic.mark["experiment_id"]], "tags.`tahoe.year` = '2012'"
@@ -96,7 +95,7 @@ def test_a_table_opens_with_the_columns_one_compares_by(make_scene, store):
     found = plain.client().search_runs([historic.mark["experiment_id"]], wanted)
     assert [run.data.tags["tahoe.run_id"] for run in found] == ["historic"]
     before = plain.client().get_experiment(plain.mark["experiment_id"]).tags
-    assert links(plain.client(), URL) == [everything, lineage]
+    assert experiment_links(plain.client(), URL) == [everything, lineage]
     assert plain.client().get_experiment(plain.mark["experiment_id"]).tags == before
 
 

@@ -40,39 +40,39 @@ class Flaky:
 
 
 def test_waiting_ends_with_the_pipe(pipe):
-    lifeline = ParentWatch(flush_timeout_s=0.2, fd=pipe[0])
+    parent = ParentWatch(flush_timeout_s=0.2, fd=pipe[0])
     os.write(pipe[1], b"a word from rank 0 is no end")
-    lifeline.wait(0.05)
-    assert not lifeline.ended
-    assert lifeline.remaining_s == float("inf")
+    parent.wait(0.05)
+    assert not parent.ended
+    assert parent.remaining_s == float("inf")
     os.close(pipe[1])
-    lifeline.wait(60)
-    assert lifeline.ended
+    parent.wait(60)
+    assert parent.ended
     started_s = time.monotonic()
-    lifeline.wait(60)  # now only the rest of the time
+    parent.wait(60)  # now only the rest of the time
     assert time.monotonic() - started_s < 5
-    assert lifeline.remaining_s == 0
+    assert parent.remaining_s == 0
 
 
 def test_without_a_stdin_there_is_nobody_to_wait_for(pipe):
     os.close(pipe[0])
-    lifeline = ParentWatch(flush_timeout_s=1, fd=pipe[0])
-    lifeline.wait(60)
-    assert lifeline.ended
+    parent = ParentWatch(flush_timeout_s=1, fd=pipe[0])
+    parent.wait(60)
+    assert parent.ended
 
 
 def test_signals_for_rank_0_are_not_for_the_shipper(pipe):
-    lifeline = ParentWatch(flush_timeout_s=60, fd=pipe[0])
+    parent = ParentWatch(flush_timeout_s=60, fd=pipe[0])
     numbers = [*IGNORED, signal.SIGTERM]
     before = [signal.getsignal(number) for number in numbers]
     try:
-        lifeline.ignore_rank_signals()
+        parent.ignore_rank_signals()
         for number in IGNORED:
             signal.raise_signal(number)
-        assert lifeline.remaining_s == float("inf")
+        assert parent.remaining_s == float("inf")
         signal.raise_signal(signal.SIGTERM)
-        assert 50 < lifeline.remaining_s <= 60
-        assert not lifeline.ended
+        assert 50 < parent.remaining_s <= 60
+        assert not parent.ended
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
@@ -84,12 +84,12 @@ def never() -> bool:
 
 def test_it_leaves_what_fails_to_the_next_attempt(pipe):
     os.close(pipe[1])
-    lifeline = ParentWatch(flush_timeout_s=60, fd=pipe[0])
-    lifeline.wait(60)
+    parent = ParentWatch(flush_timeout_s=60, fd=pipe[0])
+    parent.wait(60)
     flaky = Flaky(failures=2)
     with pytest.raises(SupersededError, match="failure 2"):
-        Retry(lifeline, lambda: flaky.calls == 2)(flaky)
-    assert lifeline.remaining_s > 50
+        Retry(parent, lambda: flaky.calls == 2)(flaky)
+    assert parent.remaining_s > 50
 
 
 def test_it_insists_while_rank_0_lives(pipe):
@@ -98,18 +98,18 @@ def test_it_insists_while_rank_0_lives(pipe):
 
 
 def test_it_gives_up_when_the_time_is_over(pipe):
-    lifeline = ParentWatch(flush_timeout_s=0.1, fd=pipe[0])
+    parent = ParentWatch(flush_timeout_s=0.1, fd=pipe[0])
     os.close(pipe[1])
-    lifeline.wait(60)
+    parent.wait(60)
     with pytest.raises(RetryTimeoutError, match="failure 1"):
-        Retry(lifeline, never)(Flaky(failures=1000))
+        Retry(parent, never)(Flaky(failures=1000))
 
 
 def test_it_does_not_wait_for_what_only_the_user_can_mend(pipe):
-    lifeline = ParentWatch(flush_timeout_s=60, fd=pipe[0])
+    parent = ParentWatch(flush_timeout_s=60, fd=pipe[0])
     os.close(pipe[1])
-    lifeline.wait(60)
+    parent.wait(60)
     flaky = Flaky(failures=1000, error=RunError)
     with pytest.raises(RetryTimeoutError, match="failure 1"):
-        Retry(lifeline, never)(flaky)
+        Retry(parent, never)(flaky)
     assert flaky.calls == 1

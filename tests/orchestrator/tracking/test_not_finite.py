@@ -9,7 +9,7 @@ from orchestrator.cli.main import main
 from orchestrator.drill.mlflow_points import count_missing_and_duplicate_points
 from orchestrator.tracking.mlflow_store.client import Metric
 from orchestrator.tracking.mlflow_store.mlflow_records import metric_history, records_from_mlflow
-from orchestrator.tracking.records.catalog import _best
+from orchestrator.tracking.records.catalog import _best_results
 from orchestrator.tracking.records.record import read_record
 from orchestrator.tracking.reports.compare import MeanStd, compare
 from orchestrator.tracking.reports.compare_table import _cell
@@ -104,7 +104,7 @@ def test_a_run_that_diverged_is_no_best(make_scene):
         scene.log(1, {"val/top1": top1})
         scene.judge("finished")
         records.append(read_record(scene.run))
-    best = _best(records)["AlexNet"]
+    best = _best_results(records)["AlexNet"]
     assert (best.top1_err, best.run) == (30.0, records[3].path)
     found = report(records, [], "digits")
     assert [point.top1 for point in found.measured] == [30.0, 40.0]

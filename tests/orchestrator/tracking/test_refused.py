@@ -103,7 +103,7 @@ def test_what_a_server_refuses_is_cut_and_the_rest_arrives(scene, capfd):
     assert shown.inputs.dataset_inputs == []
     said = capfd.readouterr().err
     for name in ("recipe.phases", "tahoe.outcome", "a blank", "unheard of"):
-        assert len(re.findall(f"refuses .*{name}", said)) == 1, name
+        assert len(re.findall(f"rejects .*{name}", said)) == 1, name
     sync(scene.run.path)  # a second time changes nothing
     assert scene.shown().data.params == shown.data.params
     assert len(scene.stored()) == 80

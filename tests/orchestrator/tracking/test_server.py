@@ -155,7 +155,7 @@ def test_pictures_survive_a_dead_server(server, tmp_path, digits, eventually):
     assert training.finish() == 0, training.output
     drawn = {file.name: file.stat().st_mtime_ns for file in (run / "plots").iterdir()}
     assert {"confusion.png", "top_errors.png", "augmented_views.png"} <= set(drawn)
-    assert "pictures stay behind until `tahoe sync`" in (run / "logs" / "shipper.log").read_text()
+    assert "the plots are not sent until `tahoe sync`" in (run / "logs" / "shipper.log").read_text()
     begin()
     tahoe("sync", str(run))
     again = {file.name: file.stat().st_mtime_ns for file in (run / "plots").iterdir()}

@@ -38,8 +38,9 @@ def test_a_server_that_runs_elsewhere_is_only_named(capsys):
 
 def test_no_store_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RunError, match=rf"{tmp_path}/mlflow.db.*`tahoe train` first.*--uri"):
+    with pytest.raises(RunError) as error:
         serve_ui("sqlite:///mlflow.db")
+    assert "--uri" in error.value.hint
     assert list(tmp_path.iterdir()) == []
 
 
@@ -48,17 +49,20 @@ def test_a_taken_port(store):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(RunError, match=f"port {port}: .*`--port {port + 1}`"):
+        with pytest.raises(RunError) as error:
             serve_ui(store, port)
+    assert error.value.value == port
+    assert f"--port {port + 1}" in error.value.hint
 
 
 def test_no_such_port(store):
-    with pytest.raises(RunError, match="there is no port 99999"):
+    with pytest.raises(RunError) as error:
         serve_ui(store, 99999)
+    assert error.value.value == 99999
 
 
 def test_what_is_no_store():
-    with pytest.raises(RunError, match=r"no pages of foo://bar: .*unsupported URI"):
+    with pytest.raises(RunError, match="unsupported URI"):
         serve_ui("foo://bar", 5977)
 
 
@@ -73,5 +77,6 @@ def test_the_store_is_that_of_the_runs(make_scene, store, tmp_path):
     for scene in (here, also, elsewhere):
         sync(scene.run.path)
     assert tracking_uri_of([here.run.path, also.run.path]) == store
-    with pytest.raises(RunError, match=r"in different stores: .*Name one with --uri"):
+    with pytest.raises(RunError) as error:
         tracking_uri_of([here.run.path, elsewhere.run.path])
+    assert error.value.value == sorted([store, elsewhere.uri])
