@@ -70,7 +70,7 @@ def test_submission(script: Path) -> str:
 
 
 def unreachable_reason() -> str | None:
-    """Return why Slurm cannot be reached from this machine; None if it can."""
+    """Return the reason that Slurm cannot be reached from this machine; None if it can."""
     try:
         _run("sinfo", "--noheader")
     except SlurmError as error:

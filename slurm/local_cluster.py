@@ -101,11 +101,7 @@ class LocalCluster:
 
     @classmethod
     def start(cls, num_nodes: int, *, cpus_per_node: int = 2) -> Self:
-        """Start a cluster in a new directory and return when its nodes are idle.
-
-        Raises:
-            LocalClusterError: a requirement is missing, or the cluster does not start.
-        """
+        """Start a cluster in a new directory and return when its nodes are idle."""
         if requirements := missing_requirements():
             raise LocalClusterError(
                 "a local cluster cannot be started here: it needs root, Slurm and munge",

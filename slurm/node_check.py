@@ -10,9 +10,6 @@ def render_node_check(job: SbatchRequest, *, worker: str) -> str:
 
     Args:
         worker: the module that each rank runs.
-
-    Raises:
-        ValueError: an option of sbatch has a line break.
     """
     replaced = {
         "job-name": "tahoe doctor",

@@ -133,9 +133,6 @@ def render_sbatch(job: SbatchRequest, *, worker: str, hooks: str) -> str:
     Args:
         worker: the module that each rank runs.
         hooks: the module that runs before and after the ranks, with `begin` or `end`.
-
-    Raises:
-        ValueError: an option of sbatch has a line break.
     """
     return render_template(
         PREAMBLE + _ON_START + LAUNCH_RANKS + _ON_END,
@@ -288,11 +285,7 @@ exit 75
 def sbatch_options(
     job: SbatchRequest, replaced: Mapping[str, object] = MappingProxyType({})
 ) -> Iterator[str]:
-    """Yield the options of sbatch, some of them replaced or added.
-
-    Raises:
-        ValueError: an option has a line break.
-    """
+    """Yield the options of sbatch, some of them replaced or added."""
     own, additional = _own_options(job), job.additional_options
     kept = {name: value for name, value in own.items() if not contradicting(name, additional)}
     for name, value in {**kept, **additional, **replaced}.items():

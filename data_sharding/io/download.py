@@ -89,13 +89,7 @@ def fetch_ranges(
 def fetch_file(
     url: str, num_bytes: int, file: IO[bytes], settings: DownloadSettings = DownloadSettings()
 ) -> None:
-    """Fetch a whole file of a known size, without checking its content.
-
-    Raises:
-        ShardError: the file does not exist.
-        UnavailableError: it may not be read, or could not be until the deadline.
-        OSError: the local file could not be written.
-    """
+    """Fetch a file of a known size, without checking its content; raises as `fetch_ranges`."""
     starts = range(0, num_bytes, settings.chunk_bytes)
     chunks = [ByteRange(url, i, min(i + settings.chunk_bytes, num_bytes)) for i in starts]
     fetch_ranges(chunks, settings, lambda index, data: write_at(file, chunks[index].start, data))

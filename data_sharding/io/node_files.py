@@ -11,11 +11,7 @@ from data_sharding.io.file_lock import exclusive_lock
 
 
 def make_private(directory: Path) -> None:
-    """Create a directory for this user's files, or check the owner of an existing one.
-
-    Raises:
-        DataError: it belongs to another user, who could put anything there.
-    """
+    """Create a directory for this user's files, or check the owner of an existing one."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     owner = directory.stat().st_uid
     if owner not in (os.getuid(), 0):
@@ -54,9 +50,6 @@ def node_copy(url: str, name: str, is_valid: Callable[[Path], bool]) -> Path:
     Args:
         name: the name of the copy, another one for each content.
         is_valid: a check of an existing copy, which a crash may have cut short.
-
-    Raises:
-        FileNotFoundError: there is no file at the URL.
     """
     path = filesystem.local_path(url)
     if path is None:

@@ -45,9 +45,6 @@ def parallel_map(
         num_workers: the number of processes; 1 works in this one.
         on_progress: called repeatedly with the number of images processed so far.
         on_result: called with each result as it arrives, in any order; an exception ends the work.
-
-    Raises:
-        DataError: a process was killed.
     """
     if num_workers <= 1 or len(items) <= 1:
         return _map_here(work, job, items, on_progress, on_result)

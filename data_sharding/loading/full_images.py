@@ -26,9 +26,6 @@ def load_full_images(shards: SplitReader, dense: DenseProtocol, channels: int) -
     """Yield, for each sample in order, a batch for each scale: its image and the mirror image.
 
     An unreadable sample is black and marked, as in `EvalDataset`.
-
-    Raises:
-        DataError: a shard cannot be read.
     """
     read = partial(_read, shards, dense, channels)
     pending = deque[Future[list[Batch]]]()

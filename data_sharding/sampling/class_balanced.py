@@ -87,9 +87,6 @@ def write_class_index(url: str, split: str, manifest: Manifest, labels: Iterable
 
     Args:
         labels: the labels of all samples of the split, in their order.
-
-    Raises:
-        DataError: a class has no samples, or the samples do not have exactly one class each.
     """
     _check_single_label(url, split, manifest)
     classes = np.fromiter(labels, dtype=np.int64)
@@ -113,11 +110,7 @@ def write_class_index(url: str, split: str, manifest: Manifest, labels: Iterable
 
 
 def read_class_index(url: str, split: str, manifest: Manifest) -> ClassIndex:
-    """Read the class index of a split.
-
-    Raises:
-        DataError: it is missing, damaged or another data set's.
-    """
+    """Read the class index of a split."""
     _check_single_label(url, split, manifest)
     where = filesystem.join(url, split, FILE_NAME)
     try:

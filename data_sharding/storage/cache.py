@@ -31,8 +31,7 @@ from data_sharding.format.manifest import ShardInfo
 from data_sharding.io.download import DownloadSettings
 from data_sharding.io.file_lock import exclusive_lock, flock, is_same_file, shared_lock
 from data_sharding.io.node_files import make_private
-from data_sharding.storage.access_plans import AccessPlan, publish_access_plan
-from data_sharding.storage.cache_eviction import PART, SHARD, SpaceBudget
+from data_sharding.storage.cache_eviction import PART, SHARD, AccessPlan, SpaceBudget
 from data_sharding.storage.fetch_shard import fetch_shard
 
 _Opened = TypeVar("_Opened")
@@ -62,9 +61,6 @@ def cache_directory(configured: str | None) -> Path:
     Args:
         configured: a path in which `$NAME` is a variable of this node; None is a directory among
             the temporary files, named by the number of the user, who may have no name.
-
-    Raises:
-        DataError: a variable is not set on this node.
     """
     if configured is None:
         return Path(gettempdir(), f"tahoe-cache-{os.getuid()}")
@@ -167,10 +163,7 @@ class Cache:
     @contextmanager
     def plan(self) -> Iterator[AccessPlan]:
         """Publish an access plan for as long as the context lasts."""
-        with (
-            self._disk_errors(),
-            publish_access_plan(self._budget.plans, self._budget.lock) as plan,
-        ):
+        with self._disk_errors(), self._budget.access_plan() as plan:
             yield plan
 
     def remove_stale(self) -> None:

@@ -4,20 +4,23 @@ Shards that no live process plans to read go first, oldest first; then those who
 furthest away (Belady). LRU would be wrong: a shard just read through is often the one that is not
 needed for longest.
 
-All processes of the node that use the cache decide under one lock, and a shard that is being
-fetched counts in full from the beginning, so the limit holds however many fetch at once.
+An access plan is a file that its owner holds locked as long as it lives. It holds the batch that
+its owner is at, and the batch at which its owner next needs each shard. All processes of the node
+that use the cache write and read plans and decide under one lock, and a shard that is being fetched
+counts in full from the beginning, so the limit holds however many fetch at once.
 """
 
+import json
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+from uuid import uuid4
 
 from data_sharding.io.file_lock import exclusive_lock, remove_if_unlocked
-from data_sharding.storage.access_plans import next_use_distances
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +67,17 @@ class SpaceBudget:
         """Rename a complete part under the lock, so that no count of the bytes misses it."""
         with exclusive_lock(self.lock):
             part.replace(shard)
+
+    @contextmanager
+    def access_plan(self) -> Iterator["AccessPlan"]:
+        """Publish an access plan that ends with this context or with the process."""
+        path = self.plans / f"{uuid4().hex}.plan"
+        with exclusive_lock(path) as file:
+            assert file is not None
+            try:
+                yield AccessPlan(file, self.lock)
+            finally:
+                path.unlink(missing_ok=True)
 
     def remove_stale(self) -> None:
         """Remove the files of processes that have ended."""
@@ -124,3 +138,40 @@ def _evict(candidates: list[_Candidate], excess: int) -> int:
         if remove_if_unlocked(shard.path):
             excess -= shard.num_bytes
     return excess
+
+
+class AccessPlan:
+    """The published plan of one process."""
+
+    def __init__(self, file: IO[bytes], budget_lock: Path) -> None:
+        self._file, self._budget_lock = file, budget_lock
+
+    def write(self, position: int, next_uses: Mapping[str, int]) -> None:
+        """Publish the position of this process.
+
+        Args:
+            position: the next batch.
+            next_uses: for the digest of each shard, the first batch from there on that needs it.
+        """
+        text = json.dumps({"position": position, "next_uses": next_uses}).encode()
+        with exclusive_lock(self._budget_lock):
+            self._file.seek(0)
+            self._file.truncate()
+            self._file.write(text)
+
+
+def next_use_distances(plans: Path) -> dict[str, int]:
+    """Return the number of batches until each shard is next needed by any live plan, by digest.
+
+    The caller holds the lock of the space budget. Plans of processes that have ended are removed.
+    """
+    distances: dict[str, int] = {}
+    for path in plans.glob("*.plan"):
+        if remove_if_unlocked(path):
+            continue
+        with suppress(OSError, ValueError, KeyError, TypeError):  # its owner ended while writing it
+            plan = json.loads(path.read_bytes())
+            for digest, batch in plan["next_uses"].items():
+                distance = max(batch - plan["position"], 0)
+                distances[digest] = min(distance, distances.get(digest, distance))
+    return distances

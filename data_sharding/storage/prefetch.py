@@ -25,8 +25,8 @@ from data_sharding.errors import DataError
 from data_sharding.format.manifest import ShardInfo
 from data_sharding.io import filesystem
 from data_sharding.io.worker_process import exit_with_parent, forkserver_context, signals_blocked
-from data_sharding.storage.access_plans import AccessPlan
 from data_sharding.storage.cache import PrefetchResult
+from data_sharding.storage.cache_eviction import AccessPlan
 from data_sharding.storage.shard_store import CachedStore
 from data_sharding.storage.store import Store
 

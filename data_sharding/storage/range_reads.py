@@ -145,12 +145,7 @@ def _adjacent_runs(readers: dict[tuple[str, int], RangeReader], max_bytes: int) 
 def sample_offsets(
     shard: ShardInfo, url: str, labels: LabelRule, settings: DownloadSettings
 ) -> SampleOffsets:
-    """Return the offsets of a remote shard's samples; found once a node, then kept on its disk.
-
-    Raises:
-        ShardError: the shard is missing, or not what its manifest says.
-        UnavailableError: it cannot be read now, or the offsets cannot be kept.
-    """
+    """Return the offsets of a remote shard's samples; found once a node, then kept on its disk."""
 
     def find() -> bytes:
         file = io.BytesIO()

@@ -55,9 +55,6 @@ def decode_whole(
 
     Returns:
         Images, uint8 (channels, height, width), of each size; and the decoder's warning.
-
-    Raises:
-        BadSample: the bytes cannot be decoded.
     """
     whole = lambda *size: (CropSpec((0, 0, *size)),)  # noqa: E731
     (pixels, damage), (view,) = _decode(data, whole, channels)

@@ -25,9 +25,6 @@ class TimmRandAugment(nn.Module):
     Args:
         config: the value of timm's `--aa`.
         fill: the pixel (0..255) of uncovered borders.
-
-    Raises:
-        TypeError: timm cannot parse the string.
     """
 
     def __init__(self, config: str, fill: Sequence[float]) -> None:

@@ -36,9 +36,6 @@ class AlexNet(nn.Module):
         cross_tower: False is run 150: the towers meet only in fc8. It has 2x160 maps in conv2 and
             2x4096 units in fc6, to be as large.
         width: the factor on the width of every layer; below 1 for tests.
-
-    Raises:
-        ValueError: the variant is unknown, or nothing is left of the images after the pools.
     """
 
     def __init__(

@@ -15,11 +15,7 @@ _MIN_MAPS = 16  # so that images are not blurred
 
 
 def resnet_blurpool(*, num_classes: int, in_channels: int = 3, depth: int = 50) -> nn.Module:
-    """Build a ResNet: images `[n, in_channels, h, w]` to logits.
-
-    Raises:
-        ValueError: torchvision has no ResNet of that depth.
-    """
+    """Build a ResNet: images `[n, in_channels, h, w]` to logits."""
     network = get_model(f"resnet{depth}", weights=None, num_classes=num_classes)
     network.conv1 = nn.Conv2d(in_channels, 64, 7, 2, padding=3, bias=False)
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")

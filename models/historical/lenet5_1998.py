@@ -81,10 +81,6 @@ class LeNet5(nn.Module):
     the fan-in without the root, but says that weighted sums thereby have the same deviation in all
     units, which holds with it. With it, too, the rates of MNIST's first pass end near 0.016, as in
     section III-B; without it they end at 0.025, and the network does not learn.
-
-    Raises:
-        ValueError: the head is unknown, or is rbf with other than 10 classes; or (in forward) the
-            images have another size.
     """
 
     def __init__(

@@ -39,9 +39,6 @@ class OverFeat(nn.Module):
     Args:
         image_size: the size that the classifier's window fits; None is the paper's 231 or 221.
             Images may be larger.
-
-    Raises:
-        ValueError: the variant is unknown, or nothing is left of the images.
     """
 
     def __init__(

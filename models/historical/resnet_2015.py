@@ -20,11 +20,7 @@ _DEPTHS: dict[int, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
 
 
 def resnet(*, num_classes: int, in_channels: int = 3, depth: int = 50) -> ResNet:
-    """Build a ResNet: images `[n, in_channels, h, w]` to logits `[n, num_classes]`.
-
-    Raises:
-        ValueError: the paper has no network of that depth.
-    """
+    """Build a ResNet: images `[n, in_channels, h, w]` to logits `[n, num_classes]`."""
     if depth not in _DEPTHS:
         known = ", ".join(map(str, _DEPTHS))
         raise ValueError(f"the paper has no ResNet of {depth} layers. Use one of {known}.")

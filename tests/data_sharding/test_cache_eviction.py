@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_sharding.io.file_lock import exclusive_lock, shared_lock
-from data_sharding.storage.access_plans import next_use_distances, publish_access_plan
-from data_sharding.storage.cache_eviction import SpaceBudget
+from data_sharding.storage.cache_eviction import (
+    SpaceBudget,
+    next_use_distances,
+)
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def test_shards_without_a_plan_are_evicted_first_oldest_first(directory):
     budget = SpaceBudget(directory, 100)
     for name, age in ("a", 1), ("b", 3), ("c", 2), ("wanted", 9):
         put(directory, name, 25, age)
-    with publish_access_plan(budget.plans, budget.lock) as plan:
+    with budget.access_plan() as plan:
         plan.write(0, {"wanted": 500})
         for gone in "b", "c", "a":
             assert reserve(budget, directory, 25, 500)
@@ -60,8 +62,8 @@ def test_then_the_shard_whose_next_use_is_furthest_away_is_evicted(directory):
     for name, age in ("soon", 100), ("late", 0), ("later", 50), ("late-for-one", 0):
         put(directory, name, 25, age)
     with (
-        publish_access_plan(budget.plans, budget.lock) as ours,
-        publish_access_plan(budget.plans, budget.lock) as theirs,
+        budget.access_plan() as ours,
+        budget.access_plan() as theirs,
     ):
         ours.write(10, {"soon": 11, "late": 30, "later": 31, "late-for-one": 900})
         theirs.write(70, {"late-for-one": 72, "soon": 300})
@@ -77,7 +79,7 @@ def test_nothing_needed_sooner_is_evicted_for_a_prefetched_shard(directory):
     budget = SpaceBudget(directory, 100)
     for name in "abcd":
         put(directory, name, 25)
-    with publish_access_plan(budget.plans, budget.lock) as plan:
+    with budget.access_plan() as plan:
         plan.write(5, {"a": 6, "b": 7, "c": 8, "d": 9})
         assert not reserve(budget, directory, 50, 3)  # as soon as c, and d alone is not enough
         assert names(directory) == set("abcd")
@@ -87,7 +89,7 @@ def test_nothing_needed_sooner_is_evicted_for_a_prefetched_shard(directory):
 
 def test_the_plan_of_an_ended_process_is_ignored(directory):
     budget = SpaceBudget(directory, 100)
-    with publish_access_plan(budget.plans, budget.lock) as plan:
+    with budget.access_plan() as plan:
         plan.write(0, {"a": 3})
         (path,) = budget.plans.iterdir()
         left = path.read_bytes()
@@ -144,7 +146,7 @@ def test_the_limit_holds_and_as_little_as_possible_is_evicted(cached, num_bytes,
             next_uses |= {} if next_use is None else {str(i): next_use}
         before = names(directory)
         sizes = {str(i): size for i, (size, _) in enumerate(cached)} | {"new": num_bytes}
-        with publish_access_plan(budget.plans, budget.lock) as plan:
+        with budget.access_plan() as plan:
             plan.write(0, next_uses)
             took = reserve(budget, directory, num_bytes, distance)
         gone = before - names(directory)
