@@ -218,12 +218,17 @@ class Tracking:
 
 @schema_dataclass
 class Logging:
-    """How often a step is logged; whether the ids of its samples are; what is drawn at the end."""
+    """How often a step is logged, and what else is: sample ids, a profiler's trace, plots."""
 
     every_steps: PositiveInt
     log_sample_ids: bool
+    profile_steps: tuple[PositiveInt, PositiveInt] | None = None
     plots: bool = True
     weight_histograms: bool = False
+
+    def __post_init__(self) -> None:
+        if self.profile_steps and self.profile_steps[0] > self.profile_steps[1]:
+            raise ValueError(f"profile_steps={self.profile_steps} must be given as (first, last)")
 
 
 @schema_dataclass

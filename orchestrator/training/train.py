@@ -26,6 +26,7 @@ from orchestrator.training.inputs.lookahead import first_error
 from orchestrator.training.monitoring import startup_timer
 from orchestrator.training.monitoring.console_log import log_summary
 from orchestrator.training.monitoring.metric_log import MetricLog
+from orchestrator.training.monitoring.profiler import profile_steps
 from orchestrator.training.optim.lr_schedule import make_lr_schedule
 from orchestrator.training.state.async_saver import AsyncCheckpointer
 from orchestrator.training.state.restore import restore
@@ -112,7 +113,7 @@ def _resume_or_initialise(context: TrainContext) -> int:
     run, config, world = context.run, context.config, context.world
     with context.store.open_latest() if world.is_main else nullcontext() as latest:
         num_done, files = latest or (0, None)
-        if num_done := world.broadcast_int(num_done):
+        if num_done := world.broadcast_object(num_done):
             restore(context.state, files, world)
         elif config.init_from:
             world.check_on_main(lambda: check_unchanged(run, config))
@@ -129,16 +130,18 @@ def _train_steps(
 ) -> RunOutcome:
     """Run the steps; log, evaluate, save and stop as planned or requested."""
     run, config, plan, world = context.run, context.config, context.plan, context.world
-    ids_file = run.samples_file(context.metric_log.attempt, world.rank)
+    attempt = context.metric_log.attempt
     batches = TrainBatches(
         *(context.datasets, config, context.device),
         rank=world.rank,
         first_step=first_step,
-        samples_file=ids_file if config.logging.log_sample_ids else None,
+        samples_file=run.samples_file(attempt, world.rank),
     )
+    profiled = config.logging.profile_steps if world.is_main else None
+    profiler = profile_steps(profiled, first_step, run.log_dir(attempt) / "profile.json")
     reducer = StepMetrics(batches, config, plan, world, first_step)
     control, request, num_done = AsyncMaxReduce(world), StepRequest.NOTHING, first_step
-    with closing(batches):
+    with closing(batches), profiler as end_profiled_step:
         for step in range(first_step, plan.num_steps):
             # -------------------------------------------------------- the step
             context.schedule.step_update(step)
@@ -147,6 +150,7 @@ def _train_steps(
             step_metrics = context.train_step.forward_backward(step, batches)
             num_done = step + 1
             grad_norm = _optimizer_step(context.state, config, num_done)
+            end_profiled_step()
             context.heartbeat()
             batches.meter.end_step(plan.accumulation_steps * plan.micro_batch_size)
 

@@ -77,12 +77,6 @@ class World:
         """Wait until every rank has called this."""
         dist.barrier(group=self.control)
 
-    def broadcast_int(self, value: int) -> int:
-        """Copy rank 0's value to every rank."""
-        tensor = torch.tensor([value], dtype=torch.int64)
-        dist.broadcast(tensor, src=0, group=self.control)
-        return int(tensor.item())
-
     def broadcast_object(self, value: Any) -> Any:
         """Copy a small object of rank 0 to every rank."""
         objects = [value]

@@ -9,7 +9,7 @@ torch's ZeroRedundancyOptimizer constructs the optimizer itself and sends a rank
 pickle. `ZeroOptimizer` wraps any existing optimizer and sends tensor by tensor.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,28 +23,26 @@ ParamState = dict[str, Any]  # the optimizer's state of one parameter, by name
 
 def to_meta(state: ParamState) -> ParamState:
     """Move the large tensors to the meta device, where they take no memory."""
-    return {name: value.to("meta") if _is_large(value) else value for name, value in state.items()}
+    return _map_large(lambda tensor: tensor.to("meta"), state)
 
 
 def empty_like_meta(meta: ParamState, device: torch.device) -> ParamState:
     """Allocate the large tensors on a device, uninitialised."""
-    return {
-        name: torch.empty_like(value, device=device) if _is_large(value) else value
-        for name, value in meta.items()
-    }
+    return _map_large(lambda tensor: torch.empty_like(tensor, device=device), meta)
 
 
 def clone_to(state: ParamState, device: torch.device) -> ParamState:
     """Copy the large tensors to a device."""
-    return {
-        name: value.to(device, copy=True) if _is_large(value) else value
-        for name, value in state.items()
-    }
+    return _map_large(lambda tensor: tensor.to(device, copy=True), state)
 
 
 def large_tensors(state: ParamState) -> list[torch.Tensor]:
     """List the tensors that are transferred one by one; the rest is a few numbers."""
     return [value for value in state.values() if _is_large(value)]
+
+
+def _map_large(function: Callable[[torch.Tensor], torch.Tensor], state: ParamState) -> ParamState:
+    return {name: function(value) if _is_large(value) else value for name, value in state.items()}
 
 
 def _is_large(value: Any) -> bool:

@@ -5,7 +5,7 @@ timm's `step_update(step)` sets the rate from the 0-based step alone: no state t
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypedDict
+from typing import Any
 
 import torch
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRScheduler
@@ -13,13 +13,6 @@ from timm.scheduler.scheduler import Scheduler
 
 from orchestrator.config.recipe import Recipe
 from orchestrator.run.plan import Plan
-
-
-class _Warmup(TypedDict):
-    warmup_t: int
-    warmup_lr_init: float
-    warmup_prefix: bool
-    t_in_epochs: bool
 
 
 def make_lr_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, plan: Plan) -> Scheduler:
@@ -63,12 +56,12 @@ def _make_cycle(
     prefix = schedule.warmup_prefix
     if prefix is None:
         prefix = schedule.name == "linear"
-    warmup = _Warmup(
-        warmup_t=warmup_steps,
-        warmup_lr_init=lr / max(1, warmup_steps),
-        warmup_prefix=prefix,
-        t_in_epochs=False,
-    )
+    warmup: dict[str, Any] = {
+        "warmup_t": warmup_steps,
+        "warmup_lr_init": lr / max(1, warmup_steps),
+        "warmup_prefix": prefix,
+        "t_in_epochs": False,
+    }
     decay_steps = max(1, plan.num_steps - (warmup_steps if prefix else 0))
     final_lr = lr * schedule.min_lr_factor
     match schedule.name:

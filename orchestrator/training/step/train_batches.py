@@ -17,7 +17,7 @@ class TrainBatches:
     """The micro-batches that a rank computes from a step on, in order. Must be closed.
 
     Args:
-        samples_file: a file for the ids of the samples (`logging.log_sample_ids`).
+        samples_file: the file for the ids of the samples, if `logging.log_sample_ids`.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class TrainBatches:
         *,
         rank: int,
         first_step: int,
-        samples_file: Path | None,
+        samples_file: Path,
     ) -> None:
         keys = datasets.plan.micro_batches(rank, first_step)
         num_held = NUM_STEPS * datasets.plan.accumulation_steps
@@ -41,7 +41,7 @@ class TrainBatches:
         self.meter, self.bad_samples = ThroughputMeter(), BadSampleCounter()
         sent = device.prefetch_to_device(self.meter.wrap(iter(self._ahead)))
         self._batches = self.bad_samples.watch(sent)  # counted when used, not when read ahead
-        if samples_file is not None:
+        if config.logging.log_sample_ids:
             self._batches = log_sample_ids(self._batches, keys, samples_file)
 
     def __iter__(self) -> Iterator[Batch]:
