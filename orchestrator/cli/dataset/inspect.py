@@ -5,14 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.shared.arguments import (
+from orchestrator.cli.dataset.arguments import (
     URL_HELP,
     add_label_options,
     add_num_workers,
     add_scratch,
     label_rule,
-    positive,
 )
+from orchestrator.cli.shared.arguments import positive
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
-from orchestrator.cli.shared.arguments import (
+from orchestrator.cli.dataset.arguments import (
     URL_HELP,
     add_label_options,
     add_num_workers,
