@@ -100,8 +100,8 @@ class RunDir:
 
     @property
     def plots_dir(self) -> Path:
-        """Pictures of the finished run; see orchestrator.evaluation.run_plots."""
-        return self.path / "pictures"
+        """Plots of the finished run; see orchestrator.evaluation.run_plots."""
+        return self.path / "plots"
 
     @property
     def outcome_file(self) -> Path:
