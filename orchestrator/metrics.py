@@ -4,7 +4,7 @@ A logged name is a group and a metric, e.g. `val/top1` or `perf/images_per_s`. A
 row here, and the code that computes it: `training.task.losses` for those of an evaluation.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,7 +75,9 @@ def column_header(name: str) -> str:
     return f"{name.rpartition('/')[0]}\n{metric.title}\n{f'({metric.unit})' * bool(metric.unit)}"
 
 
-def rank_parts(values: Mapping[str, float], num_ranks: int) -> Iterator[tuple[str, float]]:
-    """Yield one rank's values such that their sums over ranks are the values of the run."""
-    for name, value in values.items():
-        yield name, value if metric_of(name).reduction == "sum" else value / num_ranks
+def rank_parts(values: Mapping[str, float], num_ranks: int) -> dict[str, float]:
+    """Scale one rank's metrics so that their sums over ranks are the metrics of the run."""
+    return {
+        name: value if metric_of(name).reduction == "sum" else value / num_ranks
+        for name, value in values.items()
+    }

@@ -1,7 +1,7 @@
-"""Training images as the network sees them, on a sheet: epoch beneath epoch.
+"""A sheet of training images as the network gets them, a row for each epoch.
 
-The pixels are those of a run with this config, before normalisation; mixing, which happens on the
-device, is not shown.
+The pixels are those of a run with this config, before normalisation; mixup and CutMix, which happen
+on the device, are not shown.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _TILE_PX = 160
 
 
 def draw_augmented_views(config: Config, num: int, num_epochs: int) -> Image.Image:
-    """Return a sheet: a column for each of the first samples of a run, a row for each epoch.
+    """Draw a sheet with a column for each of a run's first samples and a row for each epoch.
 
     Raises:
         ConfigError, DataError: the config cannot be run on its data set.
@@ -32,24 +32,23 @@ def draw_augmented_views(config: Config, num: int, num_epochs: int) -> Image.Ima
     train, val = (read_manifest(config.data.url, split) for split in ("train", "val"))
     plan = make_plan(config, config.world_size, train, val)
     train_set = open_train_set(config, train, plan)
-    first = _first_draws(train_set, plan.num_micro_batches, num)
+    first = _first_samples(train_set, plan.num_micro_batches, num)
     rows = [Row(_stored(train_set.shards, first.ids), "as stored")]
     for epoch in range(num_epochs):
         size = train_set.sizes(epoch * plan.steps_per_epoch)
         rows.append(Row(_augmented(train_set, first, epoch, size), f"epoch {epoch + 1}"))
-    augment = config.data.crop
     return draw_sheet(
         rows,
         title=f"{config.data.name}: what the network sees",
         subtitle=(
-            f"{config.data.url}, {config.data.image_size} pixels, {augment.mode}, "
+            f"{config.data.url}, {config.data.image_size} pixels, {config.data.crop.mode}, "
             f"seed {config.seed}; before normalisation and mixing"
         ),
         tile_px=_TILE_PX,
     )
 
 
-def _first_draws(train_set: TrainDataset, num_micro_batches: int, num: int) -> SampleDraw:
+def _first_samples(train_set: TrainDataset, num_micro_batches: int, num: int) -> SampleDraw:
     """Return the first samples of a run's first step, each once."""
     draws = [train_set.order.micro_batch(0, micro) for micro in range(num_micro_batches)]
     ids, passes = (np.concatenate(column) for column in zip(*draws, strict=True))
@@ -57,21 +56,15 @@ def _first_draws(train_set: TrainDataset, num_micro_batches: int, num: int) -> S
     return SampleDraw(ids[first], passes[first])
 
 
-def _stored(shards: SplitReader, samples: Ints) -> list[Tile]:
-    """Return samples as they lie in their shards, with their classes."""
+def _stored(shards: SplitReader, ids: Ints) -> list[Tile]:
     manifest = shards.manifest
     return [
         stored_tile(shards.store.open(manifest.shards[shard]), i, manifest, _TILE_PX)
-        for shard, i in shards.locate(samples)
+        for shard, i in shards.locate(ids)
     ]
 
 
 def _augmented(train_set: TrainDataset, first: SampleDraw, epoch: int, size: int) -> list[Tile]:
-    """Return samples as the network sees them in an epoch.
-
-    Args:
-        size: of the images at that time, in pixels.
-    """
     shown = TrainDataset(
         train_set.shards,
         _FixedSampleOrder(train_set.order.seed, first),

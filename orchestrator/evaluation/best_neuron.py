@@ -2,14 +2,14 @@
 
     python -m orchestrator.evaluation.best_neuron < request.json
 
-So the Google network's 74.8 % for cats were measured (see `cat_2012.best_neuron`): by the one
-neuron that tells targets from distractors best, on images that training has not seen.
+This is how the Google network's 74.8 % for cats were measured (see `cat_2012.best_neuron`): by the
+one neuron that best separates targets from distractors, on images that training has not seen.
 """
 
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -17,20 +17,18 @@ from data_sharding.format.manifest import read_manifest
 from data_sharding.loading.loader import iter_batches
 from models.historical.cat_2012 import best_neuron
 from orchestrator.config.parse import ConfigError, parse
-from orchestrator.config.schema import Config
-from orchestrator.evaluation.evaluate_runs import load_weights
+from orchestrator.evaluation.evaluate_runs import choose_device, load_weights, with_data
 from orchestrator.run.rundir import RunDir
-from orchestrator.torch_workers.entry import counted, json_entry_point
+from orchestrator.torch_workers.entry import json_entry_point, report_progress
 from orchestrator.training.inputs.datasets import open_eval_set
-from orchestrator.training.inputs.device import Device
 from orchestrator.training.task.model import build_model
 
-_MOST_BYTES = 16 << 30  # of activities, which are kept
+_MAX_BYTES = 16 << 30  # of activations, which are kept in memory
 
 
 @dataclass(frozen=True)
 class Request:
-    """The run, the class to detect, and the labelled data set; None: the run's own."""
+    """The run, the class to detect, and the labelled data set (None: the run's own)."""
 
     run: str
     target: str
@@ -41,7 +39,7 @@ class Request:
 
 @dataclass(frozen=True)
 class NeuronResult:
-    """In percent; `constant` is what saying the same of every image would be right for."""
+    """Accuracies in percent; `constant` is that of the same prediction for every image."""
 
     step: int
     accuracy: float
@@ -54,66 +52,68 @@ class NeuronResult:
 
 @torch.no_grad()
 def find_best_neuron(request: Request) -> NeuronResult:
-    """Return the best neuron.
+    """Find the neuron that detects a class best.
 
     Raises:
-        ConfigError, DataError, CheckpointError, RunError: something is not there, or does not fit.
+        ConfigError, DataError, CheckpointError, RunError: something is missing, or does not fit.
     """
     run = RunDir(Path(request.run))
-    config = parse(run.read_config())
-    manifest = read_manifest(request.data or config.data.url, request.split)
+    config = with_data(parse(run.read_config()), request.data)
+    manifest = read_manifest(config.data.url, request.split)
     if request.target not in manifest.classes:
-        known = ", ".join(manifest.classes[:20]) or "none: its images have no labels"
-        raise ConfigError(f"--neuron {request.target}: the data has no such class. It has {known}.")
-    if request.data:
-        data = replace(cast("Any", config.data), url=request.data)
-        config = cast("Config", replace(cast("Any", config), data=data))
-    network = cast("Any", build_model(config, len(manifest.classes)))
+        known = ", ".join(manifest.classes[:20]) or "none, as its images have no labels"
+        raise ConfigError(
+            f"--neuron {request.target}: the data has no such class",
+            value=request.target,
+            hint=f"It has {known}.",
+        )
+    network: Any = build_model(config, len(manifest.classes))
     if not hasattr(network, "features"):
         raise ConfigError(
-            f"--neuron: {config.model.name} does not say what its neurons do. cat_2012 does."
+            f"--neuron: {config.model.name} does not show the activations of its neurons",
+            value=config.model.name,
+            hint="cat_2012 does.",
         )
-    place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = Device.create(config, place)
+    device = replace(choose_device(config), dtype=torch.float32)
     step, _ = load_weights(network, run, config, request.step)
-    network.eval().to(place)
+    network.eval().to(device.device)
     dataset = open_eval_set(config, request.split, manifest)
     features, labels = list[torch.Tensor](), list[torch.Tensor]()
-    batches = device.prefetch_to_device(
-        iter_batches(dataset, range(len(dataset)), config.data.num_workers)
-    )
-    for batch in counted(batches, len(dataset), run.path.name):
-        rows = network.features(batch.images).float().cpu()
-        _check_room(rows, len(dataset.shards))
+    batches = iter_batches(dataset, range(len(dataset)), config.data.num_workers)
+    outputs = device.infer(network.features, batches)
+    for batch, output in report_progress(outputs, len(dataset), run.path.name):
+        rows = output.float().cpu()
+        _check_memory(rows.shape[1], len(dataset.shards))
         readable = batch.readable.cpu()
         features.append(rows[readable])
         labels.append(batch.labels.cpu()[readable])
     is_target = torch.cat(labels) == manifest.classes.index(request.target)
     accuracy, neuron = best_neuron(torch.cat(features), is_target)
-    share = 100 * is_target.double().mean().item()
+    target_pct = 100 * is_target.double().mean().item()
     return NeuronResult(
         step=step,
         accuracy=accuracy,
         neuron=neuron,
         num_neurons=features[0].shape[1],
-        constant=max(share, 100 - share),
+        constant=max(target_pct, 100 - target_pct),
         num_targets=int(is_target.sum()),
         num_images=len(is_target),
     )
 
 
-def _check_room(rows: torch.Tensor, num_images: int) -> None:
-    needed = 4 * rows.shape[1] * num_images
-    if needed > _MOST_BYTES:
+def _check_memory(num_neurons: int, num_images: int) -> None:
+    num_bytes = 4 * num_neurons * num_images
+    if num_bytes > _MAX_BYTES:
         raise ConfigError(
-            f"--neuron: {rows.shape[1]:,} neurons and {num_images:,} images are {needed / 1e9:.0f} "
-            f"GB of activities, more than the {_MOST_BYTES / 1e9:.0f} GB that are kept. Take fewer "
-            "images: --data URL."
+            f"--neuron: the activations of {num_neurons:,} neurons for {num_images:,} images are "
+            f"{num_bytes / 1e9:.0f} GB, and at most {_MAX_BYTES / 1e9:.0f} GB are kept",
+            value=num_bytes,
+            hint="Take fewer images: --data URL.",
         )
 
 
 def main() -> int:
-    return json_entry_point(lambda **asked: asdict(find_best_neuron(Request(**asked))))
+    return json_entry_point(lambda **request: asdict(find_best_neuron(Request(**request))))
 
 
 if __name__ == "__main__":

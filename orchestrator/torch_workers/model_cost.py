@@ -1,6 +1,6 @@
-"""What a run's network costs, told to `checks.model_cost` before anything is trained.
+"""The cost of a run's network, for `launch.checks.model_cost`, before anything is trained.
 
-All that a config names is made on the way, so that what is misspelt or does not fit is found then.
+All that a config names is built on the way, so that what is misspelt or does not fit is found then.
 Nothing is allocated, so it does on a login node.
 """
 
@@ -14,35 +14,37 @@ import torch
 from orchestrator.config.parse import parse
 from orchestrator.config.schema import Config
 from orchestrator.torch_workers.entry import json_entry_point
-from orchestrator.training.inputs.datasets import distortion_of
+from orchestrator.training.inputs.datasets import make_augmentation
 from orchestrator.training.optim.factory import make_optimizer
 from orchestrator.training.task.losses import make_objective
 from orchestrator.training.task.model import build_model, check_step, model_cost
 from orchestrator.training.task.warm_start import load_initial_weights
 
 
-def cost(
+def build_and_count(
     config: Mapping[str, Any], num_classes: int, init_file: str | None = None
 ) -> Mapping[str, float]:
-    """Return what `task.model.model_cost` counts.
+    """Return the counts of `task.model.model_cost`.
 
     Args:
-        init_file: weights that the network is to begin with, which are tried on it.
+        init_file: initial weights, which are loaded into the network.
 
     Raises:
-        ConfigError: something has no such name, or options that it does not take, or does not fit.
+        ConfigError: the config names something unknown, or options that do not fit.
     """
-    known = parse(config)
-    make_objective(known.recipe)
-    distortion_of(known)
+    parsed = parse(config)
+    make_objective(parsed.recipe)
+    make_augmentation(parsed)
     try:
         with torch.device("meta"):
-            return _cost_of(known, num_classes, init_file)
-    except Exception:  # of a network that wants to see numbers, or indeed of the config
-        return _cost_of(known, num_classes, init_file)
+            return _build_and_count(parsed, num_classes, init_file)
+    except Exception:  # the network needs numbers to be built with, or the config is at fault
+        return _build_and_count(parsed, num_classes, init_file)
 
 
-def _cost_of(config: Config, num_classes: int, init_file: str | None) -> Mapping[str, float]:
+def _build_and_count(
+    config: Config, num_classes: int, init_file: str | None
+) -> Mapping[str, float]:
     network = build_model(config, num_classes)
     make_optimizer(network, config.recipe.optimizer)
     if init_file is not None:
@@ -53,4 +55,4 @@ def _cost_of(config: Config, num_classes: int, init_file: str | None) -> Mapping
 
 
 if __name__ == "__main__":
-    sys.exit(json_entry_point(cost))
+    sys.exit(json_entry_point(build_and_count))

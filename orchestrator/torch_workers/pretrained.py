@@ -15,21 +15,23 @@ def fetch(name: str, file: str) -> Mapping[str, str]:
     """Write the weights of timm/NAME as a safetensors file.
 
     Raises:
-        ConfigError: there are none, or they cannot be had.
+        ConfigError: there are none, or they cannot be fetched.
     """
     bare_name = name.removeprefix("timm/")
     if not external.is_known(name) or not timm.models.is_model_pretrained(bare_name):
         raise ConfigError(
-            f"init_from={name}: timm has no such pretrained weights. List them: python -c "
-            "'import timm; print(timm.list_pretrained(\"*resnet*\"))'"
+            f"init_from={name}: timm has no such pretrained weights",
+            value=name,
+            hint="List them: python -c 'import timm; print(timm.list_pretrained(\"*resnet*\"))'",
         )
     try:
         network = timm.create_model(bare_name, pretrained=True)
     except Exception as error:  # of the hub, of requests, of the network
         raise ConfigError(
-            f"init_from={name}: its weights cannot be fetched: {type(error).__name__}: {error}. "
-            "Fetch them where there is a network: `tahoe train|submit` does, and keeps them in the "
-            "run directory; or give a safetensors file."
+            f"init_from={name}: its weights cannot be fetched: {type(error).__name__}: {error}",
+            value=name,
+            hint="Run `tahoe train|submit`, which keeps them in the run directory, where there is "
+            "a network; or give a safetensors file.",
         ) from error
     safetensors.torch.save_model(network, file)
     return {}

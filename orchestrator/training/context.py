@@ -18,7 +18,7 @@ from orchestrator.training.inputs.device import Device
 from orchestrator.training.monitoring import console_log, startup_timer, watchdog
 from orchestrator.training.monitoring.metric_log import MetricLog
 from orchestrator.training.monitoring.predictions import save_predictions
-from orchestrator.training.monitoring.throughput import compute_figures
+from orchestrator.training.monitoring.throughput import flops_metrics
 from orchestrator.training.state.async_saver import AsyncCheckpointer
 from orchestrator.training.state.train_state import TrainState
 from orchestrator.training.step.diagonal_hessian import DiagonalHessian
@@ -69,13 +69,13 @@ class TrainContext:
         """Write the metrics of a step to the metric log, and the main ones to the console."""
         sizes, peak = self.datasets.train.sizes, self.config.runtime.peak_tflops_per_device
         size_ratio = sizes(num_done - 1) / sizes.last
-        compute_metrics = compute_figures(
+        flops = flops_metrics(
             self.model_cost,
             sizes.num_of_last(num_done) * self.plan.global_batch_size,
             metrics["perf/images_per_s"] * size_ratio**2,
             peak * self.world.size if peak else None,
         )
-        metrics = {**metrics, "train/lr": self.state.lr, **compute_metrics}
+        metrics = {**metrics, "train/lr": self.state.lr, **flops}
         self.metric_log.log(num_done, metrics)
         console_log.log_progress(self.plan, num_done, metrics)
 
@@ -101,7 +101,7 @@ class TrainContext:
         if self.world.is_main and predictions is not None:
             save_predictions(self.run, predictions)
         self.metric_log.log(num_done, metrics)
-        console_log.tell_evaluation(self.plan, num_done, metrics)
+        console_log.log_evaluation(self.plan, num_done, metrics)
         return metrics
 
     def evaluate_restored(self, num_done: int) -> dict[str, float]:
@@ -131,10 +131,10 @@ class TrainContext:
     def heartbeat(self) -> None:
         """Reset the watchdog; raise if a checkpoint could not be written."""
         watchdog.heartbeat()
-        if startup_timer.is_under_way():
+        if startup_timer.is_running():
             if self.device.is_cuda:
                 torch.cuda.synchronize()  # kernels are launched asynchronously
-            startup_timer.tell()
+            startup_timer.log_phases()
         self.saver.raise_if_failed()
 
     def outcome(self, num_done: int, val_metrics: Mapping[str, float]) -> RunOutcome:

@@ -50,7 +50,7 @@ def train(
     # ---------------------------------------------------------------- data
     datasets = Datasets.open(run, config, world.size)
     plan, device = datasets.plan, Device.create(config, world.device)
-    startup_timer.done("data")
+    startup_timer.mark("data")
 
     # ---------------------------------------------------------------- model, optimizer, schedule
     model, cost = _make_model(config, plan.num_classes, device)
@@ -67,15 +67,15 @@ def train(
         store=store,
         saver=AsyncCheckpointer(store, config.checkpoint, is_main=world.is_main),
     )
-    startup_timer.done("network")
+    startup_timer.mark("network")
 
     # ---------------------------------------------------------------- resume or initialise
     world.check_on_main(lambda: claim(run, config))  # no other run may write to its checkpoints
     if world.size > 2:  # the sum of two has one order
         context.train_step.warm_up()
-    startup_timer.done("warm-up")
+    startup_timer.mark("warm-up")
     first_step = _resume_or_initialise(context)
-    startup_timer.done("checkpoint")
+    startup_timer.mark("checkpoint")
     log_summary(run.id, plan, cost, str(world.device), first_step, config.init_from)
     val_metrics: dict[str, float] = {}
     if first_step == 0:
@@ -178,7 +178,7 @@ def _train_steps(
                 break
 
     # ---------------------------------------------------------------- end
-    batches.bad_samples.damaged.tell_number()
+    batches.bad_samples.damaged.log_total()
     control.close()
     context.shutdown()
     if request == StepRequest.GIVE_UP:

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     if os.environ.get("TAHOE_LAUNCHER_PIPE"):
         threading.Thread(target=_stop_without_launcher, daemon=True).start()
     attempt = int(os.environ["TAHOE_ATTEMPT"])
-    startup_timer.begin(run.attempt_start_s(attempt))
+    startup_timer.start(run.attempt_start_s(attempt))
     try:
         config = parse(run.read_config())
     except (ConfigError, RunError) as error:  # edited by hand: a restart would end the same way
@@ -68,14 +68,14 @@ def _run_attempt(
     from orchestrator.training.state.async_saver import SaveError
     from orchestrator.training.train import train
 
-    startup_timer.done("imports")
+    startup_timer.mark("imports")
     try:
         with (
             MetricLog(run.metrics_file if is_main else None, attempt) as metric_log,
             init_world(config.runtime) as world,
             hang_watchdog(config.runtime.hang_timeout_s),
         ):
-            startup_timer.done("rendezvous")
+            startup_timer.mark("rendezvous")
             return train(run, config, world, metric_log, stop_signal)
     except (SaveError, UnavailableError) as error:
         log.error("%s", error)  # a traceback would hide the message

@@ -1,4 +1,4 @@
-"""The data sets of a run, opened from its config, and the count of samples that cannot be read."""
+"""The data sets of a run, opened from its config, and the count of its unreadable samples."""
 
 import logging
 import os
@@ -36,12 +36,12 @@ from orchestrator.training.inputs.lookahead import NUM_STEPS
 
 log = logging.getLogger(__name__)
 
-_MAX_NAMED = 100
+_MAX_NAMED = 100  # damaged samples, in the log
 
 
 @dataclass(frozen=True)
 class Datasets:
-    """Training samples by (step, micro-batch), validation samples by batch, and the arithmetic."""
+    """Training samples by (step, micro-batch), validation samples by batch, and the plan."""
 
     train: TrainDataset
     val: EvalDataset
@@ -49,10 +49,10 @@ class Datasets:
 
     @classmethod
     def open(cls, run: RunDir, config: Config, world_size: int) -> Self:
-        """Open what `data.url` holds.
+        """Open the data set at `data.url`.
 
         Raises:
-            DataError: it is not there, or not the data set that this run began with.
+            DataError: it is missing, or not the data set that this run started with.
             ConfigError: batch, lanes or ranks do not fit it.
         """
         url = config.data.url
@@ -60,32 +60,31 @@ class Datasets:
         check_fingerprint(run, url, {"train": train, "val": val})
         plan = make_plan(config, world_size, train, val)
         train_set = open_train_set(config, train, plan)
-        _warn_of_small_cache(config, train_set, plan)
+        _warn_if_cache_too_small(config, train_set, plan)
         eval_set = open_eval_set(config, "val", val)
         _check_shared_memory(config, plan, train_set, eval_set)
         return cls(train=train_set, val=eval_set, plan=plan)
 
 
 def open_train_set(config: Config, manifest: Manifest, plan: Plan) -> TrainDataset:
-    """Return the training samples in the config's order, as its network is to see them.
+    """Open the training samples in the config's order, cropped and augmented.
 
     Raises:
-        DataError, ConfigError: the data set has not what the recipe asks for.
+        DataError, ConfigError: the data set does not fit the recipe.
     """
-    data = config.data
     return TrainDataset(
         _open_split(config, "train", manifest),
-        _order(config, manifest),
-        _training_view(data),
-        distortion_of(config),
+        _make_order(config, manifest),
+        _make_crop(config.data),
+        make_augmentation(config),
         image_sizes(config, plan.steps_per_epoch),
-        data.in_channels,
-        data.crop.samples_per_crop,
+        config.data.in_channels,
+        config.data.crop.samples_per_crop,
     )
 
 
 def open_eval_set(config: Config, split: str, manifest: Manifest) -> EvalDataset:
-    """Return the samples of a split under the config's protocol."""
+    """Open the samples of a split under the config's protocol."""
     return EvalDataset(
         _open_split(config, split, manifest),
         config.evaluate.batch_size,
@@ -105,32 +104,35 @@ def _cache_settings(config: Config) -> CacheSettings | None:
 
 
 def _check_shared_memory(config: Config, plan: Plan, train: TrainDataset, val: EvalDataset) -> None:
-    """Refuse now what would end at the first evaluation: all ranks here load two sets at a time."""
-    num_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """Refuse now what would fail at the first evaluation: all ranks here load two sets at once."""
     workers, num_held = config.data.num_workers, NUM_STEPS * len(plan.micro_batches_of(0))
     num_bytes = ring_bytes(train, workers, num_held) + ring_bytes(val, workers)
-    check_space(num_local * num_bytes, f"{train.size_key} or {val.size_key}")
+    check_space(_num_local_ranks() * num_bytes, f"{train.size_key} or {val.size_key}")
 
 
-def _warn_of_small_cache(config: Config, train_set: TrainDataset, plan: Plan) -> None:
-    """Say so if the ranks of this node read from more shards at a time than its cache can hold."""
+def _warn_if_cache_too_small(config: Config, train_set: TrainDataset, plan: Plan) -> None:
+    """Warn if the ranks of this node read from more shards in a step than its cache can hold."""
     settings, shards = _cache_settings(config), train_set.shards
-    if settings is None or filesystem.local_path(config.data.url) is not None:
+    rank, num_local = int(os.environ.get("RANK", "0")), _num_local_ranks()
+    is_local = filesystem.local_path(config.data.url) is not None
+    if settings is None or is_local or rank % num_local:
         return
-    rank = int(os.environ.get("RANK", "0"))
-    num_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     micros = plan.micro_batches_of(rank)
-    mine = np.concatenate([train_set.order.micro_batch(0, micro).ids for micro in micros])
+    ids = np.concatenate([train_set.order.micro_batch(0, micro).ids for micro in micros])
     warning = small_cache_warning(
         settings,
-        shards_in_use=len(shards.shards_of(mine)) * num_local,
+        shards_in_use=len(shards.shards_of(ids)) * num_local,
         mean_shard_bytes=shards.manifest.num_bytes / len(shards.manifest.shards),
     )
-    if warning and rank % num_local == 0:
+    if warning:
         log.warning("%s", warning)
 
 
-def _order(config: Config, manifest: Manifest) -> TrainOrder:
+def _num_local_ranks() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _make_order(config: Config, manifest: Manifest) -> TrainOrder:
     data, recipe = config.data, config.recipe
     if recipe.class_balanced:
         return BalancedOrder(
@@ -150,125 +152,125 @@ def _order(config: Config, manifest: Manifest) -> TrainOrder:
     )
 
 
-def distortion_of(config: Config) -> PixelAugment:
-    """Return what changes the pixels of training images.
+def make_augmentation(config: Config) -> PixelAugment:
+    """Build the augmentation of the pixels of training images.
 
     Raises:
-        ConfigError: the options are not those of its policy, or are of colours that are not there.
+        ConfigError: the options are not those of the policy, or need colours of grey images.
     """
-    distort = config.recipe.augment
+    fill = [255 * value for value in config.data.mean]
     try:
-        return make_augment(
-            auto_augment=distort.auto_augment,
-            auto_augment_kwargs=distort.auto_augment_kwargs,
-            color_jitter=distort.color_jitter,
-            pca_lighting_std=distort.pca_lighting_std,
-            random_erasing_prob=distort.random_erasing_prob,
-            fill=[255 * value for value in config.data.mean],
-        )
+        return make_augment(**vars(config.recipe.augment), fill=fill)
     except ValueError as error:
         raise ConfigError(f"recipe.augment: {error}") from error
 
 
 def check_fingerprint(run: RunDir, url: str, splits: Mapping[str, Manifest]) -> None:
-    """Refuse other data than a run began with.
+    """Refuse other data than a run started with.
 
     Args:
         splits: the manifests at `url`, train's or val's or both.
 
     Raises:
-        DataError: one has another digest than that recorded in run.json, or that is missing.
+        DataError: one has another fingerprint than run.json has, or that file is missing.
     """
+    hint = "`tahoe evaluate --data URL` evaluates a run on other data."
     identity = run.read_json(run.identity_file)
     if identity is None:
         raise DataError(
-            f"{run.identity_file} is missing, so what data {run.id} began with is not known, and "
-            f"that at {url} may be other. Restore the file from a backup, or start a new run; "
-            "`tahoe evaluate --data URL` judges the run on data that is named."
+            f"{run.identity_file} is missing, so the data that {run.id} started with is not known, "
+            f"and that at {url} may be another data set",
+            value=str(run.identity_file),
+            hint=f"Restore the file from a backup, or start a new run; {hint}",
         )
     recorded = split_fingerprints(str(identity.get("data", {}).get("fingerprint", "")))
     for split, manifest in splits.items():
-        found = manifest.fingerprint[:16]
-        if recorded.get(split, found) != found:
+        fingerprint = manifest.fingerprint[:16]
+        if recorded.get(split, fingerprint) != fingerprint:
             raise DataError(
-                f"the data set at {url} is not the one that {run.id} began with: {split} has the "
-                f"fingerprint {found}, and run.json {recorded[split]}. One run would have the "
-                "figures of two data sets. Set data.url to the original, or start a new run; "
-                "`tahoe evaluate --data URL` judges a run on other data."
+                f"the data set at {url} is not the one that {run.id} started with: {split} has the "
+                f"fingerprint {fingerprint}, and run.json {recorded[split]}, so the run would have "
+                "the metrics of two data sets",
+                value=url,
+                hint=f"Set data.url to the original, or start a new run; {hint}",
             )
 
 
-def check_bad_share(
-    num_bad: int, num_samples: int, max_share: float, named: str = "The log names them."
-) -> None:
-    """Refuse a data set that is worse than the user allows.
+def check_bad_fraction(num_bad: int, num_samples: int, limit: float, example: str = "") -> None:
+    """Refuse a data set with more unreadable samples than the user allows.
+
+    Args:
+        limit: the largest fraction of the samples.
+        example: one of the unreadable samples; the log has all of them.
 
     Raises:
-        DataError: more than the share of the samples could not be read.
+        DataError: there are more.
     """
-    if num_bad > max_share * num_samples:
+    if num_bad > limit * num_samples:
+        named = f", e.g. {example}" if example else ""
         raise DataError(
-            f"{num_bad} samples could not be read, more than {num_samples} times "
-            f"data.max_bad_fraction={max_share}. {named} Repair the data set, or raise the share."
+            f"{num_bad} samples could not be read{named}, which is more than "
+            f"data.max_bad_fraction={limit} of {num_samples}",
+            value=num_bad,
+            hint="The log names them. Repair the data set, or raise data.max_bad_fraction "
+            "(`tahoe evaluate --max-bad-fraction`).",
         )
 
 
 class DamagedSamples:
-    """Names samples that decode with damage in the log, and counts them."""
+    """Log samples that decode with damage, and count them.
 
-    def __init__(self, what: str) -> None:
+    Args:
+        use: their use, e.g. "trained on".
+    """
+
+    def __init__(self, use: str) -> None:
         self.num = 0
-        self._what = what
+        self._use = use
 
-    def tell(self, lines: Sequence[str]) -> None:
-        """Name some; after _MAX_NAMED they are counted in silence."""
-        for line in lines:
+    def log(self, samples: Sequence[str]) -> None:
+        """Log some samples by name; after _MAX_NAMED they are only counted."""
+        for sample in samples:
             self.num += 1
             if self.num <= _MAX_NAMED:
-                log.warning("decodes with damage, and is %s: %s", self._what, line)
+                log.warning("decodes with damage, and is %s: %s", self._use, sample)
             if self.num == _MAX_NAMED:
-                log.warning("more that decode with damage are counted and not named")
+                log.warning("further damaged samples are counted and not named")
 
-    def tell_number(self) -> None:
-        """Say how many there were."""
+    def log_total(self) -> None:
         if self.num:
-            log.warning("%d samples were %s although they decode with damage", self.num, self._what)
+            log.warning("%d samples were %s although they decode with damage", self.num, self._use)
 
 
 class BadSampleCounter:
-    """Names samples that cannot be read in the log, and counts them."""
+    """Log samples that cannot be read, and count them."""
 
     def __init__(self) -> None:
         self.num_bad = 0
         self.num_seen = 0
         self.damaged = DamagedSamples("trained on")
 
-    def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def wrap(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Pass batches on."""
         for batch in batches:
             self.num_bad += len(batch.bad)
             self.num_seen += len(batch.labels)
-            for line in batch.bad:
-                log.warning("replaced by the next readable sample: %s", line)
-            self.damaged.tell(batch.damaged)
+            for sample in batch.bad:
+                log.warning("replaced by the next readable sample: %s", sample)
+            self.damaged.log(batch.damaged)
             yield batch
 
 
-def _training_view(data: Data) -> CropFn:
-    augment = data.crop
-    if augment.mode == "resize_crop":
+def _make_crop(data: Data) -> CropFn:
+    crop, flip = data.crop, data.crop.hflip_prob
+    if crop.mode == "resize_crop":
         return partial(
             resize_crop,
             crop=data.image_size,
-            resize_range=augment.resize_range,
-            center_square_first=augment.center_square_first,
-            hflip_prob=augment.hflip_prob,
+            resize_range=crop.resize_range,
+            center_square_first=crop.center_square_first,
+            hflip_prob=flip,
         )
-    if augment.mode == "random_crop_padded":
-        return partial(random_crop_padded, padding=augment.padding, hflip_prob=augment.hflip_prob)
-    return partial(
-        random_resized_crop,
-        scale=augment.scale,
-        ratio=augment.ratio,
-        hflip_prob=augment.hflip_prob,
-    )
+    if crop.mode == "random_crop_padded":
+        return partial(random_crop_padded, padding=crop.padding, hflip_prob=flip)
+    return partial(random_resized_crop, scale=crop.scale, ratio=crop.ratio, hflip_prob=flip)

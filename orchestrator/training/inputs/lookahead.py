@@ -1,8 +1,8 @@
-"""Batches looked at before they are needed, so that a rank that will miss one can say so in time.
+"""Batches held before they are needed, so that a rank that will lack one can say so in time.
 
-A step is done by all ranks or by none: one that had no batch would leave the others waiting in it.
-What a rank offers after a step is acted on after the next (`world.AsyncMaxReduce`). So it must know
-by then that it has what the step after that one takes; else they save, and part.
+A step is done by all ranks or by none: one without a batch would leave the others waiting in it. A
+rank's request after a step is acted on after the next (`world.AsyncMaxReduce`), so it must know by
+then whether it has the batches of the step after that. If not, all ranks save and end.
 """
 
 from collections import deque
@@ -16,10 +16,10 @@ NUM_STEPS = 2  # whose batches are held: the next, and the one after
 
 
 class Ahead:
-    """Yields batches while it holds later ones; an error is known early, and raised in its place.
+    """Yield batches while holding later ones; an error is known early, and raised in its turn.
 
     Args:
-        num_held: how many are held besides those that are in use.
+        num_held: the number of batches held besides those that are in use.
     """
 
     def __init__(self, batches: Iterator[Batch], num_held: int) -> None:
@@ -48,7 +48,7 @@ class Ahead:
             self.error = error
 
 
-def first_error(world: World, mine: DataError | None) -> DataError:
+def first_error(world: World, own: DataError | None) -> DataError:
     """Return, on all ranks alike, the error of the first rank that has one."""
-    found: DataError = next(error for error in world.gather_objects(mine) if error)
-    return found
+    error: DataError = next(error for error in world.gather_objects(own) if error)
+    return error

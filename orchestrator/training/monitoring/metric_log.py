@@ -1,9 +1,10 @@
-"""The metric log: one JSON line a record, in the run directory before the call returns.
+"""The JSON lines that ranks write: the metrics of a run, and the samples that it trained on.
 
-`log` is a write, which survives SIGKILL of the process; a thread adds fsync every few seconds, so
-that training never waits for a disk, and `sync` is called before each checkpoint's manifest. While
-the disk is full, records wait in memory and training goes on. MLflow is fed from this file by a
-process of its own (orchestrator.tracking.shipping.shipper).
+A metric is in the run directory before `MetricLog.log` returns, and MLflow is fed from that file by
+another process (orchestrator.tracking.shipping.shipper). The write survives SIGKILL of the process;
+a thread adds fsync every few seconds, so that training never waits for a disk, and `sync` is called
+before each checkpoint's manifest. While the disk is full, records wait in memory and training goes
+on.
 """
 
 import errno
@@ -12,33 +13,40 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Self
+
+from data_sharding.loading.loader import Batch
+from orchestrator.number_format import pluralize
+from orchestrator.run.rundir import append_json_line
 
 _FSYNC_EVERY_S = 5.0
 log = logging.getLogger(__name__)
 
 
 class MetricLog:
-    """Appends records to a JSON-lines file; on ranks that have none (path None), does nothing."""
+    """Append records to a JSON-lines file; on ranks without one (path None), do nothing."""
 
     def __init__(self, path: Path | None, attempt: int) -> None:
         self.attempt = attempt
         self._closing = threading.Event()
-        self._waiting: list[bytes] = []  # for room on the disk
-        self._num_refused = 0
+        self._pending: list[bytes] = []  # lines that the disk had no space for
+        self._num_failures = 0
         self._fd = -1
         if path is None:
             return
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        if not _ends_with_newline(path):
+        self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        if (size := os.fstat(self._fd).st_size) and os.pread(self._fd, 1, size - 1) != b"\n":
             self._append(b"\n")  # a crash tore the last line: it must not swallow the next
         self._fsyncs = threading.Thread(target=self._fsync_regularly, daemon=True)
         self._fsyncs.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record metrics of a step; durable against a kill when this returns, if there is room."""
+        """Record metrics of a step; once this returns they survive a kill, if the disk has space.
+
+        Without space they wait in memory.
+        """
         if self._fd < 0:
             return
         record = {
@@ -50,7 +58,7 @@ class MetricLog:
         self._append(json.dumps(record).encode() + b"\n")
 
     def sync(self) -> None:
-        """Return once all records that there was room for are on the disk."""
+        """Wait until all records that were written are on the disk."""
         if self._fd >= 0:
             try:
                 os.fsync(self._fd)
@@ -58,31 +66,31 @@ class MetricLog:
                 log.warning("metrics may not outlive this machine: %s", error)
 
     def _append(self, line: bytes) -> None:
-        """Write a line, and before it those that found no room; none in part."""
-        self._waiting.append(line)
-        self._write_waiting()
+        """Write the pending lines and a new one, each whole or not at all."""
+        self._pending.append(line)
+        self._write_pending()
 
-    def _write_waiting(self) -> None:
-        while self._waiting:
-            line = self._waiting[0]
+    def _write_pending(self) -> None:
+        while self._pending:
+            line = self._pending[0]
             try:
                 if (num_written := os.write(self._fd, line)) < len(line):
                     os.ftruncate(self._fd, os.fstat(self._fd).st_size - num_written)
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError as error:
-                self._refused(error)
+                self._on_write_error(error)
                 return
-            del self._waiting[0]
-        if self._num_refused:
-            log.info("the metrics that found no room have been written")
-            self._num_refused = 0
+            del self._pending[0]
+        if self._num_failures:
+            log.info("the pending metrics have been written")
+            self._num_failures = 0
 
-    def _refused(self, error: OSError) -> None:
-        self._num_refused += 1
-        if self._num_refused == 1:
+    def _on_write_error(self, error: OSError) -> None:
+        self._num_failures += 1
+        if self._num_failures == 1:
             log.warning(
-                "metrics cannot be written: %s. Training goes on, and they wait in memory: make "
-                "room before it ends, or they are lost",
+                "metrics cannot be written: %s. Training goes on and keeps them in memory: make "
+                "space before it ends, or they are lost",
                 error,
             )
 
@@ -98,16 +106,24 @@ class MetricLog:
             return
         self._closing.set()
         self._fsyncs.join()
-        self._write_waiting()
-        if self._waiting:
-            log.error("%d records of metrics are lost: there was no room", len(self._waiting))
+        self._write_pending()
+        if self._pending:
+            log.error(
+                "%s of metrics lost: the disk is full", pluralize(len(self._pending), "record")
+            )
         self.sync()
         os.close(self._fd)
 
 
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            return True
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
+def log_sample_ids(
+    batches: Iterator[Batch], keys: Iterable[tuple[int, int]], file: Path
+) -> Iterator[Batch]:
+    """Pass batches on, writing the step, micro-batch and sample ids of each to a file.
+
+    Switched on by `logging.log_sample_ids`, it proves that no sample is lost or seen twice. A line
+    is written when the network is about to see the batch, so what a killed attempt had merely
+    prefetched is not in it. Of an unreadable sample, the one in its place is.
+    """
+    for (step, micro), batch in zip(keys, batches, strict=True):
+        append_json_line(file, {"step": step, "micro": micro, "ids": batch.ids.tolist()})
+        yield batch

@@ -1,4 +1,4 @@
-"""What a network answered to each validation sample, kept for the pictures of its run."""
+"""The predictions for the validation samples at the end of a run, kept for its plots."""
 
 import io
 from dataclasses import dataclass
@@ -7,51 +7,51 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from orchestrator.run.rundir import RunDir, write_atomic
+from data_sharding.io.filesystem import write_atomic
+from orchestrator.run.rundir import RunDir
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of each sample: its label, the answer (-1: it could not be read), and its probability."""
+    """The label of each sample, its prediction (-1: unreadable), and the prediction's probability.
+
+    All of them (num_samples,).
+    """
 
     labels: NDArray[np.int64]
-    answers: NDArray[np.int64]
+    predicted: NDArray[np.int64]
     probabilities: NDArray[np.float64]
 
     @property
     def top_errors(self) -> NDArray[np.int64]:
-        """The samples that were taken for something else, the most certain first."""
-        wrong = np.flatnonzero((self.answers != self.labels) & (self.answers >= 0))
+        """The numbers of the wrongly predicted samples, by falling probability."""
+        wrong = np.flatnonzero((self.predicted != self.labels) & (self.predicted >= 0))
         return wrong[np.argsort(-self.probabilities[wrong], kind="stable")]
 
-    def confusion(self, num_classes: int, most: int) -> NDArray[np.int64]:
-        """Return how often which class (row) was taken for which (column).
+    def confusion(self, num_classes: int, max_size: int) -> NDArray[np.int64]:
+        """Count how often each class (row) is predicted as each class (column).
 
-        If there are more than `most`, neighbours count as one: 20,000 squared would be 3 GB.
+        Of more than `max_size` classes, neighbours share a row: 20,000 squared would be 3 GB.
         """
-        known, side = self.answers >= 0, min(num_classes, most)
-        rows, columns = (x[known] * side // num_classes for x in (self.labels, self.answers))
-        counted = np.zeros((side, side), dtype=np.int64)
-        np.add.at(counted, (rows, columns), 1)
-        return counted
+        known, size = self.predicted >= 0, min(num_classes, max_size)
+        rows, columns = (x[known] * size // num_classes for x in (self.labels, self.predicted))
+        counts = np.zeros((size, size), dtype=np.int64)
+        np.add.at(counts, (rows, columns), 1)
+        return counts
 
 
 def save_predictions(run: RunDir, table: torch.Tensor) -> None:
-    """Keep a table of label, answer and probability, float64 (samples, 3)."""
-    labels, answers, probabilities = table.numpy().T
+    """Save a table of label, prediction and probability, float64 (num_samples, 3)."""
+    labels, predicted, probabilities = table.numpy().T
+    found = Predictions(labels.astype(np.int64), predicted.astype(np.int64), probabilities)
     file = io.BytesIO()
-    np.savez_compressed(
-        file,
-        labels=labels.astype(np.int64),
-        answers=answers.astype(np.int64),
-        probabilities=probabilities,
-    )
+    np.savez_compressed(file, **vars(found))
     write_atomic(run.predictions_file, file.getvalue())
 
 
-def read_answers(run: RunDir) -> Predictions | None:
-    """Return what was kept; None where the run has not ended, or has no classes."""
+def read_predictions(run: RunDir) -> Predictions | None:
+    """Read the predictions; None if the run has not finished, or has no classes."""
     if not run.predictions_file.exists():
         return None
-    with np.load(run.predictions_file, allow_pickle=False) as kept:
-        return Predictions(kept["labels"], kept["answers"], kept["probabilities"])
+    with np.load(run.predictions_file, allow_pickle=False) as arrays:
+        return Predictions(**arrays)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_EVERY_S = 1.0  # to arm it starts a thread: not for each of a thousand steps a second
+_EVERY_S = 1.0  # arming starts a thread: too slow for each of a thousand steps a second
 
 _timeout_s: float | None = None
 _armed_s = float("-inf")
@@ -19,7 +19,7 @@ _armed_s = float("-inf")
 
 @contextmanager
 def hang_watchdog(timeout_s: float | None) -> Iterator[None]:
-    """Watch this process from its first sign of life to the end of the block; None does not."""
+    """Watch this process from its first heartbeat to the end of the block, if there is a limit."""
     global _timeout_s, _armed_s  # noqa: PLW0603  as faulthandler has one for the process
     _timeout_s, _armed_s = timeout_s, float("-inf")
     try:
@@ -30,7 +30,7 @@ def hang_watchdog(timeout_s: float | None) -> Iterator[None]:
 
 
 def heartbeat() -> None:
-    """Say that this rank has got somewhere: the time begins anew."""
+    """Start the timeout again, since this rank has made progress."""
     global _armed_s  # noqa: PLW0603
     now_s = time.monotonic()
     if _timeout_s is not None and now_s - _armed_s >= _EVERY_S:

@@ -17,7 +17,7 @@ from data_sharding.loading.datasets import EvalDataset
 from data_sharding.loading.loader import iter_batches
 from orchestrator.config.schema import Config
 from orchestrator.training.distributed.world import World
-from orchestrator.training.inputs.datasets import DamagedSamples, check_bad_share
+from orchestrator.training.inputs.datasets import DamagedSamples, check_bad_fraction
 from orchestrator.training.inputs.device import Device
 from orchestrator.training.inputs.lookahead import first_error
 from orchestrator.training.monitoring import watchdog
@@ -57,16 +57,14 @@ def evaluate(
     predictions = torch.zeros(num_samples if with_predictions else 0, 3, dtype=torch.float64)
     table = torch.zeros(len(dataset), num_metrics + 2, dtype=torch.float64)
     indices = range(world.rank, len(dataset), world.size)  # of this rank's batches
-    damaged, error = DamagedSamples("judged"), None
+    damaged, error = DamagedSamples("evaluated"), None
     model.eval()
     try:
         batches = iter_batches(dataset, indices, config.data.num_workers, pin_memory=device.is_cuda)
-        for index, batch in zip(indices, device.prefetch_to_device(batches), strict=True):
-            for line in batch.bad:
-                log.warning("counted as wrong: %s", line)
-            damaged.tell(batch.damaged)
-            with device.autocast():
-                output = model(batch.images)
+        for index, (batch, output) in zip(indices, device.infer(model, batches), strict=True):
+            for sample in batch.bad:
+                log.warning("counted as wrong: %s", sample)
+            damaged.log(batch.damaged)
             table[index, :num_metrics] = task.eval_metrics(output, batch).cpu()
             table[index, -2:] = torch.tensor([len(batch.bad), len(batch.labels)])
             if with_predictions and (rows := task.predictions(output, batch)) is not None:
@@ -75,12 +73,12 @@ def evaluate(
     except DataError as data_error:  # the other ranks wait for this one; NaN tells them to raise
         error, table[0, -1] = data_error, math.nan
     model.train()
-    damaged.tell_number()
+    damaged.log_total()
     *sums, num_bad, count = world.sum(table).sum(dim=0).tolist()
     if math.isnan(count):
         raise first_error(world, error)
     assert count == num_samples, f"evaluated {count} of {num_samples} samples"
-    check_bad_share(int(num_bad), num_samples, config.data.max_bad_fraction)
+    check_bad_fraction(int(num_bad), num_samples, config.data.max_bad_fraction)
     metrics = {name: total / count for name, total in zip(task.metric_names, sums, strict=True)}
     if not with_predictions:
         return EvalResult(metrics, None)

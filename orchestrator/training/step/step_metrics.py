@@ -6,10 +6,11 @@ from collections.abc import Mapping
 import torch
 
 from orchestrator.config.schema import Config
+from orchestrator.metrics import rank_parts
 from orchestrator.run.exit_status import FatalRunError
 from orchestrator.run.plan import Plan
 from orchestrator.training.distributed.world import World
-from orchestrator.training.inputs.datasets import check_bad_share
+from orchestrator.training.inputs.datasets import check_bad_fraction
 from orchestrator.training.step.train_batches import TrainBatches
 
 
@@ -32,16 +33,16 @@ class StepMetrics:
             FatalRunError: the run has diverged; on every rank.
             DataError: too many samples could not be read; on every rank.
         """
-        size, bad_samples = self._world.size, self._batches.bad_samples
-        parts = {name: value.item() / size for name, value in local.items()}
-        parts |= self._batches.meter.pop(size)
+        bad_samples = self._batches.bad_samples
+        own = {name: value.item() for name, value in local.items()} | self._batches.meter.pop()
+        parts = rank_parts(own, self._world.size)
         row = (*parts.values(), bad_samples.num_bad, bad_samples.num_seen)
         *sums, num_bad, num_seen = self._world.sum(torch.tensor(row, dtype=torch.float64)).tolist()
         metrics = dict(zip(parts, sums, strict=True))
         self._check_loss(metrics["train/loss"], num_done)
         # Of an epoch at least: one bad sample may exceed the fraction of the first few steps.
         num_samples = max(int(num_seen), self._plan.num_train)
-        check_bad_share(int(num_bad), num_samples, self._config.data.max_bad_fraction)
+        check_bad_fraction(int(num_bad), num_samples, self._config.data.max_bad_fraction)
         self._num_checked = num_done
         return metrics
 

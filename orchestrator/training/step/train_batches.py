@@ -9,7 +9,7 @@ from orchestrator.config.schema import Config
 from orchestrator.training.inputs.datasets import BadSampleCounter, Datasets
 from orchestrator.training.inputs.device import Device
 from orchestrator.training.inputs.lookahead import NUM_STEPS, Ahead
-from orchestrator.training.monitoring.sample_log import log_sample_ids
+from orchestrator.training.monitoring.metric_log import log_sample_ids
 from orchestrator.training.monitoring.throughput import ThroughputMeter
 
 
@@ -40,7 +40,7 @@ class TrainBatches:
         self._ahead = Ahead(self._loaded, num_held)
         self.meter, self.bad_samples = ThroughputMeter(), BadSampleCounter()
         sent = device.prefetch_to_device(self.meter.wrap(iter(self._ahead)))
-        self._batches = self.bad_samples.watch(sent)  # counted when used, not when read ahead
+        self._batches = self.bad_samples.wrap(sent)  # counted when used, not when read ahead
         if config.logging.log_sample_ids:
             self._batches = log_sample_ids(self._batches, keys, samples_file)
 

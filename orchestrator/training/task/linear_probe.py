@@ -1,7 +1,7 @@
-"""A linear probe: all of a network stays as `init_from` left it but its head.
+"""A linear probe: only the head is trained, the rest stays as `init_from` left it.
 
-What a frozen network knows is measured so (e.g. Chen et al., iGPT, 2020; DINOv2, 2023). Its batch
-norms stay in evaluation, since their statistics are part of what was learnt.
+It measures what a frozen network has learned (e.g. Chen et al., iGPT, 2020; DINOv2, 2023). Batch
+norms stay in evaluation mode, since their statistics are part of what was learned.
 """
 
 from typing import Any, cast
@@ -12,17 +12,17 @@ from orchestrator.config.parse import ConfigError
 
 
 def freeze_backbone(network: nn.Module, num_classes: int) -> None:
-    """Let only the head learn.
+    """Freeze all of a network but its head.
 
     Raises:
-        ConfigError: no layer is seen to be the head.
+        ConfigError: no layer can be taken for the head.
     """
     name = head_name(network, num_classes)
     network.requires_grad_(False)
     network.get_submodule(name).requires_grad_(True)
     # A class, and not a method put on the object: copies of the network must have their own.
-    kind = type(f"Probed{type(network).__name__}", (_Probed, type(network)), {"head_name": name})
-    network.__class__ = kind
+    bases = (_Probed, type(network))
+    network.__class__ = type(f"Probed{type(network).__name__}", bases, {"head_name": name})
     network.train()
 
 
@@ -37,10 +37,10 @@ class _Probed(nn.Module):
 
 
 def head_name(network: nn.Module, num_classes: int) -> str:
-    """Return the name of the layer that tells the classes.
+    """Return the name of the layer whose outputs are the classes.
 
     Raises:
-        ConfigError: no layer is seen to be the head.
+        ConfigError: no layer can be taken for it.
     """
     names = {module: name for name, module in network.named_modules()}
     if hasattr(network, "get_classifier"):  # timm's
@@ -51,6 +51,8 @@ def head_name(network: nn.Module, num_classes: int) -> str:
         if isinstance(module, nn.Linear) and module.out_features == num_classes:
             return str(name)
     raise ConfigError(
-        f"recipe.linear_probe: {type(network).__name__} has no linear layer for {num_classes} "
-        "classes at its end, so there is no head to train. Take another network, or probe=false."
+        f"recipe.linear_probe: {type(network).__name__} does not end in a linear layer for "
+        f"{num_classes} classes, so there is no head to train",
+        value=type(network).__name__,
+        hint="Take another network, or recipe.linear_probe=false.",
     )

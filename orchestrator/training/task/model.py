@@ -23,104 +23,92 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
     Raises:
         ConfigError: there is no such network, or it does not take these options or images.
     """
+    name, in_channels = config.model.name, config.data.in_channels
     try:
         return models.build(
-            config.model.name,
-            num_classes=num_classes,
-            in_channels=config.data.in_channels,
-            **config.model.kwargs,
+            name, num_classes=num_classes, in_channels=in_channels, **config.model.kwargs
         )
     except ValueError as error:
-        raise ConfigError(f"model={config.model.name}: {error}") from error
+        raise ConfigError(f"model={name}: {error}", value=name) from error
 
 
 def model_cost(network: nn.Module, config: Config) -> dict[str, float]:
-    """Return trainable parameters, and 10**9 multiply-adds of one image, forward and in training.
+    """Count trainable parameters, and 10**9 multiply-adds of an image, forward and in training.
 
     The backward pass is about two forward passes: Kaplan et al. 2020, arXiv:2001.08361, section
     2.1. A linear probe has none but for its head, which has no images to pass a gradient to.
 
-    Multiply-adds are those of convolutions and matrix products, as papers count them; of a network
-    that is trained in stages, those of the last. Attention is computed as the matrix products that
-    it is: of the CPU's fused kernel the counter knows nothing.
+    Multiply-adds are those of convolutions and matrix products, as papers count them, and in a
+    training with phases those of the last. Attention is computed as the matrix products that it
+    is: the counter does not know the CPU's fused kernel.
 
     Raises:
         ConfigError: the network does not take images of the configured size, or has no head that a
             linear probe could train.
     """
-    was_training = network.training
-    network.eval()
-    as_products = sdpa_kernel(SDPBackend.MATH)
-    with _in_last_stage(network, config), as_products, FlopCounterMode(display=False) as counter:
+    as_products, counter = sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False)
+    with _eval_mode(network), _in_last_phase(network, config), as_products, counter:
         # Not under no_grad: the counter's hooks fail on parameters that a module is called with.
-        output = _shown(network, config, config.data.image_size, "data.image_size")
-    network.train(was_training)
-    num_params = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        output = _forward(network, config, config.data.image_size, "data.image_size")
     gmacs = counter.get_total_flops() / 2e9
     training_gmacs = 3 * gmacs
     if config.recipe.linear_probe:
         name = f"{type(network).__name__}.{head_name(network, output.shape[-1])}"
         training_gmacs = gmacs + sum(counter.get_flop_counts()[name].values()) / 2e9
     return {
-        "model/num_params": num_params,
+        "model/num_params": sum(p.numel() for p in network.parameters() if p.requires_grad),
         "model/gmacs": gmacs,
         "model/training_gmacs": training_gmacs,
     }
 
 
 def check_step(network: nn.Module, config: Config) -> None:
-    """Refuse what the config could not train or judge, whatever the images; network stays as it is.
+    """Refuse a network that the config could not train or evaluate; leave it as it is.
 
     Raises:
-        ConfigError: the network does not take the images of the protocol; the objective is its own
-            cost, and it has none; or micro-batches of one image leave batch norm a single value,
-            which torch refuses.
+        ConfigError: the network does not take the images of the protocol; the loss is the
+            network's own, and it has none; or micro-batches of one image leave batch norm a single
+            value, which torch refuses.
     """
     recipe = config.recipe
-    _try_size(network, config, parse_protocol(config.data.eval_protocol).crop, "data.eval_protocol")
+    sizes = {"data.eval_protocol": parse_protocol(config.data.eval_protocol).crop}
     if recipe.progressive_resize:
-        start_size = recipe.progressive_resize.start_size
-        _try_size(network, config, start_size, "recipe.progressive_resize.start_size")
-    if recipe.loss == "model":
-        _check_own_cost(network, config)
+        key = "recipe.progressive_resize.start_size"
+        sizes[key] = recipe.progressive_resize.start_size
+    with torch.no_grad(), _eval_mode(network):
+        for key, size in sizes.items():
+            if size != config.data.image_size:  # which model_cost has tried
+                _forward(network, config, size, key)
+        if recipe.loss == "model":
+            _check_model_loss(network(_image(config, config.data.image_size)), config)
     if recipe.global_batch_size == recipe.num_micro_batches and not recipe.linear_probe:
         _check_single_image(network, config)
 
 
-def _try_size(network: nn.Module, config: Config, size: int, key: str) -> None:
-    if size == config.data.image_size:  # which was tried when it was counted
-        return
-    was_training = network.training
-    with torch.no_grad():
-        _shown(network.eval(), config, size, key)
-    network.train(was_training)
-
-
-def _shown(network: nn.Module, config: Config, size: int, key: str) -> Any:
-    """Return what a network makes of an image of a size, which a key of the config says."""
+def _forward(network: nn.Module, config: Config, size: int, key: str) -> Any:
+    """Return a network's output for an image whose size comes from a key of the config."""
     try:
         return network(_image(config, size))
     except (AssertionError, RuntimeError, ValueError) as error:
         value = config.data.eval_protocol if key == "data.eval_protocol" else size
         raise ConfigError(
             f"model={config.model.name} does not take images of {key}={value} and "
-            f"data.in_channels={config.data.in_channels}: {str(error).splitlines()[0]}"
+            f"data.in_channels={config.data.in_channels}: {str(error).splitlines()[0]}",
+            value=value,
         ) from error
 
 
-def _check_own_cost(network: nn.Module, config: Config) -> None:
-    was_training = network.training
-    with torch.no_grad():
-        output = network.eval()(_image(config, config.data.image_size))
-    network.train(was_training)
-    if isinstance(output, torch.Tensor) and output.shape == (1,):
+def _check_model_loss(output: Any, config: Config) -> None:
+    is_tensor = isinstance(output, torch.Tensor)
+    if is_tensor and output.shape == (1,):
         return
-    shape = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    shape = list(output.shape) if is_tensor else type(output).__name__
     raise ConfigError(
-        f"recipe.loss=model: the output of model={config.model.name} would be minimised as the "
-        f"cost of each image, (n,), and for one image it is {shape}: these are no costs, so that "
-        "nothing would be learned. Set recipe.loss=cross_entropy, or bce, or take a network "
-        "that returns its cost, such as autoencoder_2006."
+        f"recipe.loss=model minimises the output of the network as the cost of each image, (n,), "
+        f"and that of model={config.model.name} for one image is {shape}: it would learn nothing",
+        value=config.model.name,
+        hint="Set recipe.loss=cross_entropy or bce, or take a network that returns its cost, such "
+        "as autoencoder_2006.",
     )
 
 
@@ -133,9 +121,10 @@ def _check_single_image(network: nn.Module, config: Config) -> None:
         batch = config.recipe.global_batch_size
         raise ConfigError(
             f"recipe.global_batch_size={batch} in recipe.num_micro_batches={batch} are micro-"
-            f"batches of one image, and model={config.model.name} cannot learn from one at "
-            f"{size} pixels: {error}. Batch norm needs more values than one. Lower "
-            "recipe.num_micro_batches, or raise the global batch."
+            f"batches of one image, from which model={config.model.name} cannot learn at {size} "
+            f"pixels: {error}. Batch norm needs more values than one",
+            value=batch,
+            hint="Lower recipe.num_micro_batches, or raise recipe.global_batch_size.",
         ) from error
 
 
@@ -144,11 +133,19 @@ def _image(config: Config, size: int) -> torch.Tensor:
 
 
 @contextmanager
-def _in_last_stage(network: Any, config: Config) -> Iterator[None]:
-    stages = config.recipe.phases
-    if not stages or not hasattr(network, "stage"):
+def _eval_mode(network: nn.Module) -> Iterator[None]:
+    was_training = network.training
+    network.eval()
+    yield
+    network.train(was_training)
+
+
+@contextmanager
+def _in_last_phase(network: Any, config: Config) -> Iterator[None]:
+    phases = config.recipe.phases
+    if not phases or not hasattr(network, "stage"):
         yield
         return
-    before, network.stage = network.stage, stages[-1].stage
+    before, network.stage = network.stage, phases[-1].stage
     yield
     network.stage = before

@@ -1,8 +1,8 @@
-"""A network begins with the weights of another, as far as they fit.
+"""Start a network from the weights of another, as far as they fit.
 
-The head is left fresh where the number of classes differs. timm's networks are adapted by timm:
-position embeddings are resampled, the first convolution takes other channels, and old names are
-translated.
+The head stays as initialised where the number of classes differs. timm's networks are adapted by
+timm: position embeddings are resampled, the first convolution takes other channels, and old names
+are translated.
 """
 
 import logging
@@ -23,26 +23,27 @@ from orchestrator.run.rundir import RunDir, RunError
 
 Tensors = Mapping[str, torch.Tensor]
 log = logging.getLogger(__name__)
-_SHOWN = 2  # names of tensors
+_MAX_NAMES = 2  # of tensors, in messages
 
 
 def check_unchanged(run: RunDir, config: Config) -> None:
-    """Refuse weights to begin with that are not those that the run was made with.
+    """Refuse initial weights other than those that the run was created with.
 
     Raises:
-        RunError: the file is missing, or has another digest than run.json says.
+        RunError: the file is missing, or its digest is not that of run.json.
     """
-    begun_with = (run.read_json(run.identity_file) or {}).get("init_from") or {}
+    recorded = ((run.read_json(run.identity_file) or {}).get("init_from") or {}).get("sha256")
     try:
         with run.init_file.open("rb") as file:
-            found = file_digest(file, "sha256").hexdigest()
+            digest = file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
-        found = "no file"
-    if begun_with.get("sha256", found) != found:
+        digest = "no file"
+    if recorded not in (None, digest):
         raise RunError(
-            f"{run.init_file} is not what {run.id} was made to begin with: it has the digest "
-            f"{found}, and run.json {begun_with['sha256']}. The run would be another than its "
-            f"config says. Put the file back, or start a new run with init_from={config.init_from}."
+            f"the initial weights of {run.id} in {run.init_file} have changed: their digest is "
+            f"{digest}, and run.json has {recorded}, so the run would not be what its config says",
+            value=digest,
+            hint=f"Restore the file, or start a new run with init_from={config.init_from}.",
         )
 
 
@@ -54,65 +55,67 @@ def load_initial_weights(
     Raises:
         ConfigError: the weights are of another network.
     """
-    tensors, ours = read_tensors(path), network.state_dict()
-    by_timm = hasattr(network, "pretrained_cfg")
-    fresh = _reinitialised_head(network, tensors, ours, num_classes)
+    tensors, own = read_tensors(path), network.state_dict()
+    fresh = _fresh_tensors(network, tensors, own, num_classes)
     kept = {name: value for name, value in tensors.items() if name not in fresh}
-    wanted = kept | {name: ours[name].clone() for name in fresh}
+    merged = kept | {name: own[name].clone() for name in fresh}
     try:
-        if by_timm:
-            _load_by_timm(network, wanted, num_classes, in_channels)
+        if hasattr(network, "pretrained_cfg"):
+            _load_with_timm(network, merged, num_classes, in_channels)
         else:
-            network.load_state_dict(wanted, strict=True)
+            network.load_state_dict(merged)
     except (KeyError, RuntimeError, ValueError) as error:
         raise ConfigError(
             "the weights of init_from do not fit the network: "
-            f"{differences(kept, ours, fresh) or str(error).splitlines()[0]}. Take the model that "
-            "they are of, or other weights."
+            f"{differences(kept, own, fresh) or str(error).splitlines()[0]}",
+            value=str(path),
+            hint="Take the model that they are of, or other weights.",
         ) from None
-    log.info("begins with the weights of init_from; fresh: %s", ", ".join(fresh) or "nothing")
+    log.info("starts from the weights of init_from; fresh: %s", ", ".join(fresh) or "nothing")
 
 
-def differences(theirs: Tensors, ours: Tensors, fresh: Collection[str] = ()) -> str:
-    """Return in what tensors differ from those of a network, by count and with a few names."""
-    lacking = [name for name in ours if name not in theirs and name not in fresh]
-    unknown = [name for name in theirs if name not in ours]
-    others = [
-        f"{name}: {tuple(theirs[name].shape)} and not {tuple(ours[name].shape)}"
-        for name in theirs
-        if name in ours and theirs[name].shape != ours[name].shape
+def differences(tensors: Tensors, own: Tensors, fresh: Collection[str] = ()) -> str:
+    """Describe how tensors differ from those of a network, with counts and a few names."""
+    missing = [name for name in own if name not in tensors and name not in fresh]
+    unknown = [name for name in tensors if name not in own]
+    reshaped = [
+        f"{name}: {tuple(value.shape)} and not {tuple(own[name].shape)}"
+        for name, value in tensors.items()
+        if name in own and value.shape != own[name].shape
     ]
-    kinds = {"are missing": lacking, "are unknown to it": unknown, "have another shape": others}
+    kinds = {"are missing": missing, "are unknown to it": unknown, "have another shape": reshaped}
     return "; ".join(
-        f"{len(names):,} tensors {what}, e.g. {', '.join(names[:_SHOWN])}"
-        for what, names in kinds.items()
+        f"{len(names):,} tensors {kind}, e.g. {', '.join(names[:_MAX_NAMES])}"
+        for kind, names in kinds.items()
         if names
     )
 
 
-def _reinitialised_head(
-    network: nn.Module, theirs: Tensors, ours: Tensors, num_classes: int
+def _fresh_tensors(
+    network: nn.Module, tensors: Tensors, own: Tensors, num_classes: int
 ) -> list[str]:
-    """Return the names of the head's tensors, if it is for other classes or not there."""
-    known = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
-    heads = (known,) if isinstance(known, str) else known
+    """Return the names of the head's tensors, if the file has none for as many classes."""
+    heads = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
     if heads:
-        names = [f"{head}.{part}" for head in heads for part in ("weight", "bias")]
+        heads = (heads,) if isinstance(heads, str) else heads
+        names = [f"{head}.{tensor}" for head in heads for tensor in ("weight", "bias")]
         return [
             name
             for name in names
-            if name in ours and (name not in theirs or theirs[name].shape != ours[name].shape)
+            if name in own and (name not in tensors or tensors[name].shape != own[name].shape)
         ]
     return [
         name
-        for name, value in ours.items()
-        if name in theirs
-        and theirs[name].shape[1:] == value.shape[1:]
-        and theirs[name].shape[:1] != value.shape[:1] == (num_classes,)
+        for name, value in own.items()
+        if name in tensors
+        and tensors[name].shape[1:] == value.shape[1:]
+        and tensors[name].shape[:1] != value.shape[:1] == (num_classes,)
     ]
 
 
-def _load_by_timm(network: nn.Module, tensors: Tensors, num_classes: int, in_channels: int) -> None:
+def _load_with_timm(
+    network: nn.Module, tensors: Tensors, num_classes: int, in_channels: int
+) -> None:
     known: Any = network.pretrained_cfg
     given = {"state_dict": tensors, "num_classes": num_classes, "label_offset": 0}
     load_pretrained(

@@ -12,7 +12,7 @@ from data_sharding.format.manifest import read_manifest
 from orchestrator.cli.dataset.parser import add_data_verbs
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Config
-from orchestrator.evaluation.augmented_views import _augmented, _first_draws
+from orchestrator.evaluation.augmented_views import _augmented, _first_samples
 from orchestrator.launch.compose import compose
 from orchestrator.run.plan import make_plan
 from orchestrator.training.inputs.datasets import open_train_set
@@ -49,7 +49,7 @@ def test_pixels_are_those_of_the_run(digits: Path) -> None:
     memory = np.zeros(train_set.max_bytes, np.uint8)
     shape = train_set.write_batch((0, 0), memory).shape
     in_run = memory.reshape(shape)[..., 0]
-    first = _first_draws(train_set, plan.num_micro_batches, 5)
+    first = _first_samples(train_set, plan.num_micro_batches, 5)
     shown = [np.asarray(tile.image.convert("L")) for tile in _augmented(train_set, first, 0, 32)]
     assert (np.stack(shown) == in_run[:5]).all()
     later = [np.asarray(tile.image.convert("L")) for tile in _augmented(train_set, first, 1, 32)]

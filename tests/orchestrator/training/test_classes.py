@@ -46,14 +46,15 @@ def made(
 def test_the_same_classes_in_another_order_are_refused(made: Any, shards: Path, ours: Any) -> None:
     run, config = made(*ours)
     other = name_classes(shards, *ours[1:], ours[0])
-    with pytest.raises(ConfigError, match=f"class 0 is '{ours[1]}' there and '{ours[0]}' in"):
+    with pytest.raises(ConfigError, match="class 0 is") as refused:
         check_classes(run, config, "URL", other)
+    assert refused.value.value == "URL"
 
 
 def test_other_names_are_refused(made: Any, shards: Path) -> None:
     run, config = made(*LETTERS)
     other = name_classes(shards, *LETTERS[:-1], "cat")
-    with pytest.raises(ConfigError, match=r"1 \(j\) are not there, and 1 \(cat\)"):
+    with pytest.raises(ConfigError, match=r"1 \(j\) .* 1 \(cat\)"):
         check_classes(run, config, "URL", other)
 
 
@@ -94,5 +95,5 @@ def test_a_run_that_does_not_know_its_data_takes_none_for_it(made: Any, shards: 
     splits = {split: read_manifest(str(shards), split) for split in ("train", "val")}
     check_fingerprint(run, str(shards), splits)
     run.identity_file.unlink()
-    with pytest.raises(DataError, match=r"run\.json is missing"):
+    with pytest.raises(DataError, match=r"run\.json"):
         check_fingerprint(run, str(shards), splits)

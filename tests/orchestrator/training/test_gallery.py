@@ -1,4 +1,4 @@
-"""What a network answered, and the pictures that are drawn of it and sent."""
+"""The predictions at the end of a run, and the plots that are drawn of them and uploaded."""
 
 from pathlib import Path
 
@@ -18,7 +18,11 @@ from orchestrator.evaluation import run_plots
 from orchestrator.launch.compose import compose
 from orchestrator.launch.create_run import create_or_open_run
 from orchestrator.run.rundir import RunDir
-from orchestrator.training.monitoring.predictions import Predictions, read_answers, save_predictions
+from orchestrator.training.monitoring.predictions import (
+    Predictions,
+    read_predictions,
+    save_predictions,
+)
 from orchestrator.training.task.losses import make_objective
 from orchestrator.training.task.model import build_model
 
@@ -45,20 +49,20 @@ def run(tmp_path: Path) -> RunDir:
     return run
 
 
-def test_answers_come_back(run: RunDir) -> None:
-    kept = read_answers(run)
+def test_saved_predictions_are_read_back(run: RunDir) -> None:
+    kept = read_predictions(run)
     assert kept is not None
-    assert kept.answers[5] == -1
+    assert kept.predicted[5] == -1
     confusion = kept.confusion(10, 10)
     assert confusion.sum() == len(kept.labels) - 1
     assert confusion[:, 3].sum() == confusion.sum()
-    mistakes = kept.top_errors
-    assert 5 not in mistakes  # of which nothing was said
-    assert not (kept.labels[mistakes] == 3).any()
-    assert (np.diff(kept.probabilities[mistakes]) <= 0).all()
+    errors = kept.top_errors
+    assert 5 not in errors  # which was unreadable
+    assert not (kept.labels[errors] == 3).any()
+    assert (np.diff(kept.probabilities[errors]) <= 0).all()
 
 
-def test_answers_of_views_are_those_of_their_mean(recipe: Recipe) -> None:
+def test_predictions_of_views_are_those_of_their_mean(recipe: Recipe) -> None:
     objective = make_objective(recipe)
     logits = torch.randn(8, 5)  # two views of four images
     labels, readable = torch.tensor([0, 1, 2, 3]), torch.tensor([True, True, False, True])
@@ -72,28 +76,28 @@ def test_answers_of_views_are_those_of_their_mean(recipe: Recipe) -> None:
     assert torch.allclose(found[:, 2], sure.double(), atol=1e-6)
 
 
-def test_no_mistakes_and_a_class_without_samples(run: RunDir) -> None:
+def test_no_errors_and_a_class_without_samples(run: RunDir) -> None:
     right = Predictions(np.array([0, 1]), np.array([0, 1]), np.array([0.9, 0.8]))
     assert len(right.top_errors) == 0
-    figure = run_plots.draw_confusion(right, ["a", "b", "c"])
+    figure = run_plots.plot_confusion(right, ["a", "b", "c"])
     shown = figure.axes[0].images[0].get_array()
     assert shown is not None
     assert shown.tolist() == [[100, 0, 0], [0, 100, 0], [0, 0, 0]]
 
 
-def test_of_very_many_classes_neighbours_are_one() -> None:
+def test_the_confusion_of_very_many_classes_joins_neighbours() -> None:
     labels = np.arange(20_000)
     said = np.where(labels < 19_990, labels, 0)
-    answers = Predictions(labels, said, np.ones(20_000))
-    shown = run_plots.draw_confusion(answers, [*map(str, labels)]).axes[0].images[0].get_array()
+    predictions = Predictions(labels, said, np.ones(20_000))
+    shown = run_plots.plot_confusion(predictions, [*map(str, labels)]).axes[0].images[0].get_array()
     assert shown is not None
     assert shown.shape == (1000, 1000)
     assert (shown[-1, -1], shown[-1, 0], shown[5, 5]) == (50, 50, 100)
-    assert answers.confusion(20_000, 20_000 // 10)[-1].tolist() == [10, *[0] * 1999]
+    assert predictions.confusion(20_000, 20_000 // 10)[-1].tolist() == [10, *[0] * 1999]
 
 
 @pytest.mark.slow
-def test_pictures_are_drawn_once_and_sent(run: RunDir, tmp_path: Path) -> None:
+def test_plots_are_drawn_once_and_uploaded(run: RunDir, tmp_path: Path) -> None:
     tahoe = Tahoe(tmp_path)
     tahoe("sync", run.path)
     drawn = sorted(file.name for file in run.plots_dir.iterdir())
@@ -109,7 +113,7 @@ def test_pictures_are_drawn_once_and_sent(run: RunDir, tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_a_run_whose_data_is_gone_is_sent_all_the_same(run: RunDir, tmp_path: Path) -> None:
+def test_a_run_without_its_data_is_uploaded_without_plots(run: RunDir, tmp_path: Path) -> None:
     (tmp_path / "set").rename(tmp_path / "elsewhere")
     told = Tahoe(tmp_path)("sync", run.path)
     assert "the pictures of run were not drawn" in told.stderr
@@ -117,7 +121,7 @@ def test_a_run_whose_data_is_gone_is_sent_all_the_same(run: RunDir, tmp_path: Pa
     assert list((tmp_path / "mlartifacts").glob("*/artifacts/config.yaml"))
 
 
-def test_weights_and_the_rate_of_each(run: RunDir) -> None:
+def test_weight_histograms_show_the_peak_rate_of_each_tensor(run: RunDir) -> None:
     """Beside the histogram of a tensor stands the highest rate that its layer has."""
     asked = ("data=digits", f"data.url={run.path.parent}/set", "model=timm",
              "recipe=mae_finetune", "model.name=timm/test_resnet",
@@ -132,7 +136,7 @@ def test_weights_and_the_rate_of_each(run: RunDir) -> None:
     store = CheckpointStore.for_run(run, config)
     store.save(7, {"model.safetensors": lambda file: file.write(saved) and None}, {})
 
-    figure = run_plots.draw_weights(run, config)
+    figure = run_plots.plot_weight_histograms(run, config)
     axes, beside = figure.axes[:2]
     names = [label.get_text() for label in axes.get_yticklabels()]
     (mesh,) = axes.collections
@@ -150,4 +154,4 @@ def test_weights_and_the_rate_of_each(run: RunDir) -> None:
     assert depths[-1] == 0
 
     (probe,) = compose([*asked, "recipe.optimizer.layer_decay=null", "recipe.linear_probe=true"])
-    assert run_plots.learning_rates(probe.config) == {"fc.weight": 0.1, "fc.bias": 0.1}
+    assert run_plots.peak_learning_rates(probe.config) == {"fc.weight": 0.1, "fc.bias": 0.1}

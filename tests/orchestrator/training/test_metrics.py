@@ -54,9 +54,9 @@ def test_a_full_disk_stops_nothing_and_loses_nothing(tmp_path: Path, end: str) -
     assert (
         "metrics cannot be written: [Errno 28] No space left on device. Training goes on" in first
     )
-    assert recovered == "the metrics that found no room have been written"
-    assert [line for line in rest if "lost:" in line] == (
-        ["1 records of metrics are lost: there was no room"] if end.startswith("full") else []
+    assert recovered == "the pending metrics have been written"
+    assert [line for line in rest if "metrics lost" in line] == (
+        ["1 record of metrics lost: the disk is full"] if end.startswith("full") else []
     )
 
 

@@ -9,7 +9,7 @@ from orchestrator.checkpoint.store import CheckpointStore
 from orchestrator.launch.progress_bar import _PROGRESS_LINE
 from orchestrator.run.plan import Plan
 from orchestrator.run.rundir import RunDir
-from orchestrator.training.monitoring.console_log import log_progress, tell_evaluation
+from orchestrator.training.monitoring.console_log import log_evaluation, log_progress
 
 PLAN = Plan(
     num_train=1438,
@@ -34,7 +34,7 @@ def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 def test_an_evaluation_says_of_which_step_it_is(told: pytest.LogCaptureFixture) -> None:
-    tell_evaluation(PLAN, 33, {"val/top1": 93.5933, "val/top5": 100.0, "val/loss": 0.225151})
+    log_evaluation(PLAN, 33, {"val/top1": 93.5933, "val/top5": 100.0, "val/loss": 0.225151})
     (line,) = told.messages
     assert line.startswith("step 33/396  epoch 1.50  val ")
     assert line.split()[5:] == ["top1", "93.59", "top5", "100.00", "loss", "0.2252"]
@@ -45,7 +45,7 @@ def test_a_terminal_hides_what_its_bar_shows_and_nothing_else(
 ) -> None:
     figures = {"train/loss": 1.7e29, "train/lr": 0.1, "perf/data_wait_fraction": 0.2}
     log_progress(PLAN, 44, figures | {"perf/images_per_s": 64.0})
-    tell_evaluation(PLAN, 44, {"val/loss": 0.5})
+    log_evaluation(PLAN, 44, {"val/loss": 0.5})
     progress, evaluation = told.messages
     assert _PROGRESS_LINE.search(f"2026-11-30 07:39:18,804 INFO    {progress}")
     assert not _PROGRESS_LINE.search(f"2026-11-30 07:39:18,804 INFO    {evaluation}")

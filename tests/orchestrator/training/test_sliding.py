@@ -49,5 +49,5 @@ def test_one_that_averages_its_maps_is_taken_as_it_is() -> None:
 def test_maps_of_a_fixed_size_are_refused() -> None:
     """They would be squeezed, and the figure would not be the protocol's."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveMaxPool2d((None, 2)), nn.Flatten())
-    with pytest.raises(ValueError, match="its layer 1 makes maps of any size equal"):
+    with pytest.raises(ValueError, match="its layer 1"):
         make_dense(network)

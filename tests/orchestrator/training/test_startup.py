@@ -12,12 +12,12 @@ from orchestrator.training.monitoring import startup_timer
 def test_the_phases_add_up(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     began_s = time.time()
-    startup_timer.begin(began_s - 10_000)  # before this process was there
-    startup_timer.done("imports")
-    startup_timer.done("data")
-    assert startup_timer.is_under_way()
-    startup_timer.tell()
-    assert not startup_timer.is_under_way()
+    startup_timer.start(began_s - 10_000)  # before this process was there
+    startup_timer.mark("imports")
+    startup_timer.mark("data")
+    assert startup_timer.is_running()
+    startup_timer.log_phases()
+    assert not startup_timer.is_running()
     (line,) = caplog.messages
     found = re.fullmatch(
         r"first step after ([\d.]+) s: launch ([\d.]+), imports ([\d.]+), data ([\d.]+), "
@@ -32,6 +32,6 @@ def test_the_phases_add_up(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_process_that_did_not_begin_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    startup_timer.done("imports")
-    assert not startup_timer.is_under_way()
+    startup_timer.mark("imports")
+    assert not startup_timer.is_running()
     assert caplog.messages == []
