@@ -1,4 +1,4 @@
-"""Compared runs as tables of a terminal."""
+"""Render compared runs as tables for a terminal."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,9 +13,9 @@ from orchestrator.number_format import format_metric, pluralize
 from orchestrator.redact import truncate_json
 from orchestrator.tracking.reports.compare import ABSENT, ComparableGroup, MeanStd, RunGroup
 
-_MAX_CHARACTERS = 24  # of a value in the table of what differs
-_MAX_KEY_COLUMNS = 3  # beside the figures; more keys have a table of their own
-_FIGURES = (  # name, header, what one of its unit is
+_MAX_CHARACTERS = 24  # of a value in the table of differences
+_MAX_KEY_COLUMNS = 3  # beside the metrics; more keys get a table of their own
+_METRICS = (  # name, header, unit
     *((name, column_header(name), 1) for name in VAL_METRICS),
     ("training_s", "training\n(h:mm:ss)", 1),
     ("images_per_s", "speed\n(img/s)", 1),
@@ -24,41 +24,42 @@ _FIGURES = (  # name, header, what one of its unit is
 )
 
 
-def tables(sections: Sequence[ComparableGroup], most: int = 50) -> Iterator[Table | str]:
-    """Yield what is to be printed, in this order.
+def tables(sections: Sequence[ComparableGroup], max_rows: int = 50) -> Iterator[Table | str]:
+    """Yield tables and lines, in the order of printing.
 
     Args:
-        most: rows of a section; of the rest it is only said how many there are.
+        max_rows: the number of rows to show of a section.
     """
-    num_left = [max(0, len(section.rows) - most) for section in sections]
-    sections = [replace(section, rows=section.rows[:most]) for section in sections]
+    hidden = [max(0, len(section.rows) - max_rows) for section in sections]
+    sections = [replace(section, rows=section.rows[:max_rows]) for section in sections]
     rows = [row for section in sections for row in section.rows]
     keys = list(rows[0].differs) if rows else []
-    is_apart = len(keys) > _MAX_KEY_COLUMNS
+    has_key_table = len(keys) > _MAX_KEY_COLUMNS
     titles = Counter(section.title for section in sections)
-    for section, left in zip(sections, num_left, strict=True):
+    for section, num_hidden in zip(sections, hidden, strict=True):
         images = f" (fingerprint={section.fingerprint})" if titles[section.title] > 1 else ""
         yield escape(f"{section.title}{images}")
-        shown = [key for key in keys if key == "model.name"] if is_apart else keys
+        columns = [key for key in keys if key == "model.name"] if has_key_table else keys
         first = rows.index(section.rows[0]) + 1
-        yield _figures_table(section.rows, shown, first)
-        yield from _weights_told(section.rows, first)
-        yield from _older_told(section.rows, first)
-        if left:
-            yield f"{pluralize(left, 'row')} more, no better: --rows N, --json, or a filter"
-    if is_apart:
-        yield "what differs, by the number of the row"
+        yield _metrics_table(section.rows, columns, first)
+        yield from _weights_note(section.rows, first)
+        yield from _older_note(section.rows, first)
+        if num_hidden:
+            rest = pluralize(num_hidden, "more row")
+            yield f"{rest}, ranked lower: use --rows N, --json or a filter"
+    if has_key_table:
+        yield "differences, by the number of the row"
         yield _keys_table(rows, keys)
     if len(sections) > 1:
         yield (
-            f"These are {len(sections)} tables, each ranked by itself: figures of other images, or "
-            "under another protocol, do not compare. `tahoe evaluate RUN... --protocol NAME` "
-            "judges runs alike."
+            f"These are {len(sections)} tables, each ranked by itself: metrics on different images "
+            "or under different protocols do not compare. `tahoe evaluate RUN... --protocol NAME` "
+            "evaluates runs alike."
         )
 
 
-def _weights_told(rows: Sequence[RunGroup], first: int) -> Iterator[str]:
-    """Say whose figures those of averaged weights are."""
+def _weights_note(rows: Sequence[RunGroup], first: int) -> Iterator[str]:
+    """Yield the rows whose metrics are those of averaged weights."""
     averaged = [n for n, row in enumerate(rows, first) if row.records[0].weights == "averaged"]
     if len(averaged) == len(rows):
         yield "val: of the averaged weights (EMA)"
@@ -66,59 +67,53 @@ def _weights_told(rows: Sequence[RunGroup], first: int) -> Iterator[str]:
         yield f"val: of the averaged weights (EMA) in {', '.join(map(str, averaged))}"
 
 
-def _older_told(rows: Sequence[RunGroup], first: int) -> Iterator[str]:
-    """Say which runs are left out."""
+def _older_note(rows: Sequence[RunGroup], first: int) -> Iterator[str]:
     for number, row in enumerate(rows, first):
         if row.older:
-            names = escape(", ".join(one.id for one in row.older))
+            names = escape(", ".join(record.id for record in row.older))
             yield f"left out of {number}, where newer runs have the same seed: {names}"
 
 
-def _figures_table(rows: Sequence[RunGroup], keys: Sequence[str], first: int) -> Table:
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    shown.add_column("#", justify="right")
-    shown.add_column("run", overflow="fold", min_width=7)
+def _metrics_table(rows: Sequence[RunGroup], keys: Sequence[str], first: int) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("#", justify="right")
+    table.add_column("run", overflow="fold", min_width=7)
     for key in keys:
-        shown.add_column(_headed(key), overflow="fold", min_width=5)
-    present = [figure for figure in _FIGURES if any(figure[0] in row.figures for row in rows)]
+        table.add_column(key.replace(".", ".\n"), overflow="fold", min_width=5)
+    present = [metric for metric in _METRICS if any(metric[0] in row.metrics for row in rows)]
     for _, header, _ in present:
-        shown.add_column(header, justify="right", no_wrap=True)
-    shown.add_column("status", min_width=9)
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("status", min_width=9)
     for number, row in enumerate(rows, start=first):
-        shown.add_row(
+        table.add_row(
             str(number),
             escape(row.name),
             *(escape(row.differs[key]) for key in keys),
-            *(_cell(name, row.figures.get(name), unit) for name, _, unit in present),
+            *(_cell(name, row.metrics.get(name), unit) for name, _, unit in present),
             _status(row),
         )
-    return shown
+    return table
 
 
 def _keys_table(rows: Sequence[RunGroup], keys: Sequence[str]) -> Table:
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    shown.add_column("key", no_wrap=True)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("key", no_wrap=True)
     for number in range(1, len(rows) + 1):
-        shown.add_column(str(number), overflow="fold", min_width=6)
+        table.add_column(str(number), overflow="fold", min_width=6)
     for key in keys:
-        shown.add_row(
+        table.add_row(
             key, *(escape(truncate_json(row.differs[key], _MAX_CHARACTERS)) for row in rows)
         )
-    return shown
+    return table
 
 
-def _headed(key: str) -> str:
-    """Return a dotted key in lines, so that its column may be narrow."""
-    return key.replace(".", ".\n")
-
-
-def _cell(name: str, spread: MeanStd | None, unit: float) -> str:
-    if spread is None:
+def _cell(name: str, value: MeanStd | None, unit: float) -> str:
+    if value is None:
         return ABSENT
     if unit > 1:
-        return f"{spread.mean / unit:.2f}"
-    mean = format_metric(name, spread.mean)
-    return f"{mean} ± {format_metric(name, spread.std)}" if spread.std else mean
+        return f"{value.mean / unit:.2f}"
+    mean = format_metric(name, value.mean)
+    return f"{mean} ± {format_metric(name, value.std)}" if value.std else mean
 
 
 def _status(row: RunGroup) -> str:

@@ -1,4 +1,4 @@
-"""Curves of compared runs, as a picture."""
+"""Draw curves of compared runs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
@@ -14,7 +14,7 @@ from orchestrator.run.rundir import RunDir
 from orchestrator.tracking.records.record import Record
 from orchestrator.tracking.reports.compare import ComparableGroup, RunGroup
 
-_SHOWN = (
+_PANELS = (
     ("val/top1", "top-1 accuracy, validation (%)"),
     ("val/loss", "loss, validation (nats)"),
     ("train/loss", "loss, training (nats)"),
@@ -26,7 +26,7 @@ Curve = dict[int, float]  # values by their steps
 
 
 def logged(record: Record, name: str) -> Curve:
-    """Return a figure of a run as its directory has it."""
+    """Read a metric of a run from its directory."""
     return curve(RunDir(Path(record.path)), name)
 
 
@@ -37,18 +37,19 @@ def draw_curves(
 ) -> None:
     """Write a PNG or SVG, by the file's ending: each row is a line, with a band over its seeds.
 
-    Of more rows than there are colours, the best of each section are drawn. A run that began with
-    the weights of another that is drawn goes on where that one was.
+    Where there are more rows than colours, the best of each section are drawn. A run that started
+    from the weights of another drawn run continues at the end of that one.
     """
     in_turn = zip_longest(*(section.rows for section in sections))
     rows = [row for best in in_turn for row in best if row is not None][:_MAX_ROWS]
-    by_uid = {one.uid: one for row in rows for one in row.records if one.uid}
+    by_uid = {record.uid: record for row in rows for record in row.records if record.uid}
     with styled():
-        figure = Figure(figsize=(4.2 * len(_SHOWN), 4.2), layout="constrained")
-        for axes, (name, label) in zip(figure.subplots(1, len(_SHOWN)), _SHOWN, strict=True):
+        figure = Figure(figsize=(4.2 * len(_PANELS), 4.2), layout="constrained")
+        for axes, (name, label) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
             for number, row in enumerate(rows):
-                found = [curve_of(one, name) for one in row.records]
-                draw_row(axes, row, found, number, seen=_seen_before(row.records[0], by_uid))
+                curves = [curve_of(record, name) for record in row.records]
+                num_seen = _images_before(row.records[0], by_uid)
+                draw_row(axes, row, curves, number, num_seen=num_seen)
             axes.set_xlabel("images seen")
             axes.set_ylabel(label)
         legends = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
@@ -59,25 +60,27 @@ def draw_curves(
         figure.savefig(file)
 
 
-def _seen_before(record: Record, by_uid: Mapping[str, Record]) -> int:
-    """Return how many images a run's weights had seen in the drawn runs that they come from."""
-    num_images, known = 0, {record.uid}
-    while (said := record.init_from) and "step" in said:
-        parent = by_uid.get(str(said.get("uid")))
-        if parent is None or parent.uid in known:
+def _images_before(record: Record, by_uid: Mapping[str, Record]) -> int:
+    """Count the images of the drawn runs that a run's initial weights come from."""
+    num_images, visited = 0, {record.uid}
+    while (origin := record.init_from) and "step" in origin:
+        parent = by_uid.get(str(origin.get("uid")))
+        if parent is None or parent.uid in visited:
             break
-        known.add(parent.uid)
-        num_images += said["step"] * parent.config.get("recipe.global_batch_size", 1)
+        visited.add(parent.uid)
+        num_images += origin["step"] * parent.config.get("recipe.global_batch_size", 1)
         record = parent
     return num_images
 
 
 def label_of(row: RunGroup) -> str:
-    """Return how a row is called in a legend: by what it differs in, as long as that is short."""
+    """Name a row in a legend, with its differences if these are short."""
     system = row.records[0].model_title
-    names = {key: "data" if key == "data.name" else key.rpartition(".")[2] for key in row.differs}
-    told = (key for key in row.differs if key not in ("model.name", "model.kwargs"))
-    short = ", ".join(f"{names[key]}={row.differs[key]}" for key in told)
+    short = ", ".join(
+        f"{'data' if key == 'data.name' else key.rpartition('.')[2]}={value}"
+        for key, value in row.differs.items()
+        if key not in ("model.name", "model.kwargs")
+    )
     seeds = f" ({len(row.records)} runs)" if len(row.records) > 1 else ""
     return f"{system}{f', {short}' if short and len(short) <= 40 else ''}{seeds}"
 
@@ -85,25 +88,23 @@ def label_of(row: RunGroup) -> str:
 def draw_row(
     axes: Axes,
     row: RunGroup,
-    found: Sequence[Curve],
+    curves: Sequence[Curve],
     number: int,
     label: str | None = None,
-    seen: int = 0,
+    num_seen: int = 0,
 ) -> None:
-    """Draw the mean of a row's curves over images seen, and the band that they are within.
+    """Draw the mean of a row's curves over images seen, and the band from lowest to highest.
 
     Args:
-        seen: images that its weights had seen before, which are added.
+        num_seen: images that the initial weights had seen.
     """
-    curves = [curve for curve in found if curve]
-    if not curves:
+    curves = [curve for curve in curves if curve]
+    shared = sorted(set.intersection(*map(set, curves))) if curves else []
+    if not shared:
         return
     batch = row.records[0].config.get("recipe.global_batch_size", 1)
-    shared = sorted(set.intersection(*(set(curve) for curve in curves)))
-    if not shared:  # each of the curves is finite where no other is
-        return
     values = np.array([[curve[step] for step in shared] for curve in curves])
-    images = np.array(shared) * batch + seen
+    images = np.array(shared) * batch + num_seen
     axes.plot(
         images,
         values.mean(axis=0),

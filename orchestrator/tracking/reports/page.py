@@ -1,4 +1,4 @@
-"""The report as files: one page that needs no network, and its figures for a paper."""
+"""Write the report: one page that needs no network, and its figures for a paper."""
 
 import io
 import re
@@ -13,27 +13,27 @@ from orchestrator.number_format import pluralize
 from orchestrator.plot_style import COLOURS, styled
 from orchestrator.tracking.records.provenance import Edge, topological_rows
 from orchestrator.tracking.reports.curves import logged
-from orchestrator.tracking.reports.figures import AXES, drawn_error, figures, plotted_points
-from orchestrator.tracking.reports.learning_curves import LEARNED, CurveOf, learning_curves
+from orchestrator.tracking.reports.figures import AXES, drawn_error, error_figures, plotted_points
+from orchestrator.tracking.reports.learning_curves import CURVES, CurveOf, learning_curves
 from orchestrator.tracking.reports.report import ResultPoint, ResultsReport
 
 PAGE = "report.html"
 
 
 def write_report(
-    told: ResultsReport, ancestry: Sequence[Edge], directory: Path, curve_of: CurveOf = logged
+    report: ResultsReport, ancestry: Sequence[Edge], directory: Path, curve_of: CurveOf = logged
 ) -> list[Path]:
     """Write report.html, and each of its figures as PNG and SVG; return the files.
 
     Args:
-        curve_of: tells a figure of a run by its steps, for the curves of few runs.
+        curve_of: a function that reads a metric of a run, for learning curves.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for kind in ("error", "loss"):
-        for old in directory.glob(f"{kind}-over-*"):  # of other data: it would seem to be of this
+        for old in directory.glob(f"{kind}-over-*"):  # may be of other data
             old.unlink()
     drawn, written = list[tuple[str, str]](), list[Path]()
-    for name, figure in [*figures(told)] or learning_curves(told, curve_of):
+    for name, figure in [*error_figures(report)] or learning_curves(report, curve_of):
         text = _svg(figure)
         files = [directory / f"{name}.{ending}" for ending in ("png", "svg")]
         with styled():
@@ -42,56 +42,58 @@ def write_report(
         drawn.append((name, text))
         written += files
     page = directory / PAGE
-    page.write_text(_page(told, drawn, ancestry))
+    page.write_text(_render(report, drawn, ancestry))
     return [page, *written]
 
 
-def _page(told: ResultsReport, drawn: Sequence[tuple[str, str]], ancestry: Sequence[Edge]) -> str:
-    place = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    shown = [(name, _inlined(text, name), _caption(told, name)) for name, text in drawn]
-    family = _inlined(_svg(_draw_ancestry(ancestry)), "ancestry") if ancestry else ""
-    single = (point for point in told.published if not point.is_ensemble)
-    published = {point.protocol for point in single if point.protocol} - {*told.protocols}
-    return place.get_template(PAGE).render(
-        title=f"Error on {told.data}: {' and '.join(_kinds(told))}",
-        subtitle=_subtitle(told),
-        told=told,
-        figures=shown,
-        other_protocols=sorted(published) if told.measured else [],
-        ancestry=family,
+def _render(
+    report: ResultsReport, drawn: Sequence[tuple[str, str]], ancestry: Sequence[Edge]
+) -> str:
+    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    figures = [(name, _inline(text, name), _caption(report, name)) for name, text in drawn]
+    tree = _inline(_svg(_draw_ancestry(ancestry)), "ancestry") if ancestry else ""
+    single = (point for point in report.published if not point.is_ensemble)
+    protocols = {point.protocol for point in single if point.protocol} - {*report.protocols}
+    return templates.get_template(PAGE).render(
+        title=f"Error on {report.data}: {' and '.join(_kinds(report))}",
+        subtitle=_subtitle(report),
+        report=report,
+        figures=figures,
+        published_protocols=sorted(protocols) if report.measured else [],
+        ancestry=tree,
         error=_error,
         number=lambda value: "" if value is None else f"{value:,.0f}",
         short=_short_number,
     )
 
 
-def _kinds(told: ResultsReport) -> list[str]:
-    known = {"published": told.published, "measured": told.measured}
-    return [kind for kind, points in known.items() if points]
+def _kinds(report: ResultsReport) -> list[str]:
+    points = {"published": report.published, "measured": report.measured}
+    return [kind for kind, members in points.items() if members]
 
 
-def _subtitle(told: ResultsReport) -> str:
-    under = f", judged under {' and '.join(told.protocols)}" if told.measured else ""
-    systems = {point.system for point in told.published if not point.is_ensemble}
-    runs = pluralize(sum(point.num_runs for point in told.measured), "run")
+def _subtitle(report: ResultsReport) -> str:
+    protocols = f", evaluated under {' and '.join(report.protocols)}" if report.measured else ""
+    systems = {point.system for point in report.published if not point.is_ensemble}
+    runs = pluralize(sum(point.num_runs for point in report.measured), "run")
     numbers = []
     if systems:
         numbers.append(pluralize(len(systems), "published system"))
-    if told.measured:
-        numbers.append(f"{pluralize(len(told.measured), 'system')} measured in {runs}")
-    return f"{', '.join(numbers)}{under}. {datetime.now(UTC):%d %B %Y}."
+    if report.measured:
+        numbers.append(f"{pluralize(len(report.measured), 'system')} measured in {runs}")
+    return f"{', '.join(numbers)}{protocols}. {datetime.now(UTC):%d %B %Y}."
 
 
-def _caption(told: ResultsReport, name: str) -> str:
-    if name in LEARNED:
-        _, axis_label = LEARNED[name]
-        bands = any(point.num_runs > 1 for point in told.measured)
+def _caption(report: ResultsReport, name: str) -> str:
+    if name in CURVES:
+        _, axis_label = CURVES[name]
+        bands = any(point.num_runs > 1 for point in report.measured)
         band = " Bands reach from the lowest to the highest of their seeds." if bands else ""
-        return f"On {told.data}: {axis_label}, logarithmic, over the images seen.{band}"
+        return f"On {report.data}: {axis_label}, logarithmic, over the images seen.{band}"
     axis = next(axis for axis in AXES if name.endswith(axis.replace("_", "-")))
-    drawn = [mark.point for mark in plotted_points(told, axis)]
+    drawn = [point.result for point in plotted_points(report, axis)]
     sentences = {
-        f"Top-{drawn_error(told)} error on {told.data} over {AXES[axis]}, logarithmic.": True,
+        f"Top-{drawn_error(report)} error on {report.data} over {AXES[axis]}, logarithmic.": True,
         "Squares: measured, mean and standard deviation.": any(p.is_measured for p in drawn),
         "Circles: published, by the sources in the table.": any(not p.is_measured for p in drawn),
         "Diamonds: ensembles, on the challenge's test images.": any(p.is_ensemble for p in drawn),
@@ -121,16 +123,16 @@ def _svg(figure: Figure) -> str:
     return file.getvalue()
 
 
-def _inlined(text: str, name: str) -> str:
-    """Return the text of an SVG as markup that may stand in a page beside others."""
+def _inline(text: str, name: str) -> str:
+    """Prepare an SVG for a page with others: its ids get a prefix."""
     text = text[text.index("<svg") :]
     text = re.sub(r'(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
     return re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
 
 
-def _draw_ancestry(links: Sequence[Edge]) -> Figure:
-    rows = topological_rows(links)
-    place = {name: (x, -y) for x, names in enumerate(rows) for y, name in enumerate(names)}
+def _draw_ancestry(edges: Sequence[Edge]) -> Figure:
+    rows = topological_rows(edges)
+    positions = {name: (x, -y) for x, names in enumerate(rows) for y, name in enumerate(names)}
     height = max(len(names) for names in rows)
     with styled():
         figure = Figure(figsize=(3.2 * len(rows), 0.5 + 0.55 * height), layout="constrained")
@@ -138,13 +140,13 @@ def _draw_ancestry(links: Sequence[Edge]) -> Figure:
         axes.set_axis_off()
         axes.set_xlim(-0.5, len(rows) - 0.3)
         axes.set_ylim(-height + 0.4, 0.6)
-        for name, (x, y) in place.items():
+        for name, (x, y) in positions.items():
             axes.text(x, y, _short(name), ha="center", va="center", fontsize=8, zorder=3,
                       bbox={"boxstyle": "round", "fc": "white", "ec": COLOURS[0]})  # fmt: skip
-        for link in links:
-            (x0, y0), (x1, y1) = place[link.parent], place[link.child]
+        for edge in edges:
+            (x0, y0), (x1, y1) = positions[edge.parent], positions[edge.child]
             axes.annotate("", (x1 - 0.3, y1), (x0 + 0.3, y0), arrowprops={"arrowstyle": "->"})
-            axes.text((x0 + x1) / 2, (y0 + y1) / 2 + 0.12, link.kind, ha="center", fontsize=6)
+            axes.text((x0 + x1) / 2, (y0 + y1) / 2 + 0.12, edge.kind, ha="center", fontsize=6)
     return figure
 
 

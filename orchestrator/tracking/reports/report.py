@@ -1,7 +1,7 @@
-"""The page that the project exists for: what was published, what was measured, and at what cost.
+"""Collect the points of a report: published and measured errors, and their costs.
 
-Two kinds of points: a system's error as its paper has it, and the error of one's own runs of it, a
-point for each row of `compare` with the range of its seeds. Both lie at the system's year.
+There are two kinds: the error in a system's paper, and the mean error of one's own runs of it, one
+point for each row of `compare`. Both have the year of the paper.
 """
 
 import math
@@ -21,12 +21,12 @@ Axis = Literal["year", "petaflop", "num_params", "device_hours"]
 
 @dataclass(frozen=True)
 class ResultPoint:
-    """A system's error in percent, with what it took; None where that is not known.
+    """The errors of a system in percent, and their cost; None where a value is not known.
 
     Args:
-        top1, top5: the mean over runs, where it was measured.
-        top1_std, top5_std: the sample standard deviation of the error that is drawn, over runs.
-        is_verified: whether somebody has read a published error in its source.
+        top1, top5: the published error, or the mean over runs.
+        top1_std, top5_std: the sample standard deviation over runs.
+        is_verified: whether a published error was checked against its source.
         is_ensemble: whether it is the error of several networks, on the challenge's test images.
     """
 
@@ -54,12 +54,11 @@ class ResultPoint:
 
     @property
     def label(self) -> str:
-        """What the point is called in a figure: a run of one's own by its name."""
+        """The name of the point in a figure."""
         if self.is_measured and self.num_runs == 1:
             return self.source
-        return (
-            f"{self.system} ({pluralize(self.num_runs, 'run')})" if self.num_runs else self.system
-        )
+        runs = f" ({pluralize(self.num_runs, 'run')})" if self.num_runs else ""
+        return f"{self.system}{runs}"
 
     def at(self, axis: Axis) -> float | None:
         return getattr(self, axis)  # type: ignore[no-any-return]
@@ -67,12 +66,12 @@ class ResultPoint:
 
 @dataclass(frozen=True)
 class ResultsReport:
-    """What a page shows of one data set.
+    """The results on one data set.
 
     Args:
-        protocols: that were measured under.
+        protocols: the protocols of the drawn runs.
         other_protocols: the protocols of runs on the same images that are not drawn.
-        fingerprint: of the images that were measured on.
+        fingerprint: the fingerprint of the images of the drawn runs.
         other_images: fingerprints of other images by the same name, whose runs are not drawn.
     """
 
@@ -93,87 +92,85 @@ class ResultsReport:
         return [point for point in self.points if not point.is_measured]
 
     def to_dict(self) -> dict[str, Any]:
-        points = [asdict(point) for point in self.points]
-        known = {
+        return {
             "data": self.data,
             "protocols": self.protocols,
-            "passed_over": self.other_protocols,
+            "other_protocols": self.other_protocols,
+            "fingerprint": self.fingerprint,
+            "other_images": self.other_images,
+            "points": [asdict(point) for point in self.points],
         }
-        images = {"fingerprint": self.fingerprint, "other_images": self.other_images}
-        return {**known, **images, "points": points}
 
 
 def report(
     records: Sequence[Record],
-    systems: Iterable[CatalogEntry],
+    entries: Iterable[CatalogEntry],
     data: str,
     protocol: str | None = None,
 ) -> ResultsReport:
-    """Return the report of a data set: of several by one name, of the one with most runs.
+    """Collect the results on a data set; of several with one name, on that with most runs.
 
     Args:
-        protocol: of the measured points, or a pattern of several which the caller knows to compare,
-            such as those that judge the same whole images at other sizes; None: the one that most
-            runs were judged under.
+        protocol: the protocol of the measured points, or a pattern of several that compare, such as
+            those that evaluate the same images at different sizes; None for the one with most runs.
     """
     named = [section for section in compare(records) if section.data == data]
-    meant = [one for one in named if protocol is None or fnmatchcase(one.protocol, protocol)]
-    most = max(meant, key=lambda section: section.num_runs, default=None)
-    sections = [one for one in named if most and one.fingerprint == most.fingerprint]
-    drawn = tuple(one for one in sections if one is most or (protocol and one in meant))
-    others = {one.protocol for one in sections if one not in drawn}
-    points = [p for one in systems if one.published["dataset"] == data for p in _published(one)]
-    points += [_measured(row, section) for section in drawn for row in section.rows]
-    ready = [point for point in points if point.top1 is not None or point.top5 is not None]
-    order = sorted(ready, key=lambda p: (p.is_measured, p.year or 9999, p.system))
-    under = tuple(dict.fromkeys(one.protocol for one in drawn))
+    matching = [one for one in named if protocol is None or fnmatchcase(one.protocol, protocol)]
+    largest = max(matching, key=lambda section: section.num_runs, default=None)
+    sections = [one for one in named if largest and one.fingerprint == largest.fingerprint]
+    drawn = tuple(one for one in sections if one is largest or (protocol and one in matching))
+    published = [entry for entry in entries if entry.published["dataset"] == data]
+    points = [point for entry in published for point in _published_points(entry)]
+    points += [_measured_point(row, section) for section in drawn for row in section.rows]
+    known = [point for point in points if point.top1 is not None or point.top5 is not None]
+    known.sort(key=lambda point: (point.is_measured, point.year or 9999, point.system))
     return ResultsReport(
         data,
-        under,
-        tuple(order),
+        tuple(dict.fromkeys(section.protocol for section in drawn)),
+        tuple(known),
         drawn,
-        other_protocols=tuple(sorted(others)),
-        fingerprint=most.fingerprint if most else None,
+        other_protocols=tuple(sorted({one.protocol for one in sections if one not in drawn})),
+        fingerprint=largest.fingerprint if largest else None,
         other_images=tuple({str(one.fingerprint): None for one in named if one not in sections}),
     )
 
 
-def _published(one: CatalogEntry) -> Iterator[ResultPoint]:
-    """Yield a single network's point, and that of the ensemble that took part in the challenge."""
-    said = one.published
+def _published_points(entry: CatalogEntry) -> Iterator[ResultPoint]:
+    """Yield the point of a single network, and that of its ensemble in the challenge."""
+    published = entry.published
     single = ResultPoint(
-        system=said["title"],
-        year=said["year"],
-        protocol=said["protocol"] or "",
-        top1=said["top1_err"],
-        top5=said["top5_err"],
-        num_params=said["num_params"],
-        petaflop=said["petaflop"],
-        device_hours=None,  # papers say days, and on what; no two mean the same by it
-        source=said["source"],
+        system=published["title"],
+        year=published["year"],
+        protocol=published["protocol"] or "",
+        top1=published["top1_err"],
+        top5=published["top5_err"],
+        num_params=published["num_params"],
+        petaflop=published["petaflop"],
+        device_hours=None,  # papers have days of different devices, which do not compare
+        source=published["source"],
         is_measured=False,
-        is_verified=said["verified"],
+        is_verified=published["verified"],
     )
     yield single
-    if said["ensemble_top5_err"] is not None:
-        size, place = said["ensemble_size"], said["ilsvrc_place"]
+    if published["ensemble_top5_err"] is not None:
+        size, place = published["ensemble_size"], published["ilsvrc_place"]
         yield replace(
             single,
             system=f"{single.system}, {size or 'several'} networks",
             protocol="ILSVRC's test images" + (f", place {place}" if place else ""),
             top1=None,
-            top5=said["ensemble_top5_err"],
+            top5=published["ensemble_top5_err"],
             num_params=None,
             petaflop=None,
             is_ensemble=True,
         )
 
 
-def _measured(row: RunGroup, section: ComparableGroup) -> ResultPoint:
-    first, figures = row.records[0], row.figures
-    top1, top5 = (_error(figures.get(name)) for name in ("val/top1", "val/top5"))
-    device_s = figures.get("device_s")
-    params, petaflop = figures.get("model/num_params"), figures.get("petaflop")
+def _measured_point(row: RunGroup, section: ComparableGroup) -> ResultPoint:
+    first, metrics = row.records[0], row.metrics
+    top1, top5 = (_error(metrics.get(name)) for name in ("val/top1", "val/top5"))
+    device_s = metrics.get("device_s")
+    params, petaflop = metrics.get("model/num_params"), metrics.get("petaflop")
     return ResultPoint(
         system=first.model_title,
         year=first.published.get("year"),
@@ -192,6 +189,6 @@ def _measured(row: RunGroup, section: ComparableGroup) -> ResultPoint:
 
 
 def _error(accuracy: MeanStd | None) -> MeanStd | None:
-    if accuracy is None or not math.isfinite(accuracy.mean):  # a run that diverged has no error
+    if accuracy is None or not math.isfinite(accuracy.mean):  # of a diverged run
         return None
     return MeanStd(100 - accuracy.mean, accuracy.std, accuracy.num)

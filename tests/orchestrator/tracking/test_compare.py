@@ -21,7 +21,7 @@ from orchestrator.tracking.reports.curves import draw_curves, label_of
 
 
 @pytest.fixture
-def made(make_scene):
+def create_record(make_scene):
     """Makes runs, and returns their records."""
 
     def make(name, top1, *, seed=1, epochs=90, protocol="center-28-of-28", model="alexnet"):
@@ -47,47 +47,47 @@ def shown(sections, width=200):
     return console.file.getvalue()
 
 
-def test_images_of_one_name_are_told_apart(made):
-    runs = [replace(made(name, 50.0), data_fingerprint=name * 8) for name in ("a", "b")]
+def test_data_sets_of_one_name_are_distinguished(create_record):
+    runs = [replace(create_record(name, 50.0), data_fingerprint=name * 8) for name in ("a", "b")]
     text = shown(compare(runs))
     assert text.index("fingerprint=aaaaaaaa") < text.index("fingerprint=bbbbbbbb")
     assert "fingerprint" not in shown(compare(runs[:1]))
 
 
-def test_a_seed_that_was_run_again_counts_once(made):
-    runs = [made(name, top1, seed=seed) for name, seed, top1 in (
+def test_a_seed_that_was_run_again_counts_once(create_record):
+    runs = [create_record(name, top1, seed=seed) for name, seed, top1 in (
         ("again", 1, 52.0), ("again.1", 1, 40.0), ("other", 2, 54.0))]  # fmt: skip
     runs = [replace(one, created_s=when) for one, when in zip(runs, (9.0, 3.0, 5.0), strict=True)]
     for some in (runs, runs[::-1]):
         (section,) = compare(some)
         (row,) = section.rows
         assert {one.id for one in row.records} == {"again", "other"}
-        assert (row.figures["val/top1"].mean, row.figures["val/top1"].num) == (53.0, 2)
+        assert (row.metrics["val/top1"].mean, row.metrics["val/top1"].num) == (53.0, 2)
         assert row.to_dict()["older"] == [runs[1].path]
         assert "same seed: again.1" in shown([section])
     (section,) = compare(runs[:2])
     assert section.rows[0].name == "again"
-    assert section.rows[0].figures["val/top1"] == MeanStd(52.0, None, 1)
+    assert section.rows[0].metrics["val/top1"] == MeanStd(52.0, None, 1)
 
 
-def test_seeds_are_one_row_with_their_spread(made):
-    runs = [made(f"s{seed}", 50.0 + seed, seed=seed) for seed in (1, 2, 6)]
-    (section,) = compare([*runs, made("other", 80.0, epochs=5)])
+def test_seeds_are_one_row_with_their_spread(create_record):
+    runs = [create_record(f"s{seed}", 50.0 + seed, seed=seed) for seed in (1, 2, 6)]
+    (section,) = compare([*runs, create_record("other", 80.0, epochs=5)])
     best, row = section.rows
     assert (best.name, best.differs) == ("other", {"recipe.epochs": "5"})
     assert (row.name, row.differs) == ("3 runs", {"recipe.epochs": "90"})
-    spread = row.figures["val/top1"]
+    spread = row.metrics["val/top1"]
     assert (spread.mean, spread.num) == (53.0, 3)
     assert spread.std == pytest.approx(statistics.stdev([51, 52, 56]))
-    assert best.figures["val/top1"] == MeanStd(80.0, None, 1)
+    assert best.metrics["val/top1"] == MeanStd(80.0, None, 1)
     text = shown([section])
     assert "53.00 ± 2.65" in text
     assert "3 finished" in text
     assert "recipe" in text
 
 
-def test_a_legend_tells_the_data_and_single_options(made):
-    record = made("a", 50.0)
+def test_legends_have_the_data_and_differing_options(create_record):
+    record = create_record("a", 50.0)
     differs = {"model.name": "x", "data.name": "digits", "model.kwargs.width": "0.5"}
     assert (
         label_of(RunGroup((record,), differs, {}))
@@ -95,20 +95,20 @@ def test_a_legend_tells_the_data_and_single_options(made):
     )
 
 
-def test_a_run_that_came_less_far_is_no_seed_of_the_others(made):
-    runs = [made(f"s{seed}", 50.0 + seed, seed=seed) for seed in (1, 2)]
-    stopped = replace(made("s3", 1.0, seed=3), status="stopped", step=1)
-    imported = [replace(made(f"i{n}", 70.0 + n), status="imported") for n in (1, 2)]
+def test_unfinished_and_imported_runs_are_not_grouped_with_finished_seeds(create_record):
+    runs = [create_record(f"s{seed}", 50.0 + seed, seed=seed) for seed in (1, 2)]
+    stopped = replace(create_record("s3", 1.0, seed=3), status="stopped", step=1)
+    imported = [replace(create_record(f"i{n}", 70.0 + n), status="imported") for n in (1, 2)]
     (section,) = compare([*runs, stopped, *imported])
     assert [row.name for row in section.rows] == ["i2", "i1", "2 runs", "s3"]
-    assert section.rows[2].figures["val/top1"].mean == 51.5
+    assert section.rows[2].metrics["val/top1"].mean == 51.5
 
 
-def test_other_protocols_are_not_ranked_together(made):
+def test_other_protocols_are_not_ranked_together(create_record):
     runs = [
-        made("a", 50.0),
-        made("b", 60.0, protocol="ten-crop-28-of-32"),
-        made("c", 55.0, epochs=5),
+        create_record("a", 50.0),
+        create_record("b", 60.0, protocol="ten-crop-28-of-32"),
+        create_record("c", 55.0, epochs=5),
     ]
     center, ten = compare(runs)
     assert [row.name for row in center.rows] == ["c", "a"]
@@ -118,23 +118,26 @@ def test_other_protocols_are_not_ranked_together(made):
     assert text.index("digits, center-28-of-28") < text.index("digits, ten-crop-28-of-32")
 
 
-def test_the_best_is_first_and_what_diverged_last(made):
+def test_the_best_is_first_and_diverged_runs_are_last(create_record):
     top1 = {"low": 10.0, "nan": math.nan, "high": 90.0}
-    runs = [made(name, value, epochs=i) for i, (name, value) in enumerate(top1.items(), start=1)]
+    runs = [
+        create_record(name, value, epochs=i)
+        for i, (name, value) in enumerate(top1.items(), start=1)
+    ]
     (section,) = compare(runs)
     assert [row.name for row in section.rows] == ["high", "low", "nan"]
 
 
-def test_only_what_differs_is_told(made):
-    (section,) = compare([made("a", 1.0), made("b", 2.0, model="nin")])
+def test_only_differing_keys_are_shown(create_record):
+    (section,) = compare([create_record("a", 1.0), create_record("b", 2.0, model="nin")])
     assert all(row.differs.keys() == {"model.name"} for row in section.rows)
 
 
-def test_many_differences_have_a_table_of_their_own(made, make_scene):
+def test_many_differences_have_a_table_of_their_own(create_record, make_scene):
     scene = make_scene("far")
     scene.configure(recipe={"epochs": 1, "schedule": [1], "ema": 0.9}, model={"name": "nin"})
-    text = shown(compare([made("a", 1.0), read_record(scene.run)]))
-    assert "what differs, by the number of the row" in text
+    text = shown(compare([create_record("a", 1.0), read_record(scene.run)]))
+    assert "differences, by the number of the row" in text
     assert len([line for line in text.splitlines() if "recipe.schedule" in line]) == 1
 
 
@@ -147,15 +150,15 @@ def test_a_spread_is_the_samples(values):
     assert spread.std == pytest.approx(math.sqrt(squares / (len(values) - 1)), abs=1e-6)
 
 
-def test_nothing_is_known_of_no_values():
+def test_no_values_have_no_mean():
     assert MeanStd.of([None, None]) is None
 
 
 @pytest.mark.parametrize("ending", ["png", "svg"])
-def test_curves(made, tmp_path, ending):
-    runs = [made(f"s{seed}", 50.0 + seed, seed=seed) for seed in (1, 2)]
+def test_curves(create_record, tmp_path, ending):
+    runs = [create_record(f"s{seed}", 50.0 + seed, seed=seed) for seed in (1, 2)]
     file = tmp_path / f"curves.{ending}"
-    draw_curves(compare([*runs, made("other", 80.0, epochs=5)]), file)
+    draw_curves(compare([*runs, create_record("other", 80.0, epochs=5)]), file)
     if ending == "png":
         with Image.open(file) as image:
             assert min(image.size) > 500
@@ -165,15 +168,15 @@ def test_curves(made, tmp_path, ending):
             assert word in text
 
 
-def test_the_verb(made, tmp_path):
-    place = Path(made("a", 50.0).path).parent
-    made("b", 60.0, epochs=5)
+def test_the_verb(create_record, tmp_path):
+    place = Path(create_record("a", 50.0).path).parent
+    create_record("b", 60.0, epochs=5)
     tahoe = Tahoe(tmp_path)
     told = tahoe("compare", "--runs", place, "data=digits", "--plot", "curves.png").stdout
     assert told.index("60.00") < told.index("50.00")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     (section,) = json.loads(tahoe("compare", "--runs", place, "--json").stdout)
-    assert [row["figures"]["val/top1"]["mean"] for row in section["rows"]] == [60.0, 50.0]
+    assert [row["metrics"]["val/top1"]["mean"] for row in section["rows"]] == [60.0, 50.0]
     assert "60.00" in tahoe("compare", "--runs", place, "recipe.epochs=5.0").stdout
     for name in ("curves.txt", "no/where.png"):
         undrawn = tahoe("compare", "--runs", place, "--plot", name, check=False)

@@ -54,7 +54,7 @@ def test_json_is_strict(diverged, capsys):
     }
     assert status["eta_s"] is None
     (section,) = printed(capsys, "compare", "--runs", place, "--json")
-    assert section["rows"][0]["figures"]["val/loss"] == {"mean": None, "std": None, "num": 1}
+    assert section["rows"][0]["metrics"]["val/loss"] == {"mean": None, "std": None, "num": 1}
 
 
 def test_infinity_is_no_figure_in_mlflow(diverged, store):

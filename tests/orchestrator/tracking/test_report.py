@@ -15,7 +15,7 @@ from running import Tahoe
 from orchestrator.tracking.records.catalog import load_catalog
 from orchestrator.tracking.records.provenance import Edge
 from orchestrator.tracking.records.record import read_record
-from orchestrator.tracking.reports.figures import figures, mark_off
+from orchestrator.tracking.reports.figures import error_figures, format_log_axis
 from orchestrator.tracking.reports.learning_curves import learning_curves
 from orchestrator.tracking.reports.page import write_report
 from orchestrator.tracking.reports.report import report
@@ -50,59 +50,59 @@ def runs(make_scene):
 
 
 def test_measured_points_are_rows_under_one_protocol(runs):
-    told = report(runs, load_catalog(), "imagenet")
-    alexnet, mine = sorted(told.measured, key=lambda point: point.system)
+    results = report(runs, load_catalog(), "imagenet")
+    alexnet, mine = sorted(results.measured, key=lambda point: point.system)
     assert (alexnet.system, alexnet.year, alexnet.num_runs) == ("AlexNet", 2012, 2)
     assert (alexnet.top1, alexnet.top5) == (58.0, 38.0)
     assert alexnet.top1_std == pytest.approx(2.0 * 2**0.5)
     assert alexnet.petaflop == 4.2
     assert (mine.system, mine.year, mine.top1_std) == ("mine", None, None)
-    assert told.protocols == ("center-224-of-256",)
-    assert told.other_protocols == ("ten-crop-224-of-256",)
+    assert results.protocols == ("center-224-of-256",)
+    assert results.other_protocols == ("ten-crop-224-of-256",)
 
 
 def test_another_protocol_and_a_pattern_of_several(runs):
     (point,) = report(runs, load_catalog(), "imagenet", "ten-crop-224-of-256").measured
     assert (point.top1, point.num_runs) == (50.0, 1)
-    told = report(runs, load_catalog(), "imagenet", "*-224-of-256")
-    assert len(told.measured) == 3
-    assert told.protocols == ("center-224-of-256", "ten-crop-224-of-256")
-    assert told.other_protocols == ()
+    results = report(runs, load_catalog(), "imagenet", "*-224-of-256")
+    assert len(results.measured) == 3
+    assert results.protocols == ("center-224-of-256", "ten-crop-224-of-256")
+    assert results.other_protocols == ()
 
 
 def test_runs_on_other_images_of_the_same_name_are_not_drawn(runs, tmp_path):
     same = [replace(run, data_fingerprint="1" * 33) for run in runs[:2]]
     other = [replace(runs[3], data_fingerprint="2" * 33)]
     other += [replace(runs[2], data_fingerprint="2" * 33)]
-    told = report([*other, *same], [], "imagenet")
-    (point,) = told.measured
+    results = report([*other, *same], [], "imagenet")
+    (point,) = results.measured
     assert (point.top1, point.num_runs) == (58.0, 2)
-    assert (told.fingerprint, told.other_images) == ("1" * 33, ("2" * 33,))
-    assert told.other_protocols == ()
-    assert "2" * 33 in write_report(told, [], tmp_path)[0].read_text()
-    told = report([*other, *same], [], "imagenet", "ten-*")  # which only the others have
-    (point,) = told.measured
-    assert (point.top1, told.fingerprint) == (50.0, "2" * 33)
+    assert (results.fingerprint, results.other_images) == ("1" * 33, ("2" * 33,))
+    assert results.other_protocols == ()
+    assert "2" * 33 in write_report(results, [], tmp_path)[0].read_text()
+    results = report([*other, *same], [], "imagenet", "ten-*")  # which only the others have
+    (point,) = results.measured
+    assert (point.top1, results.fingerprint) == (50.0, "2" * 33)
 
 
-def test_published_points_are_those_of_the_shelf(runs):
-    told = report([], load_catalog(), "imagenet")
-    assert told.measured == []
-    known = {point.system: point for point in told.published}
+def test_published_points_are_those_of_the_catalogue(runs):
+    results = report([], load_catalog(), "imagenet")
+    assert results.measured == []
+    known = {point.system: point for point in results.published}
     assert (known["AlexNet"].top5, known["AlexNet"].is_verified) == (18.2, True)
     assert "LeNet-5" not in known  # which is of other data
-    assert all(p.top1 is not None or p.top5 is not None for p in told.published)
+    assert all(p.top1 is not None or p.top5 is not None for p in results.published)
 
 
 def test_the_page_needs_no_network_and_its_figures_are_beside_it(runs, tmp_path):
     family = [Edge("a <b>", "mine", "weights of step 3")]
-    told = report(runs, load_catalog(), "imagenet")
-    page, *figures = write_report(told, family, tmp_path / "out")
+    results = report(runs, load_catalog(), "imagenet")
+    page, *figures = write_report(results, family, tmp_path / "out")
     text = page.read_text()
     assert not re.search(r"(src|href)=\"(?!#)", text)
     assert "http" not in re.sub(r"xmlns(:\w+)?=\"[^\"]*\"|<metadata>.*?</metadata>", "", text,
                                flags=re.DOTALL)  # fmt: skip
-    for words in ("58.00 ± 2.83", "Runs judged under ten-crop-224-of-256 are not shown",
+    for words in ("58.00 ± 2.83", "Runs evaluated under ten-crop-224-of-256 are not shown",
                   "a &lt;b&gt;", "top-5 error (%)", "training compute (petaFLOP)",
                   "image-net.org"):  # fmt: skip
         assert words in text, words
@@ -124,10 +124,10 @@ def test_the_page_needs_no_network_and_its_figures_are_beside_it(runs, tmp_path)
                 assert image.width > 600
 
 
-def test_a_caption_tells_of_what_is_drawn(runs, tmp_path):
+def test_captions_explain_the_drawn_markers(runs, tmp_path):
     def captions(measured, wanted):
-        told = report(measured, wanted, "imagenet")
-        page, *_ = write_report(told, [], tmp_path)
+        results = report(measured, wanted, "imagenet")
+        page, *_ = write_report(results, [], tmp_path)
         return re.findall(r"<figcaption>(.*?)</figcaption>", page.read_text(), flags=re.DOTALL)
 
     year, compute, parameters = captions(runs, load_catalog())
@@ -147,23 +147,23 @@ def many(runs, number=5):
         yield replace(mine, id=f"run-{i}", path=f"/r/{i}", metrics=metrics, config=config)
 
 
-def test_a_point_without_a_place_is_not_drawn(runs, tmp_path):
+def test_points_without_a_value_on_an_axis_are_not_drawn(runs, tmp_path):
     none = [replace(run, petaflop=None, device_s=None) for run in many(runs)]
-    told = report(none, [], "imagenet")
-    written = write_report(told, [], tmp_path)
+    results = report(none, [], "imagenet")
+    written = write_report(results, [], tmp_path)
     assert [file.name for file in written] == ["report.html", "error-over-num-params.png",
                                                "error-over-num-params.svg"]  # fmt: skip
 
 
-def test_points_that_have_one_place_are_not_drawn_over_it(runs):
-    told = report(list(many(runs)), [], "imagenet")
-    assert [name for name, _ in figures(told)] == ["error-over-num-params"]
-    same_year = tuple(replace(point, year=1998) for point in told.points)
-    drawn = [name for name, _ in figures(replace(told, points=same_year))]
+def test_axes_with_one_distinct_value_are_not_drawn(runs):
+    results = report(list(many(runs)), [], "imagenet")
+    assert [name for name, _ in error_figures(results)] == ["error-over-num-params"]
+    same_year = tuple(replace(point, year=1998) for point in results.points)
+    drawn = [name for name, _ in error_figures(replace(results, points=same_year))]
     assert drawn == ["error-over-num-params"]  # the compute and the hours are all the same too
 
 
-def test_few_runs_are_shown_by_how_they_learned(runs, tmp_path):
+def test_few_runs_are_shown_as_learning_curves(runs, tmp_path):
     few = [run for run in runs if run.id in ("a1", "mine")]
     out = tmp_path / "out"
     out.mkdir()
@@ -181,12 +181,12 @@ def test_few_runs_are_shown_by_how_they_learned(runs, tmp_path):
     assert re.search(r"svg text \{ font-family: inherit !important", text)
 
 
-def test_what_few_runs_have_learned_is_what_they_logged(runs):
+def test_learning_curves_have_the_logged_values(runs):
     few = [run for run in runs if run.id in ("a1", "mine")]
-    told = report(few, [], "imagenet")
+    results = report(few, [], "imagenet")
     curve = {100: 40.0, 200: 62.5, 300: 90.0}
     logged = {"val/top1": curve, "val/loss": {step: 1 / step for step in curve}}
-    error, loss = (figure for _, figure in learning_curves(told, lambda _, name: logged[name]))
+    error, loss = (figure for _, figure in learning_curves(results, lambda _, name: logged[name]))
     for figure, expected in ((error, [60.0, 37.5, 10.0]), (loss, [0.01, 0.005, 1 / 300])):
         for line in figure.axes[0].get_lines():
             assert list(line.get_xdata()) == [10_000, 20_000, 30_000]  # of 100 images a step
@@ -196,9 +196,9 @@ def test_what_few_runs_have_learned_is_what_they_logged(runs):
 def test_published_levels_are_drawn_beside_few_runs(runs):
     (mine,) = (run for run in runs if run.id == "mine")
     config = mine.config | {"data.name": "mnist"}
-    told = report([replace(mine, config=config)], load_catalog(), "mnist")
-    assert 0 < len(told.published) < 5
-    _, figure = next(learning_curves(told, lambda *_: {1: 90.0, 2: 99.0}))
+    results = report([replace(mine, config=config)], load_catalog(), "mnist")
+    assert 0 < len(results.published) < 5
+    _, figure = next(learning_curves(results, lambda *_: {1: 90.0, 2: 99.0}))
     drawn = [line.get_label() for line in figure.axes[0].get_lines()]
     assert drawn[0] == "mine"
     assert [label for label in drawn if "published" in label]
@@ -213,7 +213,7 @@ def test_a_logarithmic_axis_has_marks_that_do_not_collide(span):
     axes = figure.subplots()
     axes.plot(span, [1, 2])
     axes.set_xscale("log")
-    mark_off(axes.xaxis)
+    format_log_axis(axes.xaxis)
     figure.draw_without_rendering()
     low, high = axes.get_xlim()
     labels = [
@@ -230,8 +230,8 @@ def test_a_logarithmic_axis_has_marks_that_do_not_collide(span):
 @pytest.mark.slow
 def test_the_verb(runs, tmp_path):
     tahoe, place = Tahoe(tmp_path), Path(runs[0].path).parent
-    told = tahoe("report", "--runs", place, "-o", "out").stdout
-    assert "2 measured on imagenet" in told
+    results = tahoe("report", "--runs", place, "-o", "out").stdout
+    assert "2 measured on imagenet" in results
     assert (tmp_path / "out" / "report.html").exists()
     (tmp_path / "out" / "notes.txt").write_text("mine")
     (tmp_path / "out" / "error-over-something.png").write_text("of other data")
@@ -255,10 +255,10 @@ def test_the_verb(runs, tmp_path):
 
 
 def test_ensembles_have_their_own_points():
-    told = report([], load_catalog(), "imagenet")
-    known = {point.system: point for point in told.published if point.is_ensemble}
+    results = report([], load_catalog(), "imagenet")
+    known = {point.system: point for point in results.published if point.is_ensemble}
     googlenet = known["GoogLeNet, 7 networks"]
     assert (googlenet.top1, googlenet.top5, googlenet.num_params) == (None, 6.656, None)
     assert {point.top1 for point in known.values()} == {None}
     assert googlenet.protocol == "ILSVRC's test images, place 1"
-    assert "GoogLeNet" in {point.system for point in told.published if not point.is_ensemble}
+    assert "GoogLeNet" in {point.system for point in results.published if not point.is_ensemble}

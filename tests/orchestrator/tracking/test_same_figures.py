@@ -60,11 +60,11 @@ def test_every_view_has_the_figures_of_the_file(scene):
     in_mlflow = scene.shown().data.metrics
     for name in FIGURES:
         assert in_mlflow[name] == record.metrics[name] == one.metrics[name] == logged[name]
-        assert from_mlflow.metrics[name] == row.figures[name].mean == logged[name]
+        assert from_mlflow.metrics[name] == row.metrics[name].mean == logged[name]
     assert (100 - point.top1, 100 - point.top5) == pytest.approx(
         (logged["val/top1"], logged["val/top5"])
     )
-    assert one.images_per_s == row.figures["images_per_s"].mean == speed_of(scene)
+    assert one.images_per_s == row.metrics["images_per_s"].mean == speed_of(scene)
     assert from_mlflow.images_per_s == pytest.approx(speed_of(scene), rel=1e-5)
 
 
