@@ -47,7 +47,7 @@ demo: $(BIN)/.installed
 	$(BIN)/tahoe report data=digits
 	@echo
 	@echo "LeNet-5's paper reports 0.95 % errors on MNIST's digits; these are other, smaller ones:"
-	$(BIN)/tahoe lineage lenet5
+	$(BIN)/tahoe models lenet5
 	@echo "Learning curves:      curves.png"
 	@echo "Report:               report/report.html"
 	@echo "Both runs in MLflow:  $(BIN)/tahoe ui runs/demo-lenet5_1998 runs/demo-resnet18"

@@ -168,13 +168,13 @@ def _section(kind: Any) -> Any:
     return next((one for one in parts if dataclasses.is_dataclass(one) and not is_list), None)
 
 
-def _keys(schema: Any = Config, above: str = "") -> Iterator[str]:
+def dotted_keys(schema: Any = Config, above: str = "") -> Iterator[str]:
     """Yield all dotted keys."""
     for field in dataclasses.fields(schema):
         yield above + field.name
         section = _section(field.type)
         if section is not None:
-            yield from _keys(section, f"{above}{field.name}.")
+            yield from dotted_keys(section, f"{above}{field.name}.")
 
 
 def _meant(key: str) -> list[str]:
@@ -185,7 +185,7 @@ def _meant(key: str) -> list[str]:
         whole, last = (difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
         return (last + max(whole, float(last == 1) / 2)) / 2
 
-    near = {known: nearness(known) for known in _keys()}
+    near = {known: nearness(known) for known in dotted_keys()}
     best = sorted(near, key=lambda known: -near[known])[:2]
     return [known for known in best if near[known] > max(0.6, near[best[0]] - 0.1)]
 

@@ -4,12 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
 from orchestrator.checkpoint.store import CheckpointStore
 from orchestrator.config.schema import Config
+from orchestrator.console import make_table, print_table
 from orchestrator.drill.inject import AttemptResult
 from orchestrator.number_format import pluralize
 from orchestrator.run.plan import Plan
@@ -119,7 +116,7 @@ def _figures(run: RunDir) -> dict[tuple[int, str], set[float]]:
 
 def show(report: Report) -> None:
     """Print a report for people."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_header=False)
+    table = make_table(show_header=False)
     done = sum(report.faults.values())
     table.add_row("faults", f"{done} of {report.asked}")
     for kind, count in sorted(report.faults.items()):
@@ -136,5 +133,5 @@ def show(report: Report) -> None:
         ("took", f"{report.seconds:.0f} s"),
     ):
         table.add_row(name, value)
-    Console(soft_wrap=True, highlight=False).print(table)
+    print_table(table)
     print(f"{'passed' if report.passed else 'FAILED'}; both runs are in {report.directory}")

@@ -1,19 +1,18 @@
 """`tahoe drill`: a run is hurt on purpose, and compared with the same run left alone."""
 
-import argparse
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from data_sharding.io import filesystem
 from orchestrator.config.parse import ConfigError, parse
 from orchestrator.config.schema import Config
-from orchestrator.drill.compare import Report, compare, count_faults, show
+from orchestrator.drill.compare import Report, compare, count_faults
 from orchestrator.drill.faults import (
     KINDS,
     LOSE_A_NODE,
@@ -25,7 +24,6 @@ from orchestrator.drill.faults import (
 from orchestrator.drill.faulty_filesystem import PROTOCOL
 from orchestrator.drill.inject import AttemptResult, FaultyEnvironment, run_attempt_with_faults
 from orchestrator.drill.mlflow_proxy import faulty_mlflow_server
-from orchestrator.json_output import strict_json
 from orchestrator.launch.compose import ComposedConfig, compose
 from orchestrator.launch.create_run import create_or_open_run
 from orchestrator.number_format import pluralize
@@ -40,12 +38,35 @@ _STEPS_AN_ATTEMPT = 6
 _SHIP_EVERY_S = 0.2
 
 
-def drill(options: argparse.Namespace) -> int:
-    """Run the drill and print its report; return 0 if nothing was lost, else 1."""
-    if options.on_nodes and options.kind:
+@dataclass(frozen=True)
+class DrillOptions:
+    """The options of a drill.
+
+    Args:
+        overrides: overrides of a config, or the directory of one run.
+        faults: number of faults.
+        seed: seed of their schedule.
+        kinds: kinds of faults; all that apply if empty.
+        ranks: number of ranks on this machine.
+        on_nodes: whether to run as a job on a local cluster, and lose its nodes instead.
+        directory: directory of both runs; a new one below runs_dir by default.
+    """
+
+    overrides: Sequence[str]
+    faults: int
+    seed: int
+    kinds: Sequence[str]
+    ranks: int
+    on_nodes: bool
+    directory: Path | None
+
+
+def drill(options: DrillOptions) -> Report:
+    """Run a drill and return its report."""
+    if options.on_nodes and options.kinds:
         raise ConfigError("--on-nodes loses nodes and does nothing else: leave --kind out")
     start_s, config = time.monotonic(), _config(options.overrides)
-    kinds = (LOSE_A_NODE,) if options.on_nodes else options.kind or _that_apply(config)
+    kinds = (LOSE_A_NODE,) if options.on_nodes else options.kinds or _that_apply(config)
     try:
         attempts = schedule(options.faults, kinds, options.seed)
     except ValueError as error:
@@ -55,18 +76,14 @@ def drill(options: argparse.Namespace) -> int:
     else:
         report = _here(config, attempts, kinds, options)
     report.seconds = time.monotonic() - start_s
-    if options.json:
-        print(strict_json({**asdict(report), "is_well": report.passed}))
-    else:
-        show(report)
-    return 0 if report.passed else 1
+    return report
 
 
 def _here(
     config: Config,
     attempts: Sequence[AttemptPlan],
     kinds: Collection[str],
-    options: argparse.Namespace,
+    options: DrillOptions,
 ) -> Report:
     """Run a drill on this machine."""
     place = _make_place(options.directory, config)
@@ -92,10 +109,8 @@ def _here(
         return _run(_Drill(short, place, endure_all), attempts, options.faults)
 
 
-def _on_nodes(
-    config: Config, attempts: Sequence[AttemptPlan], options: argparse.Namespace
-) -> Report:
-    """Run a drill as a job on a rehearsal cluster."""
+def _on_nodes(config: Config, attempts: Sequence[AttemptPlan], options: DrillOptions) -> Report:
+    """Run a drill as a job on a local cluster."""
     from orchestrator.drill.node_loss import local_cluster_for, run_with_node_losses
 
     cluster = local_cluster_for(options.faults, config)

@@ -33,14 +33,14 @@ def local_cluster_for(num_losses: int, config: Config) -> LocalCluster:
     """
     if "SLURM_CONF" not in os.environ:
         raise RunError(
-            "--on-nodes loses nodes of a rehearsal cluster, and SLURM_CONF names none. Start one "
-            "with `tahoe rehearse up`, and export what it prints."
+            "--on-nodes loses nodes of a local cluster, and SLURM_CONF names none. Start one "
+            "with `tahoe local-cluster up`, and export what it prints."
         )
     cluster = LocalCluster.open(Path(os.environ["SLURM_CONF"]).parent)
     num_nodes, needed = len(cluster.names), config.slurm.nodes
     if num_losses > 2 * num_nodes - needed:
         raise ConfigError(
-            f"{num_losses} lost nodes are too many for a job of {needed} on a rehearsal of "
+            f"{num_losses} lost nodes are too many for a job of {needed} on a local cluster of "
             f"{num_nodes}: a node that two attempts have died of is left out, and the job would "
             f"wait for ever. Ask for --faults {max(0, 2 * num_nodes - needed)} at most."
         )

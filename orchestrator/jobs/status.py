@@ -9,14 +9,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from shutil import get_terminal_size
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, JustifyMethod
-from rich.table import Table
 from rich.text import Text
 
-from orchestrator.json_output import strict_json
+from orchestrator.console import make_console, make_table, print_table, strict_json
 from orchestrator.number_format import format_duration, format_metric, pluralize
 from orchestrator.run.rundir import RunDir
 from orchestrator.tracking.records.record import Record
@@ -24,7 +20,6 @@ from orchestrator.tracking.records.record_index import load_records
 from slurm import client
 from slurm.errors import SlurmError
 
-_UNBOUNDED = 10_000  # columns of text, without a terminal
 _METRICS = ("train/loss", "val/loss", "val/top1")
 _COLUMNS = (
     *("run", "status", "job", "attempts", "step", "speed\n(img/s)", "time\nleft\n(h:mm:ss)"),
@@ -100,7 +95,7 @@ def statuses_from_mlflow(tracking_uri: str) -> list[RunStatus]:
     return [_status(record, None, "") for record in records_from_mlflow(tracking_uri)]
 
 
-def print_table(statuses: Sequence[RunStatus]) -> None:
+def print_statuses(statuses: Sequence[RunStatus]) -> None:
     """Print a row for each run; on a narrow terminal only the last column, the reason, is cut."""
     rows = [
         (
@@ -111,18 +106,13 @@ def print_table(statuses: Sequence[RunStatus]) -> None:
         )
         for status in statuses
     ]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for i, name in enumerate(_COLUMNS):
-        width = max(map(len, (*name.split("\n"), *(row[i] for row in rows))))
-        justify: JustifyMethod = "left" if i < _NUM_TEXTS else "right"
-        table.add_column(name, justify=justify, no_wrap=True, min_width=width)
+    table = make_table(*_COLUMNS, num_text=0, collapse_padding=True)
+    for column in table.columns[:_NUM_TEXTS]:
+        column.justify = "left"
     table.add_column("why", min_width=_MIN_WHY)
     for status, row in zip(statuses, rows, strict=True):
         table.add_row(*map(Text, row), Text(status.why, no_wrap=True, overflow="ellipsis"))
-    console = Console(highlight=False, width=_UNBOUNDED)
-    if sys.stdout.isatty():
-        console.width = max(get_terminal_size().columns, console.measure(table).minimum)
-    console.print(table)
+    print_table(table)
 
 
 def print_details(status: RunStatus) -> None:
@@ -141,7 +131,7 @@ def print_details(status: RunStatus) -> None:
         **{name: format_metric(name, value) for name, value in sorted(status.metrics.items())},
         **{f"attempt {number}": why for number, why in enumerate(status.ends, start=1)},
     }
-    console = Console(soft_wrap=True, highlight=False)
+    console = make_console()
     width = max(map(len, lines)) + 2
     for name, value in lines.items():
         if value is not None:

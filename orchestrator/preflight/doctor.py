@@ -3,14 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
-from rich.console import Console
 from rich.text import Text
 
 from data_sharding.errors import UserError
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Config
+from orchestrator.console import make_console, print_json
 from orchestrator.jobs import trial_jobs
-from orchestrator.json_output import strict_json
 from orchestrator.launch.checks.data_check import check_data_matches_config
 from orchestrator.launch.checks.model_cost import ModelCost, model_cost
 from orchestrator.launch.compose import compose
@@ -29,14 +28,14 @@ _ERRORS = (UserError, SlurmError)
 def run_checks(overrides: Sequence[str], *, nodes: bool, as_json: bool) -> int:
     """Check a config and print the results; return 1 if a check has failed, else 0."""
     results = []
-    console = Console(soft_wrap=True, highlight=False)
+    console = make_console()
     for result in _checks(overrides, nodes=nodes):
         results.append(result)
         if not as_json:  # each as it comes
             status = Text(f"{result.status:5}", style=_STYLES[result.status])
             console.print(status + Text(f"{result.name:16}{result.message}"))
     if as_json:
-        print(strict_json([asdict(result) for result in results]))
+        print_json([asdict(result) for result in results])
     return int(any(result.status == "fail" for result in results))
 
 

@@ -160,7 +160,7 @@ def asked(place: Path, uri: str, num_runs: int) -> dict[str, Callable[[], float]
     }
     for verb, words in VERBS.items():
         more = output.get(verb, ())
-        where = ("--runs-dir" if verb == "list" else "--runs", place / "runs")
+        where = ("--runs-dir", place / "runs")
         found[f"{verb} --from-mlflow"] = lambda w=words, m=more: timed(
             *tahoe, *w, "--from-mlflow", uri, *m
         )

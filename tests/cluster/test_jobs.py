@@ -77,7 +77,7 @@ def test_a_limit_that_comes_in_the_middle_of_a_long_step_costs_a_new_job(jobs: J
 def test_a_preempted_job_goes_on(jobs: Jobs, undisturbed: RunDir) -> None:
     run = jobs.submit("preempted")
     jobs.wait_for_step(run, 14)
-    jobs.tahoe("rehearse", "preempt", str(run.path))
+    jobs.tahoe("local-cluster", "preempt", str(run.path))
     jobs.wait_for_end(run)
     assert_as_if_nothing_had_happened(run, undisturbed)
     assert len(ends(run)) == 2
@@ -93,11 +93,11 @@ def test_a_job_goes_on_without_a_lost_node(
     jobs.wait_for_step(run, 14)
     (line,) = read_json_lines(run.attempts_file)
     node = client.node_names(line["nodes"])[0 if is_first else 1]
-    jobs.tahoe("rehearse", "kill-node", node)
+    jobs.tahoe("local-cluster", "kill-node", node)
     try:
         jobs.wait_for_end(run)
     finally:
-        jobs.tahoe("rehearse", "heal-node", node)
+        jobs.tahoe("local-cluster", "revive-node", node)
     assert_as_if_nothing_had_happened(run, undisturbed)
     assert len(ends(run)) == 2
     (lost,) = [line for line in read_json_lines(run.attempts_file) if line.get("lost")]

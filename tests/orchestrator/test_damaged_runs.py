@@ -62,7 +62,7 @@ def test_a_damaged_run_hides_no_other(
 ) -> None:
     file = damage(runs[0], name, content)
     place = str(runs[0].path.parent)
-    for verb in (["list", "--runs-dir", place], ["compare", "--runs", place]):
+    for verb in (["list", "--runs-dir", place], ["compare", "--runs-dir", place]):
         assert main([*verb, "--json"]) == 0
         said = capsys.readouterr()
         assert runs[1].id in json.dumps(json.loads(said.out))
@@ -96,7 +96,7 @@ def test_a_table_is_refused_before_a_run_is_judged(
     runs: tuple[RunDir, RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = tmp_path / "gone" / "table.csv"
-    assert main(["evaluate", str(runs[0].path), "--confusion", str(table)]) == 1
+    assert main(["evaluate", str(runs[0].path), "--confusion-matrix", str(table)]) == 1
     assert str(table) in capsys.readouterr().err
 
 

@@ -1,1 +1,1 @@
-"""`tahoe shard` and `tahoe data`: data sets written, checked, shown."""
+"""`tahoe shard`: write, check and inspect data sets."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import click
 import numpy as np
 from PIL import Image
 from rich.progress import (
@@ -24,8 +25,8 @@ from data_sharding.format.manifest import SPLITS, Manifest
 from data_sharding.io.text import truncated_list
 from data_sharding.tools.stats import PERCENTILES, Stats
 from data_sharding.tools.verify import VerifyReport
-from orchestrator.json_output import strict_json
-from orchestrator.terminal import make_console, make_table
+from orchestrator.cli.shared.hints import translate
+from orchestrator.console import make_console, make_table, print_json, print_table
 
 _MAX_ROWS = 50
 _MAX_NAMES = 10
@@ -66,7 +67,7 @@ def print_index(
     for split in splits:
         manifest = manifests[split]
         table.add_row(split, *_size(manifest), f"{len(manifest.classes):,}", str(manifest.labels))
-    console.print(table)
+    print_table(table)
     for split in splits:
         _print_empty(split, [name for name, num in counts[split].items() if not num])
     missing = [split for split in SPLITS if split not in manifests]
@@ -87,7 +88,7 @@ def print_verify_report(report: VerifyReport) -> None:
         num_wrong = sum(problem.split == split for problem in problems)
         table.add_row(split, *_size(manifest), f"{num_wrong:,}")
     console.print(Text(report.url))
-    console.print(table)
+    print_table(table)
     for split, remark in report.remarks:
         console.print(Text(f"{split}: {remark}"))
     if not problems:
@@ -99,11 +100,12 @@ def print_verify_report(report: VerifyReport) -> None:
         shard = "/".join(filter(None, (problem.split, problem.shard)))
         fix = str(fixes.index(problem.fix) + 1)
         table.add_row(*map(Text, (shard, problem.key, problem.message, fix)))
-    console.print(table)
+    print_table(table)
     if len(problems) > _MAX_ROWS:
         console.print(f"{len(problems) - _MAX_ROWS:,} more: --json lists all.\n")
+    command = click.get_current_context().command
     for number, fix in enumerate(fixes, start=1):
-        console.print(Text(f"{number}  {fix}"))
+        console.print(Text(f"{number}  {translate(fix, command)}"))
 
 
 def print_verify_report_json(report: VerifyReport) -> None:
@@ -123,7 +125,7 @@ def print_verify_report_json(report: VerifyReport) -> None:
         "problems": [dataclasses.asdict(problem) for problem in report.problems],
         "remarks": [{"split": split, "message": text} for split, text in report.remarks],
     }
-    print(strict_json(values))
+    print_json(values)
 
 
 def print_stats(url: str, manifests: Mapping[str, Manifest], stats: Mapping[str, Stats]) -> None:
@@ -134,7 +136,7 @@ def print_stats(url: str, manifests: Mapping[str, Manifest], stats: Mapping[str,
     rows = {split: _stats_rows(split_stats) for split, split_stats in stats.items()}
     for name in next(iter(rows.values())):
         table.add_row(name, *(rows[split][name] for split in rows))
-    console.print(table)
+    print_table(table)
     for split, split_stats in stats.items():
         classes = manifests[split].classes
         empty = np.flatnonzero(split_stats.samples_per_class == 0).tolist()
@@ -163,7 +165,7 @@ def print_stats_json(
         counts = split_stats.samples_per_class.tolist()
         values["samples_per_class"] = dict(zip(manifests[split].classes, counts, strict=True))
         splits[split] = {**values, "override": _overrides(split_stats)}
-    print(strict_json({"url": url, "percentiles": PERCENTILES, "splits": splits}))
+    print_json({"url": url, "percentiles": PERCENTILES, "splits": splits})
 
 
 def _overrides(split_stats: Stats) -> str:

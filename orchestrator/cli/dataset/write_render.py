@@ -16,8 +16,8 @@ from data_sharding.writing.dataset_writer import Dataset
 from data_sharding.writing.journal import REPORT
 from data_sharding.writing.resize_trial import ResizeTrial, measure_resize
 from orchestrator.cli.dataset.render import make_progress
+from orchestrator.console import make_console, make_table, print_table
 from orchestrator.number_format import pluralize
-from orchestrator.terminal import make_console, make_table
 
 _MAX_NAMES = 5
 
@@ -60,7 +60,7 @@ def print_resize_trial(shrink: ResizeSettings, source: Source, seed: int) -> Non
             f"{trial.num_shrunk} of {trial.num_images} training images, drawn by the seed, are too "
             "large. The effect of shrinking on all of these:"
         )
-        console.print(_trial_table(trial))
+        print_table(_trial_table(trial))
 
 
 def print_interrupted(url: str) -> None:

@@ -19,7 +19,7 @@ def results_summary(run: RunDir) -> str:
         filter(None, [_best(run, record), f"{format_duration(record.training_s)} of training"])
     )
     above = _near(run.path.parent)
-    elsewhere = "" if above == "runs" else f" --runs {shlex.quote(above)}"
+    elsewhere = "" if above == "runs" else f" --runs-dir {shlex.quote(above)}"
     lines = [f"finished: {path}: {came_to}"]
     if page := _page(run, path):
         lines.append(f"  its curves in MLflow:  {page}")

@@ -1,256 +1,154 @@
-"""`tahoe submit|status|list|logs|cancel|rehearse`: runs as jobs of Slurm."""
+"""`tahoe submit|status|list|logs|cancel|doctor`: runs as Slurm jobs."""
 
-import argparse
-import os
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.shared.arguments import add_from_mlflow, add_runs, add_verb
-from orchestrator.number_format import pluralize
+import click
+
+from orchestrator.cli.shared.arguments import (
+    HYDRA_FLAGS,
+    PATH,
+    flag,
+    from_mlflow_option,
+    json_option,
+    overrides_argument,
+    run_argument,
+    runs_argument,
+    runs_dir_option,
+)
+from orchestrator.cli.shared.commands import Command
 
 if TYPE_CHECKING:
     from orchestrator.jobs.submit import Submission
     from orchestrator.run.rundir import RunDir
-    from slurm.local_cluster import LocalCluster
 
-    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+_EXAMPLES = """\
+\b
+OVERRIDES are those of `tahoe train`, -m too. The resources of the job are the keys of `slurm`:
 
-SUBMIT_EPILOG = """\
-OVERRIDES are those of `tahoe train`, -m too. What is asked of Slurm are keys of `cluster`:
-
+\b
   tahoe submit model=timm/resnet50 data=shards data.url=/data/set slurm.nodes=4
   tahoe submit --dry-run slurm=default             print arithmetic and script, submit nothing
   tahoe submit --after runs/first ...              start when that run has finished
-  tahoe submit -m model=lenet5_1998,resnet18 seed=1,2   the points of a sweep, as a job array
-  tahoe submit -m hydra/sweeper=NAME hydra.launcher.wait=true ...    points that a search chooses
+  tahoe submit -m model=lenet5_1998,resnet18 seed=1,2   a sweep, as a job array
+  tahoe submit -m hydra/sweeper=NAME hydra.launcher.wait=true ...    a search that chooses points
 """
 
 
-def add_cluster_verbs(verbs: "Verbs") -> None:
-    """Add the verbs; each sets `call` to what is to be run."""
-    submit_verb = add_verb(verbs, "submit", submit, "submit a run to Slurm, or go on with one")
-    submit_verb.formatter_class = argparse.RawDescriptionHelpFormatter
-    submit_verb.epilog = SUBMIT_EPILOG
-    add_submit_options(submit_verb)
-    submit_verb.add_argument("overrides", nargs="*", metavar="OVERRIDES", help="see below")
-    status_verb = add_verb(verbs, "status", status, "say how runs stand, all that is known")
-    add_runs(status_verb)
-    list_verb = add_verb(verbs, "list", list_runs, "print a line for each run")
-    runs_help = "where run directories lie (default: %(default)s)"
-    list_verb.add_argument("--runs-dir", type=Path, default=Path("runs"), help=runs_help)
-    add_from_mlflow(list_verb)
-    for verb in (status_verb, list_verb):
-        verb.add_argument("--json", action="store_true", help="print JSON")
-    logs_verb = add_verb(verbs, "logs", logs, "print what a rank has written")
-    _add_run(logs_verb)
-    logs_verb.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
-    logs_verb.add_argument("--rank", type=int, default=0, help="default: %(default)s")
-    cancel_verb = add_verb(verbs, "cancel", cancel, "end the jobs of runs; running ones save first")
-    add_runs(cancel_verb)
-    cancel_verb.add_argument("--now", action="store_true", help="do not let it save")
-    doctor_verb = add_verb(verbs, "doctor", doctor, "look for what could go wrong with a run")
-    add_doctor_options(doctor_verb)
-    doctor_verb.add_argument("overrides", nargs="*", metavar="OVERRIDES", help="as for submit")
-    _add_rehearse(verbs)
-
-
-def add_doctor_options(verb: argparse.ArgumentParser) -> None:
-    """Add what `doctor` takes besides overrides, which are Hydra's to read."""
-    nodes_help = "also submit a job of this size that looks at its nodes"
-    verb.add_argument("--on-nodes", action="store_true", help=nodes_help)
-    verb.add_argument("--json", action="store_true", help="print JSON")
-
-
-def add_submit_options(verb: argparse.ArgumentParser) -> None:
-    """Add what `submit` takes besides overrides, which are Hydra's to read."""
-    verb.add_argument(
-        "--dry-run", action="store_true", help="print the arithmetic and the script, submit nothing"
-    )
-    verb.add_argument("--after", type=Path, metavar="RUN", help="start when that run has finished")
-
-
-def _add_rehearse(verbs: "Verbs") -> None:
-    text = "a real Slurm on this machine, to see what a job does when its cluster hurts it"
-    rehearse = verbs.add_parser("rehearse", help=text, description=text[0].upper() + text[1:] + ".")
-    actions = rehearse.add_subparsers(title="verbs", metavar="VERB", required=True)
-    up = add_verb(actions, "up", rehearse_up, "start a cluster")
-    up.add_argument("--nodes", type=int, default=3, help="default: %(default)s")
-    for name, call, text in (
-        ("down", rehearse_down, "end a cluster and all that runs on it"),
-        ("kill-node", rehearse_kill_node, "cut a node off, as if its power had gone"),
-        ("heal-node", rehearse_heal_node, "bring a killed node back"),
-        ("preempt", rehearse_preempt, "let an urgent job take a run's nodes"),
-    ):
-        verb = add_verb(actions, name, call, text)
-        if name.endswith("node"):
-            verb.add_argument("node", metavar="NODE")
-        if name == "preempt":
-            _add_run(verb)
-        directory_help = "of the cluster (default: that of $SLURM_CONF)"
-        verb.add_argument("directory", nargs="?", type=Path, metavar="DIR", help=directory_help)
-
-
-def submit(options: argparse.Namespace) -> int:
-    """Submit the run of the config, with -m the runs of its points, or print what would be."""
-    from orchestrator.jobs.dry_run import dry_run
+@click.command(cls=Command, context_settings=HYDRA_FLAGS, epilog=_EXAMPLES)
+@overrides_argument("overrides of the config, and Hydra's flags")
+@flag("--dry-run", help="print the arithmetic and the script only")
+@click.option("--after", type=PATH, metavar="RUN", help="run that must finish first")
+def submit(overrides: tuple[str, ...], dry_run: bool, after: Path | None) -> None:
+    """Submit a run or a sweep to Slurm, or continue one."""
+    from orchestrator.jobs import dry_run as dry_runs
     from orchestrator.jobs.submit import Submission, check_not_queued
     from orchestrator.jobs.sweep import Sweep
     from orchestrator.launch.compose import compose
     from orchestrator.launch.create_run import create_or_open_run, run_of
     from orchestrator.run.rundir import RunDir
 
-    overrides = ["hydra/launcher=slurm", "launcher=slurm", *options.overrides]
-    if options.dry_run:
-        dry_run(overrides)
-        return 0
-    after = RunDir(options.after.absolute()) if options.after else None
-    sweep = Sweep(after)
+    overrides = ("hydra/launcher=slurm", "launcher=slurm", *overrides)
+    if dry_run:
+        dry_runs.dry_run(overrides)
+        return
+    first = RunDir(after.absolute()) if after else None
+    sweep = Sweep(first)
     for point in compose(overrides, sweep.launch, sweep.keep):
-        check_not_queued([run_of(point.config)])  # before what lies there is changed
+        check_not_queued([run_of(point.config)])  # before its directory is changed
         run, plan = create_or_open_run(point)
         if run.is_finished:
             print(f"{run.path} is finished already; skipped (if_finished=skip)")
         else:
-            submit_run(Submission(run, point.config, plan.num_steps), after)
-    return 0
+            submit_run(Submission(run, point.config, plan.num_steps), first)
 
 
 def submit_run(submission: "Submission", after: "RunDir | None" = None) -> None:
-    """Submit a run and say where to look."""
+    """Submit a run; print its job and the commands to follow it."""
     from orchestrator.jobs.messages import print_submission
     from orchestrator.jobs.submit import submit as submit_job
 
     print_submission(submission, submit_job(submission, after=after))
 
 
-def status(options: argparse.Namespace) -> int:
-    """Print how the runs stand."""
-    from orchestrator.jobs.status import as_json, print_details, print_table, run_statuses
+@click.command(cls=Command)
+@runs_argument
+@json_option
+def status(runs: tuple[Path, ...], as_json: bool) -> None:
+    """Show the status of runs in detail."""
+    from orchestrator.jobs.status import as_json as to_json
+    from orchestrator.jobs.status import print_details, print_statuses, run_statuses
     from orchestrator.run.sweepdir import expand_sweeps, is_sweep
 
-    found = run_statuses(expand_sweeps(options.runs))
-    if options.json:
-        print(as_json(found))
-    elif any(is_sweep(path) for path in options.runs):
-        print_table(found)
+    statuses = run_statuses(expand_sweeps(runs))
+    if as_json:
+        print(to_json(statuses))
+    elif any(is_sweep(path) for path in runs):
+        print_statuses(statuses)
     else:
-        for one in found:
-            print_details(one)
-    return 0
+        for run_status in statuses:
+            print_details(run_status)
 
 
-def list_runs(options: argparse.Namespace) -> int:
-    """Print a line for each run in a directory."""
-    from orchestrator.jobs.status import as_json, print_table, run_statuses, statuses_from_mlflow
+@click.command("list", cls=Command)
+@runs_dir_option
+@from_mlflow_option
+@json_option
+def list_runs(runs_dir: Path, from_mlflow: str | None, as_json: bool) -> None:
+    """List runs, a line each."""
+    from orchestrator.jobs.status import as_json as to_json
+    from orchestrator.jobs.status import print_statuses, run_statuses, statuses_from_mlflow
     from orchestrator.tracking.records.record_index import find_runs
 
-    if options.from_mlflow is not None:
-        found = statuses_from_mlflow(options.from_mlflow)
+    if from_mlflow is not None:
+        statuses = statuses_from_mlflow(from_mlflow)
     else:
-        runs = find_runs(options.runs_dir.absolute())
+        runs = find_runs(runs_dir.absolute())
         runs.sort(key=lambda run: run.path.stat().st_mtime)
-        found = run_statuses(runs, skip_unreadable=True)
-    if options.json:
-        print(as_json(found))
+        statuses = run_statuses(runs, skip_unreadable=True)
+    if as_json:
+        print(to_json(statuses))
     else:
-        print_table(found)
-    return 0
+        print_statuses(statuses)
 
 
-def logs(options: argparse.Namespace) -> int:
+@click.command(cls=Command)
+@run_argument
+@flag("-f", "--follow", help="print new lines until the run ends")
+@click.option("--rank", type=int, default=0, help="rank whose log is printed")
+def logs(run: Path, follow: bool, rank: int) -> None:
     """Print the log of a rank."""
     from orchestrator.jobs.logs import follow_log
     from orchestrator.jobs.submit import is_active
     from orchestrator.run.rundir import RunDir
 
-    run = RunDir(options.run.absolute())
-    run.read_config()  # says so if there is no run
-    may_grow = (lambda: is_active(run)) if options.follow else (lambda: False)
-    for line in follow_log(run, options.rank, is_active=may_grow):
-        print(line, flush=options.follow)
-    return 0
+    run_dir = RunDir(run.absolute())
+    run_dir.read_config()  # fails if there is no run
+    for line in follow_log(run_dir, rank, is_active=lambda: follow and is_active(run_dir)):
+        print(line, flush=follow)
 
 
-def cancel(options: argparse.Namespace) -> int:
-    """End the jobs of runs."""
+@click.command(cls=Command)
+@runs_argument
+@flag("--now", help="end running jobs without a last save")
+def cancel(runs: tuple[Path, ...], now: bool) -> None:
+    """Cancel the jobs of runs; running ones save first."""
     from orchestrator.jobs.submit import cancel as cancel_jobs
     from orchestrator.run.sweepdir import expand_sweeps
 
-    runs = expand_sweeps(options.runs)
-    for run in runs:
-        run.read_config()  # says so if there is no run
-    for line in cancel_jobs(runs, now=options.now):
+    run_dirs = expand_sweeps(runs)
+    for run in run_dirs:
+        run.read_config()  # fails if there is no run
+    for line in cancel_jobs(run_dirs, now=now):
         print(line)
-    return 0
 
 
-def doctor(options: argparse.Namespace) -> int:
-    """Say what could go wrong with a run."""
+@click.command(cls=Command, context_settings=HYDRA_FLAGS)
+@overrides_argument("overrides of the config, as for `tahoe submit`")
+@flag("--on-nodes", help="also check the nodes, by a job of this size")
+@json_option
+def doctor(overrides: tuple[str, ...], on_nodes: bool, as_json: bool) -> int:
+    """Check what could go wrong with a run."""
     from orchestrator.preflight.doctor import run_checks
 
-    return run_checks(options.overrides, nodes=options.on_nodes, as_json=options.json)
-
-
-def rehearse_up(options: argparse.Namespace) -> int:
-    """Start a cluster and say how to use it."""
-    from slurm.local_cluster import LocalCluster
-
-    cluster = LocalCluster.start(options.nodes)
-    print(
-        f"# Idle: {pluralize(len(cluster.names), 'node')}, {', '.join(cluster.names)}. In this "
-        "shell:"
-    )
-    for name, value in cluster.environ.items():
-        print(f"export {name}={shlex.quote(value)}")
-    print(f"# and at the end: tahoe rehearse down {shlex.quote(str(cluster.directory))}")
-    return 0
-
-
-def rehearse_down(options: argparse.Namespace) -> int:
-    """End a cluster."""
-    _cluster(options).down()
-    return 0
-
-
-def rehearse_kill_node(options: argparse.Namespace) -> int:
-    """Cut a node off."""
-    _cluster(options).kill_node(options.node)
-    return 0
-
-
-def rehearse_heal_node(options: argparse.Namespace) -> int:
-    """Bring a node back."""
-    _cluster(options).revive_node(options.node)
-    return 0
-
-
-def rehearse_preempt(options: argparse.Namespace) -> int:
-    """Let an urgent job take the nodes of a run for a moment."""
-    from orchestrator.jobs.submit import active_job
-    from orchestrator.run.rundir import RunDir, RunError
-
-    run = RunDir(options.run.absolute())
-    job = active_job(run)
-    if job is None or job.state != "RUNNING":
-        raise RunError(f"{run.id} runs on no node, so there is nothing to preempt.")
-    _cluster(options).preempt(job.job_id)
-    return 0
-
-
-def _cluster(options: argparse.Namespace) -> "LocalCluster":
-    from slurm.local_cluster import LocalCluster, LocalClusterError
-
-    directory = options.directory
-    if directory is None:
-        if "SLURM_CONF" not in os.environ:
-            raise LocalClusterError(
-                "which cluster? Give its directory, or export SLURM_CONF as `tahoe rehearse up` "
-                "has printed."
-            )
-        directory = Path(os.environ["SLURM_CONF"]).parent
-    return LocalCluster.open(directory.absolute())
-
-
-def _add_run(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    return run_checks(overrides, nodes=on_nodes, as_json=as_json)

@@ -1,91 +1,102 @@
-"""`tahoe lineage` and `tahoe describe`: the systems that can be trained by name."""
+"""`tahoe models`: the catalog of published systems that can be trained by name."""
 
-import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.shared.arguments import add_runs_dir, add_verb
-from orchestrator.json_output import strict_json
+import click
+
+from orchestrator.cli.shared.arguments import flag, json_option, runs_dir_option
+from orchestrator.cli.shared.commands import Group
+from orchestrator.console import print_json, print_table
 
 if TYPE_CHECKING:
     from orchestrator.tracking.records.catalog import CatalogEntry
 
 _LEGEND = """\
 Errors: top-1 and top-5 of a single network, top-5 of the challenge's ensemble (ens.), and top-1 of
-your best run. `?` is not verified. Figures under other protocols, or on other data, do not compare:
-`tahoe describe NAME` says which they are."""
+your best run. `?` is not verified. Errors under other protocols, or on other data, do not compare:
+`tahoe models show NAME` lists them."""
 
 
-_WIDEST = 1000
+class _Models(Group):
+    """A group whose first command is run if none is named: `tahoe models alexnet`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Insert `list` where no command is named."""
+        if not ctx.resilient_parsing and args[:1] not in [["-h"], ["--help"], ["list"], ["show"]]:
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
 
 
-def add_lineage_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `lineage` and `describe`."""
-    text = "list the systems that have a config, with what was published and measured"
-    lineage_verb = add_verb(verbs, "lineage", lineage, text)
-    lineage_verb.add_argument(
-        "text", nargs="*", metavar="TEXT", help="only those that all of it is in"
-    )
-    lineage_verb.add_argument("--since", type=int, metavar="YEAR")
-    lineage_verb.add_argument("--until", type=int, metavar="YEAR")
-    verified_help = "only figures that were read in their source"
-    lineage_verb.add_argument("--verified", action="store_true", help=verified_help)
-    lineage_verb.add_argument("--measured", action="store_true", help="only what a run has trained")
-    describe_verb = add_verb(verbs, "describe", describe, "print all that is known of a system")
-    describe_verb.add_argument("name", metavar="NAME", help="as after model=")
-    for verb in (lineage_verb, describe_verb):
-        add_runs_dir(verb)
-        verb.add_argument("--json", action="store_true", help="for programs")
+@click.group(cls=_Models)
+def models() -> None:
+    """List published systems, or show one; TEXT means `list TEXT`."""
 
 
-def lineage(options: argparse.Namespace) -> int:
-    """Print the shelf."""
-    from rich.console import Console
-    from rich.measure import Measurement
-
+@models.command("list")
+@click.argument("text", nargs=-1, help="words that the name or the description contains")
+@click.option("--since", type=int, metavar="YEAR", help="first year")
+@click.option("--until", type=int, metavar="YEAR", help="last year")
+@flag("--verified", help="only results that were read in their source")
+@flag("--measured", help="only systems that a run has trained")
+@runs_dir_option
+@json_option
+def list_models(
+    text: tuple[str, ...],
+    since: int | None,
+    until: int | None,
+    verified: bool,
+    measured: bool,
+    runs_dir: Path,
+    as_json: bool,
+) -> None:
+    """List systems with their published and measured errors."""
     from orchestrator.run.rundir import RunError
     from orchestrator.tracking.records.catalog import table
 
-    chosen = [one for one in _shelf(options) if _is_wanted(one, options)]
-    if options.json:
-        print(strict_json([one.to_dict() for one in chosen]))
-        return 0
-    if not chosen:
-        raise RunError(
-            f"none of the {len(_shelf(options))} systems is meant: each listed one has all of the "
-            f"words ({', '.join(options.text) or 'none'}) in its name or description, and passes "
-            "all of the options. Give fewer of them."
+    def is_selected(entry: "CatalogEntry") -> bool:
+        year, searched = entry.published["year"], f"{entry.name} {entry.about}".lower()
+        return (
+            all(word.lower() in searched for word in text)
+            and (since is None or year >= since)
+            and (until is None or year <= until)
+            and (entry.published["verified"] or not verified)
+            and (entry.measured is not None or not measured)
         )
-    console, shown = Console(soft_wrap=True, highlight=False), table(chosen)
-    # No column may be lost where the terminal is narrow: its lines are wrapped instead.
-    whole = Measurement.get(console, console.options.update(max_width=_WIDEST), shown).maximum
-    console.width = max(console.width, whole)
-    console.print(shown)
+
+    catalog = _load(runs_dir)
+    entries = [entry for entry in catalog if is_selected(entry)]
+    if as_json:
+        print_json([entry.to_dict() for entry in entries])
+        return
+    if not entries:
+        raise RunError(
+            f"none of the {len(catalog)} systems matches all words ({', '.join(text) or 'none'}) "
+            "and options",
+            value=text,
+            hint="Give fewer of them.",
+        )
+    print_table(table(entries))
     print(_LEGEND)
-    return 0
 
 
-def describe(options: argparse.Namespace) -> int:
-    """Print one system."""
+@models.command()
+@click.argument("name", help="name as after model=")
+@runs_dir_option
+@json_option
+def show(name: str, runs_dir: Path, as_json: bool) -> None:
+    """Show a system: its publication, its caveats, its recipe."""
     from orchestrator.tracking.records.catalog import describe, find_entry
 
-    one = find_entry(options.name, _shelf(options))
-    print(strict_json(one.to_dict()) if options.json else describe(one))
-    return 0
+    entry = find_entry(name, _load(runs_dir))
+    if as_json:
+        print_json(entry.to_dict())
+    else:
+        print(describe(entry))
 
 
-def _shelf(options: argparse.Namespace) -> "list[CatalogEntry]":
+def _load(runs_dir: Path) -> "list[CatalogEntry]":
     from orchestrator.tracking.records.catalog import load_catalog
     from orchestrator.tracking.records.record_index import all_records
 
-    return load_catalog(all_records(options.runs.absolute()))
-
-
-def _is_wanted(one: "CatalogEntry", options: argparse.Namespace) -> bool:
-    year, text = one.published["year"], f"{one.name} {one.about}".lower()
-    return (
-        all(word.lower() in text for word in options.text)
-        and (options.since is None or year >= options.since)
-        and (options.until is None or year <= options.until)
-        and (one.published["verified"] or not options.verified)
-        and (one.measured is not None or not options.measured)
-    )
+    return load_catalog(all_records(runs_dir.absolute()))

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
 import conf
 from orchestrator.config.parse import ConfigError, did_you_mean
+from orchestrator.console import make_table
 from orchestrator.tracking.records.record import Record
 
 MISSING = "-"
@@ -87,11 +87,8 @@ def find_entry(name: str, entries: Iterable[CatalogEntry]) -> CatalogEntry:
 
 def table(entries: Iterable[CatalogEntry]) -> Table:
     """Build a table with a row for each system."""
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for header in ("\nyear", "\nmodel="):
-        shown.add_column(header, no_wrap=True)
-    for header in ("params\n(M)", "GMACs\n", "top-1\n(%)", "top-5\n(%)", "ens.\n(%)", "yours\n(%)"):
-        shown.add_column(header, justify="right", no_wrap=True)
+    numbers = ("params\n(M)", "GMACs\n", "top-1\n(%)", "top-5\n(%)", "ens.\n(%)", "yours\n(%)")
+    shown = make_table("\nyear", "\nmodel=", *numbers, num_text=2, collapse_padding=True)
     shown.add_column("on", overflow="fold")
     for entry in entries:
         published, mark = entry.published, "" if entry.published["verified"] else "?"

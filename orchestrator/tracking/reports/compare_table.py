@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from orchestrator.console import make_table
 from orchestrator.metrics import VAL_METRICS, column_header
 from orchestrator.number_format import format_metric, pluralize
 from orchestrator.redact import truncate_json
@@ -46,7 +46,7 @@ def tables(sections: Sequence[ComparableGroup], max_rows: int = 50) -> Iterator[
         yield from _older_note(section.rows, first)
         if num_hidden:
             rest = pluralize(num_hidden, "more row")
-            yield f"{rest}, ranked lower: use --rows N, --json or a filter"
+            yield f"{rest}, ranked lower: use --limit N, --json or a filter"
     if has_key_table:
         yield "differences, by the number of the row"
         yield _keys_table(rows, keys)
@@ -75,8 +75,7 @@ def _older_note(rows: Sequence[RunGroup], first: int) -> Iterator[str]:
 
 
 def _metrics_table(rows: Sequence[RunGroup], keys: Sequence[str], first: int) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("#", justify="right")
+    table = make_table("#", num_text=0, collapse_padding=True)
     table.add_column("run", overflow="fold", min_width=7)
     for key in keys:
         table.add_column(key.replace(".", ".\n"), overflow="fold", min_width=5)
@@ -96,7 +95,7 @@ def _metrics_table(rows: Sequence[RunGroup], keys: Sequence[str], first: int) ->
 
 
 def _keys_table(rows: Sequence[RunGroup], keys: Sequence[str]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = make_table(collapse_padding=True)
     table.add_column("key", no_wrap=True)
     for number in range(1, len(rows) + 1):
         table.add_column(str(number), overflow="fold", min_width=6)

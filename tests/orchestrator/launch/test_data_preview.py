@@ -1,16 +1,13 @@
-"""`tahoe data preview` shows what a run would feed its network."""
+"""`tahoe shard preview --augmented` shows what a run would feed its network."""
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_sharding.errors import DataError
 from data_sharding.format.manifest import read_manifest
-from orchestrator.cli.dataset.parser import add_data_verbs
-from orchestrator.config.parse import ConfigError
+from orchestrator.cli.main import main
 from orchestrator.config.schema import Config
 from orchestrator.evaluation.augmented_views import _augmented, _first_samples
 from orchestrator.launch.compose import compose
@@ -18,15 +15,10 @@ from orchestrator.run.plan import make_plan
 from orchestrator.training.inputs.datasets import open_train_set
 
 
-def options(*arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_data_verbs(parser)
-    return parser.parse_args(["preview", *arguments])
-
-
 def draw(digits: Path, output: Path, *arguments: str) -> Image.Image:
-    given = options("data=digits", f"data.url='{digits}'", "-o", str(output), *arguments)
-    assert given.call(given) == 0
+    overrides = ("data=digits", f"data.url='{digits}'")
+    command = ["shard", "preview", "--augmented", *overrides, "-o", str(output)]
+    assert main([*command, *arguments]) == 0
     with Image.open(output) as image:
         image.load()
     return image
@@ -56,14 +48,22 @@ def test_pixels_are_those_of_the_run(digits: Path) -> None:
     assert not (np.stack(later) == in_run[:5]).all()
 
 
-def test_invalid_previews_are_refused(digits: Path, tmp_path: Path) -> None:
-    for arguments, error, value in (
-        (["-m", "seed=1,2"], ConfigError, (2, 8, 6)),
-        (["data=digits", "data.url=/none"], DataError, "/none"),
-        (["data=digits", f"data.url='{digits}'", "--num", "0"], ConfigError, (1, 0, 6)),
-    ):
-        given = options(*(a for a in arguments if a != "-m"), "-o", str(tmp_path / "x.png"))
-        given.overrides = [*given.overrides, *(a for a in arguments if a == "-m")]
-        with pytest.raises(error) as caught:
-            given.call(given)
-        assert caught.value.value == value
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "expected"),
+    [
+        (["--augmented", "data=digits", "data.url=/none"], 1, "/none"),
+        (["--augmented", "data=digits", "--num", "0"], 2, "--num"),
+        (["--augmented", "data=digits", "--split", "val"], 2, "--split"),
+        (["datasets/digits", "--epochs", "2"], 2, "--epochs"),
+        (["one", "two"], 2, "URL"),
+    ],
+)
+def test_invalid_previews_are_refused(
+    arguments: list[str],
+    exit_code: int,
+    expected: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["shard", "preview", *arguments, "-o", str(tmp_path / "x.png")]) == exit_code
+    assert expected in capsys.readouterr().err

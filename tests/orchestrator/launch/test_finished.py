@@ -29,7 +29,7 @@ def test_it_tells_the_figure_the_best_one_the_time_and_what_comes_next(
     assert "98.61" in head
     assert "98.89 at step 7" in head
     assert "0:00:0" in head
-    assert "tahoe compare --runs ." in text
+    assert "tahoe compare --runs-dir ." in text
     assert "tahoe ui" not in text  # it was not tracked
     run.write_json(
         run.mlflow_file, {"run_id": "a", "experiment_id": "1", "tracking_uri": "sqlite:///x.db"}

@@ -106,9 +106,9 @@ def test_invalid_options_are_refused(tahoe: Tahoe, pets: Path) -> None:
         assert not (tahoe.cwd / "set").exists()
         return done.stderr
 
-    assert "not allowed with" in refused("--samples-per-shard", "5", "--shard-bytes", "5MB")
-    assert "'many' is no size like 256MB" in refused("--shard-bytes", "many")
-    assert "not allowed with" in refused("--max-side", "5", "--short-side", "5")
+    assert "exclude each other" in refused("--samples-per-shard", "5", "--shard-bytes", "5MB")
+    assert "'many'" in refused("--shard-bytes", "many")
+    assert "exclude each other" in refused("--max-side", "5", "--short-side", "5")
     assert "quality=0" in refused("--max-side", "5", "--quality", "0")
     assert "samples_per_shard=0" in refused("--samples-per-shard", "0")
 

@@ -101,7 +101,7 @@ def test_a_narrow_terminal_cuts_the_reason_alone(
     run.write_json(run.outcome_file, verdict)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "60")
-    status.print_table(status.run_statuses([run]))
+    status.print_statuses(status.run_statuses([run]))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if run.id in line]
     assert "3/14" in line
     assert "0.3333" in line
@@ -147,7 +147,7 @@ def test_the_table_prints_long_reasons_whole_without_a_terminal(
     reason = "diverged: " + "the loss became nan between steps 1 and 10. " * 8
     verdict = {"verdict": "never_restart", "step": 3, "attempt": attempt, "reason": reason}
     run.write_json(run.outcome_file, verdict)
-    status.print_table(status.run_statuses([run]))
+    status.print_statuses(status.run_statuses([run]))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if run.id in line]
     assert line.split()[: run.id.count(" ") + 3][-2:] == ["never_restart", "-"]
     assert reason.strip() in line

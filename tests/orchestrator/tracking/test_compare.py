@@ -172,15 +172,15 @@ def test_the_verb(create_record, tmp_path):
     place = Path(create_record("a", 50.0).path).parent
     create_record("b", 60.0, epochs=5)
     tahoe = Tahoe(tmp_path)
-    told = tahoe("compare", "--runs", place, "data=digits", "--plot", "curves.png").stdout
+    told = tahoe("compare", "--runs-dir", place, "data=digits", "--plot", "curves.png").stdout
     assert told.index("60.00") < told.index("50.00")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
-    (section,) = json.loads(tahoe("compare", "--runs", place, "--json").stdout)
+    (section,) = json.loads(tahoe("compare", "--runs-dir", place, "--json").stdout)
     assert [row["metrics"]["val/top1"]["mean"] for row in section["rows"]] == [60.0, 50.0]
-    assert "60.00" in tahoe("compare", "--runs", place, "recipe.epochs=5.0").stdout
+    assert "60.00" in tahoe("compare", "--runs-dir", place, "recipe.epochs=5.0").stdout
     for name in ("curves.txt", "no/where.png"):
-        undrawn = tahoe("compare", "--runs", place, "--plot", name, check=False)
+        undrawn = tahoe("compare", "--runs-dir", place, "--plot", name, check=False)
         assert f"error: --plot {name}: not drawn" in undrawn.stderr
-    wrong = tahoe("compare", "--runs", place, "model=vgg", check=False)
+    wrong = tahoe("compare", "--runs-dir", place, "model=vgg", check=False)
     assert wrong.returncode == 1
     assert "no run in" in wrong.stderr

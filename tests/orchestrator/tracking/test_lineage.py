@@ -150,23 +150,25 @@ def test_the_best_run_of_each_system(make_scene, tmp_path, monkeypatch):
     assert "no recipe of its paper" in describe(replace(swin, model=without))
 
     tahoe = Tahoe(tmp_path)
-    table = tahoe("lineage", "--runs", "my runs", "--measured").stdout
+    table = tahoe("models", "--runs-dir", "my runs", "--measured").stdout
     assert re.search(r"2012 +alexnet_2012 +60.97 +0.7244 +40.7 +18.2 +16.42 +24.50 +digits", table)
     monkeypatch.setenv("COLUMNS", "40")
-    narrow = tahoe("lineage", "--runs", "my runs", "--measured").stdout
+    narrow = tahoe("models", "--runs-dir", "my runs", "--measured").stdout
     assert re.search(r"alexnet_2012 .* 24.50 +digits", narrow)
-    nothing = tahoe("lineage", "alexnet", "resnet9", check=False)
+    nothing = tahoe("models", "alexnet", "resnet9", check=False)
     assert (nothing.returncode, nothing.stdout) == (1, "")
     assert "alexnet, resnet9" in nothing.stderr
-    assert json.loads(tahoe("lineage", "alexnet", "resnet9", "--json").stdout) == []
-    chosen = json.loads(tahoe("lineage", "--json", "--until", "2013", "--verified").stdout)
+    assert json.loads(tahoe("models", "alexnet", "resnet9", "--json").stdout) == []
+    chosen = json.loads(tahoe("models", "--json", "--until", "2013", "--verified").stdout)
     assert [one["name"] for one in chosen] == [
         *("lenet5_1998", "autoencoder_2006", "alexnet_2012", "alexnet_2012_trained", "cat_2012"),
         *("nin_2013", "zfnet_2013"),
     ]
-    one = json.loads(tahoe("describe", "alexnet_2012", "--json", "--runs", "my runs").stdout)
+    one = json.loads(
+        tahoe("models", "show", "alexnet_2012", "--json", "--runs-dir", "my runs").stdout
+    )
     assert one["measured"]["top1_err"] == 24.5
-    unknown = tahoe("describe", "alxnet_2012", check=False)
+    unknown = tahoe("models", "show", "alxnet_2012", check=False)
     assert unknown.returncode == 93
     assert "did you mean 'alexnet_2012'?" in unknown.stderr
 

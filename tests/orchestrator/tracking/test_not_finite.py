@@ -47,13 +47,13 @@ def test_json_is_strict(diverged, capsys):
     run, place = str(diverged.run.path), str(diverged.run.path.parent)
     with diverged.run.lock():  # of a run that goes on, the time left is reckoned as well
         (status,) = printed(capsys, "status", run, "--json")
-        (listed,) = printed(capsys, "list", "--runs", place, "--json")
+        (listed,) = printed(capsys, "list", "--runs-dir", place, "--json")
     assert status == listed
     assert status["metrics"] == {
         **dict.fromkeys(("val/loss", "val/top1", "train/loss", "perf/images_per_s")),
     }
     assert status["eta_s"] is None
-    (section,) = printed(capsys, "compare", "--runs", place, "--json")
+    (section,) = printed(capsys, "compare", "--runs-dir", place, "--json")
     assert section["rows"][0]["metrics"]["val/loss"] == {"mean": None, "std": None, "num": 1}
 
 

@@ -230,13 +230,13 @@ def test_a_logarithmic_axis_has_marks_that_do_not_collide(span):
 @pytest.mark.slow
 def test_the_verb(runs, tmp_path):
     tahoe, place = Tahoe(tmp_path), Path(runs[0].path).parent
-    results = tahoe("report", "--runs", place, "-o", "out").stdout
+    results = tahoe("report", "--runs-dir", place, "-o", "out").stdout
     assert "2 measured on imagenet" in results
     assert (tmp_path / "out" / "report.html").exists()
     (tmp_path / "out" / "notes.txt").write_text("mine")
     (tmp_path / "out" / "error-over-something.png").write_text("of other data")
     for _ in range(2):
-        sent = tahoe("report", "--runs", place, "-o", "out", "--send").stdout
+        sent = tahoe("report", "--runs-dir", place, "-o", "out", "--log-to-mlflow").stdout
     assert "'report on imagenet'" in sent
     (page,) = tmp_path.glob("mlartifacts/*/artifacts/report/report.html")
     assert page.read_text() == (tmp_path / "out" / "report.html").read_text()
@@ -248,9 +248,9 @@ def test_the_verb(runs, tmp_path):
         (("--protocol", "nosuch"), "no run was judged on imagenet under nosuch"),
         (("-o", page), "the report was not written"),
     ):
-        refused = tahoe("report", "--runs", place, *map(str, wrong), check=False)
+        refused = tahoe("report", "--runs-dir", place, *map(str, wrong), check=False)
         assert said in refused.stderr
-    one = json.loads(tahoe("report", "model=mine", "--runs", place, "--json").stdout)
+    one = json.loads(tahoe("report", "model=mine", "--runs-dir", place, "--json").stdout)
     assert [p["system"] for p in one["points"] if p["is_measured"]] == ["mine"]
 
 

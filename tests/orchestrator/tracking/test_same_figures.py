@@ -72,7 +72,7 @@ def test_every_table_shows_them_alike(scene, capsys):
     logged, speed = last_logged(scene), speed_of(scene)
     record = read_record(scene.run)
     found = status.run_statuses([scene.run])
-    status.print_table(found)
+    status.print_statuses(found)
     listed = capsys.readouterr().out
     status.print_details(found[0])
     whole = capsys.readouterr().out

@@ -185,7 +185,7 @@ def test_a_run_is_evaluated_on_its_own_data_unless_other_is_named(
 
     run.evaluations_file.unlink()
     run.evaluations_file.mkdir()  # as where somebody else may not write
-    table = ("--confusion", "table.csv")
+    table = ("--confusion-matrix", "table.csv")
     shown = tahoe("evaluate", "run", "--data", str(url), "--json", *table)
     assert [*json.loads(shown.stdout)["runs"]] == [str(run.path)]
     assert str(run.evaluations_file) in shown.stderr
@@ -199,7 +199,7 @@ def test_ensemble_metrics_are_those_of_mean_probabilities(tmp_path: Path, digits
         short = ("recipe.epochs=4", "recipe.optimizer.lr=0.05", f"seed={seed}", "tracking=none")
         tahoe("train", data, *short, f"run_dir=run{seed}", "recipe.ema_decay=0.9")
     asked = ("evaluate", "run1", "run2", "--protocol", "multi-scale-32-of-32-36")
-    opinion = json.loads(tahoe(*asked, "--json", "--confusion", "table.csv").stdout)
+    opinion = json.loads(tahoe(*asked, "--json", "--confusion-matrix", "table.csv").stdout)
 
     means, labels = [], None
     for seed in (1, 2):
@@ -234,7 +234,7 @@ def test_ensemble_metrics_are_those_of_mean_probabilities(tmp_path: Path, digits
     assert header == ["", *map(str, range(10)), "none"]
     assert int(counted[3][1 + 5]) == (of_three == 5).sum()
 
-    shown = tahoe("evaluate", "run1", "--classes").stdout
+    shown = tahoe("evaluate", "run1", "--worst-classes", "10").stdout
     assert "center-32-of-32" in shown
     assert "worst classes" in shown
     kept = list(read_json_lines(tmp_path / "run1" / "evaluations.jsonl"))

@@ -31,7 +31,7 @@ def test_the_best_neuron_of_a_run(tmp_path: Path, digits: Path) -> None:
         *("recipe.epochs=null", "recipe.steps=3", "recipe.global_batch_size=96"),
         *("tracking=none", "run_dir=cat"),
     )
-    found = json.loads(tahoe("evaluate", "cat", "--neuron", "1", "--json").stdout)
+    found = json.loads(tahoe("evaluate", "cat", "--best-neuron", "1", "--json").stdout)
     (one,) = found.values()
 
     network = models.build("cat_2012", num_classes=10, in_channels=1, image_size=32, **OPTIONS)
@@ -59,7 +59,7 @@ def test_the_best_neuron_of_a_run(tmp_path: Path, digits: Path) -> None:
     assert one["constant"] == pytest.approx(100 - 100 * is_one.double().mean().item())
 
     for target, said in (("x", "no such class. It has 0, 1, 2"),):
-        refused = tahoe("evaluate", "cat", "--neuron", target, check=False)
+        refused = tahoe("evaluate", "cat", "--best-neuron", target, check=False)
         assert refused.returncode == 93
         assert said in refused.stderr
     assert "trained without labels" in tahoe("evaluate", "cat", check=False).stderr

@@ -1,0 +1,109 @@
+"""`tahoe train` and `tahoe resume`: runs on this machine."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.cli.shared.arguments import HYDRA_FLAGS, overrides_argument, run_argument
+from orchestrator.cli.shared.commands import Command
+
+if TYPE_CHECKING:
+    from orchestrator.config.schema import Config
+    from orchestrator.launch.extend_schedule import Choice
+    from orchestrator.run.plan import Plan
+    from orchestrator.run.rundir import RunDir
+
+_EXAMPLES = """\
+\b
+OVERRIDES are Hydra's: a group as model=resnet18, a key as recipe.epochs=5.
+
+\b
+  tahoe train model=lenet5_1998 data=digits launcher.nproc_per_node=2
+  tahoe train model=timm/resnet50 data=shards data.url=/data/set
+  tahoe train -m model=lenet5_1998,resnet18 seed=1,2     a sweep, one point after the other
+  tahoe train --cfg job                                  print the config and exit
+  tahoe train --info defaults                            print its sources and exit
+  eval "$(tahoe train -sc install=bash)"                 tab completion in this shell
+"""
+
+
+@click.command(cls=Command, context_settings=HYDRA_FLAGS, epilog=_EXAMPLES)
+@overrides_argument("overrides of the config, and Hydra's flags")
+def train(overrides: tuple[str, ...]) -> int:
+    """Start a run from a config, or continue an unfinished one."""
+    from orchestrator.config.parse import ConfigError
+    from orchestrator.launch.compose import compose
+    from orchestrator.launch.create_run import create_or_open_runs
+    from orchestrator.launch.local_launcher import CRASHED
+    from orchestrator.run.exit_status import ExitCode
+    from orchestrator.run.rundir import RunningError
+    from orchestrator.run.sweepdir import SweepDir
+
+    points = compose(overrides)
+    if any(point.config.launcher.name != "local" for point in points):
+        raise ConfigError(
+            "launcher=slurm: `tahoe train` runs on this machine", hint="Use `tahoe submit`."
+        )
+    opened = create_or_open_runs(points)
+    if len(points) > 1:
+        runs = [run for run, _ in opened]
+        sweep = SweepDir.of(Path(points[0].config.runs_dir), runs)
+        sweep.add(zip(runs, (point.overrides for point in points), strict=True))
+        print(f"sweep: {sweep.path}", flush=True)
+    worst = 0
+    for point, (run, plan) in zip(points, opened, strict=True):
+        if run.is_finished:
+            print(f"{run.path} is finished already; skipped (if_finished=skip)")
+            continue
+        try:
+            if isinstance(plan, RunningError):
+                raise plan
+            print(f"run directory: {run.path}", flush=True)
+            exit_code = _run_attempt(run, point.config, plan)
+        except RunningError as error:
+            print(f"error: {error}", file=sys.stderr)
+            exit_code = CRASHED
+        worst = max(worst, exit_code)
+        if exit_code not in (CRASHED, ExitCode.FINISHED, ExitCode.NEVER_RESTART):
+            break  # a stop was requested, for the whole sweep
+    return worst
+
+
+@click.command(cls=Command)
+@run_argument
+@overrides_argument("recipe.epochs=N extends the run; keys of runtime, slurm, logging are free")
+@click.option(
+    "--schedule",
+    type=click.Choice(("stretch", "restart", "keep")),
+    help="learning rate of an extended run whose schedule has ended",
+)
+def resume(run: Path, overrides: tuple[str, ...], schedule: "Choice | None") -> int:
+    """Continue a run from its newest checkpoint."""
+    from orchestrator.cli.verbs.jobs import submit_run
+    from orchestrator.config.parse import parse
+    from orchestrator.jobs.submit import Submission, check_not_queued
+    from orchestrator.launch.resume_run import resume_run
+    from orchestrator.run.rundir import RunDir
+
+    run_dir = RunDir(run.absolute())
+    check_not_queued([run_dir])
+    plan = resume_run(run_dir, overrides, schedule)
+    config = parse(run_dir.read_config())
+    if config.launcher.name == "slurm":
+        submit_run(Submission(run_dir, config, plan.num_steps))
+        return 0
+    return _run_attempt(run_dir, config, plan)
+
+
+def _run_attempt(run: "RunDir", config: "Config", plan: "Plan") -> int:
+    """Run one attempt on this machine; print the results of a finished run."""
+    from orchestrator.cli.shared.finished import results_summary
+    from orchestrator.launch.local_launcher import run_attempt
+    from orchestrator.run.exit_status import ExitCode
+
+    exit_code = run_attempt(run, config, plan)
+    if exit_code == ExitCode.FINISHED:
+        print(results_summary(run))
+    return exit_code
