@@ -2,7 +2,7 @@
 
 What concerns a single reader is tested beside it: members of tars and sparse files in
 data_sharding/test_shard_reader.py, names in manifests in test_manifest.py, bombs in
-test_inspect.py, pickles in training/test_state.py, hostile values of a job script in
+test_inspect.py, pickles in training/test_train_state.py, hostile values of a job script in
 slurm/test_sbatch.py.
 """
 

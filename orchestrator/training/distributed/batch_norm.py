@@ -37,7 +37,7 @@ class RunningStatistics:
         self._sizes = torch.tensor(sizes, device=world.device)
 
     @contextmanager
-    def of_all_ranks(self) -> Iterator[None]:
+    def synchronized(self) -> Iterator[None]:
         """Synchronise after the block, in which each rank computes equally many micro-batches."""
         if self._world.size == 1 or not (self._layers or self._others):
             yield

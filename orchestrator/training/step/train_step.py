@@ -70,7 +70,7 @@ class TrainStep:
             batches: an iterator, whose next elements are the micro-batches of this step.
         """
         metrics = []
-        with self.statistics.of_all_ranks():
+        with self.statistics.synchronized():
             for micro, batch in zip(self.micros, batches, strict=False):
                 images, labels = self.mixup(batch.images, batch.labels, step, micro)
                 # DDP decides in the forward pass whether the backward pass communicates.

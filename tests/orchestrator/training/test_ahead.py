@@ -1,4 +1,4 @@
-"""Batches that are held: an error is known before it is met, and costs nothing that came first."""
+"""Batches held ahead: an error is known early and raised in its place."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,9 +16,7 @@ def failing(num: int) -> Iterator[Any]:
 
 @pytest.mark.parametrize("num_held", [0, 2, 4])
 @pytest.mark.parametrize("num", [0, 1, 9])
-def test_an_error_comes_after_all_that_came_before_it_and_is_known_early(
-    num: int, num_held: int
-) -> None:
+def test_error_is_known_early_and_raised_in_its_place(num: int, num_held: int) -> None:
     ahead, taken, known = Ahead(failing(num), num_held), list[Any](), list[bool]()
 
     def take_all() -> None:
@@ -33,7 +31,7 @@ def test_an_error_comes_after_all_that_came_before_it_and_is_known_early(
         assert sum(known) == num_held
 
 
-def test_an_end_is_no_error() -> None:
+def test_end_of_batches_is_no_error() -> None:
     ahead = Ahead(iter(range(5)), 2)  # type: ignore[arg-type]
     assert list(ahead) == list(range(5))
     assert ahead.error is None

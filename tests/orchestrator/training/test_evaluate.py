@@ -109,7 +109,7 @@ def eval_set(url: str, batch_size: int, protocol: str = "center-32-of-36") -> Ev
     return EvalDataset(SplitReader("val", manifest, store), batch_size, parse_protocol(protocol), 3)
 
 
-def test_every_number_of_ranks_gives_the_same_figures(
+def test_metrics_do_not_depend_on_the_number_of_ranks(
     judge: Callable[[int, int], dict[str, float]],
 ) -> None:
     alone = judge(1, 8)
@@ -117,7 +117,7 @@ def test_every_number_of_ranks_gives_the_same_figures(
         assert judge(num_ranks, 8) == alone
 
 
-def test_figures_are_those_of_a_plain_loop(
+def test_metrics_equal_those_of_a_plain_loop(
     judge: Callable[[int, int], dict[str, float]], url: str, network: nn.Module
 ) -> None:
     correct1 = correct5 = loss = 0.0
@@ -139,7 +139,7 @@ def test_figures_are_those_of_a_plain_loop(
     assert 0 < result["val/top1"] < result["val/top5"] < 100 * (1 - NUM_UNREADABLE / NUM_VAL) + 1e-9
 
 
-def test_what_cannot_be_read_is_named_and_counted(url: str) -> None:
+def test_unreadable_images_are_named_and_counted(url: str) -> None:
     dataset = eval_set(url, 8)
     batches = list(iter_batches(dataset, range(len(dataset)), 0))
     bad = [line for batch in batches for line in batch.bad]
@@ -147,7 +147,7 @@ def test_what_cannot_be_read_is_named_and_counted(url: str) -> None:
     assert all("val/shard-" in line for line in bad)
 
 
-def test_more_unreadable_images_than_are_allowed_are_no_figures(
+def test_too_many_unreadable_images_are_an_error(
     told: Config, url: str, network: nn.Module
 ) -> None:
     allowed = dataclasses.replace(told.data, max_bad_fraction=(NUM_UNREADABLE - 1) / NUM_VAL)
@@ -159,7 +159,7 @@ def test_more_unreadable_images_than_are_allowed_are_no_figures(
     assert refused.value.value == NUM_UNREADABLE
 
 
-def test_a_rank_that_cannot_read_ends_the_others_alike(
+def test_data_error_of_one_rank_is_raised_on_all(
     told: Config, url: str, network: nn.Module, tmp_path: Path
 ) -> None:
     shutil.copytree(url, tmp_path / "set")
@@ -175,7 +175,7 @@ def test_a_rank_that_cannot_read_ends_the_others_alike(
     assert network.training  # as it was
 
 
-def test_ten_crops_are_judged_by_their_mean_probability(
+def test_ten_crops_are_scored_by_their_mean_probability(
     judge: Callable[..., dict[str, float]], url: str, network: nn.Module
 ) -> None:
     correct, protocol = 0, "ten-crop-32-of-36"

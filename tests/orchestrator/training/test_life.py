@@ -1,4 +1,4 @@
-"""How attempts end, as the user sees it: Ctrl-C, a killed launcher, a hopeless run, more epochs."""
+"""How attempts end, as the user sees it: Ctrl-C, a killed launcher, a fatal error, more epochs."""
 
 import os
 import select
@@ -26,7 +26,7 @@ def long_run(digits: Path, name: str, *overrides: str) -> list[str]:
     return ["train", *where, *LONG, *overrides]
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tahoe: Tahoe, digits: Path) -> None:
+def test_ctrl_c_saves_and_prints_the_resume_command(tahoe: Tahoe, digits: Path) -> None:
     started = tahoe.start(*long_run(digits, "a run", "launcher.nproc_per_node=2"))
     started.wait_for("step 3/")
     os.killpg(started.process.pid, signal.SIGINT)  # what a terminal sends
@@ -40,7 +40,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tahoe: Tahoe, digits: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_step_that_was_stopped_at_can_be_the_best(tahoe: Tahoe, digits: Path) -> None:
+def test_checkpoint_of_a_stop_is_evaluated_on_resume(tahoe: Tahoe, digits: Path) -> None:
     evaluated = ("evaluate.every_epochs=0.01", "recipe.schedule.name=constant")  # every step
     started = tahoe.start(*long_run(digits, "run", *evaluated))
     started.wait_for("step 3/")
@@ -57,7 +57,7 @@ def test_a_step_that_was_stopped_at_can_be_the_best(tahoe: Tahoe, digits: Path) 
         pass  # and is as it was saved
 
 
-def test_ctrl_c_while_starting_is_no_crash(tahoe: Tahoe, digits: Path) -> None:
+def test_ctrl_c_while_starting_is_a_stop(tahoe: Tahoe, digits: Path) -> None:
     started = tahoe.start(*long_run(digits, "run"))
     started.wait_for("run directory:")
     while not started.rank_pids():  # the launcher is about to start it
@@ -79,7 +79,7 @@ def damage(split: Path, num_samples: int) -> None:
 
 
 @pytest.mark.parametrize(("num_bad", "code"), [pytest.param(1, 0, marks=pytest.mark.slow), (3, 93)])
-def test_bad_samples_are_allowed_as_a_share_of_an_epoch(
+def test_max_bad_fraction_is_of_an_epoch(
     tahoe: Tahoe, digits: Path, num_bad: int, code: int
 ) -> None:
     """A single one is more than the share of the few samples that an attempt has seen at first."""
@@ -96,7 +96,7 @@ def test_bad_samples_are_allowed_as_a_share_of_an_epoch(
 
 
 @pytest.mark.slow
-def test_a_step_that_cannot_be_judged_is_saved(tahoe: Tahoe, digits: Path) -> None:
+def test_step_is_saved_if_its_evaluation_fails(tahoe: Tahoe, digits: Path) -> None:
     url = tahoe.cwd / "digits"
     shutil.copytree(digits, url)
     damage(url / "val", 30)
@@ -112,7 +112,7 @@ def test_a_step_that_cannot_be_judged_is_saved(tahoe: Tahoe, digits: Path) -> No
 
 
 @pytest.mark.slow
-def test_data_that_is_refused_for_a_while_costs_no_step(tahoe: Tahoe) -> None:
+def test_unavailable_data_cost_no_step(tahoe: Tahoe) -> None:
     """Keys that have expired: what is trained is saved, and nothing says that the run is over."""
     tahoe("shard", "digits", "set", "--samples-per-shard", "120")
     how = (
@@ -149,7 +149,7 @@ def _status(refused: str, path: str) -> int:
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_ctrl_c_twice_quits_and_the_stop_file_stops(tahoe: Tahoe, digits: Path) -> None:
+def test_second_ctrl_c_quits_and_stop_file_stops(tahoe: Tahoe, digits: Path) -> None:
     run = RunDir(tahoe.cwd / "run")
     started = tahoe.start(*long_run(digits, "run", "checkpoint.every_steps=2"))
     started.wait_for("saved step 2 ")
@@ -191,7 +191,7 @@ def test_ranks_save_and_stop_when_their_launcher_is_killed(tahoe: Tahoe, digits:
 
 
 @pytest.mark.slow
-def test_a_diverged_run_is_never_restarted_and_not_saved(tahoe: Tahoe, digits: Path) -> None:
+def test_diverged_run_is_not_saved_and_never_restarted(tahoe: Tahoe, digits: Path) -> None:
     done = tahoe(*long_run(digits, "run", "recipe.optimizer.lr=1e30"), check=False)
     assert done.returncode == 93
     assert "diverged: the loss became nan between steps" in done.stderr
@@ -199,7 +199,7 @@ def test_a_diverged_run_is_never_restarted_and_not_saved(tahoe: Tahoe, digits: P
     assert not (tahoe.cwd / "run" / "checkpoints").exists()
 
 
-def test_a_misspelt_model_lists_near_ones(tahoe: Tahoe, digits: Path) -> None:
+def test_misspelt_model_lists_similar_names(tahoe: Tahoe, digits: Path) -> None:
     done = tahoe(*long_run(digits, "run", "model=timm/resnet81"), check=False)
     assert done.returncode == 93
     assert "timm/resnet18" in done.stderr
@@ -208,7 +208,7 @@ def test_a_misspelt_model_lists_near_ones(tahoe: Tahoe, digits: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_config_that_somebody_has_spoilt_is_never_tried_again(tmp_path: Path) -> None:
+def test_invalid_frozen_config_is_never_restarted(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: x")
     ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "TAHOE_ATTEMPT": "1"}
     done = subprocess.run(

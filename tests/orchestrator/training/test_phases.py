@@ -1,4 +1,4 @@
-"""A stage is a function of the step; what a run in stages does, it does again after a stop."""
+"""Phases are a function of the step; a run with phases resumes with the same bits."""
 
 import copy
 from pathlib import Path
@@ -51,12 +51,12 @@ def begun(stages: Phases, state: TrainState, step: int) -> tuple[int, float, flo
     return network.stage, group["lr"], group["momentum"]
 
 
-def test_intervals_of_steps() -> None:
+def test_phases_set_stage_rate_and_momentum_by_step() -> None:
     state = state_of(Staged())
     stages = Phases(state, STAGES, PLAN)
-    found = [begun(stages, state, step) for step in range(40)]
+    steps = [begun(stages, state, step) for step in range(40)]
     expected = [(0, 1.0, 0.5)] * 5 + [(0, 1.0, 0.9)] * 5 + [(1, 0.1, 0.9)] * 10
-    assert found == [*expected, *[(2, 1.0, 0.9)] * 20]
+    assert steps == [*expected, *[(2, 1.0, 0.9)] * 20]
     network: Any = state.model
     assert network.entered == [0, 1, 2]
 
@@ -64,7 +64,7 @@ def test_intervals_of_steps() -> None:
 @pytest.mark.parametrize(
     ("step", "stage", "entered"), [(9, 0, []), (10, 1, [1]), (11, 1, []), (20, 2, [2]), (35, 2, [])]
 )
-def test_a_stage_is_entered_at_its_first_step_alone(
+def test_enter_is_called_at_the_first_step_of_a_stage_only(
     step: int, stage: int, entered: list[int]
 ) -> None:
     state = state_of(Staged())
@@ -75,7 +75,7 @@ def test_a_stage_is_entered_at_its_first_step_alone(
     assert network.entered == entered
 
 
-def test_a_network_without_stages_has_intervals_of_one() -> None:
+def test_phases_scale_rates_of_a_model_without_stages() -> None:
     state = state_of(nn.Linear(1, 1))
     intervals = (Phase(end_epoch=1.0, stage=0), Phase(end_epoch=2.0, stage=0, lr_scale=0.1))
     stages, rates = Phases(state, intervals, PLAN), []
@@ -88,21 +88,21 @@ def test_a_network_without_stages_has_intervals_of_one() -> None:
     assert not hasattr(state.model, "stage")
 
 
-def test_one_stage_alone_is_the_one_that_is_said() -> None:
+def test_single_phase_sets_its_stage() -> None:
     state = state_of(Staged())
     Phases(state, (Phase(end_epoch=1.0, stage=4),), PLAN).prepare_step(0)
     network: Any = state.model
     assert (network.stage, network.entered) == (4, [4])
 
 
-def test_a_momentum_for_an_optimizer_without() -> None:
+def test_phase_momentum_needs_an_optimizer_with_momentum() -> None:
     state = state_of(Staged())
     state.optimizer = torch.optim.AdamW(state.model.parameters())
     with pytest.raises(ConfigError, match="momentum"):
         Phases(state, STAGES, PLAN)
 
 
-def test_a_network_without_stages() -> None:
+def test_several_stages_need_a_model_with_stages() -> None:
     with pytest.raises(ConfigError) as error:
         Phases(state_of(nn.Linear(1, 1)), STAGES, PLAN)
     assert error.value.value == STAGES
@@ -121,7 +121,7 @@ RUN = (
 @pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_a_run_in_stages_is_continued(tmp_path: Path, digits: Path) -> None:
+def test_run_with_phases_resumes_with_the_same_bits(tmp_path: Path, digits: Path) -> None:
     """14 steps an epoch; stopped where a stage ends, in the middle of one, and at the unrolling."""
     tahoe, data = Tahoe(tmp_path), f"data.url='{digits}'"
     tahoe("train", *RUN, data, "run_dir=whole", "recipe.steps=40")

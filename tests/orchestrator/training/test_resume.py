@@ -1,6 +1,6 @@
-"""Laws 1 and 2: a run that was hurt ends as if nothing had happened.
+"""Laws 1 and 2: a killed run ends with the bits of an undisturbed one.
 
-Real runs, started by the command line and hurt by signals at a step. The network has dropout and
+Real runs, started by the command line and killed by signals at a step. The network has dropout and
 batch norm, the images are augmented, and an epoch ends between the last checkpoint and the kill. On
 the same number of ranks the weights end equal bit for bit; on another number every global batch is
 made of the same samples.
@@ -75,12 +75,12 @@ def test_undisturbed_epoch_has_every_sample_at_most_once(undisturbed: RunDir) ->
 
 
 def test_killed_run_ends_with_the_same_bits(undisturbed: RunDir, home: Path, digits: Path) -> None:
-    hurt = Tahoe(home).start(*command(digits, "killed", ranks=2))
-    hurt.wait_for(KILLED_AT)
-    hurt.kill_ranks()
-    assert hurt.finish() == 1
-    assert "ended with signal SIGKILL" in hurt.output
-    assert "tahoe resume" in hurt.output
+    killed = Tahoe(home).start(*command(digits, "killed", ranks=2))
+    killed.wait_for(KILLED_AT)
+    killed.kill_ranks()
+    assert killed.finish() == 1
+    assert "ended with signal SIGKILL" in killed.output
+    assert "tahoe resume" in killed.output
     Tahoe(home)("resume", "killed")
 
     run = RunDir(home / "killed")
@@ -102,10 +102,10 @@ def test_resume_on_another_number_of_ranks_sees_the_same_batches(
     after: int,
 ) -> None:
     name = f"from-{before}-to-{after}"
-    hurt = Tahoe(home).start(*command(digits, name, ranks=before))
-    hurt.wait_for(KILLED_AT)
-    os.kill(hurt.rank_pids()[-1], signal.SIGKILL)  # one rank is enough to end an attempt
-    assert hurt.finish() == 1
+    killed = Tahoe(home).start(*command(digits, name, ranks=before))
+    killed.wait_for(KILLED_AT)
+    os.kill(killed.rank_pids()[-1], signal.SIGKILL)  # one rank is enough to end an attempt
+    assert killed.finish() == 1
     Tahoe(home)("resume", name, f"launcher.nproc_per_node={after}")
 
     run = RunDir(home / name)
@@ -118,7 +118,7 @@ def test_resume_on_another_number_of_ranks_sees_the_same_batches(
 
 
 @pytest.mark.slow
-def test_one_signalled_rank_stops_all_at_one_step_and_loses_nothing(
+def test_signal_on_one_rank_stops_all_ranks_at_the_same_step(
     undisturbed: RunDir, home: Path, digits: Path
 ) -> None:
     stopped = Tahoe(home).start(*command(digits, "stopped", ranks=2))
@@ -142,10 +142,10 @@ def test_four_ranks_with_several_buckets_end_with_the_same_bits(home: Path, digi
     """27 MB of gradients are more than DDP's first bucket; from 3 ranks the grouping matters."""
     wide = {"ranks": 4, "width": 3000}
     Tahoe(home)(*command(digits, "wide", **wide))
-    hurt = Tahoe(home).start(*command(digits, "wide-killed", **wide))
-    hurt.wait_for(KILLED_AT)
-    hurt.kill_ranks()
-    hurt.finish()
+    killed = Tahoe(home).start(*command(digits, "wide-killed", **wide))
+    killed.wait_for(KILLED_AT)
+    killed.kill_ranks()
+    killed.finish()
     Tahoe(home)("resume", "wide-killed")
     assert weights(RunDir(home / "wide-killed"), NUM_STEPS) == weights(
         RunDir(home / "wide"), NUM_STEPS
@@ -164,14 +164,14 @@ def test_killed_run_over_a_faulty_s3_ends_with_the_same_bits(
     with serve() as s3:
         s3.put(s3.url("digits"), digits)
         s3.fail(errors=0.03, cuts=0.03, latency_s=0.002)
-        hurt = Tahoe(home).start(
+        killed = Tahoe(home).start(
             *command(s3.url("digits"), name, ranks=2),
             *(settings if cached else ["data.cache=none"]),
             "data.num_workers=1",
         )
-        hurt.wait_for(KILLED_AT)
-        hurt.kill_ranks()
-        assert hurt.finish() == 1
+        killed.wait_for(KILLED_AT)
+        killed.kill_ranks()
+        assert killed.finish() == 1
         Tahoe(home)("resume", name)
     run = RunDir(home / name)
     assert weights(run, NUM_STEPS) == weights(undisturbed, NUM_STEPS)

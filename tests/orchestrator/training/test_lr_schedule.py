@@ -34,31 +34,31 @@ def rates(
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "linear", "multistep"])
-def test_any_step_can_be_asked_for_in_any_order(recipe: Recipe, name: str) -> None:
+def test_rate_depends_on_the_step_alone(recipe: Recipe, name: str) -> None:
     options = {"name": name, "warmup_epochs": 1.0, "decay_milestones": (3.0, 6.0)}
     forwards = rates(recipe, list(range(100)), **options)
     backwards = rates(recipe, list(range(99, -1, -1)), **options)
     assert forwards == backwards[::-1]
 
 
-def test_warm_up_is_a_line_to_the_full_rate(recipe: Recipe) -> None:
+def test_warm_up_is_linear(recipe: Recipe) -> None:
     found = rates(recipe, [0, 5, 10], name="constant", warmup_epochs=1.0)
     assert found == pytest.approx([0.1, 0.55, 1.0])
 
 
 @pytest.mark.parametrize(("name", "middle"), [("cosine", 0.55), ("linear", 0.55)])
-def test_decay_ends_at_the_final_share(recipe: Recipe, name: str, middle: float) -> None:
+def test_decay_ends_at_min_lr_factor(recipe: Recipe, name: str, middle: float) -> None:
     found = rates(recipe, [0, 50, 100], name=name, warmup_epochs=0.0, min_lr_factor=0.1)
     assert found == pytest.approx([1.0, middle, 0.1])
 
 
-def test_a_line_goes_up_to_the_highest_rate_and_down_from_there(recipe: Recipe) -> None:
+def test_linear_schedule_decays_after_the_warm_up(recipe: Recipe) -> None:
     """FFCV's np.interp(epoch, [0, 2, epochs], [about 0, lr, 0])."""
     found = rates(recipe, [0, 10, 20, 60, 100], name="linear", warmup_epochs=2.0)
     assert found == pytest.approx([0.05, 0.525, 1.0, 0.5, 0.0])
 
 
-def test_drops_come_with_their_epoch(recipe: Recipe) -> None:
+def test_decay_milestones(recipe: Recipe) -> None:
     options = {
         "name": "multistep",
         "warmup_epochs": 0.0,
@@ -69,7 +69,7 @@ def test_drops_come_with_their_epoch(recipe: Recipe) -> None:
     assert found == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01, 0.01])
 
 
-def test_drops_at_equal_intervals(recipe: Recipe) -> None:
+def test_decay_every_epochs(recipe: Recipe) -> None:
     options = {
         "name": "multistep",
         "warmup_epochs": 0.0,
@@ -98,7 +98,7 @@ def ours(recipe: Recipe, **schedule: Any) -> list[float]:
     return rates(recipe, list(range(WARMUP, STEPS)), warmup_epochs=2.0, **schedule)
 
 
-def test_drops_do_not_wait_for_the_warm_up(recipe: Recipe) -> None:
+def test_milestones_count_from_the_start_of_training(recipe: Recipe) -> None:
     """EfficientNet's: 0.97 times as much every 2.4 epochs, counted from the first step."""
     expected = theirs(StepLRScheduler, decay_t=24, decay_rate=0.97, warmup_prefix=False)
     found = ours(recipe, name="multistep", decay_every_epochs=2.4, decay_rate=0.97)
@@ -107,7 +107,7 @@ def test_drops_do_not_wait_for_the_warm_up(recipe: Recipe) -> None:
     assert [found[step - WARMUP] for step in (29, 30, 59, 60)] == pytest.approx([1, 0.1, 0.1, 0.01])
 
 
-def test_drops_after_the_warm_up_where_it_is_asked_for(recipe: Recipe) -> None:
+def test_milestones_after_the_warm_up_with_warmup_prefix(recipe: Recipe) -> None:
     expected = theirs(StepLRScheduler, decay_t=24, decay_rate=0.97, warmup_prefix=True)
     found = ours(
         recipe, name="multistep", decay_every_epochs=2.4, decay_rate=0.97, warmup_prefix=True
@@ -115,19 +115,19 @@ def test_drops_after_the_warm_up_where_it_is_asked_for(recipe: Recipe) -> None:
     assert found == pytest.approx(expected)
 
 
-def test_a_cosine_of_the_whole_run_as_deits(recipe: Recipe) -> None:
+def test_cosine_equals_deits(recipe: Recipe) -> None:
     expected = theirs(CosineLRScheduler, t_initial=STEPS, lr_min=0.01)
     assert ours(recipe, name="cosine", min_lr_factor=0.01) == pytest.approx(expected)
 
 
-def test_a_cosine_after_the_warm_up_as_swins(recipe: Recipe) -> None:
+def test_cosine_with_warmup_prefix_equals_swins(recipe: Recipe) -> None:
     """Swin's lr_scheduler.py, with the WARMUP_PREFIX of its config.py."""
     expected = theirs(CosineLRScheduler, t_initial=STEPS - WARMUP, lr_min=0.01, warmup_prefix=True)
     found = ours(recipe, name="cosine", min_lr_factor=0.01, warmup_prefix=True)
     assert found == pytest.approx(expected)
 
 
-def test_a_cosine_after_the_warm_up_as_beits(recipe: Recipe) -> None:
+def test_cosine_with_warmup_prefix_equals_beits(recipe: Recipe) -> None:
     """The cosine of BEiT's utils.py, which ConvNeXt and EVA-02 took over; ViT's and MAE's too."""
     count = STEPS - WARMUP
     expected = [0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * i / count)) for i in range(count)]
@@ -135,7 +135,7 @@ def test_a_cosine_after_the_warm_up_as_beits(recipe: Recipe) -> None:
     assert found == pytest.approx(expected)
 
 
-def test_a_cosine_after_the_warm_up_as_torchvisions(recipe: Recipe) -> None:
+def test_cosine_with_warmup_prefix_equals_torchvisions(recipe: Recipe) -> None:
     """SequentialLR in torchvision's references/classification/train.py."""
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
     parts = [

@@ -60,7 +60,7 @@ def gradients_of(plain: nn.Module) -> list[torch.Tensor]:
     return [p.grad.clone() for p in plain.parameters() if p.grad is not None]
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(world: World, config: Config) -> None:
+def test_accumulated_gradients_equal_those_of_the_whole_batch(world: World, config: Config) -> None:
     plain, reference = network(), network()
     step = gradient_step(config, plain, world)
     step.warm_up()
@@ -94,7 +94,7 @@ def test_a_step_communicates_once_however_many_micro_batches(world: World, confi
     assert num_buckets == 1
 
 
-def test_noise_is_named_by_step_and_micro_batch(world: World, config: Config) -> None:
+def test_dropout_depends_on_step_and_micro_batch_only(world: World, config: Config) -> None:
     """However the generator stood, and whatever was computed before, the same dropout comes."""
     found = []
     for disturbance in (1, 2):
@@ -109,7 +109,7 @@ def test_noise_is_named_by_step_and_micro_batch(world: World, config: Config) ->
     assert not all(torch.equal(a, b) for a, b in zip(found[0], gradients_of(again), strict=True))
 
 
-def test_warming_up_leaves_no_trace(world: World, config: Config) -> None:
+def test_warm_up_leaves_the_model_unchanged(world: World, config: Config) -> None:
     plain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(3600, 10))
     plain = plain.to(memory_format=torch.channels_last)
     before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
@@ -140,7 +140,7 @@ def test_adaptive_clipping_bounds_each_unit_by_its_weights(
     assert all(torch.equal(*pair) for pair in zip(before[2:], after[2:], strict=True))  # the head
 
 
-def test_clipping_by_the_norm_of_all(recipe: Recipe) -> None:
+def test_clipping_by_global_norm(recipe: Recipe) -> None:
     plain = network()
     for parameter in plain.parameters():
         parameter.grad = torch.ones_like(parameter)

@@ -81,7 +81,7 @@ def to_parts(state: TrainState, step: int, directory: Path) -> Files:
     return parts
 
 
-def test_ties_are_stored_once_and_come_back(tmp_path: Path) -> None:
+def test_tied_weights_are_stored_once_and_restored(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network, other = Tied(), Tied()
     data, file = to_safetensors(network), tmp_path / "model.safetensors"
@@ -94,7 +94,7 @@ def test_ties_are_stored_once_and_come_back(tmp_path: Path) -> None:
     safetensors.torch.load_model(Tied(), file)  # the library's own way
 
 
-def test_weights_load_into_plain_timm() -> None:
+def test_weights_load_into_plain_timm_model() -> None:
     torch.manual_seed(0)
     network = timm.create_model("resnet18", num_classes=10, in_chans=1)
     network = network.to(memory_format=torch.channels_last)
@@ -105,7 +105,7 @@ def test_weights_load_into_plain_timm() -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_a_loaded_state_goes_on_with_the_same_bits(
+def test_restored_state_continues_with_the_same_bits(
     world: World, config: Config, name: str, tmp_path: Path
 ) -> None:
     config = changed(config, name=name, ema_decay=0.9)
@@ -121,7 +121,7 @@ def test_a_loaded_state_goes_on_with_the_same_bits(
             assert torch.equal(ours.state_dict()[key], tensor), key
 
 
-def test_the_average_lags_behind_by_its_decay(world: World, config: Config) -> None:
+def test_ema_moves_by_its_decay(world: World, config: Config) -> None:
     config = changed(config, ema_decay=0.5)
     state = trained(world, config, 0)
     assert state.ema is not None
@@ -134,7 +134,7 @@ def test_the_average_lags_behind_by_its_decay(world: World, config: Config) -> N
         assert torch.allclose(average, (before + now) / 2, atol=1e-7)
 
 
-def test_averages_are_timm_s_with_those_of_batch_norm_s_statistics(
+def test_ema_of_weights_and_batch_norm_statistics_equals_timms(
     world: World, config: Config
 ) -> None:
     """Weights and floating buffers move, counts are copied, and a constant mask stays one."""
@@ -156,7 +156,7 @@ def test_averages_are_timm_s_with_those_of_batch_norm_s_statistics(
     assert torch.equal(state.ema.mask, network.mask)  # type: ignore[arg-type]
 
 
-def test_another_network_s_checkpoint_is_refused(
+def test_checkpoint_of_another_model_is_refused(
     world: World, config: Config, tmp_path: Path
 ) -> None:
     parts = to_parts(trained(world, config, 1), 1, tmp_path)
@@ -165,7 +165,7 @@ def test_another_network_s_checkpoint_is_refused(
         restore(other, parts, world)
 
 
-def test_no_pickle_is_run(world: World, config: Config, tmp_path: Path) -> None:
+def test_code_in_a_pickle_is_not_executed(world: World, config: Config, tmp_path: Path) -> None:
     """optimizer.pt is read for its tensors only; code in it is refused, not run."""
     state = trained(world, config, 1)
     parts = to_parts(state, 1, tmp_path)
@@ -181,7 +181,7 @@ def test_no_pickle_is_run(world: World, config: Config, tmp_path: Path) -> None:
     assert not canary.exists()
 
 
-def test_an_unknown_optimizer_lists_near_names(world: World, config: Config) -> None:
+def test_unknown_optimizer_lists_similar_names(world: World, config: Config) -> None:
     with pytest.raises(ConfigError) as error:
         TrainState.create(nn.Linear(2, 2), changed(config, name="adamww"), world)
     assert error.value.value == "adamww"

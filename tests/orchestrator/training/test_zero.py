@@ -33,7 +33,7 @@ def test_ranks_own_about_equal_sizes(sizes: list[int], num_ranks: int) -> None:
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_all_optimizers_of_timm_update_alike(config: Config) -> None:
+def test_zero_updates_like_ddp_for_all_timm_optimizers(config: Config) -> None:
     names = [str(n) for n in timm.optim.list_optimizers() if not str(n).startswith(NOT_HERE)]
     calls = [(name, {}) for name in names if not name.startswith(REFUSED)]
     assert len(calls) > 40
@@ -62,13 +62,13 @@ def test_optimizer_state_is_sharded_saved_and_restored(
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_does_not_fit_is_refused_by_all(config: Config, tmp_path: Path) -> None:
+def test_unfit_checkpoint_is_an_error_on_every_rank(config: Config, tmp_path: Path) -> None:
     run_on_ranks(spread.refuses_alike, 2, config, tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_a_run_changes_its_strategy_and_ends_with_the_same_bits(tahoe: Tahoe, digits: Path) -> None:
+def test_changing_the_strategy_keeps_the_bits(tahoe: Tahoe, digits: Path) -> None:
     def train(name: str, *more: str) -> None:
         options = (
             "launcher.nproc_per_node=2",

@@ -21,9 +21,7 @@ def _signals_restored() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", StopSignal.SIGNALS)
-def test_a_signal_raises_the_flag_and_does_nothing_else(
-    tmp_path: Path, number: signal.Signals
-) -> None:
+def test_signal_sets_the_flag_only(tmp_path: Path, number: signal.Signals) -> None:
     stop = StopSignal(RunDir(tmp_path), polls_file=False)
     assert not stop
     os.kill(os.getpid(), number)
@@ -31,7 +29,7 @@ def test_a_signal_raises_the_flag_and_does_nothing_else(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_stop_file_raises_it_on_the_rank_that_polls(tmp_path: Path) -> None:
+def test_stop_file_sets_the_flag_on_the_polling_rank(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.stop_file.parent.mkdir()
     run.stop_file.touch()
@@ -43,7 +41,7 @@ def test_the_stop_file_raises_it_on_the_rank_that_polls(tmp_path: Path) -> None:
     ("verdict", "code"),
     [("finished", 0), ("stopped", 75), ("never_restart", 93)],
 )
-def test_verdicts_have_their_exit_codes(tmp_path: Path, verdict: str, code: int) -> None:
+def test_outcomes_have_their_exit_codes(tmp_path: Path, verdict: str, code: int) -> None:
     run = RunDir(tmp_path)
     agreed = RunOutcome(verdict, 7, "because")  # type: ignore[arg-type]
     agreed.write(run, attempt=3)

@@ -1,4 +1,4 @@
-"""Batch norm's running statistics do not know how many ranks there are, nor when one looks."""
+"""Batch norm's running statistics do not depend on the number of ranks."""
 
 import copy
 import json
@@ -64,19 +64,19 @@ def look(world: World, config: Config) -> None:
     for step in range(NUM_STEPS):
         for micro in range(NUM_MICROS):
             expected(micro_batch(step, micro), step)
-        with statistics.of_all_ranks():
+        with statistics.synchronized():
             for micro in range(world.rank * num_mine, (world.rank + 1) * num_mine):
                 ours(micro_batch(step, micro), step)
-        wanted, found = expected.state_dict(), copy.deepcopy(ours.state_dict())
-        wanted["last"] = micro_batch(step, num_mine - 1)[:2]  # rank 0's
-        for name, value in found.items():
-            torch.testing.assert_close(value, wanted[name], msg=lambda m, n=name: f"{n}: {m}")
-        for theirs in world.gather_objects(found):
-            assert all(torch.equal(theirs[name], value) for name, value in found.items())
+        reference, actual = expected.state_dict(), copy.deepcopy(ours.state_dict())
+        reference["last"] = micro_batch(step, num_mine - 1)[:2]  # rank 0's
+        for name, value in actual.items():
+            torch.testing.assert_close(value, reference[name], msg=lambda m, n=name: f"{n}: {m}")
+        for theirs in world.gather_objects(actual):
+            assert all(torch.equal(theirs[name], value) for name, value in actual.items())
 
 
 @pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_statistics_are_those_of_one_rank_that_sees_all(config: Config, num_ranks: int) -> None:
+def test_running_statistics_equal_those_of_one_rank(config: Config, num_ranks: int) -> None:
     run_on_ranks(look, num_ranks, config)
 
 
@@ -91,38 +91,36 @@ RESNET = (
 
 
 @pytest.mark.slow
-def test_what_is_logged_is_what_the_saved_weights_are_worth(
-    train: Callable[..., RunDir], tahoe: Tahoe
-) -> None:
+def test_evaluate_reproduces_the_logged_metrics(train: Callable[..., RunDir], tahoe: Tahoe) -> None:
     """With averages on two ranks."""
     run = train("averaged", *RESNET, "recipe.steps=8", "launcher.nproc_per_node=2")
     logged = figures(run, "val/loss", "val/top1")
     for step in (6, 8):
-        told = tahoe("evaluate", "averaged", "--step", str(step), "--json").stdout
-        (judged,) = json.loads(told)["runs"].values()
-        assert judged["loss"] == pytest.approx(logged[step, "val/loss"].pop(), abs=1e-6)
-        assert judged["top1"] == pytest.approx(logged[step, "val/top1"].pop(), abs=1e-6)
+        output = tahoe("evaluate", "averaged", "--step", str(step), "--json").stdout
+        (metrics,) = json.loads(output)["runs"].values()
+        assert metrics["loss"] == pytest.approx(logged[step, "val/loss"].pop(), abs=1e-6)
+        assert metrics["top1"] == pytest.approx(logged[step, "val/top1"].pop(), abs=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_equal_batches_are_worth_the_same_on_any_number_of_ranks(
+def test_validation_loss_is_the_same_on_any_number_of_ranks(
     train: Callable[..., RunDir],
 ) -> None:
     """From the first evaluation on, which is before rounding has grown."""
-    found = []
+    losses = []
     for num_ranks in (1, 2, 4):
         run = train(
             f"on-{num_ranks}", *RESNET, "recipe.steps=5", f"launcher.nproc_per_node={num_ranks}"
         )
-        found.append(figures(run, "val/loss")[5, "val/loss"].pop())
-    assert found == pytest.approx([found[0]] * 3, rel=1e-3)
+        losses.append(figures(run, "val/loss")[5, "val/loss"].pop())
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("seed", [1, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 3))])
-def test_averaged_weights_are_at_least_as_good_as_raw_ones(
+def test_ema_is_at_least_as_accurate_as_raw_weights(
     tahoe: Tahoe, train: Callable[..., RunDir], seed: int
 ) -> None:
     """While the rate is still high, which is what averages are for."""

@@ -32,7 +32,7 @@ def test_a_node_with_an_address_is_left_alone(monkeypatch: pytest.MonkeyPatch) -
     use_interface(None, spans_nodes=True, host="localhost")
 
 
-def test_an_interface_is_for_both_backends() -> None:
+def test_interface_is_set_for_gloo_and_nccl() -> None:
     use_interface("lo", spans_nodes=True, host="localhost")
     assert [os.environ[name] for name in BACKENDS] == ["lo", "lo"]
     with pytest.raises(ConfigError, match="ib99"):

@@ -36,7 +36,7 @@ def changed(recipe: Recipe, **values: Any) -> Recipe:
 
 @pytest.mark.parametrize("share", [1.0, 2.0])
 @pytest.mark.parametrize("decays", [True, False])
-def test_velocity_moves_by_krizhevskys_rule(recipe: Recipe, share: float, *, decays: bool) -> None:
+def test_caffe_sgd_follows_krizhevskys_rule(recipe: Recipe, share: float, *, decays: bool) -> None:
     wanted = changed(
         recipe, name="caffe_sgd", lr=0.1, momentum=0.9, weight_decay=0.01,
         bias_lr_scale=share, decay_norm_and_bias=decays,
@@ -62,7 +62,7 @@ def test_velocity_moves_by_krizhevskys_rule(recipe: Recipe, share: float, *, dec
         assert_close(parameter.detach(), expected[name], rtol=1e-4, atol=1e-5)
 
 
-def test_it_is_torchs_while_the_rate_stays_and_not_when_it_drops(recipe: Recipe) -> None:
+def test_caffe_sgd_equals_torchs_until_the_rate_drops(recipe: Recipe) -> None:
     ours, theirs = network(), network()
     wanted = changed(recipe, name="caffe_sgd", lr=0.1, momentum=0.9, weight_decay=0.01)
     mine = make_optimizer(ours, wanted.optimizer)
@@ -86,7 +86,7 @@ def test_it_is_torchs_while_the_rate_stays_and_not_when_it_drops(recipe: Recipe)
     assert moved > 0.01  # at the old rate still
 
 
-def test_biases_have_their_rate_with_timms_optimizers_too(recipe: Recipe) -> None:
+def test_bias_lr_scale_works_with_timms_optimizers(recipe: Recipe) -> None:
     wanted = changed(recipe, name="momentum", lr=0.1, bias_lr_scale=2.0, weight_decay=0.01)
     optimizer = make_optimizer(network(), wanted.optimizer)
     schedule = make_lr_schedule(optimizer, wanted, PLAN)

@@ -39,7 +39,7 @@ KEEP = Checkpoint(
 
 @dataclass(frozen=True)
 class Slow(CheckpointStore):
-    """A store that begins to write when it is told to."""
+    """A store that starts to write when `go` is set."""
 
     go: threading.Event = field(default_factory=threading.Event)
     error: Exception | None = None
@@ -57,7 +57,7 @@ def state(config: Config, world: World) -> TrainState:
     return TrainState.create(nn.Linear(4, 4), config, world)
 
 
-def test_what_is_written_is_the_state_of_the_step(
+def test_checkpoint_holds_the_state_at_the_call_of_save(
     tmp_path: Path, state: TrainState, world: World
 ) -> None:
     store = Slow(str(tmp_path))
@@ -74,7 +74,7 @@ def test_what_is_written_is_the_state_of_the_step(
     assert torch.equal(state.model.weight, expected)  # type: ignore[arg-type]
 
 
-def test_a_save_waits_for_the_one_before(tmp_path: Path, state: TrainState) -> None:
+def test_save_waits_for_the_previous_save(tmp_path: Path, state: TrainState) -> None:
     store = Slow(str(tmp_path))
     saver = AsyncCheckpointer(store, KEEP)
     saver.save(state, 1, {})
@@ -109,7 +109,7 @@ class Full(CheckpointStore):
         super().save(step, {**parts, **more}, metrics)
 
 
-def test_training_goes_on_while_saves_fail_until_too_many_do(
+def test_training_stops_after_too_many_failed_saves_in_a_row(
     tmp_path: Path, state: TrainState, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Full(str(tmp_path), too_much=(2, 3, 5, 6, 7))
@@ -119,14 +119,14 @@ def test_training_goes_on_while_saves_fail_until_too_many_do(
     with pytest.raises(SaveError, match="No space left"):
         saver.wait()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000001", "step-000000004"]
-    told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert [step for step in range(1, 8) if any(f"step {step} " in line for line in told)] == [
+    messages = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert [step for step in range(1, 8) if any(f"step {step} " in line for line in messages)] == [
         *(2, 3, 5, 6)
     ]
-    saver.raise_if_failed()  # told once
+    saver.raise_if_failed()  # raised once
 
 
-def test_the_last_save_must_not_fail(tmp_path: Path, state: TrainState) -> None:
+def test_failure_of_the_last_save_is_an_error(tmp_path: Path, state: TrainState) -> None:
     saver = AsyncCheckpointer(Full(str(tmp_path), too_much=(2,)), KEEP)
     saver.save(state, 1, {})
     saver.save(state, 2, {})
@@ -134,7 +134,7 @@ def test_the_last_save_must_not_fail(tmp_path: Path, state: TrainState) -> None:
         saver.wait()
 
 
-def test_a_store_that_is_out_of_reach_is_told_as_a_full_disk_is(
+def test_unreachable_store_is_a_save_error(
     state: TrainState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """botocore's errors are no OSError: one in a background thread would end the attempt."""
@@ -145,7 +145,7 @@ def test_a_store_that_is_out_of_reach_is_told_as_a_full_disk_is(
         saver.wait()
 
 
-def test_what_is_no_want_of_room_is_a_failure(tmp_path: Path, state: TrainState) -> None:
+def test_programming_errors_in_a_save_are_raised(tmp_path: Path, state: TrainState) -> None:
     store = Slow(str(tmp_path), error=TypeError("a mistake of ours"))
     store.go.set()
     saver = AsyncCheckpointer(store, KEEP)
@@ -154,7 +154,7 @@ def test_what_is_no_want_of_room_is_a_failure(tmp_path: Path, state: TrainState)
         saver.save(state, 2, {})
 
 
-HURT = """
+FAULTY_RUN = """
 import sys
 from orchestrator.launch.compose import compose
 from orchestrator.launch.create_run import create_or_open_run
@@ -167,11 +167,11 @@ sys.exit(run_attempt(run, composed.config, plan, "orchestrator.drill.faulty_work
 
 
 @pytest.mark.slow
-def test_an_attempt_on_a_full_disk_can_be_started_again(tahoe: Tahoe, digits: Path) -> None:
+def test_run_on_a_full_disk_can_be_resumed(tahoe: Tahoe, digits: Path) -> None:
     often = ("recipe.steps=12", "checkpoint.every_steps=2", "checkpoint.keep_best=null")
     where = (f"data.url='{digits}'", f"run_dir='{tahoe.cwd / 'run'}'", "tracking=none")
     environ = os.environ | {"TAHOE_HURT": json.dumps({"how": "full", "call": 200})}
-    command = [sys.executable, "-c", HURT, *often, *where, "checkpoint.max_failed_saves=2"]
+    command = [sys.executable, "-c", FAULTY_RUN, *often, *where, "checkpoint.max_failed_saves=2"]
     assert subprocess.run(command, env=environ, timeout=60, check=False).returncode == 1
 
     run = RunDir(tahoe.cwd / "run")
@@ -185,7 +185,7 @@ def test_an_attempt_on_a_full_disk_can_be_started_again(tahoe: Tahoe, digits: Pa
     tahoe("resume", "run")
 
 
-def test_what_an_attempt_began_with_stays(tmp_path: Path, state: TrainState) -> None:
+def test_checkpoint_resumed_from_is_never_pruned(tmp_path: Path, state: TrainState) -> None:
     saver = AsyncCheckpointer(CheckpointStore(str(tmp_path)), KEEP)
     for step in (10, 20, 30):
         saver.save(state, step, {})
@@ -197,7 +197,7 @@ def test_what_an_attempt_began_with_stays(tmp_path: Path, state: TrainState) -> 
     assert CheckpointStore(str(tmp_path)).steps() == [20, 50, 60]
 
 
-def test_a_save_is_due_once_a_time(
+def test_is_due_once_per_interval(
     tmp_path: Path, state: TrainState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = 100.0

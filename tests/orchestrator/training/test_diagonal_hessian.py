@@ -30,18 +30,20 @@ from orchestrator.training.task.losses import (
 CROSS_ENTROPY = ClassificationTask(nn.CrossEntropyLoss(), 0.3)
 
 
-def found(network: nn.Module, images: Tensor, labels: Tensor, objective: Any) -> dict[str, Tensor]:
+def hessian_diagonal(
+    network: nn.Module, images: Tensor, labels: Tensor, objective: Any
+) -> dict[str, Tensor]:
     named = dict(network.named_parameters())
     values = diagonal_hessian(network, objective, images, labels, [*named.values()])
     return dict(zip(named, values, strict=True))
 
 
-def test_one_layer_has_the_exact_second_derivatives() -> None:
+def test_hessian_diagonal_of_one_layer_is_exact() -> None:
     """Where nothing lies between weights and loss there is nothing to leave out."""
     torch.manual_seed(0)
     network = nn.Linear(5, 4)
     images, labels = torch.randn(6, 5), torch.arange(6) % 4
-    ours = found(network, images, labels, CROSS_ENTROPY)
+    ours = hessian_diagonal(network, images, labels, CROSS_ENTROPY)
 
     def loss(parameters: dict[str, Tensor]) -> Tensor:
         logits = functional_call(network, parameters, (images,))
@@ -53,13 +55,13 @@ def test_one_layer_has_the_exact_second_derivatives() -> None:
         assert_close(value, diagonal)
 
 
-def test_two_layers_by_the_papers_sums() -> None:
+def test_hessian_diagonal_of_two_layers_follows_equations_25_and_27() -> None:
     """Equations 25 and 27, written out: h of a unit is f'(a)^2 times the sum of u^2 h."""
     torch.manual_seed(1)
     first, last = nn.Linear(5, 7), nn.Linear(7, 4)
     network = nn.Sequential(first, nn.Tanh(), last)
     images, labels = torch.randn(3, 5), torch.tensor([0, 2, 3])
-    ours = found(network, images, labels, CROSS_ENTROPY)
+    ours = hessian_diagonal(network, images, labels, CROSS_ENTROPY)
     expected = {name: torch.zeros_like(p) for name, p in network.named_parameters()}
     with torch.no_grad():
         for x in images:
@@ -82,12 +84,14 @@ def test_two_layers_by_the_papers_sums() -> None:
         assert_close(value, expected[name])
 
 
-def test_a_shared_weight_has_the_sum_over_its_places() -> None:
+def test_hessian_diagonal_of_a_shared_weight_sums_over_positions() -> None:
     """Equation 23; a convolution of one place a map is the linear layer of the same weights."""
     torch.manual_seed(2)
     conv = nn.Conv2d(2, 3, 2)
     images = torch.randn(4, 2, 3, 3)
-    ours = found(nn.Sequential(conv, nn.Flatten()), images, torch.arange(4), CROSS_ENTROPY)
+    ours = hessian_diagonal(
+        nn.Sequential(conv, nn.Flatten()), images, torch.arange(4), CROSS_ENTROPY
+    )
     logits = conv(images).flatten(1)
     p = logits.softmax(1)
     h = (p * (1 - p)).view(4, 3, 2, 2)
@@ -97,7 +101,7 @@ def test_a_shared_weight_has_the_sum_over_its_places() -> None:
     assert_close(ours["0.bias"], h.sum((0, 2, 3)))
 
 
-def test_a_layer_called_by_names_is_the_same_layer() -> None:
+def test_layers_called_with_keywords_give_the_same_diagonal() -> None:
     class Named(nn.Conv2d):
         def forward(self, x: Tensor) -> Tensor:
             return F.conv2d(x, self.weight, bias=self.bias, stride=self.stride)
@@ -107,20 +111,22 @@ def test_a_layer_called_by_names_is_the_same_layer() -> None:
     named.load_state_dict(plain.state_dict())
     images, labels = torch.randn(3, 2, 4, 4), torch.arange(3)
     ours, theirs = (
-        found(nn.Sequential(one, nn.Flatten()), images, labels, CROSS_ENTROPY)
+        hessian_diagonal(nn.Sequential(one, nn.Flatten()), images, labels, CROSS_ENTROPY)
         for one in (named, plain)
     )
     for name, value in theirs.items():
         assert_close(ours[name], value)
 
 
-def test_radial_basis_functions_belong_to_the_loss() -> None:
+def test_head_without_weights_is_differentiated_exactly() -> None:
     """Their second derivative is 2 for each pixel of a bitmap, whatever the distance is."""
     torch.manual_seed(3)
     network = models.build("lenet5_1998", num_classes=10, in_channels=1, head="rbf")
     images, labels = torch.randn(3, 1, 32, 32), torch.tensor([7, 1, 4])
     constant = 80.0
-    ours = found(network, images, labels, ClassificationTask(MapCrossEntropy(constant), 0.3))
+    ours = hessian_diagonal(
+        network, images, labels, ClassificationTask(MapCrossEntropy(constant), 0.3)
+    )
     with torch.no_grad():
         x = network.forward_features(images)
         bitmaps = network.head.bitmaps
@@ -139,24 +145,24 @@ def test_radial_basis_functions_belong_to_the_loss() -> None:
     }
 
 
-def test_a_network_of_other_operations_is_refused() -> None:
+def test_unknown_operation_is_refused() -> None:
     network = nn.Sequential(nn.Linear(5, 4), nn.Sigmoid())
     with pytest.raises(ConfigError) as error:
-        found(network, torch.randn(2, 5), torch.tensor([0, 1]), CROSS_ENTROPY)
+        hessian_diagonal(network, torch.randn(2, 5), torch.tensor([0, 1]), CROSS_ENTROPY)
     assert error.value.value == "sigmoid"
 
 
-def test_an_operation_with_several_outputs_is_refused() -> None:
+def test_operation_with_several_outputs_is_refused() -> None:
     class Halved(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x).split(2, dim=1)[0]
 
     with pytest.raises(ConfigError) as error:
-        found(Halved(5, 4), torch.randn(2, 5), torch.tensor([0, 1]), CROSS_ENTROPY)
+        hessian_diagonal(Halved(5, 4), torch.randn(2, 5), torch.tensor([0, 1]), CROSS_ENTROPY)
     assert error.value.value == "split"
 
 
-def test_a_layer_without_bias_and_a_head_without_features() -> None:
+def test_layer_without_bias_and_head_without_features() -> None:
     torch.manual_seed(4)
     network = nn.Sequential(nn.Linear(5, 4, bias=False))
     network.head = nn.Identity()  # type: ignore[assignment]
@@ -164,10 +170,10 @@ def test_a_layer_without_bias_and_a_head_without_features() -> None:
     with torch.no_grad():
         p = network(images).softmax(1)
     expected = torch.einsum("nk,nj->kj", p * (1 - p), images**2)
-    assert_close(found(network, images, labels, CROSS_ENTROPY)["0.weight"], expected)
+    assert_close(hessian_diagonal(network, images, labels, CROSS_ENTROPY)["0.weight"], expected)
 
 
-def test_another_objective_is_refused(recipe: Recipe) -> None:
+def test_sdlm_refuses_other_losses(recipe: Recipe) -> None:
     slots = dataclasses.replace(recipe.optimizer, name="sdlm")
     for objective in ("bce", "model"):
         changed = dataclasses.replace(recipe, optimizer=slots, loss=objective)
@@ -175,7 +181,7 @@ def test_another_objective_is_refused(recipe: Recipe) -> None:
             make_objective(changed)
 
 
-def test_each_weight_moves_at_its_own_rate() -> None:
+def test_diagonal_lm_divides_by_curvature_plus_damping() -> None:
     weight = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
     other = nn.Parameter(torch.tensor([5.0]))
     optimizer = DiagonalLM(
@@ -196,7 +202,9 @@ def test_each_weight_moves_at_its_own_rate() -> None:
         ({"momentum": 0.0, "kwargs": {"damping": 0.02}}, "num_samples"),
     ],
 )
-def test_options_that_do_not_fit(recipe: Recipe, values: dict[str, Any], token: str) -> None:
+def test_unfit_options_of_sdlm_are_refused(
+    recipe: Recipe, values: dict[str, Any], token: str
+) -> None:
     slots = dataclasses.replace(recipe.optimizer, name="sdlm", **values)
     with pytest.raises(ConfigError, match=token):
         make_optimizer(nn.Linear(2, 2), slots)
@@ -213,18 +221,16 @@ LAST = 2 * (1438 // 32)
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_run_that_is_resumed_inside_an_epoch_goes_on_with_what_was_measured(
-    digits: Path, tmp_path: Path
-) -> None:
+def test_resume_within_an_epoch_keeps_the_measured_curvature(digits: Path, tmp_path: Path) -> None:
     tahoe = Tahoe(tmp_path)
     tahoe(*RUN, f"data.url={digits}", "run_dir=whole")
-    hurt = tahoe.start(*RUN, f"data.url={digits}", "run_dir=hurt")
-    hurt.wait_for("step 58/")  # of the epoch that begins after step 44
-    hurt.kill_ranks()
-    assert hurt.finish() == 1
-    tahoe("resume", "hurt")
+    killed = tahoe.start(*RUN, f"data.url={digits}", "run_dir=killed")
+    killed.wait_for("step 58/")  # of the epoch that begins after step 44
+    killed.kill_ranks()
+    assert killed.finish() == 1
+    tahoe("resume", "killed")
     tahoe(*RUN, f"data.url={digits}", "run_dir=two", "launcher.nproc_per_node=2")
-    whole, resumed, two = (RunDir(tmp_path / name) for name in ("whole", "hurt", "two"))
+    whole, resumed, two = (RunDir(tmp_path / name) for name in ("whole", "killed", "two"))
     assert resumed.num_attempts == 2
     assert weights(resumed, LAST) == weights(whole, LAST)
     ours, theirs = figures(two, "train/loss"), figures(whole, "train/loss")
