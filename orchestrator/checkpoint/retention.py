@@ -24,11 +24,7 @@ def steps_to_keep(manifests: Sequence[CheckpointManifest], keep: Checkpoint) -> 
 def select_checkpoint(
     store: CheckpointStore, keep: Checkpoint, step: int | None
 ) -> CheckpointManifest:
-    """Return the checkpoint of a step; without a step, see `best_or_newest`.
-
-    Raises:
-        RunError: there is no such checkpoint.
-    """
+    """Return the checkpoint of a step; without a step, see `best_or_newest`."""
     manifests = {manifest.step: manifest for manifest in store.manifests()}
     if step is None and manifests:
         return best_or_newest(list(manifests.values()), keep)

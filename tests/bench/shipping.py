@@ -27,11 +27,13 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from mlflow.entities import Metric
+
 from orchestrator.config.parse import to_dict
 from orchestrator.drill.mlflow_points import count_missing_and_duplicate_points
 from orchestrator.launch.compose import compose
 from orchestrator.run.rundir import RunDir
-from orchestrator.tracking.mlflow_store.client import Metric, MlflowClient
+from orchestrator.tracking.mlflow_store.client import MlflowClient
 from orchestrator.tracking.mlflow_ui.serve import command, environment
 from orchestrator.training.monitoring.metric_log import MetricLog
 

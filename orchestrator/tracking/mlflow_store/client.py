@@ -1,66 +1,23 @@
 """Open MLflow stores: a server by URL, or an SQLite file and the artifacts beside it.
 
-The rest of the package takes MLflow's names from here, so that the settings below come first.
 Importing this module imports MLflow, which takes about two seconds.
 """
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
 
-from orchestrator.run.rundir import RunError, hold
-
-# MLflow reads these when it is imported or when it sends. Its own retries block for minutes on a
-# dead server and may repeat a request that created a run; the shipper retries itself, knowing what
-# it sends. https://mlflow.org/docs/latest/api_reference/python_api/mlflow.environment_variables.html
-os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "20"
-os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # compute nodes are often offline
-
 from mlflow import MlflowClient
-from mlflow.entities import (
-    Dataset,
-    DatasetInput,
-    Experiment,
-    InputTag,
-    Metric,
-    Param,
-    Run,
-    RunTag,
-)
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Experiment, Run
+from mlflow.exceptions import MlflowException as MlflowException  # noqa: PLC0414  (for the verbs)
 from mlflow.store.db.db_types import DATABASE_ENGINES
 
 from orchestrator.redact import redact_urls
+from orchestrator.run.rundir import RunError, hold
 from orchestrator.tracking.mlflow_store import database
-
-__all__ = [
-    "Dataset",
-    "DatasetInput",
-    "Experiment",
-    "InputTag",
-    "Metric",
-    "MlflowClient",
-    "MlflowException",
-    "Param",
-    "Run",
-    "RunTag",
-    "artifacts_dir",
-    "check_experiment_active",
-    "experiment_id",
-    "is_database",
-    "open_client",
-    "open_read_only",
-    "print_to_stderr",
-    "search_all",
-    "sqlite_file",
-    "tag_equals",
-]
 
 _PAGE_SIZE = 1000  # runs per request
 # MLflow's kind for training, as against prompts and traces: its pages open on runs and charts.
@@ -93,12 +50,7 @@ def artifacts_dir(file: Path) -> Path:
 
 
 def open_read_only(tracking_uri: str) -> MlflowClient:
-    """Open a store without creating or upgrading anything in it.
-
-    Raises:
-        RunError: it does not exist, or is of another MLflow version.
-        MlflowException, OSError: it cannot be reached or read.
-    """
+    """Open a store without creating or upgrading anything in it."""
     file = sqlite_file(tracking_uri)
     if file is not None and not file.exists():
         raise RunError(
@@ -121,10 +73,6 @@ def open_client(
 
     Args:
         notify: the receiver of the message that the tables were upgraded.
-
-    Raises:
-        RunError: it is of a newer MLflow, or its owner has to upgrade it.
-        MlflowException, OSError: it cannot be reached or written.
     """
     file = sqlite_file(tracking_uri)
     if file is None:
@@ -159,11 +107,7 @@ def search_all(client: MlflowClient, experiments: list[str], search_filter: str)
 
 
 def experiment_id(client: MlflowClient, tracking_uri: str, name: str) -> str:
-    """Return the id of an experiment; create it if it does not exist.
-
-    Raises:
-        RunError: it has been deleted.
-    """
+    """Return the id of an experiment; create it if it does not exist."""
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         return _create_experiment(client, tracking_uri, name)

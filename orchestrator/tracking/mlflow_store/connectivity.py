@@ -3,11 +3,12 @@
 import os
 from pathlib import Path
 
+from mlflow import MlflowClient
+
 from data_sharding.io.filesystem import nearest_existing
 from orchestrator.redact import one_line_error, redact_urls
 from orchestrator.run.rundir import RunError
 from orchestrator.tracking.mlflow_store.client import (
-    MlflowClient,
     check_experiment_active,
     is_database,
     sqlite_file,

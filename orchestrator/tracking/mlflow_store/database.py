@@ -61,11 +61,7 @@ def read_tables(database: str) -> tuple[Tables, str | None]:
 
 
 def check_tables(database: str) -> None:
-    """Reject a database that cannot be used as it is.
-
-    Raises:
-        RunError: it is of an older MLflow, of a newer one, or incomplete.
-    """
+    """Reject a database that cannot be used as it is."""
     state, _ = read_tables(database)
     if state in (Tables.OLDER, Tables.NEWER, Tables.OTHER):
         raise _unusable(state, redact_urls(database))
@@ -77,10 +73,6 @@ def prepare_tables(database: str, file: Path | None, notify: Callable[[str], Non
     Args:
         file: the SQLite file, which the caller has locked.
         notify: the receiver of the message that the file was upgraded.
-
-    Raises:
-        RunError: it cannot be used, or its owner has to upgrade it.
-        MlflowException, OSError: it cannot be reached or written.
     """
     if file is None:
         check_tables(database)

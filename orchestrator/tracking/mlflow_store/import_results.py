@@ -8,23 +8,18 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Run, RunTag
 
 from data_sharding.io import filesystem
 from orchestrator.redact import mlflow_safe_name, truncate_json
 from orchestrator.run.metric_stream import as_stored
 from orchestrator.run.rundir import RunError
-from orchestrator.tracking.mlflow_store.client import (
-    Metric,
-    MlflowClient,
-    Run,
-    RunTag,
-    experiment_id,
-    open_client,
-    search_all,
-)
+from orchestrator.tracking.mlflow_store.client import experiment_id, open_client, search_all
 from orchestrator.tracking.mlflow_store.mlflow_records import RECORD_TAG, encode_record
 from orchestrator.tracking.mlflow_store.run_metadata import MAX_TAG_CHARACTERS, is_number, user
 from orchestrator.tracking.records.catalog import CatalogEntry
@@ -37,23 +32,11 @@ _TIMM_COLUMNS = {"model", "img_size", "top1", "top5", "param_count", "crop_pct",
 
 @dataclass(frozen=True)
 class ExternalResult:
-    """A run to be created.
+    """A result to import: `record.uid` is the key by which an existing run is found."""
 
-    Args:
-        uid: the key by which an existing run is found.
-        source: the collection that the result is from.
-        published: the results and their sources; see orchestrator.config.schema.Published.
-    """
-
-    uid: str
+    record: Record
     source: str
-    name: str
-    model: str
-    data: str | None
-    protocol: str | None
-    metrics: Mapping[str, float]
-    published: Mapping[str, Any]
-    tags: Mapping[str, Any] = field(default_factory=dict)
+    tags: Mapping[str, Any]
 
 
 def published_results(entries: Iterable[CatalogEntry]) -> Iterator[ExternalResult]:
@@ -66,17 +49,17 @@ def published_results(entries: Iterable[CatalogEntry]) -> Iterator[ExternalResul
             if f"{top}_err" in numbers:
                 metrics[f"val/{top}"] = 100 - numbers[f"{top}_err"]
         texts = ("title", "venue", "hardware", "training_time", "source", "verified")
-        yield ExternalResult(
+        record = Record(
+            id=f"{published['title']}, as published",
+            path="",
             uid=f"published:{entry.name}",
-            source="published",
-            name=f"{published['title']}, as published",
-            model=entry.model["name"],
-            data=published["dataset"],
-            protocol=published["protocol"],
+            config=_config(entry.model["name"], published["dataset"], published["protocol"]),
+            published=dict(published),
+            status=IMPORTED,
             metrics=metrics,
-            published=published,
-            tags={f"published/{key}": published[key] for key in texts},
         )
+        tags = {f"published/{key}": published[key] for key in texts}
+        yield ExternalResult(record, "published", tags | {"tahoe.year": published["year"]})
 
 
 def timm_results(url: str) -> Iterator[ExternalResult]:
@@ -114,23 +97,27 @@ def timm_results(url: str) -> Iterator[ExternalResult]:
 
 
 def _timm_result(row: Mapping[str, str], data: str, url: str) -> ExternalResult:
-    size, crop_fraction = int(row["img_size"]), float(row["crop_pct"])
+    model, size, crop_fraction = row["model"], int(row["img_size"]), float(row["crop_pct"])
     suffix = "" if data == "imagenet" else f" on {data}"
-    return ExternalResult(
-        uid=f"timm:{row['model']}@{size}{suffix}",
-        source="timm",
-        name=f"{row['model']} at {size}{suffix}, by timm",
-        model=f"timm/{row['model']}",
-        data=data,
-        protocol=f"center-{size}-of-{int(size / crop_fraction)}",
+    record = Record(
+        id=f"{model} at {size}{suffix}, by timm",
+        path="",
+        uid=f"timm:{model}@{size}{suffix}",
+        config=_config(f"timm/{model}", data, f"center-{size}-of-{int(size / crop_fraction)}"),
+        published={"source": url},
+        status=IMPORTED,
         metrics={
             "val/top1": float(row["top1"]),
             "val/top5": float(row["top5"]),
             "model/num_params": 1e6 * float(row["param_count"].replace(",", "")),
         },
-        published={"source": url},
-        tags={"interpolation": row["interpolation"], "published/source": url},
     )
+    tags = {"interpolation": row["interpolation"], "published/source": url}
+    return ExternalResult(record, "timm", tags)
+
+
+def _config(model: str, data: str | None, protocol: str | None) -> dict[str, Any]:
+    return {"model.name": model, "data.name": data, "data.eval_protocol": protocol}
 
 
 def _data_name(url: str) -> str:
@@ -149,19 +136,14 @@ def _data_name(url: str) -> str:
 def import_runs(
     results: Iterable[ExternalResult], tracking_uri: str, experiment: str
 ) -> tuple[int, int]:
-    """Create the runs that do not exist yet; return the numbers of new and of existing runs.
-
-    Raises:
-        RunError: the experiment has been deleted.
-        MlflowException, OSError: the store cannot be reached or written.
-    """
+    """Create the runs that do not exist yet; return the numbers of new and of existing runs."""
     num_new = num_existing = 0
     with open_client(tracking_uri) as client:
         experiment = experiment_id(client, tracking_uri, experiment)
         imported = search_all(client, [experiment], f"tags.`{_SOURCE_TAG}` LIKE '%'")
         runs = {run.data.tags[_UID_TAG]: run for run in imported}
         for result in results:
-            run = runs.get(result.uid)
+            run = runs.get(str(result.record.uid))
             if run is not None and run.info.status == "FINISHED":
                 num_existing += 1
             else:
@@ -171,12 +153,12 @@ def import_runs(
 
 
 def _create_run(client: MlflowClient, experiment: str, result: ExternalResult) -> Run:
-    year = result.published.get("year")
+    year = result.record.published.get("year")
     start = datetime(year, 1, 1, tzinfo=UTC) if year else datetime.now(UTC)
     tags = {
-        "mlflow.runName": result.name,
+        "mlflow.runName": result.record.id,
         "mlflow.user": user(),
-        _UID_TAG: result.uid,
+        _UID_TAG: result.record.uid,
         _SOURCE_TAG: result.source,
     }
     return client.create_run(experiment, start_time=int(start.timestamp() * 1000), tags=tags)
@@ -185,23 +167,16 @@ def _create_run(client: MlflowClient, experiment: str, result: ExternalResult) -
 def _log_result(client: MlflowClient, run: Run, result: ExternalResult) -> None:
     """Fill a run and finish it, also one whose import was interrupted."""
     time_ms = run.info.start_time  # so that MLflow recognises a repetition
-    facts = {"model": result.model, "data": result.data, "protocol": result.protocol}
-    record = Record(
-        id=result.name,
+    record = replace(
+        result.record,
         path=f"mlflow:{run.info.run_id}",
-        uid=result.uid,
         created_s=time_ms / 1000,
-        config={
-            "model.name": result.model,
-            "data.name": result.data,
-            "data.eval_protocol": result.protocol,
-        },
-        published=dict(result.published),
-        status=IMPORTED,
         reason=f"as {result.source} has it",
     )
-    tags = {f"tahoe.{key}": value for key, value in facts.items()} | {
-        "tahoe.year": result.published.get("year"),
+    tags = {
+        "tahoe.model": record.config["model.name"],
+        "tahoe.data": record.config["data.name"],
+        "tahoe.protocol": record.config["data.eval_protocol"],
         RECORD_TAG: encode_record(record),
         **result.tags,
     }
@@ -209,7 +184,7 @@ def _log_result(client: MlflowClient, run: Run, result: ExternalResult) -> None:
         run.info.run_id,
         metrics=[
             Metric(mlflow_safe_name(key), as_stored(value), time_ms, 0)
-            for key, value in result.metrics.items()
+            for key, value in record.metrics.items()
         ],
         tags=[
             RunTag(mlflow_safe_name(key), truncate_json(value, MAX_TAG_CHARACTERS))

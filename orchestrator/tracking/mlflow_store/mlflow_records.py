@@ -14,12 +14,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
 from orchestrator.redact import mlflow_safe_name, one_line_error, redact, redact_urls
 from orchestrator.run.rundir import RunError
 from orchestrator.tracking.mlflow_store.client import (
-    MlflowClient,
-    MlflowException,
-    Run,
     open_read_only,
     print_to_stderr,
     search_all,

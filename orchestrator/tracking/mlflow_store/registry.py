@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import mlflow
 import numpy as np
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
@@ -26,7 +27,6 @@ from orchestrator.config.parse import parse
 from orchestrator.config.schema import Config
 from orchestrator.redact import one_line_error
 from orchestrator.run.rundir import RunDir, RunError, read_json_lines
-from orchestrator.tracking.mlflow_store.client import MlflowException
 from orchestrator.tracking.mlflow_store.run import get_or_create_run
 from orchestrator.training.inputs.class_names import own_classes
 from orchestrator.training.inputs.datasets import open_eval_set
@@ -50,10 +50,6 @@ def register(run: RunDir, name: str | None = None, step: int | None = None) -> M
         name: the name of the model; None for that of the network and the data.
         step: the step of the checkpoint; None for the best one, or the newest if none was
             evaluated.
-
-    Raises:
-        RunError, CheckpointError, DataError: there is no such checkpoint, its data set is gone, or
-            MLflow does not accept it.
     """
     config = parse(run.read_config())
     if config.recipe.loss == "model":

@@ -8,8 +8,10 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
+from mlflow.entities import Param, RunTag
+from mlflow.exceptions import MlflowException
+
 from orchestrator.redact import cut, one_line_error
-from orchestrator.tracking.mlflow_store.client import MlflowException, Param, RunTag
 
 log = logging.getLogger("tahoe.shipper")
 T = TypeVar("T")
@@ -30,7 +32,7 @@ class RejectedValues:
         self.reasons: dict[str, str] = {}
         self._check = check
 
-    def send_texts(self, texts: Sequence[Text], send: Callable[[list[Text]], None]) -> None:
+    def send_texts(self, texts: Sequence[Text], send: Callable[[list[Text]], object]) -> None:
         """Send params or tags; cut the rejected ones to the greatest length that is accepted."""
         for text, error in self._rejected(texts, send):
             lengths = (length for length in _LENGTHS if length < len(text.value))
@@ -39,20 +41,20 @@ class RejectedValues:
             self._note(text.key, treatment, error)
 
     def send_all(
-        self, items: Sequence[T], send: Callable[[list[T]], None], name: Callable[[T], str]
+        self, items: Sequence[T], send: Callable[[list[T]], object], name: Callable[[T], str]
     ) -> None:
         """Send items that cannot be cut; leave out the rejected ones, from now on unsent."""
         remaining = [item for item in items if name(item) not in self.reasons]
         for item, error in self._rejected(remaining, send):
             self._note(name(item), "left out", error)
 
-    def _send_cut(self, text: Text, length: int, send: Callable[[list[Text]], None]) -> bool:
+    def _send_cut(self, text: Text, length: int, send: Callable[[list[Text]], object]) -> bool:
         """Send the beginning of a text; return whether it was accepted."""
         shorter: Text = cast("Any", type(text))(text.key, cut(text.value, length))
         return not [*self._rejected([shorter], send)]
 
     def _rejected(
-        self, items: Sequence[T], send: Callable[[list[T]], None]
+        self, items: Sequence[T], send: Callable[[list[T]], object]
     ) -> Iterator[tuple[T, MlflowException]]:
         """Send items, and yield those that are rejected alone, by bisection."""
         if not items:

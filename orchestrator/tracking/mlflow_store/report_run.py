@@ -10,12 +10,7 @@ _TAG = "tahoe.report"
 
 
 def send_report(files: Sequence[Path], data: str, tracking_uri: str, experiment: str) -> str:
-    """Send the files of a report, and return the id of its run.
-
-    Raises:
-        RunError: the experiment has been deleted.
-        MlflowException, OSError: the store cannot be reached or written.
-    """
+    """Send the files of a report, and return the id of its run."""
     with open_client(tracking_uri) as client:
         experiment = experiment_id(client, tracking_uri, experiment)
         runs = client.search_runs([experiment], tag_equals(_TAG, data), max_results=1)

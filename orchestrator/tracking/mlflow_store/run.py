@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
 
 from orchestrator.redact import mlflow_safe_name, one_line, redact, redact_urls, truncate_json
 from orchestrator.run.copied_run import make_own, original_of
@@ -20,15 +23,6 @@ from orchestrator.run.rundir import RunDir, RunError
 from orchestrator.run.sweepdir import SweepDir, sweep_of
 from orchestrator.tracking.mlflow_store import run_metadata
 from orchestrator.tracking.mlflow_store.client import (
-    Dataset,
-    DatasetInput,
-    InputTag,
-    Metric,
-    MlflowClient,
-    MlflowException,
-    Param,
-    Run,
-    RunTag,
     experiment_id,
     open_client,
     print_to_stderr,
@@ -93,7 +87,7 @@ class MlflowRun:
         stored = self.client.get_run(self.run_id).data
         new = [Param(key, value) for key, value in self._params.items() if key not in stored.params]
         for params in _chunks(new, MAX_PARAMS_A_CALL):
-            self.rejected.send_texts(params, self._send_params)
+            self.rejected.send_texts(params, self._send("params"))
         changed = {}
         for key, value in self._params.items():
             # A param that the server has cut is sent as a tag, which may be longer.
@@ -157,7 +151,7 @@ class MlflowRun:
             for key, value in tags.items()
         ]
         for chunk in _chunks(texts, MAX_PARAMS_A_CALL):
-            self.rejected.send_texts(chunk, self._send_tags)
+            self.rejected.send_texts(chunk, self._send("tags"))
 
     def set_status(self, state: RunState, ended_ms: int | None = None) -> None:
         """Set the status and the end of the run, and store its record."""
@@ -195,16 +189,10 @@ class MlflowRun:
     def _log(self, points: Sequence[Point]) -> None:
         metrics = [Metric(p.key, as_stored(p.value), p.time_ms, p.step) for p in points]
         for chunk in _chunks(metrics, MAX_METRICS_A_CALL):
-            self.rejected.send_all(chunk, self._send_metrics, lambda metric: str(metric.key))
+            self.rejected.send_all(chunk, self._send("metrics"), lambda metric: str(metric.key))
 
-    def _send_metrics(self, metrics: list[Metric]) -> None:
-        self.client.log_batch(self.run_id, metrics=metrics, synchronous=True)
-
-    def _send_params(self, params: list[Param]) -> None:
-        self.client.log_batch(self.run_id, params=params, synchronous=True)
-
-    def _send_tags(self, tags: list[RunTag]) -> None:
-        self.client.log_batch(self.run_id, tags=tags, synchronous=True)
+    def _send(self, kind: str) -> Callable[[list[Any]], object]:
+        return lambda values: self.client.log_batch(self.run_id, synchronous=True, **{kind: values})
 
     def _upload(self, name: str, content: bytes) -> None:
         with tempfile.TemporaryDirectory() as directory:
@@ -220,10 +208,6 @@ def get_or_create_run(
 
     Args:
         notify: the receiver of messages about the store itself.
-
-    Raises:
-        RunError: the run or its experiment has been deleted in MLflow.
-        MlflowException, OSError: the store cannot be reached or written.
     """
     uri, name = config["tracking"]["uri"], config["tracking"]["experiment"]
     state = run.read_json(run.mlflow_file) or {}

@@ -9,11 +9,14 @@ import json
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from mlflow import MlflowClient
+from mlflow.entities import RunTag
+
 from orchestrator.number_format import format_metric, pluralize
 from orchestrator.redact import mlflow_safe_name, redact_urls, truncate_json
 from orchestrator.run.rundir import RunDir, hold, write_atomic
 from orchestrator.run.sweepdir import SweepDir
-from orchestrator.tracking.mlflow_store.client import MlflowClient, RunTag, tag_equals
+from orchestrator.tracking.mlflow_store.client import tag_equals
 from orchestrator.tracking.mlflow_store.run_metadata import MAX_TAG_CHARACTERS, user
 from orchestrator.tracking.records.record_index import load_records
 from orchestrator.tracking.reports.sweep_summary import SweepSummary, summarize
@@ -25,11 +28,7 @@ _MAX_DESCRIPTION = 500  # characters: one line, and within any server's limit
 
 
 def get_or_create_sweep_run(client: MlflowClient, experiment_id: str, sweep: SweepDir) -> str:
-    """Return the id of a sweep's MLflow run in an experiment; create it if it does not exist.
-
-    Raises:
-        MlflowException, OSError: the store cannot be reached or written.
-    """
+    """Return the id of a sweep's MLflow run in an experiment; create it if it does not exist."""
     with sweep.lock_file.open("a") as lock:  # two runs of the sweep may start at the same time
         hold(lock, wait=True)
         runs = client.search_runs([experiment_id], tag_equals(TAG, sweep.uid), max_results=1)

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlflow import MlflowClient
+
 from orchestrator.run.rundir import RunDir, RunError
 from orchestrator.run.sweepdir import SweepDir, is_sweep
-from orchestrator.tracking.mlflow_store.client import MlflowClient, tag_equals
+from orchestrator.tracking.mlflow_store.client import tag_equals
 from orchestrator.tracking.mlflow_store.sweep_run import CHILD_TAG
 from orchestrator.tracking.mlflow_ui.views import run_page, table_page
 from orchestrator.tracking.records.record import Record, read_record
@@ -35,9 +37,6 @@ def ui_links(
 
     Args:
         client: the store that keeps the views of tables; see views.table_page.
-
-    Raises:
-        RunError: there is no such run, or MLflow does not have it yet.
     """
     lines = []
     for path in (path.absolute() for path in paths):

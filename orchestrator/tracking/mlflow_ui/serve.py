@@ -6,15 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
 from orchestrator.redact import one_line_error, redact_urls
 from orchestrator.run.rundir import RunDir, RunError
-from orchestrator.tracking.mlflow_store.client import (
-    MlflowClient,
-    MlflowException,
-    artifacts_dir,
-    open_read_only,
-    sqlite_file,
-)
+from orchestrator.tracking.mlflow_store.client import artifacts_dir, open_read_only, sqlite_file
 from orchestrator.tracking.mlflow_ui.links import experiment_links, ui_links
 from orchestrator.tracking.mlflow_ui.views import TRAINING
 
@@ -48,9 +45,6 @@ def serve_ui(
 
     Args:
         paths: runs and sweeps to link to; without any, the experiments.
-
-    Raises:
-        RunError: there is no store yet, the port is in use, or MLflow does not have a run.
     """
     if tracking_uri.startswith(("http://", "https://")):
         address = redact_urls(tracking_uri).rstrip("/")
@@ -72,11 +66,7 @@ def serve_ui(
 
 
 def tracking_uri_of(paths: Sequence[Path]) -> str:
-    """Return the store that runs were sent to; without runs, that of the working directory.
-
-    Raises:
-        RunError: they are in different stores.
-    """
+    """Return the store that runs were sent to; without runs, that of the working directory."""
     states = (RunDir(path).read_json(RunDir(path).mlflow_file) or {} for path in paths)
     uris = sorted({str(state["tracking_uri"]) for state in states if "tracking_uri" in state})
     if len(uris) > 1:

@@ -14,7 +14,7 @@ from orchestrator.metrics import RANKED_BY
 from orchestrator.redact import redact_urls
 
 if TYPE_CHECKING:
-    from orchestrator.tracking.mlflow_store.client import MlflowClient
+    from mlflow import MlflowClient
 
 TRAINING = "workflowType=machine_learning"  # without it, MLflow's pages open on prompts and traces
 _TAG = "mlflow.sharedViewState."
@@ -57,7 +57,7 @@ def table_page(
 
 def _store_view(client: "MlflowClient", experiment_id: str, search_filter: str) -> str | None:
     """Store a view in the experiment, unless it is there; return its key, None if that fails."""
-    from orchestrator.tracking.mlflow_store.client import MlflowException
+    from mlflow.exceptions import MlflowException
 
     view = json.dumps(_view(search_filter))
     key = "tahoe-" + hashlib.sha256(view.encode()).hexdigest()[:12]

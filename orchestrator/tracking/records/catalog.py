@@ -73,11 +73,7 @@ def load_catalog(runs: Iterable[Record] = ()) -> list[CatalogEntry]:
 
 
 def find_entry(name: str, entries: Iterable[CatalogEntry]) -> CatalogEntry:
-    """Return the entry of a name.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """Return the entry of a name."""
     by_name = {entry.name: entry for entry in entries}
     if name not in by_name:
         suggestion = did_you_mean(name, list(by_name))

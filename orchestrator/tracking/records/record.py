@@ -82,11 +82,7 @@ class Record:
 
 
 def read_record(run: RunDir) -> Record:
-    """Read the record of a run from its directory.
-
-    Raises:
-        RunError: there is no run at this path.
-    """
+    """Read the record of a run from its directory."""
     config = run.read_config()
     info = run.read_json(run.identity_file) or {}
     jobs, attempts = [*read_json_lines(run.jobs_file)], read_attempts(run)

@@ -39,9 +39,6 @@ def load_records(runs: Sequence[RunDir], *, skip_unreadable: bool = False) -> li
 
     Args:
         skip_unreadable: print a warning for runs that cannot be read, and leave them out.
-
-    Raises:
-        RunError: there is no run at one of the paths, or it cannot be read.
     """
     records: dict[RunDir, Record] = {}
     by_directory: dict[Path, list[RunDir]] = defaultdict(list)
@@ -60,11 +57,7 @@ def all_records(directory: Path) -> list[Record]:
 
 
 def find_runs(directory: Path) -> list[RunDir]:
-    """Return the runs directly in a directory, and the paths that may not be examined.
-
-    Raises:
-        RunError: the directory cannot be read.
-    """
+    """Return the runs directly in a directory, and the paths that may not be examined."""
     with reading(directory):
         if not directory.is_dir():
             return []

@@ -71,8 +71,6 @@ def monitor(run: RunDir, parent: ParentWatch, interval_s: float, node: str) -> N
 
 
 def _monitors() -> "list[BaseMetricsMonitor]":
-    # MLflow is set up before it is imported.
-    from orchestrator.tracking.mlflow_store import client  # noqa: F401
 
     # isort: split
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor

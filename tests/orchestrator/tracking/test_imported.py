@@ -29,7 +29,7 @@ def stored(uri):
 
 def test_the_shelf(store):
     results = published_results(load_catalog())
-    wanted = [one for one in results if one.published["year"] in (1998, 2012)]
+    wanted = [one for one in results if one.record.published["year"] in (1998, 2012)]
     assert import_runs(wanted, store, "tests") == (len(wanted), 0)
     assert import_runs(wanted, store, "tests") == (0, len(wanted))
     alexnet = stored(store)["AlexNet, as published"]
@@ -48,7 +48,9 @@ def test_what_was_cut_short_is_filled_and_not_doubled(store, monkeypatch):
         raise KeyboardInterrupt
 
     (one,) = [
-        one for one in published_results(load_catalog()) if one.uid == "published:alexnet_2012"
+        one
+        for one in published_results(load_catalog())
+        if one.record.uid == "published:alexnet_2012"
     ]
     with monkeypatch.context() as patch:
         patch.setattr(import_results, "truncate_json", crash)  # after the run is made
