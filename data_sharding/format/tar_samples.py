@@ -16,7 +16,7 @@ from data_sharding.errors import UserError
 from data_sharding.format.image_formats import IMAGE_EXTENSIONS
 from data_sharding.format.labels import LabelRule
 from data_sharding.io.clutter import is_clutter
-from data_sharding.io.tally import Tally
+from data_sharding.io.text import Tally
 
 # webdataset.tariterators, 1.0: base_plus_ext and tar_file_iterator's skip_meta
 KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")

@@ -13,12 +13,13 @@ from datetime import datetime
 from glob import has_magic
 from pathlib import Path
 from typing import IO, Any
-from uuid import uuid4
 
 from fsspec import available_protocols
 from fsspec.config import conf, conf_dir, set_conf_env, set_conf_files
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+
+from data_sharding.io.atomic_file import open_atomic, sync, temporary_file, write_atomic
 
 
 @contextmanager
@@ -179,9 +180,9 @@ def write_new(url: str, data: bytes) -> None:
         write_bytes(url, data)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary_file(path) as (file, temporary):
+    with temporary_file(path) as (file, temporary):
         file.write(data)
-        _flush(file)
+        sync(file)
         try:
             os.link(temporary, path)
         except FileExistsError:
@@ -204,37 +205,6 @@ def copy(path: Path, url: str) -> None:
         shutil.copyfileobj(source, file)
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a local file so that a reader, or a crash, sees the old content or the new."""
-    with open_atomic(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-
-
-@contextmanager
-def open_atomic(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file that replaces `path` once it is complete and on disk."""
-    with _temporary_file(path) as (file, temporary):
-        yield file
-        _flush(file)
-        temporary.replace(path)
-
-
-@contextmanager
-def _temporary_file(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
-    """Open a file beside `path` whose name no other process has, on any node that sees it."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file, temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _flush(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
 @contextmanager
 def open_for_write(url: str) -> Iterator[IO[bytes]]:
     """Open a new file for writing and create its directory; local files are synced at the end."""
@@ -245,7 +215,7 @@ def open_for_write(url: str) -> Iterator[IO[bytes]]:
     try:
         yield file
         if isinstance(fs, LocalFileSystem):
-            _flush(file)
+            sync(file)
     finally:
         with store_errors():  # the last bytes are sent
             file.close()

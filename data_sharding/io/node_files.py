@@ -7,6 +7,7 @@ from tempfile import gettempdir
 
 from data_sharding.errors import DataError
 from data_sharding.io import filesystem
+from data_sharding.io.atomic_file import write_atomic
 from data_sharding.io.file_lock import exclusive_lock
 
 
@@ -41,7 +42,7 @@ def node_file(
         make_private(directory)
     with exclusive_lock(path.with_name(lock)):
         if not (path.exists() and is_valid(path)):
-            filesystem.write_atomic(path, read())
+            write_atomic(path, read())
 
 
 def node_copy(url: str, name: str, is_valid: Callable[[Path], bool]) -> Path:

@@ -16,8 +16,7 @@ from data_sharding.format.tar_samples import (
     REPEATED_KEY,
     SYMLINK,
 )
-from data_sharding.io.tally import Tally
-from data_sharding.io.text import pluralize, truncated_list
+from data_sharding.io.text import Tally, pluralize, truncated_list
 from data_sharding.tools.scan import Scan
 
 log = logging.getLogger(__name__)
