@@ -9,17 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from data_sharding.io.atomic_file import write_atomic
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Config
 from orchestrator.launch.code_snapshot import current_python_path, snapshot_code
 from orchestrator.number_format import pluralize
-from orchestrator.run.rundir import (
-    RunDir,
-    RunError,
-    append_json_line,
-    read_json_lines,
-    write_atomic,
-)
+from orchestrator.run.rundir import RunDir, RunError, append_json_line, read_json_lines
 from orchestrator.run.sweepdir import SweepDir
 from slurm import client
 from slurm.errors import SlurmError

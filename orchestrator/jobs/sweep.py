@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_sharding.io.atomic_file import write_atomic
 from orchestrator.jobs.messages import print_array_submission
 from orchestrator.jobs.status import RunStatus, run_statuses
 from orchestrator.jobs.submit import Submission, check_not_queued, queued_jobs, submit_arrays
@@ -17,7 +18,7 @@ from orchestrator.launch.compose import ComposedConfig
 from orchestrator.launch.create_run import create_or_open_runs, run_of
 from orchestrator.number_format import pluralize
 from orchestrator.run.metric_stream import curve
-from orchestrator.run.rundir import RunDir, RunError, RunningError, write_atomic
+from orchestrator.run.rundir import RunDir, RunError, RunningError
 from orchestrator.run.sweepdir import RESULTS, SweepDir
 from slurm.errors import SlurmError
 

@@ -6,11 +6,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from data_sharding.io.atomic_file import write_atomic
 from orchestrator.config.schema import Config
 from orchestrator.jobs.submit import job_request, render_job_script
 from orchestrator.launch.code_snapshot import current_python_path
 from orchestrator.launch.create_run import run_path
-from orchestrator.run.rundir import RunDir, write_atomic
+from orchestrator.run.rundir import RunDir
 from slurm import client
 from slurm.errors import SlurmError
 from slurm.node_check import render_node_check

@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from data_sharding.format.manifest import Manifest, read_manifest
+from data_sharding.io.atomic_file import write_atomic
 from orchestrator.checkpoint.owner import claim, owner, refusal
 from orchestrator.checkpoint.store import CheckpointStore
 from orchestrator.config.parse import ConfigError, config_hash, immutable_changes, parse, to_dict
@@ -22,7 +23,7 @@ from orchestrator.launch.compose import ComposedConfig
 from orchestrator.launch.init_weights import fetch_fitting_weights
 from orchestrator.launch.software import current_software, record_software
 from orchestrator.run.plan import Plan, data_fingerprint, make_plan
-from orchestrator.run.rundir import RunDir, RunError, RunningError, write_atomic
+from orchestrator.run.rundir import RunDir, RunError, RunningError
 
 
 def create_or_open_run(composed: ComposedConfig) -> tuple[RunDir, Plan]:

@@ -16,11 +16,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-from uuid import uuid4
 
 import yaml
 
 from data_sharding.errors import UserError
+from data_sharding.io.atomic_file import write_atomic
 from data_sharding.io.file_lock import NoLocksError, flock
 
 _SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
@@ -338,21 +338,6 @@ _WITHOUT = {  # of what a run can do without
     "verdict.json": ", or remove it: the last attempt then counts as crashed",
     "mlflow.json": ", or remove it: the MLflow run is found by its tags",
 }
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
-    # Of a name that no other process has, on any node that sees this directory.
-    temporary = path.with_name(f"{path.name}.{uuid4().hex[:8]}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:  # a full disk: what is left of it would only take up room
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def append_json_line(path: Path, value: Mapping[str, Any]) -> None:

@@ -24,10 +24,11 @@ from data_sharding.errors import DataError
 from data_sharding.format.manifest import read_manifest
 from data_sharding.format.shard_table import ShardTable
 from data_sharding.io import filesystem
+from data_sharding.io.atomic_file import write_atomic
 from data_sharding.storage.cache import cache_directory, free_bytes
 from orchestrator.config.parse import ConfigError, parse
 from orchestrator.config.schema import Config
-from orchestrator.run.rundir import RunDir, RunError, hold, write_atomic
+from orchestrator.run.rundir import RunDir, RunError, hold
 from orchestrator.training.distributed.world import World, init_world
 
 _MESSAGE_BYTES = 64 << 20  # about the gradients of a ResNet-34, in one piece

@@ -13,13 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.run.rundir import (
-    RunDir,
-    RunError,
-    append_json_line,
-    read_json_lines,
-    write_atomic,
-)
+from data_sharding.io.atomic_file import write_atomic
+from orchestrator.run.rundir import RunDir, RunError, append_json_line, read_json_lines
 
 WRITE_ON_AND_ON = """
 import sys

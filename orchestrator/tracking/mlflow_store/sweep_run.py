@@ -12,9 +12,10 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import RunTag
 
+from data_sharding.io.atomic_file import write_atomic
 from orchestrator.number_format import format_metric, pluralize
 from orchestrator.redact import mlflow_safe_name, redact_urls, truncate_json
-from orchestrator.run.rundir import RunDir, hold, write_atomic
+from orchestrator.run.rundir import RunDir, hold
 from orchestrator.run.sweepdir import SweepDir
 from orchestrator.tracking.mlflow_store.client import tag_equals
 from orchestrator.tracking.mlflow_store.run_metadata import MAX_TAG_CHARACTERS, user

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from orchestrator.run.rundir import RunDir, RunError, reading, write_atomic
+from data_sharding.io.atomic_file import write_atomic
+from orchestrator.run.rundir import RunDir, RunError, reading
 from orchestrator.tracking.records.record import CRASHED, Record, read_record
 
 _NAME = ".index.jsonl"
