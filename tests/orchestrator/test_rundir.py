@@ -74,7 +74,7 @@ def whole_number(run: RunDir) -> int:
 
 NO_ROOM = """
 import pathlib, resource, sys
-from orchestrator.run.rundir import write_atomic
+from data_sharding.io.atomic_file import write_atomic
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:

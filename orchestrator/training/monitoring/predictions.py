@@ -8,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 
 from data_sharding.io.atomic_file import write_atomic
-from data_sharding.io.filesystem import write_atomic
 from orchestrator.run.rundir import RunDir
 
 
