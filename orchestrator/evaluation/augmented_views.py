@@ -24,11 +24,7 @@ _TILE_PX = 160
 
 
 def draw_augmented_views(config: Config, num: int, num_epochs: int) -> Image.Image:
-    """Draw a sheet with a column for each of a run's first samples and a row for each epoch.
-
-    Raises:
-        ConfigError, DataError: the config cannot be run on its data set.
-    """
+    """Draw a sheet with a column for each of a run's first samples and a row for each epoch."""
     train, val = (read_manifest(config.data.url, split) for split in ("train", "val"))
     plan = make_plan(config, config.world_size, train, val)
     train_set = open_train_set(config, train, plan)

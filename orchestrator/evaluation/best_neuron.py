@@ -7,7 +7,7 @@ one neuron that best separates targets from distractors, on images that training
 """
 
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,45 +26,27 @@ from orchestrator.training.task.model import build_model
 _MAX_BYTES = 16 << 30  # of activations, which are kept in memory
 
 
-@dataclass(frozen=True)
-class Request:
-    """The run, the class to detect, and the labelled data set (None: the run's own)."""
-
-    run: str
-    target: str
-    data: str | None
-    split: str
-    step: int | None
-
-
-@dataclass(frozen=True)
-class NeuronResult:
-    """Accuracies in percent; `constant` is that of the same prediction for every image."""
-
-    step: int
-    accuracy: float
-    neuron: int
-    num_neurons: int
-    constant: float
-    num_targets: int
-    num_images: int
-
-
 @torch.no_grad()
-def find_best_neuron(request: Request) -> NeuronResult:
-    """Find the neuron that detects a class best.
+def find_best_neuron(
+    run: str, target: str, data: str | None, split: str, step: int | None
+) -> dict[str, float]:
+    """Find the neuron that detects a class best; accuracies are in percent.
 
-    Raises:
-        ConfigError, DataError, CheckpointError, RunError: something is missing, or does not fit.
+    Args:
+        target: the class to detect.
+        data: the URL of a labelled data set; None: the run's own.
+
+    Returns:
+        Among others `constant`, the accuracy of the same prediction for every image.
     """
-    run = RunDir(Path(request.run))
-    config = with_data(parse(run.read_config()), request.data)
-    manifest = read_manifest(config.data.url, request.split)
-    if request.target not in manifest.classes:
+    directory = RunDir(Path(run))
+    config = with_data(parse(directory.read_config()), data)
+    manifest = read_manifest(config.data.url, split)
+    if target not in manifest.classes:
         known = ", ".join(manifest.classes[:20]) or "none, as its images have no labels"
         raise ConfigError(
-            f"--neuron {request.target}: the data has no such class",
-            value=request.target,
+            f"--neuron {target}: the data has no such class",
+            value=target,
             hint=f"It has {known}.",
         )
     network: Any = build_model(config, len(manifest.classes))
@@ -75,30 +57,30 @@ def find_best_neuron(request: Request) -> NeuronResult:
             hint="cat_2012 does.",
         )
     device = replace(choose_device(config), dtype=torch.float32)
-    step, _ = load_weights(network, run, config, request.step)
+    loaded = load_weights(network, directory, config, step)
     network.eval().to(device.device)
-    dataset = open_eval_set(config, request.split, manifest)
+    dataset = open_eval_set(config, split, manifest)
     features, labels = list[torch.Tensor](), list[torch.Tensor]()
     batches = iter_batches(dataset, range(len(dataset)), config.data.num_workers)
     outputs = device.infer(network.features, batches)
-    for batch, output in report_progress(outputs, len(dataset), run.path.name):
+    for batch, output in report_progress(outputs, len(dataset), directory.path.name):
         rows = output.float().cpu()
         _check_memory(rows.shape[1], len(dataset.shards))
         readable = batch.readable.cpu()
         features.append(rows[readable])
         labels.append(batch.labels.cpu()[readable])
-    is_target = torch.cat(labels) == manifest.classes.index(request.target)
+    is_target = torch.cat(labels) == manifest.classes.index(target)
     accuracy, neuron = best_neuron(torch.cat(features), is_target)
     target_pct = 100 * is_target.double().mean().item()
-    return NeuronResult(
-        step=step,
-        accuracy=accuracy,
-        neuron=neuron,
-        num_neurons=features[0].shape[1],
-        constant=max(target_pct, 100 - target_pct),
-        num_targets=int(is_target.sum()),
-        num_images=len(is_target),
-    )
+    return {
+        "step": loaded.step,
+        "accuracy": accuracy,
+        "neuron": neuron,
+        "num_neurons": features[0].shape[1],
+        "constant": max(target_pct, 100 - target_pct),
+        "num_targets": int(is_target.sum()),
+        "num_images": len(is_target),
+    }
 
 
 def _check_memory(num_neurons: int, num_images: int) -> None:
@@ -112,9 +94,5 @@ def _check_memory(num_neurons: int, num_images: int) -> None:
         )
 
 
-def main() -> int:
-    return json_entry_point(lambda **request: asdict(find_best_neuron(Request(**request))))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(json_entry_point(find_best_neuron))

@@ -2,7 +2,7 @@
 
     python -m orchestrator.evaluation.evaluate_runs < request.json
 
-It prints an `EvalReport` as JSON. An ensemble's probability of a class is the mean of its members'
+It prints the report as JSON. An ensemble's probability of a class is the mean of its members'
 (Krizhevsky et al. 2012, section 4.1, over crops; the winners' ensembles over networks).
 """
 
@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from data_sharding.format.manifest import Manifest, read_manifest
 from data_sharding.loading.full_images import load_full_images
 from data_sharding.loading.loader import iter_batches
 from data_sharding.loading.split_reader import SplitReader
-from data_sharding.transforms.eval_protocol import DenseProtocol, parse_dense, parse_protocol
+from data_sharding.transforms.eval_protocol import parse_dense, parse_protocol
 from orchestrator.checkpoint.retention import select_checkpoint
 from orchestrator.checkpoint.safetensors_io import read_tensors
 from orchestrator.checkpoint.store import WEIGHTS, CheckpointStore
@@ -80,24 +80,6 @@ class EvalRequest:
 
 
 @dataclass(frozen=True)
-class EvalReport:
-    """The results of each run, by its path, and of the ensemble, if there are several runs.
-
-    Args:
-        class_top1: the ensemble's, in the order of the classes; None for a class without samples.
-        notes: what could not be checked.
-    """
-
-    num_samples: int
-    num_unreadable: int
-    runs: dict[str, dict[str, Any]]
-    ensemble: Metrics | None
-    classes: tuple[str, ...]
-    class_top1: tuple[float | None, ...]
-    notes: Sequence[str]
-
-
-@dataclass(frozen=True)
 class GroundTruth:
     """Labels (n,), whether each image is readable (n,), and all classes that each shows."""
 
@@ -127,28 +109,27 @@ class Weights(NamedTuple):
     weights: str
 
 
-class _Protocol(NamedTuple):
-    """A config with the request's values; if `dense`, its own protocol does not count."""
-
-    config: Config
-    name: str
-    dense: DenseProtocol | None
-
-
-def evaluate_runs(request: EvalRequest) -> EvalReport:
+def evaluate_runs(**options: Any) -> dict[str, Any]:
     """Evaluate runs on one data set.
 
-    Raises:
-        ConfigError, DataError, CheckpointError, RunError: something is missing, or does not fit.
+    Returns:
+        The results of each run by its path, of the ensemble if there are several, and of each class
+        in the ensemble (None without samples); `notes` are what could not be checked.
     """
+    request = EvalRequest(**options)
     results, notes = dict[str, dict[str, Any]](), list[str]()
     total, fingerprint = None, None
     for path in request.runs:
         run = RunDir(Path(path))
-        own = parse(run.read_config())
-        protocol = _apply(request, own)
-        url = protocol.config.data.url
-        manifest = _read_manifest(run, url, request)
+        config, protocol = _apply(request, parse(run.read_config()))
+        url = config.data.url
+        manifest = read_manifest(url, request.split)
+        if request.data is None:
+            check_fingerprint(run, url, {request.split: manifest})
+        elif note := check_classes(run, url, manifest):
+            notes.append(note)
+        if manifest.labels.kind != "single":
+            raise ConfigError(f"{url} has no single label a sample to evaluate against", value=url)
         if fingerprint not in (None, manifest.fingerprint):
             raise ConfigError(
                 f"the runs have different data: {url} is not that of the first, so there is no "
@@ -157,14 +138,12 @@ def evaluate_runs(request: EvalRequest) -> EvalReport:
                 hint="Name one with --data URL.",
             )
         fingerprint = manifest.fingerprint
-        if request.data and (note := check_classes(run, own, url, manifest)):
-            notes.append(note)
-        weights, log_probs, truth = _predict(run, protocol, manifest, request)
+        weights, log_probs, truth = _predict(run, config, protocol, manifest, request)
         results[path] = {
             "data": url,
             "fingerprint": fingerprint,
             **weights._asdict(),
-            "protocol": protocol.name,
+            "protocol": protocol,
             **truth.metrics(log_probs),
         }
         total = log_probs if total is None else torch.logaddexp(total, log_probs)
@@ -173,19 +152,22 @@ def evaluate_runs(request: EvalRequest) -> EvalReport:
     confusion = count_confusion(mean, truth, len(manifest.classes))
     if request.confusion:
         write_confusion(Path(request.confusion), confusion, manifest.classes)
-    return EvalReport(
-        num_samples=len(truth.labels),
-        num_unreadable=int((~truth.readable).sum()),
-        runs=results,
-        ensemble=truth.metrics(mean) if len(request.runs) > 1 else None,
-        classes=manifest.classes,
-        class_top1=class_top1(confusion, len(manifest.classes)),
-        notes=notes,
-    )
+    return {
+        "num_samples": len(truth.labels),
+        "num_unreadable": int((~truth.readable).sum()),
+        "runs": results,
+        "ensemble": truth.metrics(mean) if len(request.runs) > 1 else None,
+        "classes": manifest.classes,
+        "class_top1": class_top1(confusion, len(manifest.classes)),
+        "notes": notes,
+    }
 
 
-def _apply(request: EvalRequest, config: Config) -> _Protocol:
-    """Put the values of a request in the place of a run's own."""
+def _apply(request: EvalRequest, config: Config) -> tuple[Config, str]:
+    """Return a run's config with the values of a request, and the name of the protocol.
+
+    The config's own protocol is always one of crops; a dense one is known by its name alone.
+    """
     if config.recipe.loss == "model":
         raise ConfigError(
             f"{config.model.name} was trained without labels, so it predicts no classes",
@@ -194,9 +176,8 @@ def _apply(request: EvalRequest, config: Config) -> _Protocol:
     name = request.protocol or config.data.eval_protocol
     if name == "timm":
         name = timm_protocol(config.model.name, config.data.image_size)
-    dense = parse_dense(name)
     try:
-        crops = config.data.eval_protocol if dense else parse_protocol(name).name
+        crops = config.data.eval_protocol if parse_dense(name) else parse_protocol(name).name
     except ValueError as error:
         raise ConfigError(str(error), value=name) from None
     values: Any = with_data(config, request.data)
@@ -205,7 +186,7 @@ def _apply(request: EvalRequest, config: Config) -> _Protocol:
     data = replace(values.data, eval_protocol=crops, max_bad_fraction=bad)
     batch_size = request.batch_size or config.evaluate.batch_size
     evaluate = replace(values.evaluate, batch_size=batch_size)
-    return _Protocol(replace(values, data=data, evaluate=evaluate), name, dense)
+    return replace(values, data=data, evaluate=evaluate), name
 
 
 def with_data(config: Config, url: str | None) -> Config:
@@ -219,9 +200,6 @@ def timm_protocol(model: str, crop: int) -> str:
 
     A network trained on images of the size that timm trains it on is evaluated on those that timm
     evaluates it on, which may be larger. Images are resized bilinearly, whatever timm does.
-
-    Raises:
-        ConfigError: it is no network of timm's.
     """
     known = timm.get_pretrained_cfg(model.removeprefix("timm/"))
     if not model.startswith("timm/") or known is None:
@@ -237,33 +215,22 @@ def timm_protocol(model: str, crop: int) -> str:
     return f"{kind}-{crop}-of-{math.floor(crop / fraction)}"
 
 
-def _read_manifest(run: RunDir, url: str, request: EvalRequest) -> Manifest:
-    """Read the manifest of the split; unless other data is named, it must be the run's own."""
-    manifest = read_manifest(url, request.split)
-    if request.data is None:
-        check_fingerprint(run, url, {request.split: manifest})
-    if manifest.labels.kind != "single":
-        raise ConfigError(f"{url} has no single label a sample to evaluate against", value=url)
-    return manifest
-
-
 @torch.no_grad()
 def _predict(
-    run: RunDir, protocol: _Protocol, manifest: Manifest, request: EvalRequest
+    run: RunDir, config: Config, protocol: str, manifest: Manifest, request: EvalRequest
 ) -> tuple[Weights, Tensor, GroundTruth]:
     """Compute the log-probabilities of a run, (n, classes)."""
-    config, name, dense = protocol
-    device = choose_device(config)
+    dense, device = parse_dense(protocol), choose_device(config)
     network = build_model(config, len(manifest.classes))
     weights = load_weights(network, run, config, request.step, request.weights)
-    refusal = f"{run.path}: {config.model.name} does not take the images of the protocol {name}"
+    refusal = f"{run.path}: {config.model.name} does not take the images of the protocol {protocol}"
     if dense:
-        with _as_config_error(refusal, name):
+        with _as_config_error(refusal, protocol):
             network = make_dense(network)
     network.eval().to(device.device).to(memory_format=device.memory_format)
 
     def forward(images: Tensor) -> Any:
-        with _as_config_error(refusal, name):
+        with _as_config_error(refusal, protocol):
             return network(images)
 
     dataset = open_eval_set(config, request.split, manifest)
@@ -396,9 +363,5 @@ def write_confusion(file: Path, confusion: Tensor, classes: Sequence[str]) -> No
         csv.writer(table).writerows([header, *rows])
 
 
-def main() -> int:
-    return json_entry_point(lambda **request: asdict(evaluate_runs(EvalRequest(**request))))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(json_entry_point(evaluate_runs))

@@ -9,6 +9,7 @@
 A process of its own, since the shipper of a run works without torch.
 """
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from PIL import Image
 
 from data_sharding.format.manifest import read_manifest
 from data_sharding.image.contact_sheet import draw_sheet, grid
+from data_sharding.io.atomic_file import write_atomic
 from data_sharding.tools.preview import stored_tile
 from orchestrator.checkpoint.retention import select_checkpoint
 from orchestrator.checkpoint.safetensors_io import read_tensors
@@ -157,15 +159,13 @@ def peak_learning_rates(config: Config) -> dict[str, float]:
 
 
 def _save(plot: Image.Image | Figure, run: RunDir, name: str) -> None:
-    """Write a plot so that a reader sees the whole file or none."""
-    file = run.plots_dir / f"{name}.png"
-    part = file.with_suffix(".part.png")
+    file = io.BytesIO()
     if isinstance(plot, Figure):
         with styled():
-            plot.savefig(part)
+            plot.savefig(file)
     else:
-        plot.save(part)
-    part.replace(file)
+        plot.save(file, "png")
+    write_atomic(run.plots_dir / f"{name}.png", file.getvalue())
 
 
 if __name__ == "__main__":

@@ -28,9 +28,6 @@ def build_and_count(
 
     Args:
         init_file: initial weights, which are loaded into the network.
-
-    Raises:
-        ConfigError: the config names something unknown, or options that do not fit.
     """
     parsed = parse(config)
     make_objective(parsed.recipe)

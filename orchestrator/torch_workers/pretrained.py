@@ -12,11 +12,7 @@ from orchestrator.torch_workers.entry import json_entry_point
 
 
 def fetch(name: str, file: str) -> Mapping[str, str]:
-    """Write the weights of timm/NAME as a safetensors file.
-
-    Raises:
-        ConfigError: there are none, or they cannot be fetched.
-    """
+    """Write the weights of timm/NAME as a safetensors file."""
     bare_name = name.removeprefix("timm/")
     if not external.is_known(name) or not timm.models.is_model_pretrained(bare_name):
         raise ConfigError(

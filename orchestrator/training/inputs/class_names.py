@@ -2,42 +2,25 @@
 
 import json
 
-from data_sharding.errors import DataError
-from data_sharding.format.manifest import Manifest, read_manifest
+from data_sharding.format.manifest import Manifest
 from orchestrator.config.parse import ConfigError
-from orchestrator.config.schema import Config
 from orchestrator.run.rundir import RunDir
-from orchestrator.training.inputs.datasets import check_fingerprint
 
 _MAX_NAMES = 3  # in messages
 
 
-def own_classes(run: RunDir, config: Config) -> tuple[str, ...]:
-    """Return the names of a run's classes, in the order of its outputs.
-
-    Raises:
-        DataError: the run directory lacks them, and its data set is missing or another one.
-    """
-    if run.classes_file.exists():
-        return tuple(json.loads(run.classes_file.read_text()))
-    val = read_manifest(config.data.url, "val")
-    check_fingerprint(run, config.data.url, {"val": val})
-    return val.classes
+def own_classes(run: RunDir) -> tuple[str, ...]:
+    """Return the names of a run's classes, in the order of its outputs."""
+    return tuple(json.loads(run.classes_file.read_text()))
 
 
-def check_classes(run: RunDir, config: Config, url: str, data: Manifest) -> str:
+def check_classes(run: RunDir, url: str, data: Manifest) -> str:
     """Refuse data whose class numbers mean other classes than the run's; return what is unknown.
-
-    Args:
-        config: the run's own.
 
     Raises:
         ConfigError: the classes have other names, or another order.
     """
-    try:
-        own, other = own_classes(run, config), data.classes
-    except DataError:
-        return f"the classes of {run.id} are not known: those of {url} are taken for them"
+    own, other = own_classes(run), data.classes
     if sorted(own) == sorted(other) and own != other:
         number = next(
             i for i, names in enumerate(zip(own, other, strict=True)) if len({*names}) > 1

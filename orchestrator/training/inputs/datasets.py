@@ -49,12 +49,7 @@ class Datasets:
 
     @classmethod
     def open(cls, run: RunDir, config: Config, world_size: int) -> Self:
-        """Open the data set at `data.url`.
-
-        Raises:
-            DataError: it is missing, or not the data set that this run started with.
-            ConfigError: batch, lanes or ranks do not fit it.
-        """
+        """Open the data set at `data.url`, which must be the one that this run started with."""
         url = config.data.url
         train, val = (read_manifest(url, split) for split in ("train", "val"))
         check_fingerprint(run, url, {"train": train, "val": val})
@@ -67,11 +62,7 @@ class Datasets:
 
 
 def open_train_set(config: Config, manifest: Manifest, plan: Plan) -> TrainDataset:
-    """Open the training samples in the config's order, cropped and augmented.
-
-    Raises:
-        DataError, ConfigError: the data set does not fit the recipe.
-    """
+    """Open the training samples in the config's order, cropped and augmented."""
     return TrainDataset(
         _open_split(config, "train", manifest),
         _make_order(config, manifest),
@@ -153,11 +144,7 @@ def _make_order(config: Config, manifest: Manifest) -> TrainOrder:
 
 
 def make_augmentation(config: Config) -> PixelAugment:
-    """Build the augmentation of the pixels of training images.
-
-    Raises:
-        ConfigError: the options are not those of the policy, or need colours of grey images.
-    """
+    """Build the augmentation of the pixels of training images."""
     fill = [255 * value for value in config.data.mean]
     try:
         return make_augment(**vars(config.recipe.augment), fill=fill)
@@ -170,9 +157,6 @@ def check_fingerprint(run: RunDir, url: str, splits: Mapping[str, Manifest]) -> 
 
     Args:
         splits: the manifests at `url`, train's or val's or both.
-
-    Raises:
-        DataError: one has another fingerprint than run.json has, or that file is missing.
     """
     hint = "`tahoe evaluate --data URL` evaluates a run on other data."
     identity = run.read_json(run.identity_file)
@@ -202,9 +186,6 @@ def check_bad_fraction(num_bad: int, num_samples: int, limit: float, example: st
     Args:
         limit: the largest fraction of the samples.
         example: one of the unreadable samples; the log has all of them.
-
-    Raises:
-        DataError: there are more.
     """
     if num_bad > limit * num_samples:
         named = f", e.g. {example}" if example else ""

@@ -12,11 +12,7 @@ from orchestrator.config.parse import ConfigError
 
 
 def freeze_backbone(network: nn.Module, num_classes: int) -> None:
-    """Freeze all of a network but its head.
-
-    Raises:
-        ConfigError: no layer can be taken for the head.
-    """
+    """Freeze all of a network but its head."""
     name = head_name(network, num_classes)
     network.requires_grad_(False)
     network.get_submodule(name).requires_grad_(True)

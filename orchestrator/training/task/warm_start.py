@@ -32,13 +32,13 @@ def check_unchanged(run: RunDir, config: Config) -> None:
     Raises:
         RunError: the file is missing, or its digest is not that of run.json.
     """
-    recorded = ((run.read_json(run.identity_file) or {}).get("init_from") or {}).get("sha256")
+    recorded = (run.read_json(run.identity_file) or {}).get("init_from", {}).get("sha256")
     try:
         with run.init_file.open("rb") as file:
             digest = file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         digest = "no file"
-    if recorded not in (None, digest):
+    if digest != recorded:
         raise RunError(
             f"the initial weights of {run.id} in {run.init_file} have changed: their digest is "
             f"{digest}, and run.json has {recorded}, so the run would not be what its config says",

@@ -44,18 +44,18 @@ def made(
 
 @pytest.mark.parametrize("ours", [LETTERS, NUMBERS])
 def test_the_same_classes_in_another_order_are_refused(made: Any, shards: Path, ours: Any) -> None:
-    run, config = made(*ours)
+    run, _ = made(*ours)
     other = name_classes(shards, *ours[1:], ours[0])
     with pytest.raises(ConfigError, match="class 0 is") as refused:
-        check_classes(run, config, "URL", other)
+        check_classes(run, "URL", other)
     assert refused.value.value == "URL"
 
 
 def test_other_names_are_refused(made: Any, shards: Path) -> None:
-    run, config = made(*LETTERS)
+    run, _ = made(*LETTERS)
     other = name_classes(shards, *LETTERS[:-1], "cat")
     with pytest.raises(ConfigError, match=r"1 \(j\) .* 1 \(cat\)"):
-        check_classes(run, config, "URL", other)
+        check_classes(run, "URL", other)
 
 
 @pytest.mark.parametrize(
@@ -70,24 +70,14 @@ def test_other_names_are_refused(made: Any, shards: Path) -> None:
 def test_classes_without_names_are_noted(
     made: Any, shards: Path, ours: Any, theirs: Any, is_noted: bool
 ) -> None:
-    run, config = made(*ours)
-    assert bool(check_classes(run, config, "URL", name_classes(shards, *theirs))) == is_noted
+    run, _ = made(*ours)
+    assert bool(check_classes(run, "URL", name_classes(shards, *theirs))) == is_noted
 
 
 def test_a_run_keeps_its_classes_whatever_becomes_of_its_data(made: Any, shards: Path) -> None:
-    run, config = made(*LETTERS)
+    run, _ = made(*LETTERS)
     name_classes(shards, *LETTERS[::-1])
-    assert own_classes(run, config) == LETTERS
-
-
-def test_a_run_from_before_classes_were_kept_has_those_of_its_data(made: Any, shards: Path) -> None:
-    run, config = made(*LETTERS)
-    run.classes_file.unlink()
-    assert own_classes(run, config) == LETTERS
-    other = name_classes(shards, *LETTERS[::-1])
-    with pytest.raises(DataError, match=r"run\.json"):
-        own_classes(run, config)
-    assert "not known" in check_classes(run, config, "URL", other)
+    assert own_classes(run) == LETTERS
 
 
 def test_a_run_that_does_not_know_its_data_takes_none_for_it(made: Any, shards: Path) -> None:
