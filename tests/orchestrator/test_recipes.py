@@ -13,7 +13,7 @@ FILES = sorted(Path(conf.__file__).parent.glob("recipe/*.yaml"))
 RANDOM_POLICIES = {
     file.stem: recipe["augment"]["auto_augment_kwargs"]
     for file in FILES
-    if (recipe := yaml.safe_load(file.read_text())).get("distort", {}).get("policy")
+    if (recipe := yaml.safe_load(file.read_text())).get("augment", {}).get("auto_augment")
     == "randaugment"
 }
 
