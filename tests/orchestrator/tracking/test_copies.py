@@ -8,7 +8,7 @@ from orchestrator.cli.verbs.select_runs import all_runs, select_runs
 from orchestrator.tracking.records.record import read_record
 from orchestrator.tracking.reports.compare import compare
 from orchestrator.tracking.reports.compare_table import tables
-from orchestrator.tracking.reports.curves import _seen_before
+from orchestrator.tracking.reports.curves import _images_before
 from orchestrator.tracking.shipping.shipper import sync
 
 # MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
@@ -93,5 +93,5 @@ def test_a_chain_of_runs_goes_on_where_the_one_before_was(make_scene):
         scene.run.write_json(scene.run.identity_file, {**identity, "init_from": before})
         records.append(read_record(scene.run))
     by_uid = {one.uid: one for one in records}
-    assert [_seen_before(one, by_uid) for one in records] == [0, 1000, 1000 + 2000]
-    assert _seen_before(records[2], {one.uid: one for one in records[2:]}) == 0
+    assert [_images_before(one, by_uid) for one in records] == [0, 1000, 1000 + 2000]
+    assert _images_before(records[2], {one.uid: one for one in records[2:]}) == 0
