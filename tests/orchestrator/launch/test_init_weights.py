@@ -67,7 +67,7 @@ def test_a_file_is_copied_or_fetched(weights: Path, tmp_path: Path) -> None:
         ("timm/resnet18.no_such_tag", "timm has no such pretrained weights"),
         ("empty run", "no checkpoint yet"),
         ("broken/step-000000001", "cannot be read"),
-        ("empty/step-000000001", "has neither of ema.safetensors, model.safetensors"),
+        ("empty/step-000000001", "has no ema.safetensors"),
     ],
 )
 def test_missing_or_invalid_weights_are_refused(
