@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.config.parse import ConfigError
-from orchestrator.run.exit_status import MENDABLE, TELL_FD, ExitCode
+from orchestrator.run.exit_status import PROGRESS_FD, USER_ERROR, ExitCode
 from orchestrator.run.rundir import RunError
 
 
@@ -35,7 +35,7 @@ def run_torch_worker(
             [sys.executable, "-m", f"orchestrator.{module}"],
             input=json.dumps(request),
             # It finds the modules that ranks find.
-            env=os.environ | {"PYTHONSAFEPATH": "1", TELL_FD: str(progress)},
+            env=os.environ | {"PYTHONSAFEPATH": "1", PROGRESS_FD: str(progress)},
             pass_fds=[progress],
             capture_output=True,
             text=True,
@@ -51,7 +51,7 @@ def run_torch_worker(
     message = done.stderr.strip()
     if done.returncode == ExitCode.NEVER_RESTART:
         raise ConfigError(message)
-    if done.returncode == MENDABLE:
+    if done.returncode == USER_ERROR:
         raise RunError(message)
     if done.returncode:
         raise TorchWorkerError((message.splitlines() or ["no message"])[-1], value=module)

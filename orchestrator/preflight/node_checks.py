@@ -1,4 +1,4 @@
-"""Checks of the nodes of a run: a job's ranks report on their nodes, and the report is judged."""
+"""Checks of the nodes of a run: a job's ranks report on their nodes."""
 
 import json
 import shutil

@@ -7,8 +7,8 @@ from typing import Literal
 
 from orchestrator.run.rundir import RunDir
 
-TELL_FD = "TAHOE_TELL_FD"  # names the stderr of who asked; ours is for what goes wrong
-MENDABLE = 64  # not the config's fault: data, a run, a checkpoint, a file
+PROGRESS_FD = "TAHOE_PROGRESS_FD"  # names the variable with the stderr of the calling process
+USER_ERROR = 64  # data, a run, a checkpoint or a file: not the config
 
 
 class ExitCode(IntEnum):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from data_sharding.errors import UserError
 from orchestrator.config.parse import ConfigError
-from orchestrator.run.exit_status import MENDABLE, TELL_FD, ExitCode
+from orchestrator.run.exit_status import PROGRESS_FD, USER_ERROR, ExitCode
 
 T = TypeVar("T")
 
@@ -25,14 +25,14 @@ def json_entry_point(work: Callable[..., Mapping[str, Any]]) -> int:
         result = work(**request)
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)
-        return ExitCode.NEVER_RESTART if isinstance(error, ConfigError) else MENDABLE
+        return ExitCode.NEVER_RESTART if isinstance(error, ConfigError) else USER_ERROR
     print(json.dumps(result))
     return 0
 
 
 def report_progress(items: Iterable[T], total: int, name: str) -> Iterator[T]:
     """Pass items on, and report their number now and then to the stderr of the caller's process."""
-    fd = int(os.environ.get(TELL_FD, "-1"))
+    fd = int(os.environ.get(PROGRESS_FD, "-1"))
     is_terminal = fd >= 0 and os.isatty(fd)
     reported_s, interval_s = time.monotonic(), 0.5 if is_terminal else 10.0
     for number, item in enumerate(items, 1):

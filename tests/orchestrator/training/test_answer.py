@@ -8,13 +8,13 @@ from itertools import count
 
 import pytest
 
-from orchestrator.run.exit_status import TELL_FD
+from orchestrator.run.exit_status import PROGRESS_FD
 from orchestrator.torch_workers.entry import report_progress
 
 
 def collect(fd: int, monkeypatch: pytest.MonkeyPatch, *, step_s: float) -> list[int]:
     """Pass four pieces on, of which each takes so long by the clock."""
-    monkeypatch.setenv(TELL_FD, str(fd))
+    monkeypatch.setenv(PROGRESS_FD, str(fd))
     clock = count()
     monkeypatch.setattr(time, "monotonic", lambda: step_s * next(clock))
     return list(report_progress(range(4), 4, "run"))
