@@ -1,4 +1,7 @@
-"""Names of parameters in error messages, replaced by config keys."""
+"""Names of parameters in error messages, replaced by config keys.
+
+The rooms below orchestrator name parameters in backticks; users know their config keys.
+"""
 
 import re
 from collections import Counter
@@ -17,3 +20,8 @@ def unique_keys() -> dict[str, str]:
 def replace_names(text: str, names: Mapping[str, str]) -> str:
     """Replace every `name` in backticks that has another name; leave the others as they are."""
     return re.sub(r"`(\w+)`", lambda match: names.get(match[1], match[0]), text)
+
+
+def explain(error: Exception) -> str:
+    """Format an error with the config keys of its parameters."""
+    return replace_names(str(error), unique_keys())

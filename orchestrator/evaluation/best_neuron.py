@@ -45,14 +45,14 @@ def find_best_neuron(
     if target not in manifest.classes:
         known = ", ".join(manifest.classes[:20]) or "none, as its images have no labels"
         raise ConfigError(
-            f"--neuron {target}: the data has no such class",
+            f"--best-neuron {target}: the data has no such class",
             value=target,
             hint=f"It has {known}.",
         )
     network: Any = build_model(config, len(manifest.classes))
     if not hasattr(network, "features"):
         raise ConfigError(
-            f"--neuron: {config.model.name} does not show the activations of its neurons",
+            f"--best-neuron: {config.model.name} does not show the activations of its neurons",
             value=config.model.name,
             hint="cat_2012 does.",
         )
@@ -87,7 +87,7 @@ def _check_memory(num_neurons: int, num_images: int) -> None:
     num_bytes = 4 * num_neurons * num_images
     if num_bytes > _MAX_BYTES:
         raise ConfigError(
-            f"--neuron: the activations of {num_neurons:,} neurons for {num_images:,} images are "
+            f"--best-neuron: activations of {num_neurons:,} neurons for {num_images:,} images are "
             f"{num_bytes / 1e9:.0f} GB, and at most {_MAX_BYTES / 1e9:.0f} GB are kept",
             value=num_bytes,
             hint="Take fewer images: --data URL.",

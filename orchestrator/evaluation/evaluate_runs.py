@@ -317,10 +317,10 @@ def _real_labels(shards: SplitReader) -> list[list[int]]:
         name = _NAME.search(key)
         if name is None:
             raise ConfigError(
-                f"--real: the image {key} is not named as one of ImageNet's validation images "
+                f"--real-labels: image {key} is not named as one of ImageNet's validation images "
                 "(ILSVRC2012_val_00000001), so its labels cannot be looked up",
                 value=key,
-                hint="Leave --real out.",
+                hint="Leave --real-labels out.",
             )
         labels.append(known[f"{name[0]}.JPEG"])
     return labels

@@ -1,14 +1,13 @@
 """`tahoe doctor`: find what would fail in a run before its job has waited for days."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 
 from rich.text import Text
 
 from data_sharding.errors import UserError
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Config
-from orchestrator.console import make_console, print_json
+from orchestrator.console import make_console
 from orchestrator.jobs import trial_jobs
 from orchestrator.launch.checks.data_check import check_data_matches_config
 from orchestrator.launch.checks.model_cost import ModelCost, model_cost
@@ -25,21 +24,14 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 _ERRORS = (UserError, SlurmError)
 
 
-def run_checks(overrides: Sequence[str], *, nodes: bool, as_json: bool) -> int:
-    """Check a config and print the results; return 1 if a check has failed, else 0."""
-    results = []
-    console = make_console()
-    for result in _checks(overrides, nodes=nodes):
-        results.append(result)
-        if not as_json:  # each as it comes
-            status = Text(f"{result.status:5}", style=_STYLES[result.status])
-            console.print(status + Text(f"{result.name:16}{result.message}"))
-    if as_json:
-        print_json([asdict(result) for result in results])
-    return int(any(result.status == "fail" for result in results))
+def print_result(result: CheckResult) -> None:
+    """Print a line for a result."""
+    status = Text(f"{result.status:5}", style=_STYLES[result.status])
+    make_console().print(status + Text(f"{result.name:16}{result.message}"))
 
 
-def _checks(overrides: Sequence[str], *, nodes: bool) -> Iterator[CheckResult]:
+def run_checks(overrides: Sequence[str], *, nodes: bool) -> Iterator[CheckResult]:
+    """Check a config; yield each result as it comes."""
     yield from local_checks.check_versions()
     try:
         config = _compose_one(overrides)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from orchestrator.config.key_names import explain
 from orchestrator.config.parse import ConfigError, parse
 from orchestrator.config.schema import Config
 from orchestrator.run.exit_status import FatalRunError, RunOutcome
@@ -78,7 +79,7 @@ def _run_attempt(
             startup_timer.mark("rendezvous")
             return train(run, config, world, metric_log, stop_signal)
     except (SaveError, UnavailableError) as error:
-        log.error("%s", error)  # a traceback would hide the message
+        log.error("%s", explain(error))  # a traceback would hide the message
         sys.exit(_CRASHED)  # without an outcome: space, access or credentials may come back
     except (FatalRunError, ConfigError, DataError, CheckpointError) as error:
         return _never_restart(error)
@@ -86,8 +87,9 @@ def _run_attempt(
 
 def _never_restart(error: Exception) -> RunOutcome:
     """Log an error that a restart would only repeat."""
-    log.error("%s", error)
-    return RunOutcome("never_restart", None, str(error))
+    message = explain(error)
+    log.error("%s", message)
+    return RunOutcome("never_restart", None, message)
 
 
 @contextmanager

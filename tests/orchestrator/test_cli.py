@@ -1,4 +1,4 @@
-"""The command line answers at once, completes what is typed, and tells errors in one message."""
+"""The command line: instant help, completion, errors in one message, exit codes."""
 
 import os
 import shlex
@@ -88,7 +88,7 @@ def test_the_config_is_printed_from_any_directory(tahoe: Tahoe) -> None:
     assert (done.stderr, list(tahoe.cwd.iterdir())) == ("", [])
 
 
-def test_it_is_told_where_the_config_comes_from(tahoe: Tahoe) -> None:
+def test_info_prints_the_defaults_tree(tahoe: Tahoe) -> None:
     tree = tahoe("train", "--info", "defaults-tree", "recipe=adamw", "model=timm/resnet18").stdout
     assert "model: timm/resnet18" in tree
     assert "recipe: adamw" in tree
@@ -113,7 +113,7 @@ def test_it_is_told_where_the_config_comes_from(tahoe: Tahoe) -> None:
         (["ckpt", "ls", "--json", "nowhere"], 1, "no run at "),
     ],
 )
-def test_an_error_is_one_message_and_an_exit_code(
+def test_errors_are_one_message_and_an_exit_code(
     arguments: list[str],
     exit_code: int,
     expected: str,
@@ -134,7 +134,7 @@ def test_an_error_is_one_message_and_an_exit_code(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "meant"),
+    ("arguments", "similar"),
     [
         (["trian"], "train"),
         (["ckpt", "verfy"], "verify"),
@@ -144,14 +144,14 @@ def test_an_error_is_one_message_and_an_exit_code(
     ],
 )
 def test_similar_names_are_suggested(
-    arguments: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], similar: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
-    assert f"'{meant}'" in capsys.readouterr().err
+    assert f"'{similar}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["resume", "a", "--sched", "keep"], "No such option '--sched'"),  # no abbreviations
         (["resume", "--schedule", "keep"], "Missing argument 'RUN'"),
@@ -161,10 +161,10 @@ def test_similar_names_are_suggested(
     ],
 )
 def test_invalid_usage_is_refused(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
-    assert said in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_invalid_usage_is_refused(
         ["shard", "verify", "nowhere"],
     ],
 )
-def test_a_reader_that_leaves_ends_a_verb_in_silence(
+def test_a_closed_pipe_ends_a_verb_silently(
     arguments: list[str], digits: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "datasets").symlink_to(digits.parent)
@@ -203,7 +203,7 @@ def test_a_reader_that_leaves_ends_a_verb_in_silence(
 
 
 @pytest.mark.usefixtures("capfd")
-def test_a_broken_pipe_that_is_not_the_output_is_no_silence(
+def test_other_broken_pipes_are_raised(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(overrides: object) -> int:
@@ -214,7 +214,7 @@ def test_a_broken_pipe_that_is_not_the_output_is_no_silence(
         main(["train"])
 
 
-def test_a_user_sees_what_main_says(tahoe: Tahoe) -> None:
+def test_the_installed_command_prints_errors(tahoe: Tahoe) -> None:
     done = subprocess.run(
         [TAHOE, "train", "seed=x"], cwd=tahoe.cwd, capture_output=True, text=True, check=False
     )
@@ -241,7 +241,7 @@ def test_the_second_point_is_checked_before_the_first_is_started(
     ("ends", "exit_code", "num_started"),
     [([0, 0], 0, 2), ([1, 0], 1, 2), ([93, 0], 93, 2), ([75, 0], 75, 1), ([130, 0], 130, 1)],
 )
-def test_a_stop_ends_the_sweep_and_a_failure_does_not(
+def test_a_sweep_ends_at_a_stop_but_not_at_a_failure(
     ends: list[int],
     exit_code: int,
     num_started: int,
@@ -260,7 +260,7 @@ def test_a_stop_ends_the_sweep_and_a_failure_does_not(
     assert {sweep_of(run) for run in points} == {SweepDir(place)}
 
 
-def test_a_point_that_runs_elsewhere_does_not_keep_the_others_from_running(
+def test_a_sweep_skips_points_that_run_elsewhere(
     shards: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -318,7 +318,7 @@ def test_bash_completes_verbs(replies: dict[str, list[str]]) -> None:
     assert replies["tahoe submit --af"] == ["--after"]
 
 
-def test_bash_completes_the_path_of_a_run_itself(replies: dict[str, list[str]]) -> None:
+def test_bash_completes_paths_itself(replies: dict[str, list[str]]) -> None:
     assert not {*VERBS} & {*replies["tahoe resume "]}
 
 

@@ -2,8 +2,6 @@
 
 import click
 
-from orchestrator.config.key_names import replace_names, unique_keys
-
 
 def translate(text: str, command: click.Command) -> str:
     """Replace the names of parameters and operations by the words of a command's user.
@@ -13,6 +11,7 @@ def translate(text: str, command: click.Command) -> str:
     else the option of another verb of `tahoe shard`; `index` becomes `tahoe shard index`.
     """
     from orchestrator.cli.dataset.group import shard
+    from orchestrator.config.key_names import replace_names, unique_keys
 
     context = click.Context(shard)
     verbs = {name: shard.get_command(context, name) for name in shard.list_commands(context)}

@@ -1,5 +1,6 @@
 """`tahoe submit|status|list|logs|cancel|doctor`: runs as Slurm jobs."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from orchestrator.cli.shared.arguments import (
     runs_dir_option,
 )
 from orchestrator.cli.shared.commands import Command
+from orchestrator.cli.shared.hints import translate
+from orchestrator.console import print_json
 
 if TYPE_CHECKING:
     from orchestrator.jobs.submit import Submission
@@ -149,6 +152,14 @@ def cancel(runs: tuple[Path, ...], now: bool) -> None:
 @json_option
 def doctor(overrides: tuple[str, ...], on_nodes: bool, as_json: bool) -> int:
     """Check what could go wrong with a run."""
-    from orchestrator.preflight.doctor import run_checks
+    from orchestrator.preflight.doctor import print_result, run_checks
 
-    return run_checks(overrides, nodes=on_nodes, as_json=as_json)
+    results = []
+    command = click.get_current_context().command
+    for result in run_checks(overrides, nodes=on_nodes):
+        results.append(replace(result, message=translate(result.message, command)))
+        if not as_json:  # each as it comes
+            print_result(results[-1])
+    if as_json:
+        print_json([asdict(result) for result in results])
+    return int(any(result.status == "fail" for result in results))
