@@ -208,7 +208,7 @@ resubmit() {
     local new
     new=$$(sbatch --parsable --dependency=afterany:"$$job" \
         $${excluded:+--exclude="$$excluded"} "$$run/job.sbatch") || return
-    printf '{"slurm_job_id": "%s"}\n' "$${new%%;*}" >>"$$run/jobs.jsonl"
+    printf '{"slurm_job_id": "%s"}\n' "$${new%%;*}" >>"$$run/slurm_jobs.jsonl"
     resubmitted=yes
 }
 

@@ -59,7 +59,7 @@ class QualityFindings:
 def report(
     findings: QualityFindings, totals: Mapping[str, int], skipped: QualityFindings
 ) -> dict[str, Any]:
-    """Return the content of `report.json`.
+    """Return the content of `quality_report.json`.
 
     Args:
         totals: numbers of files and bytes, among them "num_files".

@@ -1,10 +1,10 @@
 """Progress of a data set that is being written, so that a killed run can continue.
 
-While a set is unfinished, `URL/unfinished.json` holds its fingerprint and marks the shards there as
-ours. `URL/unfinished/NAME.json` is written when a part is complete and on disk, with its results;
-parts without such a record are written again. On local disks a lock keeps other runs out: the
-processes of a run share it, and it is free when the last of them has ended. Object stores have no
-locks: two runs that write to one URL there at the same time are not kept apart.
+While a set is unfinished, `URL/in_progress.json` holds its fingerprint and marks the shards there
+as ours. `URL/in_progress/NAME.json` is written when a part is complete and on disk, with its
+results: parts without such a record are written again. On local disks a lock keeps other runs out:
+the processes of a run share it, and it is free when the last of them has ended. Object stores have
+no locks: two runs that write to one URL there at the same time are not kept apart.
 """
 
 import hashlib
@@ -21,12 +21,13 @@ from data_sharding.format.manifest import SPLITS, url_of
 from data_sharding.io import filesystem
 from data_sharding.io.file_lock import NoLocksError, exclusive_lock
 
-REPORT = "report.json"
-_MARK = "unfinished.json"
-_RECORDS = "unfinished"
-_LOCK = "unfinished.lock"
+REPORT = "quality_report.json"
+_MARK = "in_progress.json"
+_RECORDS = "in_progress"
+_LOCK = "in_progress.lock"
 _TEMPORARY = re.compile(  # of filesystem.write_bytes
-    r"\A\.(unfinished\.json|report\.json|manifest\.json|shards\.safetensors)\.[0-9a-f]{32}\.tmp\Z"
+    r"\A\.(in_progress|quality_report|manifest)\.json\.[0-9a-f]{32}\.tmp\Z"
+    r"|\A\.shards\.safetensors\.[0-9a-f]{32}\.tmp\Z"
 )
 _LOCK_TIMEOUT_S = 5  # the processes of a killed run need a moment to end
 

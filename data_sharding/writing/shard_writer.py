@@ -37,7 +37,7 @@ STORED_LABELS = {
 
 @dataclass(frozen=True)
 class ImageChecks:
-    """Treatment of the images on their way; all findings go into `report.json`.
+    """Treatment of the images on their way; all findings go into `quality_report.json`.
 
     Args:
         max_bad_fraction: fraction of the files that may be dropped, corrupt or too large.

@@ -101,7 +101,7 @@ def _here(
             for attempt in attempts:
                 ends.append(run_attempt_with_faults(run, config, plan, attempt, around))
                 _tell(f"attempt {len(ends)}: {ends[-1]}")
-                if ends[-1].exit_code in (ExitCode.FINISHED, ExitCode.NEVER_RESTART):
+                if ends[-1].exit_code in (ExitCode.FINISHED, ExitCode.FAILED_PERMANENTLY):
                     break
             around.calm()
             return ends

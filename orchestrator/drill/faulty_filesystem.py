@@ -1,6 +1,6 @@
-"""A store whose reads fail as they are told to: `tahoe-drill::URL` reads what URL does.
+"""A store whose reads fail as they are told to: `faulty::URL` reads what URL does.
 
-`tahoe drill` puts it before the data of its runs. Each file in the directory that TAHOE_DRILL_STORE
+`tahoe drill` puts it before the data of its runs. Each file in the directory that TAHOE_FAULT_DIR
 names is a fault, `0007-cut` for example; whichever process of the run removes it first has it, at
 its next read of a part of a file. fsspec finds the class by an entry point of this distribution, so
 that the processes that read ahead of the ranks have it too.
@@ -14,8 +14,8 @@ from typing import Any
 import fsspec
 from fsspec.implementations.chained import ChainedFileSystem
 
-PROTOCOL = "tahoe-drill"
-DIRECTORY = "TAHOE_DRILL_STORE"
+PROTOCOL = "faulty"
+DIRECTORY = "TAHOE_FAULT_DIR"
 _SLOW_S = 1.0
 
 

@@ -1,6 +1,6 @@
 """A rank that is hurt in a save: `tahoe drill` starts it in place of orchestrator.training.worker.
 
-TAHOE_HURT says how: `{"how": "die", "call": 3}` ends the process at the fourth call that writes,
+TAHOE_FAULT says how: `{"how": "die", "call": 3}` ends the process at the fourth call that writes,
 counted over all saves of this attempt; `"full"` lets it and all later ones fail for want of room.
 """
 
@@ -21,7 +21,7 @@ from orchestrator.training import worker
 
 def main(arguments: Sequence[str]) -> int:
     """Run this rank, hurt if it is the one that saves."""
-    wanted = json.loads(os.environ["TAHOE_HURT"])
+    wanted = json.loads(os.environ["TAHOE_FAULT"])
     if wanted and os.environ["RANK"] == "0":
         watch(_From(wanted["call"], _die if wanted["how"] == "die" else _run_out))
     return worker.main(arguments)

@@ -231,7 +231,7 @@ def _hurting(ending: Fault | None, around: FaultyEnvironment) -> Iterator[None]:
     wanted = None
     if ending is not None and ending.is_in_save:
         wanted = {"how": "die" if "kill" in ending.kind else "full", "call": ending.target}
-    told = {"TAHOE_HURT": json.dumps(wanted), DIRECTORY: str(around.store)}
+    told = {"TAHOE_FAULT": json.dumps(wanted), DIRECTORY: str(around.store)}
     os.environ.update(told)
     try:
         yield

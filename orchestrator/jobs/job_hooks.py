@@ -62,8 +62,10 @@ def choose_next_action(ended: AttemptEnd, *, stop_requested: bool, max_failures:
     """Decide whether the run ends, and how it continues otherwise."""
     if ended.outcome == "finished":
         action = NextAction(ExitCode.FINISHED, "finished")
-    elif ended.outcome == "never_restart":
-        action = NextAction(ExitCode.NEVER_RESTART, "the run would end the same if started again")
+    elif ended.outcome == "failed_permanently":
+        action = NextAction(
+            ExitCode.FAILED_PERMANENTLY, "the run would end the same if started again"
+        )
     elif stop_requested:
         action = NextAction(ExitCode.STOPPED, "stopped, as control/stop requests")
     elif ended.state.endswith("TimeLimit"):
@@ -79,7 +81,7 @@ def choose_next_action(ended: AttemptEnd, *, stop_requested: bool, max_failures:
             f"slurm.max_consecutive_failures allows {max_failures}. The last time: {ended.why}. "
             "Read the logs, fix the cause, then `tahoe resume` the run"
         )
-        action = NextAction(ExitCode.NEVER_RESTART, why)
+        action = NextAction(ExitCode.FAILED_PERMANENTLY, why)
     else:
         action = NextAction("requeue", f"{ended.why}; tries again")
     return action
@@ -114,7 +116,7 @@ def on_job_end(run: RunDir, attempt: int, code: int, state: str) -> Next:
     """Record the end of an attempt and return the next action."""
     config = parse(run.read_config())
     left = run.read_json(run.outcome_file) or {}
-    outcome = left["verdict"] if left.get("attempt") == attempt else None
+    outcome = left["outcome"] if left.get("attempt") == attempt else None
     last_step = _last_saved_step(run, config)
     cause = find_failure_cause(run, attempt, code)
     is_crash = outcome is None and _job_still_running(state) and not cause.is_transient
@@ -137,8 +139,8 @@ def on_job_end(run: RunDir, attempt: int, code: int, state: str) -> Next:
     }
 
     def record() -> None:
-        if outcome is None and action.next == ExitCode.NEVER_RESTART:
-            RunOutcome("never_restart", None, action.why).write(run, attempt)
+        if outcome is None and action.next == ExitCode.FAILED_PERMANENTLY:
+            RunOutcome("failed_permanently", None, action.why).write(run, attempt)
         run.end_attempt(attempt, **facts)
 
     # A full disk must not decide what comes next: the job would end although it could continue.

@@ -34,7 +34,7 @@ class RunStatus:
     """The status of one run; None where a value is not known.
 
     Args:
-        state: scheduled, pending, running, finished, stopped, never_restart or crashed.
+        state: scheduled, pending, running, finished, stopped, failed_permanently or crashed.
         why: the reason for which it waits, or the end of the last attempt.
         ends: the end of each attempt, or "running".
         images_per_s: the median over the run, as in `tahoe compare`.

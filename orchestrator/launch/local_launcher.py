@@ -58,13 +58,13 @@ def _report_outcome(run: RunDir, attempt: int, ranks: "_RankProcesses") -> int:
     continue_with = f"with:\n  tahoe resume {run.shell_path}"
     outcome = run.read_json(run.outcome_file) or {}
     if outcome.get("attempt") == attempt:
-        if outcome["verdict"] == "finished":
+        if outcome["outcome"] == "finished":
             return ExitCode.FINISHED
-        if outcome["verdict"] == "stopped":
+        if outcome["outcome"] == "stopped":
             print(f"{outcome['reason']}. Continue {continue_with}")
             return ExitCode.STOPPED
         print(f"error: {outcome['reason']}", file=sys.stderr)
-        return ExitCode.NEVER_RESTART
+        return ExitCode.FAILED_PERMANENTLY
     if ranks.was_killed:
         print(f"quit without saving. Continue from the last checkpoint {continue_with}")
         return 128 + signal.SIGINT
@@ -79,7 +79,7 @@ def _report_outcome(run: RunDir, attempt: int, ranks: "_RankProcesses") -> int:
         f"Continue from the last checkpoint {continue_with}",
         file=sys.stderr,
     )
-    return ExitCode.NEVER_RESTART if code == ExitCode.NEVER_RESTART else CRASHED
+    return ExitCode.FAILED_PERMANENTLY if code == ExitCode.FAILED_PERMANENTLY else CRASHED
 
 
 @dataclass

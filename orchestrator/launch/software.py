@@ -28,7 +28,7 @@ _PLAIN_DIFF = (
 
 
 def current_software(model_name: str) -> tuple[dict[str, Any], bytes]:
-    """Return commit, Python and packages as run.json holds them, and the patch beyond the commit.
+    """Return commit, Python and packages as run_info.json holds them, and uncommitted changes.
 
     Args:
         model_name: the network; the file of `package.module:function` is recorded as well.

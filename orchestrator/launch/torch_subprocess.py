@@ -49,7 +49,7 @@ def run_torch_worker(
             os.write(progress, b"\r\033[K")  # erases its progress
         os.close(progress)
     message = done.stderr.strip()
-    if done.returncode == ExitCode.NEVER_RESTART:
+    if done.returncode == ExitCode.FAILED_PERMANENTLY:
         raise ConfigError(message)
     if done.returncode == USER_ERROR:
         raise RunError(message)

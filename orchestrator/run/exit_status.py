@@ -16,7 +16,7 @@ class ExitCode(IntEnum):
 
     FINISHED = 0
     STOPPED = 75  # saved, and wants to go on (EX_TEMPFAIL of sysexits.h)
-    NEVER_RESTART = 93  # a bad config, a diverged run: starting again would end the same
+    FAILED_PERMANENTLY = 93  # a bad config, a diverged run: starting again would end the same
 
 
 class StepRequest(IntEnum):
@@ -36,20 +36,20 @@ class FatalRunError(Exception):
 class RunOutcome:
     """What the ranks agreed on."""
 
-    verdict: Literal["finished", "stopped", "never_restart"]
+    outcome: Literal["finished", "stopped", "failed_permanently"]
     step: int | None
     reason: str
 
     @property
     def exit_code(self) -> ExitCode:
-        return ExitCode[self.verdict.upper()]
+        return ExitCode[self.outcome.upper()]
 
     def write(self, run: RunDir, attempt: int) -> None:
-        """Leave the verdict in the run directory; the launcher believes it before exit codes."""
+        """Leave the outcome in the run directory; the launcher believes it before exit codes."""
         run.write_json(
             run.outcome_file,
             {
-                "verdict": self.verdict,
+                "outcome": self.outcome,
                 "step": self.step,
                 "attempt": attempt,
                 "reason": self.reason,

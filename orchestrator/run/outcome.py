@@ -1,11 +1,11 @@
-"""How a run stands, as its directory says it: attempts.jsonl and verdict.json."""
+"""How a run stands, as its directory says it: attempts.jsonl and outcome.json."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.run.rundir import RunDir, read_json_lines
 
-STATES = ("scheduled", "running", "finished", "stopped", "never_restart", "crashed")
+STATES = ("scheduled", "running", "finished", "stopped", "failed_permanently", "crashed")
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,14 @@ class RunState:
 
 
 def read_run_state(run: RunDir) -> RunState:
-    """Return how the last attempt ended; one that left no verdict has crashed, or still runs."""
+    """Return how the last attempt ended; one that left no outcome has crashed, or still runs."""
     attempt = run.num_attempts
     if attempt == 0:
         return RunState("scheduled", 0, "no attempt has been started")
-    verdict = run.read_json(run.outcome_file) or {}
-    if verdict.get("attempt") != attempt:
-        return RunState("crashed", attempt, f"attempt {attempt} left no verdict")
-    state, reason = str(verdict.get("verdict")), str(verdict.get("reason", ""))
+    outcome = run.read_json(run.outcome_file) or {}
+    if outcome.get("attempt") != attempt:
+        return RunState("crashed", attempt, f"attempt {attempt} left no outcome")
+    state, reason = str(outcome.get("outcome")), str(outcome.get("reason", ""))
     return RunState(state if state in STATES else "crashed", attempt, reason)
 
 

@@ -57,7 +57,7 @@ class RunDir:
     @property
     def identity_file(self) -> Path:
         """Where the run comes from: overrides, git commit, package versions, data set."""
-        return self.path / "run.json"
+        return self.path / "run_info.json"
 
     @property
     def classes_file(self) -> Path:
@@ -67,7 +67,7 @@ class RunDir:
     @property
     def patch_file(self) -> Path:
         """What the checkout had beyond its commit when the run was made."""
-        return self.path / "code.patch"
+        return self.path / "git.diff"
 
     @property
     def attempts_file(self) -> Path:
@@ -82,7 +82,7 @@ class RunDir:
     @property
     def system_dir(self) -> Path:
         """Where each node notes how it is doing; see `shipping.system_metrics`."""
-        return self.path / "system"
+        return self.path / "system_metrics"
 
     def system_file(self, node: str) -> Path:
         """One JSON line each time that a node was looked at."""
@@ -106,7 +106,7 @@ class RunDir:
     @property
     def outcome_file(self) -> Path:
         """What the ranks agreed on when they last stopped."""
-        return self.path / "verdict.json"
+        return self.path / "outcome.json"
 
     @property
     def mlflow_file(self) -> Path:
@@ -126,7 +126,7 @@ class RunDir:
     @property
     def jobs_file(self) -> Path:
         """One JSON line for each job that was submitted."""
-        return self.path / "jobs.jsonl"
+        return self.path / "slurm_jobs.jsonl"
 
     @property
     def sweep_file(self) -> Path:
@@ -245,17 +245,17 @@ class RunDir:
 
     def attempt_outcome(self, attempt: int) -> dict[str, Any]:
         """Return why and when an attempt's ranks ended of their own accord; {} if they did not."""
-        verdict = self.read_json(self.outcome_file) or {}
-        if verdict.get("attempt") != attempt:
+        outcome = self.read_json(self.outcome_file) or {}
+        if outcome.get("attempt") != attempt:
             return {}
-        return {"why": verdict.get("reason"), "trained_until_s": verdict.get("time_s")}
+        return {"why": outcome.get("reason"), "trained_until_s": outcome.get("time_s")}
 
     @property
     def is_finished(self) -> bool:
-        """Whether the last attempt ended with the verdict that nothing is left to do."""
-        verdict = self.read_json(self.outcome_file) or {}
-        is_last = verdict.get("attempt") == self.num_attempts  # an extension may have been killed
-        return is_last and verdict["verdict"] == "finished"
+        """Whether the last attempt ended with the outcome that nothing is left to do."""
+        outcome = self.read_json(self.outcome_file) or {}
+        is_last = outcome.get("attempt") == self.num_attempts  # an extension may have been killed
+        return is_last and outcome["outcome"] == "finished"
 
     @property
     def is_alive(self) -> bool | None:
@@ -335,7 +335,7 @@ def reading(file: Path) -> Iterator[None]:
 
 
 _WITHOUT = {  # of what a run can do without
-    "verdict.json": ", or remove it: the last attempt then counts as crashed",
+    "outcome.json": ", or remove it: the last attempt then counts as crashed",
     "mlflow.json": ", or remove it: the MLflow run is found by its tags",
 }
 

@@ -25,7 +25,7 @@ def json_entry_point(work: Callable[..., Mapping[str, Any]]) -> int:
         result = work(**request)
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)
-        return ExitCode.NEVER_RESTART if isinstance(error, ConfigError) else USER_ERROR
+        return ExitCode.FAILED_PERMANENTLY if isinstance(error, ConfigError) else USER_ERROR
     print(json.dumps(result))
     return 0
 

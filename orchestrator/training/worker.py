@@ -89,7 +89,7 @@ def _never_restart(error: Exception) -> RunOutcome:
     """Log an error that a restart would only repeat."""
     message = explain(error)
     log.error("%s", message)
-    return RunOutcome("never_restart", None, message)
+    return RunOutcome("failed_permanently", None, message)
 
 
 @contextmanager

@@ -62,8 +62,8 @@ def make_run(place: Path, number: int) -> RunDir:
     times = {"started_s": 1.7e9 + number, "world_size": 8}
     lines = [{"attempt": 1, **times}, {"attempt": 1, "ended_s": 1.7e9 + number + 3600}]
     run.attempts_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    verdict = {"verdict": "finished", "step": NUM_LINES, "attempt": 1, "reason": "all is done"}
-    run.write_json(run.outcome_file, verdict)
+    outcome = {"outcome": "finished", "step": NUM_LINES, "attempt": 1, "reason": "all is done"}
+    run.write_json(run.outcome_file, outcome)
     with run.metrics_file.open("w") as file:
         for step, figures in enumerate(figures_of(number), start=1):
             line = {"step": step, "time_ms": 1_700_000_000_000 + step, "attempt": 1}

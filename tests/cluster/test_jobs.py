@@ -191,10 +191,10 @@ def test_a_crash_that_repeats_is_given_up(jobs: Jobs) -> None:
         "hopeless", "slurm.max_consecutive_failures=1", "slurm.srun_args=['--no-such-option']"
     )
     jobs.wait_for_end(run)
-    verdict = run.read_json(run.outcome_file)
-    assert verdict is not None
-    assert verdict["verdict"] == "never_restart"
-    assert "crashed 2 times in a row" in verdict["reason"]
+    outcome = run.read_json(run.outcome_file)
+    assert outcome is not None
+    assert outcome["outcome"] == "failed_permanently"
+    assert "crashed 2 times in a row" in outcome["reason"]
     assert len(ends(run)) == 2
 
 

@@ -86,7 +86,7 @@ def test_of_six_points_one_is_requeued_and_one_is_bad(jobs: Jobs, tahoe: Tahoe) 
 
     found = json.loads(tahoe("status", "--json", str(sweep)).stdout)
     states = [one["state"] for one in found]
-    assert states == ["finished"] * 5 + ["never_restart"], everything_said(runs[1])
+    assert states == ["finished"] * 5 + ["failed_permanently"], everything_said(runs[1])
     assert [one["num_attempts"] for one in found] == [1, 2, 1, 1, 1, 1]
     assert "a layer cannot have -1 units" in found[5]["why"]
     assert found[5]["why"] in tahoe("status", str(sweep)).stdout
@@ -116,7 +116,7 @@ def test_a_search_is_told_what_its_points_were_worth(jobs: Jobs, tahoe: Tahoe) -
     worth = json.loads(line.removeprefix("worth: "))
     (sweep,) = (tahoe.cwd / "runs" / "sweeps").iterdir()
     found = json.loads(tahoe("status", "--json", str(sweep)).stdout)
-    assert [one["state"] for one in found] == ["finished"] * 3 + ["never_restart"]
+    assert [one["state"] for one in found] == ["finished"] * 3 + ["failed_permanently"]
     measured = [one["metrics"].get("val/top1") for one in found]
     assert worth == dict(zip(("4", "64", "32", "-1"), measured, strict=True))
     assert measured[1] is not None

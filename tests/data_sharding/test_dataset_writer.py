@@ -161,7 +161,7 @@ def test_object_store(source: Source, written: Path, tmp_path: Path) -> None:
     store = fsspec.filesystem("memory")
     for name, data in contents(written).items():
         assert store.cat_file(f"{tmp_path}/a set/{name}") == data
-    assert not filesystem.exists(filesystem.join(url, "unfinished.json"))
+    assert not filesystem.exists(filesystem.join(url, "in_progress.json"))
     assert write(source, url).reused
 
 
@@ -259,7 +259,7 @@ def test_an_interrupt_keeps_finished_shards(source: Source, written: Path, tmp_p
     with pytest.raises(KeyboardInterrupt):
         write(break_sample(source, "train", 5, KeyboardInterrupt()), tmp_path)
     kept = {p: p.stat() for p in tmp_path.glob("*/shard-*.tar")}
-    records = {path.stem for path in tmp_path.glob("unfinished/*.json")}
+    records = {path.stem for path in tmp_path.glob("in_progress/*.json")}
     assert len(records) >= 4  # all of val
     seen: list[int] = []
     write_dataset(
@@ -327,7 +327,7 @@ def test_other_labels_or_splits_of_the_same_files_are_another_set(
         write_checked(after, "whole")
     with pytest.raises(KeyboardInterrupt):
         write_checked(break_sample(before, "train", 1, KeyboardInterrupt()), "killed")
-    assert list((tmp_path / "killed/unfinished").glob("*.json"))
+    assert list((tmp_path / "killed/in_progress").glob("*.json"))
     write_checked(after, "killed")
     write_checked(after, "undisturbed")
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
@@ -347,7 +347,7 @@ def test_a_damaged_finished_shard_is_written_again(
         write(break_sample(source, "train", 5, KeyboardInterrupt()), tmp_path)
     (tmp_path / "val" / "shard-000001.tar").write_bytes(b"cut")
     (tmp_path / "val" / "shard-000002.tar").unlink()
-    (tmp_path / "unfinished" / "val-000003.json").write_bytes(b"{")
+    (tmp_path / "in_progress" / "val-000003.json").write_bytes(b"{")
     write(source, tmp_path)
     assert contents(tmp_path) == contents(written)
 
@@ -406,7 +406,7 @@ def test_a_full_disk_publishes_nothing(
 
     def fail(url: str, split: str, manifest: Manifest) -> None:
         if split == "train":
-            names = [name for name in contents(tmp_path) if not name.startswith("unfinished")]
+            names = [name for name in contents(tmp_path) if not name.startswith("in_progress")]
             assert len(names) == 15 + 4 + 1  # all but this: it must be the last
             raise OSError(28, "No space left on device")
         write_manifest(url, split, manifest)

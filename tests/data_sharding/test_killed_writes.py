@@ -80,7 +80,7 @@ def test_a_crash_at_each_operation_on_files(tmp_path: Path) -> None:
         contents(path) for path in sorted((tmp_path / "sets").iterdir(), key=lambda p: int(p.name))
     ]
     assert len(trees) > 25
-    assert {name.partition("/")[0] for name in trees[-1]} == {"train", "val", "report.json"}
+    assert {name.partition("/")[0] for name in trees[-1]} == {"train", "val", "quality_report.json"}
     for number, tree in enumerate(trees, start=1):
         assert tree == trees[-1], f"killed at operation {number}"
 
@@ -88,7 +88,7 @@ def test_a_crash_at_each_operation_on_files(tmp_path: Path) -> None:
 def records(url: Path) -> dict[Path, tuple[int, int]]:
     """Return the finished shards, with what would change if one was written again."""
     found = {}
-    for record in (url / "unfinished").glob("*-*.json"):
+    for record in (url / "in_progress").glob("*-*.json"):
         split, _, number = record.stem.partition("-")
         path = url / split / f"shard-{number}.tar"
         if path.exists():
@@ -158,7 +158,7 @@ def test_only_the_first_process_is_killed(tahoe: Tahoe, tmp_path: Path) -> None:
     wait_for_records(url, 3, started)
     started.process.kill()
     started.process.communicate(timeout=DEADLINE_S)  # its output is closed when the last has ended
-    assert (url / "unfinished.json").exists()
+    assert (url / "in_progress.json").exists()
     tahoe(*arguments)
     tahoe(*arguments[:3], str(tmp_path / "undisturbed"), *arguments[4:])
     assert contents(url) == contents(tmp_path / "undisturbed")
@@ -178,4 +178,4 @@ def test_ctrl_c_ends_all_and_the_same_command_continues(tahoe: Tahoe, tmp_path: 
     tahoe(*arguments)
     for path, state in before.items():
         assert (path.stat().st_ino, path.stat().st_mtime_ns) == state
-    assert not (url / "unfinished").exists()
+    assert not (url / "in_progress").exists()

@@ -80,7 +80,7 @@ def test_sound_images_are_stored_as_they_are(tmp_path: Path) -> None:
     )
     assert images == sorted(pets().values())
     assert rules(dataset) == {}
-    assert json.loads((tmp_path / "set/report.json").read_text()) == dataset.report
+    assert json.loads((tmp_path / "set/quality_report.json").read_text()) == dataset.report
     again = write(root, tmp_path / "set")
     assert again.reused
     assert again.report == dataset.report
@@ -241,7 +241,7 @@ def test_the_report_does_not_depend_on_the_directory(tmp_path: Path) -> None:
     for name in "here", "there":
         write(tmp_path / name, tmp_path / f"set {name}")
     assert contents(tmp_path / "set here") == contents(tmp_path / "set there")
-    assert "train/犬/ä 1.jpg" in (tmp_path / "set here/report.json").read_text("utf-8")
+    assert "train/犬/ä 1.jpg" in (tmp_path / "set here/quality_report.json").read_text("utf-8")
 
 
 def test_many_findings_are_counted_and_some_named() -> None:

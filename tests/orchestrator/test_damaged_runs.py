@@ -16,12 +16,12 @@ from orchestrator.launch.compose import ComposedConfig
 from orchestrator.launch.create_run import create_or_open_run
 from orchestrator.run.rundir import RunDir
 
-TRUNCATED = '{"verdict": "fin'
+TRUNCATED = '{"outcome": "fin'
 DAMAGES = [
-    ("run.json", TRUNCATED),
-    ("run.json", "[]"),
-    ("run.json", None),
-    ("verdict.json", TRUNCATED),
+    ("run_info.json", TRUNCATED),
+    ("run_info.json", "[]"),
+    ("run_info.json", None),
+    ("outcome.json", TRUNCATED),
     ("mlflow.json", ""),
     ("config.yaml", None),
     ("config.yaml", "\udcff"),
@@ -81,7 +81,8 @@ def test_a_damaged_run_is_one_clear_error(
 
 
 @pytest.mark.parametrize(
-    ("verb", "name"), [("resume", "run.json"), ("resume", "verdict.json"), ("sync", "mlflow.json")]
+    ("verb", "name"),
+    [("resume", "run_info.json"), ("resume", "outcome.json"), ("sync", "mlflow.json")],
 )
 def test_what_would_go_on_with_a_damaged_run_does_not(
     runs: tuple[RunDir, RunDir], capsys: pytest.CaptureFixture[str], verb: str, name: str
@@ -137,7 +138,7 @@ def test_a_run_of_somebody_else_is_passed_over(runs: tuple[RunDir, RunDir]) -> N
 def test_a_job_says_which_file_is_damaged(
     runs: tuple[RunDir, RunDir], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    file = damage(runs[0], "verdict.json", TRUNCATED)
+    file = damage(runs[0], "outcome.json", TRUNCATED)
     assert job_hooks.main(["begin", str(runs[0].path)]) == 1
     said = capfd.readouterr()
     assert said.out == ""

@@ -173,10 +173,10 @@ def test_attempts_are_counted_from_one(run: RunDir) -> None:
 
 def test_a_run_is_finished_when_its_last_attempt_says_so(run: RunDir) -> None:
     assert not run.is_finished
-    for verdict, is_finished in (("stopped", False), ("finished", True)):
+    for outcome, is_finished in (("stopped", False), ("finished", True)):
         attempt = run.begin_attempt()
         assert not run.is_finished
-        run.write_json(run.outcome_file, {"verdict": verdict, "attempt": attempt})
+        run.write_json(run.outcome_file, {"outcome": outcome, "attempt": attempt})
         assert run.is_finished == is_finished
     run.begin_attempt()  # it was extended
     assert not run.is_finished

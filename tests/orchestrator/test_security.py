@@ -140,7 +140,7 @@ def test_a_run_leaves_no_secret_and_nothing_for_others(tahoe: Tahoe, digits: Pat
     )
     assert done.returncode == 0, done.stderr
     files = [path for path in place.rglob("*") if path.is_file()]
-    assert {"config.yaml", "run.json", "metrics.jsonl", "mlflow.db"} <= {f.name for f in files}
+    assert {"config.yaml", "run_info.json", "metrics.jsonl", "mlflow.db"} <= {f.name for f in files}
     for file in files:
         for secret in SECRETS.values():
             assert secret.encode() not in file.read_bytes(), file

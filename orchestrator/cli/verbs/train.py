@@ -66,7 +66,7 @@ def train(overrides: tuple[str, ...]) -> int:
             print(f"error: {error}", file=sys.stderr)
             exit_code = CRASHED
         worst = max(worst, exit_code)
-        if exit_code not in (CRASHED, ExitCode.FINISHED, ExitCode.NEVER_RESTART):
+        if exit_code not in (CRASHED, ExitCode.FINISHED, ExitCode.FAILED_PERMANENTLY):
             break  # a stop was requested, for the whole sweep
     return worst
 

@@ -53,7 +53,7 @@ STATUS = {
     "running": "RUNNING",
     "finished": "FINISHED",
     "stopped": "KILLED",
-    "never_restart": "FAILED",
+    "failed_permanently": "FAILED",
     "crashed": "FAILED",
 }
 

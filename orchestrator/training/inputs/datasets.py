@@ -173,8 +173,8 @@ def check_fingerprint(run: RunDir, url: str, splits: Mapping[str, Manifest]) -> 
         if recorded.get(split, fingerprint) != fingerprint:
             raise DataError(
                 f"the data set at {url} is not the one that {run.id} started with: {split} has the "
-                f"fingerprint {fingerprint}, and run.json {recorded[split]}, so the run would have "
-                "the metrics of two data sets",
+                f"fingerprint {fingerprint}, and run_info.json {recorded[split]}, so the run would "
+                "have the metrics of two data sets",
                 value=url,
                 hint=f"Set data.url to the original, or start a new run; {hint}",
             )

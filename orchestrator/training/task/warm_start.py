@@ -30,7 +30,7 @@ def check_unchanged(run: RunDir, config: Config) -> None:
     """Refuse initial weights other than those that the run was created with.
 
     Raises:
-        RunError: the file is missing, or its digest is not that of run.json.
+        RunError: the file is missing, or its digest is not that of run_info.json.
     """
     recorded = (run.read_json(run.identity_file) or {}).get("init_from", {}).get("sha256")
     try:
@@ -41,7 +41,8 @@ def check_unchanged(run: RunDir, config: Config) -> None:
     if digest != recorded:
         raise RunError(
             f"the initial weights of {run.id} in {run.init_file} have changed: their digest is "
-            f"{digest}, and run.json has {recorded}, so the run would not be what its config says",
+            f"{digest}, and run_info.json has {recorded}, so the run would not be what its "
+            "config says",
             value=digest,
             hint=f"Restore the file, or start a new run with init_from={config.init_from}.",
         )

@@ -53,8 +53,8 @@ def opened(config: Config, *overrides: str) -> RunDir:
 
 
 def finish(run: RunDir) -> None:
-    verdict = {"verdict": "finished", "step": 1, "attempt": run.begin_attempt(), "reason": ""}
-    run.write_json(run.outcome_file, verdict)
+    outcome = {"outcome": "finished", "step": 1, "attempt": run.begin_attempt(), "reason": ""}
+    run.write_json(run.outcome_file, outcome)
 
 
 def content(run: RunDir) -> dict[str, bytes]:

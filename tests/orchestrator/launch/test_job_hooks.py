@@ -32,7 +32,7 @@ def after(
     [
         ("finished", "RUNNING None", 0, False, 0),
         ("finished", "COMPLETING None", 0, True, 0),
-        ("never_restart", "RUNNING None", 0, False, 93),
+        ("failed_permanently", "RUNNING None", 0, False, 93),
         ("stopped", "RUNNING None", 0, False, "requeue"),
         ("stopped", "RUNNING None", 0, True, 75),  # somebody asked for it
         ("stopped", "COMPLETING None", 0, False, 75),  # preempted or cancelled: Slurm's to decide
@@ -54,7 +54,7 @@ def test_the_next_action_follows_outcome_state_and_crashes(
 
 
 @given(
-    outcome=st.sampled_from([None, "stopped", "finished", "never_restart"]),
+    outcome=st.sampled_from([None, "stopped", "finished", "failed_permanently"]),
     state=st.sampled_from(["RUNNING None", "COMPLETING None", "COMPLETING TimeLimit", ""]),
     crashes=st.integers(0, 9),
 )

@@ -23,7 +23,7 @@ from orchestrator.run.rundir import RunDir, RunError, append_json_line
 
 def end(run: RunDir, outcome: str, step: int) -> None:
     attempt = run.begin_attempt()
-    run.write_json(run.outcome_file, {"verdict": outcome, "step": step, "attempt": attempt})
+    run.write_json(run.outcome_file, {"outcome": outcome, "step": step, "attempt": attempt})
 
 
 def set_schedule(run: RunDir, name: str, **options: Any) -> None:

@@ -56,7 +56,7 @@ def test_folder_with_all_findings(tahoe: Tahoe, pets: Path) -> None:
         "shrunk: 38",
     ):  # fmt: skip
         assert text in done.stdout, done.stdout
-    report = json.loads((tahoe.cwd / "set/report.json").read_text())
+    report = json.loads((tahoe.cwd / "set/quality_report.json").read_text())
     assert report["rules"]["corrupt"]["count"] == 1
     assert len(read_manifest(str(tahoe.cwd / "set"), "train").shards) > 1
     before = contents(tahoe.cwd / "set")

@@ -31,8 +31,8 @@ def test_a_stopped_run_has_its_steps_metrics_and_ends(run: RunDir) -> None:
     checkpoint = run.checkpoints_dir / "step-000000002" / "manifest.json"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_text("{}")
-    verdict = {"verdict": "stopped", "step": 3, "attempt": attempt, "reason": "asked to stop"}
-    run.write_json(run.outcome_file, verdict)
+    outcome = {"outcome": "stopped", "step": 3, "attempt": attempt, "reason": "asked to stop"}
+    run.write_json(run.outcome_file, outcome)
     run.end_attempt(attempt, exit_code=75)
     (one,) = status.run_statuses([run])
     assert (one.state, one.why, one.step, one.num_steps) == ("stopped", "asked to stop", 3, 14)
@@ -97,8 +97,8 @@ def test_a_narrow_terminal_cuts_the_reason_alone(
 ) -> None:
     attempt = run.begin_attempt(num_steps=14)
     log_step(run, 3)
-    verdict = {"verdict": "stopped", "step": 3, "attempt": attempt, "reason": "why " * 50}
-    run.write_json(run.outcome_file, verdict)
+    outcome = {"outcome": "stopped", "step": 3, "attempt": attempt, "reason": "why " * 50}
+    run.write_json(run.outcome_file, outcome)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "60")
     status.print_statuses(status.run_statuses([run]))
@@ -137,7 +137,7 @@ def test_a_run_whose_job_has_ended_is_not_pending(
     run.begin_attempt()
     assert status.never_begun([run]) == {}
     (one,) = status.run_statuses([run])
-    assert (one.state, one.why) == ("crashed", f"attempt 1 left no verdict (job 5: {said})")
+    assert (one.state, one.why) == ("crashed", f"attempt 1 left no outcome (job 5: {said})")
 
 
 def test_the_table_prints_long_reasons_whole_without_a_terminal(
@@ -145,11 +145,11 @@ def test_the_table_prints_long_reasons_whole_without_a_terminal(
 ) -> None:
     attempt = run.begin_attempt()
     reason = "diverged: " + "the loss became nan between steps 1 and 10. " * 8
-    verdict = {"verdict": "never_restart", "step": 3, "attempt": attempt, "reason": reason}
-    run.write_json(run.outcome_file, verdict)
+    outcome = {"outcome": "failed_permanently", "step": 3, "attempt": attempt, "reason": reason}
+    run.write_json(run.outcome_file, outcome)
     status.print_statuses(status.run_statuses([run]))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if run.id in line]
-    assert line.split()[: run.id.count(" ") + 3][-2:] == ["never_restart", "-"]
+    assert line.split()[: run.id.count(" ") + 3][-2:] == ["failed_permanently", "-"]
     assert reason.strip() in line
 
 

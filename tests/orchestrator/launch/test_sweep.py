@@ -73,7 +73,7 @@ def test_points_with_equal_resources_are_one_array(
     assert len(set(runs)) == 3
     for i, run in enumerate(runs):
         assert (Path(run) / "job.sbatch").exists()
-        line = json.loads((Path(run) / "jobs.jsonl").read_text())
+        line = json.loads((Path(run) / "slurm_jobs.jsonl").read_text())
         assert line["slurm_job_id"].endswith(f"_{i}")
         assert line["num_steps"] == 1
         assert f"{line['slurm_job_id']}  {run}\n" in done.stdout
@@ -183,20 +183,20 @@ def test_a_minimizing_sweeper_is_refused(sweeper: dict, key: str | None) -> None
 
 
 @pytest.mark.parametrize(
-    ("verdict", "figures", "expected"),
+    ("outcome", "figures", "expected"),
     [
         ("finished", [50.0, 70.0, 60.0], 70.0),
         ("finished", [math.nan, 60.0], 60.0),
         ("finished", [math.nan], None),
         ("stopped", [50.0, 40.0], 50.0),
         ("stopped", [], None),
-        ("never_restart", [50.0], None),
+        ("failed_permanently", [50.0], None),
     ],
 )
 def test_the_objective_value_is_the_best_of_finished_and_stopped_points(
     run: RunDir,
     capsys: pytest.CaptureFixture[str],
-    verdict: str,
+    outcome: str,
     figures: list[float],
     expected: float | None,
 ) -> None:
@@ -204,11 +204,11 @@ def test_the_objective_value_is_the_best_of_finished_and_stopped_points(
     for step, figure in enumerate(figures, start=1):
         line = {"step": step, "time_ms": step, "attempt": 1, "metrics": {"val/top1": figure}}
         append_json_line(run.metrics_file, line)
-    RunOutcome(verdict, 3, "asked to stop").write(run, attempt)
+    RunOutcome(outcome, 3, "asked to stop").write(run, attempt)
     run.end_attempt(attempt, exit_code=0)
     value = _objective_value(run, run_statuses([run])[0])
     assert isinstance(value, RunError) if expected is None else value == expected
-    is_usual = verdict == "finished" and expected is not None
+    is_usual = outcome == "finished" and expected is not None
     assert (str(run.path) in capsys.readouterr().err) != is_usual
 
 

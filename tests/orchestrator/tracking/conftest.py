@@ -53,10 +53,10 @@ class Scene:
         with self.run.metrics_file.open("a") as file:
             file.write(text)
 
-    def judge(self, verdict: str, attempt: int = 1, reason: str = "") -> None:
+    def judge(self, outcome: str, attempt: int = 1, reason: str = "") -> None:
         self.run.write_json(
             self.run.outcome_file,
-            {"verdict": verdict, "step": 1, "attempt": attempt, "reason": reason},
+            {"outcome": outcome, "step": 1, "attempt": attempt, "reason": reason},
         )
 
     @property

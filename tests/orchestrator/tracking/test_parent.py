@@ -36,9 +36,9 @@ def parent_status(scene):
     return parent.info.status
 
 
-def end(scene, verdict):
+def end(scene, outcome):
     scene.run.begin_attempt()
-    scene.judge(verdict)
+    scene.judge(outcome)
     sync(scene.run.path)
 
 
@@ -74,7 +74,7 @@ def test_a_run_alone_has_none(scenes):
 
 @pytest.mark.parametrize(
     ("last", "status"),
-    [("finished", "FINISHED"), ("stopped", "KILLED"), ("never_restart", "FAILED")],
+    [("finished", "FINISHED"), ("stopped", "KILLED"), ("failed_permanently", "FAILED")],
 )
 def test_a_sweep_ends_with_its_last_run(scenes, sweep, last, status):
     for scene in scenes:

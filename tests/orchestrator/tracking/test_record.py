@@ -51,11 +51,11 @@ def test_what_is_sent_after_the_end_is_no_training(make_scene):
     run = make_scene().run
     for number in (1, 2):
         attempt = run.begin_attempt(world_size=2)
-        verdict = {"verdict": "stopped", "attempt": attempt, "reason": f"asked {number}"}
-        verdict["time_s"] = run.attempt_start_s(attempt) + 100 * number
-        run.write_json(run.outcome_file, verdict)
+        outcome = {"outcome": "stopped", "attempt": attempt, "reason": f"asked {number}"}
+        outcome["time_s"] = run.attempt_start_s(attempt) + 100 * number
+        run.write_json(run.outcome_file, outcome)
         if number == 1:  # the other's launcher still waits for what is sent
-            run.end_attempt(attempt, ended_s=verdict["time_s"] + 50, **run.attempt_outcome(attempt))
+            run.end_attempt(attempt, ended_s=outcome["time_s"] + 50, **run.attempt_outcome(attempt))
     found = read_record(run)
     assert found.training_s == pytest.approx(300)
     assert found.device_s == pytest.approx(600)
@@ -94,7 +94,7 @@ def test_why_is_a_line(make_scene):
     scene = make_scene()
     attempt = scene.run.begin_attempt()
     scene.run.end_attempt(attempt, why="a tensor\n" * 1000)
-    scene.judge("never_restart", attempt, "what failed\n" + "a tensor\n" * 1000 + "and why")
+    scene.judge("failed_permanently", attempt, "what failed\n" + "a tensor\n" * 1000 + "and why")
     found = read_record(scene.run)
     for text in (found.reason, *found.attempt_outcomes):
         assert len(text) < 500

@@ -311,7 +311,7 @@ def test_no_secret_leaves(scene):
     scene.configure(data={"url": f"{url}?sig=hunter2", "token": "hunter2"})
     scene.run.patch_file.write_bytes(f"+url = {url}\n".encode() + b"+\xff\xfe binary\r\n")
     scene.run.begin_attempt()
-    scene.judge("never_restart", reason=f"cannot read {url}")
+    scene.judge("failed_permanently", reason=f"cannot read {url}")
     sync(scene.run.path)
     shown = scene.shown().data
     assert "hunter2" not in f"{shown.params} {shown.tags} {scene.mark}"
@@ -319,32 +319,32 @@ def test_no_secret_leaves(scene):
     config = artifact(scene, "config.yaml").read_text()
     assert "hunter2" not in config
     assert yaml.safe_load(config)["recipe"] == scene.run.read_config()["recipe"]
-    patch = artifact(scene, "code.patch").read_bytes()
+    patch = artifact(scene, "git.diff").read_bytes()
     assert patch == b"+url = https://shards.example.org/digits\n+\xff\xfe binary\r\n"
 
 
 @pytest.mark.parametrize(
-    ("verdict", "status"),
-    [("finished", "FINISHED"), ("stopped", "KILLED"), ("never_restart", "FAILED"),
+    ("outcome", "status"),
+    [("finished", "FINISHED"), ("stopped", "KILLED"), ("failed_permanently", "FAILED"),
      ("nonsense", "FAILED"), (None, "FAILED")],
 )  # fmt: skip
-def test_status_by_verdict(scene, verdict, status):
+def test_status_by_verdict(scene, outcome, status):
     attempt = scene.run.begin_attempt()
     scene.log(1, {"a": 1})
-    if verdict:
-        scene.judge(verdict, attempt, "because")
+    if outcome:
+        scene.judge(outcome, attempt, "because")
     sync(scene.run.path)
     shown = scene.shown()
     assert shown.info.status == status
     assert shown.info.end_time == scene.clock_ms
-    assert ("because" if verdict else "no verdict") in shown.data.tags["tahoe.outcome"]
+    assert ("because" if outcome else "no outcome") in shown.data.tags["tahoe.outcome"]
 
 
 def test_a_run_lasted_as_long_as_its_training_whenever_it_is_sent(scene):
     attempt = scene.run.begin_attempt(world_size=1)
     trained_until_s = scene.run.attempt_start_s(attempt) + 41
-    verdict = {"verdict": "finished", "attempt": attempt, "reason": "", "time_s": trained_until_s}
-    scene.run.write_json(scene.run.outcome_file, verdict)
+    outcome = {"outcome": "finished", "attempt": attempt, "reason": "", "time_s": trained_until_s}
+    scene.run.write_json(scene.run.outcome_file, outcome)
     sync(scene.run.path)  # as the shipper does, for which the launcher waits
     assert scene.shown().info.end_time == int(1000 * trained_until_s)
     end = {"ended_s": trained_until_s + 25, **scene.run.attempt_outcome(attempt)}
@@ -367,7 +367,7 @@ def test_status_over_attempts(scene):
         sync(scene.run.path)
         assert scene.shown().info.status == "RUNNING"
     sync(scene.run.path)
-    assert scene.shown().info.status == "FAILED"  # the verdict is the first attempt's
+    assert scene.shown().info.status == "FAILED"  # the outcome is the first attempt's
     scene.judge("finished", second)
     sync(scene.run.path)
     assert scene.shown().info.status == "FINISHED"

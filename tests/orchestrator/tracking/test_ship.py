@@ -124,7 +124,7 @@ def test_an_old_shipper_leaves_the_status_to_the_next(scene, follow, eventually)
     new.end()
     assert scene.stored() == scene.logged()
     assert scene.shown().info.status == "FAILED"
-    assert "attempt 2 left no verdict" in scene.shown().data.tags["tahoe.outcome"]
+    assert "attempt 2 left no outcome" in scene.shown().data.tags["tahoe.outcome"]
 
 
 def test_sigterm_alone_is_no_end_of_the_run(scene, follow, eventually):

@@ -43,23 +43,23 @@ def test_the_best_point_is_first_and_points_without_objective_are_left_out(make_
 
 
 def test_objectives_equal_the_sweepers_and_compare_under_one_protocol(make_scene):
-    def record(name, protocol, *top1, verdict="finished"):
+    def record(name, protocol, *top1, outcome="finished"):
         scene = make_scene(name)
         scene.configure(data={"eval_protocol": protocol})
         for step, value in enumerate(top1):
             scene.log(step, {"val/top1": value})
         scene.run.begin_attempt()
-        scene.judge(verdict)
+        scene.judge(outcome)
         assert (
             _objective_value(scene.run, run_statuses([scene.run])[0]) == max(top1)
-            or verdict != "finished"
+            or outcome != "finished"
         )
         return read_record(scene.run)
 
     records = [
         record("early", "center-28-of-32", 80.0, 60.0),
         record("late", "center-28-of-32", 50.0, 70.0),
-        record("diverged", "center-28-of-32", 99.0, verdict="never_restart"),
+        record("diverged", "center-28-of-32", 99.0, outcome="failed_permanently"),
         record("easy", "ten-crop-28-of-32", 90.0),
         record("easier", "ten-crop-28-of-32", 95.0),
         record("alone", "warp-28-of-32", 97.0),

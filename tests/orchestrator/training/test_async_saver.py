@@ -170,7 +170,7 @@ sys.exit(run_attempt(run, composed.config, plan, "orchestrator.drill.faulty_work
 def test_run_on_a_full_disk_can_be_resumed(tahoe: Tahoe, digits: Path) -> None:
     often = ("recipe.steps=12", "checkpoint.every_steps=2", "checkpoint.keep_best=null")
     where = (f"data.url='{digits}'", f"run_dir='{tahoe.cwd / 'run'}'", "tracking=none")
-    environ = os.environ | {"TAHOE_HURT": json.dumps({"how": "full", "call": 200})}
+    environ = os.environ | {"TAHOE_FAULT": json.dumps({"how": "full", "call": 200})}
     command = [sys.executable, "-c", FAULTY_RUN, *often, *where, "checkpoint.max_failed_saves=2"]
     assert subprocess.run(command, env=environ, timeout=60, check=False).returncode == 1
 

@@ -40,7 +40,7 @@ def run(tmp_path: Path) -> RunDir:
     )  # fmt: skip
     run, plan = create_or_open_run(composed)
     run.begin_attempt()
-    run.write_json(run.outcome_file, {"verdict": "finished", "attempt": 1, "step": 1})
+    run.write_json(run.outcome_file, {"outcome": "finished", "attempt": 1, "step": 1})
     table = torch.zeros(plan.num_val, 3, dtype=torch.float64)
     table[:, 0] = torch.arange(plan.num_val) % 10
     table[:, 1], table[:, 2] = 3, torch.linspace(0.1, 0.9, plan.num_val)

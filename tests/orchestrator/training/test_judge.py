@@ -174,7 +174,7 @@ def test_a_run_is_evaluated_on_its_own_data_unless_other_is_named(
     manifest.write_text(json.dumps(values | {"classes": values["classes"][::-1]}))
     refused = tahoe("evaluate", "run", check=False)
     assert refused.returncode == 1
-    assert "run.json" in refused.stderr
+    assert "run_info.json" in refused.stderr
     reordered = tahoe("evaluate", "run", "--data", str(url), check=False)
     assert (reordered.returncode, "another order" in reordered.stderr) == (93, True)
     manifest.write_text(json.dumps(values | {"classes": [*"abcdefghij"]}))

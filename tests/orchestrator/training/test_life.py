@@ -32,9 +32,9 @@ def test_ctrl_c_saves_and_prints_the_resume_command(tahoe: Tahoe, digits: Path) 
     os.killpg(started.process.pid, signal.SIGINT)  # what a terminal sends
     assert started.finish() == 75
     run = RunDir(tahoe.cwd / "a run")
-    verdict = run.read_json(run.outcome_file)
-    assert verdict is not None
-    assert f"saved at step {verdict['step']}" in started.output
+    outcome = run.read_json(run.outcome_file)
+    assert outcome is not None
+    assert f"saved at step {outcome['step']}" in started.output
     assert f"tahoe resume '{run.path}'" in started.output
     assert "Traceback" not in started.output
 
@@ -185,9 +185,9 @@ def test_ranks_save_and_stop_when_their_launcher_is_killed(tahoe: Tahoe, digits:
     os.close(rank)
     assert ended, "the rank outlived its launcher by a minute"
     run = RunDir(tahoe.cwd / "run")
-    verdict = run.read_json(run.outcome_file)
-    assert verdict is not None
-    assert verdict["verdict"] == "stopped"
+    outcome = run.read_json(run.outcome_file)
+    assert outcome is not None
+    assert outcome["outcome"] == "stopped"
 
 
 @pytest.mark.slow
@@ -221,10 +221,10 @@ def test_invalid_frozen_config_is_never_restarted(tmp_path: Path) -> None:
     )
     assert done.returncode == 93
     assert "Traceback" not in done.stdout + done.stderr
-    verdict = RunDir(tmp_path).read_json(RunDir(tmp_path).outcome_file)
-    assert verdict is not None
-    assert verdict["verdict"] == "never_restart"
-    assert "seed" in verdict["reason"]
+    outcome = RunDir(tmp_path).read_json(RunDir(tmp_path).outcome_file)
+    assert outcome is not None
+    assert outcome["outcome"] == "failed_permanently"
+    assert "seed" in outcome["reason"]
 
 
 @pytest.mark.slow
@@ -233,7 +233,7 @@ def test_a_finished_run_can_be_extended(train: Callable[..., RunDir], tahoe: Tah
     tahoe("resume", "run", "recipe.steps=8", "--schedule", "restart")
     steps = [r["step"] for r in read_json_lines(run.metrics_file) if "train/loss" in r["metrics"]]
     assert steps == list(range(1, 9))
-    verdict = run.read_json(run.outcome_file)
-    assert verdict is not None
-    assert (verdict["verdict"], verdict["step"]) == ("finished", 8)
+    outcome = run.read_json(run.outcome_file)
+    assert outcome is not None
+    assert (outcome["outcome"], outcome["step"]) == ("finished", 8)
     assert run.read_config()["recipe"]["steps"] == 8

@@ -126,11 +126,11 @@ def test_signal_on_one_rank_stops_all_ranks_at_the_same_step(
     os.kill(stopped.rank_pids()[1], signal.SIGUSR1)
     assert stopped.finish() == 75
     run = RunDir(home / "stopped")
-    verdict = run.read_json(run.outcome_file)
-    assert verdict is not None
-    assert verdict["verdict"] == "stopped"
-    assert 12 < verdict["step"] < 22
-    assert (run.checkpoints_dir / f"step-{verdict['step']:09d}" / "manifest.json").exists()
+    outcome = run.read_json(run.outcome_file)
+    assert outcome is not None
+    assert outcome["outcome"] == "stopped"
+    assert 12 < outcome["step"] < 22
+    assert (run.checkpoints_dir / f"step-{outcome['step']:09d}" / "manifest.json").exists()
     Tahoe(home)("resume", "stopped")
     assert weights(run, NUM_STEPS) == weights(undisturbed, NUM_STEPS)
     assert figures(run, "train/loss", "val/top1") == figures(undisturbed, "train/loss", "val/top1")

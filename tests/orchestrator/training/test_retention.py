@@ -124,10 +124,10 @@ def test_export_takes_the_best_checkpoint_of_a_run_that_ends_with_nan(
         *("model=network:build", "recipe.steps=14", "recipe.global_batch_size=64"),
         *("evaluate.every_epochs=0.25", "checkpoint.keep_best=val/loss"),
     )
-    verdict = run.read_json(run.outcome_file)
-    assert verdict is not None
-    assert verdict["verdict"] == "finished"
-    assert "val/loss is nan" in verdict["reason"]
+    outcome = run.read_json(run.outcome_file)
+    assert outcome is not None
+    assert outcome["outcome"] == "finished"
+    assert "val/loss is nan" in outcome["reason"]
     tahoe("ckpt", "export", "run", "net.safetensors")
     best = run.checkpoints_dir / "step-000000012" / "model.safetensors"
     assert (tahoe.cwd / "net.safetensors").read_bytes() == best.read_bytes()

@@ -38,14 +38,14 @@ def test_stop_file_sets_the_flag_on_the_polling_rank(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("verdict", "code"),
-    [("finished", 0), ("stopped", 75), ("never_restart", 93)],
+    ("outcome", "code"),
+    [("finished", 0), ("stopped", 75), ("failed_permanently", 93)],
 )
-def test_outcomes_have_their_exit_codes(tmp_path: Path, verdict: str, code: int) -> None:
+def test_outcomes_have_their_exit_codes(tmp_path: Path, outcome: str, code: int) -> None:
     run = RunDir(tmp_path)
-    agreed = RunOutcome(verdict, 7, "because")  # type: ignore[arg-type]
+    agreed = RunOutcome(outcome, 7, "because")  # type: ignore[arg-type]
     agreed.write(run, attempt=3)
     assert agreed.exit_code == ExitCode(code) == code
     written = run.read_json(run.outcome_file)
     assert written is not None
-    assert (written["verdict"], written["step"], written["attempt"]) == (verdict, 7, 3)
+    assert (written["outcome"], written["step"], written["attempt"]) == (outcome, 7, 3)
