@@ -1,12 +1,9 @@
 """The best single neuron of a network that has seen no labels, as a detector of one class.
 
-    python -m orchestrator.evaluation.best_neuron < request.json
-
 This is how the Google network's 74.8 % for cats were measured (see `cat_2012.best_neuron`): by the
 one neuron that best separates targets from distractors, on images that training has not seen.
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from models.historical.cat_2012 import best_neuron
 from orchestrator.config.parse import ConfigError, parse
 from orchestrator.evaluation.evaluate_runs import choose_device, load_weights, with_data
 from orchestrator.run.rundir import RunDir
-from orchestrator.torch_workers.entry import json_entry_point, report_progress
+from orchestrator.torch_workers.entry import report_progress
 from orchestrator.training.inputs.datasets import open_eval_set
 from orchestrator.training.task.model import build_model
 
@@ -92,7 +89,3 @@ def _check_memory(num_neurons: int, num_images: int) -> None:
             value=num_bytes,
             hint="Take fewer images: --data URL.",
         )
-
-
-if __name__ == "__main__":
-    sys.exit(json_entry_point(find_best_neuron))

@@ -1,15 +1,12 @@
 """Evaluate finished runs, alone and as an ensemble, under any protocol, for `tahoe evaluate`.
 
-    python -m orchestrator.evaluation.evaluate_runs < request.json
-
-It prints the report as JSON. An ensemble's probability of a class is the mean of its members'
+An ensemble's probability of a class is the mean of its members'
 (Krizhevsky et al. 2012, section 4.1, over crops; the winners' ensembles over networks).
 """
 
 import csv
 import math
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -34,7 +31,7 @@ from orchestrator.config.schema import Config
 from orchestrator.evaluation.dense import make_dense
 from orchestrator.metrics import VAL_METRICS
 from orchestrator.run.rundir import RunDir
-from orchestrator.torch_workers.entry import json_entry_point, report_progress
+from orchestrator.torch_workers.entry import report_progress
 from orchestrator.training.inputs.class_names import check_classes
 from orchestrator.training.inputs.datasets import (
     check_bad_fraction,
@@ -361,7 +358,3 @@ def write_confusion(file: Path, confusion: Tensor, classes: Sequence[str]) -> No
         header = ["class", "taken for", "images"]
     with file.open("w", newline="") as table:
         csv.writer(table).writerows([header, *rows])
-
-
-if __name__ == "__main__":
-    sys.exit(json_entry_point(evaluate_runs))

@@ -70,7 +70,7 @@ class Extension:
             "plans": dict.fromkeys(configs, asdict(self.new)) | {"before": asdict(self.old)},
             "steps": [self.num_done - 1, self.num_done, self.new.num_steps - 1],
         }
-        rates = run_torch_worker("torch_workers.lr_values", request)
+        rates = run_torch_worker("torch_workers.launch_functions:learning_rates", request)
         return rates["before"][0], {name: rates[name][1:] for name in configs}
 
     def _summary(self, choice: Choice, rates: list[float]) -> str:

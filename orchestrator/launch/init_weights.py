@@ -83,7 +83,9 @@ def _open_source(source: str, target: Path) -> Iterator[tuple[Path, dict[str, An
     """Yield the path of the weights, which may be the target, and what is known of them."""
     if source.startswith("timm/"):
         request = {"name": source, "file": str(target)}
-        run_torch_worker("torch_workers.pretrained", request, deadline_s=_DEADLINE_S)
+        run_torch_worker(
+            "torch_workers.launch_functions:fetch_pretrained", request, deadline_s=_DEADLINE_S
+        )
         yield target, {"model": source}
         return
     local = filesystem.local_path(source)

@@ -20,19 +20,19 @@ class TorchWorkerError(RunError):
 
 
 def run_torch_worker(
-    module: str, request: Mapping[str, Any], *, deadline_s: float | None = None
+    target: str, request: Mapping[str, Any], *, deadline_s: float | None = None
 ) -> Any:
-    """Return the response of a module below `orchestrator`, such as `torch_workers.model_cost`.
+    """Call a function below `orchestrator`, e.g. `evaluation.evaluate_runs:evaluate_runs`.
 
     Raises:
         ConfigError: the config does not permit the request.
         RunError: something else that the user can fix.
-        TorchWorkerError: the module failed.
+        TorchWorkerError: the function failed.
     """
     progress = os.dup(2)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", f"orchestrator.{module}"],
+            [sys.executable, "-m", "orchestrator.torch_workers.entry", target],
             input=json.dumps(request),
             # It finds the modules that ranks find.
             env=os.environ | {"PYTHONSAFEPATH": "1", PROGRESS_FD: str(progress)},
@@ -43,7 +43,7 @@ def run_torch_worker(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise TorchWorkerError(f"{module} did not end in {deadline_s} s", value=module) from None
+        raise TorchWorkerError(f"{target} did not end in {deadline_s} s", value=target) from None
     finally:
         if os.isatty(progress):
             os.write(progress, b"\r\033[K")  # erases its progress
@@ -54,5 +54,5 @@ def run_torch_worker(
     if done.returncode == USER_ERROR:
         raise RunError(message)
     if done.returncode:
-        raise TorchWorkerError((message.splitlines() or ["no message"])[-1], value=module)
+        raise TorchWorkerError((message.splitlines() or ["no message"])[-1], value=target)
     return json.loads(done.stdout)

@@ -1,12 +1,16 @@
-"""The worker's side of `launch.torch_subprocess`: a request on stdin, a response on stdout."""
+"""The worker's side of `launch.torch_subprocess`: a request on stdin, a response on stdout.
+
+python -m orchestrator.torch_workers.entry MODULE:FUNCTION < request.json
+"""
 
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Any, TypeVar
+from importlib import import_module
+from typing import TypeVar
 
 from data_sharding.errors import UserError
 from orchestrator.config.parse import ConfigError
@@ -15,14 +19,15 @@ from orchestrator.run.exit_status import PROGRESS_FD, USER_ERROR, ExitCode
 T = TypeVar("T")
 
 
-def json_entry_point(work: Callable[..., Mapping[str, Any]]) -> int:
-    """Call a function with the request's values, print its result, and return an exit code.
+def main(target: str) -> int:
+    """Call a function with the request's values and print its result.
 
     Errors that a user can fix go to stderr, with exit codes of their own.
     """
-    request = json.load(sys.stdin)
+    module, _, function = target.partition(":")
+    call = getattr(import_module(f"orchestrator.{module}"), function)
     try:
-        result = work(**request)
+        result = call(**json.load(sys.stdin))
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return ExitCode.FAILED_PERMANENTLY if isinstance(error, ConfigError) else USER_ERROR
@@ -41,3 +46,7 @@ def report_progress(items: Iterable[T], total: int, name: str) -> Iterator[T]:
             reported_s, text = time.monotonic(), f"{name}: {100 * number // total} % evaluated"
             with suppress(OSError):  # the reader has gone
                 os.write(fd, (f"\r{text}\033[K" if is_terminal else f"{text}\n").encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

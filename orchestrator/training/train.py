@@ -178,7 +178,7 @@ def _train_steps(
                 break
 
     # ---------------------------------------------------------------- end
-    batches.bad_samples.damaged.log_total()
+    batches.samples.log_damaged()
     control.close()
     context.shutdown()
     if request == StepRequest.GIVE_UP:

@@ -77,7 +77,7 @@ def evaluate(
         "real": real_labels,
         "confusion": str(confusion_matrix.absolute()) if confusion_matrix else None,
     }
-    report: dict[str, Any] = run_torch_worker("evaluation.evaluate_runs", request)
+    report: dict[str, Any] = run_torch_worker("evaluation.evaluate_runs:evaluate_runs", request)
     entry = {"time_ms": time.time_ns() // 1_000_000, "split": request["split"]}
     if report["ensemble"]:
         entry["ensemble"] = {"runs": [run.id for run in run_dirs], **report["ensemble"]}
@@ -139,7 +139,9 @@ def _find_best_neurons(
 
     request = {"target": target, **{name: request[name] for name in ("data", "split", "step")}}
     neurons = {
-        str(run.path): run_torch_worker("evaluation.best_neuron", {"run": str(run.path)} | request)
+        str(run.path): run_torch_worker(
+            "evaluation.best_neuron:find_best_neuron", {"run": str(run.path)} | request
+        )
         for run in runs
     }
     if as_json:

@@ -64,4 +64,6 @@ def check_makeable(config: Config, plan: Plan, weights: tuple[Path, str] | None 
 
 def _build(config: Config, plan: Plan, **options: Any) -> Any:
     request = {"config": to_dict(config), "num_classes": plan.num_classes, **options}
-    return run_torch_worker("torch_workers.model_cost", request, deadline_s=_DEADLINE_S)
+    return run_torch_worker(
+        "torch_workers.launch_functions:build_and_count", request, deadline_s=_DEADLINE_S
+    )

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -198,48 +198,41 @@ def check_bad_fraction(num_bad: int, num_samples: int, limit: float, example: st
         )
 
 
-class DamagedSamples:
-    """Log samples that decode with damage, and count them.
+class SampleLog:
+    """Log the samples that cannot be read or decode with damage, and count them.
 
     Args:
-        use: their use, e.g. "trained on".
+        bad: the treatment of unreadable samples, e.g. "counted as wrong".
+        damaged: that of damaged ones, e.g. "evaluated".
     """
 
-    def __init__(self, use: str) -> None:
-        self.num = 0
-        self._use = use
+    def __init__(self, bad: str, damaged: str) -> None:
+        self.num_bad = self.num_seen = self._num_damaged = 0
+        self._bad, self._damaged = bad, damaged
 
-    def log(self, samples: Sequence[str]) -> None:
-        """Log some samples by name; after _MAX_NAMED they are only counted."""
-        for sample in samples:
-            self.num += 1
-            if self.num <= _MAX_NAMED:
-                log.warning("decodes with damage, and is %s: %s", self._use, sample)
-            if self.num == _MAX_NAMED:
+    def add(self, batch: Batch) -> None:
+        """Log the samples of a batch; after _MAX_NAMED damaged ones, only count them."""
+        self.num_bad += len(batch.bad)
+        self.num_seen += len(batch.labels)
+        for sample in batch.bad:
+            log.warning("%s: %s", self._bad, sample)
+        for sample in batch.damaged:
+            self._num_damaged += 1
+            if self._num_damaged <= _MAX_NAMED:
+                log.warning("decodes with damage, and is %s: %s", self._damaged, sample)
+            if self._num_damaged == _MAX_NAMED:
                 log.warning("further damaged samples are counted and not named")
 
-    def log_total(self) -> None:
-        if self.num:
-            log.warning("%d samples were %s although they decode with damage", self.num, self._use)
-
-
-class BadSampleCounter:
-    """Log samples that cannot be read, and count them."""
-
-    def __init__(self) -> None:
-        self.num_bad = 0
-        self.num_seen = 0
-        self.damaged = DamagedSamples("trained on")
-
     def wrap(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Pass batches on."""
+        """Pass batches on, adding each."""
         for batch in batches:
-            self.num_bad += len(batch.bad)
-            self.num_seen += len(batch.labels)
-            for sample in batch.bad:
-                log.warning("replaced by the next readable sample: %s", sample)
-            self.damaged.log(batch.damaged)
+            self.add(batch)
             yield batch
+
+    def log_damaged(self) -> None:
+        """Log the number of damaged samples, if there are any."""
+        if num := self._num_damaged:
+            log.warning("%d samples were %s although they decode with damage", num, self._damaged)
 
 
 def _make_crop(data: Data) -> CropFn:

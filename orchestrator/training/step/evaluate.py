@@ -5,7 +5,6 @@ rows of one table, and the table is summed in batch order. So every world size g
 metrics, and no sample is padded or dropped.
 """
 
-import logging
 import math
 from typing import NamedTuple
 
@@ -17,13 +16,11 @@ from data_sharding.loading.datasets import EvalDataset
 from data_sharding.loading.loader import iter_batches
 from orchestrator.config.schema import Config
 from orchestrator.training.distributed.world import World
-from orchestrator.training.inputs.datasets import DamagedSamples, check_bad_fraction
+from orchestrator.training.inputs.datasets import SampleLog, check_bad_fraction
 from orchestrator.training.inputs.device import Device
 from orchestrator.training.inputs.lookahead import first_error
 from orchestrator.training.monitoring import watchdog
 from orchestrator.training.task.losses import Task
-
-log = logging.getLogger(__name__)
 
 
 class EvalResult(NamedTuple):
@@ -57,14 +54,12 @@ def evaluate(
     predictions = torch.zeros(num_samples if with_predictions else 0, 3, dtype=torch.float64)
     table = torch.zeros(len(dataset), num_metrics + 2, dtype=torch.float64)
     indices = range(world.rank, len(dataset), world.size)  # of this rank's batches
-    damaged, error = DamagedSamples("evaluated"), None
+    samples, error = SampleLog("counted as wrong", "evaluated"), None
     model.eval()
     try:
         batches = iter_batches(dataset, indices, config.data.num_workers, pin_memory=device.is_cuda)
         for index, (batch, output) in zip(indices, device.infer(model, batches), strict=True):
-            for sample in batch.bad:
-                log.warning("counted as wrong: %s", sample)
-            damaged.log(batch.damaged)
+            samples.add(batch)
             table[index, :num_metrics] = task.eval_metrics(output, batch).cpu()
             table[index, -2:] = torch.tensor([len(batch.bad), len(batch.labels)])
             if with_predictions and (rows := task.predictions(output, batch)) is not None:
@@ -73,7 +68,7 @@ def evaluate(
     except DataError as data_error:  # the other ranks wait for this one; NaN tells them to raise
         error, table[0, -1] = data_error, math.nan
     model.train()
-    damaged.log_total()
+    samples.log_damaged()
     *sums, num_bad, count = world.sum(table).sum(dim=0).tolist()
     if math.isnan(count):
         raise first_error(world, error)

@@ -33,10 +33,10 @@ class StepMetrics:
             FatalRunError: the run has diverged; on every rank.
             DataError: too many samples could not be read; on every rank.
         """
-        bad_samples = self._batches.bad_samples
+        samples = self._batches.samples
         own = {name: value.item() for name, value in local.items()} | self._batches.meter.pop()
         parts = rank_parts(own, self._world.size)
-        row = (*parts.values(), bad_samples.num_bad, bad_samples.num_seen)
+        row = (*parts.values(), samples.num_bad, samples.num_seen)
         *sums, num_bad, num_seen = self._world.sum(torch.tensor(row, dtype=torch.float64)).tolist()
         metrics = dict(zip(parts, sums, strict=True))
         self._check_loss(metrics["train/loss"], num_done)

@@ -6,7 +6,7 @@ from pathlib import Path
 from data_sharding.errors import DataError
 from data_sharding.loading.loader import Batch, iter_batches
 from orchestrator.config.schema import Config
-from orchestrator.training.inputs.datasets import BadSampleCounter, Datasets
+from orchestrator.training.inputs.datasets import Datasets, SampleLog
 from orchestrator.training.inputs.device import Device
 from orchestrator.training.inputs.lookahead import NUM_STEPS, Ahead
 from orchestrator.training.monitoring.metric_log import log_sample_ids
@@ -38,9 +38,10 @@ class TrainBatches:
             num_held=num_held,
         )
         self._ahead = Ahead(self._loaded, num_held)
-        self.meter, self.bad_samples = ThroughputMeter(), BadSampleCounter()
+        self.meter = ThroughputMeter()
+        self.samples = SampleLog("replaced by the next readable sample", "trained on")
         sent = device.prefetch_to_device(self.meter.wrap(iter(self._ahead)))
-        self._batches = self.bad_samples.wrap(sent)  # counted when used, not when read ahead
+        self._batches = self.samples.wrap(sent)  # counted when used, not when read ahead
         if config.logging.log_sample_ids:
             self._batches = log_sample_ids(self._batches, keys, samples_file)
 
