@@ -67,7 +67,7 @@ def train(
         store=store,
         saver=AsyncCheckpointer(store, config.checkpoint, is_main=world.is_main),
     )
-    startup_timer.mark("network")
+    startup_timer.mark("model")
 
     # ---------------------------------------------------------------- resume or initialise
     world.check_on_main(lambda: claim(run, config))  # no other run may write to its checkpoints

@@ -65,7 +65,7 @@ def evaluate(
             if with_predictions and (rows := task.predictions(output, batch)) is not None:
                 predictions[batch.ids] = rows.cpu()
             watchdog.heartbeat()
-    except DataError as data_error:  # the other ranks wait for this one; NaN tells them to raise
+    except DataError as data_error:  # the other ranks wait for this one; NaN makes them raise too
         error, table[0, -1] = data_error, math.nan
     model.train()
     samples.log_damaged()
