@@ -1,4 +1,4 @@
-"""What a finished run came to, where to look at it, and what one types next."""
+"""The summary of a finished run: its results, its pages, the command to compare it."""
 
 import os
 import shlex
@@ -13,7 +13,7 @@ from orchestrator.tracking.records.record import Record, read_record
 
 
 def results_summary(run: RunDir) -> str:
-    """Return the lines that `tahoe train` ends with."""
+    """Format the last lines of `tahoe train`."""
     record, path = read_record(run), _near(run.path)
     came_to = ", ".join(
         filter(None, [_best(run, record), f"{format_duration(record.training_s)} of training"])
@@ -49,6 +49,6 @@ def _page(run: RunDir, path: str) -> str | None:
 
 
 def _near(path: Path) -> str:
-    """Return a path as one would type it here: relative, where it lies below."""
+    """Shorten a path to a relative one if it is below the working directory."""
     near = os.path.relpath(path)
     return str(path) if near.startswith("..") else near
