@@ -1,6 +1,6 @@
-"""What a run is told: a dictionary that Hydra composed -> a `Config`, or what is wrong with it.
+"""Parse and validate a composed Hydra config into a `Config`, and report all errors at once.
 
-No torch and no Hydra here, since the login node and every worker read configs.
+Imports neither torch nor Hydra, since the login node and every worker read configs.
 """
 
 import dataclasses
@@ -19,11 +19,11 @@ from orchestrator.redact import has_credentials, redact_urls
 
 
 class ConfigError(UserError):
-    """The config cannot be run; the message lists what would be valid."""
+    """The config cannot be run; `value` is the wrong value, or the list of wrong keys."""
 
 
-# Keys that change where and how fast a run goes, not what comes out of it. A run may be continued
-# with other values of these; all others are its identity.
+# Keys that change where and how fast a run trains, not its result. A run may be continued with
+# other values of these; all others are its identity.
 MUTABLE_KEYS = (
     "run_dir",
     "runs_dir",
@@ -44,25 +44,20 @@ MUTABLE_KEYS = (
     "data.url",  # the data set may have moved; its fingerprint is checked
     "data.num_workers",
     "data.cache",
-    "data.expected",  # looked at when the run is made
+    "data.expected",  # checked when the run is created
 )
 
 
 def parse(values: Mapping[str, Any]) -> Config:
-    """Return the config that a composed dictionary describes.
-
-    Raises:
-        ConfigError: unknown or missing keys, wrong types, values out of bounds; all of them, each
-            with what would be valid.
-    """
+    """Parse a composed Hydra config into a `Config`."""
     try:
         # By way of JSON: its lists may become tuples while "3" may not become 3.
         config = _ADAPTER.validate_json(json.dumps(values))
     except ValidationError as error:
-        lines = [_explain(e["loc"], e["type"], e["msg"], e["input"]) for e in error.errors()]
-        raise ConfigError(
-            "the config cannot be run:\n" + "\n".join(f"  {x}" for x in lines)
-        ) from None
+        errors = [(e["loc"], e["type"], e["msg"], e["input"]) for e in error.errors()]
+        lines = "\n".join(f"  {_explain(*details)}" for details in errors)
+        keys = [".".join(map(str, location)) for location, *_ in errors]
+        raise ConfigError(f"the config cannot be run:\n{lines}", value=keys) from None
     _check_secrets(config)
     return config
 
@@ -78,21 +73,22 @@ def _check_secrets(config: Config) -> None:
     for key, url in urls.items():
         if url and has_credentials(url):
             raise ConfigError(
-                f"{key}={redact_urls(url)} carries a password or a signature, which would lie "
-                "in config.yaml and in logs. Give it where the store looks for it: AWS_* or "
-                "~/.aws, FSSPEC_PROTOCOL_* or ~/.config/fsspec, MLFLOW_TRACKING_USERNAME and "
-                "_PASSWORD, ~/.pgpass, ~/.netrc."
+                f"{key}={redact_urls(url)} has a password or a signature, which config.yaml and "
+                "logs would show",
+                value=[key],
+                hint="Give it where the store looks for it: AWS_* or ~/.aws, FSSPEC_PROTOCOL_* or "
+                "~/.config/fsspec, MLFLOW_TRACKING_USERNAME and _PASSWORD, ~/.pgpass, ~/.netrc.",
             )
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Return the config as plain values, as they go into config.yaml."""
+    """Convert a config to the plain values of config.yaml."""
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(cast(Any, config))))
     return values
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one of dotted keys."""
+    """Flatten nested mappings into one mapping of dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -103,8 +99,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def is_mutable_key(key: str) -> bool:
-    """Whether a dotted key may differ between the attempts of one run."""
-    return any(key == safe or key.startswith(safe + ".") for safe in MUTABLE_KEYS)
+    """Check whether a dotted key may differ between the attempts of one run."""
+    return any(key == mutable or key.startswith(mutable + ".") for mutable in MUTABLE_KEYS)
 
 
 def immutable_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, str]:
@@ -118,31 +114,30 @@ def immutable_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> di
 
 
 def config_hash(config: Config) -> str:
-    """Return a digest of all that decides what comes out of a run; 8 hex digits.
+    """Return a digest of all keys that determine the result of a run: 8 hex digits.
 
-    A key with the value that it has where it is missing is left out: one that is new in the schema
-    leaves the identities from before it was there as they are.
+    Values equal to the schema's default are left out, so a new key with a default does not change
+    the hash of an existing config.
     """
-    kept = _decisive(config)
-    return sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+    values = _hashed(config)
+    return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _decisive(value: Any, key: str = "") -> Any:
-    """Return a value for `config_hash`: no mutable keys, and none with the schema's default."""
+def _hashed(value: Any, prefix: str = "") -> Any:
     if isinstance(value, tuple):
-        return [_decisive(one, key) for one in value]
+        return [_hashed(item, prefix) for item in value]
     if not dataclasses.is_dataclass(value):
         return value
-    keys = {field.name: f"{key}.{field.name}".lstrip(".") for field in dataclasses.fields(value)}
     return {
-        field.name: _decisive(getattr(value, field.name), keys[field.name])
+        field.name: _hashed(item, f"{prefix}{field.name}.")
         for field in dataclasses.fields(value)
-        if not is_mutable_key(keys[field.name]) and getattr(value, field.name) != field.default
+        if (item := getattr(value, field.name)) != field.default
+        and not is_mutable_key(prefix + field.name)
     }
 
 
 def unknown_key_message(parts: Sequence[str]) -> str:
-    """Say that a dotted key does not exist, which one was probably meant, and which there are."""
+    """Explain that a dotted key does not exist, with the nearest and the valid keys."""
     key, parent = ".".join(parts), ".".join(parts[:-1])
     schema: Any = Config
     for part in parts[:-1]:
@@ -154,61 +149,61 @@ def unknown_key_message(parts: Sequence[str]) -> str:
             return f"{key}: there is no such key; {parent} is a single value"
     valid = [field.name for field in dataclasses.fields(schema)]
     if parts[-1] in valid:
-        whole = ", ".join(f"{name}: VALUE" for name in valid)
-        return f"{key}: {parent} is null and has no keys. Give all of it: '{parent}={{{whole}}}'"
-    meant = " or ".join(f"'{name}'" for name in _meant(key))
-    hint = f"did you mean {meant}? " if meant else ""
+        values = ", ".join(f"{name}: VALUE" for name in valid)
+        return f"{key}: {parent} is null and has no keys; give all of it: '{parent}={{{values}}}'"
+    nearest = " or ".join(f"'{name}'" for name in _nearest_keys(key))
+    hint = f"did you mean {nearest}? " if nearest else ""
     return f"{key}: there is no such key; {hint}valid: {', '.join(valid)}"
 
 
 def _section(kind: Any) -> Any:
-    """Return the dataclass that a key's value is of, `Published | None` as well, or None."""
-    parts = (kind,) if dataclasses.is_dataclass(kind) else getattr(kind, "__args__", ())
+    """Return the dataclass in the type of a key, e.g. of `Reference | None`, or None."""
+    kinds = (kind,) if dataclasses.is_dataclass(kind) else getattr(kind, "__args__", ())
     is_list = getattr(kind, "__origin__", None) is tuple
-    return next((one for one in parts if dataclasses.is_dataclass(one) and not is_list), None)
+    return next((one for one in kinds if dataclasses.is_dataclass(one) and not is_list), None)
 
 
-def dotted_keys(schema: Any = Config, above: str = "") -> Iterator[str]:
+def dotted_keys(schema: Any = Config, prefix: str = "") -> Iterator[str]:
     """Yield all dotted keys."""
     for field in dataclasses.fields(schema):
-        yield above + field.name
+        yield prefix + field.name
         section = _section(field.type)
         if section is not None:
-            yield from dotted_keys(section, f"{above}{field.name}.")
+            yield from dotted_keys(section, f"{prefix}{field.name}.")
 
 
-def _meant(key: str) -> list[str]:
-    """Return the one or two keys that are nearest, by their last part and as a whole."""
+def _nearest_keys(key: str) -> list[str]:
+    """Return the one or two most similar keys, by their last part and as a whole."""
 
-    def nearness(known: str) -> float:
+    def similarity(known: str) -> float:
         pairs = ((key, known), (key.rpartition(".")[2], known.rpartition(".")[2]))
         whole, last = (difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
         return (last + max(whole, float(last == 1) / 2)) / 2
 
-    near = {known: nearness(known) for known in dotted_keys()}
-    best = sorted(near, key=lambda known: -near[known])[:2]
-    return [known for known in best if near[known] > max(0.6, near[best[0]] - 0.1)]
+    scores = {known: similarity(known) for known in dotted_keys()}
+    best = sorted(scores, key=lambda known: -scores[known])[:2]
+    return [known for known in best if scores[known] > max(0.6, scores[best[0]] - 0.1)]
 
 
 def did_you_mean(wrong: str, valid: Sequence[str]) -> str:
-    """Return the valid names, after the one that was probably meant."""
-    near = difflib.get_close_matches(wrong, valid, n=1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
+    """List the valid names, after the most similar one."""
+    matches = difflib.get_close_matches(wrong, valid, n=1)
+    hint = f"did you mean '{matches[0]}'? " if matches else ""
     return f"{hint}valid: {', '.join(valid)}"
 
 
-def _explain(loc: Sequence[str | int], kind: str, message: str, value: Any) -> str:
-    """Say what is wrong with one key, and what would be valid in its place."""
-    key = ".".join(str(part) for part in loc)
+def _explain(location: Sequence[str | int], kind: str, message: str, value: Any) -> str:
+    """Explain what is wrong with one key, and what would be valid."""
+    key = ".".join(map(str, location))
     if kind == "unexpected_keyword_argument":
-        return unknown_key_message([str(part) for part in loc])
+        return unknown_key_message([str(part) for part in location])
     if kind == "missing":
         return f"{key}: is missing; give it a value"
     if kind == "string_type" and isinstance(value, bool | int | float):
         return f"{key}: {value!r} is not text; quote it twice: {key}=\"'{value}'\""
     if kind == "literal_error" and isinstance(value, str):
-        near = difflib.get_close_matches(value, re.findall(r"'([^']+)'", message), n=1)
-        message += "".join(f"; did you mean '{name}'?" for name in near)
+        matches = difflib.get_close_matches(value, re.findall(r"'([^']+)'", message), n=1)
+        message += "".join(f"; did you mean '{name}'?" for name in matches)
     shown = f" (given: {value!r})" if not isinstance(value, dict) else ""
     return f"{key}: {message.removeprefix('Value error, ')}{shown}"
 

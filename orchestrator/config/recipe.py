@@ -1,11 +1,11 @@
-"""How a network is trained: the `recipe` of a config; `config.schema` has the rest."""
+"""The schema of `recipe`: how a network is trained. `config.schema` has the rest."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[int, Field(gt=0, le=16384)]
 schema_dataclass = dataclass(
     frozen=True,
@@ -16,7 +16,7 @@ schema_dataclass = dataclass(
 
 @schema_dataclass
 class Augment:
-    """What changes the pixels of a training image; see `transforms.pixel_transforms`."""
+    """Augmentation of the pixels of a training image; see `transforms.pixel_transforms`."""
 
     auto_augment: (
         Literal["autoaugment", "randaugment", "trivialaugment", "augmix", "timm_randaugment"] | None
@@ -24,21 +24,21 @@ class Augment:
     auto_augment_kwargs: dict[str, Any]
     color_jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
     pca_lighting_std: NonNegativeFloat
-    random_erasing_prob: Share
+    random_erasing_prob: Fraction
 
 
 @schema_dataclass
 class Mixup:
-    """Mixing of images and labels inside a micro-batch; alphas of 0 switch it off."""
+    """Mixup and CutMix inside a micro-batch; an alpha of 0 disables one."""
 
     mixup_alpha: NonNegativeFloat
     cutmix_alpha: NonNegativeFloat
-    prob: Share
+    prob: Fraction
 
 
 @schema_dataclass
 class ProgressiveResize:
-    """Progressive resizing: the first size grows to data.image_size between two epochs."""
+    """Progressive resizing from start_size to data.image_size between two epochs."""
 
     start_size: Size
     start_epoch: NonNegativeFloat
@@ -59,7 +59,7 @@ class Optimizer:
     name: str
     lr: PositiveFloat
     weight_decay: NonNegativeFloat
-    momentum: Share
+    momentum: Fraction
     decay_norm_and_bias: bool
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     bias_lr_scale: PositiveFloat = 1.0
@@ -70,19 +70,19 @@ class Optimizer:
 class Schedule:
     """The learning rate as a function of the step.
 
-    `warmup_prefix`: the decay begins where the warm-up ends, and takes the steps that are left.
-    Without it the decay is that of the whole run, and the warm-up takes the place of its beginning.
-    None is True for `linear` alone.
+    With `warmup_prefix` the decay begins after the warm-up and takes the remaining steps; without
+    it the decay spans the whole run, and the warm-up replaces its beginning. None means True for
+    `linear` and False for the others.
 
-    `cycles` are the steps (from, to) over which cosine and linear fall, each time from the highest
-    rate; in between, and after the last, the rate stays. Empty: once, over the whole training. They
-    are there if a run was extended (`tahoe resume --schedule`), so that what it did stays true.
+    `cycles` are the intervals (from, to) of steps over which cosine and linear decay, each from the
+    highest rate; between them, and after the last, the rate is constant. Empty means one decay over
+    the whole training. `tahoe resume --schedule` adds them to an extended run.
     """
 
     name: Literal["constant", "cosine", "linear", "multistep"]
     warmup_epochs: NonNegativeFloat
     warmup_prefix: bool | None = None
-    min_lr_factor: Share
+    min_lr_factor: Fraction
     decay_milestones: tuple[PositiveFloat, ...]
     decay_every_epochs: PositiveFloat | None = None
     decay_rate: PositiveFloat
@@ -96,27 +96,27 @@ class Schedule:
 
     @property
     def ends_with_training(self) -> bool:
-        """Whether a step's rate depends on how long the training is."""
+        """True if the rate depends on the length of the training."""
         return self.name in ("cosine", "linear") and self.min_lr_factor != 1
 
 
 @schema_dataclass
 class Phase:
-    """One of several consecutive intervals of a training, up to an epoch; see `step.phases`.
+    """A phase of the training, up to an epoch; see `step.phases`.
 
-    `lr_scale` multiplies the schedule's rate. `stage` is the number by which the network knows it;
-    several phases may have the same.
+    `lr_scale` multiplies the rate of the schedule. `stage` is passed to the network; several phases
+    may have the same.
     """
 
     end_epoch: PositiveFloat
     stage: NonNegativeInt
     lr_scale: NonNegativeFloat = 1.0
-    momentum: Share | None = None
+    momentum: Fraction | None = None
 
 
 @schema_dataclass
 class Recipe:
-    """How a network is trained. Exactly one of epochs, images and steps says how long."""
+    """How a network is trained. Exactly one of epochs, images and steps sets the duration."""
 
     epochs: PositiveFloat | None
     images: PositiveInt | None
@@ -130,7 +130,7 @@ class Recipe:
     progressive_resize: ProgressiveResize | None
     augment_repeats: PositiveInt
     class_balanced: bool
-    label_smoothing: Share
+    label_smoothing: Fraction
     clip_grad_norm: PositiveFloat | None
     agc_clip_factor: PositiveFloat | None = None
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
@@ -139,13 +139,13 @@ class Recipe:
     compile: bool
     loss: Literal["cross_entropy", "bce", "model"] = "cross_entropy"
     aux_loss_weight: NonNegativeFloat = 0.3
-    bce_target_threshold: Share | None = None
+    bce_target_threshold: Fraction | None = None
     map_rejection_penalty: NonNegativeFloat | None = None
     phases: tuple[Phase, ...] = ()
     linear_probe: bool = False
 
     def __post_init__(self) -> None:
-        ends = [stage.end_epoch for stage in self.phases]
+        ends = [phase.end_epoch for phase in self.phases]
         if ends != sorted(set(ends)):
             raise ValueError(f"phases: each must end after the one before, not at {ends}")
         given = {k: getattr(self, k) for k in DURATIONS if getattr(self, k) is not None}
@@ -156,8 +156,8 @@ class Recipe:
             )
         if self.class_balanced and self.augment_repeats > 1:
             raise ValueError(
-                "class_balanced=true draws samples as often as it needs, so augment_repeats="
-                f"{self.augment_repeats} means nothing with it. Set augment_repeats to 1"
+                "class_balanced=true repeats samples as needed, so augment_repeats="
+                f"{self.augment_repeats} has no effect. Set augment_repeats to 1"
             )
 
 

@@ -1,17 +1,18 @@
-"""The schema of a config: frozen dataclasses, whose bounds hold without anything but the config.
+"""The schema of a config: frozen dataclasses that check the type and the bounds of each value.
 
-The numbers live in `conf/`; here are their names and types. A key that came after others has here
-what it means where it is missing, so that runs from before it was there can go on and keep their
-ids; such a value is never changed.
+The values are in `conf/`. A key with a default here was added later: the default is its meaning in
+configs without it, so that their runs can be continued and keep their ids. It never changes.
 """
 
+import dataclasses
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from data_sharding.transforms.eval_protocol import parse_protocol
-from orchestrator.config.recipe import Recipe, Share, Size, schema_dataclass
+from orchestrator.config.recipe import Fraction, Recipe, Size, schema_dataclass
 from orchestrator.metrics import VAL_METRICS
 from slurm.sbatch import SbatchOptions
 
@@ -20,12 +21,12 @@ _INTERFACES = re.compile(r"[\w.:@\-]+(,[\w.:@\-]+)*")
 
 @schema_dataclass
 class Reference:
-    """What a paper reports of a system.
+    """The published results of a network.
 
-    The errors are a single network's on the validation images, in percent, under `protocol`; those
-    of an ensemble are the challenge's own, on test images whose labels are not public. `gmacs` are
-    multiply-adds of one image in 10**9, `petaflop` the operations of the whole training.
-    `verified`: somebody read the errors in that source; `recipe`: the config that trains so.
+    The errors are those of a single network on the validation images, in percent, under `protocol`;
+    those of an ensemble are the challenge's, on test images whose labels are not public. `gmacs`
+    are multiply-adds of one image in 10**9, `petaflop` the operations of the whole training.
+    `verified`: somebody read the errors in `source`; `recipe`: the config that reproduces them.
     """
 
     title: str = ""
@@ -60,13 +61,13 @@ class Model:
 
 @schema_dataclass
 class Crop:
-    """The training view; see data_sharding.transforms.crops for the meaning of the numbers."""
+    """The crop of a training image; see data_sharding.transforms.crops."""
 
     mode: Literal["random_resized_crop", "random_crop_padded", "resize_crop"]
-    scale: tuple[Share, Share]
+    scale: tuple[Fraction, Fraction]
     ratio: tuple[PositiveFloat, PositiveFloat]
     padding: NonNegativeInt
-    hflip_prob: Share
+    hflip_prob: Fraction
     resize_range: tuple[Size, Size] = (256, 256)
     center_square_first: bool = False
     samples_per_crop: PositiveInt = 1
@@ -80,9 +81,9 @@ class Crop:
 
 @schema_dataclass
 class Expected:
-    """What the images of a known set are; it holds while data.name is that of the set.
+    """The properties of a known data set, checked if data.name is its name.
 
-    `size` is (width, height) in pixels, null where they differ.
+    `size` is (width, height) in pixels, null if the images differ.
     """
 
     name: str
@@ -93,7 +94,7 @@ class Expected:
 
 @schema_dataclass
 class Cache:
-    """Where a node keeps the shards of remote data sets; see data_sharding.storage.cache."""
+    """The cache of a node for remote shards; see data_sharding.storage.cache."""
 
     dir: str | None  # resolved on the node, by data_sharding.storage.cache.cache_directory
     max_gb: PositiveFloat
@@ -105,7 +106,7 @@ class Cache:
 
 @schema_dataclass
 class Data:
-    """A data set and how it is read."""
+    """A data set and its loading."""
 
     name: str
     url: str
@@ -118,7 +119,7 @@ class Data:
     num_lanes: PositiveInt
     shuffle_block_size: Annotated[int, Field(ge=2)]
     num_workers: NonNegativeInt
-    max_bad_fraction: Share
+    max_bad_fraction: Fraction
     cache: Cache | Literal["none"]
     expected: Expected | None = None
 
@@ -131,13 +132,13 @@ class Data:
         if self.crop.mode == "resize_crop" and self.crop.resize_range[0] < self.image_size:
             raise ValueError(
                 f"crop.resize_range={self.crop.resize_range}: images of that height have no crop "
-                f"of image_size={self.image_size}. Make the range larger, or the crop smaller"
+                f"of image_size={self.image_size}. Increase the range, or reduce the size"
             )
 
 
 @schema_dataclass
 class Evaluate:
-    """When the validation split is run, and in batches of how many."""
+    """The interval and the batch size of evaluations on the validation split."""
 
     every_epochs: PositiveFloat
     batch_size: PositiveInt
@@ -145,7 +146,7 @@ class Evaluate:
 
 @schema_dataclass
 class Checkpoint:
-    """Where and how often the state is saved, and what is kept of it.
+    """Where and how often the state is saved, and which checkpoints are kept.
 
     It is also saved when training stops, and after each evaluation if the best is kept.
     """
@@ -153,7 +154,7 @@ class Checkpoint:
     url: str | None
     every_steps: PositiveInt | None
     every_minutes: PositiveFloat | None = None
-    keep_last: Annotated[int, Field(ge=2)]  # the newest may be the one found damaged
+    keep_last: Annotated[int, Field(ge=2)]  # the newest may be damaged
     keep_best: Literal[VAL_METRICS] | None = "val/top1"  # type: ignore[valid-type]
     keep_every_steps: PositiveInt | None
     max_failed_saves: PositiveInt = 3
@@ -161,15 +162,14 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if self.every_steps is None and self.every_minutes is None:
             raise ValueError(
-                "every_steps and every_minutes are both null: what a crash costs would have no "
-                "bound. Give one of them"
+                "every_steps and every_minutes are both null, so a crash could lose the whole "
+                "training. Set one of them"
             )
 
 
 @schema_dataclass
 class Launcher:
-    """How the ranks are started; `nproc_per_node` and `grace_period_s` are those of this "
-    "machine."""
+    """How the ranks are started; `nproc_per_node` and `grace_period_s` apply to this machine."""
 
     name: Literal["local", "slurm"]
     nproc_per_node: PositiveInt
@@ -178,7 +178,7 @@ class Launcher:
 
 @schema_dataclass
 class Runtime:
-    """The device of a rank, its threads, its connections, and how long it waits."""
+    """The device, threads, network interface and timeouts of a rank."""
 
     device: Literal["auto", "cpu", "cuda"]
     threads_per_rank: PositiveInt | None
@@ -190,15 +190,14 @@ class Runtime:
     def __post_init__(self) -> None:
         if self.network_interface is not None and not _INTERFACES.fullmatch(self.network_interface):
             raise ValueError(
-                f"network_interface={self.network_interface!r}: gloo, which carries the decisions, "
-                "takes names alone, not NCCL's ^ and =. Give the name of an interface, e.g. ib0, "
-                "or several with commas"
+                f"network_interface={self.network_interface!r}: gloo takes names alone, not NCCL's "
+                "^ and =. Give the name of an interface, e.g. ib0, or several with commas"
             )
 
 
 @schema_dataclass
 class Slurm(SbatchOptions):
-    """The job of a run, and when the run is given up."""
+    """The Slurm job of a run, and the limits on its failures and its code snapshot."""
 
     max_consecutive_failures: NonNegativeInt
     code_snapshot_max_mb: PositiveFloat | None
@@ -206,7 +205,7 @@ class Slurm(SbatchOptions):
 
 @schema_dataclass
 class Tracking:
-    """The MLflow store that shows the run."""
+    """The MLflow store of the run."""
 
     enabled: bool
     uri: str
@@ -218,7 +217,7 @@ class Tracking:
 
 @schema_dataclass
 class Logging:
-    """How often a step is logged, and what else is: sample ids, a profiler's trace, plots."""
+    """How often a step is logged; sample ids, a profiler trace and plots."""
 
     every_steps: PositiveInt
     log_sample_ids: bool
@@ -233,7 +232,7 @@ class Logging:
 
 @schema_dataclass
 class Config:
-    """Everything that a run is told."""
+    """The whole config of a run."""
 
     seed: NonNegativeInt
     strategy: Literal["ddp", "ddp_zero1"] = "ddp"
@@ -254,7 +253,25 @@ class Config:
 
     @property
     def world_size(self) -> int:
-        """How many ranks there are."""
+        """Number of ranks."""
         if self.launcher.name == "local":
             return self.launcher.nproc_per_node
         return self.slurm.nodes * self.slurm.ranks_per_node
+
+    def replace(self, changes: Mapping[str, object]) -> Self:
+        """Return a config with other values of some dotted keys, e.g. `{"data.url": "a"}`."""
+        replaced: Self = _replace(self, changes)
+        return replaced
+
+
+def _replace(section: Any, changes: Mapping[str, object]) -> Any:
+    values: dict[str, Any] = {}
+    below: dict[str, dict[str, object]] = {}
+    for key, value in changes.items():
+        name, _, rest = key.partition(".")
+        if rest:
+            below.setdefault(name, {})[rest] = value
+        else:
+            values[name] = value
+    values |= {name: _replace(getattr(section, name), part) for name, part in below.items()}
+    return dataclasses.replace(section, **values)

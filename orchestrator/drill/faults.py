@@ -1,7 +1,7 @@
-"""What is done to a run in a drill, and when: a pure function of a seed.
+"""The fault schedule of a drill: which faults are injected, and when, as a function of a seed.
 
-A fault either ends an attempt or is lived through. Attempts are hurt one after the other: some
-faults that are lived through, then one that ends it; the last attempt is left alone and finishes.
+A fault is transient, or fatal to the attempt. Each attempt meets some transient faults and one
+fatal fault; the last attempt meets no fatal one and finishes.
 """
 
 import random
@@ -23,18 +23,18 @@ OF_MLFLOW = tuple(_MLFLOW + how for how in ("down", "slow", "error", "reply lost
 OF_STORE = tuple(_STORE + how for how in ("slow", "error", "cut", "throttled"))
 TRANSIENT = ("pause a rank", *OF_MLFLOW, *OF_STORE)
 KINDS = (*FATAL, *TRANSIENT)
-LOSE_A_NODE = "lose a node"  # of a cluster, where nothing else is done
-_MOST_STEPS = 5  # from the first step of an attempt to its end
-_MOST_CALLS = 60  # that write, in a save: which one is the last
+LOSE_A_NODE = "lose a node"  # the only fault on a cluster
+_MAX_STEPS = 5  # from the first step of an attempt to its end
+_MAX_CALLS = 60  # write calls of a save before the one that fails
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that goes wrong.
+    """A scheduled fault.
 
     Args:
-        after_steps: of this attempt.
-        target: a number that picks a rank, a call or a byte.
+        after_steps: steps of the attempt before the fault.
+        target: a number that selects a rank, a call or a byte.
     """
 
     kind: str
@@ -47,12 +47,12 @@ class Fault:
 
     @property
     def mlflow_fault(self) -> str | None:
-        """What fails of MLflow's answers, if that is what fails."""
+        """The failure of MLflow's server, for kinds in `OF_MLFLOW`."""
         return self.kind.removeprefix(_MLFLOW) if self.kind in OF_MLFLOW else None
 
     @property
     def store_fault(self) -> str | None:
-        """What fails of the reads of data, if that is what fails."""
+        """The failure of reads from the data store, for kinds in `OF_STORE`."""
         return self.kind.removeprefix(_STORE) if self.kind in OF_STORE else None
 
     @property
@@ -61,39 +61,31 @@ class Fault:
 
     @property
     def corrupts_checkpoint(self) -> bool:
-        """Whether a checkpoint is damaged, once all ranks have been killed."""
+        """True if a checkpoint is damaged after all ranks are killed."""
         return "checkpoint" in self.kind
 
 
 @dataclass(frozen=True)
 class AttemptPlan:
-    """What is lived through, in order, and what ends the attempt; None: it is left alone."""
+    """The faults of an attempt, in order; without a fatal one the attempt finishes."""
 
-    passing: tuple[Fault, ...]
-    ending: Fault | None
+    transient: tuple[Fault, ...] = ()
+    fatal: Fault | None = None
 
 
 def schedule(num_faults: int, kinds: Sequence[str], seed: int) -> list[AttemptPlan]:
-    """Return the attempts of a drill; what is lived through comes thrice as often as what ends one.
-
-    Raises:
-        ValueError: there is no such kind, or no fault is asked for.
-    """
-    if unknown := sorted(set(kinds) - {*KINDS, LOSE_A_NODE}):
-        raise ValueError(f"no such kinds: {', '.join(unknown)}. There are: {', '.join(KINDS)}")
-    if num_faults < 1:
-        raise ValueError(f"{num_faults} faults are none")
-    draw = random.Random(seed)  # noqa: S311
-    again = [kind for kind in kinds if kind in TRANSIENT]
-    dealt = list(islice(cycle([*kinds, *again, *again]), num_faults))
-    draw.shuffle(dealt)
-    attempts, passing = [], list[Fault]()
-    for kind in dealt:
-        which = draw.randrange(_MOST_CALLS if "save" in kind else 1 << 30)
-        fault = Fault(kind, draw.randint(1, _MOST_STEPS), which)
+    """Schedule faults for the attempts of a drill; transient kinds occur thrice as often."""
+    rng = random.Random(seed)  # noqa: S311
+    transient_kinds = [kind for kind in kinds if kind in TRANSIENT]
+    scheduled = list(islice(cycle([*kinds, *transient_kinds * 2]), num_faults))
+    rng.shuffle(scheduled)
+    attempts, transient = [], list[Fault]()
+    for kind in scheduled:
+        target = rng.randrange(_MAX_CALLS if "save" in kind else 1 << 30)
+        fault = Fault(kind, rng.randint(1, _MAX_STEPS), target)
         if kind in TRANSIENT:
-            passing.append(fault)
+            transient.append(fault)
         else:
-            attempts.append(AttemptPlan(tuple(passing), fault))
-            passing = []
-    return [*attempts, AttemptPlan(tuple(passing), None)]
+            attempts.append(AttemptPlan(tuple(transient), fault))
+            transient = []
+    return [*attempts, AttemptPlan(tuple(transient))]

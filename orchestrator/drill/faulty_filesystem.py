@@ -1,9 +1,9 @@
-"""A store whose reads fail as they are told to: `faulty::URL` reads what URL does.
+"""A file system with injected read faults: `faulty::URL` reads URL.
 
-`tahoe drill` puts it before the data of its runs. Each file in the directory that TAHOE_FAULT_DIR
-names is a fault, `0007-cut` for example; whichever process of the run removes it first has it, at
-its next read of a part of a file. fsspec finds the class by an entry point of this distribution, so
-that the processes that read ahead of the ranks have it too.
+`tahoe drill` reads its data through it. Each file in the directory that TAHOE_FAULT_DIR names is
+a fault, e.g. `0007-cut`; the first process of the run to remove it meets it at its next read of a
+byte range. fsspec finds the class by an entry point of this distribution, so the processes that
+read ahead of the ranks have it too.
 """
 
 import os
@@ -20,7 +20,7 @@ _SLOW_S = 1.0
 
 
 class FaultyFileSystem(ChainedFileSystem):  # type: ignore[misc]  # fsspec has no types
-    """Hands everything on to another file system."""
+    """Forwards everything to another file system."""
 
     protocol = PROTOCOL
 
@@ -43,8 +43,8 @@ class FaultyFileSystem(ChainedFileSystem):  # type: ignore[misc]  # fsspec has n
     def cat_file(
         self, path: str, start: int | None = None, end: int | None = None, **options: Any
     ) -> bytes:
-        """Return the bytes [start, end) of a file, unless a fault is due."""
-        fault = None if start is None else _take()
+        """Read the bytes [start, end) of a file, or meet a fault that is due."""
+        fault = None if start is None else _next_fault()
         if fault == "slow":
             time.sleep(_SLOW_S)
         elif fault == "throttled":
@@ -58,8 +58,8 @@ class FaultyFileSystem(ChainedFileSystem):  # type: ignore[misc]  # fsspec has n
         return self._store.open(path, mode, **options)
 
 
-def _take() -> str | None:
-    """Return a fault that is due, and that no other process has had."""
+def _next_fault() -> str | None:
+    """Take the next fault that no other process has met."""
     directory = os.environ.get(DIRECTORY)
     for file in sorted(Path(directory).iterdir()) if directory else ():
         try:

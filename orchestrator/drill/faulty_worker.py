@@ -1,7 +1,7 @@
-"""A rank that is hurt in a save: `tahoe drill` starts it in place of orchestrator.training.worker.
+"""A rank with a fault in a save: `tahoe drill` runs it instead of orchestrator.training.worker.
 
-TAHOE_FAULT says how: `{"how": "die", "call": 3}` ends the process at the fourth call that writes,
-counted over all saves of this attempt; `"full"` lets it and all later ones fail for want of room.
+TAHOE_FAULT is the fault: `{"how": "die", "call": 3}` kills the process at the fourth write call,
+counted over all saves of this attempt; with `"full"` that call and all later ones raise ENOSPC.
 """
 
 import errno
@@ -20,15 +20,15 @@ from orchestrator.training import worker
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run this rank, hurt if it is the one that saves."""
-    wanted = json.loads(os.environ["TAHOE_FAULT"])
-    if wanted and os.environ["RANK"] == "0":
-        watch(_From(wanted["call"], _die if wanted["how"] == "die" else _run_out))
+    """Run this rank; rank 0, which saves, with the fault."""
+    fault = json.loads(os.environ["TAHOE_FAULT"])
+    if fault and os.environ["RANK"] == "0":
+        _hook_writes(_FailFrom(fault["call"], _kill_self if fault["how"] == "die" else _disk_full))
     return worker.main(arguments)
 
 
-class _From:
-    """Calls something at the n-th call and all later ones, whichever thread makes them."""
+class _FailFrom:
+    """Runs an action at the n-th call and all later ones, of all threads together."""
 
     def __init__(self, number: int, action: Callable[[], None]) -> None:
         self._count, self._number, self._action = itertools.count(), number, action
@@ -41,26 +41,26 @@ class _From:
             self._action()
 
 
-def watch(before_write: Callable[[], None]) -> None:
-    """Let something be called before each piece, each sync and each publication of a save."""
+def _hook_writes(before_write: Callable[[], None]) -> None:
+    """Call a function before each write, fsync and rename of a save."""
 
-    def announced(call: Callable[..., Any]) -> Callable[..., Any]:
-        def with_notice(*args: Any, **kwargs: Any) -> Any:
+    def hooked(call: Callable[..., Any]) -> Callable[..., Any]:
+        def hooked_call(*args: Any, **kwargs: Any) -> Any:
             if threading.current_thread().name.startswith("checkpoint"):
                 before_write()
             return call(*args, **kwargs)
 
-        return with_notice
+        return hooked_call
 
     for owner, name in ((store.HashedFile, "write"), (os, "fsync"), (Path, "replace")):
-        setattr(owner, name, announced(getattr(owner, name)))
+        setattr(owner, name, hooked(getattr(owner, name)))
 
 
-def _die() -> None:
+def _kill_self() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _run_out() -> None:
+def _disk_full() -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

@@ -30,7 +30,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from mlflow.entities import Metric
 
 from orchestrator.config.parse import to_dict
-from orchestrator.drill.mlflow_points import count_missing_and_duplicate_points
+from orchestrator.drill.compare import count_missing_and_duplicate_points
 from orchestrator.launch.compose import compose
 from orchestrator.run.rundir import RunDir
 from orchestrator.tracking.mlflow_store.client import MlflowClient

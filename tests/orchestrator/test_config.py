@@ -1,4 +1,4 @@
-"""A config is valid, or one message says all that is wrong with it and what would be right."""
+"""A config is valid, or one error lists all wrong keys with what would be valid."""
 
 import copy
 import dataclasses
@@ -34,16 +34,16 @@ def put(values: dict[str, Any], key: str, value: Any) -> None:
     values[name] = value
 
 
-def complaint(values: dict[str, Any], **changes: Any) -> str:
-    """Return what `parse` says of values with some changed; `a__b` stands for the key `a.b`."""
+def parse_error(values: dict[str, Any], **changes: Any) -> ConfigError:
+    """Return the error of parsing changed values; `a__b` stands for the key `a.b`."""
     for key, value in changes.items():
         put(values, key.replace("__", "."), value)
     with pytest.raises(ConfigError) as caught:
         parse(values)
-    return str(caught.value)
+    return caught.value
 
 
-def test_the_groups_are_those_of_the_defaults_list() -> None:
+def test_the_directories_of_conf_are_the_groups_of_the_defaults_list() -> None:
     defaults = yaml.safe_load((CONF / "train.yaml").read_text())["defaults"]
     groups = [group for entry in defaults if isinstance(entry, dict) for group in entry]
     named = {group for group in groups if not group.startswith("override")}
@@ -74,27 +74,21 @@ def test_every_choice_is_valid_and_survives_its_file(file: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "expected"),
+    ("key", "expected"),
     [
-        (
-            "sede",
-            1,
-            "sede: there is no such key; did you mean 'seed'? valid: seed, strategy, ",
-        ),
-        ("xyz", 1, "xyz: there is no such key; valid: seed, strategy, "),
-        ("recipe.epoch", 1, "did you mean 'recipe.epochs'? valid: epochs, images, steps, g"),
-        ("recipe.optimizer.beta", 1, "recipe.optimizer.beta: there is no such key; valid: name, "),
-        (
-            "model.published.yaer",
-            1,
-            "did you mean 'model.published.year'? valid: title, year, venue, ",
-        ),
+        ("sede", "'seed'? valid: seed, strategy, "),
+        ("xyz", "valid: seed, strategy, "),
+        ("recipe.epoch", "'recipe.epochs'? valid: epochs, images, steps, g"),
+        ("recipe.optimizer.beta", "valid: name, "),
+        ("model.published.yaer", "'model.published.year'? valid: title, year, venue, "),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_valid_ones(
-    values: dict[str, Any], key: str, value: int, expected: str
+    values: dict[str, Any], key: str, expected: str
 ) -> None:
-    assert expected in complaint(values, **{key: value})
+    error = parse_error(values, **{key: 1})
+    assert error.value == [key]
+    assert expected in error.problem
 
 
 @pytest.mark.parametrize(
@@ -114,18 +108,16 @@ def test_an_unknown_key_is_refused_with_the_valid_ones(
     ],
 )
 def test_a_value_of_another_type_is_refused(values: dict[str, Any], key: str, value: Any) -> None:
-    message = complaint(values, **{key: value})
-    assert f"{key}: " in message
-    assert repr(value) in message
+    error = parse_error(values, **{key: value})
+    assert error.value == [key]
+    assert repr(value) in error.problem
 
 
-def test_a_number_for_a_text_is_told_how_to_be_one(values: dict[str, Any]) -> None:
-    assert """run_dir: 2024 is not text; quote it twice: run_dir="'2024'\"""" in complaint(
-        values, run_dir=2024
-    )
+def test_a_number_for_a_string_is_refused_with_its_quoted_form(values: dict[str, Any]) -> None:
+    assert """run_dir="'2024'\"""" in parse_error(values, run_dir=2024).problem
 
 
-def test_a_whole_number_is_a_number(values: dict[str, Any]) -> None:
+def test_a_float_may_be_written_as_an_integer(values: dict[str, Any]) -> None:
     put(values, "recipe.optimizer.lr", 1)
     lr = parse(values).recipe.optimizer.lr
     assert (lr, type(lr)) == (1.0, float)
@@ -150,42 +142,47 @@ def test_a_whole_number_is_a_number(values: dict[str, Any]) -> None:
         ("if_finished", "ignore", "'error', 'skip' or 'rerun'"),
     ],
 )
-def test_a_value_out_of_bounds_is_told_the_bound(
+def test_a_value_out_of_bounds_is_refused_with_the_bound(
     values: dict[str, Any], key: str, value: Any, bound: str
 ) -> None:
-    message = complaint(values, **{key: value})
-    assert f"{key}: Input should be" in message
-    assert bound in message
+    error = parse_error(values, **{key: value})
+    assert error.value == [key]
+    assert bound in error.problem
 
 
 @pytest.mark.parametrize(
-    ("changes", "expected"),
+    ("changes", "section"),
     [
-        ({"data__mean": [0.1, 0.2]}, "data: mean has 2 numbers for in_channels=1"),
-        ({"data__in_channels": 3}, "data: mean has 1 and std has 1 numbers for in_channels=3"),
-        ({"data__eval_protocol": "best"}, "Write center-CROP-of-RESIZE"),
-        ({"data__eval_protocol": "center-256-of-224"}, "with CROP <= RESIZE"),
-        ({"data__crop__scale": [1.0, 0.1]}, "data.crop: scale=(1.0, 0.1) must be given as"),
-        ({"recipe__steps": 5}, "one of epochs, images, steps; given: {'epochs': 20.0, 'steps': 5}"),
-        ({"recipe__epochs": None}, "one of epochs, images, steps; given: none"),
+        ({"data__mean": [0.1, 0.2]}, "data"),
+        ({"data__in_channels": 3}, "data"),
+        ({"data__eval_protocol": "best"}, "data"),
+        ({"data__eval_protocol": "center-256-of-224"}, "data"),
+        ({"data__crop__scale": [1.0, 0.1]}, "data.crop"),
+        ({"recipe__steps": 5}, "recipe"),
+        ({"recipe__epochs": None}, "recipe"),
     ],
 )
 def test_values_that_do_not_fit_each_other_are_refused(
-    values: dict[str, Any], changes: dict[str, Any], expected: str
+    values: dict[str, Any], changes: dict[str, Any], section: str
 ) -> None:
-    assert expected in complaint(values, **changes)
+    assert parse_error(values, **changes).value == [section]
 
 
-def test_one_message_has_all_that_is_wrong(values: dict[str, Any]) -> None:
+def test_one_error_has_all_wrong_keys(values: dict[str, Any]) -> None:
     del values["logging"]["every_steps"]
-    message = complaint(
+    error = parse_error(
         values, sede=1, seed="3", recipe__epochs=None, data__in_channels=3, runtime__device="tpu"
     )
-    lines = message.splitlines()
-    assert lines[0] == "the config cannot be run:"
-    named = {line.split(":")[0].strip() for line in lines[1:]}
-    assert named == {"sede", "seed", "recipe", "data", "runtime.device", "logging.every_steps"}
-    assert "logging.every_steps: is missing" in message
+    wrong = {"sede", "seed", "recipe", "data", "runtime.device", "logging.every_steps"}
+    assert set(error.value) == wrong  # type: ignore[call-overload]
+    assert len(error.problem.splitlines()) == 1 + len(wrong)
+
+
+def test_replace_takes_dotted_keys(values: dict[str, Any]) -> None:
+    config = parse(values)
+    changed = config.replace({"seed": 7, "recipe.epochs": None, "recipe.steps": 5, "data.url": "a"})
+    assert (changed.seed, changed.recipe.steps, changed.data.url) == (7, 5, "a")
+    assert changed.recipe.optimizer == config.recipe.optimizer
 
 
 def test_a_config_cannot_be_changed(values: dict[str, Any]) -> None:
@@ -197,11 +194,11 @@ def test_a_config_cannot_be_changed(values: dict[str, Any]) -> None:
     assert all(schema.__dataclass_params__.frozen for schema in classes)  # type: ignore[union-attr]
 
 
-SAFE_SECTIONS = (
+MUTABLE_SECTIONS = (
     *("launcher", "runtime", "slurm", "logging", "tracking"),
     *("model.published", "data.expected", "data.cache"),
 )
-SAFE_KEYS = {
+MUTABLE_KEYS = {
     *("run_dir", "runs_dir", "if_finished", "data.url", "data.num_workers", "strategy"),
     *("checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.max_failed_saves"),
     *("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep_every_steps"),
@@ -235,15 +232,15 @@ def with_other_value(config: Config, key: str) -> Config:
     return changed
 
 
-def test_the_identity_is_all_but_the_safe_keys(values: dict[str, Any]) -> None:
+def test_the_config_hash_covers_all_but_the_mutable_keys(values: dict[str, Any]) -> None:
     config = parse(values)
     for key in flatten(values):
         is_same = config_hash(with_other_value(config, key)) == config_hash(config)
-        is_safe = key in SAFE_KEYS or key.startswith(SAFE_SECTIONS)
-        assert is_same == is_safe, key
+        is_mutable = key in MUTABLE_KEYS or key.startswith(MUTABLE_SECTIONS)
+        assert is_same == is_mutable, key
 
 
-def test_a_key_that_is_new_in_the_schema_changes_the_identity_when_it_is_said(
+def test_a_new_key_with_its_default_does_not_change_the_config_hash(
     values: dict[str, Any],
 ) -> None:
     def newer(kind: type, known: Any, since: int) -> Any:
@@ -266,29 +263,27 @@ def test_a_key_that_is_new_in_the_schema_changes_the_identity_when_it_is_said(
     ("key", "expected"),
     [("data.url", True), ("data.url_of_another", False), ("launcher.x.y", True), ("launch", False)],
 )
-def test_safe_are_a_key_and_what_lies_below_it(key: str, expected: bool) -> None:
+def test_a_mutable_key_covers_the_keys_below_it(key: str, expected: bool) -> None:
     assert is_mutable_key(key) == expected
 
 
-def test_the_identity_does_not_depend_on_how_a_number_is_written(values: dict[str, Any]) -> None:
+def test_the_config_hash_does_not_depend_on_how_a_number_is_written(values: dict[str, Any]) -> None:
     before = config_hash(parse(values))
     values["recipe"]["epochs"] = 20
     values["recipe"]["optimizer"]["momentum"] = 9e-1
     assert config_hash(parse(dict(reversed(values.items())))) == before
 
 
-def test_a_limit_leaves_time_before_the_ranks_are_told_to_stop(values: dict[str, Any]) -> None:
-    lead = {"slurm__signal_delay_s": 120}
-    assert "signal_delay_s=120" in complaint(values, slurm__timeout_min=2, **lead)
+def test_a_time_limit_must_exceed_the_signal_delay(values: dict[str, Any]) -> None:
+    error = parse_error(values, slurm__timeout_min=2, slurm__signal_delay_s=120)
+    assert error.value == ["slurm"]
     put(values, "slurm.timeout_min", 3)
     assert parse(values).slurm.timeout_min == 3
 
 
-def test_an_interface_is_a_name_that_gloo_takes(values: dict[str, Any]) -> None:
-    for well in (None, "ib0", "eth0,eth1", "bond0.100"):
-        values["runtime"]["network_interface"] = well
-        assert parse(values).runtime.network_interface == well
+def test_a_network_interface_must_be_a_name_for_gloo(values: dict[str, Any]) -> None:
+    for valid in (None, "ib0", "eth0,eth1", "bond0.100"):
+        values["runtime"]["network_interface"] = valid
+        assert parse(values).runtime.network_interface == valid
     for wrong in ("^lo", "=eth0", "", "eth0,^lo"):
-        values["runtime"]["network_interface"] = wrong
-        with pytest.raises(ConfigError, match=r"runtime: network_interface=.*ib0"):
-            parse(values)
+        assert parse_error(values, runtime__network_interface=wrong).value == ["runtime"]

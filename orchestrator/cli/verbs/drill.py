@@ -47,7 +47,7 @@ def drill(as_json: bool, **options: Any) -> int:
 
     report = run_drill(DrillOptions(**options))
     if as_json:
-        print_json({**asdict(report), "is_well": report.passed})
+        print_json({**asdict(report), "passed": report.passed})
     else:
         show(report)
     return 0 if report.passed else 1

@@ -1,8 +1,7 @@
-"""What is hurt when: the same for the same seed, and all that was asked for."""
+"""The fault schedule is a function of the seed and has all requested faults."""
 
 from collections import Counter
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,32 +13,24 @@ from orchestrator.drill.faults import FATAL, KINDS, TRANSIENT, schedule
     st.lists(st.sampled_from(KINDS), min_size=1, unique=True),
     st.integers(0, 2**32),
 )
-def test_every_fault_is_dealt_and_the_last_attempt_is_left_alone(
+def test_every_fault_is_scheduled_and_the_last_attempt_has_no_fatal_one(
     num_faults: int, kinds: list[str], seed: int
 ) -> None:
     attempts = schedule(num_faults, kinds, seed)
     assert attempts == schedule(num_faults, kinds, seed)
-    passing = [fault for attempt in attempts for fault in attempt.passing]
-    ending = [attempt.ending for attempt in attempts[:-1]]
-    assert attempts[-1].ending is None
-    counts = Counter([fault.kind for fault in passing])
-    counts.update(fault.kind for fault in ending if fault)
+    transient = [fault for attempt in attempts for fault in attempt.transient]
+    fatal = [attempt.fatal for attempt in attempts[:-1]]
+    assert attempts[-1].fatal is None
+    counts = Counter([fault.kind for fault in transient])
+    counts.update(fault.kind for fault in fatal if fault)
     assert sum(counts.values()) == num_faults
     rounds = num_faults // sum(1 if kind in FATAL else 3 for kind in kinds)
     for kind in kinds:
-        share = 1 if kind in FATAL else 3
-        assert rounds * share <= counts[kind] <= (rounds + 1) * share
-    assert {fault.kind for fault in passing} <= set(TRANSIENT)
-    assert {fault.kind for fault in ending if fault} <= set(FATAL)
+        weight = 1 if kind in FATAL else 3
+        assert rounds * weight <= counts[kind] <= (rounds + 1) * weight
+    assert {fault.kind for fault in transient} <= set(TRANSIENT)
+    assert {fault.kind for fault in fatal if fault} <= set(FATAL)
 
 
-def test_another_seed_is_another_drill() -> None:
+def test_seeds_give_different_schedules() -> None:
     assert schedule(40, KINDS, 0) != schedule(40, KINDS, 1)
-
-
-@pytest.mark.parametrize(
-    ("num_faults", "kinds", "said"), [(0, KINDS, "0 faults"), (5, ("rain",), "no such kinds: rain")]
-)
-def test_what_makes_no_drill(num_faults: int, kinds: tuple[str, ...], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        schedule(num_faults, kinds, 0)

@@ -7,7 +7,7 @@ import pytest
 from mlflow.entities import Metric
 
 from orchestrator.cli.main import main
-from orchestrator.drill.mlflow_points import count_missing_and_duplicate_points
+from orchestrator.drill.compare import count_missing_and_duplicate_points
 from orchestrator.tracking.mlflow_store.mlflow_records import metric_history, records_from_mlflow
 from orchestrator.tracking.records.catalog import _best_results
 from orchestrator.tracking.records.record import read_record
