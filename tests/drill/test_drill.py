@@ -6,6 +6,7 @@ import re
 import shutil
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from running import Tahoe
 from s3 import S3
 
 from data_sharding.io import filesystem
+from orchestrator.checkpoint.store import CheckpointManifest
 from orchestrator.config.parse import parse
 from orchestrator.drill.compare import Report, compare
 from orchestrator.drill.faults import FATAL, KINDS
@@ -115,11 +117,11 @@ def _in_store(run: RunDir, statement: str, *values: str) -> None:
 
 
 def end_with_other_weights(run: RunDir) -> None:
-    manifest = run.checkpoints_dir / f"step-{NUM_STEPS:09d}" / "manifest.json"
-    values = json.loads(manifest.read_text())
-    values["files"]["model.safetensors"]["sha256"] = "0" * 64
-    del values["sha256"]
-    manifest.write_text(json.dumps(values))
+    file = run.checkpoints_dir / f"step-{NUM_STEPS:09d}" / "manifest.json"
+    manifest = CheckpointManifest.parse(file.read_bytes(), str(file))
+    num_bytes, _ = manifest.files["model.safetensors"]
+    files = {**manifest.files, "model.safetensors": (num_bytes, "0" * 64)}
+    file.write_bytes(replace(manifest, files=files).to_bytes())
 
 
 HARMS: list[tuple[Callable[[RunDir], None], set[str]]] = [
