@@ -1,7 +1,8 @@
 """The metrics of runs: one list that training, evaluation, retention, reports and MLflow read.
 
 A logged name is a group and a metric, e.g. `val/top1` or `perf/images_per_s`. A new metric needs a
-row here, and the code that computes it: `training.task.losses` for those of an evaluation.
+row here, and the code that computes it: for a result of evaluations, a mean over samples,
+`training.task.losses.sum_metrics`. keep_best, the tables and MLflow then have it.
 """
 
 from collections.abc import Mapping

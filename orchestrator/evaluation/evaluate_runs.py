@@ -120,13 +120,7 @@ def evaluate_runs(**options: Any) -> dict[str, Any]:
         run = RunDir(Path(path))
         config, protocol = _apply(request, parse(run.read_config()))
         url = config.data.url
-        manifest = read_manifest(url, request.split)
-        if request.data is None:
-            check_fingerprint(run, url, {request.split: manifest})
-        elif note := check_classes(run, url, manifest):
-            notes.append(note)
-        if manifest.labels.kind != "single":
-            raise ConfigError(f"{url} has no single label a sample to evaluate against", value=url)
+        manifest, note = _read_manifest(run, url, request)
         if fingerprint not in (None, manifest.fingerprint):
             raise ConfigError(
                 f"the runs have different data: {url} is not that of the first, so there is no "
@@ -135,6 +129,7 @@ def evaluate_runs(**options: Any) -> dict[str, Any]:
                 hint="Name one with --data URL.",
             )
         fingerprint = manifest.fingerprint
+        notes += [note] if note else []
         weights, log_probs, truth = _predict(run, config, protocol, manifest, request)
         results[path] = {
             "data": url,
@@ -158,6 +153,18 @@ def evaluate_runs(**options: Any) -> dict[str, Any]:
         "class_top1": class_top1(confusion, len(manifest.classes)),
         "notes": notes,
     }
+
+
+def _read_manifest(run: RunDir, url: str, request: EvalRequest) -> tuple[Manifest, str]:
+    """Read the manifest of the split; return it, and a note on what is not known of its classes."""
+    manifest, note = read_manifest(url, request.split), ""
+    if request.data is None:
+        check_fingerprint(run, url, {request.split: manifest})
+    else:
+        note = check_classes(run, url, manifest)
+    if manifest.labels.kind != "single":
+        raise ConfigError(f"{url} has no single label a sample to evaluate against", value=url)
+    return manifest, note
 
 
 def _apply(request: EvalRequest, config: Config) -> tuple[Config, str]:

@@ -35,6 +35,7 @@ from orchestrator.evaluation.evaluate_runs import (
     timm_protocol,
     write_confusion,
 )
+from orchestrator.metrics import RESULTS
 from orchestrator.run.rundir import RunDir, read_json_lines
 from orchestrator.tracking.mlflow_store import run_metadata
 
@@ -58,6 +59,7 @@ def test_unreadable_images_count_as_wrong() -> None:
     right = np.log([0.7, 0.3, 0.5, 0.4, 1 / 3])
     assert metrics["loss"] == pytest.approx(-right.mean(), rel=1e-6)
     assert metrics["real_top1"] is None
+    assert tuple(metrics) == RESULTS
 
 
 def test_reassessed_labels() -> None:
