@@ -1,6 +1,5 @@
 """A run directory without a training, and a tracking store of its own, made cheaply."""
 
-import json
 import os
 import shutil
 import socket
@@ -9,96 +8,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tracked_run import CreateTrackedRun, TrackedRun
 
 from orchestrator.run.rundir import RunDir
-from orchestrator.tracking.mlflow_store.client import MlflowClient, Run, open_client
+from orchestrator.tracking.mlflow_store.client import open_client
 
 REPOSITORY = Path(__file__).parents[3]
 DEADLINE_S = 60.0
-Stored = dict[tuple[str, int], list[tuple[float, int]]]
-
-
-@dataclass
-class Scene:
-    """A run directory as rank 0 and the launcher write it, and what MLflow shows of it."""
-
-    run: RunDir
-    uri: str
-    clock_ms: int = 1_700_000_000_000
-
-    def configure(self, **sections: Any) -> None:
-        config: dict[str, Any] = {
-            "seed": 1,
-            "model": {"name": "alexnet", "kwargs": {}, "published": None},
-            "data": {"name": "digits", "url": "/data/digits", "eval_protocol": "center-28-of-28"},
-            "recipe": {"epochs": 90, "schedule": [30, 60], "ema": None},
-            "tracking": {"uri": self.uri, "experiment": "tests", "flush_interval_s": 0.05},
-        }
-        for name, section in sections.items():
-            config[name] = {**config[name], **section}
-        self.run.write_config(config)
-
-    def log(self, step: int, metrics: dict[str, float], attempt: int = 1) -> None:
-        """Append a record, as rank 0 does."""
-        self.clock_ms += 10
-        record = {"step": step, "time_ms": self.clock_ms, "attempt": attempt, "metrics": metrics}
-        self.append(json.dumps(record) + "\n")
-
-    def append(self, text: str) -> None:
-        with self.run.metrics_file.open("a") as file:
-            file.write(text)
-
-    def judge(self, outcome: str, attempt: int = 1, reason: str = "") -> None:
-        self.run.write_json(
-            self.run.outcome_file,
-            {"outcome": outcome, "step": 1, "attempt": attempt, "reason": reason},
-        )
-
-    @property
-    def mark(self) -> dict[str, Any]:
-        return self.run.read_json(self.run.mlflow_file) or {}
-
-    @property
-    def is_shipped(self) -> bool:
-        return self.num_shipped_bytes == self.run.metrics_file.stat().st_size
-
-    @property
-    def num_shipped_bytes(self) -> int:
-        return int(self.mark.get("shipped_bytes", {}).get("metrics.jsonl", 0))
-
-    def client(self) -> MlflowClient:
-        return MlflowClient(tracking_uri=self.uri)
-
-    def shown(self) -> Run:
-        """The MLflow run of this run directory; there must be only one."""
-        client = self.client()
-        everywhere = [known.experiment_id for known in client.search_experiments()]
-        runs = client.search_runs(everywhere)
-        (found,) = [run for run in runs if run.data.tags.get("tahoe.run_id") == self.run.id]
-        return found
-
-    def stored(self) -> Stored:
-        """Every row of the store: (key, step) -> [(value, time_ms), ...]."""
-        found, client, rows = self.shown(), self.client(), Stored()
-        for key in found.data.metrics:
-            for metric in client.get_metric_history(found.info.run_id, key):
-                place = rows.setdefault((metric.key, metric.step), [])
-                place.append((metric.value, metric.timestamp))
-        return rows
-
-    def logged(self) -> Stored:
-        """What the store should hold by the words of the file: the first value of each step."""
-        expected = Stored()
-        for line in self.run.metrics_file.read_text().splitlines():
-            record = json.loads(line)
-            for key, value in record["metrics"].items():
-                expected.setdefault((key, record["step"]), [(value, record["time_ms"])])
-        return expected
 
 
 @pytest.fixture(scope="session")
@@ -110,24 +30,24 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_scene(tmp_path: Path) -> Callable[..., Scene]:
+def create_tracked_run(tmp_path: Path) -> CreateTrackedRun:
     """Makes run directories, in a place with a space; by default in a store without tables."""
 
-    def make(name: str = "run-1", uri: str | None = None) -> Scene:
+    def make(name: str = "run-1", uri: str | None = None) -> TrackedRun:
         run = RunDir(tmp_path / "my runs" / name)
         run.path.mkdir(parents=True)
         run.metrics_file.touch()
-        scene = Scene(run, uri or f"sqlite:///{tmp_path}/my store/mlflow.db")
-        scene.configure()
+        tracked = TrackedRun(run, uri or f"sqlite:///{tmp_path}/my store/mlflow.db")
+        tracked.configure()
         run.write_json(run.identity_file, {"id": name, "uid": f"uid-{name}", "created_s": 1.7e9})
-        return scene
+        return tracked
 
     return make
 
 
 @pytest.fixture
 def store(tmp_path: Path, migrated: Path) -> str:
-    """The URI of a store with tables, as `make_scene` uses it."""
+    """The URI of a store with tables, as `create_tracked_run` uses it."""
     file = tmp_path / "my store" / "mlflow.db"
     file.parent.mkdir()
     shutil.copy(migrated, file)
@@ -135,9 +55,9 @@ def store(tmp_path: Path, migrated: Path) -> str:
 
 
 @pytest.fixture
-def scene(make_scene: Callable[..., Scene], store: str) -> Scene:
+def tracked(create_tracked_run: CreateTrackedRun, store: str) -> TrackedRun:
     """A run directory before its first attempt."""
-    return make_scene(uri=store)
+    return create_tracked_run(uri=store)
 
 
 @pytest.fixture
@@ -176,9 +96,9 @@ def _all_killed(started: "list[subprocess.Popen[str]]") -> Iterator[None]:
 def ship(start: Callable[..., Any]) -> Callable[..., "subprocess.Popen[str]"]:
     """Starts a shipper whose stdin is a pipe, as rank 0 does."""
 
-    def begin(scene: Scene, *options: object, **settings: Any) -> "subprocess.Popen[str]":
+    def begin(tracked: TrackedRun, *options: object, **settings: Any) -> "subprocess.Popen[str]":
         module = ("-m", "orchestrator.tracking.shipping.shipper")
-        process: subprocess.Popen[str] = start(*module, scene.run.path, *options, **settings)
+        process: subprocess.Popen[str] = start(*module, tracked.run.path, *options, **settings)
         return process
 
     return begin

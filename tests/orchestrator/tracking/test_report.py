@@ -22,7 +22,7 @@ from orchestrator.tracking.reports.report import report
 
 
 @pytest.fixture
-def runs(make_scene):
+def runs(create_tracked_run):
     """Records of AlexNet thrice and of an own network, on what is called imagenet."""
     made = []
     for name, seed, top1, protocol in (
@@ -31,25 +31,25 @@ def runs(make_scene):
         ("a3", 3, 50.0, "ten-crop-224-of-256"),
         ("mine", 1, 30.0, "center-224-of-256"),
     ):
-        scene = make_scene(name)
+        tracked = create_tracked_run(name)
         is_known = name.startswith("a")
-        scene.configure(
+        tracked.configure(
             model={"published": {"title": "AlexNet", "year": 2012} if is_known else None,
                    "name": "alexnet_2012" if is_known else "mine"},
             data={"name": "imagenet", "eval_protocol": protocol},
             recipe={"global_batch_size": 100},
         )  # fmt: skip
-        scene.run.write_config({**scene.run.read_config(), "seed": seed})
-        scene.run.begin_attempt(world_size=4)
-        scene.log(0, {"model/num_params": 1e6})
-        scene.log(10, {"val/top1": top1, "val/top5": top1 + 20, "perf/total_pflop": 4.2})
-        scene.judge("finished")
-        scene.run.end_attempt(1)
-        made.append(read_record(scene.run))
+        tracked.run.write_config({**tracked.run.read_config(), "seed": seed})
+        tracked.run.begin_attempt(world_size=4)
+        tracked.log(0, {"model/num_params": 1e6})
+        tracked.log(10, {"val/top1": top1, "val/top5": top1 + 20, "perf/total_pflop": 4.2})
+        tracked.write_outcome("finished")
+        tracked.run.end_attempt(1)
+        made.append(read_record(tracked.run))
     return made
 
 
-def test_measured_points_are_rows_under_one_protocol(runs):
+def test_measured_points_are_rows_under_one_protocol(runs) -> None:
     results = report(runs, load_catalog(), "imagenet")
     alexnet, mine = sorted(results.measured, key=lambda point: point.system)
     assert (alexnet.system, alexnet.year, alexnet.num_runs) == ("AlexNet", 2012, 2)
@@ -61,7 +61,7 @@ def test_measured_points_are_rows_under_one_protocol(runs):
     assert results.other_protocols == ("ten-crop-224-of-256",)
 
 
-def test_another_protocol_and_a_pattern_of_several(runs):
+def test_another_protocol_and_a_pattern_of_several(runs) -> None:
     (point,) = report(runs, load_catalog(), "imagenet", "ten-crop-224-of-256").measured
     assert (point.top1, point.num_runs) == (50.0, 1)
     results = report(runs, load_catalog(), "imagenet", "*-224-of-256")
@@ -70,7 +70,7 @@ def test_another_protocol_and_a_pattern_of_several(runs):
     assert results.other_protocols == ()
 
 
-def test_runs_on_other_images_of_the_same_name_are_not_drawn(runs, tmp_path):
+def test_runs_on_other_images_of_the_same_name_are_not_drawn(runs, tmp_path: Path) -> None:
     same = [replace(run, data_fingerprint="1" * 33) for run in runs[:2]]
     other = [replace(runs[3], data_fingerprint="2" * 33)]
     other += [replace(runs[2], data_fingerprint="2" * 33)]
@@ -85,7 +85,7 @@ def test_runs_on_other_images_of_the_same_name_are_not_drawn(runs, tmp_path):
     assert (point.top1, results.fingerprint) == (50.0, "2" * 33)
 
 
-def test_published_points_are_those_of_the_catalogue(runs):
+def test_published_points_are_those_of_the_catalogue(runs) -> None:
     results = report([], load_catalog(), "imagenet")
     assert results.measured == []
     known = {point.system: point for point in results.published}
@@ -94,7 +94,7 @@ def test_published_points_are_those_of_the_catalogue(runs):
     assert all(p.top1 is not None or p.top5 is not None for p in results.published)
 
 
-def test_the_page_needs_no_network_and_its_figures_are_beside_it(runs, tmp_path):
+def test_the_page_needs_no_network_and_its_figures_are_beside_it(runs, tmp_path: Path) -> None:
     family = [Edge("a <b>", "mine", "weights of step 3")]
     results = report(runs, load_catalog(), "imagenet")
     page, *figures = write_report(results, family, tmp_path / "out")
@@ -124,7 +124,7 @@ def test_the_page_needs_no_network_and_its_figures_are_beside_it(runs, tmp_path)
                 assert image.width > 600
 
 
-def test_captions_explain_the_drawn_markers(runs, tmp_path):
+def test_captions_explain_the_drawn_markers(runs, tmp_path: Path) -> None:
     def captions(measured, wanted):
         results = report(measured, wanted, "imagenet")
         page, *_ = write_report(results, [], tmp_path)
@@ -147,7 +147,7 @@ def many(runs, number=5):
         yield replace(mine, id=f"run-{i}", path=f"/r/{i}", metrics=metrics, config=config)
 
 
-def test_points_without_a_value_on_an_axis_are_not_drawn(runs, tmp_path):
+def test_points_without_a_value_on_an_axis_are_not_drawn(runs, tmp_path: Path) -> None:
     none = [replace(run, petaflop=None, device_s=None) for run in many(runs)]
     results = report(none, [], "imagenet")
     written = write_report(results, [], tmp_path)
@@ -155,7 +155,7 @@ def test_points_without_a_value_on_an_axis_are_not_drawn(runs, tmp_path):
                                                "error-over-num-params.svg"]  # fmt: skip
 
 
-def test_axes_with_one_distinct_value_are_not_drawn(runs):
+def test_axes_with_one_distinct_value_are_not_drawn(runs) -> None:
     results = report(list(many(runs)), [], "imagenet")
     assert [name for name, _ in error_figures(results)] == ["error-over-num-params"]
     same_year = tuple(replace(point, year=1998) for point in results.points)
@@ -163,7 +163,7 @@ def test_axes_with_one_distinct_value_are_not_drawn(runs):
     assert drawn == ["error-over-num-params"]  # the compute and the hours are all the same too
 
 
-def test_few_runs_are_shown_as_learning_curves(runs, tmp_path):
+def test_few_runs_are_shown_as_learning_curves(runs, tmp_path: Path) -> None:
     few = [run for run in runs if run.id in ("a1", "mine")]
     out = tmp_path / "out"
     out.mkdir()
@@ -181,7 +181,7 @@ def test_few_runs_are_shown_as_learning_curves(runs, tmp_path):
     assert re.search(r"svg text \{ font-family: inherit !important", text)
 
 
-def test_learning_curves_have_the_logged_values(runs):
+def test_learning_curves_have_the_logged_values(runs) -> None:
     few = [run for run in runs if run.id in ("a1", "mine")]
     results = report(few, [], "imagenet")
     curve = {100: 40.0, 200: 62.5, 300: 90.0}
@@ -193,7 +193,7 @@ def test_learning_curves_have_the_logged_values(runs):
             assert list(line.get_ydata()) == pytest.approx(expected)
 
 
-def test_published_levels_are_drawn_beside_few_runs(runs):
+def test_published_levels_are_drawn_beside_few_runs(runs) -> None:
     (mine,) = (run for run in runs if run.id == "mine")
     config = mine.config | {"data.name": "mnist"}
     results = report([replace(mine, config=config)], load_catalog(), "mnist")
@@ -208,7 +208,7 @@ def test_published_levels_are_drawn_beside_few_runs(runs):
     "span",
     [(1.01, 1.02), (0.27, 1.39), (0.0225, 0.04), (3, 40), (1, 600), (0.5, 4000), (0.1, 1e6)],
 )
-def test_a_logarithmic_axis_has_marks_that_do_not_collide(span):
+def test_a_logarithmic_axis_has_marks_that_do_not_collide(span) -> None:
     figure = Figure(figsize=(4.6, 3.5), layout="constrained")
     axes = figure.subplots()
     axes.plot(span, [1, 2])
@@ -228,7 +228,7 @@ def test_a_logarithmic_axis_has_marks_that_do_not_collide(span):
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_the_verb(runs, tmp_path):
+def test_the_verb(runs, tmp_path: Path) -> None:
     tahoe, place = Tahoe(tmp_path), Path(runs[0].path).parent
     results = tahoe("report", "--runs-dir", place, "-o", "out").stdout
     assert "2 measured on imagenet" in results
@@ -254,7 +254,7 @@ def test_the_verb(runs, tmp_path):
     assert [p["system"] for p in one["points"] if p["is_measured"]] == ["mine"]
 
 
-def test_ensembles_have_their_own_points():
+def test_ensembles_have_their_own_points() -> None:
     results = report([], load_catalog(), "imagenet")
     known = {point.system: point for point in results.published if point.is_ensemble}
     googlenet = known["GoogLeNet, 7 networks"]

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import trustme
 from running import Tahoe
+from tracked_run import CreateTrackedRun
 
 from orchestrator.tracking.mlflow_ui.serve import environment
 
@@ -102,14 +103,20 @@ def log_of(place: Path) -> str:
 
 
 def test_a_password_a_certificate_and_a_proxy(
-    url, store, make_scene, authority, proxy, tmp_path, monkeypatch
-):
-    scene = make_scene("secured", uri=url)
-    scene.run.begin_attempt()
+    url,
+    store: str,
+    create_tracked_run: CreateTrackedRun,
+    authority,
+    proxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tracked = create_tracked_run("secured", uri=url)
+    tracked.run.begin_attempt()
     for step in range(1, 30):
-        scene.log(step, {"a": step / 3})
-    scene.judge("finished")
-    sync = ("sync", str(scene.run.path))
+        tracked.log(step, {"a": step / 3})
+    tracked.write_outcome("finished")
+    sync = ("sync", str(tracked.run.path))
     tahoe = Tahoe(tmp_path)
     monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.server_address[1]}")
     monkeypatch.setenv("NO_PROXY", "")
@@ -129,11 +136,13 @@ def test_a_password_a_certificate_and_a_proxy(
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
     tahoe(*sync)
     assert set(proxy.places) == {url.removeprefix("https://")}
-    scene.uri = store  # what the server has written
-    assert scene.stored() == scene.logged()
-    assert scene.shown().info.status == "FINISHED"
-    assert scene.shown().info.artifact_uri.startswith("mlflow-artifacts:")
+    tracked.uri = store  # what the server has written
+    assert tracked.mlflow_points() == tracked.logged_points()
+    assert tracked.mlflow_run().info.status == "FINISHED"
+    assert tracked.mlflow_run().info.artifact_uri.startswith("mlflow-artifacts:")
     assert list((tmp_path / "artifacts").rglob("config.yaml"))
-    assert tahoe("ui", "--uri", url, str(scene.run.path)).stdout.startswith(f"{url}/#/experiments/")
-    for file in scene.run.path.rglob("*"):
+    assert tahoe("ui", "--uri", url, str(tracked.run.path)).stdout.startswith(
+        f"{url}/#/experiments/"
+    )
+    for file in tracked.run.path.rglob("*"):
         assert not file.is_file() or PASSWORD not in file.read_text(errors="replace")

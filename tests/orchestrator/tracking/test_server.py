@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import pytest
 from running import Tahoe
+from tracked_run import CreateTrackedRun, Eventually, StartProcess
 
 from orchestrator.tracking.mlflow_store.client import MlflowClient
 from orchestrator.tracking.shipping.shipper import sync
@@ -59,51 +60,58 @@ def server(start, store, free_port, eventually):
 
 
 @pytest.mark.timeout(300)
-def test_points_survive_a_dead_server(server, make_scene, ship, eventually, store, tmp_path):
+def test_points_survive_a_dead_server(
+    server,
+    create_tracked_run: CreateTrackedRun,
+    ship: StartProcess,
+    eventually: Eventually,
+    store: str,
+    tmp_path: Path,
+) -> None:
     begin, kill, url = server
-    direct = make_scene("direct", uri=store)
+    direct = create_tracked_run("direct", uri=store)
     sync(direct.run.path)
     assert begin().startswith(
-        f"{url}/#/experiments/{direct.mark['experiment_id']}/runs?workflowType=machine_learning&"
+        f"{url}/#/experiments/{direct.mlflow_state['experiment_id']}/runs?workflowType=machine_learning&"
     )
-    path = f"run_uuid={direct.mark['run_id']}&path={quote('config.yaml')}"
+    path = f"run_uuid={direct.mlflow_state['run_id']}&path={quote('config.yaml')}"
     assert fetch(f"{url}/get-artifact?{path}") == direct.run.config_file.read_bytes()
 
-    scene = make_scene("shipped", uri=url.replace("//", "//me:hunter2@"))
-    scene.configure(tracking={"experiment": "over http"}, recipe={"empty": ""})
+    tracked = create_tracked_run("shipped", uri=url.replace("//", "//me:hunter2@"))
+    tracked.configure(tracking={"experiment": "over http"}, recipe={"empty": ""})
     mark = {"run_id": "0" * 32, "shipped_bytes": {"metrics.jsonl": 9}}
-    scene.run.write_json(scene.run.mlflow_file, mark)
-    scene.run.begin_attempt()
-    scene.log(1, {"a": math.inf, "b": -0.0, "c": 1e-300})
-    shipper = ship(scene, "--flush-timeout-s", 60)
-    eventually(lambda: scene.is_shipped)
+    tracked.run.write_json(tracked.run.mlflow_file, mark)
+    tracked.run.begin_attempt()
+    tracked.log(1, {"a": math.inf, "b": -0.0, "c": 1e-300})
+    shipper = ship(tracked, "--flush-timeout-s", 60)
+    eventually(lambda: tracked.is_shipped)
     for step in range(2, 1500):  # several batches are on their way when the server dies
-        scene.log(step, {"a": step / 3, "b": -step, "c": step**0.5})
-    eventually(lambda: scene.num_shipped_bytes > 1000)
+        tracked.log(step, {"a": step / 3, "b": -step, "c": step**0.5})
+    eventually(lambda: tracked.num_shipped_bytes > 1000)
     kill()
     for step in range(1500, 1600):
-        scene.log(step, {"a": step / 3})
-    log = scene.run.path / "logs" / "shipper.log"
+        tracked.log(step, {"a": step / 3})
+    log = tracked.run.path / "logs" / "shipper.log"
     eventually(lambda: "trying again" in log.read_text())
-    assert not scene.is_shipped
+    assert not tracked.is_shipped
     begin()
-    scene.log(1600, {"a": math.nan})
-    scene.judge("finished")
+    tracked.log(1600, {"a": math.nan})
+    tracked.write_outcome("finished")
     assert shipper.communicate(timeout=DEADLINE_S) == ("", "")
     assert shipper.returncode == 0
 
-    scene.run.mlflow_file.unlink()
-    sync(scene.run.path)  # all of it again
-    rows, expected = scene.stored(), scene.logged()
+    tracked.run.mlflow_file.unlink()
+    sync(tracked.run.path)  # all of it again
+    rows, expected = tracked.mlflow_points(), tracked.logged_points()
     assert math.isnan(rows.pop(("a", 1600))[0][0])
     assert math.isnan(expected.pop(("a", 1600))[0][0])
     assert math.isnan(rows.pop(("a", 1))[0][0])  # MLflow's SQL store has no infinity
     assert math.isinf(expected.pop(("a", 1))[0][0])
     assert rows == expected
-    shown = scene.shown()
+    shown = tracked.mlflow_run()
     assert shown.info.status == "FINISHED"
     assert shown.data.params["recipe.empty"] == ""
-    assert "hunter2" not in f"{shown} {scene.mark} {log.read_text()}"
+    assert "hunter2" not in f"{shown} {tracked.mlflow_state} {log.read_text()}"
     assert not [
         file
         for file in tmp_path.rglob("*")
@@ -112,38 +120,42 @@ def test_points_survive_a_dead_server(server, make_scene, ship, eventually, stor
 
 
 @pytest.mark.timeout(300)
-def test_another_machine_can_sync(server, make_scene, tmp_path):
+def test_another_machine_can_sync(
+    server, create_tracked_run: CreateTrackedRun, tmp_path: Path
+) -> None:
     """A run was copied off its cluster, which reaches no server, and is sent from there."""
     begin, _, url = server
-    scene = make_scene("copied", uri=url)
-    scene.run.begin_attempt()
+    tracked = create_tracked_run("copied", uri=url)
+    tracked.run.begin_attempt()
     for step in range(1, 30):
-        scene.log(step, {"a": step / 3})
+        tracked.log(step, {"a": step / 3})
     begin()
-    sync(scene.run.path)  # while the run goes on
-    mark = scene.run.mlflow_file.read_bytes()
+    sync(tracked.run.path)  # while the run goes on
+    mark = tracked.run.mlflow_file.read_bytes()
     for step in range(30, 60):
-        scene.log(step, {"a": step / 3})
-    scene.judge("finished")
+        tracked.log(step, {"a": step / 3})
+    tracked.write_outcome("finished")
     there = tmp_path / "another machine" / "runs" / "copied"
-    shutil.copytree(scene.run.path, there)
-    scene.run.path.rename(scene.run.path.with_name("out of reach"))
+    shutil.copytree(tracked.run.path, there)
+    tracked.run.path.rename(tracked.run.path.with_name("out of reach"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(there.parent))
         Tahoe(there.parent)("sync", str(there))
-    scene.run.path.with_name("out of reach").rename(scene.run.path)
-    assert scene.stored() == scene.logged()
-    assert scene.shown().info.status == "FINISHED"
+    tracked.run.path.with_name("out of reach").rename(tracked.run.path)
+    assert tracked.mlflow_points() == tracked.logged_points()
+    assert tracked.mlflow_run().info.status == "FINISHED"
 
     there.rename(there.with_name("out of reach"))  # from the cluster
-    scene.run.mlflow_file.write_bytes(mark)  # which knows nothing of it
-    sync(scene.run.path)
-    assert scene.stored() == scene.logged()
+    tracked.run.mlflow_file.write_bytes(mark)  # which knows nothing of it
+    sync(tracked.run.path)
+    assert tracked.mlflow_points() == tracked.logged_points()
 
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
-def test_pictures_survive_a_dead_server(server, tmp_path, digits, eventually):
+def test_pictures_survive_a_dead_server(
+    server, tmp_path: Path, digits: Path, eventually: Eventually
+) -> None:
     """It dies while they are drawn; the run is none the worse, and `tahoe sync` sends them."""
     begin, kill, url = server
     begin()

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from tracked_run import CreateTrackedRun
 
 from orchestrator.jobs.status import run_statuses
 from orchestrator.jobs.sweep import _objective_value
@@ -11,7 +12,7 @@ from orchestrator.tracking.records.record import read_record
 from orchestrator.tracking.reports.sweep_summary import SweepPoint, SweepSummary, summarize
 
 
-def test_importance_is_the_share_of_variance():
+def test_importance_is_the_share_of_variance() -> None:
     rng = np.random.default_rng(0)
     points = []
     for lr in (0.1, 0.2, 0.3):
@@ -25,13 +26,15 @@ def test_importance_is_the_share_of_variance():
     assert SweepSummary("val/top1", (points[0], points[0])).importance() == {"lr": 0.0, "seed": 0.0}
 
 
-def test_the_best_point_is_first_and_points_without_objective_are_left_out(make_scene):
+def test_the_best_point_is_first_and_points_without_objective_are_left_out(
+    create_tracked_run: CreateTrackedRun,
+) -> None:
     def record(name, **figures):
-        scene = make_scene(name)
-        scene.log(3, figures)
-        scene.run.begin_attempt()
-        scene.judge("finished")
-        return read_record(scene.run)
+        tracked = create_tracked_run(name)
+        tracked.log(3, figures)
+        tracked.run.begin_attempt()
+        tracked.write_outcome("finished")
+        return read_record(tracked.run)
 
     records = [record("a", loss=1.0), record("b", **{"val/loss": 2.0}),
                record("c", **{"val/loss": 1.0}), record("d", **{"val/loss": math.nan})]  # fmt: skip
@@ -42,19 +45,21 @@ def test_the_best_point_is_first_and_points_without_objective_are_left_out(make_
     assert summarize(records[:2], values[:2]) == []
 
 
-def test_objectives_equal_the_sweepers_and_compare_under_one_protocol(make_scene):
+def test_objectives_equal_the_sweepers_and_compare_under_one_protocol(
+    create_tracked_run: CreateTrackedRun,
+) -> None:
     def record(name, protocol, *top1, outcome="finished"):
-        scene = make_scene(name)
-        scene.configure(data={"eval_protocol": protocol})
+        tracked = create_tracked_run(name)
+        tracked.configure(data={"eval_protocol": protocol})
         for step, value in enumerate(top1):
-            scene.log(step, {"val/top1": value})
-        scene.run.begin_attempt()
-        scene.judge(outcome)
+            tracked.log(step, {"val/top1": value})
+        tracked.run.begin_attempt()
+        tracked.write_outcome(outcome)
         assert (
-            _objective_value(scene.run, run_statuses([scene.run])[0]) == max(top1)
+            _objective_value(tracked.run, run_statuses([tracked.run])[0]) == max(top1)
             or outcome != "finished"
         )
-        return read_record(scene.run)
+        return read_record(tracked.run)
 
     records = [
         record("early", "center-28-of-32", 80.0, 60.0),

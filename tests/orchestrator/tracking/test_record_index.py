@@ -19,37 +19,39 @@ def _every_index_is_worth_reading(monkeypatch):
 
 
 @pytest.fixture
-def runs(make_scene):
-    scenes = [make_scene(f"run-{number}") for number in range(3)]
-    for number, scene in enumerate(scenes):
-        scene.log(10, {"val/top1": 10.0 * number})
-    scenes[0].configure(recipe={"only_here": 1})  # a config that has what others lack,
-    scenes[1].configure(recipe={"epochs": 91, "only_there": None})  # and the other way round
-    return scenes
+def runs(create_tracked_run):
+    tracked_runs = [create_tracked_run(f"run-{number}") for number in range(3)]
+    for number, tracked in enumerate(tracked_runs):
+        tracked.log(10, {"val/top1": 10.0 * number})
+    tracked_runs[0].configure(recipe={"only_here": 1})  # a config that has what others lack,
+    tracked_runs[1].configure(recipe={"epochs": 91, "only_there": None})  # and the other way round
+    return tracked_runs
 
 
-def told(scenes):
-    return [one.metrics["val/top1"] for one in load_records([scene.run for scene in scenes])]
+def told(tracked_runs):
+    return [
+        one.metrics["val/top1"] for one in load_records([tracked.run for tracked in tracked_runs])
+    ]
 
 
-def place_of(scenes) -> Path:
-    return scenes[0].run.path.parent
+def place_of(tracked_runs) -> Path:
+    return tracked_runs[0].run.path.parent
 
 
-def test_records_are_those_of_the_directories(runs):
+def test_records_are_those_of_the_directories(runs) -> None:
     for _ in range(2):  # read, and then remembered
-        assert load_records([scene.run for scene in runs]) == [read_record(s.run) for s in runs]
+        assert load_records([tracked.run for tracked in runs]) == [read_record(s.run) for s in runs]
         assert all_records(place_of(runs)) == [read_record(s.run) for s in runs]
 
 
-def test_what_is_remembered_is_not_read_again(runs):
+def test_what_is_remembered_is_not_read_again(runs) -> None:
     told(runs)
     file = place_of(runs) / INDEX
     file.write_text(file.read_text().replace("20.0", "99.0"))
     assert told(runs) == [0.0, 10.0, 99.0]
 
 
-def test_runs_that_were_moved_are_where_they_lie_now(runs):
+def test_runs_that_were_moved_are_where_they_lie_now(runs) -> None:
     all_records(place_of(runs))
     moved = place_of(runs).rename(place_of(runs).with_name("moved"))
     assert (moved / INDEX).exists()
@@ -58,17 +60,17 @@ def test_runs_that_were_moved_are_where_they_lie_now(runs):
     assert len(found) == 3
 
 
-def test_a_change_of_any_file_is_seen(runs):
-    scene = runs[1]
-    before = load_records([scene.run])[0]
-    scene.log(20, {"val/top1": 77.0})
+def test_a_change_of_any_file_is_seen(runs) -> None:
+    tracked = runs[1]
+    before = load_records([tracked.run])[0]
+    tracked.log(20, {"val/top1": 77.0})
     assert told(runs) == [0.0, 77.0, 20.0]
-    scene.configure(recipe={"epochs": 92})
-    scene.run.begin_attempt(world_size=2)
-    scene.judge("finished")
-    scene.run.evaluations_file.write_text('{"top1": 1.0}\n')
-    after = load_records([scene.run])[0]
-    assert after == read_record(scene.run) != before
+    tracked.configure(recipe={"epochs": 92})
+    tracked.run.begin_attempt(world_size=2)
+    tracked.write_outcome("finished")
+    tracked.run.evaluations_file.write_text('{"top1": 1.0}\n')
+    after = load_records([tracked.run])[0]
+    assert after == read_record(tracked.run) != before
     assert (after.config["recipe.epochs"], after.status) == (92, "finished")
     assert after.evaluations == [{"top1": 1.0}]
 
@@ -83,14 +85,14 @@ def test_a_change_of_any_file_is_seen(runs):
         '{"format": 2, "config": {}}\n[[], {}]\n',
     ],
 )
-def test_a_damaged_index_is_made_anew(runs, damage):
+def test_a_damaged_index_is_made_anew(runs, damage) -> None:
     told(runs)
     (place_of(runs) / INDEX).write_text(damage)
     assert told(runs) == [0.0, 10.0, 20.0]
     assert "run-2" in (place_of(runs) / INDEX).read_text()
 
 
-def test_runs_that_are_gone_are_forgotten(runs):
+def test_runs_that_are_gone_are_forgotten(runs) -> None:
     told(runs)
     shutil.rmtree(runs[0].run.path)
     runs[1].log(30, {"val/top1": 5.0})
@@ -98,7 +100,7 @@ def test_runs_that_are_gone_are_forgotten(runs):
     assert "run-0" not in (place_of(runs) / INDEX).read_text()
 
 
-def test_an_attempt_that_lives_is_running_however_it_is_remembered(runs):
+def test_an_attempt_that_lives_is_running_however_it_is_remembered(runs) -> None:
     run = runs[0].run
     run.begin_attempt()
     with run.lock():
@@ -107,13 +109,15 @@ def test_an_attempt_that_lives_is_running_however_it_is_remembered(runs):
     assert load_records([run])[0].status == "crashed"
 
 
-def test_where_it_cannot_be_written(runs, capsys):
+def test_where_it_cannot_be_written(runs, capsys: pytest.CaptureFixture[str]) -> None:
     (place_of(runs) / INDEX).mkdir()
     assert told(runs) == [0.0, 10.0, 20.0]
     assert "is not kept" in capsys.readouterr().err
 
 
-def test_a_few_among_thousands_are_read_from_their_directories(runs, monkeypatch):
+def test_a_few_among_thousands_are_read_from_their_directories(
+    runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(record_index, "_FEW", 2)
     told(runs)
     file = place_of(runs) / INDEX
@@ -123,7 +127,9 @@ def test_a_few_among_thousands_are_read_from_their_directories(runs, monkeypatch
 
 
 @pytest.mark.parametrize("config", ["[", "- a list"])
-def test_a_run_that_cannot_be_read_hides_no_other(runs, capsys, config):
+def test_a_run_that_cannot_be_read_hides_no_other(
+    runs, capsys: pytest.CaptureFixture[str], config
+) -> None:
     runs[1].run.config_file.write_text(config)
     assert [one.id for one in all_records(place_of(runs))] == ["run-0", "run-2"]
     assert "skipped" in capsys.readouterr().err
@@ -131,5 +137,5 @@ def test_a_run_that_cannot_be_read_hides_no_other(runs, capsys, config):
         told(runs)
 
 
-def test_where_nothing_is(tmp_path):
+def test_where_nothing_is(tmp_path: Path) -> None:
     assert all_records(tmp_path / "nowhere") == []

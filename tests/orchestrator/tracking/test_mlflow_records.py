@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from running import Tahoe
@@ -31,38 +32,38 @@ EVALUATION = {
 
 
 @pytest.fixture
-def runs(make_scene, store):
+def runs(create_tracked_run, store):
     """Three runs in the store: one whose config was changed later, one that waits, one at work."""
-    made = [make_scene(name, uri=store) for name in ("b", "a", "c")]
-    for number, scene in enumerate(made):
+    made = [create_tracked_run(name, uri=store) for name in ("b", "a", "c")]
+    for number, tracked in enumerate(made):
         batch, name = 8 * (number + 1), f"timm/net{number}"
-        scene.configure(
+        tracked.configure(
             recipe={"global_batch_size": batch, "lr": 1e-05, "what": "1"},
             model={"name": name, "published": ALEXNET},
         )
-        identity = scene.run.read_json(scene.run.identity_file)
+        identity = tracked.run.read_json(tracked.run.identity_file)
         data = {"name": "digits", "fingerprint": "f" * 36}
         identity |= {"created_s": 1.7e9 + number, "data": data, "init_from": ORIGIN}
-        scene.run.write_json(scene.run.identity_file, identity)
-        sync(scene.run.path)
+        tracked.run.write_json(tracked.run.identity_file, identity)
+        sync(tracked.run.path)
     first, _, last = made
-    for scene in (first, last):
-        scene.run.begin_attempt(world_size=2)
-        scene.log(0, {"model/gmacs": 0.5})
-        scene.log(30, {"train/loss": 2.0, "perf/images_per_s": 100.0, "val/top1": 9.5})
-        scene.log(40, {"train/loss": 1.0, "perf/images_per_s": 300.0})
-        scene.run.system_dir.mkdir()
+    for tracked in (first, last):
+        tracked.run.begin_attempt(world_size=2)
+        tracked.log(0, {"model/gmacs": 0.5})
+        tracked.log(30, {"train/loss": 2.0, "perf/images_per_s": 100.0, "val/top1": 9.5})
+        tracked.log(40, {"train/loss": 1.0, "perf/images_per_s": 300.0})
+        tracked.run.system_dir.mkdir()
         node = {"step": 10**9, "time_ms": 1, "metrics": {"system/n/cpu": 5.0}}
-        scene.run.system_file("n").write_text(json.dumps(node) + "\n")
-    first.judge("finished", 1, "all: done")
+        tracked.run.system_file("n").write_text(json.dumps(node) + "\n")
+    first.write_outcome("finished", 1, "all: done")
     config = first.run.read_config()
     config["recipe"]["epochs"] = 100
     first.run.write_config({**config, "seed": 2})
     append_json_line(first.run.evaluations_file, EVALUATION)
     with last.run.lock():
-        for scene in (first, last):
-            scene.run.end_attempt(1, exit_code=0) if scene is first else None
-            sync(scene.run.path)
+        for tracked in (first, last):
+            tracked.run.end_attempt(1, exit_code=0) if tracked is first else None
+            sync(tracked.run.path)
     return made
 
 
@@ -71,14 +72,14 @@ def comparable(record):
     return values | {"config": {k: truncate_json(v, 100) for k, v in values["config"].items()}}
 
 
-def test_records_from_mlflow_equal_those_of_the_directories(runs, store):
+def test_records_from_mlflow_equal_those_of_the_directories(runs, store: str) -> None:
     found = records_from_mlflow(store)
     assert [one.id for one in found] == ["b", "a", "c"]
     assert [one.status for one in found] == ["finished", "scheduled", "running"]
     assert found[0].config["recipe.epochs"] == 100
     assert found[0].config["recipe.lr"] == 1e-05
-    for scene, one in zip(runs[:2], found, strict=False):
-        here = read_record(scene.run)
+    for tracked, one in zip(runs[:2], found, strict=False):
+        here = read_record(tracked.run)
         assert comparable(one) == comparable(here)
         assert provenance_edges([one]) == provenance_edges([here])
     assert found[0].images_per_s == 200
@@ -86,7 +87,7 @@ def test_records_from_mlflow_equal_those_of_the_directories(runs, store):
     assert metric_history(store)(found[0], "train/loss") == {30: 2.0, 40: 1.0}
 
 
-def test_what_is_meant(runs, store, tmp_path):
+def test_what_is_meant(runs, store: str, tmp_path: Path) -> None:
     def chosen(*words):
         return [one.id for one in select_runs(words, tmp_path, store)]
 
@@ -94,7 +95,7 @@ def test_what_is_meant(runs, store, tmp_path):
     assert chosen("model=net1,net2") == ["a", "c"]
     assert chosen("data=digits", "protocol=center-28-of-28", "recipe.epochs=100") == ["b"]
     assert chosen("data=dig*", "status=running") == ["c"]
-    assert chosen(runs[1].mark["run_id"], runs[0].mark["run_id"], "seed=1") == ["a"]
+    assert chosen(runs[1].mlflow_state["run_id"], runs[0].mlflow_state["run_id"], "seed=1") == ["a"]
     with pytest.raises(RunError, match="data=it's"):
         chosen("data=it's")
     with pytest.raises(RunError, match="runs/b"):
@@ -107,15 +108,15 @@ def test_what_is_meant(runs, store, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_verbs_need_no_directories(runs, store, tmp_path):
+def test_the_verbs_need_no_directories(runs, store: str, tmp_path: Path) -> None:
     file = tmp_path / "results-imagenet.csv"
     file.write_text(
         "model,img_size,top1,top1_err,top5,top5_err,param_count,crop_pct,interpolation\n"
         "resnet50.a1,288,81.2,18.8,95.1,4.9,25.56,1.0,bicubic\n"
     )
     import_runs(timm_results(str(file)), store, "tests")
-    for scene in runs:
-        shutil.rmtree(scene.run.path)
+    for tracked in runs:
+        shutil.rmtree(tracked.run.path)
     tahoe = Tahoe(tmp_path)
     sections = json.loads(tahoe("compare", "--from-mlflow", store, "--json").stdout)
     names = {run["id"]: run["status"] for s in sections for row in s["rows"] for run in row["runs"]}

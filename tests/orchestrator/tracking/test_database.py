@@ -10,6 +10,7 @@ from alembic import command
 from mlflow.store.db.utils import _get_alembic_config
 from mlflow.store.tracking.dbmodels.initial_models import Base
 from sqlalchemy import create_engine
+from tracked_run import CreateTrackedRun, Eventually, StartProcess
 
 from orchestrator.cli.main import main
 from orchestrator.run.rundir import RunError
@@ -61,7 +62,9 @@ def looks(uri, tmp_path):
     yield lambda: main(["compare", "--from-mlflow", uri])
 
 
-def test_reading_leaves_an_older_store_unchanged(old, tmp_path, capsys):
+def test_reading_leaves_an_older_store_unchanged(
+    old, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before, uri = old.read_bytes(), f"sqlite:///{old}"
     assert read_tables(uri) == (Tables.OLDER, OLD)
     assert "older MLflow" in check_connection(uri, "tests")
@@ -76,12 +79,14 @@ def test_reading_leaves_an_older_store_unchanged(old, tmp_path, capsys):
     assert {file.name for file in old.parent.iterdir()} == {"mlflow.db"}
 
 
-def test_writing_upgrades_beside_a_copy_with_a_message(old, make_scene, capsys):
-    scene = make_scene(uri=f"sqlite:///{old}")
-    scene.log(1, {"a": 1.0})
+def test_writing_upgrades_beside_a_copy_with_a_message(
+    old, create_tracked_run: CreateTrackedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracked = create_tracked_run(uri=f"sqlite:///{old}")
+    tracked.log(1, {"a": 1.0})
     before = old.read_bytes()
-    sync(scene.run.path)
-    assert scene.stored() == scene.logged()
+    sync(tracked.run.path)
+    assert tracked.mlflow_points() == tracked.logged_points()
     copy = old.with_name(f"mlflow.db.before-upgrade-{OLD}")
     said = capsys.readouterr().err.splitlines()
     assert [str(copy) in line for line in said] == [True]
@@ -89,35 +94,39 @@ def test_writing_upgrades_beside_a_copy_with_a_message(old, make_scene, capsys):
     assert revision(old) == _revisions()[0]
     with closing(sqlite3.connect(copy)) as kept:
         assert kept.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    sync(scene.run.path)  # once
+    sync(tracked.run.path)  # once
     assert capsys.readouterr().err == ""
     assert len([*old.parent.glob("*before-upgrade*")]) == 1
     old.write_bytes(before)  # a colleague went back: the older copy is not written over
-    sync(scene.run.path)
+    sync(tracked.run.path)
     assert len([*old.parent.glob("*before-upgrade*")]) == 2
 
 
-def test_the_shipper_prints_the_upgrade_to_the_terminal(old, make_scene, ship):
-    scene = make_scene(uri=f"sqlite:///{old}")
-    scene.run.begin_attempt()
-    scene.judge("finished")
-    process = ship(scene)
+def test_the_shipper_prints_the_upgrade_to_the_terminal(
+    old, create_tracked_run: CreateTrackedRun, ship: StartProcess
+) -> None:
+    tracked = create_tracked_run(uri=f"sqlite:///{old}")
+    tracked.run.begin_attempt()
+    tracked.write_outcome("finished")
+    process = ship(tracked)
     _, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0
     assert [f"before-upgrade-{OLD}" in line for line in err.splitlines()] == [True]
 
 
-def test_a_newer_store_is_rejected(store, make_scene, tmp_path):
+def test_a_newer_store_is_rejected(
+    store: str, create_tracked_run: CreateTrackedRun, tmp_path: Path
+) -> None:
     file = Path(store.removeprefix("sqlite:///"))
     with closing(sqlite3.connect(file)) as database:
         database.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
         database.commit()
     before = file.read_bytes()
-    scene = make_scene(uri=store)
+    tracked = create_tracked_run(uri=store)
     for look in (
         lambda: records_from_mlflow(store),
         lambda: check_connection(store, "tests"),
-        lambda: sync(scene.run.path),
+        lambda: sync(tracked.run.path),
         lambda: serve_ui(store, 5999),
     ):
         with pytest.raises(RunError, match="newer MLflow"):
@@ -125,29 +134,33 @@ def test_a_newer_store_is_rejected(store, make_scene, tmp_path):
     assert file.read_bytes() == before
 
 
-def test_read_tables_something_else_are_left_alone(make_scene, tmp_path):
+def test_read_tables_something_else_are_left_alone(
+    create_tracked_run: CreateTrackedRun, tmp_path: Path
+) -> None:
     file = tmp_path / "notes.db"
     with closing(sqlite3.connect(file)) as database:
         database.execute("CREATE TABLE notes (text)")
         database.commit()
     before = file.read_bytes()
-    scene = make_scene(uri=f"sqlite:///{file}")
+    tracked = create_tracked_run(uri=f"sqlite:///{file}")
     with pytest.raises(RunError) as error:
-        sync(scene.run.path)
-    assert error.value.value == scene.uri
+        sync(tracked.run.path)
+    assert error.value.value == tracked.uri
     assert file.read_bytes() == before
 
 
-def test_an_empty_file_is_filled(make_scene, tmp_path):
+def test_an_empty_file_is_filled(create_tracked_run: CreateTrackedRun, tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").touch()
-    scene = make_scene(uri=f"sqlite:///{tmp_path}/mlflow.db")
-    scene.log(1, {"a": 1.0})
-    sync(scene.run.path)
-    assert scene.stored() == scene.logged()
+    tracked = create_tracked_run(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    tracked.log(1, {"a": 1.0})
+    sync(tracked.run.path)
+    assert tracked.mlflow_points() == tracked.logged_points()
 
 
 @pytest.mark.parametrize("num_bytes", [1, pytest.param(500_000, marks=pytest.mark.slow)])
-def test_a_kill_while_the_tables_are_made_leaves_none(start, tmp_path, eventually, num_bytes):
+def test_a_kill_while_the_tables_are_made_leaves_none(
+    start: StartProcess, tmp_path: Path, eventually: Eventually, num_bytes
+) -> None:
     place, uri = tmp_path / "store", f"sqlite:///{tmp_path}/store/mlflow.db"
     client = "orchestrator.tracking.mlflow_store.client"
     code = f"from {client} import open_client\nwith open_client({uri!r}): input()"

@@ -35,7 +35,9 @@ ATTEMPTS = st.lists(
 
 
 @given(ATTEMPTS, st.integers(1, 20), st.integers(0, 100))
-def test_every_step_comes_once_with_its_first_value(tmp_path_factory, attempts, size, cut):
+def test_every_step_comes_once_with_its_first_value(
+    tmp_path_factory: pytest.TempPathFactory, attempts, size, cut
+) -> None:
     file, first, last_step = tmp_path_factory.mktemp("run") / "metrics.jsonl", {}, 0
     with file.open("w") as out:
         for attempt, (back, num_steps, paces, is_torn) in enumerate(attempts, start=1):
@@ -54,7 +56,9 @@ def test_every_step_comes_once_with_its_first_value(tmp_path_factory, attempts, 
 
 
 @given(st.lists(st.integers(1, 9), max_size=12), st.integers(1, 5))
-def test_batches_and_marks_miss_nothing(tmp_path_factory, steps, size):
+def test_batches_and_marks_miss_nothing(
+    tmp_path_factory: pytest.TempPathFactory, steps, size
+) -> None:
     """Whichever batch was the last to arrive, the rest follows from its mark."""
     file = tmp_path_factory.mktemp("run") / "metrics.jsonl"
     file.write_text(lines(*(record(step, {"a": 0, "b": 1}) for step in steps)))
@@ -66,7 +70,7 @@ def test_batches_and_marks_miss_nothing(tmp_path_factory, steps, size):
     assert sent == whole
 
 
-def test_a_line_counts_when_it_is_ended(tmp_path):
+def test_a_line_counts_when_it_is_ended(tmp_path: Path) -> None:
     file, line = tmp_path / "metrics.jsonl", lines(record(1, {"a": 0.5}))
     tail = MetricTail(file)
     assert list(tail.batches(0, BATCH)) == []  # no file yet
@@ -83,13 +87,13 @@ def test_a_line_counts_when_it_is_ended(tmp_path):
     ['{"step": 3, "ti', "[]", "3", "null", '{"step": 1}', '{"step": 1, "time_ms": 1, "metrics": 3}',
      '{"step": "1", "time_ms": 1, "metrics": {"a": 1}}', "\x00\x00\x00", ""],
 )  # fmt: skip
-def test_a_damaged_line_is_passed_over(tmp_path, damaged):
+def test_a_damaged_line_is_passed_over(tmp_path: Path, damaged) -> None:
     file = tmp_path / "metrics.jsonl"
     file.write_text(lines(record(1, {"a": 1})) + damaged + "\n" + lines(record(2, {"a": 2})))
     assert [point.step for point in read(file)] == [1, 2]
 
 
-def test_only_numbers_are_points():
+def test_only_numbers_are_points() -> None:
     values = {"a": None, "b": True, "c": "1", "d": [1], "e": 1, "nan": math.nan, "inf": math.inf}
     assert [point.key for point in PointDeduplicator().new_points(record(1, values))] == [
         "e",
@@ -98,12 +102,12 @@ def test_only_numbers_are_points():
     ]
 
 
-def test_names_are_made_legal():
+def test_names_are_made_legal() -> None:
     (point,) = PointDeduplicator().new_points(record(1, {"../val//top-1 @ 224%": 1}))
     assert point.key == "val/top-1 _ 224_"
 
 
-def test_rollbacks_tell_what_was_computed_again():
+def test_rollbacks_tell_what_was_computed_again() -> None:
     sieve = PointDeduplicator()
     for attempt, steps in ((1, range(1, 58)), (2, range(41, 52)), (3, range(49, 70))):
         sieve.new_points(
@@ -116,7 +120,7 @@ def test_rollbacks_tell_what_was_computed_again():
     )
 
 
-def test_steps_that_another_pace_logs_are_no_news_and_not_lost(tmp_path: Path):
+def test_steps_that_another_pace_logs_are_no_news_and_not_lost(tmp_path: Path) -> None:
     """After a kill at step 6 with a checkpoint of step 2; logging.every_steps was 2, and is 1."""
     run = RunDir(tmp_path)
     one, two = {"train/loss": 1.0}, {"train/loss": 2.0}
@@ -132,7 +136,7 @@ def test_steps_that_another_pace_logs_are_no_news_and_not_lost(tmp_path: Path):
     assert read_record(run).metrics == one  # of the last step, not of the last line
 
 
-def test_an_undisturbed_run_has_no_rollbacks(tmp_path: Path):
+def test_an_undisturbed_run_has_no_rollbacks(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     file.write_text(lines(record(1, {"a": 1}), record(2, {"a": 1}, attempt=2)))
     tail = MetricTail(file)

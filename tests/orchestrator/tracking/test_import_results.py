@@ -1,5 +1,7 @@
 """Published figures in MLflow: once each, beside one's own."""
 
+from pathlib import Path
+
 import pytest
 
 from orchestrator.run.rundir import RunError
@@ -27,7 +29,7 @@ def stored(uri):
     return {run.info.run_name: run for run in client.search_runs([place.experiment_id])}
 
 
-def test_the_shelf(store):
+def test_the_shelf(store: str) -> None:
     results = published_results(load_catalog())
     wanted = [one for one in results if one.record.published["year"] in (1998, 2012)]
     assert import_runs(wanted, store, "tests") == (len(wanted), 0)
@@ -43,7 +45,9 @@ def test_the_shelf(store):
     assert len(stored(store)) == len(wanted)
 
 
-def test_what_was_cut_short_is_filled_and_not_doubled(store, monkeypatch):
+def test_what_was_cut_short_is_filled_and_not_doubled(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def crash(*_):
         raise KeyboardInterrupt
 
@@ -61,7 +65,7 @@ def test_what_was_cut_short_is_filled_and_not_doubled(store, monkeypatch):
     assert run.data.metrics["published/top1_err"] == 40.7
 
 
-def test_results_of_timm(store, tmp_path):
+def test_results_of_timm(store: str, tmp_path: Path) -> None:
     file = tmp_path / "results-imagenet.csv"
     file.write_text(RESULTS)
     assert import_runs(timm_results(str(file)), store, "tests") == (2, 0)
@@ -77,7 +81,7 @@ def test_results_of_timm(store, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"), [(None, "cannot be read"), ("a,b\n1,2\n", "not a results file of timm")]
 )
-def test_what_is_no_results_file(tmp_path, text, message):
+def test_what_is_no_results_file(tmp_path: Path, text, message) -> None:
     file = tmp_path / "results-imagenet.csv"
     if text:
         file.write_text(text)
@@ -85,7 +89,7 @@ def test_what_is_no_results_file(tmp_path, text, message):
         list(timm_results(str(file)))
 
 
-def test_results_on_other_images_are_not_imagenets(store, tmp_path):
+def test_results_on_other_images_are_not_imagenets(store: str, tmp_path: Path) -> None:
     for name in ("results-imagenet-real.csv", "results-imagenet.csv"):
         (tmp_path / name).write_text(RESULTS)
         assert import_runs(timm_results(str(tmp_path / name)), store, "tests") == (2, 0)

@@ -39,7 +39,7 @@ class Flaky:
         return self.calls
 
 
-def test_waiting_ends_with_the_pipe(pipe):
+def test_waiting_ends_with_the_pipe(pipe) -> None:
     parent = ParentWatch(flush_timeout_s=0.2, fd=pipe[0])
     os.write(pipe[1], b"a word from rank 0 is no end")
     parent.wait(0.05)
@@ -54,14 +54,14 @@ def test_waiting_ends_with_the_pipe(pipe):
     assert parent.remaining_s == 0
 
 
-def test_without_a_stdin_there_is_nobody_to_wait_for(pipe):
+def test_without_a_stdin_there_is_nobody_to_wait_for(pipe) -> None:
     os.close(pipe[0])
     parent = ParentWatch(flush_timeout_s=1, fd=pipe[0])
     parent.wait(60)
     assert parent.ended
 
 
-def test_signals_for_rank_0_are_not_for_the_shipper(pipe):
+def test_signals_for_rank_0_are_not_for_the_shipper(pipe) -> None:
     parent = ParentWatch(flush_timeout_s=60, fd=pipe[0])
     numbers = [*IGNORED, signal.SIGTERM]
     before = [signal.getsignal(number) for number in numbers]
@@ -82,7 +82,7 @@ def never() -> bool:
     return False
 
 
-def test_it_leaves_what_fails_to_the_next_attempt(pipe):
+def test_it_leaves_what_fails_to_the_next_attempt(pipe) -> None:
     os.close(pipe[1])
     parent = ParentWatch(flush_timeout_s=60, fd=pipe[0])
     parent.wait(60)
@@ -92,12 +92,12 @@ def test_it_leaves_what_fails_to_the_next_attempt(pipe):
     assert parent.remaining_s > 50
 
 
-def test_it_insists_while_rank_0_lives(pipe):
+def test_it_insists_while_rank_0_lives(pipe) -> None:
     flaky = Flaky(failures=2)
     assert Retry(ParentWatch(flush_timeout_s=0, fd=pipe[0]), never)(flaky) == 3
 
 
-def test_it_gives_up_when_the_time_is_over(pipe):
+def test_it_gives_up_when_the_time_is_over(pipe) -> None:
     parent = ParentWatch(flush_timeout_s=0.1, fd=pipe[0])
     os.close(pipe[1])
     parent.wait(60)
@@ -105,7 +105,7 @@ def test_it_gives_up_when_the_time_is_over(pipe):
         Retry(parent, never)(Flaky(failures=1000))
 
 
-def test_it_does_not_wait_for_what_only_the_user_can_mend(pipe):
+def test_it_does_not_wait_for_what_only_the_user_can_mend(pipe) -> None:
     parent = ParentWatch(flush_timeout_s=60, fd=pipe[0])
     os.close(pipe[1])
     parent.wait(60)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tracked_run import Eventually, StartProcess, TrackedRun
 
 from orchestrator.tracking.shipping.shipper import sync
 from orchestrator.tracking.shipping.system_metrics import node_name
@@ -16,13 +17,18 @@ def noted(file):
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def test_a_node_is_watched_for_as_long_as_its_rank_lives(scene, start, eventually, monkeypatch):
+def test_a_node_is_watched_for_as_long_as_its_rank_lives(
+    tracked: TrackedRun,
+    start: StartProcess,
+    eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("SLURMD_NODENAME", "gpu/07")
     assert node_name() == "gpu_07"
     monkeypatch.delenv("SLURMD_NODENAME")
-    scene.configure(tracking={"system_metrics_interval_s": 0.2})
-    monitor = start("-m", "orchestrator.tracking.shipping.system_metrics", scene.run.path)
-    file = scene.run.system_file(node_name())
+    tracked.configure(tracking={"system_metrics_interval_s": 0.2})
+    monitor = start("-m", "orchestrator.tracking.shipping.system_metrics", tracked.run.path)
+    file = tracked.run.system_file(node_name())
     eventually(lambda: len(noted(file)) > 6)
     assert monitor.communicate(timeout=DEADLINE_S) == ("", "")
     assert monitor.returncode == 0
@@ -33,18 +39,18 @@ def test_a_node_is_watched_for_as_long_as_its_rank_lives(scene, start, eventuall
     for step in range(
         1, 100
     ):  # more bytes than the nodes have: each file is read from its own place
-        scene.log(step, {"train/loss": 1.0})
-    (scene.run.system_dir / "metrics.jsonl").write_text(file.read_text().replace("system/", "x/"))
-    sync(scene.run.path)
-    expected = scene.logged()
+        tracked.log(step, {"train/loss": 1.0})
+    (tracked.run.system_dir / "metrics.jsonl").write_text(file.read_text().replace("system/", "x/"))
+    sync(tracked.run.path)
+    expected = tracked.logged_points()
     for record in noted(file):
         for key, value in record["metrics"].items():
             point = [(value, record["time_ms"])]  # the first of a second: a step is a second
             expected.setdefault((key, record["step"]), point)
             expected.setdefault((key.replace("system/", "x/"), record["step"]), point)
-    assert scene.stored() == expected
+    assert tracked.mlflow_points() == expected
 
     later = {"step": 2_000_000_000, "time_ms": 5, "metrics": {"system/other/cpu": 50.0}}
-    scene.run.system_file("other").write_text(json.dumps(later) + "\n")
-    sync(scene.run.path)
-    assert scene.stored() == expected | {("system/other/cpu", 2_000_000_000): [(50.0, 5)]}
+    tracked.run.system_file("other").write_text(json.dumps(later) + "\n")
+    sync(tracked.run.path)
+    assert tracked.mlflow_points() == expected | {("system/other/cpu", 2_000_000_000): [(50.0, 5)]}

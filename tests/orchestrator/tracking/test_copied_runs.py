@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from tracked_run import CreateTrackedRun
 
 from orchestrator.cli.verbs.select_runs import all_runs, select_runs
 from orchestrator.tracking.records.record import read_record
@@ -15,25 +16,27 @@ from orchestrator.tracking.shipping.shipper import sync
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 
 
-def shown(scene):
+def shown(tracked):
     """The MLflow runs, by the place that they say is theirs."""
-    client = scene.client()
+    client = tracked.client()
     places = [one.experiment_id for one in client.search_experiments()]
     return {run.data.tags["tahoe.run_dir"]: run for run in client.search_runs(places)}
 
 
 @pytest.fixture
-def finished(scene):
-    scene.run.begin_attempt()
-    scene.log(1, {"val/top1": 50.0})
-    scene.judge("finished")
-    return scene
+def finished(tracked):
+    tracked.run.begin_attempt()
+    tracked.log(1, {"val/top1": 50.0})
+    tracked.write_outcome("finished")
+    return tracked
 
 
 @pytest.mark.parametrize("with_mark", [False, True])
-def test_a_copy_has_an_mlflow_run_of_its_own(finished, with_mark, capsys):
+def test_a_copy_has_an_mlflow_run_of_its_own(
+    finished, with_mark, capsys: pytest.CaptureFixture[str]
+) -> None:
     sync(finished.run.path)
-    original = finished.mark
+    original = finished.mlflow_state
     copy = finished.run.path.with_name("copy")
     shutil.copytree(finished.run.path, copy)
     if not with_mark:
@@ -48,7 +51,9 @@ def test_a_copy_has_an_mlflow_run_of_its_own(finished, with_mark, capsys):
     assert len([line for line in capsys.readouterr().err.splitlines() if "is a copy" in line]) == 1
 
 
-def test_a_run_that_was_moved_keeps_its_mlflow_run(finished, capsys):
+def test_a_run_that_was_moved_keeps_its_mlflow_run(
+    finished, capsys: pytest.CaptureFixture[str]
+) -> None:
     sync(finished.run.path)
     there = finished.run.path.with_name("elsewhere")
     finished.run.path.rename(there)
@@ -57,7 +62,7 @@ def test_a_run_that_was_moved_keeps_its_mlflow_run(finished, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_run_and_a_link_to_it_are_one(finished):
+def test_a_run_and_a_link_to_it_are_one(finished) -> None:
     place = finished.run.path.parent
     link, copy = place / "link", place / "copy"
     link.symlink_to(finished.run.path)
@@ -71,27 +76,29 @@ def test_a_run_and_a_link_to_it_are_one(finished):
 
 
 @pytest.mark.parametrize(("decay", "weights"), [(0.9, "averaged"), (None, "raw")])
-def test_which_weights_are_judged_is_said(finished, decay, weights):
+def test_which_weights_are_judged_is_said(finished, decay, weights) -> None:
     finished.configure(recipe={"ema_decay": decay})
     sync(finished.run.path)
     record = read_record(finished.run)
     assert record.weights == weights
-    assert finished.shown().data.tags["weights"] == weights
+    assert finished.mlflow_run().data.tags["weights"] == weights
     (section,) = compare([record])
     assert section.to_dict()["rows"][0]["runs"][0]["weights"] == weights
     told = [one for one in tables([section]) if isinstance(one, str) and "averaged" in one]
     assert bool(told) == (weights == "averaged")
 
 
-def test_a_chain_of_runs_goes_on_where_the_one_before_was(make_scene):
+def test_a_chain_of_runs_goes_on_where_the_one_before_was(
+    create_tracked_run: CreateTrackedRun,
+) -> None:
     records = []
     for number in range(3):
-        scene = make_scene(f"run-{number}")
-        scene.configure(recipe={"global_batch_size": 10 * (number + 1)})
-        identity = scene.run.read_json(scene.run.identity_file)
+        tracked = create_tracked_run(f"run-{number}")
+        tracked.configure(recipe={"global_batch_size": 10 * (number + 1)})
+        identity = tracked.run.read_json(tracked.run.identity_file)
         before = {"uid": f"uid-run-{number - 1}", "step": 100} if number else None
-        scene.run.write_json(scene.run.identity_file, {**identity, "init_from": before})
-        records.append(read_record(scene.run))
+        tracked.run.write_json(tracked.run.identity_file, {**identity, "init_from": before})
+        records.append(read_record(tracked.run))
     by_uid = {one.uid: one for one in records}
     assert [_images_before(one, by_uid) for one in records] == [0, 1000, 1000 + 2000]
     assert _images_before(records[2], {one.uid: one for one in records[2:]}) == 0

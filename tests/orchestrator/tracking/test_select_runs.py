@@ -8,23 +8,23 @@ from orchestrator.run.sweepdir import SweepDir
 
 
 @pytest.fixture
-def place(make_scene):
+def place(create_tracked_run):
     for name, model, epochs in (("a", "timm/resnet50", 90), ("b", "alexnet", 90), ("c", "nin", 5)):
-        scene = make_scene(name)
+        tracked = create_tracked_run(name)
         published = {"title": "Network in Network", "year": 2013} if model == "nin" else None
-        scene.configure(model={"name": model, "published": published}, recipe={"epochs": epochs})
-        scene.run.write_json(scene.run.mlflow_file, {"run_id": name * 32})
-        scene.run.write_json(scene.run.identity_file, {"data": {"fingerprint": f"{name}0"}})
-    scene.run.begin_attempt()
-    scene.judge("finished")
-    return scene.run.path.parent
+        tracked.configure(model={"name": model, "published": published}, recipe={"epochs": epochs})
+        tracked.run.write_json(tracked.run.mlflow_file, {"run_id": name * 32})
+        tracked.run.write_json(tracked.run.identity_file, {"data": {"fingerprint": f"{name}0"}})
+    tracked.run.begin_attempt()
+    tracked.write_outcome("finished")
+    return tracked.run.path.parent
 
 
 def chosen(place, *words):
     return [one.id for one in select_runs(words, place)]
 
 
-def test_no_words_mean_all(place):
+def test_no_words_mean_all(place) -> None:
     assert chosen(place) == ["a", "b", "c"]
 
 
@@ -43,11 +43,11 @@ def test_no_words_mean_all(place):
         (["b" * 32, "a" * 32], ["b", "a"]),
     ],
 )
-def test_words(place, words, expected):
+def test_words(place, words, expected) -> None:
     assert chosen(place, *words) == expected
 
 
-def test_directories_of_runs_and_sweeps(place):
+def test_directories_of_runs_and_sweeps(place) -> None:
     assert chosen(place, str(place / "b")) == ["b"]
     sweep = SweepDir(place / "sweeps" / "sweep-1")
     sweep.add((RunDir(place / name), []) for name in ("c", "a"))
@@ -64,7 +64,7 @@ def test_directories_of_runs_and_sweeps(place):
         (["nowhere"], None, ""),
     ],
 )
-def test_unknown_runs_and_keys_are_errors(place, words, value, hint):
+def test_unknown_runs_and_keys_are_errors(place, words, value, hint) -> None:
     with pytest.raises(RunError) as caught:
         select_runs(words, place)
     assert caught.value.value == value

@@ -2,24 +2,26 @@
 
 import dataclasses
 
+from tracked_run import CreateTrackedRun
+
 from orchestrator.run.rundir import RunDir
 from orchestrator.tracking.records.provenance import Edge, provenance_edges, topological_rows
 from orchestrator.tracking.records.record import read_record
 
 
-def begun_with(make_scene, name: str, **init_from: object) -> object:
-    run: RunDir = make_scene(name).run
+def begun_with(create_tracked_run, name: str, **init_from: object) -> object:
+    run: RunDir = create_tracked_run(name).run
     identity = run.read_json(run.identity_file) or {}
     run.write_json(run.identity_file, {**identity, "init_from": init_from or None})
     return read_record(run)
 
 
-def test_a_family(make_scene):
+def test_a_family(create_tracked_run: CreateTrackedRun) -> None:
     records = [
-        begun_with(make_scene, "old"),
-        begun_with(make_scene, "middle", uid="uid-old", run="its old name", step=1200),
-        begun_with(make_scene, "young", uid="uid-middle", run="middle", step=5),
-        begun_with(make_scene, "other", source="timm/resnet50"),
+        begun_with(create_tracked_run, "old"),
+        begun_with(create_tracked_run, "middle", uid="uid-old", run="its old name", step=1200),
+        begun_with(create_tracked_run, "young", uid="uid-middle", run="middle", step=5),
+        begun_with(create_tracked_run, "other", source="timm/resnet50"),
     ]
     found = provenance_edges(records)
     assert found == [
@@ -32,13 +34,13 @@ def test_a_family(make_scene):
     assert provenance_edges(gone)[0].parent == "its old name"
 
 
-def test_a_circle_ends():
+def test_a_circle_ends() -> None:
     assert topological_rows([Edge("a", "b", ""), Edge("b", "a", "")])
 
 
-def test_an_ensemble_comes_from_its_members(make_scene):
+def test_an_ensemble_comes_from_its_members(create_tracked_run: CreateTrackedRun) -> None:
     judged = {"ensemble": {"runs": ["a", "b"], "top1": 1.0}}
-    members = [read_record(make_scene(name).run) for name in ("a", "b")]
+    members = [read_record(create_tracked_run(name).run) for name in ("a", "b")]
     alike = [dataclasses.replace(one, evaluations=[judged, judged, {}]) for one in members]
     assert provenance_edges(alike) == [
         Edge("a", "ensemble of a, b", "member"),

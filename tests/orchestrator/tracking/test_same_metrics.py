@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 from rich.console import Console
+from tracked_run import TrackedRun
 
 from orchestrator.cli.verbs.evaluate import _cells
 from orchestrator.jobs import status
@@ -22,8 +23,8 @@ FIGURES = ("val/top1", "val/top5", "val/loss", "train/loss")
 
 
 @pytest.fixture
-def scene(make_scene, store):
-    made = make_scene(uri=store)
+def tracked(create_tracked_run, store):
+    made = create_tracked_run(uri=store)
     made.configure(recipe={"global_batch_size": 64})
     made.run.begin_attempt(world_size=2, num_steps=30)
     made.log(0, {"model/gmacs": 0.0004165, "model/num_params": 60850})
@@ -31,47 +32,49 @@ def scene(make_scene, store):
         made.log(step, {"train/loss": 1.23456789 / step, "perf/images_per_s": speed})
         figures = {"val/top1": 90 + step / 7, "val/top5": 99.7214, "val/loss": 0.61803 / step}
         made.log(step, figures)
-    made.judge("finished", reason="all 30 steps are done")
+    made.write_outcome("finished", reason="all 30 steps are done")
     made.run.end_attempt(1)
     sync(made.run.path)
     return made
 
 
-def last_logged(scene):
+def last_logged(tracked):
     """Return the last value of each figure, read as plainly as can be."""
     found = {}
-    for line in read_json_lines(scene.run.metrics_file):
+    for line in read_json_lines(tracked.run.metrics_file):
         found |= line["metrics"]
     return found
 
 
-def speed_of(scene):
-    logged = [line["metrics"] for line in read_json_lines(scene.run.metrics_file)]
+def speed_of(tracked):
+    logged = [line["metrics"] for line in read_json_lines(tracked.run.metrics_file)]
     return statistics.median(x["perf/images_per_s"] for x in logged if "perf/images_per_s" in x)
 
 
-def test_every_view_has_the_figures_of_the_file(scene):
-    logged = last_logged(scene)
-    record = read_record(scene.run)
-    (one,) = status.run_statuses([scene.run])
+def test_every_view_has_the_figures_of_the_file(tracked: TrackedRun) -> None:
+    logged = last_logged(tracked)
+    record = read_record(tracked.run)
+    (one,) = status.run_statuses([tracked.run])
     ((row,),) = [section.rows for section in compare([record])]
     (point,) = report([record], [], "digits").measured
-    (from_mlflow,) = records_from_mlflow(scene.uri)
-    in_mlflow = scene.shown().data.metrics
+    (from_mlflow,) = records_from_mlflow(tracked.uri)
+    in_mlflow = tracked.mlflow_run().data.metrics
     for name in FIGURES:
         assert in_mlflow[name] == record.metrics[name] == one.metrics[name] == logged[name]
         assert from_mlflow.metrics[name] == row.metrics[name].mean == logged[name]
     assert (100 - point.top1, 100 - point.top5) == pytest.approx(
         (logged["val/top1"], logged["val/top5"])
     )
-    assert one.images_per_s == row.metrics["images_per_s"].mean == speed_of(scene)
-    assert from_mlflow.images_per_s == pytest.approx(speed_of(scene), rel=1e-5)
+    assert one.images_per_s == row.metrics["images_per_s"].mean == speed_of(tracked)
+    assert from_mlflow.images_per_s == pytest.approx(speed_of(tracked), rel=1e-5)
 
 
-def test_every_table_shows_them_alike(scene, capsys):
-    logged, speed = last_logged(scene), speed_of(scene)
-    record = read_record(scene.run)
-    found = status.run_statuses([scene.run])
+def test_every_table_shows_them_alike(
+    tracked: TrackedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logged, speed = last_logged(tracked), speed_of(tracked)
+    record = read_record(tracked.run)
+    found = status.run_statuses([tracked.run])
     status.print_statuses(found)
     listed = capsys.readouterr().out
     status.print_details(found[0])

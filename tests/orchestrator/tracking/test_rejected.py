@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from tracked_run import StartProcess, TrackedRun
 
 from orchestrator.run.rundir import RunError
 from orchestrator.tracking.mlflow_store.mlflow_records import records_from_mlflow
@@ -73,24 +74,26 @@ def strict(start, store, free_port, tmp_path):
 
 
 @pytest.fixture
-def scene(make_scene, strict):
-    scene = make_scene(uri=strict)
+def tracked(create_tracked_run, strict):
+    tracked = create_tracked_run(uri=strict)
     stages = [{"end_epoch": float(epoch), "stage": 0} for epoch in range(20)]
-    scene.configure(recipe={"phases": stages, "a": 1, "z": 2}, data={"name": "unheard of"})
-    identity = scene.run.read_json(scene.run.identity_file)
+    tracked.configure(recipe={"phases": stages, "a": 1, "z": 2}, data={"name": "unheard of"})
+    identity = tracked.run.read_json(tracked.run.identity_file)
     data = {"name": "unheard of", "fingerprint": "f" * 36}
-    scene.run.write_json(scene.run.identity_file, {**identity, "data": data})
-    scene.run.begin_attempt()
+    tracked.run.write_json(tracked.run.identity_file, {**identity, "data": data})
+    tracked.run.begin_attempt()
     for step in range(1, 41):
-        scene.log(step, {"train/loss": 1 / step, "a blank": 1.0, "val/top1": 2.0 * step})
-    scene.judge("finished", 1, "long " * 300)
-    return scene
+        tracked.log(step, {"train/loss": 1 / step, "a blank": 1.0, "val/top1": 2.0 * step})
+    tracked.write_outcome("finished", 1, "long " * 300)
+    return tracked
 
 
-def test_what_a_server_refuses_is_cut_and_the_rest_arrives(scene, capfd):
-    sync(scene.run.path)
-    shown = scene.shown()
-    stages = json.dumps(scene.run.read_config()["recipe"]["phases"])
+def test_what_a_server_refuses_is_cut_and_the_rest_arrives(
+    tracked: TrackedRun, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sync(tracked.run.path)
+    shown = tracked.mlflow_run()
+    stages = json.dumps(tracked.run.read_config()["recipe"]["phases"])
     assert len(stages) > 500
     assert shown.data.params["recipe.phases"] == f"{stages[:499]}…"
     assert {"recipe.a", "recipe.z", "seed"} <= set(shown.data.params)
@@ -98,38 +101,38 @@ def test_what_a_server_refuses_is_cut_and_the_rest_arrives(scene, capfd):
     assert shown.data.tags["tahoe.outcome"].startswith("finished: long")
     assert len(shown.data.tags["tahoe.outcome"]) == 500
     assert shown.info.status == "FINISHED"
-    assert {key for key, _ in scene.stored()} == {"train/loss", "val/top1"}
-    assert len(scene.stored()) == 80
+    assert {key for key, _ in tracked.mlflow_points()} == {"train/loss", "val/top1"}
+    assert len(tracked.mlflow_points()) == 80
     assert shown.inputs.dataset_inputs == []
     said = capfd.readouterr().err
     for name in ("recipe.phases", "tahoe.outcome", "a blank", "unheard of"):
         assert len(re.findall(f"rejects .*{name}", said)) == 1, name
-    sync(scene.run.path)  # a second time changes nothing
-    assert scene.shown().data.params == shown.data.params
-    assert len(scene.stored()) == 80
+    sync(tracked.run.path)  # a second time changes nothing
+    assert tracked.mlflow_run().data.params == shown.data.params
+    assert len(tracked.mlflow_points()) == 80
 
 
-def test_the_shipper_says_what_was_refused(scene, ship):
-    process = ship(scene)
+def test_the_shipper_says_what_was_refused(tracked: TrackedRun, ship: StartProcess) -> None:
+    process = ship(tracked)
     out, err = process.communicate(timeout=DEADLINE_S)
     assert (process.returncode, out) == (0, "")
     assert re.match(r"tracking: .*recipe\.phases", err)
     assert len(err.splitlines()) == 1
-    assert scene.is_shipped
-    assert len(scene.stored()) == 80
+    assert tracked.is_shipped
+    assert len(tracked.mlflow_points()) == 80
 
 
-def test_a_run_that_is_deleted_meanwhile_is_no_refused_value(scene):
-    tracked = get_or_create_run(scene.run, scene.run.read_config())
-    scene.client().delete_run(tracked.run_id)
+def test_a_run_that_is_deleted_meanwhile_is_no_refused_value(tracked: TrackedRun) -> None:
+    mlflow_run = get_or_create_run(tracked.run, tracked.run.read_config())
+    tracked.client().delete_run(mlflow_run.run_id)
     with pytest.raises(RunError, match="has been deleted"):
-        tracked.set_tags({"a": "b"})
-    assert tracked.rejected.reasons == {}
+        mlflow_run.set_tags({"a": "b"})
+    assert mlflow_run.rejected.reasons == {}
 
 
-def test_a_param_that_was_cut_comes_back_whole(scene):
-    sync(scene.run.path)
-    (record,) = records_from_mlflow(scene.uri)
-    assert record.config["recipe.phases"] == scene.run.read_config()["recipe"]["phases"]
+def test_a_param_that_was_cut_comes_back_whole(tracked: TrackedRun) -> None:
+    sync(tracked.run.path)
+    (record,) = records_from_mlflow(tracked.uri)
+    assert record.config["recipe.phases"] == tracked.run.read_config()["recipe"]["phases"]
     assert record.metrics["val/top1"] == 80.0
     assert not math.isnan(record.metrics["train/loss"])

@@ -11,6 +11,7 @@ import timm
 import torch
 from running import Tahoe
 from torch.utils.flop_counter import FlopCounterMode
+from tracked_run import CreateTrackedRun
 
 import conf
 import models
@@ -34,7 +35,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("one", SYSTEMS, ids=NAMES)
-def test_what_is_published_is_complete(one):
+def test_what_is_published_is_complete(one) -> None:
     values = dict(one.published)
     values["caveats"] = tuple(values["caveats"])
     Reference(**values)
@@ -50,7 +51,7 @@ def test_what_is_published_is_complete(one):
 @pytest.mark.parametrize(
     "one", [one for one in SYSTEMS if one.published["source"].startswith("timm ")], ids=str
 )
-def test_timms_figures_are_by_timms_protocol(one):
+def test_timms_figures_are_by_timms_protocol(one) -> None:
     """By that of some of its weights, for images as it learned from or for larger ones."""
     known = set()
     for tag in timm.list_pretrained(f"{one.model['name'].removeprefix('timm/')}.*"):
@@ -64,7 +65,7 @@ def test_timms_figures_are_by_timms_protocol(one):
     assert one.published["protocol"] in known
 
 
-def test_titles_tell_systems_apart():
+def test_titles_tell_systems_apart() -> None:
     titles = Counter(one.published["title"] for one in SYSTEMS)
     assert titles.most_common(1)[0][1] == 1
     years = [one.published["year"] for one in SYSTEMS]
@@ -75,7 +76,7 @@ def test_titles_tell_systems_apart():
 @pytest.mark.parametrize(
     "one", [one for one in SYSTEMS if one.published["num_params"]], ids=lambda one: one.name
 )
-def test_parameters_and_multiply_adds_are_the_networks_own(one):
+def test_parameters_and_multiply_adds_are_the_networks_own(one) -> None:
     said = one.published
     crop = re.match(r"(?:center|warp|ten-crop)-(\d+)-of-", said["protocol"] or "")
     size = int(crop[1]) if crop else SIZES.get(one.name, 224)
@@ -96,17 +97,17 @@ def test_parameters_and_multiply_adds_are_the_networks_own(one):
         assert counter.get_total_flops() / 2e9 == pytest.approx(said["gmacs"], rel=0.02)
 
 
-def measure(make_scene, name, *, top1, title, data="cifar10"):
-    scene = make_scene(name)
+def measure(create_tracked_run, name, *, top1, title, data="cifar10"):
+    tracked = create_tracked_run(name)
     published = {"title": title, "year": 2012}
-    scene.configure(
+    tracked.configure(
         model={"published": published}, data={"name": data, "eval_protocol": "center-28-of-32"}
     )
-    scene.log(10, {"val/top1": top1})
-    return scene.run
+    tracked.log(10, {"val/top1": top1})
+    return tracked.run
 
 
-def test_the_best_run_is_on_the_images_of_the_paper(make_scene):
+def test_the_best_run_is_on_the_images_of_the_paper(create_tracked_run: CreateTrackedRun) -> None:
     """Before a better one on easier images, also where those have the same name."""
     found = []
     for name, top1, data, images in (
@@ -115,7 +116,9 @@ def test_the_best_run_is_on_the_images_of_the_paper(make_scene):
         ("all-1", 60.0, "cifar10", "c"),
         ("all-2", 61.0, "cifar10", "c"),
     ):
-        record = read_record(measure(make_scene, name, top1=top1, title="AlexNet", data=data))
+        record = read_record(
+            measure(create_tracked_run, name, top1=top1, title="AlexNet", data=data)
+        )
         published = {**record.published, "dataset": "cifar10"}
         found.append(replace(record, published=published, data_fingerprint=images))
     measured = find_entry("alexnet_2012", load_catalog(found)).measured
@@ -126,13 +129,15 @@ def test_the_best_run_is_on_the_images_of_the_paper(make_scene):
     assert (measured.top1_err, measured.data) == (1.0, "digits")
 
 
-def test_the_best_run_of_each_system(make_scene, tmp_path, monkeypatch):
+def test_the_best_run_of_each_system(
+    create_tracked_run: CreateTrackedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = [
-        measure(make_scene, "first", top1=60.0, title="AlexNet"),
-        measure(make_scene, "second", top1=75.5, title="AlexNet", data="digits"),
-        measure(make_scene, "third", top1=70.0, title="AlexNet", data="digits"),
-        measure(make_scene, "other", top1=99.0, title="a system of yours"),
-        make_scene("nothing").run,
+        measure(create_tracked_run, "first", top1=60.0, title="AlexNet"),
+        measure(create_tracked_run, "second", top1=75.5, title="AlexNet", data="digits"),
+        measure(create_tracked_run, "third", top1=70.0, title="AlexNet", data="digits"),
+        measure(create_tracked_run, "other", top1=99.0, title="a system of yours"),
+        create_tracked_run("nothing").run,
     ]
     found = load_catalog(load_records(runs))
     measured = {one.name: one.measured for one in found if one.measured}
@@ -173,6 +178,6 @@ def test_the_best_run_of_each_system(make_scene, tmp_path, monkeypatch):
     assert "did you mean 'alexnet_2012'?" in unknown.stderr
 
 
-def test_there_is_no_such_system():
+def test_there_is_no_such_system() -> None:
     with pytest.raises(ConfigError, match="no system 'fv_svm_2011'"):
         find_entry("fv_svm_2011", SYSTEMS)
