@@ -1,8 +1,7 @@
-"""Tahoe's packages have plain names; this stops the program when a foreign package shadows one.
+"""Stop the program if another package shadows one of Tahoe's.
 
-`models`, `slurm` or `conf` may also exist elsewhere on a user's `sys.path`. Importing the wrong one
-would train the wrong network without a word, so the mistake is made loud. Costs no import of the
-packages: only their location is looked up.
+`models`, `slurm` or `conf` may also exist elsewhere on a user's `sys.path`; importing the wrong one
+would silently train the wrong network. The packages are located, not imported.
 """
 
 from importlib.util import find_spec
@@ -16,12 +15,12 @@ def check_not_shadowed() -> None:
     home = Path(__file__).resolve().parent.parent
     for name in PACKAGES:
         spec = find_spec(name)
-        found = Path(spec.origin).resolve() if spec and spec.origin else None
+        location = Path(spec.origin).resolve() if spec and spec.origin else None
         expected = home / name / "__init__.py"
-        if found != expected:
+        if location != expected:
             raise ImportError(
-                f"Tahoe's package '{name}' is shadowed: found {found}, expected {expected}. "
+                f"Tahoe's package '{name}' is shadowed: found {location}, expected {expected}. "
                 "Tahoe would run code that is not its own. Start it from another directory, take "
-                "that place off PYTHONPATH, set PYTHONSAFEPATH=1, or give Tahoe a virtual "
-                "environment of its own."
+                "that path off PYTHONPATH, set PYTHONSAFEPATH=1, or install Tahoe in a separate "
+                "virtual environment."
             )

@@ -1,8 +1,8 @@
-"""Figures as people read them: one form for each, whichever verb or log shows it."""
+"""Numbers as people read them: one format for each metric, in all tables and logs."""
 
 import math
 
-from data_sharding.io.text import pluralize as pluralize  # noqa: PLC0414  with the figures
+from data_sharding.io.text import pluralize as pluralize  # noqa: PLC0414  a re-export
 from orchestrator.metrics import metric_of
 
 
@@ -33,8 +33,8 @@ def quote_metric(name: str, value: float) -> str:
 
 
 def format_duration(seconds: float | None) -> str:
-    """Return a time as h:mm:ss, however many hours it is."""
+    """Format a time as h:mm:ss, also above 24 hours."""
     if seconds is None or not math.isfinite(seconds):
         return "-"
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours}:{rest // 60:02}:{rest % 60:02}"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

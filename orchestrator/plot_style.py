@@ -1,4 +1,4 @@
-"""How pictures look: for print, readable when small, and told apart without colours."""
+"""The style of plots: for print, readable when small, distinguishable without colours."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Draw in the style of this module, on no screen."""
+    """Draw in this style."""
     with matplotlib.rc_context(
         {
             "font.size": 10,

@@ -1,8 +1,7 @@
-"""What may leave the run directory: no secrets, names and lengths that a tracking server accepts.
+"""Redact secrets, and shorten texts and names to what a tracking server accepts.
 
-A config names data sets and stores by URL, and a URL may carry a password or a signature. The run
-directory is the user's own; a tracking server is read by others, and nothing sent there can be
-taken back.
+A config has URLs of data sets and stores, which may have a password or a signature. Others read the
+tracking server, and nothing sent there can be taken back.
 """
 
 import json
@@ -24,52 +23,52 @@ _FORBIDDEN = re.compile(r"[^/\w.\- :]")
 
 
 def has_credentials(url: str) -> bool:
-    """Whether a URL carries a password or a signature; a user's name alone is none."""
+    """Check whether a URL has a password or a signature; a user name alone is none."""
     return _PASSWORD.search(url) is not None or _SECRET_QUERY.search(url) is not None
 
 
 def redact_urls(text: str) -> str:
-    """Return a text whose URLs have lost their `user:password@` and their signatures."""
+    """Remove `user:password@` and signatures from the URLs in a text."""
     return _SECRET_QUERY.sub(r"\1***", _USERINFO.sub("://", text))
 
 
 def one_line_error(error: Exception) -> str:
-    """Return an error as one line of a log, without secrets."""
+    """Format an error as one line without secrets."""
     return one_line(redact_urls(str(error))) or repr(error)
 
 
 def one_line(text: str) -> str:
-    """Return a text as a line of a bounded length.
+    """Shorten a text to one line.
 
-    Some errors fill a page: what failed is said at the beginning, and why at the end.
+    Some errors fill a page: the failure is named at the beginning, and its cause at the end.
     """
     text = " ".join(text.split())
     return text if len(text) <= 400 else f"{text[:150]} … {text[-250:]}"
 
 
 def redact(value: Any, key: str = "") -> Any:
-    """Return a config, or a part of one, without secrets; everything else stays as it is."""
+    """Replace the secrets in a config, or a part of one."""
     if isinstance(value, Mapping):
-        return {name: redact(part, str(name)) for name, part in value.items()}
+        return {name: redact(item, str(name)) for name, item in value.items()}
     if isinstance(value, list):
-        return [redact(part, key) for part in value]
+        return [redact(item, key) for item in value]
     if not isinstance(value, str):
         return value
     return "***" if _SECRET_KEY.search(key) else redact_urls(value)
 
 
 def truncate_json(value: Any, max_characters: int) -> str:
-    """Return a string as it is and anything else as JSON, cut visibly where it is too long."""
+    """Return a string as it is and anything else as JSON, truncated with an ellipsis."""
     return cut(value if isinstance(value, str) else json.dumps(value, default=str), max_characters)
 
 
 def cut(text: str, max_characters: int) -> str:
-    """Return a text, cut visibly if it is too long."""
+    """Truncate a text with an ellipsis."""
     return text if len(text) <= max_characters else text[: max_characters - 1] + "…"
 
 
 def mlflow_safe_name(name: str) -> str:
-    """Return a name of a metric, param or tag as MLflow accepts it.
+    """Convert a name of a metric, param or tag to one that MLflow accepts.
 
     MLflow takes word characters and `/.-: `, and names that are clean relative paths:
     https://mlflow.org/docs/latest/ml/tracking/
@@ -80,10 +79,10 @@ def mlflow_safe_name(name: str) -> str:
 
 
 def of_the_run(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config without what it says of the model's paper and of a known data set."""
-    of_others = {("model", "published"), ("data", "expected")}
+    """Return a config without published results and the properties of a known data set."""
+    excluded = {("model", "published"), ("data", "expected")}
     return {
-        section: {key: value for key, value in values.items() if (section, key) not in of_others}
+        section: {key: value for key, value in values.items() if (section, key) not in excluded}
         if isinstance(values, Mapping)
         else values
         for section, values in config.items()

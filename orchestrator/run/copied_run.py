@@ -1,4 +1,4 @@
-"""A run directory that was copied: the copy is a run of its own, and so it has an MLflow run."""
+"""Copies of run directories: a copy is a run with its own identity and MLflow run."""
 
 from pathlib import Path
 from uuid import uuid4
@@ -7,10 +7,10 @@ from orchestrator.run.rundir import RunDir
 
 
 def original_of(run: RunDir, noted: str | None) -> Path | None:
-    """Return where the run lies that this one is a copy of; None for one that was moved.
+    """Return the path of the run that this one is a copy of; None if it was moved.
 
     Args:
-        noted: where its MLflow run says that it lies.
+        noted: the path of the run according to its MLflow run.
     """
     uid = (run.read_json(run.identity_file) or {}).get("uid")
     if not noted or not uid:
@@ -22,7 +22,7 @@ def original_of(run: RunDir, noted: str | None) -> Path | None:
 
 
 def make_own(run: RunDir, original: Path) -> None:
-    """Give a copy an identity of its own; what it was copied from is noted."""
+    """Give a copy a new identity, which records its original."""
     identity = run.read_json(run.identity_file) or {}
     copied = {"path": str(original), "uid": identity.get("uid")}
     run.mlflow_file.unlink(missing_ok=True)
@@ -30,6 +30,6 @@ def make_own(run: RunDir, original: Path) -> None:
 
 
 def _is_same(run: RunDir, other: RunDir) -> bool:
-    """Whether two paths are of one directory, though it be mounted twice."""
-    one, two = run.identity_file.stat(), other.identity_file.stat()
-    return (one.st_ino, one.st_mtime_ns) == (two.st_ino, two.st_mtime_ns)
+    """Check whether two paths are one directory, perhaps mounted twice."""
+    file, other_file = run.identity_file.stat(), other.identity_file.stat()
+    return (file.st_ino, file.st_mtime_ns) == (other_file.st_ino, other_file.st_mtime_ns)

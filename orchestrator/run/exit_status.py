@@ -1,4 +1,4 @@
-"""How an attempt ends: exit codes of ranks, requests between ranks, the outcome on disk."""
+"""The end of an attempt: exit codes, requests of the ranks, the outcome on disk."""
 
 import time
 from dataclasses import dataclass
@@ -15,26 +15,26 @@ class ExitCode(IntEnum):
     """Exit codes of a group of workers; anything else is a crash."""
 
     FINISHED = 0
-    STOPPED = 75  # saved, and wants to go on (EX_TEMPFAIL of sysexits.h)
-    FAILED_PERMANENTLY = 93  # a bad config, a diverged run: starting again would end the same
+    STOPPED = 75  # saved, to be continued (EX_TEMPFAIL of sysexits.h)
+    FAILED_PERMANENTLY = 93  # bad config or diverged: a restart would fail again
 
 
 class StepRequest(IntEnum):
-    """What a rank offers after each step; the highest of all ranks is done by all."""
+    """A rank's request after a step. All ranks execute the maximum over ranks."""
 
     NOTHING = 0
     SAVE = 1
-    GIVE_UP = 2  # having saved: data that will be needed cannot be read
-    STOP = 3  # having saved
+    GIVE_UP = 2  # save first; data of later steps cannot be read
+    STOP = 3  # save first
 
 
 class FatalRunError(Exception):
-    """The run cannot go on, however often it is started; the message is the reason."""
+    """A restart of the run would fail again; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """What the ranks agreed on."""
+    """The outcome of an attempt that the ranks agreed on."""
 
     outcome: Literal["finished", "stopped", "failed_permanently"]
     step: int | None
@@ -45,7 +45,7 @@ class RunOutcome:
         return ExitCode[self.outcome.upper()]
 
     def write(self, run: RunDir, attempt: int) -> None:
-        """Leave the outcome in the run directory; the launcher believes it before exit codes."""
+        """Write the outcome to the run directory; for the launcher it overrides the exit codes."""
         run.write_json(
             run.outcome_file,
             {

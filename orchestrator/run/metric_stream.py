@@ -1,10 +1,9 @@
-"""metrics.jsonl -> the points that count, each once.
+"""Read metrics.jsonl: each point once, although the file may repeat steps and have torn lines.
 
-The file is only ever appended to, and two things make it more than a list of points. A line may be
-torn, since its writer was killed: it is passed over. And after a rollback the steps between the
-checkpoint and the crash stand there twice: the first value counts, because it may have been shipped
-already and no tracking server can take a point back. So a point is fresh when there was none of its
-step before under the same name; steps that another `logging.every_steps` adds come out of order.
+A line is torn if its writer was killed; it is skipped. After a rollback the steps between the
+checkpoint and the crash are logged twice. The first value counts, since it may have been sent
+already and a tracking server cannot take a point back. Steps may be out of order: a later attempt
+may log between them (`logging.every_steps`).
 """
 
 import json
@@ -33,16 +32,13 @@ class Point:
 
 
 def as_stored(value: float) -> float:
-    """Return a value as it is sent to MLflow, whose SQL store takes NaN but no infinity.
-
-    It would keep the largest number instead, which its charts and we would take for a figure.
-    """
+    """Convert a value for MLflow, whose SQL store takes NaN but stores infinity as a number."""
     return float(value) if math.isfinite(value) else math.nan
 
 
 @dataclass
 class PointDeduplicator:
-    """Lets every (key, step) through once, and notes what was computed again."""
+    """Passes every (key, step) once, and records which steps were recomputed."""
 
     last_time_ms: int | None = None
     _steps: "dict[str, array[int]]" = field(
@@ -51,28 +47,28 @@ class PointDeduplicator:
     _recomputed: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def new_points(self, record: Any) -> list[Point]:
-        """Return the points of a record that have not been seen; a malformed record has none."""
-        passed = []
+        """Return the points of a record that are new; a malformed record has none."""
+        new = []
         for point in _points(record):
             self.last_time_ms, steps = point.time_ms, self._steps[point.key]
-            place = len(steps)
+            index = len(steps)
             if steps and point.step <= steps[-1]:
-                self._note_again(record.get("attempt", 1), point.step)
-                place = bisect_left(steps, point.step)
-                if steps[place] == point.step:
+                self._add_recomputed(record.get("attempt", 1), point.step)
+                index = bisect_left(steps, point.step)
+                if steps[index] == point.step:
                     continue
-            steps.insert(place, point.step)
-            passed.append(point)
-        return passed
+            steps.insert(index, point.step)
+            new.append(point)
+        return new
 
-    def _note_again(self, attempt: int, step: int) -> None:
-        if step > 0:  # step 0 comes before all training: an attempt says there what it is made of
+    def _add_recomputed(self, attempt: int, step: int) -> None:
+        if step > 0:  # step 0 precedes the training: every attempt logs its constants there
             first, last = self._recomputed.get(attempt, (step, step))
             self._recomputed[attempt] = (min(first, step), max(last, step))
 
     @property
     def rollbacks(self) -> str:
-        """Which attempts computed which steps again, or an empty string."""
+        """The recomputed steps of each attempt as text; empty if there are none."""
         return "; ".join(
             f"attempt {attempt}: steps {first}-{last} computed again"
             for attempt, (first, last) in sorted(self._recomputed.items())
@@ -81,25 +77,25 @@ class PointDeduplicator:
 
 @dataclass
 class MetricTail:
-    """Reads a metrics file as it grows, from its beginning."""
+    """Reads a metrics file from its beginning, and on as it grows."""
 
     file: Path
     end_bytes: int = 0
-    sieve: PointDeduplicator = field(default_factory=PointDeduplicator)
+    deduplicator: PointDeduplicator = field(default_factory=PointDeduplicator)
 
     def batches(self, shipped_bytes: int, size: int) -> Iterator[tuple[list[Point], int]]:
-        """Yield what has been appended as `(fresh points, bytes of the file they cover)`.
+        """Yield the appended data as `(new points, end in the file in bytes)`.
 
         Args:
-            shipped_bytes: points before this place of the file are read and not yielded.
-            size: a batch is full with this many points; a record is never split over two.
+            shipped_bytes: end of the points that are read but not yielded.
+            size: minimum number of points of a batch but the last; records are not split.
         """
         batch: list[Point] = []
         for end_bytes, record in read_records(self.file, self.end_bytes):
             self.end_bytes = end_bytes
-            fresh = self.sieve.new_points(record)
+            new = self.deduplicator.new_points(record)
             if end_bytes > shipped_bytes:
-                batch += fresh
+                batch += new
             if len(batch) >= size:
                 yield batch, end_bytes
                 batch = []
@@ -108,7 +104,7 @@ class MetricTail:
 
 
 def is_end_of_line(file: Path, end_bytes: int) -> bool:
-    """Whether a line of a file ends there; not so in one that was cut or put back from a copy."""
+    """Check whether a line ends at an offset; if not, the file was cut or replaced."""
     if end_bytes == 0 or not file.exists():
         return end_bytes == 0
     with file.open("rb") as lines:
@@ -117,20 +113,18 @@ def is_end_of_line(file: Path, end_bytes: int) -> bool:
 
 
 def curve(run: RunDir, name: str) -> dict[int, float]:
-    """Return a figure of a run by its steps, in order, where it is finite, from its directory."""
-    found, sieve = dict[int, float](), PointDeduplicator()
-    for _, line in read_records(run.metrics_file, start_bytes=0):
-        points = (point for point in sieve.new_points(line) if point.key == name)
-        found |= {point.step: point.value for point in points if math.isfinite(point.value)}
-    return dict(sorted(found.items()))
+    """Return the finite values of a metric of a run by step, in order."""
+    values = {
+        point.step: point.value
+        for points, _ in MetricTail(run.metrics_file).batches(0, 1000)
+        for point in points
+        if point.key == name and math.isfinite(point.value)
+    }
+    return dict(sorted(values.items()))
 
 
 def read_records(file: Path, start_bytes: int) -> Iterator[tuple[int, Any]]:
-    """Yield `(where it ends, record)`; a last line without its newline is not there yet.
-
-    Raises:
-        RunError: the file cannot be read.
-    """
+    """Yield `(end in bytes, record)` of each complete line of a metrics file."""
     with reading(file):
         if not file.exists():
             return
@@ -143,7 +137,7 @@ def read_records(file: Path, start_bytes: int) -> Iterator[tuple[int, Any]]:
             start_bytes += len(line)
             try:
                 yield start_bytes, json.loads(line)
-            except ValueError:  # torn: its writer was killed, and the next attempt ended the line
+            except ValueError:  # torn, and ended by the next attempt
                 continue
 
 

@@ -1,4 +1,4 @@
-"""How a run stands, as its directory says it: attempts.jsonl and outcome.json."""
+"""The state of a run, from attempts.jsonl and outcome.json."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ STATES = ("scheduled", "running", "finished", "stopped", "failed_permanently", "
 
 @dataclass(frozen=True)
 class RunState:
-    """One of `STATES`, of the attempt that was started last, and why."""
+    """One of `STATES`, for the last attempt, with the reason."""
 
     state: str
     attempt: int
@@ -18,7 +18,7 @@ class RunState:
 
 
 def read_run_state(run: RunDir) -> RunState:
-    """Return how the last attempt ended; one that left no outcome has crashed, or still runs."""
+    """Read the state of the last attempt; without an outcome it has crashed, or is running."""
     attempt = run.num_attempts
     if attempt == 0:
         return RunState("scheduled", 0, "no attempt has been started")
@@ -30,14 +30,14 @@ def read_run_state(run: RunDir) -> RunState:
 
 
 def running_state(attempt: int) -> RunState:
-    """Return the outcome of an attempt that is known to be alive."""
+    """Return the state of an attempt that is known to be running."""
     return RunState("running", attempt, f"attempt {attempt} is running")
 
 
 def read_attempts(run: RunDir) -> dict[int, dict[str, Any]]:
-    """Return what is known of each attempt: its first line and its last, joined."""
-    known: dict[int, dict[str, Any]] = {}
+    """Read the facts of each attempt, from its first line and its last."""
+    attempts: dict[int, dict[str, Any]] = {}
     for line in read_json_lines(run.attempts_file):
         if isinstance(line.get("attempt"), int):
-            known.setdefault(line["attempt"], {}).update(line)
-    return known
+            attempts.setdefault(line["attempt"], {}).update(line)
+    return attempts

@@ -16,7 +16,7 @@ from orchestrator.number_format import pluralize
 
 @dataclass(frozen=True)
 class Plan:
-    """What a config comes to on a given data set and number of ranks."""
+    """The numbers of a run, from its config, data set and number of ranks."""
 
     num_train: int
     num_val: int
@@ -47,22 +47,22 @@ class Plan:
         return range(rank * self.accumulation_steps, (rank + 1) * self.accumulation_steps)
 
     def micro_batches(self, rank: int, first_step: int) -> "MicroBatchKeys":
-        """Return the names of all micro-batches that a rank computes from a step on."""
+        """Return the keys of all micro-batches that a rank computes from a step on."""
         return MicroBatchKeys(range(first_step, self.num_steps), self.micro_batches_of(rank))
 
     def should_evaluate(self, step: int) -> bool:
-        """Whether the validation split is run after a step; always after the last."""
+        """Check whether a step is followed by an evaluation; the last always is."""
         return step % self.evaluate_every_steps == 0 or step == self.num_steps
 
     def should_save(self, step: int) -> bool:
-        """Whether the state is saved after a step, whatever else happens."""
+        """Check whether the state is saved after a step in any case."""
         every = self.save_every_steps
         is_nth = every is not None and step % every == 0
         return is_nth or (self.save_after_eval and self.should_evaluate(step))
 
     @property
     def sampling_note(self) -> str:
-        """How often a sample is drawn."""
+        """How often an epoch draws a sample, as text."""
         if self.is_balanced:
             return "classes are drawn equally often, so samples of a small class more often"
         if self.num_repeats > 1:
@@ -71,7 +71,7 @@ class Plan:
         return f"{pluralize(left, 'image')} left for another epoch"
 
     def summary_lines(self) -> list[str]:
-        """Return the start-up block: the numbers multiplied out, so that a wrong one is seen."""
+        """Return the start-up block: the numbers multiplied out, to make a wrong one visible."""
         epochs = self.num_steps / self.steps_per_epoch
         every = pluralize(self.evaluate_every_steps, "step")
         return [
@@ -88,7 +88,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class MicroBatchKeys:
-    """(step, micro-batch) in the order they are computed; small, however many there are."""
+    """The keys (step, micro-batch) in order of computation; pickled in constant size."""
 
     steps: range
     micros: range
@@ -98,11 +98,7 @@ class MicroBatchKeys:
 
 
 def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -> Plan:
-    """Return what the config comes to on a data set and a number of ranks.
-
-    Raises:
-        ConfigError: the arithmetic does not work; the message lists the nearest that does.
-    """
+    """Compute the plan of a config on a data set; refuse sizes that do not divide each other."""
     recipe = config.recipe
     batch, num_train = recipe.global_batch_size, train.num_samples
     is_slurm = config.launcher.name == "slurm"
@@ -115,14 +111,18 @@ def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -
     check_sizes(sizes)
     if recipe.loss != "model" and train.labels.kind != "single":
         raise ConfigError(
-            f"{config.data.url} has {train.labels.kind} labels ({train.labels}), and the "
-            "objectives there are want one class a sample. Nothing was started. Such sets are "
-            "read by data_sharding; index the set again with another --label to train on it."
+            f"{config.data.url} has {train.labels.kind} labels ({train.labels}), and this loss "
+            "needs one class for each sample. Nothing was started",
+            value=train.labels.kind,
+            hint="Index the data set again with another --label, or use recipe.loss=model with a "
+            "network that computes its own loss.",
         )
     if train.classes != val.classes:
         raise ConfigError(
             f"{config.data.url}: train and val have different classes ({len(train.classes)} and "
-            f"{len(val.classes)}), so labels would not mean the same. Make the data set again."
+            f"{len(val.classes)}), so labels would not mean the same",
+            value=config.data.url,
+            hint="Create the data set again.",
         )
     steps_per_epoch = num_train // batch
     return Plan(
@@ -144,7 +144,7 @@ def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -
 
 
 def image_sizes(config: Config, steps_per_epoch: int) -> ImageSizeSchedule:
-    """Return the size of the training images of each step."""
+    """Return the schedule of training image sizes."""
     progressive, last = config.recipe.progressive_resize, config.data.image_size
     if progressive is None:
         return ImageSizeSchedule(last)
@@ -158,23 +158,22 @@ def image_sizes(config: Config, steps_per_epoch: int) -> ImageSizeSchedule:
 
 
 def training_petaflop(cost: Mapping[str, float], num_images: float) -> float:
-    """Return the 10**15 operations that training on some images takes.
+    """Return the operations of training on some images, in 10**15; a multiply-add is two.
 
     Args:
-        cost: of the network, as task.model.model_cost tells it; a multiply-add is two
-            operations.
-        num_images: of data.image_size; see ImageSizes.num_of_last.
+        cost: the result of `model_cost`.
+        num_images: number of images of data.image_size; see ImageSizeSchedule.num_of_last.
     """
     return cost["model/training_gmacs"] * 1e9 * 2 * num_images / 1e15
 
 
 def data_fingerprint(train: Manifest, val: Manifest) -> str:
-    """Return the identity of a data set; it changes with any byte of either split."""
+    """Return the identity of a data set, which changes with any byte of either split."""
     return f"{train.fingerprint[:16]}-{val.fingerprint[:16]}"
 
 
 def split_fingerprints(fingerprint: str) -> dict[str, str]:
-    """Return what begins the fingerprint of each split, of what `data_fingerprint` returned."""
+    """Return the first characters of the fingerprint of each split, from `data_fingerprint`."""
     return dict(zip(("train", "val"), filter(None, fingerprint.split("-")), strict=False))
 
 
@@ -190,12 +189,13 @@ def _num_steps(config: Config, steps_per_epoch: int) -> int:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The numbers that must divide each other, and what limits them.
+    """The numbers that must divide each other, and their limits.
 
     Args:
-        batch: the global batch size.
-        num_train: training images.
-        ranks_per_node: of a job of Slurm; None on this machine.
+        batch: global batch size.
+        num_train: number of training images.
+        repeats: number of times that a sample is in a batch.
+        ranks_per_node: ranks per node of a Slurm job; None on this machine.
     """
 
     ranks: int
@@ -208,25 +208,25 @@ class Sizes:
 
 
 def check_sizes(sizes: Sizes) -> None:
-    """Refuse a chain of divisions that leaves a remainder, or a batch that is not there.
+    """Refuse sizes that do not divide each other, or a batch larger than the data set.
 
-    Raises:
-        ConfigError: with the nearest sizes that work.
+    The hint has the nearest sizes that work.
     """
-    wrong = _wrong_with(sizes)
-    if wrong is None:
+    problem = _problem_of(sizes)
+    if problem is None:
         return
-    options = [*suggest_divisible(sizes)]
-    advice = "The nearest that works:\n  " + "\n  ".join(options)
-    few = (
-        f"{sizes.num_train} training images are too few for {sizes.ranks} ranks: take fewer, or "
-        "more images."
+    overrides = [*suggest_divisible(sizes)]
+    few = f"{sizes.num_train} training images are too few for {sizes.ranks} ranks."
+    raise ConfigError(
+        f"{problem}. Nothing was started",
+        value=sizes,
+        hint="\n  ".join(["The nearest sizes that work:", *overrides])
+        if overrides
+        else f"{few} Use fewer ranks, or more images.",
     )
-    raise ConfigError(f"{wrong}. Nothing was started. {advice if options else few}")
 
 
-def _wrong_with(sizes: Sizes) -> str | None:
-    """Return the first thing that sizes do not fulfil."""
+def _problem_of(sizes: Sizes) -> str | None:
     lanes, batch, repeats, num_train = sizes.lanes, sizes.batch, sizes.repeats, sizes.num_train
     chain = (
         ("ranks", sizes.ranks, "recipe.num_micro_batches", sizes.micro_batches),
@@ -242,8 +242,8 @@ def _wrong_with(sizes: Sizes) -> str | None:
     if batch // lanes % repeats:
         return (
             f"recipe.augment_repeats={repeats} does not divide the {batch // lanes} samples that "
-            f"each of the {lanes} lanes gives to a step, so a sample and its repeats would be "
-            "parted"
+            f"each of the {lanes} lanes contributes to a step, so a sample and its repeats would "
+            "be separated"
         )
     if batch > num_train:
         return (
@@ -254,7 +254,7 @@ def _wrong_with(sizes: Sizes) -> str | None:
 
 
 def suggest_divisible(sizes: Sizes) -> Iterator[str]:
-    """Yield overrides near the given numbers that work, first those for as many ranks."""
+    """Yield the nearest overrides that work, those for the same number of ranks first."""
     ranks, micro_batches, lanes, batch = sizes.ranks, sizes.micro_batches, sizes.lanes, sizes.batch
     num_train, repeats, ranks_per_node = sizes.num_train, sizes.repeats, sizes.ranks_per_node
     per_node = ranks_per_node or 1
@@ -262,15 +262,20 @@ def suggest_divisible(sizes: Sizes) -> Iterator[str]:
         yield _all_sizes(ranks, micro_batches, lanes, size, repeats)
     if lanes % micro_batches == 0 and micro_batches % ranks == 0:
         for size in _sizes_near(batch, lanes * repeats, num_train):
-            yield f"recipe.global_batch_size={size}   (lanes and micro-batches as they are)"
-    if _wrong_with(replace(sizes, ranks=1)) is None:
-        others = [n for n in range(per_node, micro_batches + 1, per_node) if not micro_batches % n]
-        fewer, more = [n for n in others if n <= ranks], [n for n in others if n >= ranks]
+            yield f"recipe.global_batch_size={size}   (same lanes and micro-batches)"
+    if _problem_of(replace(sizes, ranks=1)) is None:
+        divisors = range(per_node, micro_batches + 1, per_node)
+        counts = [n for n in divisors if micro_batches % n == 0]
+        fewer, more = [n for n in counts if n <= ranks], [n for n in counts if n >= ranks]
         for count in sorted({*fewer[-1:], *more[:1]}):
-            yield f"{_ranks(count, ranks_per_node)}   (all else as it is)"
-    if most := num_train // repeats // per_node * per_node if num_train < ranks * repeats else 0:
-        yield f"{_ranks(most, ranks_per_node)} " + _all_sizes(
-            most, micro_batches, lanes, most * repeats, repeats
+            yield f"{_ranks(count, ranks_per_node)}   (all else unchanged)"
+    if (
+        max_ranks := num_train // repeats // per_node * per_node
+        if num_train < ranks * repeats
+        else 0
+    ):
+        yield f"{_ranks(max_ranks, ranks_per_node)} " + _all_sizes(
+            max_ranks, micro_batches, lanes, max_ranks * repeats, repeats
         )
 
 
@@ -280,14 +285,14 @@ def _ranks(count: int, ranks_per_node: int | None) -> str:
     return f"slurm.nodes={count // ranks_per_node}"
 
 
-def _sizes_near(batch: int, unit: int, most: int) -> list[int]:
-    """Return the multiples of a unit around a batch, of those that the images suffice for."""
-    below = min(batch, most) // unit * unit
-    return sorted({size for size in (below, -(-batch // unit) * unit) if 0 < size <= most})
+def _sizes_near(batch: int, unit: int, maximum: int) -> list[int]:
+    """Return the multiples of a unit around a batch, up to a maximum."""
+    below = min(batch, maximum) // unit * unit
+    return sorted({size for size in (below, -(-batch // unit) * unit) if 0 < size <= maximum})
 
 
 def _all_sizes(ranks: int, micro_batches: int, lanes: int, batch: int, repeats: int) -> str:
-    """Return overrides for a batch that ranks times repeats divide."""
+    """Return overrides for a batch that is a multiple of ranks times repeats."""
     num_lanes = _nearest_divisor(batch // repeats, lanes, multiple_of=ranks)
     num_micro = _nearest_divisor(num_lanes, micro_batches, multiple_of=ranks)
     return (
@@ -297,6 +302,6 @@ def _all_sizes(ranks: int, micro_batches: int, lanes: int, batch: int, repeats: 
     )
 
 
-def _nearest_divisor(whole: int, wanted: int, *, multiple_of: int) -> int:
+def _nearest_divisor(whole: int, target: int, *, multiple_of: int) -> int:
     candidates = [n for n in range(multiple_of, whole + 1, multiple_of) if whole % n == 0]
-    return min(candidates, key=lambda n: abs(n - wanted))
+    return min(candidates, key=lambda n: abs(n - target))

@@ -1,4 +1,4 @@
-"""The arithmetic of a run works out, or the refusal says which numbers near by would."""
+"""The sizes of a run divide each other, or the error has the nearest that do."""
 
 import re
 from dataclasses import replace
@@ -28,7 +28,7 @@ def plan_of(
     every_epochs: float = 1,
     **recipe: Any,
 ) -> Plan:
-    """Return the plan of 15 steps an epoch, unless told otherwise."""
+    """Make a plan, of 15 steps an epoch by default."""
     values["recipe"] |= {"global_batch_size": 64, "epochs": None} | recipe
     values["evaluate"]["every_epochs"] = every_epochs
     return make_plan(parse(values), world_size, split(num_train), split(100))
@@ -38,7 +38,7 @@ numbers = st.integers(1, 100)
 
 
 @given(ranks=numbers, each=numbers, lanes_each=numbers, size=numbers, repeats=st.integers(1, 4))
-def test_what_divides_is_accepted(
+def test_divisible_sizes_are_accepted(
     ranks: int, each: int, lanes_each: int, size: int, repeats: int
 ) -> None:
     micro_batches = ranks * each
@@ -57,7 +57,7 @@ def test_what_divides_is_accepted(
     num_train=st.one_of(st.integers(1, 60), st.integers(1, 5000)),
     repeats=st.integers(1, 4),
 )
-def test_what_does_not_work_is_refused_with_sizes_that_do(
+def test_sizes_that_do_not_work_are_refused_with_sizes_that_do(
     nodes: int,
     per_node: int | None,
     micro_batches: int,
@@ -66,27 +66,27 @@ def test_what_does_not_work_is_refused_with_sizes_that_do(
     num_train: int,
     repeats: int,
 ) -> None:
-    asked = {
+    requested = {
         "launcher.nproc_per_node" if per_node is None else "slurm.nodes": nodes,
         "recipe.num_micro_batches": micro_batches,
         "data.num_lanes": lanes,
         "recipe.global_batch_size": batch,
     }
-    there = {"num_train": num_train, "repeats": repeats}
+    limits = {"num_train": num_train, "repeats": repeats}
 
     def check(first: int, *others: int) -> None:
         ranks = first * (per_node or 1)
-        check_sizes(Sizes(ranks, *others, **there, ranks_per_node=per_node))  # type: ignore[arg-type]
+        check_sizes(Sizes(ranks, *others, **limits, ranks_per_node=per_node))  # type: ignore[arg-type]
 
     try:
-        check(*asked.values())
+        check(*requested.values())
     except ConfigError as error:
-        proposals = [line for line in str(error).splitlines() if line.startswith("  ")]
+        proposals = error.hint.splitlines()[1:]
         assert proposals or num_train < repeats * (per_node or 1)
         for proposal in proposals:
             changed = {name: int(n) for name, n in re.findall(r"([\w.]+)=(\d+)", proposal)}
-            assert changed.keys() <= asked.keys()
-            check(*(asked | changed).values())
+            assert changed.keys() <= requested.keys()
+            check(*(requested | changed).values())
     else:
         ranks = nodes * (per_node or 1)
         assert micro_batches % ranks == lanes % micro_batches == batch % (lanes * repeats) == 0
@@ -94,12 +94,12 @@ def test_what_does_not_work_is_refused_with_sizes_that_do(
 
 
 @pytest.mark.parametrize("num_train", [10, 63, 64])
-def test_ten_images_are_told_how_they_can_be_trained_on(
+def test_a_batch_larger_than_a_tiny_data_set_is_refused_with_sizes_that_work(
     values: dict[str, Any], num_train: int
 ) -> None:
     with pytest.raises(ConfigError) as refused:
         plan_of(values, steps=1, num_train=num_train, global_batch_size=128)
-    proposals = [line for line in str(refused.value).splitlines() if line.startswith("  ")]
+    proposals = refused.value.hint.splitlines()[1:]
     assert proposals
     for proposal in proposals:
         changed = {name: int(n) for name, n in re.findall(r"(\w+)=(\d+)", proposal)}
@@ -107,11 +107,11 @@ def test_ten_images_are_told_how_they_can_be_trained_on(
         assert plan_of(values, steps=1, num_train=num_train, **changed).steps_per_epoch == 1
 
 
-def test_24_ranks_and_a_batch_of_256_are_told_what_is_nearest() -> None:
+def test_24_ranks_with_4_micro_batches_are_refused_with_the_nearest_sizes() -> None:
     with pytest.raises(ConfigError) as refused:
         check_sizes(Sizes(24, 4, 32, 256, num_train=1000))
-    first, *proposals = [line.split("   ")[0].strip() for line in str(refused.value).splitlines()]
-    assert "ranks=24 does not divide recipe.num_micro_batches=4" in first
+    _, *proposals = [line.split("   ")[0].strip() for line in refused.value.hint.splitlines()]
+    assert "recipe.num_micro_batches=4" in refused.value.problem
     assert proposals == [
         "recipe.global_batch_size=240 data.num_lanes=24 recipe.num_micro_batches=24",
         "recipe.global_batch_size=264 data.num_lanes=24 recipe.num_micro_batches=24",
@@ -119,12 +119,12 @@ def test_24_ranks_and_a_batch_of_256_are_told_what_is_nearest() -> None:
     ]
 
 
-def test_a_batch_that_the_lanes_do_not_divide_is_told_the_ones_around_it() -> None:
+def test_a_batch_that_the_lanes_do_not_divide_is_refused_with_the_next_ones() -> None:
     with pytest.raises(ConfigError) as refused:
         check_sizes(Sizes(2, 4, 32, 250, num_train=1000))
-    assert "data.num_lanes=32 does not divide recipe.global_batch_size=250" in str(refused.value)
-    assert "recipe.global_batch_size=224   (lanes" in str(refused.value)
-    assert "recipe.global_batch_size=256   (lanes" in str(refused.value)
+    assert "recipe.global_batch_size=250" in refused.value.problem
+    assert "recipe.global_batch_size=224   (" in refused.value.hint
+    assert "recipe.global_batch_size=256   (" in refused.value.hint
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_the_ranks_share_the_micro_batches_of_every_step(
     assert sorted(computed) == [(step, micro) for step in (1, 2) for micro in range(4)]
 
 
-def test_the_numbers_are_told_multiplied_out(values: dict[str, Any]) -> None:
+def test_the_summary_has_the_numbers_multiplied_out(values: dict[str, Any]) -> None:
     assert plan_of(values, epochs=2).summary_lines() == [
         "30 steps of 64 images = 2 epochs = 1,920 images, evaluated on 100 every 15 steps",
         "1,000 training images = 15 steps an epoch (40 images left for another epoch)",
@@ -177,11 +177,12 @@ def test_the_numbers_are_told_multiplied_out(values: dict[str, Any]) -> None:
 
 def test_a_batch_larger_than_the_data_set_is_refused(values: dict[str, Any]) -> None:
     assert plan_of(values, steps=1, num_train=64).steps_per_epoch == 1
-    with pytest.raises(ConfigError, match=r"64 is more than the 63 training images"):
+    with pytest.raises(ConfigError, match="63 training images"):
         plan_of(values, steps=1, num_train=63)
 
 
 def test_splits_of_different_classes_are_refused(values: dict[str, Any]) -> None:
     train, val = split(1000), replace(split(100), classes=CLASSES[::-1])
-    with pytest.raises(ConfigError, match="train and val have different classes"):
+    with pytest.raises(ConfigError) as refused:
         make_plan(parse(values), 1, train, val)
+    assert refused.value.value == values["data"]["url"]

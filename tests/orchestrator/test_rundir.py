@@ -1,7 +1,6 @@
 """A run directory is never half written, never used twice at once, and counts its attempts."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from data_sharding.io.atomic_file import write_atomic
-from orchestrator.run.rundir import RunDir, RunError, append_json_line, read_json_lines
+from orchestrator.run.rundir import FileIn, RunDir, RunError, append_json_line, read_json_lines
 
 WRITE_ON_AND_ON = """
 import sys
 from itertools import count
 from pathlib import Path
-from orchestrator.run.rundir import RunDir
+from orchestrator.run.rundir import FileIn, RunDir
 run = RunDir(Path(sys.argv[1]))
 for n in count(1):
     run.write_json(run.outcome_file, {"n": n, "filling": [n] * 50_000})
@@ -28,7 +27,7 @@ for n in count(1):
 HOLD_THE_LOCK = """
 import subprocess, sys, time
 from pathlib import Path
-from orchestrator.run.rundir import RunDir
+from orchestrator.run.rundir import FileIn, RunDir
 with RunDir(Path(sys.argv[1])).lock() as lock:
     if "with a rank" in sys.argv:
         rank = subprocess.Popen(["sleep", "60"], pass_fds=[lock], stdout=subprocess.DEVNULL)
@@ -127,7 +126,7 @@ def test_a_run_has_one_holder_and_a_killed_one_lets_go(run: RunDir) -> None:
         with pytest.raises(RunError) as refused, run.lock():
             raise AssertionError("held twice")
         assert f"(process {holder.pid} on " in str(refused.value)
-        command = str(refused.value).partition("stop it: ")[2]
+        command = refused.value.hint.partition("stop it: ")[2]
         subprocess.run(["sh", "-c", command], check=True)
         assert run.stop_file.exists()
         holder.send_signal(signal.SIGKILL)
@@ -186,21 +185,21 @@ def test_a_directory_without_a_run_is_told_from_one(run: RunDir) -> None:
     file = run.path / "file"
     file.touch()
     for path in (run.path, run.path / "missing", file):
-        with pytest.raises(RunError, match=re.escape(f"no run at {path}: config.yaml is missing")):
+        with pytest.raises(RunError) as refused:
             RunDir(path).read_config()
+        assert refused.value.value == path
 
 
-@pytest.mark.parametrize(("text", "what"), [("seed: [", "is not YAML"), ("- 1", "hold a config")])
-def test_a_spoilt_config_is_named(run: RunDir, text: str, what: str) -> None:
+@pytest.mark.parametrize("text", ["seed: [", "- 1"])
+def test_a_damaged_config_is_refused(run: RunDir, text: str) -> None:
     run.config_file.write_text(text)
-    with pytest.raises(RunError, match=f"{what}.*restore|{what}.*Restore") as refused:
+    with pytest.raises(RunError) as refused:
         run.read_config()
-    assert str(run.config_file) in str(refused.value)
+    assert refused.value.value == run.config_file
 
 
 def test_everything_of_a_run_lies_inside_it(run: RunDir) -> None:
-    properties = [name for name, kind in vars(RunDir).items() if isinstance(kind, property)]
-    paths = [value for name in properties if isinstance(value := getattr(run, name), Path)]
+    paths = [getattr(run, name) for name, kind in vars(RunDir).items() if isinstance(kind, FileIn)]
     paths += [run.log_dir(12), run.samples_file(12, 3)]
     assert len(set(paths)) == len(paths) >= 11
     assert all(path.is_relative_to(run.path) for path in paths)

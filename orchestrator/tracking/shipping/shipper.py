@@ -120,7 +120,7 @@ class Shipper:
     def flush(self) -> None:
         """Send the points that have been logged since the last call."""
         self._send_new_points(self._metrics)
-        rollbacks = self._metrics.sieve.rollbacks
+        rollbacks = self._metrics.deduplicator.rollbacks
         if rollbacks != self._sent_rollbacks:
             self._do(partial(self.tracked.set_tags, {"tahoe.rollbacks": rollbacks}))
             self._sent_rollbacks = rollbacks
@@ -143,7 +143,9 @@ class Shipper:
         last = read_attempts(run).get(state.attempt, {}) | run.attempt_outcome(state.attempt)
         # Not the end of the launcher, which waits for the shipper: a later sync must agree.
         ended_s = last.get("trained_until_s") or last.get("ended_s")
-        ended_ms = self._metrics.sieve.last_time_ms if ended_s is None else int(ended_s * 1000)
+        ended_ms = (
+            self._metrics.deduplicator.last_time_ms if ended_s is None else int(ended_s * 1000)
+        )
         self._do(partial(self.tracked.set_status, state, ended_ms))
 
 

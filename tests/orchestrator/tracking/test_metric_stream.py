@@ -108,14 +108,14 @@ def test_names_are_made_legal() -> None:
 
 
 def test_rollbacks_tell_what_was_computed_again() -> None:
-    sieve = PointDeduplicator()
+    deduplicator = PointDeduplicator()
     for attempt, steps in ((1, range(1, 58)), (2, range(41, 52)), (3, range(49, 70))):
-        sieve.new_points(
+        deduplicator.new_points(
             record(0, {"model/num_params": 5}, attempt)
         )  # said by each, and no rollback
         for step in steps:
-            sieve.new_points(record(step, {"train/loss": 0}, attempt))
-    assert sieve.rollbacks == (
+            deduplicator.new_points(record(step, {"train/loss": 0}, attempt))
+    assert deduplicator.rollbacks == (
         "attempt 2: steps 41-51 computed again; attempt 3: steps 49-57 computed again"
     )
 
@@ -131,7 +131,7 @@ def test_steps_that_another_pace_logs_are_no_news_and_not_lost(tmp_path: Path) -
     assert [*curve(run, "train/loss").items()] == values
     tail = MetricTail(run.metrics_file)
     assert [point.step for batch, _ in tail.batches(0, BATCH) for point in batch] == [2, 4, 6, 3, 5]
-    assert tail.sieve.rollbacks == "attempt 2: steps 3-5 computed again"
+    assert tail.deduplicator.rollbacks == "attempt 2: steps 3-5 computed again"
     run.write_config({})
     assert read_record(run).metrics == one  # of the last step, not of the last line
 
@@ -141,4 +141,4 @@ def test_an_undisturbed_run_has_no_rollbacks(tmp_path: Path) -> None:
     file.write_text(lines(record(1, {"a": 1}), record(2, {"a": 1}, attempt=2)))
     tail = MetricTail(file)
     assert len(list(tail.batches(0, BATCH))) == 1
-    assert tail.sieve.rollbacks == ""
+    assert tail.deduplicator.rollbacks == ""
