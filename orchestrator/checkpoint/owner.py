@@ -8,8 +8,7 @@ from pathlib import Path
 
 from data_sharding.io import filesystem
 from orchestrator.config.schema import Config
-from orchestrator.run.copied_run import original_of
-from orchestrator.run.rundir import RunDir, RunError
+from orchestrator.run.rundir import RunDir, RunError, original_of
 
 _NAME = "owner.json"
 

@@ -27,7 +27,7 @@ from orchestrator.drill.mlflow_proxy import faulty_mlflow_server
 from orchestrator.launch.compose import ComposedConfig, compose
 from orchestrator.launch.create_run import create_or_open_run
 from orchestrator.number_format import pluralize
-from orchestrator.run.exit_status import ExitCode
+from orchestrator.run.outcome import ExitCode
 from orchestrator.run.plan import Plan
 from orchestrator.run.rundir import RunDir, RunError
 

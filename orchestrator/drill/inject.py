@@ -22,8 +22,8 @@ from orchestrator.drill.faulty_filesystem import DIRECTORY
 from orchestrator.drill.mlflow_proxy import FaultQueue
 from orchestrator.launch.local_launcher import run_attempt
 from orchestrator.number_format import pluralize
-from orchestrator.run.exit_status import ExitCode
 from orchestrator.run.metric_stream import read_records
+from orchestrator.run.outcome import ExitCode
 from orchestrator.run.plan import Plan
 from orchestrator.run.rundir import RunDir, read_json_lines
 

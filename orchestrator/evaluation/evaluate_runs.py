@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -184,19 +184,17 @@ def _apply(request: EvalRequest, config: Config) -> tuple[Config, str]:
         crops = config.data.eval_protocol if parse_dense(name) else parse_protocol(name).name
     except ValueError as error:
         raise ConfigError(str(error), value=name) from None
-    values: Any = with_data(config, request.data)
-    bad = request.max_bad_fraction
-    bad = config.data.max_bad_fraction if bad is None else bad
-    data = replace(values.data, eval_protocol=crops, max_bad_fraction=bad)
-    batch_size = request.batch_size or config.evaluate.batch_size
-    evaluate = replace(values.evaluate, batch_size=batch_size)
-    return replace(values, data=data, evaluate=evaluate), name
+    changes: dict[str, object] = {"data.eval_protocol": crops}
+    if request.max_bad_fraction is not None:
+        changes["data.max_bad_fraction"] = request.max_bad_fraction
+    if request.batch_size:
+        changes["evaluate.batch_size"] = request.batch_size
+    return with_data(config, request.data).replace(changes), name
 
 
 def with_data(config: Config, url: str | None) -> Config:
     """Return a config with another data set, if one is given."""
-    values: Any = config  # mypy does not take pydantic's dataclasses for such
-    return replace(values, data=replace(values.data, url=url)) if url else config
+    return config.replace({"data.url": url}) if url else config
 
 
 def timm_protocol(model: str, crop: int) -> str:

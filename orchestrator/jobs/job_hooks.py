@@ -22,8 +22,7 @@ from orchestrator.checkpoint.store import CheckpointStore
 from orchestrator.config.parse import parse
 from orchestrator.config.schema import Config
 from orchestrator.jobs.failure_cause import find_failure_cause, read_srun_log
-from orchestrator.run.exit_status import ExitCode, RunOutcome
-from orchestrator.run.outcome import read_attempts
+from orchestrator.run.outcome import ExitCode, RunOutcome, read_attempts
 from orchestrator.run.rundir import RunDir, RunError, read_json_lines
 from slurm import client
 from slurm.errors import SlurmError

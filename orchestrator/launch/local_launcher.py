@@ -19,7 +19,7 @@ from typing import Self
 
 from orchestrator.config.schema import Config
 from orchestrator.launch.progress_bar import ProgressBar
-from orchestrator.run.exit_status import ExitCode
+from orchestrator.run.outcome import ExitCode
 from orchestrator.run.plan import Plan
 from orchestrator.run.rundir import RunDir
 

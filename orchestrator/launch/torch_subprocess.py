@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.config.parse import ConfigError
-from orchestrator.run.exit_status import PROGRESS_FD, USER_ERROR, ExitCode
+from orchestrator.run.outcome import PROGRESS_FD, USER_ERROR, ExitCode
 from orchestrator.run.rundir import RunError
 
 

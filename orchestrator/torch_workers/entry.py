@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from data_sharding.errors import UserError
 from orchestrator.config.parse import ConfigError
-from orchestrator.run.exit_status import PROGRESS_FD, USER_ERROR, ExitCode
+from orchestrator.run.outcome import PROGRESS_FD, USER_ERROR, ExitCode
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from timm.scheduler.scheduler import Scheduler
 from data_sharding.errors import DataError
 from orchestrator.checkpoint.store import CheckpointStore
 from orchestrator.config.schema import Config
-from orchestrator.run.exit_status import RunOutcome, StepRequest
+from orchestrator.run.outcome import RunOutcome, StepRequest
 from orchestrator.run.plan import Plan
 from orchestrator.run.rundir import RunDir, read_json_lines
 from orchestrator.training.distributed.world import World

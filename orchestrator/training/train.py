@@ -16,7 +16,7 @@ from data_sharding.rng import derive_key
 from orchestrator.checkpoint.owner import claim
 from orchestrator.checkpoint.store import CheckpointStore
 from orchestrator.config.schema import Config
-from orchestrator.run.exit_status import RunOutcome, StepRequest
+from orchestrator.run.outcome import RunOutcome, StepRequest
 from orchestrator.run.rundir import RunDir
 from orchestrator.training.context import TrainContext
 from orchestrator.training.distributed.world import AsyncMaxReduce, World

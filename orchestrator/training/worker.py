@@ -18,7 +18,7 @@ from pathlib import Path
 from orchestrator.config.key_names import explain
 from orchestrator.config.parse import ConfigError, parse
 from orchestrator.config.schema import Config
-from orchestrator.run.exit_status import FatalRunError, RunOutcome
+from orchestrator.run.outcome import FatalRunError, RunOutcome
 from orchestrator.run.rundir import RunDir, RunError
 from orchestrator.training.monitoring import startup_timer
 from orchestrator.training.stop_signal import StopSignal

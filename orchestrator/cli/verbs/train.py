@@ -37,7 +37,7 @@ def train(overrides: tuple[str, ...]) -> int:
     from orchestrator.launch.compose import compose
     from orchestrator.launch.create_run import create_or_open_runs
     from orchestrator.launch.local_launcher import CRASHED
-    from orchestrator.run.exit_status import ExitCode
+    from orchestrator.run.outcome import ExitCode
     from orchestrator.run.rundir import RunningError
     from orchestrator.run.sweepdir import SweepDir
 
@@ -101,7 +101,7 @@ def _run_attempt(run: "RunDir", config: "Config", plan: "Plan") -> int:
     """Run one attempt on this machine; print the results of a finished run."""
     from orchestrator.cli.shared.finished import results_summary
     from orchestrator.launch.local_launcher import run_attempt
-    from orchestrator.run.exit_status import ExitCode
+    from orchestrator.run.outcome import ExitCode
 
     exit_code = run_attempt(run, config, plan)
     if exit_code == ExitCode.FINISHED:

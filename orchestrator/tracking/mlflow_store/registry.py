@@ -5,7 +5,6 @@ import re
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -149,6 +148,6 @@ def _signature(example: NDArray[np.uint8], num_classes: int) -> ModelSignature:
 
 def _example(config: Any, data: Manifest) -> NDArray[np.uint8]:
     """Read the first validation image, or its first view: (1, size, size, channels)."""
-    single = replace(config, evaluate=replace(config.evaluate, batch_size=1))
+    single = config.replace({"evaluate.batch_size": 1})
     with closing(iter_batches(open_eval_set(single, "val", data), [0], 0)) as batches:
         return next(batches).images[:1].permute(0, 2, 3, 1).numpy().copy()

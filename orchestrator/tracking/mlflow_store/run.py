@@ -16,10 +16,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 
 from orchestrator.redact import mlflow_safe_name, one_line, redact, redact_urls, truncate_json
-from orchestrator.run.copied_run import make_own, original_of
 from orchestrator.run.metric_stream import Point, as_stored
 from orchestrator.run.outcome import RunState
-from orchestrator.run.rundir import RunDir, RunError
+from orchestrator.run.rundir import RunDir, RunError, make_own, original_of
 from orchestrator.run.sweepdir import SweepDir, sweep_of
 from orchestrator.tracking.mlflow_store import run_metadata
 from orchestrator.tracking.mlflow_store.client import (

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Runtime
-from orchestrator.run.exit_status import FatalRunError
+from orchestrator.run.outcome import FatalRunError
 from orchestrator.run.rundir import RunError
 from orchestrator.training.distributed.network_interface import use_interface
 

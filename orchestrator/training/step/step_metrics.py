@@ -7,7 +7,7 @@ import torch
 
 from orchestrator.config.schema import Config
 from orchestrator.metrics import rank_parts
-from orchestrator.run.exit_status import FatalRunError
+from orchestrator.run.outcome import FatalRunError
 from orchestrator.run.plan import Plan
 from orchestrator.training.distributed.world import World
 from orchestrator.training.inputs.datasets import check_bad_fraction

@@ -16,7 +16,7 @@ from orchestrator.jobs.job_hooks import (
     on_job_end,
     on_job_start,
 )
-from orchestrator.run.exit_status import RunOutcome
+from orchestrator.run.outcome import RunOutcome
 from orchestrator.run.rundir import RunDir, read_json_lines
 
 

@@ -16,7 +16,7 @@ from orchestrator.config.parse import ConfigError
 from orchestrator.jobs.status import run_statuses
 from orchestrator.jobs.sweep import _objective_value
 from orchestrator.launch.hydra_plugin import reject_minimizing_sweeper
-from orchestrator.run.exit_status import RunOutcome
+from orchestrator.run.outcome import RunOutcome
 from orchestrator.run.rundir import RunDir, RunError, append_json_line
 
 Direction = Enum("Direction", "minimize maximize")  # as that of the Optuna sweeper

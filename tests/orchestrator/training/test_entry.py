@@ -8,7 +8,7 @@ from itertools import count
 
 import pytest
 
-from orchestrator.run.exit_status import PROGRESS_FD
+from orchestrator.run.outcome import PROGRESS_FD
 from orchestrator.torch_workers.entry import report_progress
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.run.exit_status import ExitCode, RunOutcome
+from orchestrator.run.outcome import ExitCode, RunOutcome
 from orchestrator.run.rundir import RunDir
 from orchestrator.training.stop_signal import StopSignal
 
