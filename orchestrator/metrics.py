@@ -12,14 +12,14 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric.
+    """A metric: its title, unit, format and goal.
 
     Args:
         title: its short name in tables and sentences.
         unit: its unit; empty for a plain number.
         form: the format specification of its values.
         goal: the better direction; None if it is no result.
-        reduction: the way from the values of all ranks to that of the run.
+        reduction: the reduction over ranks.
     """
 
     title: str

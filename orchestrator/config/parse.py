@@ -160,7 +160,7 @@ def _section(kind: Any) -> Any:
     """Return the dataclass in the type of a key, e.g. of `Reference | None`, or None."""
     kinds = (kind,) if dataclasses.is_dataclass(kind) else getattr(kind, "__args__", ())
     is_list = getattr(kind, "__origin__", None) is tuple
-    return next((one for one in kinds if dataclasses.is_dataclass(one) and not is_list), None)
+    return next((k for k in kinds if dataclasses.is_dataclass(k) and not is_list), None)
 
 
 def dotted_keys(schema: Any = Config, prefix: str = "") -> Iterator[str]:

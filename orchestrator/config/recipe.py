@@ -147,7 +147,7 @@ class Recipe:
     def __post_init__(self) -> None:
         ends = [phase.end_epoch for phase in self.phases]
         if ends != sorted(set(ends)):
-            raise ValueError(f"phases: each must end after the one before, not at {ends}")
+            raise ValueError(f"phases: end_epoch must increase from one to the next, not {ends}")
         given = {k: getattr(self, k) for k in DURATIONS if getattr(self, k) is not None}
         if len(given) != 1:
             raise ValueError(

@@ -1,1 +1,1 @@
-"""`tahoe drill`: inject faults into a run, compare it with one left alone."""
+"""`tahoe drill`: inject faults into a run, compare it with an undisturbed one."""

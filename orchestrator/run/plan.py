@@ -16,7 +16,7 @@ from orchestrator.number_format import pluralize
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers of a run, from its config, data set and number of ranks."""
+    """The sizes of a run: images, batches, steps, and the steps with an evaluation or a save."""
 
     num_train: int
     num_val: int

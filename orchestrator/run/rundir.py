@@ -241,7 +241,7 @@ def original_of(run: RunDir, noted: str | None) -> Path | None:
     return other.path
 
 
-def make_own(run: RunDir, original: Path) -> None:
+def assign_new_identity(run: RunDir, original: Path) -> None:
     """Give a copy a new identity, which records its original."""
     identity = run.read_json(run.identity_file) or {}
     copied = {"path": str(original), "uid": identity.get("uid")}

@@ -15,7 +15,7 @@ import pytest
 from data_sharding.io.atomic_file import write_atomic
 from orchestrator.run.rundir import FileIn, RunDir, RunError, append_json_line, read_json_lines
 
-WRITE_ON_AND_ON = """
+WRITE_FOREVER = """
 import sys
 from itertools import count
 from pathlib import Path
@@ -46,7 +46,7 @@ def run(tmp_path: Path) -> RunDir:
 
 @contextmanager
 def python(script: str, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    """Run a script, and kill it in the end."""
+    """Run a script, and kill it at the end."""
     command = [sys.executable, "-c", script, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -58,20 +58,20 @@ def python(script: str, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
 def test_a_killed_writer_leaves_a_whole_file(run: RunDir) -> None:
     for _ in range(2):
         seen = set()
-        with python(WRITE_ON_AND_ON, str(run.path)):
+        with python(WRITE_FOREVER, str(run.path)):
             while len(seen) < 5:
-                seen.add(whole_number(run))
-        whole_number(run)
+                seen.add(read_complete(run))
+        read_complete(run)
 
 
-def whole_number(run: RunDir) -> int:
+def read_complete(run: RunDir) -> int:
     content = run.read_json(run.outcome_file) or {"n": 0, "filling": [0] * 50_000}
     assert content["filling"] == [content["n"]] * 50_000
     number: int = content["n"]
     return number
 
 
-NO_ROOM = """
+FULL_DISK = """
 import pathlib, resource, sys
 from data_sharding.io.atomic_file import write_atomic
 
@@ -83,16 +83,16 @@ except OSError:
 """
 
 
-def test_a_writer_that_finds_no_room_leaves_the_old_file_alone(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "mlflow.json"
     file.write_text("old")
-    done = subprocess.run([sys.executable, "-c", NO_ROOM, str(file)], timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(file)], timeout=60, check=False)
     assert done.returncode == 75
     assert [*tmp_path.iterdir()] == [file]
     assert file.read_text() == "old"
 
 
-def test_text_and_bytes_are_written_as_they_are(tmp_path: Path) -> None:
+def test_text_and_bytes_are_written_unchanged(tmp_path: Path) -> None:
     write_atomic(tmp_path / "text", "ä\r\n")
     write_atomic(tmp_path / "bytes", b"\xff\r\n")
     assert (tmp_path / "text").read_bytes() == "ä\r\n".encode()
@@ -100,7 +100,7 @@ def test_text_and_bytes_are_written_as_they_are(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_torn_line_is_passed_over_and_swallows_no_other(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_skipped_and_does_not_damage_the_next(tmp_path: Path) -> None:
     file = tmp_path / "lines.jsonl"
     assert list(read_json_lines(file)) == []
     append_json_line(file, {"n": 1})
@@ -119,7 +119,7 @@ def test_lines_of_several_writers_do_not_mix(tmp_path: Path) -> None:
     assert sorted(read_json_lines(file), key=lambda line: line["n"]) == lines
 
 
-def test_a_run_has_one_holder_and_a_killed_one_lets_go(run: RunDir) -> None:
+def test_a_run_is_locked_by_one_process_and_free_after_its_kill(run: RunDir) -> None:
     with python(HOLD_THE_LOCK, str(run.path)) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
@@ -135,7 +135,7 @@ def test_a_run_has_one_holder_and_a_killed_one_lets_go(run: RunDir) -> None:
             pass
 
 
-def test_a_rank_that_outlives_its_launcher_holds_the_run(run: RunDir) -> None:
+def test_a_rank_that_outlives_its_launcher_keeps_the_lock(run: RunDir) -> None:
     with python(HOLD_THE_LOCK, str(run.path), "with a rank") as launcher:
         assert launcher.stdout is not None
         rank = int(launcher.stdout.readline())
@@ -170,7 +170,7 @@ def test_attempts_are_counted_from_one(run: RunDir) -> None:
     assert first["started_s"] <= last["ended_s"]
 
 
-def test_a_run_is_finished_when_its_last_attempt_says_so(run: RunDir) -> None:
+def test_a_run_is_finished_when_its_last_attempt_is(run: RunDir) -> None:
     assert not run.is_finished
     for outcome, is_finished in (("stopped", False), ("finished", True)):
         attempt = run.begin_attempt()
@@ -181,7 +181,7 @@ def test_a_run_is_finished_when_its_last_attempt_says_so(run: RunDir) -> None:
     assert not run.is_finished
 
 
-def test_a_directory_without_a_run_is_told_from_one(run: RunDir) -> None:
+def test_a_directory_without_a_run_is_refused(run: RunDir) -> None:
     file = run.path / "file"
     file.touch()
     for path in (run.path, run.path / "missing", file):
@@ -198,7 +198,7 @@ def test_a_damaged_config_is_refused(run: RunDir, text: str) -> None:
     assert refused.value.value == run.config_file
 
 
-def test_everything_of_a_run_lies_inside_it(run: RunDir) -> None:
+def test_all_paths_of_a_run_are_in_its_directory(run: RunDir) -> None:
     paths = [getattr(run, name) for name, kind in vars(RunDir).items() if isinstance(kind, FileIn)]
     paths += [run.log_dir(12), run.samples_file(12, 3)]
     assert len(set(paths)) == len(paths) >= 11

@@ -45,7 +45,7 @@ def test_a_recreated_sweep_has_another_uid(tmp_path: Path, runs: list[RunDir]) -
     assert sweep.uid not in (before, sweep.id)
 
 
-def test_a_sweep_stands_for_its_runs(
+def test_a_sweep_expands_to_its_runs(
     tmp_path: Path, runs: list[RunDir], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

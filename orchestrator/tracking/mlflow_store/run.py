@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from orchestrator.redact import mlflow_safe_name, one_line, redact, redact_urls, truncate_json
 from orchestrator.run.metric_stream import Point, as_stored
 from orchestrator.run.outcome import RunState
-from orchestrator.run.rundir import RunDir, RunError, make_own, original_of
+from orchestrator.run.rundir import RunDir, RunError, assign_new_identity, original_of
 from orchestrator.run.sweepdir import SweepDir, sweep_of
 from orchestrator.tracking.mlflow_store import run_metadata
 from orchestrator.tracking.mlflow_store.client import (
@@ -215,7 +215,7 @@ def get_or_create_run(
         experiment = found.info.experiment_id if found else experiment_id(client, uri, name)
         found = found or _find_by_tag(client, run, experiment)
         if found and (original := original_of(run, found.data.tags.get("tahoe.run_dir"))):
-            make_own(run, original)
+            assign_new_identity(run, original)
             notify(f"{run.path} is a copy of {original}: from now on, it has its own MLflow run")
             found = None
         found = found or _create_run(client, run, experiment)
