@@ -18,7 +18,7 @@ help:
 	@echo "make test-all  the slow tests too"
 	@echo "make drill     inject 200 faults into a run, compare it with an undisturbed one; about 10 minutes"
 	@echo "make lint      formatting, lint, types, import contracts"
-	@echo "make bench     measure beside peers (tests/bench)"
+	@echo "make bench     measure beside peers (tests/benchmarks)"
 	@echo "make bench-data IMAGES=TAR_OR_DIR  loading of real images beside what others use"
 	@echo "make pictures  the pictures of the README, from the demo's runs; needs chromium"
 	@echo "make setup     only the virtual environment in $(VENV)"
@@ -74,16 +74,16 @@ lint: setup
 	$(BIN)/lint-imports --no-cache
 
 bench: setup
-	$(BIN)/python tests/bench/reading.py
-	$(BIN)/python tests/bench/planning.py
-	$(BIN)/python tests/bench/writing.py
-	$(BIN)/python tests/bench/remote.py
-	$(BIN)/python tests/bench/saving.py
-	$(BIN)/python tests/bench/optimizer_memory.py
-	$(BIN)/python tests/bench/logging_calls.py
-	$(BIN)/python tests/bench/startup.py
-	$(BIN)/python tests/bench/shipping.py
-	$(BIN)/python tests/bench/many_runs.py
+	$(BIN)/python tests/benchmarks/reading.py
+	$(BIN)/python tests/benchmarks/planning.py
+	$(BIN)/python tests/benchmarks/writing.py
+	$(BIN)/python tests/benchmarks/remote.py
+	$(BIN)/python tests/benchmarks/saving.py
+	$(BIN)/python tests/benchmarks/optimizer_memory.py
+	$(BIN)/python tests/benchmarks/logging_calls.py
+	$(BIN)/python tests/benchmarks/startup.py
+	$(BIN)/python tests/benchmarks/shipping.py
+	$(BIN)/python tests/benchmarks/many_runs.py
 
 bench-data: setup
-	$(BIN)/python tests/bench/loading.py $(IMAGES)
+	$(BIN)/python tests/benchmarks/loading.py $(IMAGES)

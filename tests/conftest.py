@@ -7,8 +7,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from running import Tahoe
-from s3 import S3, serve
+from cli_runner import Tahoe
+from s3_server import S3, serve
 
 from orchestrator.run.rundir import RunDir
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_runner import Tahoe
 from PIL import Image
-from running import Tahoe
 
 from data_sharding.format.manifest import Manifest, ShardInfo, write_manifest
 

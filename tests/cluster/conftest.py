@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cli_runner import Tahoe
 from cluster_runs import NETWORK, Jobs
-from running import Tahoe
 
 from orchestrator.run.rundir import RunDir
 from slurm.local_cluster import LocalCluster, missing_requirements

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from cli_runner import Tahoe
 from cluster_runs import Jobs
-from running import Tahoe
 
 from slurm import client
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cluster_runs import NUM_STEPS, Jobs, ends, everything_said
-from results import figures, global_batches, weights
+from run_results import figures, global_batches, weights
 
 from orchestrator.run.outcome import read_attempts
 from orchestrator.run.rundir import RunDir, read_json_lines

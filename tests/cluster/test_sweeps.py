@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
+from cli_runner import Tahoe
 from cluster_runs import Jobs, everything_said
-from results import global_batches
-from running import Tahoe
+from run_results import global_batches
 from sweepers import install_sweeper
 
 from orchestrator.jobs.submit import queued_jobs

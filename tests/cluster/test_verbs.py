@@ -5,8 +5,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from cli_runner import Tahoe
 from cluster_runs import Jobs, everything_said
-from running import Tahoe
 
 from orchestrator.run.rundir import RunDir, read_json_lines
 from orchestrator.tracking.mlflow_store.client import open_client

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from running import Tahoe
-from s3 import S3
+from cli_runner import Tahoe
+from s3_server import S3
 
 from data_sharding.io import filesystem
 from orchestrator.checkpoint.store import CheckpointManifest

@@ -1,0 +1,13 @@
+"""Fixtures of these tests; tests/support has them."""
+
+from config_fixtures import _default, shards, values
+from training_fixtures import config, recipe, world
+
+__all__ = [
+    "_default",
+    "values",
+    "shards",
+    "config",
+    "recipe",
+    "world",
+]
