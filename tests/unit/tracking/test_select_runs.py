@@ -1,5 +1,7 @@
 """Runs are meant by where they lie and by what their configs say."""
 
+from pathlib import Path
+
 import pytest
 
 from orchestrator.cli.verbs.select_runs import select_runs
@@ -61,7 +63,7 @@ def test_directories_of_runs_and_sweeps(place) -> None:
         (["model=vgg"], ["model=vgg"], "--runs-dir DIR"),
         (["recipe.epoch=90"], "recipe.epoch", "recipe.epochs"),
         (["d" * 32], "d" * 32, "--from-mlflow URI"),
-        (["nowhere"], None, ""),
+        (["nowhere"], Path("nowhere").absolute(), ""),
     ],
 )
 def test_unknown_runs_and_keys_are_errors(place, words, value, hint) -> None:

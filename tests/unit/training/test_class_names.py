@@ -85,5 +85,5 @@ def test_a_run_that_does_not_know_its_data_takes_none_for_it(made: Any, shards: 
     splits = {split: read_manifest(str(shards), split) for split in ("train", "val")}
     check_fingerprint(run, str(shards), splits)
     run.identity_file.unlink()
-    with pytest.raises(DataError, match=r"run\.json"):
+    with pytest.raises(DataError, match=r"run_info\.json"):
         check_fingerprint(run, str(shards), splits)
