@@ -5,7 +5,7 @@ class UserError(Exception):
     """Report a problem that a user can fix: programs print it without a traceback.
 
     Args:
-        problem: what is wrong, where, and the consequence; without a full stop at its end.
+        problem: the fault, its place and its consequence, without a full stop at the end.
         value: the value, path or URL that is wrong, for programs and tests.
         hint: the remedy, in sentences. Names of parameters stand in backticks.
     """

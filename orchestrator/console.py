@@ -44,7 +44,7 @@ def make_table(*headers: str, num_text: int = 1, **settings: Any) -> "Table":
     Args:
         num_text: number of the leading columns that hold text and may be folded; the others hold
             numbers, are aligned to the right and never cut.
-        settings: of rich's `Table`.
+        settings: keyword arguments of rich's `Table`.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table

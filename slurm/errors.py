@@ -5,7 +5,7 @@ class SlurmError(Exception):
     """Report that Slurm refused a request or cannot be reached.
 
     Args:
-        problem: what is wrong and the consequence; without a full stop at its end.
+        problem: the fault and its consequence, without a full stop at the end.
         value: the value that is wrong, for programs and tests.
         hint: the remedy, in sentences.
     """

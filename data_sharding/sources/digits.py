@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits: 8x8 grey PNGs in ten classes, without a download.
+"""The 1,797 handwritten digits of scikit-learn: 8x8 grey PNGs in ten classes, without a download.
 
 E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI, 1998 (its test set).
 """

@@ -1,4 +1,4 @@
-"""What stores have in common: the shards of a split, opened by the process that reads them."""
+"""The base class of stores: the shards of a split, opened by the process that reads them."""
 
 from collections import OrderedDict
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""timm's RandAugment by its configuration strings, e.g. rand-m9-mstd0.5-inc1.
+"""RandAugment of timm by its configuration strings, e.g. rand-m9-mstd0.5-inc1.
 
 Many recipes since 2020 are written in them; torchvision's has no random magnitudes, and none beyond
 its range. https://huggingface.co/docs/timm/reference/data

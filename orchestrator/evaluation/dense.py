@@ -29,7 +29,7 @@ def make_dense(network: nn.Module) -> nn.Module:
 
 
 class _DenseClassifier(nn.Module):
-    """torchvision's VGG or AlexNet, its classifier at every position of the maps."""
+    """A VGG or AlexNet of torchvision with its classifier at every position of the maps."""
 
     def __init__(self, features: Any, window: int, classifier: nn.Module) -> None:
         super().__init__()

@@ -91,11 +91,11 @@ class RunDir:
         return self.system_dir / f"{node}.jsonl"
 
     def log_dir(self, attempt: int) -> Path:
-        """The directory of the logs of an attempt: `rank-00000.log` and so on."""
+        """Return the log directory of an attempt: `rank-00000.log` and so on."""
         return self.path / "logs" / f"attempt-{attempt:04d}"
 
     def samples_file(self, attempt: int, rank: int) -> Path:
-        """The ids of the samples that a rank trained on (`logging.log_sample_ids`)."""
+        """Return the file of the sample ids of a rank (`logging.log_sample_ids`)."""
         return self.log_dir(attempt) / f"samples-{rank:05d}.jsonl"
 
     def read_config(self) -> dict[str, Any]:

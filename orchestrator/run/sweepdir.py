@@ -46,11 +46,11 @@ class SweepDir:
         return self.uid_file.read_text()
 
     def array_script(self, number: int) -> Path:
-        """The sbatch script of an array."""
+        """Return the sbatch script of an array."""
         return self.path / f"array-{number}.sbatch"
 
     def array_runs(self, number: int) -> Path:
-        """The run directories of an array, one a line."""
+        """Return the file that lists the run directories of an array, one a line."""
         return self.path / f"array-{number}.txt"
 
     def new_array(self) -> int:

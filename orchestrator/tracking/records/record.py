@@ -29,7 +29,7 @@ class Record:
         data_fingerprint: the fingerprint of the bytes of both splits.
         status: one of outcome.STATES or IMPORTED.
         reason: the reason for the status.
-        attempt_outcomes: how each attempt ended.
+        attempt_outcomes: the outcome of each attempt.
         job_ids: the Slurm jobs.
         nodes: the Slurm nodes of the last attempt.
         step: the highest step that was logged; `num_images` were seen until then.

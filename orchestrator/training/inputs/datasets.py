@@ -203,7 +203,7 @@ class SampleLog:
 
     Args:
         bad: the treatment of unreadable samples, e.g. "counted as wrong".
-        damaged: that of damaged ones, e.g. "evaluated".
+        damaged: the treatment of damaged ones, e.g. "evaluated".
     """
 
     def __init__(self, bad: str, damaged: str) -> None:

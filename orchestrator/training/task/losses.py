@@ -82,7 +82,7 @@ def make_objective(recipe: Recipe) -> Task:
 
 
 class MapCrossEntropy:
-    """y_D + log(exp(-j) + sum of exp(-y_i)), where the penalties y are the negated logits.
+    """Compute y_D + log(exp(-j) + sum of exp(-y_i)), where the penalties y are negated logits.
 
     LeCun et al. 1998, eq. 9: the j of a class that no image belongs to keeps classes with large
     penalties from being pushed further. The paper gives it no value.
