@@ -1,7 +1,7 @@
 """The arithmetic of a run: ranks, lanes, micro-batches, batch, steps. Pure integers, no torch.
 
 The world size divides the micro-batches, they divide the lanes, the lanes divide the global batch
-(DESIGN: a micro-batch is the unit of everything random, so it must not depend on the ranks).
+(a micro-batch is the unit of everything random, so it must not depend on the ranks).
 """
 
 from collections.abc import Iterator, Mapping

@@ -119,7 +119,7 @@ class TrainContext:
         """Yield the metrics of a step's evaluations, on rank 0 only: the file may be long."""
         names = self.task.metric_names
         for record in read_json_lines(self.run.metrics_file) if self.world.is_main else ():
-            if record["step"] == num_done and names[0] in record["metrics"]:
+            if record["step"] == num_done and {*names} <= record["metrics"].keys():
                 yield {name: record["metrics"][name] for name in names}
 
     def save(self, num_done: int, val_metrics: Mapping[str, float]) -> None:

@@ -43,7 +43,7 @@ class CatalogEntry:
 
     @property
     def published(self) -> Mapping[str, Any]:
-        """The results of its paper; see orchestrator.config.schema.Published."""
+        """The results of its paper; see orchestrator.config.schema.Reference."""
         published: Mapping[str, Any] = self.model["published"]
         return published
 

@@ -25,7 +25,7 @@ class Record:
     Args:
         config: flat, with dotted keys; without secrets and the published results. EXTENDED is among
             the keys if the end of the learning-rate schedule was moved during training.
-        published: the results of the paper; see orchestrator.config.schema.Published.
+        published: the results of the paper; see orchestrator.config.schema.Reference.
         data_fingerprint: the fingerprint of the bytes of both splits.
         status: one of outcome.STATES or IMPORTED.
         reason: the reason for the status.

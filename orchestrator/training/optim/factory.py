@@ -33,6 +33,13 @@ def make_optimizer(model: nn.Module, optimizer: Optimizer) -> torch.optim.Optimi
             value=optimizer.bias_lr_scale,
             hint="Leave one of them out.",
         )
+    if optimizer.name in _REGISTRY and optimizer.layer_decay is not None:
+        raise ConfigError(
+            f"recipe.optimizer.layer_decay={optimizer.layer_decay} is for timm's optimizers; "
+            f"{optimizer.name} would train all layers at one rate",
+            value=optimizer.layer_decay,
+            hint="Set it to null, or choose an optimizer of timm.",
+        )
     settings: dict[str, Any] = {
         "lr": optimizer.lr,
         "momentum": optimizer.momentum,

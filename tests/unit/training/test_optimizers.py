@@ -105,6 +105,7 @@ def test_bias_lr_scale_works_with_timms_optimizers(recipe: Recipe) -> None:
         ({"name": "caffe_sgd", "kwargs": {"nesterov": True}}, {"nesterov": True}, "caffe_sgd"),
         ({"name": "sgd", "kwargs": {"lr": 1.0}}, {"lr": 1.0}, "sgd"),
         ({"bias_lr_scale": 2.0, "layer_decay": 0.7}, 2.0, "layer_decay"),
+        ({"name": "caffe_sgd", "layer_decay": 0.7}, 0.7, "layer_decay"),
         ({"name": "cafe_sgd"}, "cafe_sgd", "caffe_sgd"),
     ],
 )
