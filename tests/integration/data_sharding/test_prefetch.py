@@ -23,6 +23,7 @@ from data_sharding.errors import ShardError
 from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import ShardInfo
 from data_sharding.format.shard_reader import ShardReader
+from data_sharding.io.file_lock import exclusive_lock
 from data_sharding.storage.cache import CacheSettings
 from data_sharding.storage.prefetch import LookaheadWindow, prefetching
 from data_sharding.storage.shard_store import open_store
@@ -126,10 +127,9 @@ def test_two_jobs_with_other_plans_share_a_bounded_cache(
 
     def sample():
         while not done.wait(0.002):
-            for _ in range(3):
-                with suppress(FileNotFoundError):  # moved while it was counted: count again
-                    sizes.append(sum(p.stat().st_size for p in directory.iterdir() if p.is_file()))
-                    break
+            # No shard comes or goes under the lock; a failed fetch may remove its part file.
+            with suppress(FileNotFoundError), exclusive_lock(directory / "room.lock"):
+                sizes.append(sum(p.stat().st_size for p in directory.iterdir() if p.is_file()))
 
     sampler = threading.Thread(target=sample)
     jobs = [threading.Thread(target=train, args=(order,)) for order in orders]
