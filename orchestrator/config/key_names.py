@@ -11,10 +11,13 @@ from orchestrator.config.parse import dotted_keys
 
 
 def unique_keys() -> dict[str, str]:
-    """Map the last part of each dotted key to the key, where no other key ends alike."""
+    """Map the last part of each dotted key to the key, where no other key ends alike.
+
+    Keys without a dot are left out: `evaluate` is the operation before it is a section.
+    """
     keys = {key: key.rpartition(".")[2] for key in dotted_keys()}
     counts = Counter(keys.values())
-    return {leaf: key for key, leaf in keys.items() if counts[leaf] == 1}
+    return {leaf: key for key, leaf in keys.items() if counts[leaf] == 1 and leaf != key}
 
 
 def replace_names(text: str, names: Mapping[str, str]) -> str:

@@ -33,7 +33,7 @@ NUM_FAULTS = int(os.environ.get("TAHOE_DRILL_FAULTS", "20"))
 def test_every_kind_of_fault(
     tmp_path: Path, digits: Path, s3_server: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("running.DEADLINE_S", 850)
+    monkeypatch.setattr("cli_runner.DEADLINE_S", 850)
     s3_server.fail()
     s3_server.put(s3_server.url("drilled"), digits)
     data, network = f"data.url={s3_server.url('drilled')}", "recipe.ema_decay=0.9"
@@ -56,7 +56,7 @@ def test_every_kind_of_fault(
 def test_checkpoints_in_a_store(
     tmp_path: Path, digits: Path, s3_server: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("running.DEADLINE_S", 280)
+    monkeypatch.setattr("cli_runner.DEADLINE_S", 280)
     s3_server.fail()
     kinds = ("kill in a save", "truncate a checkpoint", "flip a bit of a checkpoint")
     options = [option for kind in kinds for option in ("--kind", kind)]

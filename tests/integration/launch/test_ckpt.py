@@ -97,10 +97,10 @@ def test_what_is_exported_is_loaded_without_tahoe(tahoe: Tahoe, run: RunDir) -> 
         assert file.read_bytes() == saved.read_bytes()
     again = tahoe("ckpt", "export", "run", "raw.safetensors", check=False)
     assert again.returncode == 1
-    assert "raw.safetensors is there already" in again.stderr
+    assert "raw.safetensors exists" in again.stderr
     missing = tahoe("ckpt", "export", "run", "x", "--step", "7", check=False)
     assert "no checkpoint of step 7" in missing.stderr
-    assert "There are: 3, 6, 9, 12" in missing.stderr
+    assert "3, 6, 9, 12" in missing.stderr
 
 
 def test_weights_that_are_damaged_are_not_exported(tahoe: Tahoe, run: RunDir) -> None:

@@ -115,8 +115,8 @@ def test_a_run_begins_with_the_best_of_another(
     assert identity["init_from"]["run"] == "first"
     assert identity["init_from"]["step"] == 40
     text = (second.log_dir(1) / "rank-00000.log").read_text()
-    assert "begins with the weights of init_from; fresh: nothing" in text
-    assert f"beginning with the weights of {identity['init_from']['source']}" in text
+    assert "init_from; fresh: nothing" in text
+    assert f"starting from the weights of {identity['init_from']['source']}" in text
     assert "from scratch" not in text
     assert re.search(r"first step after .*imports .*rendezvous .*checkpoint .*first step", text)
     assert val_loss(second) == pytest.approx(val_loss(first), rel=1e-4)

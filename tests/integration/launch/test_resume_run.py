@@ -258,7 +258,7 @@ def test_another_data_set_at_the_same_url_is_refused_by_the_worker(
         write_manifest(str(shards), split, replace(manifest, classes=manifest.classes[::-1]))
     done = tahoe("resume", run.path.name, check=False)
     assert done.returncode == 93
-    assert f"error: the data set at {shards} is not the one that run began with" in done.stderr
+    assert f"error: the data set at {shards} is not the one that run started with" in done.stderr
     assert "start a new run" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
 

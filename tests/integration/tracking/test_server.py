@@ -92,7 +92,7 @@ def test_points_survive_a_dead_server(
     for step in range(1500, 1600):
         tracked.log(step, {"a": step / 3})
     log = tracked.run.path / "logs" / "shipper.log"
-    eventually(lambda: "trying again" in log.read_text())
+    eventually(lambda: "retrying in" in log.read_text())
     assert not tracked.is_shipped
     begin()
     tracked.log(1600, {"a": math.nan})
