@@ -116,7 +116,7 @@ def test_plots_are_drawn_once_and_uploaded(run: RunDir, tmp_path: Path) -> None:
 def test_a_run_without_its_data_is_uploaded_without_plots(run: RunDir, tmp_path: Path) -> None:
     (tmp_path / "set").rename(tmp_path / "elsewhere")
     told = Tahoe(tmp_path)("sync", run.path)
-    assert "the pictures of run were not drawn" in told.stderr
+    assert "the plots of run were not drawn" in told.stderr
     assert "no data set at" in told.stderr
     assert list((tmp_path / "mlartifacts").glob("*/artifacts/config.yaml"))
 
