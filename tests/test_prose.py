@@ -13,7 +13,10 @@ MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("*/README.md"), *(ROOT / "conf").rglob("*.yaml")])
 PRIVATE = re.compile(r"\b(verdict|hurt|mend|its kin|told|anew|wish)\b", re.IGNORECASE)
 # A question is no summary: name what is returned, or computed.
-VAGUE = re.compile(r"(Return|Yield|Tell|Say) (what|whether|how|where|which|who)\b|(What|Of)\b")
+VAGUE = re.compile(
+    r"(Return|Yield|Tell|Say) (what|whether|how|where|which|who)\b"
+    r"|(What|Of|How|Whether|Which|Who)\b"
+)
 NO_VERB = re.compile(
     r"(The|A|An|This|Whether|How|Where|Which|Who|Its?|No|If|For|In)\b|\w+(?<!s)s\b"
 )

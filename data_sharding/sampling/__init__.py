@@ -1,1 +1,1 @@
-"""Which samples form a batch."""
+"""The samples of a batch."""

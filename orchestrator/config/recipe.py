@@ -116,7 +116,7 @@ class Phase:
 
 @schema_dataclass
 class Recipe:
-    """How a network is trained. Exactly one of epochs, images and steps sets the duration."""
+    """The training of a network; exactly one of epochs, images and steps sets its duration."""
 
     epochs: PositiveFloat | None
     images: PositiveInt | None

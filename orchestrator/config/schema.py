@@ -169,7 +169,7 @@ class Checkpoint:
 
 @schema_dataclass
 class Launcher:
-    """How the ranks are started; `nproc_per_node` and `grace_period_s` apply to this machine."""
+    """The start of the ranks; `nproc_per_node` and `grace_period_s` apply to this machine."""
 
     name: Literal["local", "slurm"]
     nproc_per_node: PositiveInt
@@ -217,7 +217,7 @@ class Tracking:
 
 @schema_dataclass
 class Logging:
-    """How often a step is logged; sample ids, a profiler trace and plots."""
+    """The interval of logged steps; sample ids, a profiler trace and plots."""
 
     every_steps: PositiveInt
     log_sample_ids: bool

@@ -62,7 +62,7 @@ class Plan:
 
     @property
     def sampling_note(self) -> str:
-        """How often an epoch draws a sample, as text."""
+        """The number of times that an epoch draws a sample, as text."""
         if self.is_balanced:
             return "classes are drawn equally often, so samples of a small class more often"
         if self.num_repeats > 1:
