@@ -83,6 +83,7 @@ def test_points_with_equal_resources_are_one_array(
     assert Path(runs[2]).name in tahoe("status", str(sweep)).stdout
 
 
+@pytest.mark.slow
 def test_points_with_other_resources_are_another_array(
     tahoe: Tahoe, sbatch: Path, digits: Path
 ) -> None:
@@ -97,6 +98,7 @@ def test_points_with_other_resources_are_another_array(
     assert names == ["1 on 2", "2 on 2", "3 on 2"]
 
 
+@pytest.mark.slow
 def test_a_refused_array_names_those_submitted_before(
     tahoe: Tahoe, sbatch: Path, digits: Path
 ) -> None:
@@ -147,6 +149,7 @@ def test_one_invalid_point_refuses_the_sweep_before_any_submission(
     assert submitted(sbatch) == []
 
 
+@pytest.mark.slow
 def test_results_of_a_search_are_printed_and_kept(tahoe: Tahoe, sbatch: Path, digits: Path) -> None:
     sweeper = install_sweeper(tahoe.cwd, "Finder", RESULTS)
     done = tahoe("submit", *options(digits), sweeper, *WAITING)

@@ -260,6 +260,7 @@ def test_a_sweep_ends_at_a_stop_but_not_at_a_failure(
     assert {sweep_of(run) for run in points} == {SweepDir(place)}
 
 
+@pytest.mark.slow
 def test_a_sweep_skips_points_that_run_elsewhere(
     shards: Path,
     tmp_path: Path,

@@ -102,6 +102,7 @@ def test_writing_upgrades_beside_a_copy_with_a_message(
     assert len([*old.parent.glob("*before-upgrade*")]) == 2
 
 
+@pytest.mark.slow
 def test_the_shipper_prints_the_upgrade_to_the_terminal(
     old, create_tracked_run: CreateTrackedRun, ship: StartProcess
 ) -> None:

@@ -112,6 +112,7 @@ def test_what_a_server_refuses_is_cut_and_the_rest_arrives(
     assert len(tracked.mlflow_points()) == 80
 
 
+@pytest.mark.slow
 def test_the_shipper_says_what_was_refused(tracked: TrackedRun, ship: StartProcess) -> None:
     process = ship(tracked)
     out, err = process.communicate(timeout=DEADLINE_S)

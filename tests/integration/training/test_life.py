@@ -199,6 +199,7 @@ def test_diverged_run_is_not_saved_and_never_restarted(tahoe: Tahoe, digits: Pat
     assert not (tahoe.cwd / "run" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_misspelt_model_lists_similar_names(tahoe: Tahoe, digits: Path) -> None:
     done = tahoe(*long_run(digits, "run", "model=timm/resnet81"), check=False)
     assert done.returncode == 93

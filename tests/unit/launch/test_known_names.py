@@ -110,6 +110,7 @@ def test_an_unknown_name_is_refused_before_the_run_is_created(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_points_of_a_sweep_are_built_once(
     open_it: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
