@@ -1,6 +1,6 @@
 """Micro-batches of training samples and batches of evaluation samples, by key.
 
-A data set here is a function from a key to a batch: (step, micro-batch) for training, a batch
+A data set here is a function from a key to a batch: (step, micro-batch, part) for training, a batch
 number for evaluation. There is no iterator state to save: resuming at a step means asking for it.
 """
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from data_sharding.errors import BadSample, DataError
 from data_sharding.loading.split_reader import Reading, SplitReader
 from data_sharding.rng import derive_key, uniform
-from data_sharding.sampling.sample_order import Ints, SampleDraw
+from data_sharding.sampling.sample_order import Ints, MicroBatchKey, SampleDraw
 from data_sharding.transforms.crops import NUM_RANDOMS, CropFn, CropSpec, Randoms
 from data_sharding.transforms.decode import Pixels, ViewsFn
 from data_sharding.transforms.eval_protocol import EvalProtocol
@@ -56,13 +56,14 @@ class TrainOrder(Protocol):
 
 
 class TrainDataset:
-    """Micro-batches by (step, micro-batch).
+    """Micro-batches, or parts of them that add up to the same bits, by `MicroBatchKey`.
 
     `max_bytes` is the size of the largest batch's images; `size_key` names the setting that makes
     batches smaller, for hints.
 
     Args:
         samples_per_crop: the number of consecutive samples of a micro-batch that share a crop.
+        num_parts: the number of parts of a micro-batch; the keys' parts must not be larger.
     """
 
     size_key = "`global_batch_size` / `num_micro_batches`"
@@ -76,26 +77,30 @@ class TrainDataset:
         sizes: ImageSizeSchedule,
         channels: int,
         samples_per_crop: int = 1,
+        num_parts: int = 1,
     ) -> None:
         self.shards, self.order, self.crop, self.augment = shards, order, crop, augment
         self.sizes, self.channels, self.samples_per_crop = sizes, channels, samples_per_crop
+        self.num_parts = num_parts
 
     @property
     def max_bytes(self) -> int:
-        return self.order.micro_batch_size * self.sizes.largest**2 * self.channels
+        num_rows = self.order.micro_batch_size // self.num_parts
+        return num_rows * self.sizes.largest**2 * self.channels
 
-    def write_batch(self, key: tuple[int, int], memory: NDArray[np.uint8]) -> BatchMeta:
+    def write_batch(self, key: MicroBatchKey, memory: NDArray[np.uint8]) -> BatchMeta:
         """Write a micro-batch; an unreadable sample is replaced, the same way in any attempt.
 
         Raises:
             DataError: too many samples in a row are unreadable.
         """
-        draw = self.order.micro_batch(*key)
-        size = self.sizes(key[0])
-        shape = (len(draw.ids), size, size, self.channels)
+        micro_batch = self.order.micro_batch(key.step, key.micro)
+        rows = key.part.rows(len(micro_batch.ids))
+        draw, size = micro_batch.take(rows), self.sizes(key.step)
+        shape = (len(rows), size, size, self.channels)
         images = memory[: math.prod(shape)].reshape(shape)
-        randoms = uniform(self._keys("augment", draw), NUM_RANDOMS)
-        randoms = randoms[np.arange(len(randoms)) // self.samples_per_crop * self.samples_per_crop]
+        cropped_as = micro_batch.take(rows // self.samples_per_crop * self.samples_per_crop)
+        randoms = uniform(self._keys("augment", cropped_as), NUM_RANDOMS)
         self.shards.prefetch(draw.ids)
         ids, readings, bad = [], list[Reading[Pixels]](), list[str]()
         for i, sample in enumerate(draw.ids.tolist()):
@@ -114,8 +119,9 @@ class TrainDataset:
         damaged = [reading.damaged for reading in readings if reading.damaged]
         return BatchMeta(shape, labels, np.array(ids), np.ones(len(ids), dtype=bool), bad, damaged)
 
-    def shards_of(self, key: tuple[int, int]) -> Ints:
-        return self.shards.shards_of(self.order.micro_batch(*key).ids)
+    def shards_of(self, key: MicroBatchKey) -> Ints:
+        ids = self.order.micro_batch(key.step, key.micro).ids
+        return self.shards.shards_of(ids[key.part.rows(len(ids))])
 
     def _keys(self, purpose: str, draw: SampleDraw) -> NDArray[np.uint64]:
         return derive_key(self.order.seed, purpose, draw.passes, draw.ids)

@@ -46,6 +46,31 @@ class SampleDraw(NamedTuple):
     ids: Ints
     passes: Ints
 
+    def take(self, rows: Ints) -> "SampleDraw":
+        """Return the samples in some rows of the micro-batch."""
+        return SampleDraw(self.ids[rows], self.passes[rows])
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of `count` equal ranges of the rows of a micro-batch; by default all rows."""
+
+    index: int = 0
+    count: int = 1
+
+    def rows(self, num_rows: int) -> Ints:
+        """Return the rows of this part of a micro-batch of `num_rows`."""
+        size = num_rows // self.count
+        return np.arange(self.index * size, (self.index + 1) * size)
+
+
+class MicroBatchKey(NamedTuple):
+    """The rows of a micro-batch that one rank computes in a step."""
+
+    step: int
+    micro: int
+    part: Part = Part()
+
 
 def locate(ends: Ints, positions: Ints) -> tuple[Ints, Ints]:
     """Return the shard of each position in a row of shards, and the position inside that shard.

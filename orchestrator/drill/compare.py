@@ -74,8 +74,8 @@ def compare(
 
     clean, faulty = runs
     clean_samples, faulty_samples = _samples(clean), _samples(faulty)
-    for micro_batch, ids in clean_samples.items():
-        expected, actual = Counter(ids), Counter(faulty_samples.get(micro_batch, []))
+    for row, ids in clean_samples.items():
+        expected, actual = Counter(ids), Counter(faulty_samples.get(row, []))
         report.samples_missing += (expected - actual).total()
         report.samples_duplicated += (actual - expected).total()
     metrics = _metrics(faulty)
@@ -90,14 +90,15 @@ def compare(
     report.weights_equal = clean_files == faulty_files
 
 
-def _samples(run: RunDir) -> dict[tuple[int, int], list[int]]:
-    """Return the sample ids of each (step, micro-batch); attempts that differ are concatenated."""
-    samples: dict[tuple[int, int], list[int]] = {}
+def _samples(run: RunDir) -> dict[tuple[int, int, int], list[int]]:
+    """Return the ids of each (step, micro-batch, row), of which attempts should have seen one."""
+    samples: dict[tuple[int, int, int], list[int]] = {}
     for file in sorted(run.path.glob("logs/attempt-*/samples-*.jsonl")):
         for line in read_json_lines(file):
-            key = line["step"], line["micro"]
-            if samples.setdefault(key, line["ids"]) != line["ids"]:
-                samples[key] = [*samples[key], *line["ids"]]
+            for row, sample in enumerate(line["ids"], line["first_row"]):
+                ids = samples.setdefault((line["step"], line["micro"], row), [])
+                if sample not in ids:
+                    ids.append(sample)
     return samples
 
 

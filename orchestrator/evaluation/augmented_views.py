@@ -13,7 +13,7 @@ from data_sharding.format.manifest import read_manifest
 from data_sharding.image.contact_sheet import Row, Tile, draw_sheet
 from data_sharding.loading.datasets import TrainDataset
 from data_sharding.loading.split_reader import SplitReader
-from data_sharding.sampling.sample_order import Ints, SampleDraw
+from data_sharding.sampling.sample_order import Ints, MicroBatchKey, SampleDraw
 from data_sharding.tools.preview import stored_tile
 from data_sharding.transforms.progressive_resize import ImageSizeSchedule
 from orchestrator.config.schema import Config
@@ -70,7 +70,7 @@ def _augmented(train_set: TrainDataset, first: SampleDraw, epoch: int, size: int
         train_set.channels,
     )
     memory = np.empty(shown.max_bytes, dtype=np.uint8)
-    shape = shown.write_batch((epoch, 0), memory).shape
+    shape = shown.write_batch(MicroBatchKey(epoch, 0), memory).shape
     pixels = memory[: np.prod(shape)].reshape(shape)
     return [Tile(Image.fromarray(image.squeeze()).convert("RGB")) for image in pixels]
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from data_sharding.format.manifest import Manifest
+from data_sharding.sampling.sample_order import MicroBatchKey, Part
 from data_sharding.transforms.progressive_resize import ImageSizeSchedule
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Config
@@ -38,17 +39,33 @@ class Plan:
         return self.global_batch_size // self.num_micro_batches
 
     @property
+    def ranks_per_micro_batch(self) -> int:
+        """Ranks that share a micro-batch, each computing a part of it."""
+        return max(1, self.world_size // self.num_micro_batches)
+
+    @property
     def accumulation_steps(self) -> int:
         """Micro-batches that a rank accumulates each step."""
-        return self.num_micro_batches // self.world_size
+        return max(1, self.num_micro_batches // self.world_size)
+
+    @property
+    def images_per_pass(self) -> int:
+        """Images that a rank computes in one forward pass."""
+        return self.micro_batch_size // self.ranks_per_micro_batch
 
     def micro_batches_of(self, rank: int) -> range:
-        """Return the micro-batches of a step that a rank computes."""
-        return range(rank * self.accumulation_steps, (rank + 1) * self.accumulation_steps)
+        """Return the micro-batches of a step that a rank computes, or the one that it shares."""
+        first = rank // self.ranks_per_micro_batch * self.accumulation_steps
+        return range(first, first + self.accumulation_steps)
+
+    def part_of(self, rank: int) -> Part:
+        """Return the rows of its micro-batches that a rank computes."""
+        return Part(rank % self.ranks_per_micro_batch, self.ranks_per_micro_batch)
 
     def micro_batches(self, rank: int, first_step: int) -> "MicroBatchKeys":
-        """Return the keys of all micro-batches that a rank computes from a step on."""
-        return MicroBatchKeys(range(first_step, self.num_steps), self.micro_batches_of(rank))
+        """Return the keys of all that a rank computes from a step on."""
+        steps = range(first_step, self.num_steps)
+        return MicroBatchKeys(steps, self.micro_batches_of(rank), self.part_of(rank))
 
     def should_evaluate(self, step: int) -> bool:
         """Check whether a step is followed by an evaluation; the last always is."""
@@ -88,13 +105,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class MicroBatchKeys:
-    """The keys (step, micro-batch) in order of computation; pickled in constant size."""
+    """The keys of a rank's batches in order of computation; pickled in constant size."""
 
     steps: range
     micros: range
+    part: Part
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((step, micro) for step in self.steps for micro in self.micros)
+    def __iter__(self) -> Iterator[MicroBatchKey]:
+        return (
+            MicroBatchKey(step, micro, self.part) for step in self.steps for micro in self.micros
+        )
 
 
 def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -> Plan:

@@ -152,7 +152,7 @@ def _train_steps(
             grad_norm = _optimizer_step(context.state, config, num_done)
             end_profiled_step()
             context.heartbeat()
-            batches.meter.end_step(plan.accumulation_steps * plan.micro_batch_size)
+            batches.meter.end_step(plan.accumulation_steps * plan.images_per_pass)
 
             # -------------------------------------------------------- what follows, on all ranks
             request = StepRequest(control.step(context.request(stop_signal, batches.error)))

@@ -31,7 +31,7 @@ def tahoe(data: Path, num_workers: int) -> Iterator[object]:
     from data_sharding.loading.datasets import TrainDataset
     from data_sharding.loading.loader import iter_batches
     from data_sharding.loading.split_reader import SplitReader
-    from data_sharding.sampling.sample_order import SampleOrder
+    from data_sharding.sampling.sample_order import MicroBatchKey, SampleOrder
     from data_sharding.storage.shard_store import open_store
     from data_sharding.transforms.crops import random_resized_crop
     from data_sharding.transforms.pixel_transforms import PixelAugment
@@ -49,7 +49,7 @@ def tahoe(data: Path, num_workers: int) -> Iterator[object]:
     store = open_store(str(data / "shards/train"), None, manifest.labels)
     shards = SplitReader("train", manifest, store)
     dataset = TrainDataset(shards, order, view, PixelAugment(()), ImageSizeSchedule(SIZE), 3)
-    names = [(step, 0) for step in range(10_000)]
+    names = [MicroBatchKey(step, 0) for step in range(10_000)]
     return (batch.images for batch in iter_batches(dataset, names, num_workers))
 
 

@@ -11,13 +11,13 @@ def weights(run: RunDir, step: int) -> dict[str, bytes]:
 
 def global_batches(run: RunDir) -> dict[int, list[int]]:
     """Return the sample ids of each step, by micro-batch; what was done again is done the same."""
-    micro_batches: dict[tuple[int, int], list[int]] = {}
+    steps: dict[int, dict[tuple[int, int], int]] = {}
     for file in sorted(run.path.glob("logs/attempt-*/samples-*.jsonl")):
         for line in read_json_lines(file):
-            name = (line["step"], line["micro"])
-            assert micro_batches.setdefault(name, line["ids"]) == line["ids"]
-    steps = {step for step, _ in micro_batches}
-    return {s: [i for m in range(4) for i in micro_batches[s, m]] for s in sorted(steps)}
+            samples = steps.setdefault(line["step"], {})
+            for row, sample in enumerate(line["ids"], line["first_row"]):
+                assert samples.setdefault((line["micro"], row), sample) == sample
+    return {step: [samples[at] for at in sorted(samples)] for step, samples in steps.items()}
 
 
 def figures(run: RunDir, *names: str) -> dict[tuple[int, str], set[float]]:

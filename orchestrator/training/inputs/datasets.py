@@ -30,7 +30,7 @@ from data_sharding.transforms.eval_protocol import parse_protocol
 from data_sharding.transforms.pixel_transforms import PixelAugment, make_augment
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Config, Data
-from orchestrator.run.plan import Plan, image_sizes, make_plan, split_fingerprints
+from orchestrator.run.plan import MicroBatchKeys, Plan, image_sizes, make_plan, split_fingerprints
 from orchestrator.run.rundir import RunDir
 from orchestrator.training.inputs.lookahead import NUM_STEPS
 
@@ -41,7 +41,7 @@ _MAX_NAMED = 100  # damaged samples, in the log
 
 @dataclass(frozen=True)
 class Datasets:
-    """Training samples by (step, micro-batch), validation samples by batch, and the plan."""
+    """Training samples by micro-batch, validation samples by batch, and the plan."""
 
     train: TrainDataset
     val: EvalDataset
@@ -71,6 +71,7 @@ def open_train_set(config: Config, manifest: Manifest, plan: Plan) -> TrainDatas
         image_sizes(config, plan.steps_per_epoch),
         config.data.in_channels,
         config.data.crop.samples_per_crop,
+        plan.ranks_per_micro_batch,
     )
 
 
@@ -108,11 +109,11 @@ def _warn_if_cache_too_small(config: Config, train_set: TrainDataset, plan: Plan
     is_local = filesystem.local_path(config.data.url) is not None
     if settings is None or is_local or rank % num_local:
         return
-    micros = plan.micro_batches_of(rank)
-    ids = np.concatenate([train_set.order.micro_batch(0, micro).ids for micro in micros])
+    keys = MicroBatchKeys(range(1), plan.micro_batches_of(rank), plan.part_of(rank))
+    shards_in_use = np.unique(np.concatenate([train_set.shards_of(key) for key in keys]))
     warning = small_cache_warning(
         settings,
-        shards_in_use=len(shards.shards_of(ids)) * num_local,
+        shards_in_use=len(shards_in_use) * num_local,
         mean_shard_bytes=shards.manifest.num_bytes / len(shards.manifest.shards),
     )
     if warning:

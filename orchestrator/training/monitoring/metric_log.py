@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from data_sharding.loading.loader import Batch
+from data_sharding.sampling.sample_order import MicroBatchKey
 from orchestrator.number_format import pluralize
 from orchestrator.run.rundir import append_json_line
 
@@ -116,14 +117,16 @@ class MetricLog:
 
 
 def log_sample_ids(
-    batches: Iterator[Batch], keys: Iterable[tuple[int, int]], file: Path
+    batches: Iterator[Batch], keys: Iterable[MicroBatchKey], file: Path
 ) -> Iterator[Batch]:
-    """Pass batches on, writing the step, micro-batch and sample ids of each to a file.
+    """Pass batches on, writing the step, micro-batch, first row and sample ids of each to a file.
 
     Switched on by `logging.log_sample_ids`, it proves that no sample is lost or seen twice. A line
     is written when the network is about to see the batch, so what a killed attempt had merely
     prefetched is not in it. Of an unreadable sample, the one in its place is.
     """
-    for (step, micro), batch in zip(keys, batches, strict=True):
-        append_json_line(file, {"step": step, "micro": micro, "ids": batch.ids.tolist()})
+    for (step, micro, part), batch in zip(keys, batches, strict=True):
+        ids = batch.ids.tolist()
+        first_row = part.index * len(ids)
+        append_json_line(file, {"step": step, "micro": micro, "first_row": first_row, "ids": ids})
         yield batch

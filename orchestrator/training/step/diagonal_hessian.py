@@ -45,8 +45,8 @@ class DiagonalHessian:
         if not isinstance(optimizer, DiagonalLM) or step % plan.steps_per_epoch:
             return
         num_steps = math.ceil(optimizer.num_samples / plan.global_batch_size)
-        steps = range(step, min(step + num_steps, plan.num_steps))
-        keys = MicroBatchKeys(steps, plan.micro_batches_of(self.world.rank))
+        steps, rank = range(step, min(step + num_steps, plan.num_steps)), self.world.rank
+        keys = MicroBatchKeys(steps, plan.micro_batches_of(rank), plan.part_of(rank))
         batches = iter_batches(self.datasets.train, keys, 0, pin_memory=False)
         weights = optimizer.weights
         sums = [torch.zeros_like(weight) for weight in weights]

@@ -89,7 +89,7 @@ class TrainStep:
         """
         buffers = [buffer.clone() for buffer in self.ddp.module.buffers()]
         data = self.config.data
-        shape = (self.plan.micro_batch_size, data.in_channels, data.image_size, data.image_size)
+        shape = (self.plan.images_per_pass, data.in_channels, data.image_size, data.image_size)
         images = torch.zeros(shape, device=self.device.device)
         images = images.to(memory_format=self.device.memory_format)
         labels = torch.zeros(len(images), dtype=torch.int64, device=self.device.device)

@@ -28,7 +28,8 @@ from data_sharding.loading.loader import Batch, iter_batches, ring_bytes
 from data_sharding.loading.shared_buffers import SHARED_MEMORY, check_space
 from data_sharding.loading.split_reader import SplitReader
 from data_sharding.rng import derive_key, uniform
-from data_sharding.sampling.sample_order import SampleOrder
+from data_sharding.sampling.class_balanced import BalancedOrder, ClassIndex
+from data_sharding.sampling.sample_order import MicroBatchKey, Part, SampleOrder
 from data_sharding.sources.base import Sample, Source
 from data_sharding.sources.folder import folder
 from data_sharding.storage.shard_store import open_store
@@ -86,11 +87,19 @@ def shard_set(url, split):
     )
 
 
-def train_set(url, *, sizes=ImageSizeSchedule(16), augment=NOTHING, **options):  # noqa: B008
+def train_set(
+    url,
+    *,
+    sizes=ImageSizeSchedule(16),  # noqa: B008
+    augment=NOTHING,
+    samples_per_crop=1,
+    num_parts=1,
+    **options,
+):
     shards = shard_set(url, "train")
     sizes_of_shards = shards.manifest.shards.num_samples
     order = SampleOrder(sizes_of_shards, 7, BATCH, 4, MICROS, block_size=8, **options)
-    return TrainDataset(shards, order, crop, augment, sizes, 3)
+    return TrainDataset(shards, order, crop, augment, sizes, 3, samples_per_crop, num_parts)
 
 
 def eval_set(url, batch_size=8, protocol="center-16-of-20"):
@@ -108,7 +117,8 @@ def one(dataset, name):
 
 
 def names(first, last):
-    return [(step, micro) for step in range(first, last) for micro in range(MICROS)]
+    steps = range(first, last)
+    return [MicroBatchKey(step, micro) for step in steps for micro in range(MICROS)]
 
 
 def assert_equal(ours: list[Batch], theirs: list[Batch]) -> None:
@@ -159,7 +169,7 @@ def test_starting_at_a_step_is_the_tail_of_starting_at_the_first(url):
 
 
 def test_a_batch_is_bytes_with_the_channels_last(url):
-    batch = one(train_set(url), (0, 0))
+    batch = one(train_set(url), MicroBatchKey(0, 0))
     assert batch.images.dtype == torch.uint8
     assert batch.images.shape == (BATCH // MICROS, 3, 16, 16)
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -172,7 +182,7 @@ def test_a_sample_has_another_crop_in_another_epoch(url):
     for epoch in (0, 1):
         for step in range(3 * epoch, 3 * epoch + 3):
             for micro in range(MICROS):
-                batch = one(dataset, (step, micro))
+                batch = one(dataset, MicroBatchKey(step, micro))
                 for sample, image in zip(batch.ids.tolist(), batch.images, strict=True):
                     views.setdefault(sample, []).append(image)
     pairs = [pair for pair in views.values() if len(pair) == 2]
@@ -196,7 +206,7 @@ def test_an_unreadable_sample_is_replaced_by_the_next_and_named(damaged_url):
     assert len(bad) == len(CUT)
     pixels = np.empty((1, 16, 16, 3), dtype=np.uint8)
     for name, batch in zip(names(0, 3), batches, strict=True):
-        ids = ours.order.micro_batch(*name).ids
+        ids = ours.order.micro_batch(name.step, name.micro).ids
         draws = uniform(derive_key(7, "augment", 0, ids), NUM_RANDOMS)
         for i, sample in enumerate(ids.tolist()):
             while sample in bad:
@@ -286,7 +296,7 @@ def test_an_unreadable_sample_is_present_in_evaluation(tmp_path):
 def test_a_data_set_without_readable_samples_is_an_error(tmp_path):
     url = write(tmp_path / "images", str(tmp_path / "set"), cut=range(NUM_TRAIN))
     with pytest.raises(DataError, match="64 samples in a row cannot be read"):
-        one(train_set(url), (0, 0))
+        one(train_set(url), MicroBatchKey(0, 0))
 
 
 def test_a_batch_is_valid_until_the_next_but_one_is_requested(url):
@@ -309,7 +319,15 @@ def test_image_sizes_grow_with_the_step(url):
 
 
 def test_augmentation_depends_on_the_sample_and_not_on_the_worker(url):
-    augment = make_augment(
+    dataset = train_set(url, augment=augment_of_all_kinds())
+    augmented = collect(dataset, names(0, 3))
+    assert_equal(collect(dataset, names(0, 3), 1), augmented)
+    plain = collect(train_set(url), names(0, 3))
+    assert not any(torch.equal(a.images, b.images) for a, b in zip(augmented, plain, strict=True))
+
+
+def augment_of_all_kinds():
+    return make_augment(
         auto_augment="trivialaugment",
         auto_augment_kwargs={},
         color_jitter=(0, 0, 0, 0),
@@ -317,15 +335,51 @@ def test_augmentation_depends_on_the_sample_and_not_on_the_worker(url):
         random_erasing_prob=0.5,
         fill=(1, 2, 3),
     )
-    dataset = train_set(url, augment=augment)
-    augmented = collect(dataset, names(0, 3))
-    assert_equal(collect(dataset, names(0, 3), 1), augmented)
-    plain = collect(train_set(url), names(0, 3))
-    assert not any(torch.equal(a.images, b.images) for a, b in zip(augmented, plain, strict=True))
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"repeats": 2},
+        {"samples_per_crop": 3},
+        {"samples_per_crop": 128},
+        {"augment": augment_of_all_kinds()},
+    ],
+    ids=lambda options: next(iter(options), "plain"),
+)
+def test_parts_add_up_to_the_micro_batch(damaged_url, options, count):
+    dataset = train_set(damaged_url, **options, num_parts=count)
+    whole_set = train_set(damaged_url, **options)
+    assert count * dataset.max_bytes == whole_set.max_bytes
+    assert_parts_add_up(dataset, whole_set, count)
+
+
+def assert_parts_add_up(dataset, whole_set, count):
+    for whole, key in zip(collect(whole_set, names(0, 3)), names(0, 3), strict=True):
+        keys = [key._replace(part=Part(index, count)) for index in range(count)]
+        parts = collect(dataset, keys)
+        assert {len(part.images) for part in parts} == {len(whole.images) // count}
+        for ours, theirs in zip(zip(*parts, strict=True), whole[:4], strict=False):
+            assert torch.equal(torch.cat(ours), theirs)
+        assert [line for part in parts for line in part.bad] == whole.bad
+        shards = {shard for key in keys for shard in dataset.shards_of(key).tolist()}
+        assert sorted(shards) == whole_set.shards_of(key).tolist()
+
+
+def test_parts_of_class_balanced_micro_batches_add_up(url):
+    dataset = train_set(url, num_parts=4)
+    labels = np.arange(NUM_TRAIN) % 3
+    ends = np.cumsum(np.bincount(labels))
+    index = ClassIndex(np.argsort(labels, kind="stable"), ends)
+    whole_set = train_set(url)
+    dataset.order = whole_set.order = BalancedOrder(index, 7, BATCH, MICROS)
+    assert_parts_add_up(dataset, whole_set, 4)
 
 
 def test_repeated_samples_have_different_crops(url):
-    batch = one(train_set(url, repeats=2), (0, 0))
+    batch = one(train_set(url, repeats=2), MicroBatchKey(0, 0))
     ids, labels = (values.view(2, -1) for values in (batch.ids, batch.labels))
     assert torch.equal(ids[0], ids[1])
     assert torch.equal(labels[0], labels[1])
@@ -497,7 +551,7 @@ def test_consecutive_images_share_a_crop(url):
         return crop(width, height, draws)
 
     dataset.crop, dataset.samples_per_crop = noted, 3
-    batch = one(dataset, (0, 0))
+    batch = one(dataset, MicroBatchKey(0, 0))
     num_images = len(batch.labels)
     assert len(seen) == num_images > 3
     for i, draws in enumerate(seen):

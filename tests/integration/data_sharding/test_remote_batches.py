@@ -13,7 +13,7 @@ from data_sharding.io import filesystem
 from data_sharding.loading.datasets import TrainDataset
 from data_sharding.loading.loader import Batch, iter_batches
 from data_sharding.loading.split_reader import SplitReader
-from data_sharding.sampling.sample_order import SampleOrder
+from data_sharding.sampling.sample_order import MicroBatchKey, SampleOrder
 from data_sharding.storage.cache import CacheSettings
 from data_sharding.storage.shard_store import open_store
 from data_sharding.transforms.crops import random_resized_crop
@@ -48,19 +48,19 @@ def train_set(url: str, settings: CacheSettings | None) -> TrainDataset:
     return TrainDataset(shards, order, VIEW, PixelAugment(()), ImageSizeSchedule(12), 1)
 
 
-def batches(dataset: TrainDataset, ranks: int, workers: int) -> dict[tuple[int, int], Batch]:
+def batches(dataset: TrainDataset, ranks: int, workers: int) -> dict[MicroBatchKey, Batch]:
     """Return the micro-batches that the ranks load, each its own, one rank after the other."""
-    loaded, each = {}, MICROS // ranks
+    loaded, each = dict[MicroBatchKey, Batch](), MICROS // ranks
     for rank in range(ranks):
         micros = range(rank * each, (rank + 1) * each)
-        names = [(step, micro) for step in STEPS for micro in micros]
+        names = [MicroBatchKey(step, micro) for step in STEPS for micro in micros]
         for name, batch in zip(names, iter_batches(dataset, names, workers), strict=True):
             loaded[name] = batch._replace(images=batch.images.clone())
     return loaded
 
 
 @pytest.fixture(scope="module")
-def expected(local: Path) -> dict[tuple[int, int], Batch]:
+def expected(local: Path) -> dict[MicroBatchKey, Batch]:
     return batches(train_set(str(local), None), 1, 0)
 
 
@@ -81,7 +81,7 @@ CASES = [
 def test_remote_batches_are_the_local_ones(
     remote: str,
     s3_server: S3,
-    expected: dict[tuple[int, int], Batch],
+    expected: dict[MicroBatchKey, Batch],
     tmp_path: Path,
     ranks: int,
     workers: int,

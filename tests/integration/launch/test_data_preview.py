@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from data_sharding.format.manifest import read_manifest
+from data_sharding.sampling.sample_order import MicroBatchKey
 from orchestrator.cli.main import main
 from orchestrator.config.schema import Config
 from orchestrator.evaluation.augmented_views import _augmented, _first_samples
@@ -39,7 +40,7 @@ def test_pixels_are_those_of_the_run(digits: Path) -> None:
     plan = make_plan(config, 1, train, val)
     train_set = open_train_set(config, train, plan)
     memory = np.zeros(train_set.max_bytes, np.uint8)
-    shape = train_set.write_batch((0, 0), memory).shape
+    shape = train_set.write_batch(MicroBatchKey(0, 0), memory).shape
     in_run = memory.reshape(shape)[..., 0]
     first = _first_samples(train_set, plan.num_micro_batches, 5)
     shown = [np.asarray(tile.image.convert("L")) for tile in _augmented(train_set, first, 0, 32)]

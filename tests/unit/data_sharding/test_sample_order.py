@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from data_sharding.sampling.sample_order import SampleOrder
+from data_sharding.sampling.sample_order import Part, SampleOrder
 
 Ints = NDArray[np.int64]
 
@@ -134,6 +134,29 @@ def test_the_number_of_micro_batches_only_cuts_the_batch(order: SampleOrder, ste
         parts = [other.micro_batch(step, micro).ids for micro in range(number)]
         assert {part.shape for part in parts} == {(other.micro_batch_size,)}
         assert np.array_equal(np.sort(np.concatenate(parts)), np.sort(expected))
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_parts_are_equal_ranges_of_the_rows(count: int, size: int) -> None:
+    parts = [Part(index, count).rows(count * size) for index in range(count)]
+    assert {len(part) for part in parts} == {size}
+    assert np.array_equal(np.concatenate(parts), np.arange(count * size))
+
+
+@examples
+@given(orders(), st.integers(0, 10**9))
+def test_a_rank_that_shares_a_micro_batch_reads_lanes_of_its_own(
+    order: SampleOrder, step: int
+) -> None:
+    per_lane = order.global_batch_size // order.num_lanes
+    whole = order.micro_batch(step, 0)
+    for count in divisors(order.num_lanes // order.num_micro_batches):
+        lanes = np.arange(0, order.num_lanes, order.num_micro_batches)
+        for index, own in enumerate(np.split(lanes, count)):
+            part = whole.take(Part(index, count).rows(len(whole.ids)))
+            alone = [order._draw(step, own[i : i + 1]).ids for i in range(len(own))]
+            assert len(part.ids) == len(own) * per_lane
+            assert np.array_equal(part.ids, np.concatenate(alone))
 
 
 # ---------------------------------------------------------------- the step is the only clock

@@ -4,11 +4,14 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plans import plan as plan_with
 
 from data_sharding.format.manifest import Manifest, ShardInfo
+from data_sharding.sampling.sample_order import MicroBatchKey, Part
 from orchestrator.config.parse import ConfigError, parse
 from orchestrator.run.plan import Plan, Sizes, check_sizes, make_plan
 
@@ -162,8 +165,35 @@ def test_the_ranks_share_the_micro_batches_of_every_step(
 ) -> None:
     plan = plan_of(values, steps=3, world_size=world_size)
     assert plan.micro_batch_size * plan.accumulation_steps * plan.world_size == 64
-    computed = [pair for rank in range(world_size) for pair in plan.micro_batches(rank, 1)]
-    assert sorted(computed) == [(step, micro) for step in (1, 2) for micro in range(4)]
+    computed = [key for rank in range(world_size) for key in plan.micro_batches(rank, 1)]
+    assert {key.part for key in computed} == {Part()}
+    computed.sort(key=lambda key: key[:2])
+    assert computed == [MicroBatchKey(step, micro) for step in (1, 2) for micro in range(4)]
+
+
+sharing = st.one_of(st.just(1), st.integers(1, 8))
+
+
+@given(small=st.integers(1, 12), factor=sharing, size=st.integers(1, 9), more_ranks=st.booleans())
+def test_each_row_of_each_micro_batch_is_computed_by_one_rank(
+    small: int, factor: int, size: int, more_ranks: bool
+) -> None:
+    micro_batches, world_size = (small, small * factor) if more_ranks else (small * factor, small)
+    per_micro_batch = size * factor
+    plan = plan_with(
+        world_size=world_size,
+        num_micro_batches=micro_batches,
+        global_batch_size=micro_batches * per_micro_batch,
+    )
+    assert plan.ranks_per_micro_batch * micro_batches == plan.accumulation_steps * world_size
+    seen = np.zeros((micro_batches, per_micro_batch), int)
+    for rank in range(world_size):
+        keys = [*plan.micro_batches(rank, plan.num_steps - 1)]
+        assert len(keys) == plan.accumulation_steps
+        for _, micro, part in keys:
+            assert len(part.rows(per_micro_batch)) == plan.images_per_pass
+            seen[micro, part.rows(per_micro_batch)] += 1
+    assert (seen == 1).all()
 
 
 def test_the_summary_has_the_numbers_multiplied_out(values: dict[str, Any]) -> None:
