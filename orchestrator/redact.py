@@ -19,12 +19,27 @@ _SECRET_QUERY = re.compile(
 _SECRET_KEY = re.compile(
     r"(^|_)(password|passwd|secret|token|credentials?|api_key|access_key)$", re.IGNORECASE
 )
+_URL = re.compile(r"\w+://[^\s'\"]+")
+# A word of a URL that people rarely choose, if it has digits and letters; or a UUID.
+_LONG_WORD = re.compile(r"[0-9A-Za-z]{20,}|[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _FORBIDDEN = re.compile(r"[^/\w.\- :]")
 
 
 def has_credentials(url: str) -> bool:
     """Check whether a URL has a password or a signature; a user name alone is none."""
     return _PASSWORD.search(url) is not None or _SECRET_QUERY.search(url) is not None
+
+
+def has_token(text: str) -> bool:
+    """Check whether a text has a URL with a password or a token, as those of webhooks have."""
+    return any(
+        has_credentials(url) or any(map(_is_random, _LONG_WORD.findall(url)))
+        for url in _URL.findall(text)
+    )
+
+
+def _is_random(word: str) -> bool:
+    return any(map(str.isdigit, word)) and any(map(str.isalpha, word))
 
 
 def redact_urls(text: str) -> str:

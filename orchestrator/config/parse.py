@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from data_sharding.errors import UserError
 from orchestrator.config.schema import Config
-from orchestrator.redact import has_credentials, redact_urls
+from orchestrator.redact import has_credentials, has_token, redact_urls
 
 
 class ConfigError(UserError):
@@ -33,6 +33,7 @@ MUTABLE_KEYS = (
     "slurm",
     "logging",
     "tracking",
+    "notify",
     "strategy",
     "checkpoint.every_steps",
     "checkpoint.every_minutes",
@@ -78,6 +79,15 @@ def _check_secrets(config: Config) -> None:
                 value=[key],
                 hint="Give it where the store looks for it: AWS_* or ~/.aws, FSSPEC_PROTOCOL_* or "
                 "~/.config/fsspec, MLFLOW_TRACKING_USERNAME and _PASSWORD, ~/.pgpass, ~/.netrc.",
+            )
+    receivers = {"notify.url": config.notify.url, "notify.command": config.notify.command}
+    for key, text in receivers.items():
+        if text and has_token(text):
+            raise ConfigError(
+                f"{key} has a password or a token in a URL, which config.yaml and logs would show",
+                value=[key],
+                hint="Put it into an environment variable of the machine that sends, and give its "
+                f"name: {key}='$NAME'.",
             )
 
 

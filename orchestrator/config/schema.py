@@ -14,6 +14,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from data_sharding.transforms.eval_protocol import parse_protocol
 from orchestrator.config.recipe import Fraction, Recipe, Size, schema_dataclass
 from orchestrator.metrics import VAL_METRICS
+from orchestrator.redact import redact_urls
 from slurm.sbatch import SbatchOptions
 
 _INTERFACES = re.compile(r"[\w.:@\-]+(,[\w.:@\-]+)*")
@@ -216,6 +217,21 @@ class Tracking:
 
 
 @schema_dataclass
+class Notify:
+    """The receivers of a run's end: a command of the shell, a URL; see orchestrator.run.notify."""
+
+    command: str | None = None
+    url: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.url is not None and not re.match(r"https?://.|\$[A-Za-z_]\w*", self.url):
+            raise ValueError(
+                f"url={redact_urls(self.url)!r} is not a URL for http or https. Give one, or the "
+                "environment variable that has it, e.g. '$NOTIFY_URL'"
+            )
+
+
+@schema_dataclass
 class Logging:
     """The interval of logged steps; sample ids, a profiler trace and plots."""
 
@@ -250,6 +266,7 @@ class Config:
     slurm: Slurm
     tracking: Tracking
     logging: Logging
+    notify: Notify = Notify()
 
     @property
     def world_size(self) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data_sharding.io import filesystem
 from orchestrator.config.parse import ConfigError, parse
-from orchestrator.config.schema import Config
+from orchestrator.config.schema import Config, Notify
 from orchestrator.drill.compare import Report, compare, count_faults
 from orchestrator.drill.faults import (
     KINDS,
@@ -224,6 +224,7 @@ def _shorten(config: Config, directory: Path, tracking_uri: str, num_attempts: i
             "logging.every_steps": 1,
             "logging.log_sample_ids": True,
             "logging.plots": False,
+            "notify": Notify(),
             "tracking.enabled": True,
             "tracking.uri": tracking_uri,
             "tracking.flush_interval_s": 0.2,

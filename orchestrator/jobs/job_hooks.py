@@ -22,6 +22,7 @@ from orchestrator.checkpoint.store import CheckpointStore
 from orchestrator.config.parse import parse
 from orchestrator.config.schema import Config
 from orchestrator.jobs.failure_cause import find_failure_cause, read_srun_log
+from orchestrator.run.notify import notify_end
 from orchestrator.run.outcome import ExitCode, RunOutcome, read_attempts
 from orchestrator.run.rundir import RunDir, RunError, read_json_lines
 from slurm import client
@@ -148,6 +149,7 @@ def on_job_end(run: RunDir, attempt: int, code: int, state: str) -> Next:
     except OSError as error:
         _log(f"the end of attempt {attempt} cannot be recorded: {error}")
     _log(f"attempt {attempt}: {action.why}; next: {action.next}")
+    notify_end(run, config.notify, attempt, action.next, action.why, log=_log)
     return action.next
 
 

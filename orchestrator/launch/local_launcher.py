@@ -19,6 +19,7 @@ from typing import Self
 
 from orchestrator.config.schema import Config
 from orchestrator.launch.progress_bar import ProgressBar
+from orchestrator.run.notify import notify_end
 from orchestrator.run.outcome import ExitCode
 from orchestrator.run.plan import Plan
 from orchestrator.run.rundir import RunDir
@@ -35,22 +36,29 @@ def run_attempt(
     Args:
         worker: the module that each rank runs.
     """
-    with run.lock() as lock, _InterruptCounter() as interrupts:
-        attempt = run.begin_attempt(
-            launcher="local", world_size=plan.world_size, num_steps=plan.num_steps
-        )
-        run.stop_file.unlink(missing_ok=True)
-        ranks = _RankProcesses.start(run, config, attempt, lock, worker)
-        with ProgressBar(run, plan, ranks.log_file(0)) as progress_bar:
-            ranks.wait(progress_bar, interrupts)
-        exit_code = _report_outcome(run, attempt, ranks)
-        run.end_attempt(
-            attempt,
-            exit_code=exit_code,
-            rank_exit_codes=ranks.exit_codes,
-            **run.attempt_outcome(attempt),
-        )
+    with _InterruptCounter() as interrupts:
+        with run.lock() as lock:
+            attempt = run.begin_attempt(
+                launcher="local", world_size=plan.world_size, num_steps=plan.num_steps
+            )
+            run.stop_file.unlink(missing_ok=True)
+            ranks = _RankProcesses.start(run, config, attempt, lock, worker)
+            with ProgressBar(run, plan, ranks.log_file(0)) as progress_bar:
+                ranks.wait(progress_bar, interrupts)
+            exit_code = _report_outcome(run, attempt, ranks)
+            run.end_attempt(
+                attempt,
+                exit_code=exit_code,
+                rank_exit_codes=ranks.exit_codes,
+                **run.attempt_outcome(attempt),
+            )
+        reason = ranks.how_it_failed
+        notify_end(run, config.notify, attempt, exit_code, reason, log=_warn)
     return exit_code
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def _report_outcome(run: RunDir, attempt: int, ranks: "_RankProcesses") -> int:
@@ -72,10 +80,9 @@ def _report_outcome(run: RunDir, attempt: int, ranks: "_RankProcesses") -> int:
     if ranks.was_stopped and code == -signal.SIGTERM:
         print(f"stopped before training began. Continue {continue_with}")
         return ExitCode.STOPPED
-    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     log_file = ranks.log_file(rank)
     print(
-        f"error: rank {rank} ended with {how}. The last lines of {log_file}:\n{_tail(log_file)}\n"
+        f"error: {ranks.how_it_failed}. The last lines of {log_file}:\n{_tail(log_file)}\n"
         f"Continue from the last checkpoint {continue_with}",
         file=sys.stderr,
     )
@@ -156,8 +163,15 @@ class _RankProcesses:
         rank = self.failures[0] if self.failures else 0
         return rank, self.processes[rank].returncode
 
+    @property
+    def how_it_failed(self) -> str:
+        rank, code = self.first_failure()
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"rank {rank} ended with {how}"
+
     def _on_exit(self, rank: int) -> None:
-        code = self.processes[rank].wait()
+        with self.processes[rank] as process:  # closes its stdin
+            code = process.wait()
         if code not in tuple(ExitCode):
             self.failures.append(rank)
             self._send(signal.SIGKILL)  # the others would wait for it
