@@ -32,10 +32,10 @@ from orchestrator.training.state.async_saver import AsyncCheckpointer
 from orchestrator.training.state.restore import restore
 from orchestrator.training.state.train_state import TrainState
 from orchestrator.training.step.diagonal_hessian import DiagonalHessian
-from orchestrator.training.step.phases import Phases, supports_phases
+from orchestrator.training.step.phases import Phases
 from orchestrator.training.step.step_metrics import StepMetrics
 from orchestrator.training.step.train_batches import TrainBatches
-from orchestrator.training.step.train_step import TrainStep, clip_gradients, wrap_ddp
+from orchestrator.training.step.train_step import TrainStep
 from orchestrator.training.stop_signal import StopSignal
 from orchestrator.training.task.linear_probe import freeze_backbone
 from orchestrator.training.task.losses import make_objective
@@ -54,13 +54,12 @@ def train(
 
     # ---------------------------------------------------------------- model, optimizer, schedule
     model, cost = _make_model(config, plan.num_classes, device)
-    state = TrainState.create(model, config, world)  # the model, its EMA, optimizer, loss scaler
+    state = TrainState.create(model, config, world)  # the model, its EMA, optimizer, strategy ...
     task = make_objective(config.recipe)  # the loss, the metrics
-    ddp = wrap_ddp(model, has_unused=bool(config.recipe.phases) and supports_phases(model))
     store = CheckpointStore.for_run(run, config)
     context = TrainContext(
         *(run, config, world, metric_log, datasets, device, cost, state, task),
-        train_step=TrainStep(ddp, task, state.scaler, config, plan, device, world),
+        train_step=TrainStep(state, task, config, plan, device, world),
         schedule=make_lr_schedule(state.optimizer, config.recipe, plan),
         phases=Phases(state, config.recipe.phases, plan),
         hessian=DiagonalHessian(state, task, datasets, device, world),
@@ -71,7 +70,7 @@ def train(
 
     # ---------------------------------------------------------------- resume or initialise
     world.check_on_main(lambda: claim(run, config))  # no other run may write to its checkpoints
-    if world.size > 2:  # the sum of two has one order
+    if state.strategy.needs_warm_up:
         context.train_step.warm_up()
     startup_timer.mark("warm-up")
     first_step = _resume_or_initialise(context)
@@ -92,14 +91,14 @@ def train(
 def _make_model(
     config: Config, num_classes: int, device: Device
 ) -> tuple[torch.nn.Module, dict[str, float]]:
-    """Build the model on the device, initialised from the seed; compute its cost."""
+    """Build the model on the CPU, initialised from the seed; compute its cost."""
     torch.manual_seed(int(derive_key(config.seed, "init")[0]))
     model = build_model(config, num_classes)
     cost = model_cost(model, config)
     check_step(model, config)
     if config.recipe.linear_probe:
         freeze_backbone(model, num_classes)
-    return model.to(device.device).to(memory_format=device.memory_format), cost
+    return model.to(memory_format=device.memory_format), cost
 
 
 def _resume_or_initialise(context: TrainContext) -> int:
@@ -189,7 +188,7 @@ def _train_steps(
 def _optimizer_step(state: TrainState, config: Config, num_done: int) -> torch.Tensor:
     """Clip the gradients, update weights and EMA; return the gradients' norm before clipping."""
     state.scaler.unscale_(state.optimizer)
-    grad_norm = clip_gradients(state.model, config.recipe)
+    grad_norm = state.strategy.clip_gradients(state.model, config.recipe)
     state.update()
     if config.recipe.ema_decay:
         state.update_ema(num_done, config.recipe.ema_decay)

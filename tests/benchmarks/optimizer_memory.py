@@ -23,9 +23,8 @@ from ranks import run_on_ranks
 from orchestrator.config.schema import Config
 from orchestrator.launch.compose import compose
 from orchestrator.training.distributed.world import World
-from orchestrator.training.distributed.zero import large_tensors
 from orchestrator.training.state.train_state import TrainState
-from orchestrator.training.step.train_step import wrap_ddp
+from orchestrator.training.strategy.param_state import large_tensors
 
 STRATEGIES = ("ddp", "ddp_zero1")
 
@@ -39,7 +38,7 @@ def measure(world: World, config: Config, model: str) -> None:
     before = resident_bytes()
     network = timm.create_model(model)
     state = TrainState.create(network, config, world)
-    ddp = wrap_ddp(network)
+    ddp = state.strategy.wrap(state.model)
     for _ in range(2):
         ddp(torch.randn(1, 3, 224, 224)).square().mean().backward()
         state.update()

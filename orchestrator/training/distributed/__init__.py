@@ -1,1 +1,1 @@
-"""Ranks, collectives, sharded optimizer state."""
+"""Ranks and their collectives."""

@@ -6,7 +6,6 @@ that is slower than the interval shows as step time.
 
 import logging
 import time
-from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -15,7 +14,7 @@ from data_sharding.io import filesystem
 from orchestrator.checkpoint.retention import steps_to_keep
 from orchestrator.checkpoint.store import CheckpointStore, WriteFn
 from orchestrator.config.schema import Checkpoint
-from orchestrator.training.state.host_snapshot import HostSnapshot
+from orchestrator.training.state.host_snapshot import HostSnapshot, send_to_rank0
 from orchestrator.training.state.train_state import TrainState
 
 _HINT = "Free space or renew the credentials, then resume the run."
@@ -27,7 +26,7 @@ class SaveError(UserError):
 
 
 class AsyncCheckpointer:
-    """Writes the checkpoints of a run on rank 0; the other ranks send their optimizer state."""
+    """Writes the checkpoints of a run on rank 0; the other ranks send their part of the state."""
 
     def __init__(self, store: CheckpointStore, config: Checkpoint, *, is_main: bool = True) -> None:
         self._store, self._config, self._is_main = store, config, is_main
@@ -49,7 +48,7 @@ class AsyncCheckpointer:
             SaveError: the previous write failed, after too many others.
         """
         if not self._is_main:
-            deque(state.iter_optimizer_state(), maxlen=0)  # sends this rank's part
+            send_to_rank0(state)
             return
         self._collect_result()
         self._saved_s = time.monotonic()

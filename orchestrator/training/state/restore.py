@@ -1,28 +1,27 @@
-"""Load a checkpoint on rank 0 and broadcast it to the other ranks.
+"""Load a checkpoint on rank 0 and distribute it to the other ranks.
 
-The store is read once, however many ranks there are, and a rank never holds more of the optimizer
-state than it keeps, plus one parameter's.
+The store is read once, however many ranks there are, and a rank never holds more of the state than
+it keeps, plus one parameter's: rank 0 maps the files into memory.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor, nn
 
-from orchestrator.checkpoint.safetensors_io import read_safetensors
+from orchestrator.checkpoint.safetensors_io import read_tensors
 from orchestrator.checkpoint.store import CheckpointError, Files
 from orchestrator.training.distributed.world import World
-from orchestrator.training.distributed.zero import (
-    ParamState,
-    clone_to,
-    empty_like_meta,
-    large_tensors,
-    to_meta,
-)
 from orchestrator.training.state.train_state import TrainState
+from orchestrator.training.strategy.param_state import ParamState, to_meta
+from orchestrator.training.strategy.strategy import Strategy
+from orchestrator.training.task.warm_start import differences
 
 # Raised by torch and safetensors for unexpected names, shapes or bytes. A file with more than
 # tensors is an UnpicklingError: nothing in it is executed (weights_only=True).
@@ -34,16 +33,17 @@ _LOAD_ERRORS = (
 
 @dataclass(frozen=True)
 class _Loaded:
-    """The content of a checkpoint besides the weights, which are loaded into the model directly."""
+    """The content of a checkpoint; `weights` are of the model and the EMA."""
 
     step: int
     scaler: dict[str, Any]
     param_groups: list[dict[str, Any]]
     param_states: dict[int, ParamState]
+    weights: tuple[Mapping[str, Tensor], ...]
 
     def without_tensors(self) -> "_Loaded":
         metas = {index: to_meta(state) for index, state in self.param_states.items()}
-        return replace(self, param_states=metas)
+        return replace(self, param_states=metas, weights=())
 
 
 def restore(state: TrainState, files: Files | None, world: World) -> int:
@@ -67,10 +67,9 @@ def restore(state: TrainState, files: Files | None, world: World) -> int:
     if isinstance(header, CheckpointError):
         raise header
     assert not isinstance(loaded, CheckpointError)
-    for model in filter(None, (state.model, state.ema)):
-        for tensor in (*model.parameters(), *model.buffers()):
-            world.broadcast([tensor.detach()])
-    states = _broadcast_param_states(state, loaded, header, world)
+    for number, model in enumerate(state.models):
+        _scatter_weights(model, loaded.weights[number] if loaded else None, state.strategy)
+    states = _scatter_param_states(loaded, header, state.strategy)
     try:
         state.optimizer.load_state_dict({"state": states, "param_groups": header.param_groups})
     except _LOAD_ERRORS as error:
@@ -82,26 +81,39 @@ def restore(state: TrainState, files: Files | None, world: World) -> int:
 
 def _load(state: TrainState, files: Files) -> _Loaded:
     header = json.loads(files["state.json"].read_bytes())
-    read_safetensors(state.model, files["model.safetensors"])
-    if state.ema is not None:
-        read_safetensors(state.ema, files["ema.safetensors"])
+    names = ("model.safetensors", "ema.safetensors")
+    weights = tuple(
+        _read_weights(model, files[name]) for name, model in zip(names, state.models, strict=False)
+    )
     optimizer = torch.load(files["optimizer.pt"], weights_only=True, map_location="cpu", mmap=True)
-    return _Loaded(header["step"], header["scaler"], optimizer["param_groups"], optimizer["state"])
+    settings, param_states = optimizer["param_groups"], optimizer["state"]
+    return _Loaded(header["step"], header["scaler"], settings, param_states, weights)
 
 
-def _broadcast_param_states(
-    state: TrainState, loaded: _Loaded | None, header: _Loaded, world: World
+def _read_weights(model: nn.Module, path: Path) -> Mapping[str, Tensor]:
+    tensors = read_tensors(path)
+    if difference := differences(tensors, model.state_dict()):
+        raise ValueError(difference)
+    return tensors
+
+
+def _scatter_weights(
+    model: nn.Module, tensors: Mapping[str, Tensor] | None, strategy: Strategy
+) -> None:
+    """Set the weights and buffers of a model on every rank to those that rank 0 has read."""
+    for name, tensor in model.state_dict().items():
+        strategy.scatter(tensor, None if tensors is None else tensors[name])
+
+
+def _scatter_param_states(
+    loaded: _Loaded | None, header: _Loaded, strategy: Strategy
 ) -> dict[int, ParamState]:
-    """Broadcast the optimizer state; return what this rank keeps of it."""
+    """Distribute the optimizer state; return what this rank keeps of it."""
     kept = {}
     for index, meta in header.param_states.items():
-        if loaded is None:
-            param_state = empty_like_meta(meta, world.device)
-        else:
-            param_state = clone_to(loaded.param_states.pop(index), world.device)
-        for tensor in large_tensors(param_state):
-            world.broadcast([tensor])
-        if state.zero is None or state.zero.owns(index):
+        whole = None if loaded is None else loaded.param_states.pop(index)
+        param_state = strategy.scatter_param_state(index, meta, whole)
+        if param_state is not None:
             kept[index] = param_state
     return kept
 

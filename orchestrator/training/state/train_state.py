@@ -4,9 +4,6 @@ With the number of steps done this is all that a checkpoint holds: data order, a
 and learning rate follow from (config, seed, step).
 """
 
-import copy
-from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +15,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from orchestrator.config.schema import Config
 from orchestrator.training.distributed.world import World
-from orchestrator.training.distributed.zero import ParamState, ZeroOptimizer
 from orchestrator.training.optim.factory import make_optimizer
+from orchestrator.training.strategy.make import make_strategy
+from orchestrator.training.strategy.strategy import Strategy
 from orchestrator.training.task.warm_start import load_initial_weights
 
 
@@ -31,20 +29,18 @@ class TrainState:
     ema: nn.Module | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    zero: ZeroOptimizer | None = None
+    strategy: Strategy
 
     @classmethod
     def create(cls, model: nn.Module, config: Config, world: World) -> Self:
-        """Create the state at step 0 around a model."""
-        recipe = config.recipe
+        """Create the state at step 0 around a model, which is moved to this rank's device."""
+        recipe, strategy = config.recipe, make_strategy(config, world)
+        model = strategy.place(model)
+        ema = strategy.copy(model) if recipe.ema_decay else None
         optimizer = make_optimizer(model, recipe.optimizer)
-        return cls(
-            model=model,
-            ema=copy.deepcopy(model).requires_grad_(False) if recipe.ema_decay else None,
-            optimizer=optimizer,
-            scaler=torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16"),
-            zero=ZeroOptimizer(optimizer, world) if config.strategy == "ddp_zero1" else None,
-        )
+        strategy.attach(optimizer)
+        scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
+        return cls(model, ema, optimizer, scaler, strategy)
 
     def initialise(self, path: Path, num_classes: int, in_channels: int) -> None:
         """Load the weights of a safetensors file into the model and the EMA."""
@@ -54,7 +50,7 @@ class TrainState:
 
     def update(self) -> None:
         """Step the optimizer, unless the loss scaler has found infinite gradients; clear them."""
-        with self.zero.step() if self.zero else nullcontext():
+        with self.strategy.stepping():
             self.scaler.step(self.optimizer)
         self.scaler.update()
         if hasattr(self.model, "after_step"):  # a paper's own constraint on weights, e.g. ZFNet's
@@ -68,9 +64,14 @@ class TrainState:
         return max(float(group["lr"] / group.get("lr_scale", 1)) for group in groups)
 
     @property
+    def models(self) -> list[nn.Module]:
+        """The model, and the EMA if there is one."""
+        return [self.model] if self.ema is None else [self.model, self.ema]
+
+    @property
     def eval_model(self) -> nn.Module:
         """The model that is evaluated: the EMA if there is one."""
-        return self.model if self.ema is None else self.ema
+        return self.models[-1]
 
     @torch.no_grad()
     def update_ema(self, num_done: int, decay: float) -> None:
@@ -98,11 +99,3 @@ class TrainState:
     @cached_property
     def _saved_names(self) -> frozenset[str]:
         return frozenset(self.model.state_dict())
-
-    def iter_optimizer_state(self) -> Iterator[tuple[int, ParamState]]:
-        """Yield the optimizer's state by the index of the parameter; complete on rank 0.
-
-        With ZeRO a collective: every rank must exhaust the iterator.
-        """
-        local = self.optimizer.state_dict()["state"]
-        return iter(local.items()) if self.zero is None else self.zero.gather(local)

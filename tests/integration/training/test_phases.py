@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from cli_runner import Tahoe
 from plans import plan
 from run_results import weights
@@ -14,8 +15,10 @@ from torch import nn
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.recipe import Phase
 from orchestrator.run.rundir import RunDir, read_json_lines
+from orchestrator.training.distributed.world import World
 from orchestrator.training.state.train_state import TrainState
 from orchestrator.training.step.phases import Phases
+from orchestrator.training.strategy.ddp import Ddp
 
 PLAN = plan()
 STAGES = (
@@ -38,7 +41,8 @@ class Staged(nn.Linear):
 def state_of(network: nn.Module) -> TrainState:
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0, momentum=0.7)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return TrainState(network, copy.deepcopy(network), optimizer, scaler)
+    strategy = Ddp(World(0, 0, 1, torch.device("cpu"), dist.group.WORLD))
+    return TrainState(network, copy.deepcopy(network), optimizer, scaler, strategy)
 
 
 def begun(stages: Phases, state: TrainState, step: int) -> tuple[int, float, float]:

@@ -15,8 +15,8 @@ from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Config
 from orchestrator.run.rundir import RunDir
 from orchestrator.training.distributed.world import World
-from orchestrator.training.distributed.zero import balance_by_size
 from orchestrator.training.state.train_state import TrainState
+from orchestrator.training.strategy.zero import balance_by_size
 
 # Of timm's: those that need other hardware or a graph of the gradients, and those that are refused.
 NOT_HERE = ("bnb", "fused", "adahessian")

@@ -19,7 +19,9 @@ from orchestrator.config.recipe import Recipe
 from orchestrator.config.schema import Config
 from orchestrator.training.distributed.world import World
 from orchestrator.training.inputs.device import Device
-from orchestrator.training.step.train_step import TrainStep, clip_gradients, wrap_ddp
+from orchestrator.training.state.train_state import TrainState
+from orchestrator.training.step.train_step import TrainStep
+from orchestrator.training.strategy.ddp import Ddp
 from orchestrator.training.task.losses import make_objective
 
 NUM_MICROS, MICRO = 4, 8
@@ -45,15 +47,20 @@ def batches() -> list[Batch]:
     return made
 
 
+@pytest.fixture(scope="module")
+def ddp() -> Ddp:
+    return Ddp(World(0, 0, 1, torch.device("cpu"), dist.group.WORLD))  # no group: it sends nothing
+
+
 def fed(config: Config) -> Iterator[Batch]:
     return Device.create(config, torch.device("cpu")).prefetch_to_device(iter(batches()))
 
 
 def gradient_step(config: Config, plain: nn.Module, world: World) -> TrainStep:
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
     device = Device.create(config, torch.device("cpu"))
     objective = make_objective(config.recipe)
-    return TrainStep(wrap_ddp(plain), objective, scaler, config, PLAN, device, world)
+    state = TrainState.create(plain, config, world)
+    return TrainStep(state, objective, config, PLAN, device, world)
 
 
 def gradients_of(plain: nn.Module) -> list[torch.Tensor]:
@@ -89,7 +96,8 @@ def test_a_step_communicates_once_however_many_micro_batches(world: World, confi
         num_buckets += 1
         return allreduce_hook(group, bucket)
 
-    step.ddp.register_comm_hook(None, count)
+    wrapped: Any = step.wrapped
+    wrapped.register_comm_hook(None, count)
     step.forward_backward(0, fed(config))
     assert num_buckets == 1
 
@@ -120,14 +128,14 @@ def test_warm_up_leaves_the_model_unchanged(world: World, config: Config) -> Non
 
 @given(seed=st.integers(0, 1000), factor=st.floats(0.001, 0.1))
 def test_adaptive_clipping_bounds_each_unit_by_its_weights(
-    recipe: Recipe, seed: int, factor: float
+    recipe: Recipe, ddp: Ddp, seed: int, factor: float
 ) -> None:
     torch.manual_seed(seed)
     plain = network()
     for parameter in plain.parameters():
         parameter.grad = torch.randn_like(parameter) * torch.rand(()).exp()
     before = gradients_of(plain)
-    norm = clip_gradients(plain, replace(recipe, agc_clip_factor=factor))
+    norm = ddp.clip_gradients(plain, replace(recipe, agc_clip_factor=factor))
     after = gradients_of(plain)
 
     assert norm.item() == pytest.approx(torch.cat([g.flatten() for g in before]).norm().item())
@@ -140,11 +148,11 @@ def test_adaptive_clipping_bounds_each_unit_by_its_weights(
     assert all(torch.equal(*pair) for pair in zip(before[2:], after[2:], strict=True))  # the head
 
 
-def test_clipping_by_global_norm(recipe: Recipe) -> None:
+def test_clipping_by_global_norm(recipe: Recipe, ddp: Ddp) -> None:
     plain = network()
     for parameter in plain.parameters():
         parameter.grad = torch.ones_like(parameter)
-    clip_gradients(plain, replace(recipe, clip_grad_norm=2.0))
+    ddp.clip_gradients(plain, replace(recipe, clip_grad_norm=2.0))
     assert torch.cat([g.flatten() for g in gradients_of(plain)]).norm() == pytest.approx(
         2.0, rel=1e-3
     )

@@ -1,0 +1,1 @@
+"""Strategies: how model, gradients and optimizer state are spread over the ranks."""

@@ -1,0 +1,14 @@
+"""The strategy of a config."""
+
+from orchestrator.config.schema import Config
+from orchestrator.training.distributed.world import World
+from orchestrator.training.strategy.ddp import Ddp
+from orchestrator.training.strategy.strategy import Strategy
+from orchestrator.training.strategy.zero import DdpZero1
+
+_STRATEGIES: dict[str, type[Strategy]] = {"ddp": Ddp, "ddp_zero1": DdpZero1}
+
+
+def make_strategy(config: Config, world: World) -> Strategy:
+    """Create the strategy that a config names."""
+    return _STRATEGIES[config.strategy](world)

@@ -1,0 +1,37 @@
+"""The optimizer's state of one parameter: its tensors are transferred one by one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+ParamState = dict[str, Any]  # by name
+
+
+def to_meta(state: ParamState) -> ParamState:
+    """Move the large tensors to the meta device, where they take no memory."""
+    return map_large(lambda tensor: tensor.to("meta"), state)
+
+
+def empty_like_meta(meta: ParamState, device: torch.device) -> ParamState:
+    """Allocate the large tensors on a device, uninitialised."""
+    return map_large(lambda tensor: torch.empty_like(tensor, device=device), meta)
+
+
+def clone_to(state: ParamState, device: torch.device) -> ParamState:
+    """Copy the large tensors to a device."""
+    return map_large(lambda tensor: tensor.to(device, copy=True), state)
+
+
+def large_tensors(state: ParamState) -> list[torch.Tensor]:
+    """List the tensors that are transferred one by one; the rest is a few numbers."""
+    return [value for value in state.values() if _is_large(value)]
+
+
+def map_large(function: Callable[[torch.Tensor], torch.Tensor], state: ParamState) -> ParamState:
+    """Apply a function to the large tensors."""
+    return {name: function(value) if _is_large(value) else value for name, value in state.items()}
+
+
+def _is_large(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() > 0
