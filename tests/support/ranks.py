@@ -1,5 +1,6 @@
 """A function run on several ranks, in processes that meet over gloo."""
 
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -16,9 +17,11 @@ def run_on_ranks(function: Callable[..., None], num_ranks: int, config: Config, 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(
-        _on_rank, (num_ranks, port, function, config, args), nprocs=num_ranks
-    )
+    # The first test decides what its fork server imports once for all ranks, beside torch.
+    preloaded = ["data_sharding.loading.loader", function.__module__]
+    multiprocessing.get_context("forkserver").set_forkserver_preload(preloaded)
+    arguments = num_ranks, port, function, config, args
+    torch.multiprocessing.start_processes(_on_rank, arguments, num_ranks, start_method="forkserver")
 
 
 def _on_rank(
