@@ -4,7 +4,8 @@ A layer updates them with each micro-batch, s <- (1 - momentum) s + momentum x, 
 s. So rank 0 starts a step from s and the others start from zero; each rank's result is decayed by
 (1 - momentum) for every micro-batch of later ranks, and the sum over ranks is what one rank would
 have computed alone. The sum is taken every step, so EMA, evaluation and checkpoints see the same
-values on all ranks at any time.
+values on all ranks at any time. Of ranks that share a micro-batch, and so have equal statistics,
+the first counts.
 
 Other floating-point buffers that a checkpoint holds are broadcast from rank 0 after each step.
 """
@@ -19,14 +20,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from data_sharding.sampling.sample_order import Part
 from orchestrator.training.distributed.world import World
 
 
 class RunningStatistics:
     """Synchronises the running statistics and other saved buffers of a model over the ranks."""
 
-    def __init__(self, model: nn.Module, world: World) -> None:
-        self._world = world
+    def __init__(self, model: nn.Module, world: World, part: Part) -> None:
+        self._world, self._part = world, part
         self._layers: Sequence[Any] = [m for m in model.modules() if _has_local_statistics(m)]
         self._others = list(_other_buffers(model, self._layers))
         momenta = [math.nan if m.momentum is None else m.momentum for m in self._layers]
@@ -65,7 +67,12 @@ class RunningStatistics:
         )
         if self._layers:
             counts = [layer.num_batches_tracked for layer in self._layers]
-            torch._foreach_copy_(counts, (before + num_new * self._world.size).unbind())
+            torch._foreach_copy_(counts, (before + num_new * self._num_groups).unbind())
+
+    @property
+    def _num_groups(self) -> int:
+        """The number of groups of ranks that compute micro-batches; in each, one rank counts."""
+        return self._world.size // self._part.count
 
     def _weights(self, before: Tensor, num_new: Tensor) -> Tensor:
         """Compute this rank's weight in the sum for each mean, each variance and the other buffers.
@@ -73,10 +80,11 @@ class RunningStatistics:
         Without a momentum, a layer keeps the mean over all batches so far. Rank 0's values count
         for layers that have seen no batch.
         """
-        rank, size, is_main = self._world.rank, self._world.size, float(self._world.is_main)
-        decay = (1 - self._momenta) ** (num_new * (size - 1 - rank))
-        mean = (before + num_new) / (before + num_new * size)
-        weights = torch.where(self._momenta.isnan(), mean, decay)
+        num, is_main = self._num_groups, float(self._world.is_main)
+        num_later = num - 1 - self._world.rank // self._part.count
+        decay = (1 - self._momenta) ** (num_new * num_later)
+        mean = (before + num_new) / (before + num_new * num)
+        weights = torch.where(self._momenta.isnan(), mean, decay) * float(self._part.index == 0)
         weights = torch.where(num_new > 0, weights, is_main)
         return torch.cat([weights, weights, weights.new_tensor([is_main])])
 

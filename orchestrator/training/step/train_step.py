@@ -1,8 +1,9 @@
 """The gradients of one step: micro-batches accumulated on a rank, averaged over the ranks.
 
-A micro-batch is the unit of everything that is not linear: batch norm sees one at a time, and noise
-(dropout, stochastic depth) is seeded by (seed, step, micro-batch). The number of ranks decides only
-how many micro-batches a rank computes.
+A micro-batch is the unit of everything that is not linear: batch norm and mixing see one at a time,
+and noise (dropout, stochastic depth) is seeded by (seed, step, micro-batch). The number of ranks
+decides only how many micro-batches a rank computes, or how many ranks compute a part of one; then
+the noise is seeded by the part, too.
 """
 
 from collections.abc import Iterable
@@ -15,6 +16,8 @@ from data_sharding.rng import derive_key
 from orchestrator.config.schema import Config
 from orchestrator.run.plan import Plan
 from orchestrator.training.distributed.batch_norm import RunningStatistics
+from orchestrator.training.distributed.micro_batch_group import MicroBatchGroup
+from orchestrator.training.distributed.shared_batch_norm import share_batch_norm
 from orchestrator.training.distributed.world import World
 from orchestrator.training.inputs.device import Device
 from orchestrator.training.state.train_state import TrainState
@@ -37,11 +40,15 @@ class TrainStep:
     ) -> None:
         self.state, self.task = state, task
         self.config, self.plan, self.device = config, plan, device
-        self.mixup = MixupCutmix(config.recipe.mixup, plan.num_classes, config.seed)
+        timeout_s = config.runtime.process_group_timeout_s
+        group = MicroBatchGroup.create(plan, world, timeout_s)
+        share_batch_norm(state.model, group)
+        self.mixup = MixupCutmix(config.recipe.mixup, plan.num_classes, config.seed, group)
         has_unused = bool(config.recipe.phases) and supports_phases(state.model)
         self.wrapped = state.strategy.wrap(state.model, has_unused=has_unused)
         self.model = torch.compile(self.wrapped) if config.recipe.compile else self.wrapped
-        self.statistics = RunningStatistics(state.model, world)
+        self.statistics = RunningStatistics(state.model, world, group.part)
+        self.noise_key = (group.part.index,) if group.is_shared else ()
         self.micros = plan.micro_batches_of(world.rank)
 
     def forward_backward(self, step: int, batches: Iterable[Batch]) -> dict[str, torch.Tensor]:
@@ -87,7 +94,8 @@ class TrainStep:
     def _forward(
         self, step: int, micro: int, images: torch.Tensor, labels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        torch.manual_seed(int(derive_key(self.config.seed, "noise", step, micro)[0]))
+        key = derive_key(self.config.seed, "noise", step, micro, *self.noise_key)
+        torch.manual_seed(int(key[0]))
         with self.device.autocast():
             output = self.model(images)
             loss = self.task.loss(output, labels)
