@@ -14,6 +14,7 @@ from rich.text import Text
 
 from orchestrator.console import make_console, make_table, print_table, strict_json
 from orchestrator.number_format import format_duration, format_metric, pluralize
+from orchestrator.run.node_times import SlowNode, slow_nodes
 from orchestrator.run.rundir import RunDir
 from orchestrator.tracking.records.record import Record
 from orchestrator.tracking.records.record_index import load_records
@@ -39,6 +40,7 @@ class RunStatus:
         ends: the end of each attempt, or "running".
         images_per_s: the median over the run, as in `tahoe compare`.
         eta_s, checkpoint_age_s: seconds from now.
+        slow_nodes: the nodes that the others wait for, the slowest first.
     """
 
     run: str
@@ -56,6 +58,7 @@ class RunStatus:
     eta_s: float | None
     checkpoint_age_s: float | None
     metrics: dict[str, float]
+    slow_nodes: list[SlowNode]
 
 
 def run_statuses(runs: Sequence[RunDir], *, skip_unreadable: bool = False) -> list[RunStatus]:
@@ -127,6 +130,7 @@ def print_details(status: RunStatus) -> None:
         "step": _progress(status),
         "images/s": format_metric("images_per_s", status.images_per_s),
         "time left": format_duration(status.eta_s),
+        **_slow_node_lines(status.slow_nodes),
         "last checkpoint": None if age_s is None else f"{format_duration(age_s)} ago",
         **{name: format_metric(name, value) for name, value in sorted(status.metrics.items())},
         **{f"attempt {number}": why for number, why in enumerate(status.ends, start=1)},
@@ -136,6 +140,12 @@ def print_details(status: RunStatus) -> None:
     for name, value in lines.items():
         if value is not None:
             console.print(Text(f"{name:{width}}{value}"))
+
+
+def _slow_node_lines(slow: Sequence[SlowNode]) -> dict[str, str]:
+    names = ",".join(node.node for node in slow)
+    hint = f"`slurm.exclude={names}` leaves {'it' if len(slow) == 1 else 'them'} out"
+    return {"slow nodes": f"{'; '.join(map(str, slow))}; {hint}"} if slow else {}
 
 
 def as_json(statuses: Sequence[RunStatus]) -> str:
@@ -174,6 +184,7 @@ def _status(record: Record, job: client.QueuedJob | None, gone: str) -> RunStatu
         eta_s=eta_s,
         checkpoint_age_s=_checkpoint_age_s(RunDir(Path(record.path))),
         metrics=record.metrics,
+        slow_nodes=slow_nodes(RunDir(Path(record.path))),
     )
 
 

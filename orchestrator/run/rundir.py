@@ -70,6 +70,8 @@ class RunDir:
     metrics_file = FileIn("metrics.jsonl")  # one JSON line for each logged step; MLflow has a copy
     # System metrics of each node; see `shipping.system_metrics`.
     system_dir = FileIn("system_metrics")
+    # The times of each node at each log, if there are several; see `run.node_times`.
+    node_times_file = FileIn("node_times.jsonl")
     evaluations_file = FileIn("evaluations.jsonl")  # one JSON line for each `tahoe evaluate`
     predictions_file = FileIn("predictions.npz")  # the final predictions for the validation split
     plots_dir = FileIn("plots")  # plots of the finished run; see orchestrator.evaluation.run_plots

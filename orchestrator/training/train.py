@@ -33,6 +33,7 @@ from orchestrator.training.state.restore import restore
 from orchestrator.training.state.train_state import TrainState
 from orchestrator.training.step.diagonal_hessian import DiagonalHessian
 from orchestrator.training.step.phases import Phases
+from orchestrator.training.step.rank_times import RankTimesLog
 from orchestrator.training.step.step_metrics import StepMetrics
 from orchestrator.training.step.train_batches import TrainBatches
 from orchestrator.training.step.train_step import TrainStep
@@ -138,7 +139,8 @@ def _train_steps(
     )
     profiled = config.logging.profile_steps if world.is_main else None
     profiler = profile_steps(profiled, first_step, run.log_dir(attempt) / "profile.json")
-    reducer = StepMetrics(batches, config, plan, world, first_step)
+    rank_times = RankTimesLog(context.train_step.timer, world, run, attempt)
+    reducer = StepMetrics(batches, rank_times, config, plan, world, first_step)
     control, request, num_done = AsyncMaxReduce(world), StepRequest.NOTHING, first_step
     with closing(batches), profiler as end_profiled_step:
         for step in range(first_step, plan.num_steps):

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from orchestrator.redact import one_line_error
 from orchestrator.run.metric_stream import MetricTail, is_end_of_line
+from orchestrator.run.node_times import slow_nodes
 from orchestrator.run.outcome import RunState, read_attempts, read_run_state, running_state
 from orchestrator.run.rundir import RunDir, RunError, hold
 from orchestrator.tracking.shipping.parent_watch import (
@@ -116,6 +117,7 @@ class Shipper:
         self._system_metrics: dict[Path, MetricTail] = {}  # by the file of the node
         self._do = do
         self._sent_rollbacks = ""
+        self._sent_slow_nodes: str | None = None
 
     def flush(self) -> None:
         """Send the points that have been logged since the last call."""
@@ -126,6 +128,15 @@ class Shipper:
             self._sent_rollbacks = rollbacks
         for file in sorted(self.tracked.run.system_dir.glob("*.jsonl")):
             self._send_new_points(self._system_metrics.setdefault(file, MetricTail(file)))
+        self._tag_slow_nodes()
+
+    def _tag_slow_nodes(self) -> None:
+        """Name the slow nodes in a tag: with hundreds of nodes, a metric each would be too many."""
+        run = self.tracked.run
+        slow = "; ".join(map(str, slow_nodes(run)))
+        if run.node_times_file.exists() and slow != self._sent_slow_nodes:
+            self._do(partial(self.tracked.set_tags, {"tahoe.slow_nodes": slow}))
+            self._sent_slow_nodes = slow
 
     def _send_new_points(self, tail: MetricTail) -> None:
         shipped_bytes = self.tracked.num_shipped_bytes(tail.file)

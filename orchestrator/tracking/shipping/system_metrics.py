@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.redact import mlflow_safe_name
+from orchestrator.run.node_times import node_name
 from orchestrator.run.rundir import RunDir, append_json_line
 from orchestrator.tracking.shipping.parent_watch import ParentWatch
 
@@ -41,13 +41,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = run.read_config()["tracking"]
     monitor(run, parent, config["system_metrics_interval_s"], node_name())
     return 0
-
-
-def node_name() -> str:
-    """Return Slurm's name of this machine, or its own."""
-    from socket import gethostname
-
-    return mlflow_safe_name(os.environ.get("SLURMD_NODENAME") or gethostname()).replace("/", "_")
 
 
 def monitor(run: RunDir, parent: ParentWatch, interval_s: float, node: str) -> None:

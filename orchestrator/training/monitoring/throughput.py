@@ -41,12 +41,17 @@ class ThroughputMeter:
         self._step_times_s.append(now_s - self._step_since_s)
         self._step_since_s = now_s
 
+    @property
+    def elapsed_s(self) -> float:
+        """The time since the last call of `pop`."""
+        return max(time.perf_counter() - self._since_s, 1e-9)
+
     def pop(self) -> dict[str, float]:
         """Return this rank's metrics since the last call.
 
         Memory is the peak: on the host that of the rank, without the workers that read its data.
         """
-        elapsed_s = max(time.perf_counter() - self._since_s, 1e-9)
+        elapsed_s = self.elapsed_s
         times_s = sorted(self._step_times_s) or [elapsed_s]
         peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         metrics = {

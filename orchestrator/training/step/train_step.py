@@ -20,6 +20,7 @@ from orchestrator.training.distributed.micro_batch_group import MicroBatchGroup
 from orchestrator.training.distributed.shared_batch_norm import share_batch_norm
 from orchestrator.training.distributed.world import World
 from orchestrator.training.inputs.device import Device
+from orchestrator.training.monitoring.step_timer import StepTimer
 from orchestrator.training.state.train_state import TrainState
 from orchestrator.training.step.phases import supports_phases
 from orchestrator.training.task.losses import Task
@@ -50,6 +51,7 @@ class TrainStep:
         self.statistics = RunningStatistics(state.model, world, group.part)
         self.noise_key = (group.part.index,) if group.is_shared else ()
         self.micros = plan.micro_batches_of(world.rank)
+        self.timer = StepTimer(world.device)
 
     def forward_backward(self, step: int, batches: Iterable[Batch]) -> dict[str, torch.Tensor]:
         """Accumulate this rank's micro-batches; return the means of their metrics, on the device.
@@ -59,13 +61,17 @@ class TrainStep:
             batches: an iterator, whose next elements are the micro-batches of this step.
         """
         metrics = []
+        self.timer.begin_step()
         with self.statistics.synchronized():
-            for micro, batch in zip(self.micros, batches, strict=False):
+            for micro, batch in zip(self.micros, self.timer.wrap(iter(batches)), strict=False):
                 images, labels = self.mixup(batch.images, batch.labels, step, micro)
                 # DDP decides in the forward pass whether the backward pass communicates.
-                with nullcontext() if micro == self.micros[-1] else self._accumulate():
+                is_last = micro == self.micros[-1]
+                with nullcontext() if is_last else self._accumulate():
                     values = self._forward(step, micro, images, labels)
-                    self.state.scaler.scale(values["train/loss"] / len(self.micros)).backward()
+                    loss = self.state.scaler.scale(values["train/loss"] / len(self.micros))
+                    with self.timer.last_backward(loss) if is_last else nullcontext():
+                        loss.backward()
                 metrics.append({name: value.detach() for name, value in values.items()})
         return {name: torch.stack([m[name] for m in metrics]).mean() for name in metrics[0]}
 

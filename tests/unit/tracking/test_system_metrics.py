@@ -5,8 +5,8 @@ import json
 import pytest
 from tracked_run import Eventually, StartProcess, TrackedRun
 
+from orchestrator.run.node_times import node_name
 from orchestrator.tracking.shipping.shipper import sync
-from orchestrator.tracking.shipping.system_metrics import node_name
 
 DEADLINE_S = 60
 # MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.

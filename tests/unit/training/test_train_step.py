@@ -1,5 +1,6 @@
 """One step's gradients, against plain torch: the mean over the global batch, sent once."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -156,3 +157,27 @@ def test_clipping_by_global_norm(recipe: Recipe, ddp: Ddp) -> None:
     assert torch.cat([g.flatten() for g in gradients_of(plain)]).norm() == pytest.approx(
         2.0, rel=1e-3
     )
+
+
+def test_the_time_of_a_step_has_its_parts(world: World, config: Config) -> None:
+    """Four micro-batches, each waited for and each computed longer than the rest takes."""
+
+    class Slow(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.02)
+            return images
+
+    def late() -> Iterator[Batch]:
+        for batch in fed(config):
+            time.sleep(0.01)
+            yield batch
+
+    step = gradient_step(config, nn.Sequential(Slow(), network()), world)
+    for number in range(3):
+        step.forward_backward(number, late())
+    times, num_steps = step.timer.pop()
+    assert num_steps == 2  # the first, which compiles, is left out
+    assert 2 * 4 * 0.01 <= times.data_wait_s < 2 * 4 * 0.015
+    assert 2 * 4 * 0.03 <= times.busy_s < 2 * 4 * 0.045
+    assert 0 < times.reduce_s < 0.02
+    assert step.timer.pop() == ((0.0, 0.0, 0.0), 0)
