@@ -9,6 +9,7 @@ import pytest
 import yaml
 from tracked_run import CreateTrackedRun, TrackedRun
 
+from orchestrator.run.node_times import NodeTimes, to_json
 from orchestrator.run.rundir import RunDir, RunError, append_json_line
 from orchestrator.tracking.mlflow_store import run_metadata
 from orchestrator.tracking.mlflow_store.mlflow_records import records_from_mlflow
@@ -53,6 +54,9 @@ def test_points_arrive_once_with_their_first_value(tracked: TrackedRun) -> None:
     for step in range(41, 61):
         tracked.log(step, {"train/loss": -1.0, "train/lr": 0.1}, attempt=2)
     tracked.append('{"step": 61, "time')
+    times = {"node1": NodeTimes(1.0, 0.0, 0.2), "node2": NodeTimes(1.25, 0.0, 0.0)}
+    line = to_json(times, step=100, attempt=2, num_steps=100)
+    append_json_line(tracked.run.node_times_file, line)
     sync(tracked.run.path)
     rows = tracked.mlflow_points()
     assert {(key, step) for key, step in rows} == {
@@ -63,6 +67,7 @@ def test_points_arrive_once_with_their_first_value(tracked: TrackedRun) -> None:
     assert rows["train/loss", 58][0][0] == -1.0
     told = tracked.mlflow_run().data.tags["tahoe.rollbacks"]
     assert told == "attempt 2: steps 41-57 computed again"
+    assert tracked.mlflow_run().data.tags["tahoe.slow_nodes"].startswith("node2 computes 25 %")
 
 
 def test_sending_everything_again_doubles_nothing(tracked: TrackedRun) -> None:

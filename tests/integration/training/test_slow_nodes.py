@@ -21,8 +21,8 @@ class Slow(nn.Module):
 
     def forward(self, images):
         self.num_calls += self.training
-        is_throttled = self.num_calls > 2 * 120 and os.environ["RANK"] == "1"
-        time.sleep(0.02 if is_throttled else 0.01)
+        is_throttled = self.num_calls > 120 and os.environ["RANK"] == "1"
+        time.sleep(0.08 if is_throttled else 0.04)
         return images
 
 def build(num_classes, in_channels):
@@ -31,14 +31,15 @@ def build(num_classes, in_channels):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_node_that_computes_longer_is_named(tahoe: Tahoe, digits: Path, tmp_path: Path) -> None:
-    """Its two micro-batches take 20 ms each instead of 10, from step 121 on."""
+    """Its micro-batch takes 80 ms instead of 40, from step 121 on."""
     (tahoe.cwd / "network.py").write_text(NETWORK)
     tahoe(
         *("train", "run_dir=run", "model=network:build", "strategy=ddp_zero1", "tracking=none"),
-        *(f"data.url='{digits}'", "launcher.nproc_per_node=2", "recipe.num_micro_batches=4"),
+        *(f"data.url='{digits}'", "launcher.nproc_per_node=2", "recipe.num_micro_batches=2"),
         *("recipe.steps=222", "recipe.global_batch_size=64", "evaluate.every_epochs=100"),
-        *("logging.every_steps=40", "data.num_lanes=4"),
+        *("logging.every_steps=40", "data.num_lanes=2"),
     )
     run = RunDir(tahoe.cwd / "run")
     lines = [*read_json_lines(run.node_times_file)]
@@ -52,12 +53,12 @@ def test_a_node_that_computes_longer_is_named(tahoe: Tahoe, digits: Path, tmp_pa
 
     (slow,) = json.loads(tahoe("status", "--json", "run").stdout)[0]["slow_nodes"]
     assert (slow["node"], slow["num_nodes"], slow["num_steps"]) == ("node1", 2, 102)
-    assert 0.15 < slow["excess"] <= 1.0  # of equal steps that a busy machine may prolong
+    assert 0.4 < slow["excess"] <= 1.0  # of equal steps that a busy machine may prolong
     assert abs(slow["data_excess"]) < 0.3
     assert "slurm.exclude=node1" in tahoe("status", "run").stdout
     for line in lines[3:5]:
         fast, throttled = line["nodes"]["node0"], line["nodes"]["node1"]
-        assert throttled["busy_s"] - fast["busy_s"] > 0.01
+        assert throttled["busy_s"] - fast["busy_s"] > 0.02
         assert throttled["wait_fraction"] == 0 < 0.1 < fast["wait_fraction"] < 0.5
     metrics = next(x["metrics"] for x in read_json_lines(run.metrics_file) if x["step"] == 200)
     assert metrics["perf/wait_fraction"] == pytest.approx(fast["wait_fraction"] / 2)
