@@ -177,7 +177,7 @@ def test_the_time_of_a_step_has_its_parts(world: World, config: Config) -> None:
         step.forward_backward(number, late())
     times, num_steps = step.timer.pop()
     assert num_steps == 2  # the first, which compiles, is left out
-    assert 2 * 4 * 0.01 <= times.data_wait_s < 2 * 4 * 0.015
-    assert 2 * 4 * 0.03 <= times.busy_s < 2 * 4 * 0.045
-    assert 0 < times.reduce_s < 0.02
+    assert times.data_wait_s >= 2 * 4 * 0.01
+    assert times.busy_s - times.data_wait_s >= 2 * 4 * 0.02
+    assert 0 < times.reduce_s < 2 * 4 * 0.01  # one rank waits for no other
     assert step.timer.pop() == ((0.0, 0.0, 0.0), 0)
