@@ -41,6 +41,7 @@ MUTABLE_KEYS = (
     "checkpoint.keep_best",
     "checkpoint.keep_every_steps",
     "checkpoint.max_failed_saves",
+    "recipe.grad_checkpointing",  # the same bits, in less memory
     "model.published",  # a corrected quotation does not make another run
     "data.url",  # the data set may have moved; its fingerprint is checked
     "data.num_workers",

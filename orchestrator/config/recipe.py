@@ -143,6 +143,7 @@ class Recipe:
     map_rejection_penalty: NonNegativeFloat | None = None
     phases: tuple[Phase, ...] = ()
     linear_probe: bool = False
+    grad_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         ends = [phase.end_epoch for phase in self.phases]

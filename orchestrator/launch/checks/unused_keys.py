@@ -89,6 +89,8 @@ def _idle_keys(config: Config) -> dict[str, str]:
          ["recipe.schedule.min_lr_factor"]),
         (schedule.name == "multistep" and bool(schedule.decay_milestones),
          "recipe.schedule.decay_milestones is given", ["recipe.schedule.decay_every_epochs"]),
+        (recipe.linear_probe, "recipe.linear_probe keeps no activations but the head's",
+         ["recipe.grad_checkpointing"]),
         (recipe.class_balanced, "recipe.class_balanced is true", ["data.shuffle_block_size"]),
         *((mode != other, f"data.crop.mode is {mode}", [f"data.crop.{key}" for key in keys])
           for other, keys in _CROP_KEYS.items()),

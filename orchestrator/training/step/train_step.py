@@ -23,6 +23,7 @@ from orchestrator.training.inputs.device import Device
 from orchestrator.training.monitoring.step_timer import StepTimer
 from orchestrator.training.state.train_state import TrainState
 from orchestrator.training.step.phases import supports_phases
+from orchestrator.training.task.grad_checkpointing import restored_buffers
 from orchestrator.training.task.losses import Task
 from orchestrator.training.task.mixup import MixupCutmix
 
@@ -70,7 +71,8 @@ class TrainStep:
                 with nullcontext() if is_last else self._accumulate():
                     values = self._forward(step, micro, images, labels)
                     loss = self.state.scaler.scale(values["train/loss"] / len(self.micros))
-                    with self.timer.last_backward(loss) if is_last else nullcontext():
+                    timed = self.timer.last_backward(loss) if is_last else nullcontext()
+                    with timed, self._in_backward():
                         loss.backward()
                 metrics.append({name: value.detach() for name, value in values.items()})
         return {name: torch.stack([m[name] for m in metrics]).mean() for name in metrics[0]}
@@ -106,3 +108,8 @@ class TrainStep:
             output = self.model(images)
             loss = self.task.loss(output, labels)
         return {"train/loss": loss, **self.task.train_metrics(output, labels)}
+
+    def _in_backward(self) -> AbstractContextManager[None]:
+        """Keep buffers as the forward pass left them, if the backward pass repeats parts of it."""
+        is_repeated = self.config.recipe.grad_checkpointing
+        return restored_buffers(self.state.model) if is_repeated else nullcontext()

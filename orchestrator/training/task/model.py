@@ -14,6 +14,7 @@ import models
 from data_sharding.transforms.eval_protocol import parse_protocol
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Config
+from orchestrator.training.task.grad_checkpointing import enable_grad_checkpointing
 from orchestrator.training.task.linear_probe import head_name
 
 
@@ -21,15 +22,19 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
     """Build the configured network for the data set's classes, on the CPU.
 
     Raises:
-        ConfigError: there is no such network, or it does not take these options or images.
+        ConfigError: there is no such network, it does not take these options or images, or it has
+            no activations to checkpoint.
     """
     name, in_channels = config.model.name, config.data.in_channels
     try:
-        return models.build(
+        network = models.build(
             name, num_classes=num_classes, in_channels=in_channels, **config.model.kwargs
         )
     except ValueError as error:
         raise ConfigError(f"model={name}: {error}", value=name) from error
+    if config.recipe.grad_checkpointing:
+        enable_grad_checkpointing(network)
+    return network
 
 
 def model_cost(network: nn.Module, config: Config) -> dict[str, float]:

@@ -41,6 +41,8 @@ def unused(*arguments: str) -> list[str]:
         (["launcher.nproc_per_node=2", "launcher=slurm"], ["launcher.nproc_per_node"]),
         (["recipe.linear_probe=true"], ["recipe.linear_probe=true"]),
         (["recipe.linear_probe=true", "init_from=a"], []),
+        (["recipe.linear_probe=true", "init_from=a", "recipe.grad_checkpointing=true"],
+         ["recipe.grad_checkpointing"]),
     ],
 )  # fmt: skip
 def test_a_key_without_effect_gives_a_warning(arguments: list[str], keys: list[str]) -> None:
