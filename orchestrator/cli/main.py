@@ -16,6 +16,7 @@ tahoe = LazyGroup(
     {
         "train": f"{_VERBS}.train:train",
         "resume": f"{_VERBS}.train:resume",
+        "create": f"{_VERBS}.train:create",
         "submit": f"{_VERBS}.jobs:submit",
         "status": f"{_VERBS}.jobs:status",
         "list": f"{_VERBS}.jobs:list_runs",

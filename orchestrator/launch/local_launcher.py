@@ -20,11 +20,10 @@ from typing import Self
 from orchestrator.config.schema import Config
 from orchestrator.launch.progress_bar import ProgressBar
 from orchestrator.run.notify import notify_end
-from orchestrator.run.outcome import ExitCode
+from orchestrator.run.outcome import CRASHED, ExitCode
 from orchestrator.run.plan import Plan
 from orchestrator.run.rundir import RunDir
 
-CRASHED = 1
 _POLL_S = 0.2
 
 

@@ -9,6 +9,7 @@ from orchestrator.run.rundir import RunDir, read_json_lines
 
 PROGRESS_FD = "TAHOE_PROGRESS_FD"  # names the variable with the stderr of the calling process
 USER_ERROR = 64  # data, a run, a checkpoint or a file: not the config
+CRASHED = 1  # the exit code of an exception
 STATES = ("scheduled", "running", "finished", "stopped", "failed_permanently", "crashed")
 
 
@@ -92,3 +93,20 @@ def read_attempts(run: RunDir) -> dict[int, dict[str, Any]]:
         if isinstance(line.get("attempt"), int):
             attempts.setdefault(line["attempt"], {}).update(line)
     return attempts
+
+
+def record_lost_attempts(run: RunDir) -> list[int]:
+    """Record the end of attempts that were killed before they could; return those without outcome.
+
+    No attempt may be running: the caller holds the run's lock.
+    """
+    lost = []
+    for number, attempt in sorted(read_attempts(run).items()):
+        if "ended_s" in attempt:
+            continue
+        if outcome := run.attempt_outcome(number):  # killed while it waited for something else
+            run.end_attempt(number, **outcome)
+        else:
+            run.end_attempt(number, lost=True, why="it was killed, or its machine was lost")
+            lost.append(number)
+    return lost

@@ -203,14 +203,17 @@ class RunDir:
             return None
 
     @contextmanager
-    def lock(self) -> Iterator[int]:
+    def lock(self, wait_s: float = 0.5) -> Iterator[int]:
         """Lock the run for one attempt, or raise RunningError.
+
+        Args:
+            wait_s: the time to wait for another holder; `is_alive` holds it for an instant.
 
         Yields the file descriptor: a process that inherits it holds the lock as well, and the lock
         is released when the last of them ends.
         """
         with self.lock_file.open("a+") as file:
-            deadline_s = time.monotonic() + 0.5  # `is_alive` holds it for an instant
+            deadline_s = time.monotonic() + wait_s
             while not (taken := hold(file)) and time.monotonic() < deadline_s:
                 time.sleep(0.05)
             if not taken:

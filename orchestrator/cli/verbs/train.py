@@ -1,6 +1,8 @@
-"""`tahoe train` and `tahoe resume`: runs on this machine."""
+"""`tahoe train`, `resume` and `create`: runs on this machine, or for any launcher."""
 
 import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ from orchestrator.cli.shared.commands import Command
 
 if TYPE_CHECKING:
     from orchestrator.config.schema import Config
+    from orchestrator.launch.compose import ComposedConfig
     from orchestrator.launch.extend_schedule import Choice
     from orchestrator.run.plan import Plan
     from orchestrator.run.rundir import RunDir
@@ -28,6 +31,15 @@ OVERRIDES are Hydra's: a group as model=resnet18, a key as recipe.epochs=5.
   eval "$(tahoe train -sc install=bash)"                 tab completion in this shell
 """
 
+_CREATE_EXAMPLES = """\
+\b
+OVERRIDES are those of `tahoe train`, -m too. Then any launcher that sets torchrun's variables:
+
+\b
+  RUN=$(tahoe create model=timm/resnet50 data=shards data.url=/data/set)
+  torchrun --nproc-per-node 8 -m orchestrator.training.worker "$RUN"
+"""
+
 
 @click.command(cls=Command, context_settings=HYDRA_FLAGS, epilog=_EXAMPLES)
 @overrides_argument("overrides of the config, and Hydra's flags")
@@ -36,10 +48,8 @@ def train(overrides: tuple[str, ...]) -> int:
     from orchestrator.config.parse import ConfigError
     from orchestrator.launch.compose import compose
     from orchestrator.launch.create_run import create_or_open_runs
-    from orchestrator.launch.local_launcher import CRASHED
-    from orchestrator.run.outcome import ExitCode
+    from orchestrator.run.outcome import CRASHED, ExitCode
     from orchestrator.run.rundir import RunningError
-    from orchestrator.run.sweepdir import SweepDir
 
     points = compose(overrides)
     if any(point.config.launcher.name != "local" for point in points):
@@ -48,10 +58,7 @@ def train(overrides: tuple[str, ...]) -> int:
         )
     opened = create_or_open_runs(points)
     if len(points) > 1:
-        runs = [run for run, _ in opened]
-        sweep = SweepDir.of(Path(points[0].config.runs_dir), runs)
-        sweep.add(zip(runs, (point.overrides for point in points), strict=True))
-        print(f"sweep: {sweep.path}", flush=True)
+        _record_sweep(points, [run for run, _ in opened])
     worst = 0
     for point, (run, plan) in zip(points, opened, strict=True):
         if run.is_finished:
@@ -69,6 +76,35 @@ def train(overrides: tuple[str, ...]) -> int:
         if exit_code not in (CRASHED, ExitCode.FINISHED, ExitCode.FAILED_PERMANENTLY):
             break  # a stop was requested, for the whole sweep
     return worst
+
+
+@click.command(cls=Command, context_settings=HYDRA_FLAGS, epilog=_CREATE_EXAMPLES)
+@overrides_argument("overrides of the config, and Hydra's flags")
+def create(overrides: tuple[str, ...]) -> None:
+    """Create the run directory of a config and print its path; start nothing."""
+    from orchestrator.launch.compose import compose
+    from orchestrator.launch.create_run import create_or_open_runs
+    from orchestrator.run.rundir import RunningError
+
+    points = compose(overrides)
+    with redirect_stdout(sys.stderr):  # a script reads the paths
+        opened = create_or_open_runs(points)
+        if len(points) > 1:
+            _record_sweep(points, [run for run, _ in opened])
+    for run, plan in opened:
+        if isinstance(plan, RunningError):
+            raise plan
+        run.stop_file.unlink(missing_ok=True)
+        print(run.path.absolute())
+
+
+def _record_sweep(points: "Sequence[ComposedConfig]", runs: "Sequence[RunDir]") -> None:
+    """Record the runs of a sweep in its directory, and print that."""
+    from orchestrator.run.sweepdir import SweepDir
+
+    sweep = SweepDir.of(Path(points[0].config.runs_dir), runs)
+    sweep.add(zip(runs, (point.overrides for point in points), strict=True))
+    print(f"sweep: {sweep.path}", flush=True)
 
 
 @click.command(cls=Command)

@@ -137,7 +137,7 @@ def init_world(runtime: Runtime) -> Iterator[World]:
     """Initialise the process groups; destroy them at the end of the block."""
     local_rank = int(os.environ["LOCAL_RANK"])
     device = choose_device(runtime.device, local_rank)
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    torch.set_num_threads(_num_threads(runtime))
     spans_nodes = (
         os.environ["WORLD_SIZE"] != os.environ["LOCAL_WORLD_SIZE"]
         and os.environ["MASTER_ADDR"] != "127.0.0.1"  # reachable on one machine only
@@ -162,6 +162,13 @@ def init_world(runtime: Runtime) -> Iterator[World]:
         )
     finally:
         dist.destroy_process_group()
+
+
+def _num_threads(runtime: Runtime) -> int:
+    """Return a rank's threads: the config's, the launcher's, or an equal part of the cores."""
+    from_launcher = int(os.environ.get("OMP_NUM_THREADS", "0"))
+    cores = len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])
+    return runtime.threads_per_rank or from_launcher or max(1, cores)
 
 
 def _wait_for_rank0(timeout_s: float) -> None:

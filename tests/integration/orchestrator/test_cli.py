@@ -18,7 +18,18 @@ from orchestrator.run.rundir import RunDir
 from orchestrator.run.sweepdir import SweepDir, sweep_of
 
 VERBS = (
-    *("train", "resume", "submit", "status", "list", "logs", "cancel", "doctor", "evaluate"),
+    *(
+        "train",
+        "resume",
+        "create",
+        "submit",
+        "status",
+        "list",
+        "logs",
+        "cancel",
+        "doctor",
+        "evaluate",
+    ),
     *("models", "compare", "report", "register", "import", "sync", "ui", "ckpt", "shard"),
     *("drill", "local-cluster"),
 )

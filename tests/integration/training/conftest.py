@@ -1,6 +1,7 @@
 """Fixtures of these tests; tests/support has them."""
 
 from config_fixtures import _default, shards, values
+from launch_fixtures import run
 from training_fixtures import config, recipe, world
 
 __all__ = [
@@ -9,5 +10,6 @@ __all__ = [
     "shards",
     "config",
     "recipe",
+    "run",
     "world",
 ]
