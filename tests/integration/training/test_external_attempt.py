@@ -121,9 +121,9 @@ def test_any_launcher_that_sets_the_names_trains_a_run(tahoe: Tahoe, digits: Pat
 @contextmanager
 def torchrun(tahoe: Tahoe, run: RunDir, *options: str) -> Iterator[Started]:
     """Start two ranks of a run with torchrun on this machine."""
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", *options)
     process = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        + [*options, *WORKER, str(run.path)],
+        [sys.executable, "-m", *launcher, *WORKER, str(run.path)],
         cwd=tahoe.cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
