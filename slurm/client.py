@@ -4,11 +4,12 @@ Nothing here needs accounting (`sacct`), which many sites do not have: the end o
 has forgotten is recorded in its run directory. Where there is accounting, it adds a little.
 """
 
+import math
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,6 +116,54 @@ def down_nodes(nodes: str) -> list[str]:
     return [node for node, state in states.items() if state.startswith("down") or "*" in state]
 
 
+def job_nodes(job_id: str) -> list[str]:
+    """Return the nodes that a running job has, without those that it has lost."""
+    out = _output("squeue", "--noheader", f"--jobs={job_id}", "--format=%N").strip()
+    return node_names(out) if out else []
+
+
+def time_left_s(job_id: str) -> float:
+    """Return the time until a job's limit; infinity without one."""
+    return parse_time_s(_output("squeue", "--noheader", f"--jobs={job_id}", "--format=%L"))
+
+
+def parse_time_s(text: str) -> float:
+    """Convert squeue's `[days-][[hours:]minutes:]seconds`; what is no time counts as no limit."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", text.strip())
+    if match is None:
+        return math.inf
+    days, hours, minutes, seconds = (int(number or 0) for number in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def responding_nodes(job_id: str, nodes: Sequence[str], *, timeout_s: float) -> list[str]:
+    """Return those nodes of a running job that start a process within `timeout_s` seconds.
+
+    Args:
+        job_id: the id of one job, not of an element of an array.
+    """
+    if not nodes:
+        return []
+    number = len(nodes)
+    process = subprocess.Popen(
+        ["srun", f"--jobid={job_id}", "--overlap", f"--nodes={number}", f"--ntasks={number}",
+         "--ntasks-per-node=1", f"--nodelist={','.join(nodes)}", "--mpi=none", "--input=none",
+         "--gres=none", "bash", "-c", 'echo "$SLURMD_NODENAME"'],
+        env=_environ(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    try:
+        out, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()  # SIGTERM would wait for the nodes
+        out, _ = process.communicate()
+    return [node for node in nodes if node in out.split()]
+
+
+def node_list(names: Sequence[str]) -> str:
+    """Write nodes as a list in Slurm's short form (`node[1-2]`)."""
+    return _output("scontrol", "show", "hostlist", ",".join(names)).strip()
+
+
 def node_names(nodes: str) -> list[str]:
     """Expand a list of nodes (`node[1-2]`)."""
     return _output("scontrol", "show", "hostnames", nodes).split()
@@ -133,10 +182,14 @@ def _output(*command: str) -> str:
 def _run(*command: str, hidden: Collection[str] = ()) -> "subprocess.CompletedProcess[str]":
     """Run a command of Slurm; SlurmError if it fails."""
     program = command[0]
-    environ = {k: v for k, v in os.environ.items() if not _is_inherited(k) and k not in hidden}
     try:
         done = subprocess.run(
-            command, env=environ, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+            command,
+            env=_environ(hidden),
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
         )
     except FileNotFoundError:
         raise SlurmError(
@@ -160,6 +213,10 @@ def _run(*command: str, hidden: Collection[str] = ()) -> "subprocess.CompletedPr
             "administrators of the cluster.",
         )
     return done
+
+
+def _environ(hidden: Collection[str] = ()) -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not _is_inherited(k) and k not in hidden}
 
 
 def _is_inherited(name: str) -> bool:

@@ -17,6 +17,7 @@ _RIVALS = {
 # The number of ranks: batches, rendezvous and logs depend on it.
 _RESERVED = {
     "array": "submit a sweep instead, which is an array",
+    "no-kill": "set spare_nodes",
     "nodes": "set nodes",
     "ntasks": "set nodes and tasks_per_node",
     "ntasks-per-core": "set tasks_per_node",

@@ -1,6 +1,7 @@
 """A job that does not train: it starts ranks like a run's job, and they check their nodes."""
 
-from slurm.sbatch import LAUNCH_RANKS, PREAMBLE, SbatchRequest, render_template, sbatch_options
+from slurm.job_script import LAUNCH_RANKS, PREAMBLE
+from slurm.sbatch import SbatchRequest, render_template, sbatch_options
 
 _TIMEOUT_MIN = 5
 
@@ -19,7 +20,7 @@ def render_node_check(job: SbatchRequest, *, worker: str) -> str:
         "no-requeue": True,
     }
     return render_template(
-        PREAMBLE + _ON_START + LAUNCH_RANKS + _ON_END,
+        PREAMBLE + LAUNCH_RANKS + _CHECK,
         job,
         sbatch_options(job, replaced),
         purpose="A check of the nodes that a run would be given. Written by `tahoe doctor`.",
@@ -27,7 +28,8 @@ def render_node_check(job: SbatchRequest, *, worker: str) -> str:
     )
 
 
-_ON_START = r"""attempt=1
+_CHECK = r"""
+attempt=1 nodes=$$SLURM_JOB_NODELIST num_nodes=$$SLURM_JOB_NUM_NODES
 mkdir -p "$$run/logs/attempt-0001"
 
 # Ranks on a node that does not see this directory could not report it. NFS may take a while.
@@ -36,7 +38,6 @@ srun --ntasks="$$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 bash -c '
     "$$run" >"$$run/blind" || exit
 [ ! -s "$$run/blind" ] || exit 1
 
-"""
-
-_ON_END = r"""exit "$$code"
+launch_ranks
+exit "$$code"
 """

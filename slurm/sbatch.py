@@ -1,9 +1,4 @@
-"""The sbatch script of a run: the value of one pure function of one dataclass.
-
-The script is one attempt of a run. It takes the run's lock, records the attempt, starts the ranks
-with srun, and leaves the choice of the next action to the module `hooks`. Submitting it by hand has
-the same effect.
-"""
+"""The options of sbatch, and the rendering of a job script: a pure function of one dataclass."""
 
 import re
 import shlex
@@ -12,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from string import Template
 from types import MappingProxyType
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from slurm.conflicting_options import (
     check_additional,
@@ -22,6 +17,7 @@ from slurm.conflicting_options import (
     input_variables,
     requests_gpus,
 )
+from slurm.job_script import PREAMBLE, attempts
 
 SIGNAL = "USR2"  # sent to every process of the ranks some time before the limit
 
@@ -49,6 +45,8 @@ class SbatchOptions:
     None leaves a choice to the site. The bounds hold where pydantic reads these options.
 
     Args:
+        nodes: the nodes of the run; "4-8" is as many as Slurm gives at the time.
+        spare_nodes: the nodes that the job has beside those, for the place of lost ones.
         tasks_per_node: the ranks of a node; None is one a GPU, or one where there are none.
         timeout_min: the time limit of an attempt; the run continues in the next one.
         array_parallelism: the most elements of an array that run at the same time.
@@ -58,7 +56,8 @@ class SbatchOptions:
         additional_parameters: additional options of sbatch, without dashes; True for a flag.
     """
 
-    nodes: PositiveInt
+    nodes: PositiveInt | Annotated[str, Field(pattern=r"^[1-9][0-9]*-[1-9][0-9]*$")]
+    spare_nodes: NonNegativeInt = 0
     tasks_per_node: PositiveInt | None
     gpus_per_node: NonNegativeInt
     cpus_per_task: PositiveInt | None
@@ -78,6 +77,8 @@ class SbatchOptions:
     additional_parameters: dict[str, str | int | float | bool]
 
     def __post_init__(self) -> None:
+        if self.min_nodes > self.max_nodes:
+            raise ValueError(f"nodes={self.nodes!r} must be given as 'FEWEST-MOST'")
         limit_s = None if self.timeout_min is None else 60 * self.timeout_min
         if limit_s is not None and limit_s <= self.signal_delay_s:
             raise ValueError(
@@ -85,6 +86,14 @@ class SbatchOptions:
                 f"signal_delay_s={self.signal_delay_s} before that: at once. Give them more time, "
                 "or a shorter delay"
             )
+
+    @property
+    def min_nodes(self) -> int:
+        return int(str(self.nodes).partition("-")[0])
+
+    @property
+    def max_nodes(self) -> int:
+        return int(str(self.nodes).rpartition("-")[2])
 
     @property
     def ranks_per_node(self) -> int:
@@ -135,7 +144,7 @@ def render_sbatch(job: SbatchRequest, *, worker: str, hooks: str) -> str:
         hooks: the module that runs before and after the ranks, with `begin` or `end`.
     """
     return render_template(
-        PREAMBLE + _ON_START + LAUNCH_RANKS + _ON_END,
+        PREAMBLE + attempts(watches_script=job.spare_nodes > 0),
         job,
         sbatch_options(job),
         purpose="One attempt of a Tahoe run. Written by `tahoe submit`; `sbatch` this file does "
@@ -173,7 +182,7 @@ def render_template(
         exports="\n".join(_exports(job)),
         setup="".join(f"{line}\n" for line in _setup(job)),
         tasks_per_node=job.ranks_per_node,
-        srun=" \\\n    ".join(_srun(job)),
+        srun=" \\\n        ".join(_srun(job)),
         interpreter=_interpreter(job),
         module=module,
         hooks=hooks,
@@ -182,104 +191,6 @@ def render_template(
 
 def directives(options: Iterable[str]) -> str:
     return "\n".join(f"#SBATCH --{option}" for option in options)
-
-
-PREAMBLE = r"""#!/bin/bash
-$directives
-
-# $purpose
-run=$run
-python=$python
-# Set by --export=NONE: srun would not pass on to the ranks what is exported here.
-unset SLURM_EXPORT_ENV
-# From the shell that submitted this: sbatch would prefer them for the next attempt.
-unset $input_variables
-$exports
-
-${setup}"""
-
-_ON_START = r"""# In an array SLURM_JOB_ID of one element is the id of the whole array.
-job=$${SLURM_ARRAY_JOB_ID:+$${SLURM_ARRAY_JOB_ID}_$$SLURM_ARRAY_TASK_ID}
-job=$${job:-$$SLURM_JOB_ID}
-state() { squeue --noheader --jobs "$$job" --format '%T %r'; }
-resubmitted= excluded=
-resubmit() {
-    [ -z "$$resubmitted" ] || return 0
-    local new
-    new=$$(sbatch --parsable --dependency=afterany:"$$job" \
-        $${excluded:+--exclude="$$excluded"} "$$run/job.sbatch") || return
-    printf '{"slurm_job_id": "%s"}\n' "$${new%%;*}" >>"$$run/slurm_jobs.jsonl"
-    resubmitted=yes
-}
-
-# The ranks handle signals: they save and exit. This shell waits for them; but at the time limit it
-# is killed if that takes long, so the next job is submitted first.
-trap interrupted=yes USR1 USR2
-trap 'interrupted=yes; [[ $$(state) == *TimeLimit ]] && resubmit' TERM
-
-exec 9>>"$$run/lock"
-flock --timeout 60 9
-case $$? in
-0) ;;
-1)
-    echo "error: another attempt of $$run is running, on $$(cat "$$run/lock")" >&2
-    exit 1
-    ;;
-*)
-    echo "error: $$run is on a file system without locks: attempts would overwrite each other's" \
-        "files. Mount it with locks (Lustre: -o flock), or choose another: runs_dir=DIR" >&2
-    exit 1
-    ;;
-esac
-attempt=$$("$$python" -m $hooks begin "$$run") || exit
-[ -n "$$attempt" ] || exit 0 # already finished
-
-"""
-
-LAUNCH_RANKS = r"""first_node=$$(scontrol show hostnames "$$SLURM_JOB_NODELIST" | head -n 1)
-[ -n "$$first_node" ] || { echo "error: scontrol names no node of this job" >&2; exit 1; }
-export MASTER_ADDR=$$first_node
-export MASTER_PORT=$$((20000 + (SLURM_JOB_ID * 13 + $${SLURM_RESTART_COUNT:-0}) % 12000))
-export TAHOE_ATTEMPT=$$attempt LOCAL_WORLD_SIZE=$tasks_per_node
-export SRUN_CPUS_PER_TASK=$${SLURM_CPUS_PER_TASK:-1} # srun does not take it from sbatch
-logs=$$run/logs/attempt-$$(printf %04d "$$attempt")
-
-srun $srun \
-    bash -c 'trap "" TERM USR1 USR2 # until the worker handles them
-        export RANK=$$SLURM_PROCID LOCAL_RANK=$$SLURM_LOCALID WORLD_SIZE=$$SLURM_NTASKS
-        exec "$$@" -m $module "$$0"' "$$run" \
-    $interpreter 2>"$$logs/srun.log" &
-interrupted=yes
-while [ -n "$$interrupted" ]; do # a signal interrupts `wait`, but not srun
-    interrupted=
-    wait "$$!"
-    code=$$?
-done
-cat "$$logs/srun.log" >&2
-
-"""
-
-_ON_END = r"""state=$$(state)
-next=$$("$$python" -m $hooks end "$$run" "$$attempt" "$$code" "$$state") \
-    || exit
-read -r next excluded <<<"$$next" # nodes that the run has failed on twice
-
-[ -z "$$resubmitted" ] || exit 75
-case $$next in
-    requeue)
-        trap "" TERM # requeue sends it to every process of the job
-        if scontrol requeue "$$job"; then
-            # Slurm accepts it only for a waiting job.
-            [ -z "$$excluded" ] || scontrol update JobId="$$job" ExcNodeList="$$excluded"
-            exit 75
-        fi
-        ;;
-    resubmit) ;;
-    *) exit "$$next" ;;
-esac
-resubmit || exit
-exit 75
-"""
 
 
 def sbatch_options(
@@ -311,7 +222,8 @@ def _spelled(name: str, value: object) -> str:
 def _own_options(job: SbatchRequest) -> dict[str, object]:
     return {
         "job-name": job.name,
-        "nodes": job.nodes,
+        "nodes": _requested_nodes(job),
+        "no-kill": job.spare_nodes > 0 or None,
         "ntasks-per-node": job.ranks_per_node,
         "gpus-per-node": job.gpus_per_node or None,
         "cpus-per-task": job.cpus_per_task,
@@ -327,6 +239,11 @@ def _own_options(job: SbatchRequest) -> dict[str, object]:
         "open-mode": "append",
         "output": f"{job.run_dir.replace('%', '%%')}/slurm/%j.out",
     }
+
+
+def _requested_nodes(job: SbatchRequest) -> str:
+    fewest, most = job.min_nodes + job.spare_nodes, job.max_nodes + job.spare_nodes
+    return f"{fewest}" if fewest == most else f"{fewest}-{most}"
 
 
 def _quoted(name: str, value: str) -> str:
@@ -356,8 +273,10 @@ def _setup(job: SbatchRequest) -> Iterator[str]:
 
 
 def _srun(job: SbatchRequest) -> Iterator[str]:
-    yield "--kill-on-bad-exit=1 --wait=60"
-    yield f"--ntasks-per-node={job.ranks_per_node} --open-mode=append"
+    yield "--kill-on-bad-exit=1 --wait=60 --open-mode=append"
+    ranks = job.ranks_per_node
+    yield f'--nodes="$num_nodes" --ntasks="$((num_nodes * {ranks}))" --ntasks-per-node={ranks}'
+    yield '--nodelist="$nodes"'
     yield '--output="${logs//%/%%}/rank-%5t.log"'
     if job.container and job.container.runtime == "pyxis":
         yield f"--container-image={shlex.quote(job.container.image)}"

@@ -270,10 +270,17 @@ class Config:
 
     @property
     def world_size(self) -> int:
-        """Number of ranks."""
+        """Number of ranks; the largest, where Slurm chooses the number of nodes."""
+        return self.world_sizes[0]
+
+    @property
+    def world_sizes(self) -> tuple[int, ...]:
+        """The possible numbers of ranks, the largest first."""
         if self.launcher.name == "local":
-            return self.launcher.nproc_per_node
-        return self.slurm.nodes * self.slurm.ranks_per_node
+            return (self.launcher.nproc_per_node,)
+        slurm = self.slurm
+        nodes = range(slurm.max_nodes, slurm.min_nodes - 1, -1)
+        return tuple(number * slurm.ranks_per_node for number in nodes)
 
     def replace(self, changes: Mapping[str, object]) -> Self:
         """Return a config with other values of some dotted keys, e.g. `{"data.url": "a"}`."""

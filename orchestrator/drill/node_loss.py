@@ -28,7 +28,7 @@ def local_cluster_for(num_losses: int, config: Config) -> LocalCluster:
             hint="Start one with `tahoe local-cluster up`, and export what it prints.",
         )
     cluster = LocalCluster.open(Path(os.environ["SLURM_CONF"]).parent)
-    num_nodes, needed = len(cluster.names), config.slurm.nodes
+    num_nodes, needed = len(cluster.names), config.slurm.min_nodes + config.slurm.spare_nodes
     max_losses = max(0, 2 * num_nodes - needed)
     if num_losses > max_losses:
         raise ConfigError(

@@ -17,7 +17,7 @@ from data_sharding.sampling.sample_order import Ints, MicroBatchKey, SampleDraw
 from data_sharding.tools.preview import stored_tile
 from data_sharding.transforms.progressive_resize import ImageSizeSchedule
 from orchestrator.config.schema import Config
-from orchestrator.run.plan import make_plan
+from orchestrator.run.plan import make_largest_plan
 from orchestrator.training.inputs.datasets import open_train_set
 
 _TILE_PX = 160
@@ -26,7 +26,7 @@ _TILE_PX = 160
 def draw_augmented_views(config: Config, num: int, num_epochs: int) -> Image.Image:
     """Draw a sheet with a column for each of a run's first samples and a row for each epoch."""
     train, val = (read_manifest(config.data.url, split) for split in ("train", "val"))
-    plan = make_plan(config, config.world_size, train, val)
+    plan = make_largest_plan(config, train, val)
     train_set = open_train_set(config, train, plan)
     first = _first_samples(train_set, plan.num_micro_batches, num)
     rows = [Row(_stored(train_set.shards, first.ids), "as stored")]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from orchestrator.redact import one_line, redact_urls
 from orchestrator.run.rundir import RunDir
-from slurm.node_failure import failed_node, first_ended
+from slurm.node_failure import failed_node, first_ended, lost_node
 
 _TAIL_BYTES = 4096
 # Failures that are neither the run's fault nor its node's.
@@ -33,8 +33,12 @@ class FailureCause:
 
 def find_failure_cause(run: RunDir, attempt: int, srun_code: int) -> FailureCause:
     """Find the cause of an attempt's crash in its logs."""
+    if not (run.log_dir(attempt) / "srun.log").exists():
+        return FailureCause("the job was asked to stop before the ranks", None, is_transient=True)
     messages = read_srun_log(run, attempt)
     node, ended = failed_node(messages), first_ended(messages)
+    if node is not None and node == lost_node(messages):
+        return FailureCause(f"{node} was lost", node, is_transient=True)
     if ended is None:
         return FailureCause(f"crashed with exit code {srun_code}", node, is_transient=False)
     tail = _log_tail(run, attempt, ended.rank)

@@ -1,8 +1,10 @@
 """Hooks of the job script: record each attempt, and decide what follows it.
 
-    python -m orchestrator.jobs.job_hooks begin RUN              prints the attempt, or nothing
-    python -m orchestrator.jobs.job_hooks end RUN ATTEMPT CODE STATE    prints the next action, and
-                                 after `requeue` and `resubmit` the nodes to exclude from then on
+    python -m orchestrator.jobs.job_hooks begin RUN NODES     prints the attempt, and the list and
+                            number of the nodes it runs on; nothing if there is nothing left to do
+    python -m orchestrator.jobs.job_hooks end RUN ATTEMPT CODE STATE [signalled]   prints the next
+                            action: `restart` and the nodes that are well, `requeue` or `resubmit`
+                            and those to exclude from then on, or the job's exit code
 
 Only the reply goes to stdout; messages for people go to stderr, which is the job's output.
 """
@@ -11,16 +13,24 @@ import os
 import socket
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 from orchestrator.checkpoint.store import CheckpointStore
 from orchestrator.config.parse import parse
-from orchestrator.config.schema import Config
+from orchestrator.config.schema import Config, Slurm
+from orchestrator.jobs.allocation import (
+    Allocation,
+    bad_nodes,
+    job_key,
+    num_nodes,
+    read_allocation,
+    restart_obstacle,
+)
 from orchestrator.jobs.failure_cause import find_failure_cause, read_srun_log
 from orchestrator.run.notify import notify_end
 from orchestrator.run.outcome import ExitCode, RunOutcome, read_attempts
@@ -31,7 +41,7 @@ from slurm.node_failure import lost_node
 
 _DISK_WAIT_S, _DISK_POLL_S = 300.0, 10.0  # for free space on the disk of the run directory
 T = TypeVar("T")
-Next = Literal["requeue", "resubmit"] | int
+Next = Literal["restart", "requeue", "resubmit"] | int
 
 
 class AttemptEnd(NamedTuple):
@@ -52,10 +62,16 @@ class AttemptEnd(NamedTuple):
 
 
 class NextAction(NamedTuple):
-    """The exit code of the job, or the way in which it continues; and the reason."""
+    """The exit code of the job, or the way in which it continues; and the reason.
+
+    Args:
+        next: `restart` is the next attempt in the same job; the others give the nodes back.
+        nodes: the nodes that are well, with `restart`; else those that are excluded from then on.
+    """
 
     next: Next
     why: str
+    nodes: str = ""
 
 
 def choose_next_action(ended: AttemptEnd, *, stop_requested: bool, max_failures: int) -> NextAction:
@@ -87,8 +103,28 @@ def choose_next_action(ended: AttemptEnd, *, stop_requested: bool, max_failures:
     return action
 
 
-def on_job_start(run: RunDir) -> str:
-    """Record a new attempt and return its number; empty if nothing is left to do."""
+def restart_or_requeue(
+    crash: NextAction, allocation: Allocation | None, slurm: Slurm
+) -> NextAction:
+    """Decide whether the attempt that follows a crash is made in the same job."""
+    if allocation is None:
+        return crash
+    obstacle = restart_obstacle(
+        allocation,
+        signal_delay_s=slurm.signal_delay_s,
+        max_failures=slurm.max_consecutive_failures,
+    )
+    if obstacle:
+        return NextAction("requeue", f"{crash.why}, but not in this job: {obstacle}")
+    return NextAction("restart", crash.why, ",".join(allocation.nodes))
+
+
+def on_job_start(run: RunDir, nodes: str) -> str:
+    """Record a new attempt; return its number and nodes, or nothing if nothing is left to do.
+
+    Args:
+        nodes: the nodes of the job that are well, as a list of Slurm.
+    """
     _record_lost_attempts(run)
     if run.is_finished:
         _log(f"{run.path} is finished")
@@ -96,36 +132,55 @@ def on_job_start(run: RunDir) -> str:
     if run.stop_file.exists():
         _log(f"{run.stop_file} exists: remove it, and submit again")
         return ""
-    environ = os.environ
-    job = environ["SLURM_JOB_ID"]
-    if "SLURM_ARRAY_JOB_ID" in environ:
-        job = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
-    run.lock_file.write_text(f"Slurm job {job} on {socket.gethostname()}")
+    run.lock_file.write_text(f"Slurm job {job_key()} on {socket.gethostname()}")
+    config, names = parse(run.read_config()), client.node_names(nodes)
+    number = num_nodes(run, config, len(names))
+    if number is None:
+        raise RunError(
+            f"slurm.nodes={config.slurm.nodes} cannot run on the {len(names)} nodes of this job",
+            value=names,
+            hint="Submit it with `tahoe resume`, not with a number of nodes of your own.",
+        )
+    chosen = client.node_list(names[:number])
     attempt = run.begin_attempt(
         launcher="slurm",
-        world_size=parse(run.read_config()).world_size,
-        slurm_job_id=job,
-        slurm_restart_count=int(environ.get("SLURM_RESTART_COUNT", 0)),
-        nodes=environ["SLURM_JOB_NODELIST"],
+        world_size=number * config.slurm.ranks_per_node,
+        slurm_job_id=job_key(),
+        slurm_restart_count=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        nodes=chosen,
     )
     run.log_dir(attempt).mkdir(parents=True)
-    return str(attempt)
+    return f"{attempt} {chosen} {number}"
 
 
-def on_job_end(run: RunDir, attempt: int, code: int, state: str) -> Next:
-    """Record the end of an attempt and return the next action."""
+def on_job_end(
+    run: RunDir, attempt: int, code: int, state: str, *, is_signalled: bool = False
+) -> NextAction:
+    """Record the end of an attempt and return the next action.
+
+    Args:
+        is_signalled: the job script was asked to stop, by a signal.
+    """
     config = parse(run.read_config())
     left = run.read_json(run.outcome_file) or {}
     outcome = left["outcome"] if left.get("attempt") == attempt else None
     last_step = _last_saved_step(run, config)
     cause = find_failure_cause(run, attempt, code)
     is_crash = outcome is None and _job_still_running(state) and not cause.is_transient
+    # A job that Slurm ends has its ranks killed, which is no fault of their nodes.
+    failed_node = cause.node if is_crash else lost_node(read_srun_log(run, attempt))
     crashes = 1 + _crashes_before(run, last_step) if is_crash else 0
     action = choose_next_action(
         AttemptEnd(outcome, state, crashes, cause.why),
         stop_requested=run.stop_file.exists(),
         max_failures=config.slurm.max_consecutive_failures,
     )
+    if outcome is None and action.next == "requeue":
+        repeats = 0 if is_crash else 1 + _lost_before(run, last_step)
+        allocation = read_allocation(
+            run, config, attempt, failed_node, is_signalled=is_signalled, repeats=repeats
+        )
+        action = restart_or_requeue(action, allocation, config.slurm)
     facts = {
         "exit_code": code if outcome is None else ExitCode[outcome.upper()],
         "step": left.get("step") if outcome else None,
@@ -134,8 +189,8 @@ def on_job_end(run: RunDir, attempt: int, code: int, state: str) -> Next:
         "lost": outcome is None and cause.is_transient,  # it neither gained nor proved anything
         **(run.attempt_outcome(attempt) or {"why": action.why}),
         "slurm_state": state,
-        # A job that Slurm ends has its ranks killed, which is no fault of their nodes.
-        "failed_node": cause.node if is_crash else lost_node(read_srun_log(run, attempt)),
+        "failed_node": failed_node,
+        "next": action.next,
     }
 
     def record() -> None:
@@ -150,7 +205,8 @@ def on_job_end(run: RunDir, attempt: int, code: int, state: str) -> Next:
         _log(f"the end of attempt {attempt} cannot be recorded: {error}")
     _log(f"attempt {attempt}: {action.why}; next: {action.next}")
     notify_end(run, config.notify, attempt, action.next, action.why, log=_log)
-    return action.next
+    gives_up_nodes = action.next in ("requeue", "resubmit")
+    return action._replace(nodes=excluded_nodes(run)) if gives_up_nodes else action
 
 
 def _last_saved_step(run: RunDir, config: Config) -> int:
@@ -182,16 +238,16 @@ def _log(text: str) -> None:
 
 
 def excluded_nodes(run: RunDir) -> str:
-    """Return the nodes of `slurm.exclude` and those that two attempts have died of.
+    """Return the nodes of `slurm.exclude` and those that attempts have died of.
 
     Empty as long as there are none of the latter.
     """
-    deaths = Counter(line.get("failed_node") for line in read_attempts(run).values())
-    bad = [node for node, count in sorted(deaths.items(), key=str) if node and count >= 2]
+    config = parse(run.read_config())
+    bad = bad_nodes(run, config)
     if not bad:
         return ""
-    _log(f"excluded from now on: {', '.join(bad)}; two attempts died of it")
-    return ",".join(filter(None, [parse(run.read_config()).slurm.exclude, *bad]))
+    _log(f"excluded from now on: {', '.join(bad)}; two attempts or more died of it")
+    return ",".join(filter(None, [config.slurm.exclude, *bad]))
 
 
 def _job_still_running(state: str) -> bool:
@@ -209,6 +265,13 @@ def _crashes_before(run: RunDir, last_step: int) -> int:
         elif line.get("crashed") or not line.get("lost"):
             break
     return count
+
+
+def _lost_before(run: RunDir, last_step: int) -> int:
+    """Count the attempts in a row, up to the last, that were lost at the checkpoint `last_step`."""
+    ends = [line for line in read_json_lines(run.attempts_file) if "ended_s" in line]
+    lost = (e.get("lost") and e.get("checkpoint_step") == last_step for e in reversed(ends))
+    return sum(1 for _ in takewhile(bool, lost))
 
 
 def _record_lost_attempts(run: RunDir) -> None:
@@ -241,12 +304,13 @@ def main(arguments: Sequence[str]) -> int:
     hook, run = arguments[0], RunDir(Path(arguments[1]))
     try:
         if hook == "begin":
-            print(_retry_while_disk_full(partial(on_job_start, run), _DISK_WAIT_S))
+            print(_retry_while_disk_full(partial(on_job_start, run, arguments[2]), _DISK_WAIT_S))
         else:
-            attempt, code, state = arguments[2:]
-            action = on_job_end(run, int(attempt), int(code), state)
-            print(f"{action} {excluded_nodes(run)}" if isinstance(action, str) else int(action))
-    except RunError as error:
+            attempt, code, state, *signalled = arguments[2:]
+            action = on_job_end(run, int(attempt), int(code), state, is_signalled=bool(signalled))
+            next_action = action.next if isinstance(action.next, str) else int(action.next)
+            print(f"{next_action} {action.nodes}".rstrip())
+    except (RunError, SlurmError) as error:
         _log(f"error: {error}")
         return 1
     return 0

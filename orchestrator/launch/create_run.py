@@ -22,7 +22,7 @@ from orchestrator.launch.checks.unused_keys import warn_unused_keys
 from orchestrator.launch.compose import ComposedConfig
 from orchestrator.launch.init_weights import fetch_fitting_weights
 from orchestrator.launch.software import current_software, record_software
-from orchestrator.run.plan import Plan, data_fingerprint, make_plan
+from orchestrator.run.plan import Plan, data_fingerprint, make_largest_plan
 from orchestrator.run.rundir import RunDir, RunError, RunningError
 
 
@@ -47,7 +47,7 @@ def create_or_open_run(composed: ComposedConfig) -> tuple[RunDir, Plan]:
             "seed, or give if_finished=rerun (archives the old directory) or if_finished=skip.",
         )
     train, val = _read_manifests(config)
-    plan = make_plan(config, config.world_size, train, val)
+    plan = make_largest_plan(config, train, val)
     if is_finished and config.if_finished == "skip":
         return run, plan
     if is_finished or not exists:
@@ -112,7 +112,7 @@ def _check_distinct(
 
 def make_plan_for(config: Config) -> Plan:
     """Make the plan of a config on its data set."""
-    return make_plan(config, config.world_size, *_read_manifests(config))
+    return make_largest_plan(config, *_read_manifests(config))
 
 
 def run_of(config: Config) -> RunDir:

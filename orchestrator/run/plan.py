@@ -121,14 +121,7 @@ def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -
     """Compute the plan of a config on a data set; refuse sizes that do not divide each other."""
     recipe = config.recipe
     batch, num_train = recipe.global_batch_size, train.num_samples
-    is_slurm = config.launcher.name == "slurm"
-    sizes = Sizes(
-        *(world_size, recipe.num_micro_batches, config.data.num_lanes, batch),
-        num_train=num_train,
-        repeats=recipe.augment_repeats,
-        ranks_per_node=config.slurm.ranks_per_node if is_slurm else None,
-    )
-    check_sizes(sizes)
+    check_world_size(config, world_size, num_train)
     if recipe.loss != "model" and train.labels.kind != "single":
         raise ConfigError(
             f"{config.data.url} has {train.labels.kind} labels ({train.labels}), and this loss "
@@ -161,6 +154,33 @@ def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -
         num_repeats=recipe.augment_repeats,
         is_balanced=recipe.class_balanced,
     )
+
+
+def make_largest_plan(config: Config, train: Manifest, val: Manifest) -> Plan:
+    """Compute the plan of a config for the most ranks, of those that Slurm may start, that fit."""
+    sizes = [size for size in config.world_sizes if ranks_fit(config, size, train.num_samples)]
+    return make_plan(config, [*sizes, config.world_size][0], train, val)
+
+
+def ranks_fit(config: Config, world_size: int, num_train: int) -> bool:
+    """Check whether a number of ranks fits the sizes of a run."""
+    try:
+        check_world_size(config, world_size, num_train)
+    except ConfigError:
+        return False
+    return True
+
+
+def check_world_size(config: Config, world_size: int, num_train: int) -> None:
+    """Refuse ranks, micro-batches, lanes and a batch that do not divide each other."""
+    recipe, is_slurm = config.recipe, config.launcher.name == "slurm"
+    sizes = Sizes(
+        *(world_size, recipe.num_micro_batches, config.data.num_lanes, recipe.global_batch_size),
+        num_train=num_train,
+        repeats=recipe.augment_repeats,
+        ranks_per_node=config.slurm.ranks_per_node if is_slurm else None,
+    )
+    check_sizes(sizes)
 
 
 def image_sizes(config: Config, steps_per_epoch: int) -> ImageSizeSchedule:

@@ -3,11 +3,17 @@
 import os
 import signal
 import subprocess
-from pathlib import Path
 
 import pytest
-from cluster_runs import NUM_STEPS, Jobs, ends, everything_said
-from run_results import figures, global_batches, weights
+from cluster_runs import (
+    NUM_STEPS,
+    Jobs,
+    assert_as_if_nothing_had_happened,
+    ends,
+    everything_said,
+    rank_pids,
+)
+from run_results import global_batches
 
 from orchestrator.run.outcome import read_attempts
 from orchestrator.run.rundir import RunDir, read_json_lines
@@ -20,13 +26,6 @@ pytestmark = [
     # MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
     pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
 ]
-
-
-def assert_as_if_nothing_had_happened(run: RunDir, undisturbed: RunDir) -> None:
-    assert run.is_finished, everything_said(run)
-    assert weights(run, NUM_STEPS) == weights(undisturbed, NUM_STEPS)
-    assert figures(run, "train/loss") == figures(undisturbed, "train/loss")
-    assert global_batches(run) == global_batches(undisturbed)
 
 
 def test_a_job_on_two_nodes_is_the_local_run(jobs: Jobs, undisturbed: RunDir) -> None:
@@ -205,19 +204,3 @@ def shown_steps(jobs: Jobs, run: RunDir) -> list[int]:
     with open_client(f"sqlite:///{jobs.tahoe.cwd}/mlflow.db") as store:
         points = store.get_metric_history(mark["run_id"], "train/loss")
     return [point.step for point in sorted(points, key=lambda point: point.timestamp)]
-
-
-def rank_pids(run: RunDir, *, node: str | None = None) -> list[int]:
-    """Return the process ids of the ranks, of all nodes or of one: processes of this machine."""
-    found = subprocess.run(
-        ["pgrep", "-f", f"orchestrator.training.worker {run.path}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    pids = [int(pid) for pid in found.stdout.split()]
-    return [pid for pid in pids if node is None or f"SLURMD_NODENAME={node}" in environ(pid)]
-
-
-def environ(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/environ").read_text().split("\0")

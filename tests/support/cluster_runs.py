@@ -1,13 +1,17 @@
 """Runs that are submitted to a local cluster, waited for by what they leave, and compared."""
 
+import re
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from cli_runner import Tahoe
+from run_results import figures, global_batches, weights
 
 from orchestrator.jobs.submit import active_job
+from orchestrator.run.outcome import read_attempts
 from orchestrator.run.rundir import RunDir, read_json_lines
 from slurm.client import QueuedJob
 from slurm.local_cluster import LocalCluster
@@ -82,11 +86,53 @@ def everything_said(run: RunDir) -> str:
     return "\n".join(f"== {file}\n{file.read_text(errors='replace')[-1500:]}" for file in files)
 
 
+def assert_as_if_nothing_had_happened(run: RunDir, undisturbed: RunDir) -> None:
+    assert run.is_finished, everything_said(run)
+    assert weights(run, NUM_STEPS) == weights(undisturbed, NUM_STEPS)
+    assert figures(run, "train/loss") == figures(undisturbed, "train/loss")
+    assert global_batches(run) == global_batches(undisturbed)
+
+
 def ends(run: RunDir) -> list[str]:
     """Return why each attempt ended."""
     lines = [line for line in read_json_lines(run.attempts_file) if "ended_s" in line]
     return [line["why"] for line in sorted(lines, key=lambda line: line["attempt"])]
 
 
+def jobs_of(run: RunDir) -> set[tuple[str, int]]:
+    """Return the jobs of a run's attempts, each with the number of its restarts by Slurm."""
+    attempts = read_attempts(run).values()
+    return {(line["slurm_job_id"], line["slurm_restart_count"]) for line in attempts}
+
+
+def first_step_s(run: RunDir, attempt: int) -> tuple[float, float]:
+    """Return the time of the first step that an attempt has logged, and how long it took to it."""
+    times_ms = (
+        record["time_ms"]
+        for record in read_json_lines(run.metrics_file)
+        if record["attempt"] == attempt and "train/loss" in record["metrics"]
+    )
+    log = (run.log_dir(attempt) / "rank-00000.log").read_text()
+    took = re.search(r"first step after ([\d.]+) s", log)
+    assert took is not None
+    return min(times_ms) / 1000, float(took[1])
+
+
 def _last_step(run: RunDir) -> int:
     return max((record["step"] for record in read_json_lines(run.metrics_file)), default=0)
+
+
+def rank_pids(run: RunDir, *, node: str | None = None) -> list[int]:
+    """Return the process ids of the ranks, of all nodes or of one: processes of this machine."""
+    found = subprocess.run(
+        ["pgrep", "-f", f"orchestrator.training.worker {run.path}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    pids = [int(pid) for pid in found.stdout.split()]
+    return [pid for pid in pids if node is None or f"SLURMD_NODENAME={node}" in environ(pid)]
+
+
+def environ(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/environ").read_text().split("\0")

@@ -62,21 +62,34 @@ def test_a_requested_stop_never_restarts(outcome: str | None, state: str, crashe
     assert isinstance(after(outcome, state, crashes=crashes, stop=True), int)
 
 
+NODES = "node[1-2]"
+SCONTROL = """
+case "$2 $3" in
+hostnames*) printf 'node1\nnode2\n' ;;
+hostlist*) echo "$3" ;;
+esac
+"""
+
+
+def put_program(directory: Path, name: str, shell: str) -> None:
+    (directory / name).write_text(f"#!/bin/sh\n{shell}")
+    (directory / name).chmod(0o755)
+
+
 @pytest.fixture
 def in_a_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Return the one directory where programs are found, in which Slurm's may be put."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[1-2]")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     monkeypatch.setenv("PATH", str(tmp_path))
+    put_program(tmp_path, "scontrol", SCONTROL)
     return tmp_path
 
 
 def test_the_next_attempt_records_the_end_of_a_lost_one(run: RunDir, in_a_job: Path) -> None:
-    assert on_job_start(run) == "1"
-    sinfo = in_a_job / "sinfo"
-    sinfo.write_text("#!/bin/sh\nprintf 'node1 alloc\\nnode2 down*\\nnode2 down*\\n'\n")
-    sinfo.chmod(0o755)
-    assert on_job_start(run) == "2"
+    assert on_job_start(run, NODES) == "1 node1 1"
+    put_program(in_a_job, "sinfo", "printf 'node1 alloc\\nnode2 down*\\nnode2 down*\\n'")
+    assert on_job_start(run, NODES) == "2 node1 1"
     first, lost, second = read_json_lines(run.attempts_file)
     assert (first["slurm_job_id"], lost["attempt"], lost["lost"]) == ("7", 1, True)
     assert lost["failed_node"] == "node2"
@@ -88,7 +101,7 @@ def test_no_attempt_begins_while_the_stop_file_exists(
 ) -> None:
     run.stop_file.parent.mkdir()
     run.stop_file.touch()
-    assert on_job_start(run) == ""
+    assert on_job_start(run, NODES) == ""
     assert "remove it" in capfd.readouterr().err
     assert run.num_attempts == 0
 
@@ -106,7 +119,7 @@ def test_a_node_that_two_attempts_died_of_is_excluded(
         attempt = run.begin_attempt()
         run.log_dir(attempt).mkdir(parents=True)
         (run.log_dir(attempt) / "srun.log").write_text(f"srun: error: {what}\n")
-        assert on_job_end(run, attempt, 137, "RUNNING None") == "requeue"
+        assert on_job_end(run, attempt, 137, "RUNNING None").next == "requeue"
         excluded.append(excluded_nodes(run))
     assert excluded == ["", "", "node3"]
     assert "excluded from now on: node3" in capfd.readouterr().err
@@ -128,7 +141,7 @@ def test_an_unreachable_checkpoint_store_counts_as_no_progress(
     run.end_attempt(attempt, checkpoint_step=20)
     for expected in ("requeue", 93):
         attempt = ended_rank(run, "task 3: Exited with exit code 1", "not allowed to read\n")
-        assert on_job_end(run, attempt, 1, "RUNNING None") == expected
+        assert on_job_end(run, attempt, 1, "RUNNING None").next == expected
     lines = [line for line in read_json_lines(run.attempts_file) if "ended_s" in line]
     assert [line["checkpoint_step"] for line in lines] == [20, 20, 20]
 
@@ -143,7 +156,7 @@ def test_a_job_that_slurm_ends_blames_only_lost_nodes(run: RunDir) -> None:
             (run.log_dir(attempt) / "srun.log").write_text(said)
             if is_noted:
                 on_job_end(run, attempt, 137, "COMPLETING None")
-    on_job_start(run)  # closes those that nobody has
+    on_job_start(run, NODES)  # closes those that nobody has
     lines = sorted(read_json_lines(run.attempts_file), key=lambda line: line["attempt"])
     blamed = [line["failed_node"] for line in lines if "ended_s" in line]
     assert blamed == [None, None, "node4", "node4"]
@@ -163,7 +176,7 @@ def test_the_reason_is_that_of_the_first_failed_rank(run: RunDir) -> None:
     """srun's exit code is the highest, of the ranks that it killed."""
     log = "step 3\nTraceback:\nRuntimeError: a bad layer\n[W] closing\n"
     attempt = ended_rank(run, "task 3: Exited with exit code 1", log)
-    assert on_job_end(run, attempt, 137, "RUNNING None") == "requeue"
+    assert on_job_end(run, attempt, 137, "RUNNING None").next == "requeue"
     line = [*read_json_lines(run.attempts_file)][-1]
     assert line["why"].startswith("rank 3 on node2: Exited with exit code 1 (RuntimeError: a bad")
     assert (line["crashed"], line["failed_node"]) == (True, None)
@@ -172,7 +185,7 @@ def test_the_reason_is_that_of_the_first_failed_rank(run: RunDir) -> None:
 def test_a_taken_port_does_not_count_as_a_crash(run: RunDir) -> None:
     for _ in range(9):  # slurm.max_consecutive_failures is fewer
         attempt = ended_rank(run, "task 3: Exited with exit code 1", "... EADDRINUSE ...\n")
-        assert on_job_end(run, attempt, 137, "RUNNING None") == "requeue"
+        assert on_job_end(run, attempt, 137, "RUNNING None").next == "requeue"
     assert not any(line.get("crashed") for line in read_json_lines(run.attempts_file))
 
 
@@ -188,7 +201,7 @@ def test_an_attempt_that_had_saved_is_not_lost(run: RunDir) -> None:
     """Killed while it waited for what it sends to MLflow, say."""
     attempt = run.begin_attempt()
     RunOutcome("stopped", 7, "asked to stop; saved at step 7").write(run, attempt)
-    on_job_start(run)
+    on_job_start(run, NODES)
     closed = [line for line in read_json_lines(run.attempts_file) if "ended_s" in line]
     assert [line["why"] for line in closed] == ["asked to stop; saved at step 7"]
     assert not closed[0].get("lost")

@@ -179,7 +179,7 @@ def test_a_missing_lock_is_not_reported_as_held(tmp_path: Path, code: int, messa
     flock = tmp_path / "flock"  # util-linux: 71 where the kernel has no lock, 1 after the timeout
     flock.write_text(f"#!/bin/sh\nexit {code}\n")
     flock.chmod(0o755)
-    locking = render(PLAIN).partition('run/lock"\n')[2].partition("attempt=")[0]
+    locking = render(PLAIN).partition('run/lock"\n')[2].partition("\nlaunch_ranks()")[0]
     command = f"run='/runs/a run'\nPATH={tmp_path}:$PATH\n{locking}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == min(code, 1)

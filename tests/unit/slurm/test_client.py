@@ -1,5 +1,7 @@
 """Slurm's commands, and their errors where there is no Slurm or it fails."""
 
+import math
+import time
 from pathlib import Path
 
 import pytest
@@ -110,3 +112,25 @@ def test_variables_of_the_shell_do_not_overrule_the_script(
     client.submit(script)
     seen = (bin_dir / "sbatch.env").read_text().splitlines()
     assert [line for line in seen if line.startswith("SBATCH")] == ["SBATCH_ACCOUNT=mine"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("1-02:03:04", 93_784.0),
+        ("2:03:04", 7_384.0),
+        ("3:04", 184.0),
+        ("0:00", 0.0),
+        ("UNLIMITED", math.inf),
+        ("INVALID", math.inf),
+    ],
+)
+def test_the_time_that_is_left_is_in_seconds(text: str, seconds: float) -> None:
+    assert client.parse_time_s(f"{text}\n") == seconds
+
+
+def test_nodes_that_do_not_respond_cost_the_timeout_at_most(bin_dir: Path) -> None:
+    program(bin_dir, "srun", "echo node2; exec sleep 60")
+    started_s = time.monotonic()
+    assert client.responding_nodes("7", ["node1", "node2"], timeout_s=0.3) == ["node2"]
+    assert time.monotonic() - started_s < 20
