@@ -21,7 +21,7 @@ _MIN_EXCESS = 2  # deaths of a node over those of the others
 
 
 class Allocation(NamedTuple):
-    """What a job has left after its ranks have crashed.
+    """The nodes and the time that a job has left after its ranks have crashed.
 
     Args:
         num_nodes: the nodes that an attempt can run on; None if too few are well.

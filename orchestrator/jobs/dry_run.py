@@ -1,7 +1,8 @@
 """Dry run of `tahoe submit`: print the plans and the job scripts, submit nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from orchestrator.config.schema import Config
 from orchestrator.jobs.submit import job_request, render_job_script
 from orchestrator.launch.checks.data_check import check_data_matches_config
 from orchestrator.launch.checks.model_cost import model_cost
@@ -11,7 +12,7 @@ from orchestrator.launch.compose import ComposedConfig, compose
 from orchestrator.launch.create_run import make_plan_for, run_path
 from orchestrator.launch.torch_subprocess import TorchWorkerError
 from orchestrator.number_format import pluralize
-from orchestrator.run.plan import Plan
+from orchestrator.run.plan import Plan, ranks_fit
 from orchestrator.run.rundir import RunDir
 from slurm.job_array import group_compatible
 
@@ -48,6 +49,7 @@ def _print_jobs(points: Sequence[ComposedConfig]) -> None:
     for indices in group_compatible(jobs):
         first = indices[0]
         lines = [*plans[first].summary_lines(), _cost_line(points[first], plans[first])]
+        lines += _node_lines(points[first].config, plans[first])
         if len(points) > 1:
             lines.append(f"an array of {pluralize(len(indices), 'job')} like this:")
             for i in indices:
@@ -55,6 +57,17 @@ def _print_jobs(points: Sequence[ComposedConfig]) -> None:
                 lines.append(f"  {steps}  {' '.join(points[i].overrides)}")
         print("\n".join(f"# {line}" for line in lines))
         print(f"# The job script:\n\n{render_job_script(jobs[first])}")
+
+
+def _node_lines(config: Config, plan: Plan) -> Iterator[str]:
+    """Yield the numbers of nodes that a job may run on, where Slurm chooses; its spare nodes."""
+    slurm = config.slurm
+    if len(config.world_sizes) > 1:
+        sizes = (size for size in config.world_sizes if ranks_fit(config, size, plan.num_train))
+        numbers = ", ".join(str(size // slurm.ranks_per_node) for size in sizes)
+        yield f"on as many nodes as Slurm has at the time: {numbers}; planned for the most"
+    if slurm.spare_nodes:
+        yield f"{pluralize(slurm.spare_nodes, 'spare node')}, for the place of lost ones"
 
 
 def _cost_line(point: ComposedConfig, plan: Plan) -> str:

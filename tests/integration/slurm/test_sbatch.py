@@ -68,6 +68,7 @@ PYXIS = sbatch_request(
         mounts=("/data",),
     ),
 )
+SPARES = replace(PLAIN, nodes="4-8", spare_nodes=1)
 APPTAINER = sbatch_request(
     *("tahoe run", "/runs/run", "/venv/bin/python", ("/code",)),
     gpus_per_node=1,
@@ -82,7 +83,13 @@ APPTAINER = sbatch_request(
 
 @pytest.mark.parametrize(
     ("name", "job"),
-    [("plain", PLAIN), ("whole", WHOLE), ("pyxis", PYXIS), ("apptainer", APPTAINER)],
+    [
+        ("plain", PLAIN),
+        ("whole", WHOLE),
+        ("pyxis", PYXIS),
+        ("apptainer", APPTAINER),
+        ("spares", SPARES),
+    ],
 )
 def test_scripts_are_the_reviewed_ones(name: str, job: SbatchRequest) -> None:
     assert render(job) == (GOLDEN / f"{name}.sbatch").read_text()
@@ -107,7 +114,7 @@ def test_a_shell_reads_back_the_values(
 
 
 def test_the_whole_script_is_bash(tmp_path: Path) -> None:
-    for job in (PLAIN, WHOLE, PYXIS, APPTAINER):
+    for job in (PLAIN, WHOLE, PYXIS, APPTAINER, SPARES):
         script = tmp_path / "job.sbatch"
         script.write_text(render(job))
         subprocess.run(["bash", "-n", script], check=True)
