@@ -115,6 +115,18 @@ class Phase:
 
 
 @schema_dataclass
+class Compile:
+    """Options of torch.compile; `regional` compiles each repeated block instead of the whole."""
+
+    mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = (
+        "default"
+    )
+    dynamic: bool | None = None
+    backend: str = "inductor"
+    regional: bool = False
+
+
+@schema_dataclass
 class Recipe:
     """The training of a network; exactly one of epochs, images and steps sets its duration."""
 
@@ -136,7 +148,7 @@ class Recipe:
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
     precision: Literal["fp32", "bf16", "fp16"]
     channels_last: bool
-    compile: bool
+    compile: bool | Compile
     loss: Literal["cross_entropy", "bce", "model"] = "cross_entropy"
     aux_loss_weight: NonNegativeFloat = 0.3
     bce_target_threshold: Fraction | None = None

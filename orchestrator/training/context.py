@@ -21,6 +21,7 @@ from orchestrator.training.monitoring.predictions import save_predictions
 from orchestrator.training.monitoring.throughput import flops_metrics
 from orchestrator.training.state.async_saver import AsyncCheckpointer
 from orchestrator.training.state.train_state import TrainState
+from orchestrator.training.step.compile import uncompiled
 from orchestrator.training.step.diagonal_hessian import DiagonalHessian
 from orchestrator.training.step.evaluate import evaluate
 from orchestrator.training.step.phases import Phases
@@ -89,15 +90,16 @@ class TrainContext:
             raise
 
     def _evaluate(self, num_done: int) -> dict[str, float]:
-        metrics, predictions = evaluate(
-            self.state.eval_model,
-            self.task,
-            self.datasets.val,
-            self.config,
-            self.world,
-            self.device,
-            with_predictions=self.config.logging.plots and num_done == self.plan.num_steps,
-        )
+        with uncompiled(self.config.recipe.compile):
+            metrics, predictions = evaluate(
+                self.state.eval_model,
+                self.task,
+                self.datasets.val,
+                self.config,
+                self.world,
+                self.device,
+                with_predictions=self.config.logging.plots and num_done == self.plan.num_steps,
+            )
         if self.world.is_main and predictions is not None:
             save_predictions(self.run, predictions)
         self.metric_log.log(num_done, metrics)

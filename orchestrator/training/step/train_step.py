@@ -22,6 +22,7 @@ from orchestrator.training.distributed.world import World
 from orchestrator.training.inputs.device import Device
 from orchestrator.training.monitoring.step_timer import StepTimer
 from orchestrator.training.state.train_state import TrainState
+from orchestrator.training.step.compile import compile_model
 from orchestrator.training.step.phases import supports_phases
 from orchestrator.training.task.grad_checkpointing import restored_buffers
 from orchestrator.training.task.losses import Task
@@ -48,7 +49,7 @@ class TrainStep:
         self.mixup = MixupCutmix(config.recipe.mixup, plan.num_classes, config.seed, group)
         has_unused = bool(config.recipe.phases) and supports_phases(state.model)
         self.wrapped = state.strategy.wrap(state.model, has_unused=has_unused)
-        self.model = torch.compile(self.wrapped) if config.recipe.compile else self.wrapped
+        self.model = compile_model(state.model, self.wrapped, config.recipe.compile)
         self.statistics = RunningStatistics(state.model, world, group.part)
         self.noise_key = (group.part.index,) if group.is_shared else ()
         self.micros = plan.micro_batches_of(world.rank)

@@ -12,7 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import models
 from data_sharding.transforms.eval_protocol import parse_protocol
+from models.blocks import find_blocks
 from orchestrator.config.parse import ConfigError
+from orchestrator.config.recipe import Compile
 from orchestrator.config.schema import Config
 from orchestrator.training.task.grad_checkpointing import enable_grad_checkpointing
 from orchestrator.training.task.linear_probe import head_name
@@ -76,6 +78,8 @@ def check_step(network: nn.Module, config: Config) -> None:
             value, which torch refuses.
     """
     recipe = config.recipe
+    if isinstance(recipe.compile, Compile) and recipe.compile.regional:
+        _check_blocks(network)
     sizes = {"data.eval_protocol": parse_protocol(config.data.eval_protocol).crop}
     if recipe.progressive_resize:
         key = "recipe.progressive_resize.start_size"
@@ -115,6 +119,17 @@ def _check_model_loss(output: Any, config: Config) -> None:
         hint="Set recipe.loss=cross_entropy or bce, or take a network that returns its cost, such "
         "as autoencoder_2006.",
     )
+
+
+def _check_blocks(network: nn.Module) -> None:
+    if not find_blocks(network):
+        name = type(network).__name__
+        raise ConfigError(
+            f"recipe.compile.regional=true: {name} is not built of blocks that repeat, so nothing "
+            "would be compiled",
+            value=name,
+            hint="Set recipe.compile=true, which compiles the whole network.",
+        )
 
 
 def _check_single_image(network: nn.Module, config: Config) -> None:
