@@ -86,7 +86,8 @@ nodes=$$SLURM_JOB_NODELIST
 while true; do # one attempt after the other
     attempt=$$("$$python" -m $hooks begin "$$run" "$$nodes") || exit
     [ -n "$$attempt" ] || exit 0 # already finished
-    read -r attempt nodes num_nodes <<<"$$attempt"
+    # Not `<<<`: bash before 5.1 needs a file for it, and the disk of the node may be full.
+    read -r attempt nodes num_nodes < <(echo "$$attempt")
 
     code=143 # of an attempt that a signal has prevented
     if [ -z "$$signalled" ]; then
@@ -95,7 +96,7 @@ while true; do # one attempt after the other
 
     next=$$("$$python" -m $hooks end "$$run" "$$attempt" "$$code" \
         "$$(state)" $$signalled) || exit
-    read -r next nodes <<<"$$next"
+    read -r next nodes < <(echo "$$next")
     [ "$$next" = restart ] || break
 done
 

@@ -52,6 +52,7 @@ MUTABLE_KEYS = (
 
 def parse(values: Mapping[str, Any]) -> Config:
     """Parse a composed Hydra config into a `Config`."""
+    _check_text(values)
     try:
         # By way of JSON: its lists may become tuples while "3" may not become 3.
         config = _ADAPTER.validate_json(json.dumps(values))
@@ -62,6 +63,20 @@ def parse(values: Mapping[str, Any]) -> Config:
         raise ConfigError(f"the config cannot be run:\n{lines}", value=keys) from None
     _check_secrets(config)
     return config
+
+
+def _check_text(values: Mapping[str, Any]) -> None:
+    """Refuse names of files in another encoding, which JSON, YAML and MLflow cannot have."""
+    for key, value in flatten(values).items():
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"{key}={value!a} is not UTF-8, so config.yaml cannot have it",
+                value=[key],
+                hint="Rename the directory or file. If it is UTF-8, set PYTHONUTF8=1: this locale "
+                "is not.",
+            ) from None
 
 
 def _check_secrets(config: Config) -> None:

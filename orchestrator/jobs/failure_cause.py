@@ -43,9 +43,13 @@ def find_failure_cause(run: RunDir, attempt: int, srun_code: int) -> FailureCaus
         return FailureCause(f"crashed with exit code {srun_code}", node, is_transient=False)
     tail = _log_tail(run, attempt, ended.rank)
     why = f"rank {ended.rank} on {ended.node}: {ended.how}"
+    is_full = any(words in tail for words in _DISK_FULL)
+    # Other ranks may fail before rank 0: on whatever has the port and answers them.
+    listener = _log_tail(run, attempt, 0)
+    if ended.rank != 0 and any(words in listener for words in _PORT_TAKEN):
+        why, tail = "rank 0", listener
     if line := _last_error(tail):
         why += f" ({line})"
-    is_full = any(words in tail for words in _DISK_FULL)
     is_transient = any(words in tail for words in _PORT_TAKEN)
     return FailureCause(why, None if is_full else node, is_transient)
 

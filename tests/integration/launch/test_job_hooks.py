@@ -189,6 +189,17 @@ def test_a_taken_port_does_not_count_as_a_crash(run: RunDir) -> None:
     assert not any(line.get("crashed") for line in read_json_lines(run.attempts_file))
 
 
+def test_a_taken_port_is_rank_0s_whoever_failed_first(run: RunDir) -> None:
+    """The others meet whatever has the port, a web server say, and may give up before rank 0."""
+    attempt = ended_rank(run, "task 3: Exited with exit code 1", "RuntimeError: unexpected data\n")
+    said = "DistNetworkError: port: 20013, name: EADDRINUSE, message: address already in use\n"
+    (run.log_dir(attempt) / "rank-00000.log").write_text(said)
+    on_job_end(run, attempt, 137, "RUNNING None")
+    line = [*read_json_lines(run.attempts_file)][-1]
+    assert (line["crashed"], line["lost"]) == (False, True)
+    assert line["why"].startswith("rank 0 (DistNetworkError")
+
+
 def test_a_full_disk_excludes_no_node(run: RunDir) -> None:
     for _ in range(2):
         attempt = ended_rank(run, "task 3: Killed", "OSError: No space left on device\n")

@@ -287,3 +287,10 @@ def test_a_network_interface_must_be_a_name_for_gloo(values: dict[str, Any]) -> 
         assert parse(values).runtime.network_interface == valid
     for wrong in ("^lo", "=eth0", "", "eth0,^lo"):
         assert parse_error(values, runtime__network_interface=wrong).value == ["runtime"]
+
+
+def test_a_path_that_is_not_utf8_is_refused_by_its_key(values: dict[str, Any]) -> None:
+    """Of a disk with Latin-1 names, say; Python has the bytes as surrogates."""
+    error = parse_error(values, run_dir=b"/runs/r\xfc".decode(errors="surrogateescape"))
+    assert error.value == ["run_dir"]
+    assert len(str(error).encode()) < 400  # and can be printed
