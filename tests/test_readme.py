@@ -137,4 +137,4 @@ def test_its_example_of_a_cluster_is_a_job(tmp_path: Path) -> None:
     options = {line for line in printed.splitlines() if line.startswith("#SBATCH ")}
     assert {f"#SBATCH --{option}" for option in ("nodes=4", "gpus-per-node=8")} <= options
     assert "#SBATCH --reservation=night" in options
-    assert "global batch 1,024 = 32 ranks x " in printed
+    assert "global batch 1,024 = 32 micro-batches of 32, 1 on each of 32 ranks, " in printed

@@ -2,11 +2,30 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PlainValidator,
+    PositiveFloat,
+    PositiveInt,
+)
 from pydantic.dataclasses import dataclass
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[int, Field(gt=0, le=16384)]
+
+
+def _count_or_auto(value: object) -> object:
+    if value == "auto" or (type(value) is int and value > 0):
+        return value
+    raise ValueError("must be an integer greater than 0, or auto")
+
+
+# `auto` is resolved when a run is created (`run.sizes`): a frozen config has a number. A validator
+# of its own, since pydantic's union would report each error once for each member.
+CountOrAuto = Annotated[int | Literal["auto"], PlainValidator(_count_or_auto)]
 schema_dataclass = dataclass(
     frozen=True,
     kw_only=True,
@@ -134,7 +153,7 @@ class Recipe:
     images: PositiveInt | None
     steps: PositiveInt | None
     global_batch_size: PositiveInt
-    num_micro_batches: PositiveInt
+    num_micro_batches: CountOrAuto
     optimizer: Optimizer
     schedule: Schedule
     augment: Augment

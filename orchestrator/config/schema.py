@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from data_sharding.transforms.eval_protocol import parse_protocol
-from orchestrator.config.recipe import Fraction, Recipe, Size, schema_dataclass
+from orchestrator.config.recipe import CountOrAuto, Fraction, Recipe, Size, schema_dataclass
 from orchestrator.metrics import VAL_METRICS
 from orchestrator.redact import redact_urls
 from slurm.sbatch import SbatchOptions
@@ -117,7 +117,7 @@ class Data:
     std: tuple[PositiveFloat, ...]
     crop: Crop
     eval_protocol: str
-    num_lanes: PositiveInt
+    num_lanes: CountOrAuto
     shuffle_block_size: Annotated[int, Field(ge=2)]
     num_workers: NonNegativeInt
     max_bad_fraction: Fraction
@@ -187,6 +187,7 @@ class Runtime:
     hang_timeout_s: PositiveFloat | None
     network_interface: str | None
     peak_tflops_per_device: PositiveFloat | None = None
+    max_images_per_device: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         if self.network_interface is not None and not _INTERFACES.fullmatch(self.network_interface):

@@ -63,6 +63,7 @@ def _node_lines(config: Config, plan: Plan) -> Iterator[str]:
     """Yield the numbers of nodes that a job may run on, where Slurm chooses; its spare nodes."""
     slurm = config.slurm
     if len(config.world_sizes) > 1:
+        config = plan.with_sizes(config)
         sizes = (size for size in config.world_sizes if ranks_fit(config, size, plan.num_train))
         numbers = ", ".join(str(size // slurm.ranks_per_node) for size in sizes)
         yield f"on as many nodes as Slurm has at the time: {numbers}; planned for the most"

@@ -24,6 +24,7 @@ from orchestrator.launch.init_weights import fetch_fitting_weights
 from orchestrator.launch.software import current_software, record_software
 from orchestrator.run.plan import Plan, data_fingerprint, make_largest_plan
 from orchestrator.run.rundir import RunDir, RunError, RunningError
+from orchestrator.run.sizes import keep_sizes
 
 
 def create_or_open_run(composed: ComposedConfig) -> tuple[RunDir, Plan]:
@@ -36,9 +37,11 @@ def create_or_open_run(composed: ComposedConfig) -> tuple[RunDir, Plan]:
     config = composed.config
     run = run_of(config)
     exists = run.config_file.exists()
-    if exists:
-        _check_same_config(run, config)
     is_finished = exists and run.is_finished
+    is_new = not exists or (is_finished and config.if_finished == "rerun")
+    if exists:
+        continued = _continue_config(run, config)
+        config = config if is_new else continued
     if is_finished and config.if_finished == "error":
         raise RunError(
             f"{run.path} is finished, and training again would overwrite its results",
@@ -50,7 +53,7 @@ def create_or_open_run(composed: ComposedConfig) -> tuple[RunDir, Plan]:
     plan = make_largest_plan(config, train, val)
     if is_finished and config.if_finished == "skip":
         return run, plan
-    if is_finished or not exists:
+    if is_new:
         if run.path != run_path(config):
             print(f"{run_path(config)} began with other data; {run.path} is a run of its own")
         _check_checkpoints_unused(config)
@@ -62,13 +65,14 @@ def create_or_open_run(composed: ComposedConfig) -> tuple[RunDir, Plan]:
         _archive_finished_run(run)
     with _locked_directory(run):
         if run.config_file.exists():
-            _check_same_config(run, config)  # another may have been created meanwhile
+            config = _continue_config(run, composed.config)  # it may have been created meanwhile
+            plan = make_largest_plan(config, train, val)
             claim(run, config)
             record_software(run)
         else:
             _write_run_metadata(run, composed, plan, train, val)
             claim(run, config)
-        run.write_config(to_dict(config))
+        run.write_config(to_dict(plan.with_sizes(config)))
     return run, plan
 
 
@@ -111,7 +115,10 @@ def _check_distinct(
 
 
 def make_plan_for(config: Config) -> Plan:
-    """Make the plan of a config on its data set."""
+    """Make the plan of a config on its data set; `auto` is what it was when its run was created."""
+    run = run_of(config)
+    if run.config_file.exists():
+        config = keep_sizes(config, parse(run.read_config()))
     return make_largest_plan(config, *_read_manifests(config))
 
 
@@ -138,14 +145,20 @@ def run_path(config: Config) -> Path:
 
 
 def run_id(config: Config) -> str:
-    """Return a readable name that is the same for the same config: MODEL-DATA-DIGEST."""
+    """Return a readable name that is the same for the same config: MODEL-DATA-DIGEST.
+
+    `auto` sizes count as `auto`: the same command on other ranks names the same run.
+    """
     model = re.sub(r"[^\w.\-]", "_", config.model.name.rpartition("/")[2])
     data = re.sub(r"[^\w.\-]", "_", config.data.name)
     return f"{model}-{data}-{config_hash(config)}"
 
 
-def _check_same_config(run: RunDir, config: Config) -> None:
-    changed = immutable_changes(to_dict(parse(run.read_config())), to_dict(config))
+def _continue_config(run: RunDir, config: Config) -> Config:
+    """Return the config that continues a run with its sizes; refuse one of another run."""
+    frozen = parse(run.read_config())
+    config = keep_sizes(config, frozen)
+    changed = immutable_changes(to_dict(frozen), to_dict(config))
     if changed:
         listed = "; ".join(f"{key}: {values}" for key, values in changed.items())
         raise RunError(
@@ -155,6 +168,7 @@ def _check_same_config(run: RunDir, config: Config) -> None:
             hint="Choose another run_dir, or leave run_dir out: each config then has a directory "
             "of its own.",
         )
+    return config
 
 
 def _check_checkpoints_unused(config: Config) -> None:

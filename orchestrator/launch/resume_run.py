@@ -15,6 +15,7 @@ from orchestrator.launch.software import record_software
 from orchestrator.number_format import pluralize
 from orchestrator.run.plan import Plan
 from orchestrator.run.rundir import RunDir, RunError, read_json_lines
+from orchestrator.run.sizes import keep_sizes
 
 
 def resume_run(run: RunDir, overrides: Sequence[str], schedule: Choice | None = None) -> Plan:
@@ -23,8 +24,9 @@ def resume_run(run: RunDir, overrides: Sequence[str], schedule: Choice | None = 
     Args:
         schedule: the learning-rate schedule, where another length requires a choice.
     """
-    frozen = to_dict(parse(run.read_config()))
-    config = parse(merge(frozen, overrides))
+    created = parse(run.read_config())
+    frozen = to_dict(created)
+    config = keep_sizes(parse(merge(frozen, overrides)), created)
     durations = {f"recipe.{name}" for name in DURATIONS}
     refused = [key for key in immutable_changes(frozen, to_dict(config)) if key not in durations]
     if refused:

@@ -1,11 +1,10 @@
-"""The arithmetic of a run: ranks, lanes, micro-batches, batch, steps. Pure integers, no torch.
+"""The arithmetic of a run: its steps, and the rows that each rank computes. No torch.
 
-The world size divides the micro-batches, they divide the lanes, the lanes divide the global batch
-(a micro-batch is the unit of everything random, so it must not depend on the ranks).
+A micro-batch is the unit of everything random, so it does not depend on the ranks (`run.sizes`).
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from data_sharding.format.manifest import Manifest
 from data_sharding.sampling.sample_order import MicroBatchKey, Part
@@ -13,6 +12,7 @@ from data_sharding.transforms.progressive_resize import ImageSizeSchedule
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Config
 from orchestrator.number_format import pluralize
+from orchestrator.run.sizes import SizeRequest, StepSizes, choose_sizes
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,29 @@ class Plan:
             f"evaluated on {self.num_val:,} every {every}",
             f"{pluralize(self.num_train, 'training image')} = "
             f"{pluralize(self.steps_per_epoch, 'step')} an epoch ({self.sampling_note})",
-            f"global batch {self.global_batch_size:,} = {pluralize(self.world_size, 'rank')} x "
-            f"micro-batch {self.micro_batch_size} x accumulation {self.accumulation_steps}, "
+            f"global batch {self.global_batch_size:,} = "
+            f"{pluralize(self.num_micro_batches, 'micro-batch')} of "
+            f"{self.micro_batch_size}, {self._ranks_note}, "
             f"dealt from {pluralize(self.num_lanes, 'lane')} of the data set",
         ]
+
+    @property
+    def _ranks_note(self) -> str:
+        ranks = pluralize(self.world_size, "rank")
+        if self.ranks_per_micro_batch > 1:
+            return f"each shared by {self.ranks_per_micro_batch} of {ranks}"
+        if self.world_size == 1:
+            return "one after the other on 1 rank" if self.accumulation_steps > 1 else "on 1 rank"
+        return f"{self.accumulation_steps} on each of {ranks}"
+
+    def with_sizes(self, config: Config) -> Config:
+        """Return the config with this plan's numbers in place of `auto`."""
+        return config.replace(
+            {
+                "recipe.num_micro_batches": self.num_micro_batches,
+                "data.num_lanes": self.num_lanes,
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -121,7 +140,7 @@ def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -
     """Compute the plan of a config on a data set; refuse sizes that do not divide each other."""
     recipe = config.recipe
     batch, num_train = recipe.global_batch_size, train.num_samples
-    check_world_size(config, world_size, num_train)
+    num_micro_batches, num_lanes = step_sizes(config, world_size, num_train)
     if recipe.loss != "model" and train.labels.kind != "single":
         raise ConfigError(
             f"{config.data.url} has {train.labels.kind} labels ({train.labels}), and this loss "
@@ -144,8 +163,8 @@ def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -
         num_classes=len(train.classes),
         world_size=world_size,
         global_batch_size=batch,
-        num_lanes=config.data.num_lanes,
-        num_micro_batches=recipe.num_micro_batches,
+        num_lanes=num_lanes,
+        num_micro_batches=num_micro_batches,
         steps_per_epoch=steps_per_epoch,
         num_steps=_num_steps(config, steps_per_epoch),
         save_every_steps=config.checkpoint.every_steps,
@@ -165,22 +184,23 @@ def make_largest_plan(config: Config, train: Manifest, val: Manifest) -> Plan:
 def ranks_fit(config: Config, world_size: int, num_train: int) -> bool:
     """Check whether a number of ranks fits the sizes of a run."""
     try:
-        check_world_size(config, world_size, num_train)
+        step_sizes(config, world_size, num_train)
     except ConfigError:
         return False
     return True
 
 
-def check_world_size(config: Config, world_size: int, num_train: int) -> None:
-    """Refuse ranks, micro-batches, lanes and a batch that do not divide each other."""
+def step_sizes(config: Config, world_size: int, num_train: int) -> StepSizes:
+    """Return the numbers of micro-batches and lanes; refuse those that do not fit the ranks."""
     recipe, is_slurm = config.recipe, config.launcher.name == "slurm"
-    sizes = Sizes(
+    request = SizeRequest(
         *(world_size, recipe.num_micro_batches, config.data.num_lanes, recipe.global_batch_size),
         num_train=num_train,
         repeats=recipe.augment_repeats,
         ranks_per_node=config.slurm.ranks_per_node if is_slurm else None,
+        max_images=config.runtime.max_images_per_device,
     )
-    check_sizes(sizes)
+    return choose_sizes(request)
 
 
 def image_sizes(config: Config, steps_per_epoch: int) -> ImageSizeSchedule:
@@ -225,123 +245,3 @@ def _num_steps(config: Config, steps_per_epoch: int) -> int:
         return max(1, round(recipe.images / recipe.global_batch_size))
     assert recipe.epochs is not None  # one of the three is given: Recipe.__post_init__
     return max(1, round(recipe.epochs * steps_per_epoch))
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The numbers that must divide each other, and their limits.
-
-    Args:
-        batch: global batch size.
-        num_train: number of training images.
-        repeats: number of times that a sample is in a batch.
-        ranks_per_node: ranks per node of a Slurm job; None on this machine.
-    """
-
-    ranks: int
-    micro_batches: int
-    lanes: int
-    batch: int
-    num_train: int
-    repeats: int = 1
-    ranks_per_node: int | None = None
-
-
-def check_sizes(sizes: Sizes) -> None:
-    """Refuse sizes that do not divide each other, or a batch larger than the data set.
-
-    The hint has the nearest sizes that work.
-    """
-    problem = _problem_of(sizes)
-    if problem is None:
-        return
-    overrides = [*suggest_divisible(sizes)]
-    few = f"{sizes.num_train} training images are too few for {sizes.ranks} ranks."
-    raise ConfigError(
-        f"{problem}. Nothing was started",
-        value=sizes,
-        hint="\n  ".join(["The nearest sizes that work:", *overrides])
-        if overrides
-        else f"{few} Use fewer ranks, or more images.",
-    )
-
-
-def _problem_of(sizes: Sizes) -> str | None:
-    lanes, batch, repeats, num_train = sizes.lanes, sizes.batch, sizes.repeats, sizes.num_train
-    chain = (
-        ("ranks", sizes.ranks, "recipe.num_micro_batches", sizes.micro_batches),
-        ("recipe.num_micro_batches", sizes.micro_batches, "data.num_lanes", lanes),
-        ("data.num_lanes", lanes, "recipe.global_batch_size", batch),
-    )
-    for part_name, part, whole_name, whole in chain:
-        if whole % part:
-            return (
-                f"{part_name}={part} does not divide {whole_name}={whole}. Ranks must divide "
-                "micro-batches, micro-batches lanes, and lanes the global batch"
-            )
-    if batch // lanes % repeats:
-        return (
-            f"recipe.augment_repeats={repeats} does not divide the {batch // lanes} samples that "
-            f"each of the {lanes} lanes contributes to a step, so a sample and its repeats would "
-            "be separated"
-        )
-    if batch > num_train:
-        return (
-            f"recipe.global_batch_size={batch} is more than the {num_train} training images, so "
-            "an epoch would have no step"
-        )
-    return None
-
-
-def suggest_divisible(sizes: Sizes) -> Iterator[str]:
-    """Yield the nearest overrides that work, those for the same number of ranks first."""
-    ranks, micro_batches, lanes, batch = sizes.ranks, sizes.micro_batches, sizes.lanes, sizes.batch
-    num_train, repeats, ranks_per_node = sizes.num_train, sizes.repeats, sizes.ranks_per_node
-    per_node = ranks_per_node or 1
-    for size in _sizes_near(batch, ranks * repeats, num_train):
-        yield _all_sizes(ranks, micro_batches, lanes, size, repeats)
-    if lanes % micro_batches == 0 and micro_batches % ranks == 0:
-        for size in _sizes_near(batch, lanes * repeats, num_train):
-            yield f"recipe.global_batch_size={size}   (same lanes and micro-batches)"
-    if _problem_of(replace(sizes, ranks=1)) is None:
-        divisors = range(per_node, micro_batches + 1, per_node)
-        counts = [n for n in divisors if micro_batches % n == 0]
-        fewer, more = [n for n in counts if n <= ranks], [n for n in counts if n >= ranks]
-        for count in sorted({*fewer[-1:], *more[:1]}):
-            yield f"{_ranks(count, ranks_per_node)}   (all else unchanged)"
-    if (
-        max_ranks := num_train // repeats // per_node * per_node
-        if num_train < ranks * repeats
-        else 0
-    ):
-        yield f"{_ranks(max_ranks, ranks_per_node)} " + _all_sizes(
-            max_ranks, micro_batches, lanes, max_ranks * repeats, repeats
-        )
-
-
-def _ranks(count: int, ranks_per_node: int | None) -> str:
-    if ranks_per_node is None:
-        return f"launcher.nproc_per_node={count}"
-    return f"slurm.nodes={count // ranks_per_node}"
-
-
-def _sizes_near(batch: int, unit: int, maximum: int) -> list[int]:
-    """Return the multiples of a unit around a batch, up to a maximum."""
-    below = min(batch, maximum) // unit * unit
-    return sorted({size for size in (below, -(-batch // unit) * unit) if 0 < size <= maximum})
-
-
-def _all_sizes(ranks: int, micro_batches: int, lanes: int, batch: int, repeats: int) -> str:
-    """Return overrides for a batch that is a multiple of ranks times repeats."""
-    num_lanes = _nearest_divisor(batch // repeats, lanes, multiple_of=ranks)
-    num_micro = _nearest_divisor(num_lanes, micro_batches, multiple_of=ranks)
-    return (
-        f"recipe.global_batch_size={batch} data.num_lanes={num_lanes} "
-        f"recipe.num_micro_batches={num_micro}   "
-        f"({ranks} ranks, {num_micro} micro-batches of {batch // num_micro})"
-    )
-
-
-def _nearest_divisor(whole: int, target: int, *, multiple_of: int) -> int:
-    candidates = [n for n in range(multiple_of, whole + 1, multiple_of) if whole % n == 0]
-    return min(candidates, key=lambda n: abs(n - target))

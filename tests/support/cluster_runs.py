@@ -52,6 +52,7 @@ class Jobs:
         return [
             *(f"run_dir={name}", f"data.url='{self.digits}'", "model=network:build"),
             *(f"recipe.steps={NUM_STEPS}", "recipe.global_batch_size=64", "tracking=none"),
+            "recipe.num_micro_batches=4",
             *("checkpoint.every_steps=10", "evaluate.every_epochs=1", "logging.every_steps=1"),
             *("logging.log_sample_ids=true", "data.num_workers=0", "runtime.threads_per_rank=1"),
         ]

@@ -28,7 +28,7 @@ def are_known(config: Config) -> bool:
     return (
         not (has_kwargs or changes_colors)
         and recipe.loss != "model"
-        and recipe.global_batch_size > recipe.num_micro_batches
+        and recipe.global_batch_size != recipe.num_micro_batches
         and config.model.name in {*models.OWN, *_models()}
         and recipe.optimizer.name in _optimizers()
     )

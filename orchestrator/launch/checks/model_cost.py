@@ -33,6 +33,7 @@ class ModelCost:
 
 def model_cost(config: Config, plan: Plan) -> ModelCost:
     """Compute the cost of a run."""
+    config = plan.with_sizes(config)
     reject_downloads(config)
     cost = _build(config, plan)
     sizes = image_sizes(config, plan.steps_per_epoch)
@@ -47,6 +48,7 @@ def check_makeable(config: Config, plan: Plan, weights: tuple[Path, str] | None 
     Args:
         weights: the file of the initial weights, and its digest.
     """
+    config = plan.with_sizes(config)
     reject_downloads(config)
     if weights is None and config.launcher.name == "local" and are_known(config):
         return  # the ranks start at once, and report what is still wrong

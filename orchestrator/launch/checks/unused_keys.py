@@ -92,6 +92,9 @@ def _idle_keys(config: Config) -> dict[str, str]:
         (recipe.linear_probe, "recipe.linear_probe keeps no activations but the head's",
          ["recipe.grad_checkpointing"]),
         (recipe.class_balanced, "recipe.class_balanced is true", ["data.shuffle_block_size"]),
+        (recipe.num_micro_batches != "auto",
+         f"recipe.num_micro_batches is {recipe.num_micro_batches}, not auto",
+         ["runtime.max_images_per_device"]),
         *((mode != other, f"data.crop.mode is {mode}", [f"data.crop.{key}" for key in keys])
           for other, keys in _CROP_KEYS.items()),
         (is_local, by_launcher, slurm_keys),

@@ -65,7 +65,7 @@ def open_train_set(config: Config, manifest: Manifest, plan: Plan) -> TrainDatas
     """Open the training samples in the config's order, cropped and augmented."""
     return TrainDataset(
         _open_split(config, "train", manifest),
-        _make_order(config, manifest),
+        _make_order(config, manifest, plan),
         _make_crop(config.data),
         make_augmentation(config),
         image_sizes(config, plan.steps_per_epoch),
@@ -124,21 +124,21 @@ def _num_local_ranks() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def _make_order(config: Config, manifest: Manifest) -> TrainOrder:
+def _make_order(config: Config, manifest: Manifest, plan: Plan) -> TrainOrder:
     data, recipe = config.data, config.recipe
     if recipe.class_balanced:
         return BalancedOrder(
             read_class_index(data.url, "train", manifest),
             seed=config.seed,
-            global_batch_size=recipe.global_batch_size,
-            num_micro_batches=recipe.num_micro_batches,
+            global_batch_size=plan.global_batch_size,
+            num_micro_batches=plan.num_micro_batches,
         )
     return SampleOrder(
         manifest.shards.num_samples,
         seed=config.seed,
-        global_batch_size=recipe.global_batch_size,
-        num_lanes=data.num_lanes,
-        num_micro_batches=recipe.num_micro_batches,
+        global_batch_size=plan.global_batch_size,
+        num_lanes=plan.num_lanes,
+        num_micro_batches=plan.num_micro_batches,
         block_size=data.shuffle_block_size,
         repeats=recipe.augment_repeats,
     )

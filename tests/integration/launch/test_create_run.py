@@ -24,10 +24,12 @@ from orchestrator.launch.compose import ComposedConfig
 from orchestrator.launch.create_run import (
     create_or_open_run,
     create_or_open_runs,
+    make_plan_for,
     run_id,
     run_of,
     run_path,
 )
+from orchestrator.launch.resume_run import resume_run
 from orchestrator.launch.software import code_version, current_software, record_software
 from orchestrator.run.rundir import RunDir, RunError
 from orchestrator.tracking.mlflow_store import run_metadata
@@ -81,7 +83,42 @@ def test_a_config_has_a_directory_of_its_own(config_of: ConfigOf) -> None:
     assert run == again
     assert run.path.parent == other.path.parent
     assert run.path != other.path
-    assert parse(run.read_config()) == config_of(seed=1)
+    auto = {"recipe.num_micro_batches": "auto", "data.num_lanes": "auto"}
+    assert parse(run.read_config()).replace(auto) == config_of(seed=1)
+
+
+def sizes_of(run: RunDir) -> tuple[object, object]:
+    config = parse(run.read_config())
+    return config.recipe.num_micro_batches, config.data.num_lanes
+
+
+def test_auto_sizes_are_fixed_when_a_run_is_created(config_of: ConfigOf) -> None:
+    """The same command on other ranks, and a resume on others, continue with the same numbers."""
+
+    def on(ranks: int, **changes: object) -> Config:
+        return config_of(**changes).replace({"launcher.nproc_per_node": ranks})
+
+    run, plan = create_or_open_run(ComposedConfig(on(2), ()))
+    assert sizes_of(run) == (plan.num_micro_batches, plan.num_lanes) == (2, 32)
+    for ranks in (1, 4, 64):
+        again, plan = create_or_open_run(ComposedConfig(on(ranks), ()))
+        assert again == run
+        assert (plan.world_size, plan.num_micro_batches, plan.num_lanes) == (ranks, 2, 32)
+        assert plan == make_plan_for(on(ranks))  # as a dry run does
+        assert sizes_of(run) == (2, 32)
+    plan = resume_run(run, ["launcher.nproc_per_node=8", "recipe.num_micro_batches=auto"])
+    assert (plan.ranks_per_micro_batch, plan.num_micro_batches) == (4, 2)
+    assert sizes_of(run) == (2, 32)
+    with pytest.raises(ConfigError, match=r"recipe\.num_micro_batches"):
+        resume_run(run, ["recipe.num_micro_batches=4"])
+
+    explicit = on(2).replace({"run_dir": str(run.path), "recipe.num_micro_batches": 4})
+    with pytest.raises(RunError, match=r"recipe\.num_micro_batches: 2 there, 4 now"):
+        opened(explicit)
+    assert opened(explicit.replace({"recipe.num_micro_batches": 2})) == run
+
+    finish(run)
+    assert sizes_of(opened(on(8, if_finished="rerun"))) == (8, 32)
 
 
 def test_an_unfinished_run_is_opened_again_with_other_mutable_keys(config_of: ConfigOf) -> None:
@@ -195,6 +232,23 @@ def test_the_first_of_two_concurrent_configs_keeps_the_directory(
         with pytest.raises(RunError, match="seed: 1 there, 2 now"):
             second.result(30)
     assert run.read_config()["seed"] == 1
+
+
+def test_the_first_of_two_concurrent_runs_fixes_the_auto_sizes(
+    config_of: ConfigOf, slow: tuple[str, threading.Event, threading.Event], tmp_path: Path
+) -> None:
+    where, (url, asked, go_on) = str(tmp_path / "run"), slow
+    data = to_dict(config_of())["data"] | {"url": url}
+    config = config_of(run_dir=where).replace({"launcher.nproc_per_node": 4})
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(
+            create_or_open_run, ComposedConfig(config_of(run_dir=where, data=data), ())
+        )
+        assert asked.wait(30)  # it has found no run there
+        run = opened(config)
+        go_on.set()
+        _, plan = second.result(30)
+    assert sizes_of(run) == (plan.num_micro_batches, plan.num_lanes) == (4, 32)
 
 
 def test_the_config_of_a_running_attempt_stays(config_of: ConfigOf) -> None:

@@ -240,7 +240,7 @@ def test_the_second_point_is_checked_before_the_first_is_started(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    sweep = ["-m", "recipe.global_batch_size=128,129"]
+    sweep = ["-m", "recipe.global_batch_size=128,129", "data.num_lanes=32"]
     assert main(["train", f"data.url='{shards}'", *sweep]) == 93
     assert (
         "data.num_lanes=32 does not divide recipe.global_batch_size=129" in capsys.readouterr().err

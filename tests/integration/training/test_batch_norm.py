@@ -13,6 +13,7 @@ RESNET = (
     "model=timm",
     "model.name=timm/resnet18",
     "recipe.global_batch_size=64",
+    "recipe.num_micro_batches=4",
     "recipe.optimizer.lr=0.02",
     "recipe.ema_decay=0.99",
     "evaluate.every_epochs=0.25",

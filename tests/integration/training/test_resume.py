@@ -40,6 +40,7 @@ RUN = (
     "tracking=none",
     f"recipe.steps={NUM_STEPS}",
     "recipe.global_batch_size=64",
+    "recipe.num_micro_batches=4",
     "recipe.ema_decay=0.9",
     "checkpoint.every_steps=10",
     "evaluate.every_epochs=0.5",
