@@ -74,8 +74,8 @@ def check_step(network: nn.Module, config: Config) -> None:
 
     Raises:
         ConfigError: the network does not take the images of the protocol; the loss is the
-            network's own, and it has none; or micro-batches of one image leave batch norm a single
-            value, which torch refuses.
+            network's own, and it has none; blocks are to be compiled, and it has none; or micro-
+            batches of one image leave batch norm a single value, which torch refuses.
     """
     recipe = config.recipe
     if isinstance(recipe.compile, Compile) and recipe.compile.regional:
