@@ -14,6 +14,7 @@ from typing import NamedTuple
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.recipe import CountOrAuto
 from orchestrator.config.schema import Config
+from orchestrator.number_format import pluralize
 
 _MANY_LANES = 32  # enough to mix shards that are sorted by class, few enough to read side by side
 
@@ -217,12 +218,13 @@ def _overrides(before: SizeRequest, after: SizeRequest) -> str:
         "recipe.num_micro_batches": (before.micro_batches, after.micro_batches),
         "data.num_lanes": (before.lanes, after.lanes),
     }
-    if before.ranks_per_node is None:
+    per_node = before.ranks_per_node
+    if per_node is None:
         changes["launcher.nproc_per_node"] = (before.ranks, after.ranks)
     else:
-        num_nodes = (n // before.ranks_per_node for n in (before.ranks, after.ranks))
-        changes["slurm.nodes"] = (next(num_nodes), next(num_nodes))
+        changes["slurm.nodes"] = (before.ranks // per_node, after.ranks // per_node)
     overrides = [f"{key}={new}" for key, (old, new) in changes.items() if new != old]
-    number, lanes = choose_sizes(after)
-    sizes = f"{number} micro-batches of {after.batch // number}, {lanes} lanes"
-    return f"{' '.join(overrides)}   ({after.ranks} ranks, {sizes})"
+    number, num_lanes = choose_sizes(after)
+    ranks, lanes = pluralize(after.ranks, "rank"), pluralize(num_lanes, "lane")
+    micro_batches = f"{pluralize(number, 'micro-batch')} of {after.batch // number}"
+    return f"{' '.join(overrides)}   ({ranks}, {micro_batches}, {lanes})"
