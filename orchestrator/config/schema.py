@@ -187,6 +187,7 @@ class Runtime:
     hang_timeout_s: PositiveFloat | None
     network_interface: str | None
     peak_tflops_per_device: PositiveFloat | None = None
+    deterministic: bool = True
     max_images_per_device: PositiveInt | None = None
 
     def __post_init__(self) -> None:

@@ -89,6 +89,8 @@ def _idle_keys(config: Config) -> dict[str, str]:
          ["recipe.schedule.min_lr_factor"]),
         (schedule.name == "multistep" and bool(schedule.decay_milestones),
          "recipe.schedule.decay_milestones is given", ["recipe.schedule.decay_every_epochs"]),
+        (config.runtime.device == "cpu", "runtime.device is cpu, whose kernels are deterministic",
+         ["runtime.deterministic"]),
         (recipe.linear_probe, "recipe.linear_probe keeps no activations but the head's",
          ["recipe.grad_checkpointing"]),
         (recipe.class_balanced, "recipe.class_balanced is true", ["data.shuffle_block_size"]),

@@ -145,7 +145,7 @@ def init_world(runtime: Runtime) -> Iterator[World]:
     use_interface(runtime.network_interface, spans_nodes=spans_nodes)
     timeout = timedelta(seconds=runtime.process_group_timeout_s)
     if device.type == "cuda":
-        _use_deterministic_kernels()
+        _choose_kernels(deterministic=runtime.deterministic)
         torch.cuda.set_device(device)
     if os.environ["RANK"] != "0":
         _wait_for_rank0(runtime.process_group_timeout_s)
@@ -183,12 +183,17 @@ def _wait_for_rank0(timeout_s: float) -> None:
             time.sleep(_POLL_S)
 
 
-def _use_deterministic_kernels() -> None:
-    """Use CUDA kernels that give the same bits for the same step; torch warns where none exists.
+def _choose_kernels(*, deterministic: bool) -> None:
+    """Choose CUDA kernels that give the same bits for the same step, or the fastest.
+
+    Torch warns where no deterministic one exists; the fastest are found by trying each.
 
     Without them, float32 convolutions of a resumed ResNet-18 differed (H200, cuDNN).
     https://docs.pytorch.org/docs/stable/notes/randomness.html
     """
+    if not deterministic:
+        torch.backends.cudnn.benchmark = True
+        return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # slow

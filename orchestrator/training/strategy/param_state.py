@@ -4,13 +4,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 ParamState = dict[str, Any]  # by name
 
 
 def to_meta(state: ParamState) -> ParamState:
-    """Move the large tensors to the meta device, where they take no memory."""
-    return map_large(lambda tensor: tensor.to("meta"), state)
+    """Move the large tensors to the meta device, where they take no memory; the others to the CPU.
+
+    A fused optimizer counts its steps on the GPU, and another rank may not have that one.
+    """
+    return {
+        name: value.to("meta" if value.dim() else "cpu") if isinstance(value, Tensor) else value
+        for name, value in state.items()
+    }
 
 
 def empty_like_meta(meta: ParamState, device: torch.device) -> ParamState:
@@ -23,15 +30,15 @@ def clone_to(state: ParamState, device: torch.device) -> ParamState:
     return map_large(lambda tensor: tensor.to(device, copy=True), state)
 
 
-def large_tensors(state: ParamState) -> list[torch.Tensor]:
+def large_tensors(state: ParamState) -> list[Tensor]:
     """List the tensors that are transferred one by one; the rest is a few numbers."""
     return [value for value in state.values() if _is_large(value)]
 
 
-def map_large(function: Callable[[torch.Tensor], torch.Tensor], state: ParamState) -> ParamState:
+def map_large(function: Callable[[Tensor], Tensor], state: ParamState) -> ParamState:
     """Apply a function to the large tensors."""
     return {name: function(value) if _is_large(value) else value for name, value in state.items()}
 
 
 def _is_large(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.dim() > 0
+    return isinstance(value, Tensor) and value.dim() > 0

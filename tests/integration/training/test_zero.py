@@ -20,6 +20,7 @@ from orchestrator.training.strategy.zero import balance_by_size
 
 # Of timm's: those that need other hardware or a graph of the gradients, and those that are refused.
 NOT_HERE = ("bnb", "fused", "adahessian")
+FUSED = [(name, {"fused": True}) for name in ("sgd", "adam", "adamw", "adagrad")]
 REFUSED = ("lamb", "clamb", "kron")
 
 
@@ -37,7 +38,9 @@ def test_zero_updates_like_ddp_for_all_timm_optimizers(config: Config) -> None:
     names = [str(n) for n in timm.optim.list_optimizers() if not str(n).startswith(NOT_HERE)]
     calls = [(name, {}) for name in names if not name.startswith(REFUSED)]
     assert len(calls) > 40
-    run_on_ranks(zero_ranks.updates_alike, 3, config, [*calls, ("lamb", {"max_grad_norm": None})])
+    run_on_ranks(
+        zero_ranks.updates_alike, 3, config, [*calls, *FUSED, ("lamb", {"max_grad_norm": None})]
+    )
 
 
 @pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")

@@ -41,6 +41,7 @@ def unused(*arguments: str) -> list[str]:
         (["launcher.nproc_per_node=2", "launcher=slurm"], ["launcher.nproc_per_node"]),
         (["recipe.linear_probe=true"], ["recipe.linear_probe=true"]),
         (["recipe.linear_probe=true", "init_from=a"], []),
+        (["runtime.deterministic=false", "runtime.device=cpu"], ["runtime.deterministic"]),
         (["recipe.linear_probe=true", "init_from=a", "recipe.grad_checkpointing=true"],
          ["recipe.grad_checkpointing"]),
     ],

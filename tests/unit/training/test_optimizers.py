@@ -1,6 +1,7 @@
 """The velocity of 2012 against its formula; biases at their own rate under any schedule."""
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -11,8 +12,11 @@ from torch.testing import assert_close
 
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.recipe import Recipe
+from orchestrator.config.schema import Config
+from orchestrator.training.distributed.world import World
 from orchestrator.training.optim.factory import make_optimizer
 from orchestrator.training.optim.lr_schedule import make_lr_schedule
+from orchestrator.training.state.train_state import TrainState
 
 PLAN = plan(num_steps=30)
 
@@ -115,3 +119,30 @@ def test_options_that_make_no_optimizer_are_refused(
     with pytest.raises(ConfigError, match=token) as error:
         make_optimizer(network(), changed(recipe, **values).optimizer)
     assert error.value.value == value
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_zero1"])
+def test_fused_optimizers_skip_infinite_gradients(
+    config: Config, world: World, name: str, strategy: Any
+) -> None:
+    optimizer = dataclasses.replace(config.recipe.optimizer, name=name, kwargs={"fused": True})
+    recipe = dataclasses.replace(config.recipe, optimizer=optimizer, precision="fp16")
+    fused = dataclasses.replace(config, recipe=recipe, strategy=strategy)
+    state = TrainState.create(network(), fused, world)
+    assert state.optimizer.param_groups[0]["fused"]
+    for value, moves in ((math.inf, False), (1.0, True)):
+        before = [p.detach().clone() for p in state.model.parameters()]
+        scaled = value * state.scaler.scale(torch.ones(()))
+        for parameter in state.model.parameters():
+            parameter.grad = torch.ones_like(parameter) * scaled
+        state.scaler.unscale_(state.optimizer)
+        state.update()
+        pairs = zip(before, state.model.parameters(), strict=True)
+        assert any(not torch.equal(old, new) for old, new in pairs) == moves
+
+
+def test_optimizers_without_a_fused_form_refuse(recipe: Recipe) -> None:
+    with pytest.raises(ConfigError) as error:
+        make_optimizer(network(), changed(recipe, name="lamb", kwargs={"fused": True}).optimizer)
+    assert error.value.value == {"fused": True}
