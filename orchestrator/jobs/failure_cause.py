@@ -36,9 +36,9 @@ def find_failure_cause(run: RunDir, attempt: int, srun_code: int) -> FailureCaus
     if not (run.log_dir(attempt) / "srun.log").exists():
         return FailureCause("the job was asked to stop before the ranks", None, is_transient=True)
     messages = read_srun_log(run, attempt)
+    if lost := lost_node(messages):  # perhaps long after the other ranks have missed it
+        return FailureCause(f"{lost} was lost", lost, is_transient=True)
     node, ended = failed_node(messages), first_ended(messages)
-    if node is not None and node == lost_node(messages):
-        return FailureCause(f"{node} was lost", node, is_transient=True)
     if ended is None:
         return FailureCause(f"crashed with exit code {srun_code}", node, is_transient=False)
     tail = _log_tail(run, attempt, ended.rank)

@@ -22,7 +22,7 @@ from cluster_runs import (
 from orchestrator.run.outcome import read_attempts
 from orchestrator.run.rundir import RunDir
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 
 def overhead_s(run: RunDir, attempt: int, since_s: float) -> float:

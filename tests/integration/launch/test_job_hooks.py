@@ -16,7 +16,7 @@ from orchestrator.jobs.job_hooks import (
     on_job_end,
     on_job_start,
 )
-from orchestrator.run.outcome import RunOutcome
+from orchestrator.run.outcome import RunOutcome, read_attempts
 from orchestrator.run.rundir import RunDir, read_json_lines
 
 
@@ -198,6 +198,16 @@ def test_a_taken_port_is_rank_0s_whoever_failed_first(run: RunDir) -> None:
     line = [*read_json_lines(run.attempts_file)][-1]
     assert (line["crashed"], line["lost"]) == (False, True)
     assert line["why"].startswith("rank 0 (DistNetworkError")
+
+
+def test_a_lost_node_is_the_cause_of_what_came_before(run: RunDir) -> None:
+    """The ranks of the others miss it at once, and Slurm minutes later; a spare one replaces it."""
+    attempt = ended_rank(run, "task 3: Exited with exit code 1", "Connection reset by peer\n")
+    with (run.log_dir(attempt) / "srun.log").open("a") as log:
+        log.write("srun: error: Node failure on node1\n")
+    assert on_job_end(run, attempt, 137, "RUNNING None").next == "requeue"
+    end = read_attempts(run)[attempt]
+    assert (end["failed_node"], end["lost"], end["crashed"]) == ("node1", True, False)
 
 
 def test_a_full_disk_excludes_no_node(run: RunDir) -> None:

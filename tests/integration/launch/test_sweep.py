@@ -228,5 +228,11 @@ def test_a_dry_run_prints_a_script_and_every_point(
     assert all(f"seed={seed}\n" in shown for seed in (1, 2, 3))
     waiting = ["seed=1,2,3", "hydra.launcher.wait=true"]
     assert "# Further points" in tahoe("submit", "--dry-run", *options(digits), *waiting).stdout
+    some_nodes = ["slurm.nodes=2-4", "slurm.spare_nodes=1", "data.num_lanes=32"]
+    sizes = [*some_nodes, "recipe.num_micro_batches=32", "recipe.global_batch_size=64"]
+    shown = tahoe("submit", "--dry-run", *options(digits), *sizes).stdout
+    assert "#SBATCH --nodes=3-5\n" in shown
+    assert "4 ranks x micro-batch 2" in shown  # of 3 nodes, the ranks do not fit
+    assert ": 4, 2;" in shown
     assert submitted(sbatch) == []
     assert not (tahoe.cwd / "runs").exists()
