@@ -25,12 +25,10 @@ from orchestrator.training.distributed.micro_batch_group import MicroBatchGroup
 
 
 def share_batch_norm(model: nn.Module, group: MicroBatchGroup) -> None:
-    """Make the batch norms of a model see the whole micro-batch of a group, if it is shared.
+    """Make the batch norms of a model see the whole micro-batch that a group of ranks shares.
 
-    Layers that derive from torch's have this, too. `nn.SyncBatchNorm` stays as it is.
+    So do layers that derive from torch's; `nn.SyncBatchNorm` stays as it is.
     """
-    if not group.is_shared:
-        return
     for layer in model.modules():
         if isinstance(layer, _BatchNorm) and not isinstance(layer, nn.SyncBatchNorm):
             # A class, and not a method put on the object: copies of the layer must have their own.

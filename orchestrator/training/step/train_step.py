@@ -13,6 +13,7 @@ import torch
 
 from data_sharding.loading.loader import Batch
 from data_sharding.rng import derive_key
+from data_sharding.sampling.sample_order import Part
 from orchestrator.config.schema import Config
 from orchestrator.run.plan import Plan
 from orchestrator.training.distributed.batch_norm import RunningStatistics
@@ -24,6 +25,7 @@ from orchestrator.training.monitoring.step_timer import StepTimer
 from orchestrator.training.state.train_state import TrainState
 from orchestrator.training.step.compile import compile_model
 from orchestrator.training.step.phases import supports_phases
+from orchestrator.training.task.batch_coupling import check_images_are_independent
 from orchestrator.training.task.grad_checkpointing import restored_buffers
 from orchestrator.training.task.losses import Task
 from orchestrator.training.task.mixup import MixupCutmix
@@ -45,13 +47,15 @@ class TrainStep:
         self.config, self.plan, self.device = config, plan, device
         timeout_s = config.runtime.process_group_timeout_s
         group = MicroBatchGroup.create(plan, world, timeout_s)
-        share_batch_norm(state.model, group)
+        if group.is_shared:
+            check_images_are_independent(state.model, config)
+            share_batch_norm(state.model, group)
         self.mixup = MixupCutmix(config.recipe.mixup, plan.num_classes, config.seed, group)
         has_unused = bool(config.recipe.phases) and supports_phases(state.model)
         self.wrapped = state.strategy.wrap(state.model, has_unused=has_unused)
         self.model = compile_model(state.model, self.wrapped, config.recipe.compile)
         self.statistics = RunningStatistics(state.model, world, group.part)
-        self.noise_key = (group.part.index,) if group.is_shared else ()
+        self.part = group.part
         self.micros = plan.micro_batches_of(world.rank)
         self.timer = StepTimer(world.device)
 
@@ -103,8 +107,7 @@ class TrainStep:
     def _forward(
         self, step: int, micro: int, images: torch.Tensor, labels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        key = derive_key(self.config.seed, "noise", step, micro, *self.noise_key)
-        torch.manual_seed(int(key[0]))
+        torch.manual_seed(noise_seed(self.config.seed, step, micro, self.part))
         with self.device.autocast():
             output = self.model(images)
             loss = self.task.loss(output, labels)
@@ -114,3 +117,9 @@ class TrainStep:
         """Keep buffers as the forward pass left them, if the backward pass repeats parts of it."""
         is_repeated = self.config.recipe.grad_checkpointing
         return restored_buffers(self.state.model) if is_repeated else nullcontext()
+
+
+def noise_seed(seed: int, step: int, micro: int, part: Part) -> int:
+    """Derive the seed of the noise in a forward pass, from (seed, step, micro-batch, part)."""
+    counters = (step, micro) if part.count == 1 else (step, micro, part.index)
+    return int(derive_key(seed, "noise", *counters)[0])

@@ -16,12 +16,14 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn import functional as F
 
 from data_sharding.loading.loader import Batch
+from data_sharding.rng import derive_key
+from data_sharding.sampling.sample_order import Part
 from orchestrator.config.recipe import Recipe
 from orchestrator.config.schema import Config
 from orchestrator.training.distributed.world import World
 from orchestrator.training.inputs.device import Device
 from orchestrator.training.state.train_state import TrainState
-from orchestrator.training.step.train_step import TrainStep
+from orchestrator.training.step.train_step import TrainStep, noise_seed
 from orchestrator.training.strategy.ddp import Ddp
 from orchestrator.training.task.losses import make_objective
 
@@ -181,3 +183,11 @@ def test_the_time_of_a_step_has_its_parts(world: World, config: Config) -> None:
     assert times.busy_s - times.data_wait_s >= 2 * 4 * 0.02
     assert 0 < times.reduce_s < 2 * 4 * 0.01  # one rank waits for no other
     assert step.timer.pop() == ((0.0, 0.0, 0.0), 0)
+
+
+def test_noise_is_another_for_each_step_micro_batch_and_part() -> None:
+    counters = [(step, micro, index) for step in range(5) for micro in range(5) for index in (0, 1)]
+    seeds = {noise_seed(0, step, micro, Part(index, 2)) for step, micro, index in counters}
+    whole = {noise_seed(0, step, micro, Part()) for step in range(5) for micro in range(5)}
+    assert len(seeds | whole) == len(counters) + 25
+    assert noise_seed(7, 3, 2, Part()) == derive_key(7, "noise", 3, 2)[0]  # as it always was

@@ -1,0 +1,41 @@
+"""A job of more ranks than the recipe has micro-batches trains as one rank does."""
+
+import shutil
+
+import pytest
+import smooth_network
+from cluster_runs import Jobs, everything_said
+from run_results import figures, global_batches
+
+from orchestrator.run.rundir import RunDir
+
+NUM_STEPS = 20
+RECIPE = (
+    "model=smooth_network:build",
+    f"recipe.steps={NUM_STEPS}",
+    *("recipe.num_micro_batches=2", "recipe.optimizer.lr=0.02"),
+)
+
+
+@pytest.fixture(scope="module")
+def one_rank(jobs: Jobs) -> RunDir:
+    shutil.copy(smooth_network.__file__, jobs.tahoe.cwd)
+    jobs.tahoe("train", *jobs.overrides("one rank"), *RECIPE, "launcher.nproc_per_node=1")
+    return RunDir(jobs.tahoe.cwd / "one rank")
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("tasks_per_node", [1, 2, 4])
+def test_ranks_on_two_nodes_train_as_one(jobs: Jobs, one_rank: RunDir, tasks_per_node: int) -> None:
+    size = f"slurm.tasks_per_node={tasks_per_node}"
+    run = jobs.submit(size, *RECIPE, size, "+slurm.additional_parameters.overcommit=true")
+    jobs.wait_for_end(run)
+    assert run.is_finished, everything_said(run)
+    assert global_batches(run) == global_batches(one_rank)
+    ours, theirs = (figures(r, "train/loss", "val/loss", "val/top1") for r in (run, one_rank))
+    assert len([key for key in theirs if "train/loss" in key]) == NUM_STEPS
+    assert ours.keys() == theirs.keys()
+    for key, (expected,) in theirs.items():
+        assert [*ours[key]] == pytest.approx([expected], rel=1e-5), key
