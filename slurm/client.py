@@ -17,6 +17,15 @@ from slurm.conflicting_options import input_variables
 from slurm.errors import SlurmError
 
 _TIMEOUT_S = 120
+_OPTION_HINT = (
+    "Correct the option that it names (partition, account, limits, ...), or ask the administrators "
+    "of the cluster."
+)
+_GPU_HINT = (
+    "`sinfo -o '%P %G'` lists the GPUs that Slurm knows. `additional_parameters.gres` replaces "
+    "--gpus-per-node, e.g. gpu:a100:4; where Slurm knows none, set `gpus_per_node` to 0 and "
+    "`tasks_per_node` to their number."
+)
 _NONE = {"None", "N/A", "NOT_SET", "INVALID"}  # squeue's words for a missing value
 _NO_LIMIT = {"UNLIMITED", "365-00:00:00"}  # Slurm gives a job without a limit a year
 # Variables that sbatch would inherit from a job that Tahoe is called in.
@@ -209,8 +218,7 @@ def _run(*command: str, hidden: Collection[str] = ()) -> "subprocess.CompletedPr
         raise SlurmError(
             f"`{program}` failed: {message}",
             value=program,
-            hint="Correct the option that it names (partition, account, limits, ...), or ask the "
-            "administrators of the cluster.",
+            hint=_GPU_HINT if "(gres)" in message else _OPTION_HINT,
         )
     return done
 

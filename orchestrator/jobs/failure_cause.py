@@ -4,15 +4,21 @@ srun ends the other ranks after the first, so its own exit code is theirs (137, 
 cause's.
 """
 
+import re
 from dataclasses import dataclass
 
 from orchestrator.redact import one_line, redact_urls
+from orchestrator.run.outcome import ExitCode
 from orchestrator.run.rundir import RunDir
 from slurm.node_failure import failed_node, first_ended, lost_node
 
 _TAIL_BYTES = 4096
 # Failures that are neither the run's fault nor its node's.
 _PORT_TAKEN = ("EADDRINUSE", "Address already in use")
+# A rank's own refusal: of an error that all ranks have, rank 0 leaves an outcome. So its node lacks
+# something that others have: a GPU, a network interface, a mount.
+_UNFIT = f"Exited with exit code {ExitCode.FAILED_PERMANENTLY}"
+_LOG_PREFIX = re.compile(r"^[\d\-]+ [\d:,]+ [A-Z]+ +")
 _DISK_FULL = ("No space left on device", "Disk quota exceeded")
 
 
@@ -43,6 +49,8 @@ def find_failure_cause(run: RunDir, attempt: int, srun_code: int) -> FailureCaus
         return FailureCause(f"crashed with exit code {srun_code}", node, is_transient=False)
     tail = _log_tail(run, attempt, ended.rank)
     why = f"rank {ended.rank} on {ended.node}: {ended.how}"
+    if ended.how == _UNFIT:
+        node = ended.node
     is_full = any(words in tail for words in _DISK_FULL)
     # Other ranks may fail before rank 0: on whatever has the port and answers them.
     listener = _log_tail(run, attempt, 0)
@@ -73,4 +81,4 @@ def _last_error(text: str) -> str:
     """Return the last line that names an error, or else the last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line]
-    return one_line(redact_urls((errors or lines)[-1])) if lines else ""
+    return one_line(redact_urls(_LOG_PREFIX.sub("", (errors or lines)[-1]))) if lines else ""

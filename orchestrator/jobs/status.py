@@ -130,7 +130,7 @@ def print_details(status: RunStatus) -> None:
         "step": _progress(status),
         "images/s": format_metric("images_per_s", status.images_per_s),
         "time left": format_duration(status.eta_s),
-        **_slow_node_lines(status.slow_nodes),
+        "slow nodes": _slow_nodes_text(status),
         "last checkpoint": None if age_s is None else f"{format_duration(age_s)} ago",
         **{name: format_metric(name, value) for name, value in sorted(status.metrics.items())},
         **{f"attempt {number}": why for number, why in enumerate(status.ends, start=1)},
@@ -142,10 +142,15 @@ def print_details(status: RunStatus) -> None:
             console.print(Text(f"{name:{width}}{value}"))
 
 
-def _slow_node_lines(slow: Sequence[SlowNode]) -> dict[str, str]:
-    names = ",".join(node.node for node in slow)
-    hint = f"`slurm.exclude={names}` leaves {'it' if len(slow) == 1 else 'them'} out"
-    return {"slow nodes": f"{'; '.join(map(str, slow))}; {hint}"} if slow else {}
+def _slow_nodes_text(status: RunStatus) -> str | None:
+    """Describe the slow nodes, and how a job leaves them out."""
+    if not status.slow_nodes:
+        return None
+    text, run = "; ".join(map(str, status.slow_nodes)), RunDir(Path(status.path))
+    if not run.jobs_file.exists():
+        return text
+    excluded = [run.read_config()["slurm"]["exclude"], *(n.node for n in status.slow_nodes)]
+    return f"{text}; leave out: slurm.exclude={','.join(filter(None, excluded))}"
 
 
 def as_json(statuses: Sequence[RunStatus]) -> str:

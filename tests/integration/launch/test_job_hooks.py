@@ -210,6 +210,18 @@ def test_a_lost_node_is_the_cause_of_what_came_before(run: RunDir) -> None:
     assert (end["failed_node"], end["lost"], end["crashed"]) == ("node1", True, False)
 
 
+def test_a_node_that_a_rank_refuses_is_left_out(run: RunDir) -> None:
+    """One of its GPUs is lost, say. What all ranks refuse, rank 0 would have recorded."""
+    said = "2026-11-30 17:53:35,832 ERROR   local rank 7 has no GPU: torch sees 6\n"
+    for _ in range(2):
+        attempt = ended_rank(run, "task 3: Exited with exit code 93", said)
+        on_job_end(run, attempt, 137, "RUNNING None")
+    line = [*read_json_lines(run.attempts_file)][-1]
+    assert "(local rank 7 has no GPU: torch sees 6)" in line["why"]
+    assert line["failed_node"] == "node2"
+    assert excluded_nodes(run) == "node2"
+
+
 def test_a_full_disk_excludes_no_node(run: RunDir) -> None:
     for _ in range(2):
         attempt = ended_rank(run, "task 3: Killed", "OSError: No space left on device\n")

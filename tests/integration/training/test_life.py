@@ -4,9 +4,11 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -188,6 +190,23 @@ def test_ranks_save_and_stop_when_their_launcher_is_killed(tahoe: Tahoe, digits:
     outcome = run.read_json(run.outcome_file)
     assert outcome is not None
     assert outcome["outcome"] == "stopped"
+
+
+@pytest.mark.slow
+def test_a_stopped_rank_does_not_wait_for_a_dead_server(tahoe: Tahoe, digits: Path) -> None:
+    """Slurm kills a job half a minute after a preemption, saved or not (KillWait)."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
+        uri = f"tracking.uri=http://127.0.0.1:{silent.getsockname()[1]}"
+        started = tahoe.start(
+            *long_run(digits, "run"), uri, "tracking.enabled=true", "tracking.flush_timeout_s=300"
+        )
+        started.wait_for("step 3/")
+        started.process.send_signal(signal.SIGINT)
+        started.wait_for("saved step")
+        saved_s = time.monotonic()
+        assert started.finish() == 75
+    assert time.monotonic() - saved_s < 30
+    assert "tahoe sync" in started.output
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.jobs import logs, status
 from orchestrator.jobs.logs import follow_log
+from orchestrator.run.node_times import NodeTimes, to_json
 from orchestrator.run.rundir import RunDir, RunError, append_json_line
 
 
@@ -71,6 +72,25 @@ def test_details_keep_space_between_a_long_name_and_its_value(
     shown = dict(line.split() for line in capsys.readouterr().out.splitlines() if "/" in line[:8])
     assert shown["perf/host_mem_peak_gb"] == "1.655"
     assert shown["eval/ten-crop-224-of-256/real_top1"] == "70.00"
+
+
+def test_a_slow_node_is_named_and_how_to_leave_it_out(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.begin_attempt(num_steps=14)
+    times = {"node1": NodeTimes(1.0, 0.0, 0.2), "node2": NodeTimes(1.23, 0.0, 0.0)}
+    line = to_json(times, step=100, attempt=1, num_steps=100)
+    append_json_line(run.node_times_file, line)
+    append_json_line(run.jobs_file, {"slurm_job_id": "5", "num_steps": 14})
+    config = run.read_config()
+    config["slurm"]["exclude"] = "node7"
+    run.write_config(config)
+    (one,) = status.run_statuses([run])
+    assert json.loads(status.as_json([one]))[0]["slow_nodes"][0]["node"] == "node2"
+    status.print_details(one)
+    (text,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("slow nodes")]
+    assert "23 %" in text
+    assert text.endswith("slurm.exclude=node7,node2")
 
 
 def test_a_running_attempt_has_an_eta(run: RunDir) -> None:

@@ -41,6 +41,14 @@ def test_an_error_contains_the_message_of_slurm(bin_dir: Path) -> None:
         client.submit(bin_dir / "job.sbatch")
 
 
+def test_gpus_in_other_words_are_the_hint_of_an_unknown_resource(bin_dir: Path) -> None:
+    message = "Batch job submission failed: Invalid generic resource (gres) specification"
+    program(bin_dir, "sbatch", f"echo 'sbatch: error: {message}' >&2; exit 1")
+    with pytest.raises(SlurmError, match="gres") as raised:
+        client.submit(bin_dir / "job.sbatch")
+    assert "`additional_parameters.gres`" in raised.value.hint
+
+
 def test_a_submission_from_inside_a_job_inherits_nothing_from_it(
     bin_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
