@@ -224,7 +224,7 @@ def _own_options(job: SbatchRequest) -> dict[str, object]:
         "job-name": job.name,
         "nodes": _requested_nodes(job),
         "no-kill": job.spare_nodes > 0 or None,
-        "ntasks-per-node": job.ranks_per_node,
+        **_tasks(job),
         "gpus-per-node": job.gpus_per_node or None,
         "cpus-per-task": job.cpus_per_task,
         "mem": None if job.mem_gb is None else f"{round(job.mem_gb * 1024)}M",
@@ -239,6 +239,17 @@ def _own_options(job: SbatchRequest) -> dict[str, object]:
         "open-mode": "append",
         "output": f"{job.run_dir.replace('%', '%%')}/slurm/%j.out",
     }
+
+
+def _tasks(job: SbatchRequest) -> dict[str, object]:
+    """Return the option that makes room for the ranks of a node.
+
+    From ntasks-per-node sbatch computes the tasks of the fewest nodes of a range, and Slurm gives
+    no more nodes than those need (22.05: two of 1-3). srun is told the ranks of each attempt.
+    """
+    if job.min_nodes == job.max_nodes:
+        return {"ntasks-per-node": job.ranks_per_node}
+    return {"mincpus": job.ranks_per_node * (job.cpus_per_task or 1)}
 
 
 def _requested_nodes(job: SbatchRequest) -> str:

@@ -21,6 +21,7 @@ from cluster_runs import (
 
 from orchestrator.run.outcome import read_attempts
 from orchestrator.run.rundir import RunDir
+from slurm import client
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
@@ -77,9 +78,7 @@ def test_a_lost_node_is_replaced_by_a_spare_one(jobs: Jobs, undisturbed: RunDir)
 
 
 @pytest.mark.slow
-def test_the_loss_of_the_script_s_node_requeues_a_job_with_spares(
-    jobs: Jobs, undisturbed: RunDir
-) -> None:
+def test_the_loss_of_the_script_s_node_requeues_a_job_with_spares(jobs: Jobs) -> None:
     """Slurm would let it run on, without anything that runs in it."""
     run = jobs.submit("spare-first", "slurm.spare_nodes=1", nodes=1)
     jobs.wait_for_step(run, 12)
@@ -95,14 +94,20 @@ def test_the_loss_of_the_script_s_node_requeues_a_job_with_spares(
     assert (second["nodes"], second["slurm_restart_count"]) == ("node2", 1)
 
 
+def num_given(run: RunDir) -> int:
+    (attempt,) = read_attempts(run).values()
+    return len(client.job_nodes(attempt["slurm_job_id"]))
+
+
 @pytest.mark.slow
-def test_a_range_of_nodes_takes_the_most_that_fit(jobs: Jobs, undisturbed: RunDir) -> None:
+def test_a_range_of_nodes_takes_the_most_that_fit(jobs: Jobs) -> None:
     """Three nodes come, whose six ranks do not divide four micro-batches."""
     run = jobs.submit("range", "slurm.nodes=1-3")
     jobs.wait_for_step(run, 12)
-    assert jobs.tahoe("cancel", str(run.path))
+    assert num_given(run) == 3
+    jobs.tahoe("cancel", str(run.path))
     jobs.wait_for_end(run)
-    jobs.tahoe("resume", str(run.path), "slurm.nodes=1-2", "slurm.tasks_per_node=1")
+    jobs.tahoe("resume", str(run.path), "slurm.nodes=1-3", "slurm.tasks_per_node=1")
     jobs.wait_for_end(run)
     assert run.is_finished, everything_said(run)
     attempts = read_attempts(run).values()

@@ -113,10 +113,13 @@ def test_a_range_must_be_from_fewest_to_most(fewest: int, more: int, spare: int)
 
     from slurm.sbatch import sbatch_options
 
-    job = sbatch_request(*"nrp", nodes=f"{fewest}-{fewest + more}", spare_nodes=spare)
+    nodes = f"{fewest}-{fewest + more}"
+    job = sbatch_request(*"nrp", nodes=nodes, spare_nodes=spare, tasks_per_node=2, cpus_per_task=3)
     text = f"{fewest + spare}-{fewest + more + spare}" if more else str(fewest + spare)
     assert f"nodes={text}" in sbatch_options(job)
     assert ("no-kill" in sbatch_options(job)) == (spare > 0)
     if more:
+        assert "mincpus=6" in sbatch_options(job)
+        assert "ntasks-per-node=2" not in sbatch_options(job)
         with pytest.raises(ValueError, match="FEWEST-MOST"):
             sbatch_request(*"nrp", nodes=f"{fewest + more}-{fewest}")
