@@ -11,6 +11,7 @@ from cluster_runs import (
     assert_as_if_nothing_had_happened,
     ends,
     everything_said,
+    jobs_of,
     rank_pids,
 )
 from run_results import global_batches
@@ -108,16 +109,6 @@ def test_a_job_goes_on_without_a_lost_node(
 
 
 @pytest.mark.slow
-def test_a_killed_rank_costs_an_attempt(jobs: Jobs, undisturbed: RunDir) -> None:
-    run = jobs.submit("killed")
-    jobs.wait_for_step(run, 14)
-    os.kill(rank_pids(run)[-1], signal.SIGKILL)
-    jobs.wait_for_end(run)
-    assert_as_if_nothing_had_happened(run, undisturbed)
-    assert "crashed with exit code" in ends(run)[0]
-
-
-@pytest.mark.slow
 def test_a_node_that_two_attempts_died_of_is_left_out(jobs: Jobs, undisturbed: RunDir) -> None:
     run = jobs.submit("twice", "checkpoint.every_steps=1")
     for attempt in (1, 2):
@@ -128,6 +119,7 @@ def test_a_node_that_two_attempts_died_of_is_left_out(jobs: Jobs, undisturbed: R
     assert_as_if_nothing_had_happened(run, undisturbed)
     lines = list(read_json_lines(run.attempts_file))
     assert [line["failed_node"] for line in lines if line.get("crashed")] == ["node2", "node2"]
+    assert [line["next"] for line in lines if "next" in line] == ["restart", "requeue", 0]
     assert [line["nodes"] for line in lines if "nodes" in line] == [
         *("node[1-2]", "node[1-2]", "node[1,3]")
     ]
@@ -142,6 +134,7 @@ def test_a_hanging_rank_is_found_and_costs_an_attempt(jobs: Jobs, undisturbed: R
     jobs.wait_for_end(run)
     assert_as_if_nothing_had_happened(run, undisturbed)
     assert len(ends(run)) == 2
+    assert len(jobs_of(run)) == 1
     first = run.log_dir(1).glob("rank-*.log")
     assert any("Timeout (0:00:07)!" in log.read_text() for log in first)
 

@@ -48,7 +48,8 @@ def test_a_killed_rank_starts_again_in_the_same_job(jobs: Jobs, undisturbed: Run
 
 @pytest.mark.slow
 def test_ten_killed_ranks_are_one_job(jobs: Jobs, undisturbed: RunDir) -> None:
-    run = jobs.submit("ten kills", "checkpoint.every_steps=1")
+    quick = ("checkpoint.every_steps=1", "+model.kwargs.seconds=0.2")
+    run = jobs.submit("ten kills", *quick)
     for kill in range(1, 11):
         jobs.wait(run, lambda n=kill: run.num_attempts == n, f"attempt {kill}")
         jobs.wait_for_step(run, 3 * kill)
@@ -60,6 +61,7 @@ def test_ten_killed_ranks_are_one_job(jobs: Jobs, undisturbed: RunDir) -> None:
     assert [line["next"] for line in read_attempts(run).values()] == [*["restart"] * 10, 0]
 
 
+@pytest.mark.slow
 def test_a_lost_node_is_replaced_by_a_spare_one(jobs: Jobs, undisturbed: RunDir) -> None:
     run = jobs.submit("spare", "slurm.spare_nodes=1")
     jobs.wait_for_step(run, 12)
@@ -80,8 +82,8 @@ def test_a_lost_node_is_replaced_by_a_spare_one(jobs: Jobs, undisturbed: RunDir)
 @pytest.mark.slow
 def test_the_loss_of_the_script_s_node_requeues_a_job_with_spares(jobs: Jobs) -> None:
     """Slurm would let it run on, without anything that runs in it."""
-    run = jobs.submit("spare-first", "slurm.spare_nodes=1", nodes=1)
-    jobs.wait_for_step(run, 12)
+    run = jobs.submit("spare-first", "slurm.spare_nodes=1", "recipe.steps=20", nodes=1)
+    jobs.wait_for_step(run, 3)
     jobs.tahoe("local-cluster", "kill-node", "node1")
     try:
         jobs.wait(run, lambda: run.num_attempts == 2, "second attempt")
@@ -102,8 +104,8 @@ def num_given(run: RunDir) -> int:
 @pytest.mark.slow
 def test_a_range_of_nodes_takes_the_most_that_fit(jobs: Jobs) -> None:
     """Three nodes come, whose six ranks do not divide four micro-batches."""
-    run = jobs.submit("range", "slurm.nodes=1-3")
-    jobs.wait_for_step(run, 12)
+    run = jobs.submit("range", "slurm.nodes=1-3", "recipe.steps=20")
+    jobs.wait_for_step(run, 3)
     assert num_given(run) == 3
     jobs.tahoe("cancel", str(run.path))
     jobs.wait_for_end(run)
