@@ -16,7 +16,8 @@ help:
 	@echo "make test      the test suite, under 5 minutes"
 	@echo "make test-cluster  jobs on a real Slurm of three nodes on this machine; needs root"
 	@echo "make test-all  the slow tests too"
-	@echo "make drill     inject 200 faults into a run, compare it with an undisturbed one; about 10 minutes"
+	@echo "make drill     inject 200 faults into a run, compare it with an undisturbed one; about 10 minutes;"
+	@echo "               STRATEGY=ddp_zero1 or fsdp2 for another strategy"
 	@echo "make lint      formatting, lint, types, import contracts"
 	@echo "make bench     measure beside peers (tests/benchmarks)"
 	@echo "make bench-data IMAGES=TAR_OR_DIR  loading of real images beside what others use"
@@ -55,8 +56,9 @@ demo: $(BIN)/.installed
 pictures: demo
 	$(BIN)/python .github/make_pictures.py
 
+STRATEGY ?= ddp
 drill: setup
-	TAHOE_DRILL_FAULTS=200 $(BIN)/python -m pytest tests/drill -k every_kind --capture no
+	TAHOE_DRILL_FAULTS=200 TAHOE_DRILL_STRATEGY=$(STRATEGY) $(BIN)/python -m pytest tests/drill -k every_kind --capture no
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow and not cluster" --numprocesses 2 --dist worksteal

@@ -37,8 +37,10 @@ def unique_tensors(network: nn.Module) -> tuple[dict[str, torch.Tensor], dict[st
         that is stored.
     """
     tensors, aliases, seen = {}, {"format": "pt"}, dict[tuple[object, ...], str]()
+    parameters = dict(network.named_parameters(remove_duplicate=False))
     for name, tensor in network.state_dict().items():
-        identity = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        address = tensor.data_ptr() or id(parameters.get(name, name))  # slices have no address
+        identity = (address, tensor.shape, tensor.stride(), tensor.dtype)
         kept = seen.setdefault(identity, name) if tensor.numel() else name
         if kept == name:
             tensors[name] = tensor.detach()

@@ -253,7 +253,7 @@ class Config:
     """The whole config of a run."""
 
     seed: NonNegativeInt
-    strategy: Literal["ddp", "ddp_zero1"] = "ddp"
+    strategy: Literal["ddp", "ddp_zero1", "fsdp2"] = "ddp"
     init_from: str | None = None
     run_dir: str | None
     runs_dir: str

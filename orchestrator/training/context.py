@@ -98,6 +98,7 @@ class TrainContext:
                 self.config,
                 self.world,
                 self.device,
+                forward_is_collective=self.state.strategy.forward_is_collective,
                 with_predictions=self.config.logging.plots and num_done == self.plan.num_steps,
             )
         if self.world.is_main and predictions is not None:

@@ -27,6 +27,7 @@ NUM_STEPS = 42  # of a drill with two attempts besides the last
 
 # `make drill` asks for 200.
 NUM_FAULTS = int(os.environ.get("TAHOE_DRILL_FAULTS", "20"))
+STRATEGY = os.environ.get("TAHOE_DRILL_STRATEGY", "ddp")
 
 
 @pytest.mark.timeout(900)
@@ -38,7 +39,7 @@ def test_every_kind_of_fault(
     s3_server.put(s3_server.url("drilled"), digits)
     data, network = f"data.url={s3_server.url('drilled')}", "recipe.ema_decay=0.9"
     options = ("--faults", str(NUM_FAULTS), "--directory", "drill", "--json")
-    done = Tahoe(tmp_path)("drill", *options, data, network, check=False)
+    done = Tahoe(tmp_path)("drill", *options, data, network, f"strategy={STRATEGY}", check=False)
     print(done.stderr, done.stdout)
     assert done.returncode == 0
     report = json.loads(done.stdout)

@@ -73,6 +73,13 @@ class World:
         else:
             dist.send(dense, 0)
 
+    def send_from_rank0(self, tensor: torch.Tensor, destination: int) -> None:
+        """Copy a contiguous tensor of rank 0 to another rank; only these two take part."""
+        if self.is_main:
+            dist.send(tensor, destination)
+        else:
+            dist.recv(tensor, 0)
+
     def barrier(self) -> None:
         """Wait until every rank has called this."""
         dist.barrier(group=self.control)

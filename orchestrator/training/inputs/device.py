@@ -12,7 +12,7 @@ from data_sharding.errors import DataError
 from data_sharding.loading.loader import Batch
 from orchestrator.config.schema import Config
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Device:
             for values in (config.data.mean, config.data.std)
         )
         layout = torch.channels_last if config.recipe.channels_last else torch.contiguous_format
-        return cls(device, _DTYPES[config.recipe.precision], layout, mean, std)
+        return cls(device, DTYPES[config.recipe.precision], layout, mean, std)
 
     @property
     def is_cuda(self) -> bool:

@@ -35,8 +35,7 @@ class TrainState:
     def create(cls, model: nn.Module, config: Config, world: World) -> Self:
         """Create the state at step 0 around a model, which is moved to this rank's device."""
         recipe, strategy = config.recipe, make_strategy(config, world)
-        model = strategy.place(model)
-        ema = strategy.copy(model) if recipe.ema_decay else None
+        model, ema = strategy.place(model, with_copy=bool(recipe.ema_decay))
         optimizer = make_optimizer(model, recipe.optimizer)
         strategy.attach(optimizer)
         scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
@@ -44,7 +43,8 @@ class TrainState:
 
     def initialise(self, path: Path, num_classes: int, in_channels: int) -> None:
         """Load the weights of a safetensors file into the model and the EMA."""
-        load_initial_weights(self.model, path, num_classes, in_channels)
+        with self.strategy.accepting_whole_tensors():
+            load_initial_weights(self.model, path, num_classes, in_channels)
         if self.ema is not None:
             self.ema.load_state_dict(self.model.state_dict())
 
@@ -84,8 +84,8 @@ class TrainState:
         its initial weights (tf.train.ExponentialMovingAverage, num_updates).
         """
         assert self.ema is not None
-        averages: list[torch.Tensor] = [*self.ema.parameters()]
-        currents: list[torch.Tensor] = [*self.model.parameters()]
+        averages = [self.strategy.local(weight) for weight in self.ema.parameters()]
+        currents = [self.strategy.local(weight) for weight in self.model.parameters()]
         buffers = zip(self.ema.named_buffers(), self.model.buffers(), strict=True)
         for (name, average), current in buffers:
             if name in self._saved_names and current.is_floating_point():

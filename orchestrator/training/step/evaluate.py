@@ -2,7 +2,8 @@
 
 The batches are fixed by the data set: batch b goes to rank b mod world size, each rank fills its
 rows of one table, and the table is summed in batch order. So every world size gives the same
-metrics, and no sample is padded or dropped.
+metrics, and no sample is padded or dropped. Where a forward pass takes all ranks, one without a
+batch left computes zeros, which count nowhere.
 """
 
 import math
@@ -14,6 +15,7 @@ from torch import nn
 from data_sharding.errors import DataError
 from data_sharding.loading.datasets import EvalDataset
 from data_sharding.loading.loader import iter_batches
+from data_sharding.transforms.eval_protocol import parse_protocol
 from orchestrator.config.schema import Config
 from orchestrator.training.distributed.world import World
 from orchestrator.training.inputs.datasets import SampleLog, check_bad_fraction
@@ -43,9 +45,13 @@ def evaluate(
     world: World,
     device: Device,
     *,
+    forward_is_collective: bool = False,
     with_predictions: bool = False,
 ) -> EvalResult:
     """Evaluate a model; a task without classes has no predictions.
+
+    Args:
+        forward_is_collective: whether all ranks must compute a forward pass together.
 
     Raises:
         DataError: data of some rank, or too many samples, cannot be read; on every rank.
@@ -54,11 +60,12 @@ def evaluate(
     predictions = torch.zeros(num_samples if with_predictions else 0, 3, dtype=torch.float64)
     table = torch.zeros(len(dataset), num_metrics + 2, dtype=torch.float64)
     indices = range(world.rank, len(dataset), world.size)  # of this rank's batches
-    samples, error = SampleLog("counted as wrong", "evaluated"), None
+    samples, error, num_passes = SampleLog("counted as wrong", "evaluated"), None, 0
     model.eval()
     try:
         batches = iter_batches(dataset, indices, config.data.num_workers, pin_memory=device.is_cuda)
         for index, (batch, output) in zip(indices, device.infer(model, batches), strict=True):
+            num_passes += 1
             samples.add(batch)
             table[index, :num_metrics] = task.eval_metrics(output, batch).cpu()
             table[index, -2:] = torch.tensor([len(batch.bad), len(batch.labels)])
@@ -67,6 +74,9 @@ def evaluate(
             watchdog.heartbeat()
     except DataError as data_error:  # the other ranks wait for this one; NaN makes them raise too
         error, table[0, -1] = data_error, math.nan
+    if forward_is_collective:
+        for _ in range(num_passes, math.ceil(len(dataset) / world.size)):
+            _compute_zeros(model, config, device)
     model.train()
     samples.log_damaged()
     *sums, num_bad, count = world.sum(table).sum(dim=0).tolist()
@@ -79,3 +89,11 @@ def evaluate(
         return EvalResult(metrics, None)
     predictions = world.sum(predictions)
     return EvalResult(metrics, predictions if predictions.any() else None)
+
+
+def _compute_zeros(model: nn.Module, config: Config, device: Device) -> None:
+    """Take part in a forward pass of the other ranks."""
+    size = parse_protocol(config.data.eval_protocol).crop
+    images = torch.zeros(1, config.data.in_channels, size, size, device=device.device)
+    with device.autocast():
+        model(images)

@@ -25,11 +25,9 @@ from orchestrator.training.strategy.strategy import Strategy
 class Ddp(Strategy):
     """The same weights, gradients and optimizer state on every rank."""
 
-    def place(self, model: nn.Module) -> nn.Module:
-        return model.to(self.world.device)
-
-    def copy(self, model: nn.Module) -> nn.Module:
-        return copy.deepcopy(model).requires_grad_(False)
+    def place(self, model: nn.Module, *, with_copy: bool) -> tuple[nn.Module, nn.Module | None]:
+        model = model.to(self.world.device)
+        return model, copy.deepcopy(model).requires_grad_(False) if with_copy else None
 
     def wrap(self, model: nn.Module, *, has_unused: bool = False) -> nn.Module:
         """Wrap a model in DDP; buffers are left to `RunningStatistics`."""

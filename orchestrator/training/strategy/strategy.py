@@ -1,4 +1,4 @@
-"""What a strategy decides: all that differs between DDP and the ways to share a model's memory.
+"""The interface of strategies: all that differs between DDP and ways to share a model's memory.
 
 A checkpoint does not know the strategy: rank 0 writes whole tensors, which are gathered, and
 distributed again, one at a time.
@@ -24,13 +24,18 @@ class Strategy(ABC):
 
     # ------------------------------------------------------------ the model
 
-    @abstractmethod
-    def place(self, model: nn.Module) -> nn.Module:
-        """Move a model to this rank's device; before its optimizer is made."""
+    forward_is_collective = False  # True if all ranks must compute a forward pass together
 
     @abstractmethod
-    def copy(self, model: nn.Module) -> nn.Module:
-        """Copy a placed model, without gradients."""
+    def place(self, model: nn.Module, *, with_copy: bool) -> tuple[nn.Module, nn.Module | None]:
+        """Move a model to this rank's device, before its optimizer is made.
+
+        Args:
+            with_copy: whether to return a copy, too, which takes no gradients.
+
+        Raises:
+            ConfigError: it does not work with this strategy.
+        """
 
     @abstractmethod
     def wrap(self, model: nn.Module, *, has_unused: bool = False) -> nn.Module:
@@ -41,9 +46,17 @@ class Strategy(ABC):
         """
 
     @property
-    @abstractmethod
     def needs_warm_up(self) -> bool:
         """True if the first backward passes add gradients in another order than later ones."""
+        return False
+
+    def local(self, tensor: Tensor) -> Tensor:
+        """Return this rank's part of a weight, buffer or gradient, which shares its memory."""
+        return tensor
+
+    def accepting_whole_tensors(self) -> AbstractContextManager[None]:
+        """Return a context in which whole tensors may be copied into those of a placed model."""
+        return nullcontext()
 
     # ------------------------------------------------------------ gradients
 

@@ -7,7 +7,7 @@ are translated.
 
 import logging
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,13 @@ def _load_with_timm(
         pretrained_cfg={**known, **given},
         num_classes=num_classes,
         in_chans=in_channels,
-        filter_fn=getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None),
+        filter_fn=_checkpoint_filter(network),
         strict=True,
     )
+
+
+def _checkpoint_filter(network: nn.Module) -> Callable[..., Any] | None:
+    """Find timm's translation of old names; a probe or a sharded network derives from timm's."""
+    modules = [sys.modules[kind.__module__] for kind in type(network).__mro__]
+    filters = (getattr(module, "checkpoint_filter_fn", None) for module in modules)
+    return next(filter(None, filters), None)
