@@ -21,6 +21,7 @@ from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Runtime
 from orchestrator.run.outcome import FatalRunError
 from orchestrator.run.rundir import RunError
+from orchestrator.training.distributed import agent_store
 from orchestrator.training.distributed.network_interface import use_interface
 
 _POLL_S = 0.02
@@ -154,9 +155,7 @@ def init_world(runtime: Runtime) -> Iterator[World]:
     if device.type == "cuda":
         _choose_kernels(deterministic=runtime.deterministic)
         torch.cuda.set_device(device)
-    if os.environ["RANK"] != "0":
-        _wait_for_rank0(runtime.process_group_timeout_s)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    _init_process_group("nccl" if device.type == "cuda" else "gloo", timeout)
     control = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(control, dist.ProcessGroup)  # every rank is a member
     try:
@@ -169,6 +168,17 @@ def init_world(runtime: Runtime) -> Iterator[World]:
         )
     finally:
         dist.destroy_process_group()
+
+
+def _init_process_group(backend: str, timeout: timedelta) -> None:
+    if agent_store.is_shared():
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = agent_store.open_store(rank, timeout)
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=size)
+        return
+    if os.environ["RANK"] != "0":
+        _wait_for_rank0(timeout.total_seconds())
+    dist.init_process_group(backend, timeout=timeout)
 
 
 def _num_threads(runtime: Runtime) -> int:
