@@ -53,11 +53,11 @@ def create_or_open_run(composed: ComposedConfig) -> tuple[RunDir, Plan]:
     plan = make_largest_plan(config, train, val)
     if is_finished and config.if_finished == "skip":
         return run, plan
+    warn_unused_keys(config, composed.overrides)
     if is_new:
         if run.path != run_path(config):
             print(f"{run_path(config)} began with other data; {run.path} is a run of its own")
         _check_checkpoints_unused(config)
-        warn_unused_keys(config, composed.overrides)
         check_data_matches_config(config, composed.overrides)
         if config.init_from is None:
             check_makeable(config, plan)

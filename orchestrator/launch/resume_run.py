@@ -8,6 +8,7 @@ from orchestrator.checkpoint.store import CheckpointStore
 from orchestrator.config.parse import MUTABLE_KEYS, ConfigError, immutable_changes, parse, to_dict
 from orchestrator.config.recipe import DURATIONS
 from orchestrator.config.schema import Config
+from orchestrator.launch.checks.unused_keys import warn_unused_keys
 from orchestrator.launch.compose import merge
 from orchestrator.launch.create_run import make_plan_for
 from orchestrator.launch.extend_schedule import Choice, Extension
@@ -37,6 +38,7 @@ def resume_run(run: RunDir, overrides: Sequence[str], schedule: Choice | None = 
             hint="Start a new run with `tahoe train`, or change only "
             f"{', '.join((*MUTABLE_KEYS, *sorted(durations)))}.",
         )
+    warn_unused_keys(config, overrides)
     plan = make_plan_for(config)
     num_done = _num_steps_done(run, config)
     num_logged = max(num_done, _num_steps_logged(run))

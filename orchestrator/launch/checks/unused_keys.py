@@ -95,7 +95,7 @@ def _idle_keys(config: Config) -> dict[str, str]:
          ["recipe.grad_checkpointing"]),
         (recipe.class_balanced, "recipe.class_balanced is true", ["data.shuffle_block_size"]),
         (recipe.num_micro_batches != "auto",
-         f"recipe.num_micro_batches is {recipe.num_micro_batches}, not auto",
+         f"recipe.num_micro_batches is fixed at {recipe.num_micro_batches}",
          ["runtime.max_images_per_device"]),
         *((mode != other, f"data.crop.mode is {mode}", [f"data.crop.{key}" for key in keys])
           for other, keys in _CROP_KEYS.items()),

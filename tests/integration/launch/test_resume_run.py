@@ -187,6 +187,14 @@ def test_mutable_keys_may_change(run: RunDir, override: str) -> None:
     assert after == before
 
 
+def test_the_micro_batches_of_a_run_stay_whatever_fits_a_device(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = resume_run(run, ["runtime.max_images_per_device=8"])
+    assert plan.num_micro_batches == run.read_config()["recipe"]["num_micro_batches"]
+    assert "runtime.max_images_per_device has no effect" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("override", "key"),
     [
