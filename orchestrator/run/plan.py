@@ -176,9 +176,14 @@ def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -
 
 
 def make_largest_plan(config: Config, train: Manifest, val: Manifest) -> Plan:
-    """Compute the plan of a config for the most ranks, of those that Slurm may start, that fit."""
+    """Compute the plan of a config for the most ranks, of those that Slurm may start, that fit.
+
+    The fewest must fit, too: a job may get no more.
+    """
     sizes = [size for size in config.world_sizes if ranks_fit(config, size, train.num_samples)]
-    return make_plan(config, [*sizes, config.world_size][0], train, val)
+    plan = make_plan(config, [*sizes, config.world_size][0], train, val)
+    step_sizes(plan.with_sizes(config), config.world_sizes[-1], plan.num_train)
+    return plan
 
 
 def ranks_fit(config: Config, world_size: int, num_train: int) -> bool:

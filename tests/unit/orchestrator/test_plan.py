@@ -13,7 +13,7 @@ from plans import plan as plan_with
 from data_sharding.format.manifest import Manifest, ShardInfo
 from data_sharding.sampling.sample_order import MicroBatchKey, Part
 from orchestrator.config.parse import ConfigError, parse
-from orchestrator.run.plan import Plan, make_plan
+from orchestrator.run.plan import Plan, make_largest_plan, make_plan
 
 CLASSES = ("cat", "dog")
 
@@ -51,6 +51,30 @@ def test_a_batch_larger_than_a_tiny_data_set_is_refused_with_sizes_that_work(
         values["data"]["num_lanes"] = changed.pop("num_lanes", num_lanes)
         changed = {key: value if value == "auto" else int(value) for key, value in changed.items()}
         assert plan_of(values, steps=1, num_train=num_train, **changed).steps_per_epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "micro_batches", "world_size"),
+    [
+        ("1-3", 4, 4),  # six ranks share no four micro-batches equally
+        ("1-3", "auto", 4),  # nor any batch of 64
+        ("2-4", 8, 8),
+        ("3-4", 8, None),  # a job may get three nodes, which do not fit
+        (2, 4, 4),
+    ],
+)
+def test_a_range_of_nodes_is_planned_for_the_most_that_fit(
+    values: dict[str, Any], nodes: int | str, micro_batches: int | str, world_size: int | None
+) -> None:
+    values["recipe"] |= {"num_micro_batches": micro_batches, "global_batch_size": 64}
+    values["slurm"] |= {"nodes": nodes, "tasks_per_node": 2}
+    values["launcher"]["name"] = "slurm"
+    config = parse(values)
+    if world_size is None:
+        with pytest.raises(ConfigError):
+            make_largest_plan(config, split(1000), split(100))
+    else:
+        assert make_largest_plan(config, split(1000), split(100)).world_size == world_size
 
 
 @pytest.mark.parametrize(
