@@ -154,12 +154,16 @@ def responding_nodes(job_id: str, nodes: Sequence[str], *, timeout_s: float) -> 
     if not nodes:
         return []
     number = len(nodes)
-    process = subprocess.Popen(
-        ["srun", f"--jobid={job_id}", "--overlap", f"--nodes={number}", f"--ntasks={number}",
-         "--ntasks-per-node=1", f"--nodelist={','.join(nodes)}", "--mpi=none", "--input=none",
-         "--gres=none", "bash", "-c", 'echo "$SLURMD_NODENAME"'],
-        env=_environ(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+    command = (
+        *("srun", f"--jobid={job_id}", "--overlap", f"--nodelist={','.join(nodes)}"),
+        *(f"--nodes={number}", f"--ntasks={number}", "--ntasks-per-node=1"),
+        *("--gres=none", "--mpi=none", "--input=none", "bash", "-c", 'echo "$SLURMD_NODENAME"'),
+    )
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
+    try:
+        process = subprocess.Popen(command, env=_environ(), stdout=pipe, stderr=null, text=True)
+    except OSError:
+        return []
     try:
         out, _ = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:

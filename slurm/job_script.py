@@ -85,7 +85,7 @@ _ATTEMPTS = r"""
 nodes=$$SLURM_JOB_NODELIST
 while true; do # one attempt after the other
     attempt=$$("$$python" -m $hooks begin "$$run" "$$nodes") || exit
-    [ -n "$$attempt" ] || exit 0 # already finished
+    [ -n "$$attempt" ] || exit 0 # finished, or asked to stop
     # Not `<<<`: bash before 5.1 needs a file for it, and the disk of the node may be full.
     read -r attempt nodes num_nodes < <(echo "$$attempt")
 
