@@ -19,7 +19,7 @@ from orchestrator.checkpoint.safetensors_io import read_tensors
 from orchestrator.checkpoint.store import CheckpointError, Files
 from orchestrator.training.distributed.world import World
 from orchestrator.training.state.train_state import TrainState
-from orchestrator.training.strategy.param_state import ParamState, to_meta
+from orchestrator.training.strategy.param_state import ParamState, in_layout_of, to_meta
 from orchestrator.training.strategy.strategy import Strategy
 from orchestrator.training.task.warm_start import differences
 
@@ -70,7 +70,10 @@ def restore(state: TrainState, files: Files | None, world: World) -> int:
     for number, model in enumerate(state.models):
         _scatter_weights(model, loaded.weights[number] if loaded else None, state.strategy)
     states = _scatter_param_states(loaded, header, state.strategy)
+    all_params = (param for group in state.optimizer.param_groups for param in group["params"])
+    params = dict(enumerate(all_params))
     try:
+        states = {index: in_layout_of(params[index], kept) for index, kept in states.items()}
         state.optimizer.load_state_dict({"state": states, "param_groups": header.param_groups})
     except _LOAD_ERRORS as error:
         raise _mismatch(error) from error

@@ -30,6 +30,19 @@ def clone_to(state: ParamState, device: torch.device) -> ParamState:
     return map_large(lambda tensor: tensor.to(device, copy=True), state)
 
 
+def in_layout_of(param: Tensor, state: ParamState) -> ParamState:
+    """Give tensors the order in memory of their parameter, as they had before they were saved.
+
+    A fused optimizer goes through both in that order, and would pair the wrong elements.
+    """
+    return {
+        name: torch.empty_like(param, dtype=value.dtype).copy_(value)
+        if type(value) is Tensor and value.shape == param.shape and value.dim() > 1
+        else value
+        for name, value in state.items()
+    }
+
+
 def large_tensors(state: ParamState) -> list[Tensor]:
     """List the tensors that are transferred one by one; the rest is a few numbers."""
     return [value for value in state.values() if _is_large(value)]

@@ -2,20 +2,25 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import zero_ranks
 from plans import plan
 from torch import nn
 from torch.testing import assert_close
 
+from orchestrator.checkpoint.store import CheckpointStore
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.recipe import Recipe
 from orchestrator.config.schema import Config
 from orchestrator.training.distributed.world import World
 from orchestrator.training.optim.factory import make_optimizer
 from orchestrator.training.optim.lr_schedule import make_lr_schedule
+from orchestrator.training.state.host_snapshot import HostSnapshot
+from orchestrator.training.state.restore import restore
 from orchestrator.training.state.train_state import TrainState
 
 PLAN = plan(num_steps=30)
@@ -140,6 +145,26 @@ def test_fused_optimizers_skip_infinite_gradients(
         state.update()
         pairs = zip(before, state.model.parameters(), strict=True)
         assert any(not torch.equal(old, new) for old, new in pairs) == moves
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_fused_optimizers_continue_in_channels_last(
+    config: Config, world: World, name: str, tmp_path: Path
+) -> None:
+    """Their kernels go through memory, in which a file's tensors lie in another order."""
+    fused = zero_ranks.with_optimizer(config, name, "ddp", fused=True)
+    straight, resumed = (
+        TrainState.create(zero_ranks.make_network(), fused, world) for _ in range(2)
+    )
+    zero_ranks.step_on(straight, 1, 2)
+    store = CheckpointStore(str(tmp_path))
+    store.save(2, HostSnapshot().capture(straight, 2), {})
+    with store.open(2) as files:
+        restore(resumed, files, world)
+    for state in (straight, resumed):
+        zero_ranks.step_on(state, 3, 4)
+    for ours, theirs in zip(resumed.model.parameters(), straight.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_optimizers_without_a_fused_form_refuse(recipe: Recipe) -> None:
