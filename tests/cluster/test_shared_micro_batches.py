@@ -13,7 +13,7 @@ NUM_STEPS = 20
 RECIPE = (
     "model=smooth_network:build",
     f"recipe.steps={NUM_STEPS}",
-    *("recipe.num_micro_batches=2", "recipe.optimizer.lr=0.02"),
+    *("recipe.num_micro_batches=2", "data.num_lanes=8", "recipe.optimizer.lr=0.02"),
 )
 
 
@@ -30,7 +30,9 @@ def one_rank(jobs: Jobs) -> RunDir:
 @pytest.mark.parametrize("tasks_per_node", [1, 2, 4])
 def test_ranks_on_two_nodes_train_as_one(jobs: Jobs, one_rank: RunDir, tasks_per_node: int) -> None:
     size = f"slurm.tasks_per_node={tasks_per_node}"
-    run = jobs.submit(size, *RECIPE, size, "+slurm.additional_parameters.overcommit=true")
+    run = jobs.submit(
+        f"two by {tasks_per_node}", *RECIPE, size, "+slurm.additional_parameters.overcommit=true"
+    )
     jobs.wait_for_end(run)
     assert run.is_finished, everything_said(run)
     assert global_batches(run) == global_batches(one_rank)

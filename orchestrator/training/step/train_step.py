@@ -48,7 +48,8 @@ class TrainStep:
         timeout_s = config.runtime.process_group_timeout_s
         group = MicroBatchGroup.create(plan, world, timeout_s)
         if group.is_shared:
-            check_images_are_independent(state.model, config)
+            with device.autocast():  # FSDP2 may have the weights in its precision only
+                check_images_are_independent(state.model, config)
             share_batch_norm(state.model, group)
         self.mixup = MixupCutmix(config.recipe.mixup, plan.num_classes, config.seed, group)
         has_unused = bool(config.recipe.phases) and supports_phases(state.model)

@@ -76,7 +76,7 @@ def assert_equal_training(run: RunDir, expected: RunDir) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("num_ranks", "strategy"), [(2, "ddp"), (4, "ddp"), (4, "ddp_zero1"), (8, "ddp")]
+    ("num_ranks", "strategy"), [(2, "ddp"), (4, "ddp"), (4, "ddp_zero1"), (4, "fsdp2"), (8, "ddp")]
 )
 def test_sharing_ranks_train_as_one(
     one_rank: RunDir, four_ranks: RunDir, run_on: RunOn, num_ranks: int, strategy: str
