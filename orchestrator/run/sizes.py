@@ -16,7 +16,7 @@ from orchestrator.config.recipe import CountOrAuto
 from orchestrator.config.schema import Config
 from orchestrator.number_format import pluralize
 
-_MANY_LANES = 32  # enough to mix shards that are sorted by class, few enough to read side by side
+_AUTO_LANES = 32  # enough to mix shards that are sorted by class, few enough to read side by side
 
 
 class StepSizes(NamedTuple):
@@ -62,7 +62,7 @@ def choose_sizes(request: SizeRequest) -> StepSizes:
     overrides = [*suggest_overrides(request)]
     few = f"{request.num_train} training images are too few for {request.ranks} ranks."
     raise ConfigError(
-        f"{_problem_of(request)}. Nothing was started",
+        f"{next(_problems(request))}. Nothing was started",
         value=request,
         hint="\n  ".join(["The nearest sizes that work:", *overrides])
         if overrides
@@ -97,7 +97,7 @@ def _choose(request: SizeRequest) -> StepSizes | None:
     if isinstance(lanes, int):
         return StepSizes(micro_batches, lanes)
     multiples = [n * micro_batches for n in _divisors(samples // micro_batches)]
-    return StepSizes(micro_batches, min(multiples, key=lambda n: abs(n - _MANY_LANES)))
+    return StepSizes(micro_batches, min(multiples, key=lambda n: abs(n - _AUTO_LANES)))
 
 
 def _micro_batches(request: SizeRequest, whole: int) -> list[int]:
@@ -125,49 +125,45 @@ def _divisors(number: int) -> list[int]:
     return sorted({*small, *(number // n for n in small)})
 
 
-def _problem_of(request: SizeRequest) -> str:
-    """Explain why nothing works."""
+def _problems(request: SizeRequest) -> Iterator[str]:
+    """Yield the reasons why nothing works, the plainest first."""
     ranks, batch, repeats = request.ranks, request.batch, request.repeats
     micro_batches, lanes = request.micro_batches, request.lanes
     if batch > request.num_train:
-        return (
+        yield (
             f"recipe.global_batch_size={batch} is more than the {request.num_train} training "
             "images, so an epoch would have no step"
         )
     if isinstance(micro_batches, int) and micro_batches % ranks and ranks % micro_batches:
-        return (
+        yield (
             f"{ranks} ranks cannot compute recipe.num_micro_batches={micro_batches}: neither "
             "number divides the other, so ranks would have different amounts to do"
         )
+    if batch % ranks:
+        yield f"{ranks} ranks cannot have equal parts of recipe.global_batch_size={batch}"
     chain = [
         ("recipe.num_micro_batches", micro_batches, "data.num_lanes", lanes),
         ("recipe.num_micro_batches", micro_batches, "recipe.global_batch_size", batch),
         ("data.num_lanes", lanes, "recipe.global_batch_size", batch),
-        ("the number of ranks", ranks, "recipe.global_batch_size", batch),
         ("recipe.augment_repeats", repeats, "recipe.global_batch_size", batch),
     ]
     for part_name, part, whole_name, whole in chain:
         if isinstance(part, int) and isinstance(whole, int) and whole % part:
-            return (
+            yield (
                 f"{part_name}={part} does not divide {whole_name}={whole}. Micro-batches must "
-                "divide the lanes, and ranks and lanes the global batch"
+                "divide the lanes, and lanes the global batch"
             )
     for name, count in (("data.num_lanes", lanes), ("recipe.num_micro_batches", micro_batches)):
         if isinstance(count, int) and batch // count % repeats:
-            return (
+            yield (
                 f"recipe.augment_repeats={repeats} does not divide the {batch // count} images "
                 f"of a step in each of {name}={count}, so a sample and its repeats would be "
                 "separated"
             )
-    if request.max_images is not None:
-        return (
-            f"{ranks} ranks cannot compute recipe.global_batch_size={batch} in passes of at most "
-            f"runtime.max_images_per_device={request.max_images} images, with data.num_lanes="
-            f"{lanes} and recipe.augment_repeats={repeats}"
-        )
-    return (
-        f"no number of micro-batches divides data.num_lanes={lanes} and suits {ranks} ranks, "
-        f"recipe.global_batch_size={batch} and recipe.augment_repeats={repeats}"
+    limit = f" and runtime.max_images_per_device={request.max_images}" if request.max_images else ""
+    yield (
+        f"no number of micro-batches suits {ranks} ranks, recipe.global_batch_size={batch}, "
+        f"data.num_lanes={lanes}, recipe.augment_repeats={repeats}{limit}"
     )
 
 
