@@ -152,6 +152,15 @@ def test_a_secret_in_plain_is_refused(values: dict[str, Any], key: str, text: st
     assert text not in str(caught.value)
 
 
+def test_a_variable_in_place_of_a_secret_is_none(values: dict[str, Any]) -> None:
+    url, command = (
+        "https://h/x?token=$TOKEN",
+        'curl -d @- "https://me:${PASSWORD}@h/$A_LONG_TOKEN_NAME_1"',
+    )
+    notify = parse(values | {"notify": {"url": url, "command": command}}).notify
+    assert (notify.url, notify.command) == (url, command)
+
+
 @pytest.mark.parametrize("url", ["ftp://host/path", "example.org", "/etc/passwd"])
 def test_only_http_is_a_url(values: dict[str, Any], url: str) -> None:
     with pytest.raises(ConfigError):
