@@ -36,6 +36,7 @@ def end_job(run: RunDir, ended: str | None, *, log: str = "", state: str = "RUNN
     attempt = run.begin_attempt(slurm_job_id="7_3", num_steps=14)
     run.log_dir(attempt).mkdir(parents=True)
     (run.log_dir(attempt) / "rank-00001.log").write_text(log)
+    (run.log_dir(attempt) / "srun.log").touch()
     if ended:
         RunOutcome(ended, 9, "the ranks' reason").write(run, attempt)  # type: ignore[arg-type]
     on_job_end(run, attempt, 1, state)

@@ -145,7 +145,7 @@ def test_a_rank_killed_under_torchrun_costs_an_attempt_and_no_bit(
     where = (f"data.url='{digits}'", "run_dir=undisturbed", "launcher.nproc_per_node=2")
     tahoe("train", *RUN, *where)
     undisturbed = RunDir(tahoe.cwd / "undisturbed")
-    run = create(tahoe, digits, "killed")
+    run = create(tahoe, digits, "killed", "launcher.nproc_per_node=2")
     with torchrun(tahoe, run, "--max-restarts=1") as ranks:
         ranks.wait_for("step 14/")
         os.kill(ranks.rank_pids()[0], signal.SIGKILL)
@@ -155,14 +155,11 @@ def test_a_rank_killed_under_torchrun_costs_an_attempt_and_no_bit(
     first, second = read_attempts(run).values()
     assert first["lost"] or first["exit_code"] == 1
     assert (second["exit_code"], second["launcher"]) == (0, "torchrun")
-    with torchrun(tahoe, run) as ranks:
-        assert ranks.finish() == 0  # it is finished
-    assert run.num_attempts == 2
 
 
 @pytest.mark.slow
 def test_torchrun_that_is_terminated_leaves_a_saved_run(tahoe: Tahoe, digits: Path) -> None:
-    run = create(tahoe, digits, "stopped", "recipe.steps=100000")
+    run = create(tahoe, digits, "stopped", "recipe.steps=100000", "launcher.nproc_per_node=2")
     with torchrun(tahoe, run, "--max-restarts=1") as ranks:
         ranks.wait_for("step 3/")
         stopped_s = time.monotonic()
