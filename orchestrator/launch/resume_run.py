@@ -16,7 +16,7 @@ from orchestrator.launch.software import record_software
 from orchestrator.number_format import pluralize
 from orchestrator.run.plan import Plan
 from orchestrator.run.rundir import RunDir, RunError, read_json_lines
-from orchestrator.run.sizes import keep_sizes
+from orchestrator.run.sizes import SizeRequest, keep_sizes, suggest_ranks
 
 
 def resume_run(run: RunDir, overrides: Sequence[str], schedule: Choice | None = None) -> Plan:
@@ -39,7 +39,7 @@ def resume_run(run: RunDir, overrides: Sequence[str], schedule: Choice | None = 
             f"{', '.join((*MUTABLE_KEYS, *sorted(durations)))}.",
         )
     warn_unused_keys(config, overrides)
-    plan = make_plan_for(config)
+    plan = _plan_on_ranks(config)
     num_done = _num_steps_done(run, config)
     num_logged = max(num_done, _num_steps_logged(run))
     if plan.num_steps < num_logged:
@@ -66,6 +66,18 @@ def resume_run(run: RunDir, overrides: Sequence[str], schedule: Choice | None = 
         record_software(run)
         run.write_config(to_dict(config))
     return plan
+
+
+def _plan_on_ranks(config: Config) -> Plan:
+    """Make the plan of a run; the hint of an error has ranks, since its batches cannot change."""
+    try:
+        return make_plan_for(config)
+    except ConfigError as error:
+        if not isinstance(error.value, SizeRequest):
+            raise
+        ranks = [*suggest_ranks(error.value)] or ["none with as many ranks per node"]
+        hint = "\n  ".join(["The nearest that work for this run:", *ranks])
+        raise ConfigError(error.problem, value=error.value, hint=hint) from None
 
 
 def _warn_of_old_rates(config: Config, num_done: int, num_logged: int) -> None:

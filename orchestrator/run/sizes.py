@@ -183,6 +183,17 @@ def suggest_overrides(request: SizeRequest) -> Iterator[str]:
                 yield _overrides(request, replace(variant, batch=batch))
         if request.batch in seen:
             break
+    yield from suggest_ranks(request)
+    most = request.num_train // request.repeats
+    most -= most % (request.ranks_per_node or 1)
+    if 0 < most < request.ranks:
+        fewer = replace(request, ranks=most, micro_batches="auto", lanes="auto")
+        for batch in _batches_near(fewer)[-1:]:
+            yield _overrides(request, replace(fewer, batch=batch))
+
+
+def suggest_ranks(request: SizeRequest) -> Iterator[str]:
+    """Yield the nearest numbers of ranks that work, all else being the same, as overrides."""
     per_node = request.ranks_per_node or 1
     counts = [n for n in _divisors(request.batch) if n % per_node == 0]
     counts = [n for n in counts if _choose(replace(request, ranks=n))]
@@ -190,11 +201,6 @@ def suggest_overrides(request: SizeRequest) -> Iterator[str]:
     more_ranks = [n for n in counts if n > request.ranks][:1]
     for count in (*fewer_ranks, *more_ranks):
         yield _overrides(request, replace(request, ranks=count))
-    most = request.num_train // request.repeats // per_node * per_node
-    if 0 < most < request.ranks:
-        fewer = replace(request, ranks=most, micro_batches="auto", lanes="auto")
-        for batch in _batches_near(fewer)[-1:]:
-            yield _overrides(request, replace(fewer, batch=batch))
 
 
 def _batches_near(request: SizeRequest) -> Sequence[int]:

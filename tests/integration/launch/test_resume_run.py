@@ -233,6 +233,13 @@ def test_invalid_overrides_are_refused(run: RunDir, overrides: list[str], expect
     assert run.read_config() == before
 
 
+def test_ranks_that_do_not_fit_are_refused_with_ranks_that_do(run: RunDir) -> None:
+    with pytest.raises(ConfigError) as refused:
+        resume_run(run, ["launcher.nproc_per_node=3"])
+    proposals = [line.split("   ")[0].strip() for line in refused.value.hint.splitlines()[1:]]
+    assert proposals == ["launcher.nproc_per_node=2", "launcher.nproc_per_node=4"]
+
+
 def test_a_moved_data_set_needs_its_new_url(run: RunDir, shards: Path) -> None:
     shards.rename(shards.with_name("moved"))
     with pytest.raises(DataError, match="no data set at"):
