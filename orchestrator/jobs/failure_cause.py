@@ -78,7 +78,8 @@ def _log_tail(run: RunDir, attempt: int, rank: int) -> str:
 
 
 def _last_error(text: str) -> str:
-    """Return the last line that names an error, or else the last line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    """Return the last line that names an error, or else the last line; not what Slurm says."""
+    stripped = (line.strip() for line in text.splitlines())
+    lines = [line for line in stripped if line and not line.startswith("slurmstepd-")]
     errors = [line for line in lines if "Error" in line]
     return one_line(redact_urls(_LOG_PREFIX.sub("", (errors or lines)[-1]))) if lines else ""

@@ -175,6 +175,7 @@ def ended_rank(run: RunDir, said: str, log: str) -> int:
 def test_the_reason_is_that_of_the_first_failed_rank(run: RunDir) -> None:
     """srun's exit code is the highest, of the ranks that it killed."""
     log = "step 3\nTraceback:\nRuntimeError: a bad layer\n[W] closing\n"
+    log += "slurmstepd-node2: error: *** STEP 2.0 ON node1 CANCELLED: an Error ***\n"
     attempt = ended_rank(run, "task 3: Exited with exit code 1", log)
     assert on_job_end(run, attempt, 137, "RUNNING None").next == "requeue"
     line = [*read_json_lines(run.attempts_file)][-1]
