@@ -15,11 +15,11 @@ from slurm.node_failure import failed_node, first_ended, lost_node
 _TAIL_BYTES = 4096
 # Failures that are neither the run's fault nor its node's.
 _PORT_TAKEN = ("EADDRINUSE", "Address already in use")
+_DISK_FULL = ("No space left on device", "Disk quota exceeded")
 # A rank's own refusal: of an error that all ranks have, rank 0 leaves an outcome. So its node lacks
 # something that others have: a GPU, a network interface, a mount.
 _UNFIT = f"Exited with exit code {ExitCode.FAILED_PERMANENTLY}"
 _LOG_PREFIX = re.compile(r"^[\d\-]+ [\d:,]+ [A-Z]+ +")
-_DISK_FULL = ("No space left on device", "Disk quota exceeded")
 
 
 @dataclass(frozen=True)
