@@ -15,6 +15,8 @@ python=$python
 unset SLURM_EXPORT_ENV
 # From the shell that submitted this: sbatch would prefer them for the next attempt.
 unset $input_variables
+# Slurm takes soft limits from the shell that submitted this; on a login node, minutes of CPU.
+for limit in -t -n -l -v -d -u; do ulimit -S $$limit hard; done
 $exports
 
 ${setup}"""
@@ -22,7 +24,10 @@ ${setup}"""
 LAUNCH_RANKS = r"""launch_ranks() { # as $$attempt, on $$nodes
     first_node=$$(scontrol show hostnames "$$nodes" | head -n 1)
     [ -n "$$first_node" ] || { echo "error: scontrol names no node of this job" >&2; exit 1; }
-    export MASTER_ADDR=$$first_node
+    # By the address that Slurm itself uses: other nodes, and containers, may not know the name.
+    address=$$(scontrol show --oneliner node "$$first_node" | grep -o ' NodeAddr=[^ ]*')
+    address=$${address#*=}
+    export MASTER_ADDR=$${address:-$$first_node}
     # Another for each attempt: a socket of the last one may linger.
     export MASTER_PORT=$$((20000 + (SLURM_JOB_ID * 101 + attempt) % 12000))
     export TAHOE_ATTEMPT=$$attempt LOCAL_WORLD_SIZE=$tasks_per_node

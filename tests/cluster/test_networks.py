@@ -1,9 +1,10 @@
-"""Networks that surprise: a port that somebody has, an interface that one node lacks."""
+"""Networks that surprise: taken ports, names without addresses, interfaces of one node."""
 
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 from cluster_runs import Jobs, everything_said
@@ -11,6 +12,7 @@ from cluster_runs import Jobs, everything_said
 from orchestrator.run.outcome import read_attempts
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(300)]
+IB_NODES = ("node1", "node3")
 LISTEN = """
 import socket, sys
 with socket.create_server(("", int(sys.argv[1]))):
@@ -19,20 +21,21 @@ with socket.create_server(("", int(sys.argv[1]))):
 """
 
 
-def in_network_of(jobs: Jobs, node: str) -> list[str]:
+def in_namespace(jobs: Jobs, node: str, kind: str, *command: str) -> list[str]:
     pid = (jobs.cluster.directory / f"slurmd-{node}.pid").read_text().strip()
-    return ["nsenter", f"--target={pid}", "--net"]
+    return ["nsenter", f"--target={pid}", f"--{kind}", *command]
 
 
-def ip(jobs: Jobs, node: str, *arguments: str) -> None:
-    subprocess.run([*in_network_of(jobs, node), "ip", *arguments], check=True)
+def inside(jobs: Jobs, node: str, kind: str, *command: str) -> None:
+    """Run a command in a namespace of a node."""
+    subprocess.run(in_namespace(jobs, node, kind, *command), check=True)
 
 
 @contextmanager
-def on_node(jobs: Jobs, node: str, *command: str) -> Iterator[None]:
-    """Run a command in a node's network from its first line of output to the end of the block."""
+def listening(jobs: Jobs, node: str, port: int) -> Iterator[None]:
+    """Take a port of a node."""
     process = subprocess.Popen(
-        [*in_network_of(jobs, node), *command],
+        in_namespace(jobs, node, "net", sys.executable, "-c", LISTEN, str(port)),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -45,28 +48,42 @@ def on_node(jobs: Jobs, node: str, *command: str) -> Iterator[None]:
 
 
 @pytest.fixture
-def ib0(jobs: Jobs) -> Iterator[None]:
-    """Give two of the three nodes an interface of this name, a dead end."""
-    for node in ("node1", "node3"):
-        ip(jobs, node, "link", "add", "ib0", "type", "veth", "peer", "name", "ib0-peer")
-        ip(jobs, node, "link", "set", "ib0", "up")
+def odd_network(jobs: Jobs, tmp_path: Path) -> Iterator[None]:
+    """Let nodes know no names but their own, as 127.0.1.1, and have no cable in node2's ib0."""
+    for node in jobs.cluster.names:
+        hosts = tmp_path / node
+        hosts.write_text(f"127.0.0.1 localhost\n127.0.1.1 {node}\n")
+        inside(jobs, node, "mount", "mount", "--bind", str(hosts), "/etc/hosts")
+    for node in IB_NODES:
+        rename_interface(jobs, node, "eth0", "ib0")
+    veth = ("type", "veth", "peer", "name", "ib0-peer")
+    inside(jobs, "node2", "net", "ip", "link", "add", "ib0", *veth)
     yield
-    for node in ("node1", "node3"):
-        ip(jobs, node, "link", "del", "ib0")
+    inside(jobs, "node2", "net", "ip", "link", "del", "ib0")
+    for node in IB_NODES:
+        rename_interface(jobs, node, "ib0", "eth0")
+    for node in jobs.cluster.names:
+        inside(jobs, node, "mount", "umount", "/etc/hosts")
 
 
-def test_a_taken_port_and_a_node_without_the_interface(jobs: Jobs, ib0: None) -> None:
-    """The job is held until its first port is taken; then node2 is the only one without ib0."""
+def rename_interface(jobs: Jobs, node: str, old: str, new: str) -> None:
+    inside(jobs, node, "net", "ip", "link", "set", old, "down")
+    inside(jobs, node, "net", "ip", "link", "set", old, "name", new, "up")
+
+
+@pytest.mark.usefixtures("odd_network")
+def test_a_taken_port_unknown_names_and_an_interface_without_address(jobs: Jobs) -> None:
+    """The job is held until its first port is taken; then node2 has no address on ib0."""
     run = jobs.submit(
         *("surprised", "recipe.steps=4", "+slurm.additional_parameters={hold: true}"),
-        "runtime.network_interface='eth0,ib0'",
+        "runtime.network_interface=ib0",
     )
     job = jobs.job(run)
     assert job is not None
     port = 20000 + (int(job.job_id) * 101 + 1) % 12000
     with ExitStack() as stack:
         for node in jobs.cluster.names:
-            stack.enter_context(on_node(jobs, node, sys.executable, "-c", LISTEN, str(port)))
+            stack.enter_context(listening(jobs, node, port))
         subprocess.run(["scontrol", "release", job.job_id], check=True)
         jobs.wait_for_end(run)
     assert run.is_finished, everything_said(run)
@@ -74,5 +91,5 @@ def test_a_taken_port_and_a_node_without_the_interface(jobs: Jobs, ib0: None) ->
     assert "EADDRINUSE" in taken["why"]
     assert (taken["crashed"], taken["next"]) == (False, "restart")
     assert [line["failed_node"] for line in unfit] == ["node2", "node2"]
-    assert all("node2 has no ib0" in line["why"] for line in unfit)
+    assert all("node2 has no address on ib0" in line["why"] for line in unfit)
     assert finished["nodes"] == "node[1,3]"

@@ -1,10 +1,16 @@
 """The network interface that ranks connect over."""
 
+import fcntl
 import ipaddress
 import os
 import socket
+import struct
+from contextlib import suppress
+from pathlib import Path
 
 from orchestrator.config.parse import ConfigError
+
+_SIOCGIFADDR = 0x8915
 
 
 def use_interface(name: str | None, *, spans_nodes: bool, host: str | None = None) -> None:
@@ -21,7 +27,7 @@ def use_interface(name: str | None, *, spans_nodes: bool, host: str | None = Non
     """
     host = host or socket.gethostname()
     if name:
-        _check_exists(name, host)
+        _check_usable(name, host)
         os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = name
     elif spans_nodes and "GLOO_SOCKET_IFNAME" not in os.environ:
         address = _resolve(host)
@@ -34,16 +40,26 @@ def use_interface(name: str | None, *, spans_nodes: bool, host: str | None = Non
             )
 
 
-def _check_exists(names: str, host: str) -> None:
+def _check_usable(names: str, host: str) -> None:
     known = {name for _, name in socket.if_nameindex()}
-    missing = [name for name in names.split(",") if name not in known]
-    if missing:
-        raise ConfigError(
-            f"runtime.network_interface={names}: {host} has no {', '.join(missing)}, so the ranks "
-            "cannot connect",
-            value=names,
-            hint=f"{host} has {_interfaces()}.",
-        )
+    for name in names.split(","):
+        if name not in known or not _has_address(name):
+            lacks = f"no address on {name}" if name in known else f"no {name}"
+            raise ConfigError(
+                f"runtime.network_interface={names}: {host} has {lacks}, so the ranks cannot "
+                "connect",
+                value=names,
+                hint=f"{host} has {_interfaces()}.",
+            )
+
+
+def _has_address(name: str) -> bool:
+    """Check whether an interface has an IPv4 or IPv6 address (netdevice(7), proc(5))."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket, suppress(OSError):
+        fcntl.ioctl(any_socket, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+        return True
+    ipv6 = Path("/proc/net/if_inet6")
+    return ipv6.exists() and name in (line.split()[-1] for line in ipv6.read_text().splitlines())
 
 
 def _interfaces() -> str:

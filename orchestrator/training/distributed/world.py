@@ -5,6 +5,7 @@ default one carries gradients (NCCL on CUDA, gloo on CPU), and a gloo group on t
 decisions, so that no decision waits for a kernel.
 """
 
+import logging
 import os
 import socket
 import time
@@ -25,6 +26,8 @@ from orchestrator.training.distributed import agent_store
 from orchestrator.training.distributed.network_interface import use_interface
 
 _POLL_S = 0.02
+_PATIENCE_S = 30.0  # in which rank 0 may import torch
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -190,13 +193,16 @@ def _num_threads(runtime: Runtime) -> int:
 
 def _wait_for_rank0(timeout_s: float) -> None:
     """Wait until rank 0 listens: a refused torch would retry most of a second later."""
-    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    deadline_s = time.monotonic() + timeout_s
-    while time.monotonic() < deadline_s:  # afterwards torch reports the error
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    start_s, is_logged = time.monotonic(), False
+    while (waited_s := time.monotonic() - start_s) < timeout_s:  # afterwards torch reports it
         try:
-            with socket.create_connection(address, timeout=_POLL_S * 100):
+            with socket.create_connection((host, port), timeout=_POLL_S * 100):
                 return
-        except OSError:
+        except OSError as error:
+            if waited_s > _PATIENCE_S and not is_logged:
+                log.warning("rank 0 does not answer at %s, port %d: %s", host, port, error)
+                is_logged = True
             time.sleep(_POLL_S)
 
 

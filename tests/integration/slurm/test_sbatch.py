@@ -178,6 +178,17 @@ def test_ranks_get_exported_variables_with_export_none(tmp_path: Path) -> None:
     assert left["SBATCH_ACCOUNT"] == "mine"  # which the script leaves to the site
 
 
+def test_limits_of_the_login_node_do_not_hold_for_jobs() -> None:
+    """PropagateResourceLimits=ALL is Slurm's default, for soft limits."""
+    script = render(PLAIN).partition("\n\n# The ranks handle")[0]
+    shell = f"ulimit -S -t 99; ulimit -S -n 99\n{script}\nulimit -S -t; ulimit -S -n; ulimit -H -n"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
+    cpu_s, files, most_files = done.stdout.split()
+    assert cpu_s != "99"
+    assert files == most_files != "99"
+    assert done.stderr == ""
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [(0, ""), (1, "another attempt of /runs/a run is running"), (71, "without locks")],
