@@ -25,7 +25,7 @@ LAUNCH_RANKS = r"""launch_ranks() { # as $$attempt, on $$nodes
     first_node=$$(scontrol show hostnames "$$nodes" | head -n 1)
     [ -n "$$first_node" ] || { echo "error: scontrol names no node of this job" >&2; exit 1; }
     # By the address that Slurm itself uses: other nodes, and containers, may not know the name.
-    address=$$(scontrol show --oneliner node "$$first_node" | grep -o ' NodeAddr=[^ ]*')
+    address=$$(scontrol --oneliner show node "$$first_node" | grep -o ' NodeAddr=[^ ]*')
     address=$${address#*=}
     export MASTER_ADDR=$${address:-$$first_node}
     # Another for each attempt: a socket of the last one may linger.
