@@ -9,6 +9,12 @@ TORCH ?= cuda
 INDEX_cpu := --extra-index-url https://download.pytorch.org/whl/cpu
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt $(INDEX_$(TORCH))
 
+# For `make test-gpu` on a machine whose Python has torch and no network: the version that its wheels are for.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/.installed),$(BIN)/python,python3)
+GPU_PYTHON_VERSION ?= 3.12
+GPU_WHEELS := build/gpu-wheels
+
+.PHONY: gpu-wheels test-gpu
 .PHONY: help setup demo pictures drill test test-cluster test-all lint bench bench-data
 
 help:
@@ -18,6 +24,7 @@ help:
 	@echo "make test-all  the slow tests too"
 	@echo "make drill     inject 200 faults into a run, compare it with an undisturbed one; about 10 minutes;"
 	@echo "               STRATEGY=ddp_zero1 or fsdp2 for another strategy"
+	@echo "make test-gpu  on a machine with a GPU: bits, speed, memory, in nine minutes; make gpu-wheels fetches what it needs"
 	@echo "make lint      formatting, lint, types, import contracts"
 	@echo "make bench     measure beside peers (tests/benchmarks)"
 	@echo "make bench-data IMAGES=TAR_OR_DIR  loading of real images beside what others use"
@@ -68,6 +75,18 @@ test-cluster: setup
 
 test-all: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+gpu-wheels: | $(BIN)/python
+	rm -rf $(GPU_WHEELS)
+	$(BIN)/python -m pip wheel --no-deps --constraint constraints.txt --wheel-dir $(GPU_WHEELS) antlr4-python3-runtime
+	$(BIN)/python -m pip download --no-deps --only-binary :all: --python-version $(GPU_PYTHON_VERSION) \
+		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+		--constraint constraints.txt --requirement tests/gpu/requirements.txt --dest $(GPU_WHEELS)
+
+test-gpu:
+	if [ -d $(GPU_WHEELS) ]; then $(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --upgrade \
+		--target build/gpu-packages $(GPU_WHEELS)/*.whl; fi
+	PYTHONPATH=.:build/gpu-packages $(GPU_PYTHON) tests/gpu/check.py
 
 lint: setup
 	$(BIN)/ruff check .
