@@ -13,12 +13,12 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from orchestrator.checkpoint.store import CheckpointStore
 from orchestrator.config.parse import parse
@@ -33,7 +33,7 @@ from orchestrator.jobs.allocation import (
 )
 from orchestrator.jobs.failure_cause import find_failure_cause, read_srun_log
 from orchestrator.run.notify import notify_end
-from orchestrator.run.outcome import ExitCode, RunOutcome, read_attempts
+from orchestrator.run.outcome import ExitCode, RunOutcome, read_attempts, record_lost_attempts
 from orchestrator.run.rundir import RunDir, RunError, read_json_lines
 from slurm import client
 from slurm.errors import SlurmError
@@ -125,7 +125,7 @@ def on_job_start(run: RunDir, nodes: str) -> str:
     Args:
         nodes: the nodes of the job that are well, as a list of Slurm.
     """
-    _record_lost_attempts(run)
+    record_lost_attempts(run, partial(_describe_lost, run))
     if run.is_finished:
         _log(f"{run.path} is finished")
         return ""
@@ -274,20 +274,10 @@ def _lost_before(run: RunDir, last_step: int) -> int:
     return sum(1 for _ in takewhile(bool, lost))
 
 
-def _record_lost_attempts(run: RunDir) -> None:
-    """Record the end of attempts that could not do so: their node was lost, or they were killed."""
-    for number, attempt in sorted(read_attempts(run).items()):
-        if "ended_s" in attempt:
-            continue
-        if outcome := run.attempt_outcome(number):  # killed while it waited for something else
-            run.end_attempt(number, **outcome)
-            continue
-        run.end_attempt(
-            number,
-            lost=True,
-            why="a node was lost, or Slurm killed it",
-            failed_node=lost_node(read_srun_log(run, number)) or _down_node(attempt.get("nodes")),
-        )
+def _describe_lost(run: RunDir, number: int, attempt: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the reason of an attempt that could not record its end, and the node it died of."""
+    node = lost_node(read_srun_log(run, number)) or _down_node(attempt.get("nodes"))
+    return {"why": "a node was lost, or Slurm killed it", "failed_node": node}
 
 
 def _down_node(nodes: str | None) -> str | None:

@@ -1,6 +1,7 @@
 """The end of an attempt, and the state of a run: exit codes, outcome.json, attempts.jsonl."""
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal
@@ -95,10 +96,15 @@ def read_attempts(run: RunDir) -> dict[int, dict[str, Any]]:
     return attempts
 
 
-def record_lost_attempts(run: RunDir) -> list[int]:
+def record_lost_attempts(
+    run: RunDir, describe: Callable[[int, Mapping[str, Any]], Mapping[str, Any]]
+) -> list[int]:
     """Record the end of attempts that were killed before they could; return those without outcome.
 
-    No attempt may be running: the caller holds the run's lock.
+    The caller holds the run's lock, so none of them is running.
+
+    Args:
+        describe: a function of an attempt's number and facts that returns those of its end.
     """
     lost = []
     for number, attempt in sorted(read_attempts(run).items()):
@@ -107,6 +113,6 @@ def record_lost_attempts(run: RunDir) -> list[int]:
         if outcome := run.attempt_outcome(number):  # killed while it waited for something else
             run.end_attempt(number, **outcome)
         else:
-            run.end_attempt(number, lost=True, why="it was killed, or its machine was lost")
+            run.end_attempt(number, lost=True, **describe(number, attempt))
             lost.append(number)
     return lost

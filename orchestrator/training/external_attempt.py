@@ -27,6 +27,7 @@ from orchestrator.training.distributed.world import World
 from orchestrator.training.monitoring.output_copy import copy_output
 
 _LOCK_WAIT_S = 10.0  # a rank 0 that was just killed may be ending on another node
+_LOST = "a rank was killed, or its machine was lost"
 log = logging.getLogger(__name__)
 
 
@@ -73,8 +74,8 @@ def _begin(
     """Lock the run and record an attempt, whose number is returned; or the reason against it."""
     try:
         lock.enter_context(run.lock(_LOCK_WAIT_S))
-        for lost in record_lost_attempts(run):
-            notify_end(run, config.notify, lost, "restart", "lost", log=log.warning)
+        for lost in record_lost_attempts(run, lambda *_: {"why": _LOST}):
+            notify_end(run, config.notify, lost, "restart", _LOST, log=log.warning)
         if refusal := _nothing_to_do(run):
             return refusal
         url = config.data.url

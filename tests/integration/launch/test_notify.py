@@ -174,7 +174,7 @@ def test_only_http_is_a_url(values: dict[str, Any], url: str) -> None:
         ("finished", "finished"),
         pytest.param("failed_permanently", "gave_up", marks=pytest.mark.slow),
         pytest.param("crashes", "gave_up", marks=pytest.mark.slow),
-        ("hangs", "stalled"),
+        pytest.param("hangs", "stalled", marks=pytest.mark.slow),
         pytest.param("stopped", None, marks=pytest.mark.slow),
     ],
 )

@@ -1,5 +1,6 @@
 """Ranks that another launcher starts: what they refuse, and what torchrun makes of them."""
 
+import json
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from cli_runner import DEADLINE_S, Started, Tahoe
 from run_results import figures, weights
+from webhook import webhook
 
 from orchestrator.config.parse import parse
 from orchestrator.run.outcome import RunOutcome, read_attempts
@@ -56,6 +58,18 @@ def test_no_attempt_begins_of_a_run_that_needs_none(
     assert refused(run, world) == 0
 
 
+def test_a_rank_0_that_hung_is_reported_by_the_next(run: RunDir, world: World) -> None:
+    attempt = run.begin_attempt()
+    run.log_dir(attempt).mkdir(parents=True)
+    (run.log_dir(attempt) / "rank-00000.log").write_text("Timeout (0:30:01)!\nThread ...\n")
+    run.stop_file.touch()
+    with webhook() as hook:
+        run.write_config(run.read_config() | {"notify": {"url": hook.url}})
+        assert refused(run, world) == 75
+    assert [(event["event"], event["attempt"]) for *_, event in hook.posts] == [("stalled", 1)]
+    assert read_attempts(run)[1]["lost"]
+
+
 def test_an_attempt_is_refused_while_another_holds_the_run(
     run: RunDir,
     world: World,
@@ -93,7 +107,7 @@ def create(tahoe: Tahoe, digits: Path, name: str, *overrides: str) -> RunDir:
 
 
 def test_any_launcher_that_sets_the_names_trains_a_run(tahoe: Tahoe, digits: Path) -> None:
-    run = create(tahoe, digits, "a run", "recipe.steps=3")
+    run = create(tahoe, digits, "a run", "recipe.steps=3", "notify.command='cat >>events'")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -113,6 +127,7 @@ def test_any_launcher_that_sets_the_names_trains_a_run(tahoe: Tahoe, digits: Pat
     attempt = read_attempts(run)[1]
     assert (attempt["launcher"], attempt["world_size"], attempt["num_steps"]) == ("external", 1, 3)
     assert (attempt["nodes"], attempt["exit_code"]) == (socket.gethostname(), 0)
+    assert json.loads((tahoe.cwd / "events").read_text())["event"] == "finished"
     log = (run.log_dir(1) / "rank-00000.log").read_text()
     assert "step 3/3" in log
     assert log in done.stdout
