@@ -100,7 +100,7 @@ bench: setup
 	$(BIN)/python tests/benchmarks/writing.py
 	$(BIN)/python tests/benchmarks/remote.py
 	$(BIN)/python tests/benchmarks/saving.py
-	$(BIN)/python tests/benchmarks/optimizer_memory.py
+	$(BIN)/python tests/benchmarks/strategy_memory.py
 	$(BIN)/python tests/benchmarks/logging_calls.py
 	$(BIN)/python tests/benchmarks/startup.py
 	$(BIN)/python tests/benchmarks/shipping.py
