@@ -54,6 +54,26 @@ def test_every_kind_of_fault(
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("strategy", ["ddp_zero1", "fsdp2"])
+def test_faults_under_other_strategies(
+    tmp_path: Path, digits: Path, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cli_runner.DEADLINE_S", 280)
+    kinds = ("kill one rank", "ask to stop", "flip a bit of a checkpoint")
+    options = [option for kind in kinds for option in ("--kind", kind)]
+    done = Tahoe(tmp_path)(
+        *("drill", *options, "--faults", "3", "--directory", "drill", "--json"),
+        *(f"data.url='{digits}'", f"strategy={strategy}", "recipe.ema_decay=0.9"),
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert set(report["faults"]) == set(kinds)
+    assert report["weights_equal"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
 def test_checkpoints_in_a_store(
     tmp_path: Path, digits: Path, s3_server: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
