@@ -40,9 +40,14 @@ def run_on(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RunOn:
     """Return a function that trains on some numbers of ranks, one after the other if killed."""
     home = tmp_path_factory.mktemp("runs")
 
-    def run_on(*worlds: int, killed_at: Sequence[int] = (), strategy: str = "ddp") -> RunDir:
-        name = f"{strategy}-{'-'.join(map(str, worlds))}"
-        overrides = [*RUN, f"data.url='{digits}'", f"strategy={strategy}"]
+    def run_on(
+        *worlds: int,
+        killed_at: Sequence[int] = (),
+        strategy: str = "ddp",
+        sizes: Sequence[str] = (),
+    ) -> RunDir:
+        name = "-".join(map(str, (strategy, *worlds, len([*home.iterdir()]))))
+        overrides = [*RUN, f"data.url='{digits}'", f"strategy={strategy}", *sizes]
         run, config = create_run(home / name, overrides)
         for num_ranks, step in zip(worlds, killed_at, strict=False):
             with pytest.raises(ProcessExitedException):
@@ -99,3 +104,19 @@ def test_a_run_moves_to_fewer_ranks_and_sees_the_same_batches(
     one_rank: RunDir, run_on: RunOn
 ) -> None:
     assert_equal_training(run_on(4, 2, 1, killed_at=[8, 14]), one_rank)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("num_micro_batches", "worlds"), [(1, (3, 8)), (2, (6,)), (3, (6,)), (4, (2, 8)), (6, (3,))]
+)
+def test_ranks_and_micro_batches_of_any_chain_train_as_one(
+    run_on: RunOn, num_micro_batches: int, worlds: Sequence[int]
+) -> None:
+    micros = f"recipe.num_micro_batches={num_micro_batches}"
+    sizes = ("recipe.global_batch_size=96", "data.num_lanes=24", micros)
+    one_rank = run_on(1, sizes=sizes)
+    for num_ranks in worlds:
+        assert_equal_training(run_on(num_ranks, sizes=sizes), one_rank)
