@@ -57,7 +57,7 @@ def parse(values: Mapping[str, Any]) -> Config:
         # By way of JSON: its lists may become tuples while "3" may not become 3.
         config = _ADAPTER.validate_json(json.dumps(values))
     except ValidationError as error:
-        errors = [(e["loc"], e["type"], e["msg"], e["input"]) for e in error.errors()]
+        errors = [(_keys(e["loc"]), e["type"], e["msg"], e["input"]) for e in error.errors()]
         lines = "\n".join(f"  {_explain(*details)}" for details in errors)
         keys = [".".join(map(str, location)) for location, *_ in errors]
         raise ConfigError(f"the config cannot be run:\n{lines}", value=keys) from None
@@ -176,7 +176,7 @@ def unknown_key_message(parts: Sequence[str]) -> str:
     valid = [field.name for field in dataclasses.fields(schema)]
     if parts[-1] in valid:
         values = ", ".join(f"{name}: VALUE" for name in valid)
-        return f"{key}: {parent} is null and has no keys; give all of it: '{parent}={{{values}}}'"
+        return f"{key}: {parent} has no keys as it is; give all of it: '{parent}={{{values}}}'"
     nearest = " or ".join(f"'{name}'" for name in _nearest_keys(key))
     hint = f"did you mean {nearest}? " if nearest else ""
     return f"{key}: there is no such key; {hint}valid: {', '.join(valid)}"
@@ -184,9 +184,13 @@ def unknown_key_message(parts: Sequence[str]) -> str:
 
 def _section(kind: Any) -> Any:
     """Return the dataclass in the type of a key, e.g. of `Reference | None`, or None."""
-    kinds = (kind,) if dataclasses.is_dataclass(kind) else getattr(kind, "__args__", ())
+    if hasattr(kind, "__metadata__"):  # Annotated
+        return _section(kind.__origin__)
+    if dataclasses.is_dataclass(kind):
+        return kind
     is_list = getattr(kind, "__origin__", None) is tuple
-    return next((k for k in kinds if dataclasses.is_dataclass(k) and not is_list), None)
+    members = () if is_list else getattr(kind, "__args__", ())
+    return next(filter(None, map(_section, members)), None)
 
 
 def dotted_keys(schema: Any = Config, prefix: str = "") -> Iterator[str]:
@@ -216,6 +220,11 @@ def did_you_mean(wrong: str, valid: Sequence[str]) -> str:
     matches = difflib.get_close_matches(wrong, valid, n=1)
     hint = f"did you mean '{matches[0]}'? " if matches else ""
     return f"{hint}valid: {', '.join(valid)}"
+
+
+def _keys(location: Sequence[str | int]) -> tuple[str | int, ...]:
+    """Leave out the type that pydantic names where a key has several."""
+    return tuple(part for part in location if part not in ("bool", "Cache", "Compile"))
 
 
 def _explain(location: Sequence[str | int], kind: str, message: str, value: Any) -> str:

@@ -4,12 +4,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PlainValidator,
     PositiveFloat,
     PositiveInt,
+    Tag,
 )
 from pydantic.dataclasses import dataclass
 
@@ -145,6 +147,12 @@ class Compile:
     regional: bool = False
 
 
+CompileOption = Annotated[  # only the errors of the type that was meant
+    Annotated[bool, Tag("bool")] | Annotated[Compile, Tag("Compile")],
+    Discriminator(lambda value: "Compile" if isinstance(value, dict | Compile) else "bool"),
+]
+
+
 @schema_dataclass
 class Recipe:
     """The training of a network; exactly one of epochs, images and steps sets its duration."""
@@ -167,7 +175,7 @@ class Recipe:
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
     precision: Literal["fp32", "bf16", "fp16"]
     channels_last: bool
-    compile: bool | Compile
+    compile: CompileOption
     loss: Literal["cross_entropy", "bce", "model"] = "cross_entropy"
     aux_loss_weight: NonNegativeFloat = 0.3
     bce_target_threshold: Fraction | None = None

@@ -93,6 +93,20 @@ def test_true_and_false_keep_their_meaning(config: Config) -> None:
     parsed = parse(values)
     assert parsed.recipe.compile == Compile(mode="max-autotune", regional=True)
     assert config_hash(parsed) != config_hash(config)
-    values["recipe"]["compile"]["mode"] = "fast"
-    with pytest.raises(ConfigError):
+
+
+@pytest.mark.parametrize(
+    ("wrong", "key"),
+    [
+        ({"mode": "fast"}, ".mode"),
+        ({"fast": True}, ".fast"),
+        ("maybe", ""),
+        ({"dynamic": 1}, ".dynamic"),
+    ],
+)
+def test_an_error_names_the_option_alone(config: Config, wrong: object, key: str) -> None:
+    values = to_dict(config)
+    values["recipe"]["compile"] = wrong
+    with pytest.raises(ConfigError) as error:
         parse(values)
+    assert error.value.value == [f"recipe.compile{key}"]
