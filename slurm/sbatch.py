@@ -245,7 +245,7 @@ def _tasks(job: SbatchRequest) -> dict[str, object]:
     """Return the option that makes room for the ranks of a node.
 
     From ntasks-per-node sbatch computes the tasks of the fewest nodes of a range, and Slurm gives
-    no more nodes than those need (22.05: two of 1-3). srun is told the ranks of each attempt.
+    no more nodes than those need (22.05: two of 1-3). srun gets options of its own in any case.
     """
     if job.min_nodes == job.max_nodes:
         return {"ntasks-per-node": job.ranks_per_node}
