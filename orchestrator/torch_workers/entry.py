@@ -20,10 +20,13 @@ T = TypeVar("T")
 
 
 def main(target: str) -> int:
-    """Call a function with the request's values and print its result.
+    """Call a function with the request's values and print its result, and nothing else.
 
     Errors that a user can fix go to stderr, with exit codes of their own.
     """
+    response = os.dup(1)
+    # What a user's network or a library prints is no part of the response, nor of an error.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     module, _, function = target.partition(":")
     call = getattr(import_module(f"orchestrator.{module}"), function)
     try:
@@ -31,7 +34,8 @@ def main(target: str) -> int:
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return ExitCode.FAILED_PERMANENTLY if isinstance(error, ConfigError) else USER_ERROR
-    print(json.dumps(result))
+    with os.fdopen(response, "w") as stdout:
+        json.dump(result, stdout)
     return 0
 
 

@@ -34,6 +34,27 @@ def test_the_cost_is_that_of_the_layers(config: Config) -> None:
     assert f"about {6 * LENET_MACS * 64_000 / 1e15:.4g} petaFLOP to train" in line
 
 
+NETWORK = """
+import os
+from torch import nn
+
+def build(num_classes, in_channels):
+    print("building", flush=True)
+    os.system("echo from another process")
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * 32 * 32, num_classes))
+"""
+
+
+@pytest.mark.slow
+def test_a_network_may_print(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "printing_network.py").write_text(NETWORK)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    cost = model_cost(with_model(config, "printing_network:build"), make_plan_for(config))
+    assert "10,250 parameters" in str(cost)
+
+
 def test_a_network_that_cannot_be_built_is_refused(config: Config) -> None:
     with pytest.raises(ConfigError, match="unexpected keyword argument 'depth'"):
         model_cost(with_model(config, "lenet5_1998", depth=1), make_plan_for(config))
