@@ -31,6 +31,10 @@ _DECAY = "recipe.optimizer.layer_decay"
 ADAMW = RECIPE | {"recipe.optimizer.name": "adamw", "recipe.optimizer.lr": 0.001}
 
 
+def test_one_rank_trains_as_ddp(config: Config, world: World) -> None:
+    fsdp_ranks.trains_as_ddp(world, config, ["vit"], 1e-5, RECIPE)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_trains_as_ddp(config: Config, num_ranks: int) -> None:
