@@ -34,7 +34,7 @@ from models.blocks import find_blocks
 from orchestrator.config.recipe import Recipe
 from orchestrator.training.distributed.world import World
 from orchestrator.training.strategy.fsdp_checks import check_model, check_optimizer
-from orchestrator.training.strategy.fsdp_groups import vectors_of
+from orchestrator.training.strategy.fsdp_groups import clone_views, vectors_of
 from orchestrator.training.strategy.param_state import ParamState
 from orchestrator.training.strategy.slices import SlicingCopies, gather, local_slice, scatter
 from orchestrator.training.strategy.strategy import Strategy
@@ -91,7 +91,9 @@ class Fsdp2(Strategy):
         for _, block in find_blocks(model):
             if matrices.param_dtype and (vectors := vectors_of(block)):
                 fully_shard(vectors, **common)
+            block.register_forward_hook(clone_views)
             fully_shard(block, mp_policy=matrices, **common)
+        model.register_forward_hook(clone_views)
         fully_shard(model, **common)
 
     def _allocate(self, tensor: Tensor) -> Tensor:

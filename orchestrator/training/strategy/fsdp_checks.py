@@ -3,7 +3,6 @@
 from torch import nn
 from torch.optim import Optimizer
 
-from models.blocks import find_blocks
 from orchestrator.config.parse import ConfigError
 from orchestrator.training.strategy.fsdp_groups import tied_across
 
@@ -27,7 +26,7 @@ def check_model(model: nn.Module) -> None:
     """
     if hasattr(model, "after_step") or hasattr(model, "enter"):
         raise _refused("changes its weights itself between steps, and would find slices", model)
-    if tied := list(tied_across(model, [block for _, block in find_blocks(model)])):
+    if tied := list(tied_across(model)):
         raise _refused(f"shares weights between blocks ({tied[0]}), which are freed apart", model)
     if scalars := [name for name, weight in model.named_parameters() if weight.dim() == 0]:
         raise _refused(f"has a weight without dimensions ({scalars[0]}) that it could slice", model)

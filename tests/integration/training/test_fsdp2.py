@@ -98,9 +98,19 @@ class _Scaled(nn.Linear):
         self.scale = nn.Parameter(torch.ones(()))
 
 
+class _Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(fsdp_ranks.Block(), fsdp_ranks.Block())
+        self.blocks[1].conv2 = self.blocks[0].conv2
+
+
 @pytest.mark.parametrize(
     ("network", "optimizer"),
-    [(_Constrained(3, 3), "adamw"), (_Scaled(), "adamw"), (nn.Linear(3, 3), "adafactor")],
+    [
+        *((_Constrained(3, 3), "adamw"), (_Scaled(), "adamw"), (_Shared(), "adamw")),
+        (nn.Linear(3, 3), "adafactor"),
+    ],
 )
 def test_what_cannot_be_sliced_is_refused(
     config: Config, world: World, network: nn.Module, optimizer: str
