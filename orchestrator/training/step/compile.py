@@ -17,7 +17,7 @@ _MAX_SHAPES = 64  # compiled forms of a block: ResNet-50 has 8, torch's own limi
 
 
 def compile_model(model: nn.Module, wrapped: nn.Module, compiled: bool | Compile) -> Any:
-    """Return what computes a model's outputs in training.
+    """Compile a model as configured; return the callable that computes its outputs in training.
 
     Args:
         wrapped: the model as the strategy has wrapped it.
