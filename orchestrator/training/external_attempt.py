@@ -130,7 +130,7 @@ def _record_end(run: RunDir, config: Config, attempt: int, lock: ExitStack) -> I
 
 
 def _restart_count() -> int:
-    """Return how often torchrun has restarted the ranks."""
+    """Count the restarts of the ranks by torchrun."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
