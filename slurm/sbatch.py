@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from string import Template
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from slurm.conflicting_options import (
     check_additional,
@@ -56,7 +56,7 @@ class SbatchOptions:
         additional_parameters: additional options of sbatch, without dashes; True for a flag.
     """
 
-    nodes: PositiveInt | Annotated[str, Field(pattern=r"^[1-9][0-9]*-[1-9][0-9]*$")]
+    nodes: int | str
     spare_nodes: NonNegativeInt = 0
     tasks_per_node: PositiveInt | None
     gpus_per_node: NonNegativeInt
@@ -77,8 +77,11 @@ class SbatchOptions:
     additional_parameters: dict[str, str | int | float | bool]
 
     def __post_init__(self) -> None:
-        if self.min_nodes > self.max_nodes:
-            raise ValueError(f"nodes={self.nodes!r} must be given as 'FEWEST-MOST'")
+        is_valid = re.fullmatch(r"[1-9]\d*(-[1-9]\d*)?", str(self.nodes), re.ASCII)
+        if not is_valid or self.min_nodes > self.max_nodes:
+            raise ValueError(
+                f"nodes={self.nodes!r} must be a number of at least 1, or FEWEST-MOST such as 4-8"
+            )
         limit_s = None if self.timeout_min is None else 60 * self.timeout_min
         if limit_s is not None and limit_s <= self.signal_delay_s:
             raise ValueError(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.config.parse import parse
+from orchestrator.config.parse import ConfigError, parse
 from orchestrator.jobs.allocation import Allocation, bad_nodes, num_nodes, restart_obstacle
 from orchestrator.jobs.job_hooks import NextAction, restart_or_requeue
 from orchestrator.run.rundir import RunDir
@@ -123,3 +123,11 @@ def test_a_range_must_be_from_fewest_to_most(fewest: int, more: int, spare: int)
         assert "ntasks-per-node=2" not in sbatch_options(job)
         with pytest.raises(ValueError, match="FEWEST-MOST"):
             sbatch_request(*"nrp", nodes=f"{fewest + more}-{fewest}")
+
+
+@pytest.mark.parametrize("nodes", [0, -1, "some", "0-2", "2-", "1-2-3", "4-2", 1.5])
+def test_another_number_of_nodes_is_refused(run: RunDir, nodes: object) -> None:
+    config = run.read_config()
+    with pytest.raises(ConfigError) as refused:
+        parse(config | {"slurm": config["slurm"] | {"nodes": nodes}})
+    assert all(key.startswith("slurm") for key in refused.value.value)
