@@ -95,7 +95,7 @@ def test_a_run_waits_for_another(jobs: Jobs, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_drill_loses_nodes(jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("running.DEADLINE_S", 280)
+    monkeypatch.setattr("cli_runner.DEADLINE_S", 280)
     size = ("slurm.nodes=2", "slurm.tasks_per_node=1")
     asked = ("drill", f"data.url='{jobs.digits}'", *size, "--on-nodes", "--directory", "drill")
     tahoe = Tahoe(tmp_path)
