@@ -77,6 +77,7 @@ def evaluate(
     if forward_is_collective:
         for _ in range(num_passes, math.ceil(len(dataset) / world.size)):
             _compute_zeros(model, config, device)
+            watchdog.heartbeat()
     model.train()
     samples.log_damaged()
     *sums, num_bad, count = world.sum(table).sum(dim=0).tolist()
