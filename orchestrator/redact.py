@@ -21,6 +21,7 @@ _SECRET_KEY = re.compile(
 )
 _URL = re.compile(r"\w+://[^\s'\"]+")
 # A word of a URL that people rarely choose, if it has digits and letters; or a UUID.
+_AUTHORIZATION = re.compile(r"\b(?:bearer|basic|token)[ :]+([\w\-.=+/]{8,})", re.IGNORECASE)
 _LONG_WORD = re.compile(r"[0-9A-Za-z]{20,}|[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
 _FORBIDDEN = re.compile(r"[^/\w.\- :]")
@@ -32,13 +33,14 @@ def has_credentials(url: str) -> bool:
 
 
 def has_token(text: str) -> bool:
-    """Check whether a text has a URL with a password or a token, as those of webhooks have.
+    """Check whether a text has a URL with a password or a token, or a header with one.
 
     A variable in its place, `$NAME` or `${NAME}`, is none.
     """
-    return any(
+    plain = _VARIABLE.sub("", text)
+    return any(map(_is_random, _AUTHORIZATION.findall(plain))) or any(
         has_credentials(url) or any(map(_is_random, _LONG_WORD.findall(url)))
-        for url in _URL.findall(_VARIABLE.sub("", text))
+        for url in _URL.findall(plain)
     )
 
 

@@ -120,9 +120,22 @@ def final_states(job_ids: Iterable[str]) -> dict[str, str]:
 
 def down_nodes(nodes: str) -> list[str]:
     """Return the nodes of a list (`node[1-2]`) that are down or do not respond."""
-    out = _output("sinfo", "--noheader", "--Node", f"--nodes={nodes}", "--format=%N %t")
-    states = dict(line.split() for line in out.splitlines())  # one line a node and partition
+    states = _node_states(nodes)
     return [node for node, state in states.items() if state.startswith("down") or "*" in state]
+
+
+def withdrawn_nodes(nodes: str) -> list[str]:
+    """Return the nodes of a list that the site is draining, or that it expects to fail.
+
+    Their jobs run on, and may start further steps.
+    """
+    states = _node_states(nodes)
+    return [node for node, state in states.items() if state.startswith(("dr", "fail"))]
+
+
+def _node_states(nodes: str) -> dict[str, str]:
+    out = _output("sinfo", "--noheader", "--Node", f"--nodes={nodes}", "--format=%N %t")
+    return dict(line.split() for line in out.splitlines())  # one line a node and partition
 
 
 def job_nodes(job_id: str) -> list[str]:

@@ -30,11 +30,20 @@ _RESERVED = {
 _VARIABLES = {"array": "SBATCH_ARRAY_INX", "mem": "SBATCH_MEM_PER_NODE", "time": "SBATCH_TIMELIMIT"}
 
 
-def check_additional(options: Iterable[str]) -> None:
-    """Check that additional options do not change the number of ranks; ValueError if they do."""
+def check_additional(options: Iterable[str], *, size_varies: bool) -> None:
+    """Check that additional options fit the ranks; ValueError if they do not.
+
+    Args:
+        size_varies: the ranks may run on fewer nodes than the job has.
+    """
     for name in options:
         if name in _RESERVED:
             raise ValueError(f"additional_parameters.{name}: {_RESERVED[name]}")
+        if name == "gpus" and size_varies:  # srun would request them all on some of the nodes
+            raise ValueError(
+                f"additional_parameters.{name}: the number of nodes varies; set gpus_per_node, or "
+                "additional_parameters.gres"
+            )
 
 
 def contradicting(name: str, additional: Mapping[str, object]) -> list[str]:

@@ -33,6 +33,7 @@ LAUNCH_RANKS = r"""launch_ranks() { # as $$attempt, on $$nodes
     export TAHOE_ATTEMPT=$$attempt LOCAL_WORLD_SIZE=$tasks_per_node
     export SRUN_CPUS_PER_TASK=$${SLURM_CPUS_PER_TASK:-1} # srun does not take it from sbatch
     logs=$$run/logs/attempt-$$(printf %04d "$$attempt")
+    [ -z "$$signalled" ] || return # it would not reach ranks that start after it
 
     srun $srun \
         bash -c 'trap "" TERM USR1 USR2 # until the worker handles them
@@ -89,20 +90,20 @@ esac
 _ATTEMPTS = r"""
 nodes=$$SLURM_JOB_NODELIST
 while true; do # one attempt after the other
-    attempt=$$("$$python" -m $hooks begin "$$run" "$$nodes") || exit
-    [ -n "$$attempt" ] || exit 0 # finished, or asked to stop
+    attempt=$$("$$python" -m $hooks begin "$$run" "$$nodes") || exit # 75: stopped
+    [ -n "$$attempt" ] || exit 0 # already finished
     # Not `<<<`: bash before 5.1 needs a file for it, and the disk of the node may be full.
     read -r attempt nodes num_nodes < <(echo "$$attempt")
 
     code=143 # of an attempt that a signal has prevented
-    if [ -z "$$signalled" ]; then
-        $launch
-    fi
+    $launch
 
     next=$$("$$python" -m $hooks end "$$run" "$$attempt" "$$code" \
         "$$(state)" $$signalled) || exit
-    read -r next nodes < <(echo "$$next")
+    read -r next nodes pause < <(echo "$$next")
     [ "$$next" = restart ] || break
+    sleep "$$pause" &
+    wait "$$!" # until a signal comes
 done
 
 [ -z "$$resubmitted" ] || exit 75
@@ -128,19 +129,23 @@ exit 75
 _WATCH_SCRIPT = r"""
 watch_script() {
     local nodes='squeue --noheader --format %N --jobs' names='scontrol show hostnames'
-    srun --overlap --nodes=1 --ntasks=1 --ntasks-per-node=1 --gres=none --mpi=none --input=none \
+    # Without the options of the job, which are in SLURM_*: its memory and GPUs are the ranks'.
+    env $(compgen -e SLURM_ | grep -vx SLURM_CONF | sed 's/^/-u /') \
+        srun --jobid="$SLURM_JOB_ID" --overlap --nodes=1 --ntasks=1 --ntasks-per-node=1 \
+        --gres=none --mpi=none --input=none \
         --nodelist="$($names "$($nodes "$job")" | grep -vx "$SLURMD_NODENAME" | tail -n 1)" \
         bash -c 'trap "" USR1 USR2
             while sleep 20; do
                 left=$('"$nodes"' "$0") && [ -n "$left" ] || continue
-                '"$names"' "$left" | grep -qx "$1" || scontrol requeue "$0"
+                left=$('"$names"' "$left") && [ -n "$left" ] || continue
+                echo "$left" | grep -qx "$1" || scontrol requeue "$0"
             done' "$job" "$SLURMD_NODENAME" &>/dev/null &
     watcher=$!
 }
 """
 _LAUNCH_WATCHED = """watch_script
-        launch_ranks
-        kill "$watcher" 2>/dev/null"""
+    launch_ranks
+    kill "$watcher" 2>/dev/null"""
 
 
 def attempts(*, watches_script: bool) -> str:

@@ -46,9 +46,9 @@ class SbatchOptions:
 
     Args:
         nodes: the nodes of the run; "4-8" is as many as Slurm gives at the time.
-        spare_nodes: the nodes that the job has beside those, for the place of lost ones.
+        spare_nodes: the nodes that the job has beside those, to replace lost ones.
         tasks_per_node: the ranks of a node; None is one a GPU, or one where there are none.
-        timeout_min: the time limit of an attempt; the run continues in the next one.
+        timeout_min: the time limit of the job; the run continues in the next one.
         array_parallelism: the most elements of an array that run at the same time.
         signal_delay_s: the time before the limit at which the ranks save and stop.
         modules: environment modules to load.
@@ -131,7 +131,10 @@ class SbatchRequest(SbatchOptions):
         for key in self.additional_parameters:
             if not re.fullmatch(r"[a-z][a-z0-9\-_]+", key):
                 raise ValueError(f"{key!r} is not a long option of sbatch without its dashes")
-        check_additional(self.additional_options)
+        check_additional(
+            self.additional_options,
+            size_varies=self.spare_nodes > 0 or self.min_nodes < self.max_nodes,
+        )
 
     @property
     def additional_options(self) -> dict[str, str | int | float | bool]:
@@ -150,8 +153,7 @@ def render_sbatch(job: SbatchRequest, *, worker: str, hooks: str) -> str:
         PREAMBLE + attempts(watches_script=job.spare_nodes > 0),
         job,
         sbatch_options(job),
-        purpose="One attempt of a Tahoe run. Written by `tahoe submit`; `sbatch` this file does "
-        "the same.",
+        purpose="A Tahoe run. Written by `tahoe submit`; `sbatch` this file does the same.",
         module=worker,
         hooks=hooks,
     )

@@ -29,6 +29,7 @@ class Allocation(NamedTuple):
         unwell: the other nodes of the job.
         time_left_s: the time until the limit; infinity without one.
         startup_s: the time from the start of an attempt to its first step.
+        pause_s: the time until the next attempt.
         is_signalled: the job script was asked to stop.
         repeats: attempts in a row, without a new checkpoint, whose end was not the run's fault.
     """
@@ -38,6 +39,7 @@ class Allocation(NamedTuple):
     unwell: tuple[str, ...]
     time_left_s: float
     startup_s: float
+    pause_s: float
     is_signalled: bool
     repeats: int
 
@@ -50,11 +52,12 @@ def restart_obstacle(
     A signal between two attempts finds no ranks, so the time must last until the next attempt is
     at its first step before Slurm may send the one that precedes the limit.
     """
-    needed_s = signal_delay_s + _EARLY_SIGNAL_S + allocation.startup_s
+    needed_s = signal_delay_s + _EARLY_SIGNAL_S + allocation.pause_s + allocation.startup_s
     if allocation.is_signalled:
         return "the job was asked to stop"
     if allocation.num_nodes is None:
-        return f"too few of its nodes are well (not {', '.join(allocation.unwell)})"
+        without = f", without {', '.join(allocation.unwell)}" if allocation.unwell else ""
+        return f"too few of its nodes are well{without}"
     if allocation.time_left_s < needed_s:
         return f"its time limit is in {allocation.time_left_s:.0f} s, and {needed_s:.0f} are needed"
     if allocation.repeats > max_failures:
@@ -69,6 +72,7 @@ def read_allocation(
     failed_node: str | None,
     *,
     is_signalled: bool,
+    pause_s: float,
     repeats: int,
 ) -> Allocation | None:
     """Ask Slurm and the nodes of this job how they are; None without an answer of Slurm.
@@ -80,7 +84,8 @@ def read_allocation(
         return None
     try:
         time_left_s, nodes = client.time_left_s(job_key()), client.job_nodes(job_key())
-        down = client.down_nodes(",".join(nodes)) if nodes else []
+        given, listed = client.node_names(os.environ["SLURM_JOB_NODELIST"]), ",".join(nodes)
+        down = [*client.down_nodes(listed), *client.withdrawn_nodes(listed)] if nodes else []
     except SlurmError:
         return None
     bad = {*down, *bad_nodes(run, config, failed_node)}
@@ -89,9 +94,10 @@ def read_allocation(
     return Allocation(
         num_nodes=num_nodes(run, config, len(well)),
         nodes=tuple(well),
-        unwell=tuple(node for node in nodes if node not in well),
+        unwell=tuple(node for node in given if node not in well),
         time_left_s=time_left_s,
         startup_s=_startup_s(run, attempt),
+        pause_s=pause_s,
         is_signalled=is_signalled,
         repeats=repeats,
     )

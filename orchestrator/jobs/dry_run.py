@@ -68,7 +68,7 @@ def _node_lines(config: Config, plan: Plan) -> Iterator[str]:
         numbers = ", ".join(str(size // slurm.ranks_per_node) for size in sizes)
         yield f"on as many nodes as Slurm has at the time: {numbers}; planned for the most"
     if slurm.spare_nodes:
-        yield f"{pluralize(slurm.spare_nodes, 'spare node')}, for the place of lost ones"
+        yield f"{pluralize(slurm.spare_nodes, 'spare node')}, to replace lost ones"
 
 
 def _cost_line(point: ComposedConfig, plan: Plan) -> str:

@@ -5,6 +5,7 @@ cause's.
 """
 
 import re
+import signal
 from dataclasses import dataclass
 
 from orchestrator.redact import one_line, redact_urls
@@ -39,7 +40,7 @@ class FailureCause:
 
 def find_failure_cause(run: RunDir, attempt: int, srun_code: int) -> FailureCause:
     """Find the cause of an attempt's crash in its logs."""
-    if not (run.log_dir(attempt) / "srun.log").exists():
+    if srun_code == 128 + signal.SIGTERM and not (run.log_dir(attempt) / "srun.log").exists():
         return FailureCause("the job was asked to stop before the ranks", None, is_transient=True)
     messages = read_srun_log(run, attempt)
     if lost := lost_node(messages):  # perhaps long after the other ranks have missed it

@@ -3,8 +3,9 @@
     python -m orchestrator.jobs.job_hooks begin RUN NODES     prints the attempt, and the list and
                             number of the nodes it runs on; nothing if there is nothing left to do
     python -m orchestrator.jobs.job_hooks end RUN ATTEMPT CODE STATE [signalled]   prints the next
-                            action: `restart` and the nodes that are well, `requeue` or `resubmit`
-                            and those to exclude from then on, or the job's exit code
+                            action: `restart`, the nodes that are well, and the seconds to wait;
+                            `requeue` or `resubmit` and the nodes to exclude from then on; or the
+                            job's exit code
 
 Only the reply goes to stdout; messages for people go to stderr, which is the job's output.
 """
@@ -40,8 +41,13 @@ from slurm.errors import SlurmError
 from slurm.node_failure import lost_node
 
 _DISK_WAIT_S, _DISK_POLL_S = 300.0, 10.0  # for free space on the disk of the run directory
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 30.0, 300.0  # before attempts in the same job; doubled each time
 T = TypeVar("T")
 Next = Literal["restart", "requeue", "resubmit"] | int
+
+
+class StopRequested(Exception):  # noqa: N818  # not an error
+    """The run is to stay stopped."""
 
 
 class AttemptEnd(NamedTuple):
@@ -67,11 +73,13 @@ class NextAction(NamedTuple):
     Args:
         next: `restart` is the next attempt in the same job; the others give the nodes back.
         nodes: the nodes that are well, with `restart`; else those that are excluded from then on.
+        pause_s: the time to wait before a `restart`.
     """
 
     next: Next
     why: str
     nodes: str = ""
+    pause_s: float = 0
 
 
 def choose_next_action(ended: AttemptEnd, *, stop_requested: bool, max_failures: int) -> NextAction:
@@ -115,8 +123,17 @@ def restart_or_requeue(
         max_failures=slurm.max_consecutive_failures,
     )
     if obstacle:
-        return NextAction("requeue", f"{crash.why}, but not in this job: {obstacle}")
-    return NextAction("restart", crash.why, ",".join(allocation.nodes))
+        return NextAction("requeue", f"{crash.why}, in another job: {obstacle}")
+    return NextAction("restart", crash.why, ",".join(allocation.nodes), allocation.pause_s)
+
+
+def pause_s(failures: int) -> float:
+    """Return the time to wait after failures in a row without a new checkpoint.
+
+    The first is followed at once. What lasts for minutes (a file system, a driver) must not use up
+    all attempts meanwhile.
+    """
+    return 0 if failures < 2 else min(_FIRST_PAUSE_S * 2 ** (failures - 2), _MAX_PAUSE_S)
 
 
 def on_job_start(run: RunDir, nodes: str) -> str:
@@ -124,22 +141,26 @@ def on_job_start(run: RunDir, nodes: str) -> str:
 
     Args:
         nodes: the nodes of the job that are well, as a list of Slurm.
+
+    Raises:
+        StopRequested: the stop file exists.
     """
     record_lost_attempts(run, partial(_describe_lost, run))
     if run.is_finished:
         _log(f"{run.path} is finished")
         return ""
     if run.stop_file.exists():
-        _log(f"{run.stop_file} exists: remove it, and submit again")
-        return ""
+        raise StopRequested(f"{run.stop_file} exists: remove it, and submit again")
     run.lock_file.write_text(f"Slurm job {job_key()} on {socket.gethostname()}")
-    config, names = parse(run.read_config()), client.node_names(nodes)
+    config = parse(run.read_config())
+    bad = bad_nodes(run, config)  # come last: a new job may have them again
+    names = sorted(client.node_names(nodes), key=bad.__contains__)
     number = num_nodes(run, config, len(names))
     if number is None:
         raise RunError(
             f"slurm.nodes={config.slurm.nodes} cannot run on the {len(names)} nodes of this job",
             value=names,
-            hint="Submit it with `tahoe resume`, not with a number of nodes of your own.",
+            hint="Submit it with `tahoe resume`, or without `sbatch --nodes`.",
         )
     chosen = client.node_list(names[:number])
     attempt = run.begin_attempt(
@@ -178,7 +199,10 @@ def on_job_end(
     if outcome is None and action.next == "requeue":
         repeats = 0 if is_crash else 1 + _lost_before(run, last_step)
         allocation = read_allocation(
-            run, config, attempt, failed_node, is_signalled=is_signalled, repeats=repeats
+            *(run, config, attempt, failed_node),
+            is_signalled=is_signalled,
+            pause_s=pause_s(max(crashes, repeats)),
+            repeats=repeats,
         )
         action = restart_or_requeue(action, allocation, config.slurm)
     facts = {
@@ -299,7 +323,11 @@ def main(arguments: Sequence[str]) -> int:
             attempt, code, state, *signalled = arguments[2:]
             action = on_job_end(run, int(attempt), int(code), state, is_signalled=bool(signalled))
             next_action = action.next if isinstance(action.next, str) else int(action.next)
-            print(f"{next_action} {action.nodes}".rstrip())
+            pause = f" {action.pause_s:g}" if action.next == "restart" else ""
+            print(f"{next_action} {action.nodes}".rstrip() + pause)
+    except StopRequested as request:
+        _log(str(request))
+        return ExitCode.STOPPED
     except (RunError, SlurmError) as error:
         _log(f"error: {error}")
         return 1

@@ -25,7 +25,10 @@ from orchestrator.training.monitoring import startup_timer
 from orchestrator.training.side_processes import side_processes
 from orchestrator.training.stop_signal import StopSignal
 
-_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+_NAMES = (
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    *("MASTER_ADDR", "MASTER_PORT"),
+)
 log = logging.getLogger(__name__)
 
 

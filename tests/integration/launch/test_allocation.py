@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from orchestrator.config.parse import ConfigError, parse
 from orchestrator.jobs.allocation import Allocation, bad_nodes, num_nodes, restart_obstacle
-from orchestrator.jobs.job_hooks import NextAction, restart_or_requeue
+from orchestrator.jobs.job_hooks import NextAction, pause_s, restart_or_requeue
 from orchestrator.run.rundir import RunDir
 
-WELL = Allocation(2, ("node1", "node2"), (), math.inf, 5.0, is_signalled=False, repeats=0)
+WELL = Allocation(2, ("node1", "node2"), (), math.inf, 5.0, 0.0, is_signalled=False, repeats=0)
 
 
 def obstacle(**facts: object) -> str | None:
@@ -29,6 +29,7 @@ def obstacle(**facts: object) -> str | None:
         ({"time_left_s": 184}, False),  # Slurm may send its signal before the first step
         ({"time_left_s": 186}, True),
         ({"time_left_s": 186, "startup_s": 40.0}, False),
+        ({"time_left_s": 186, "pause_s": 30.0}, False),
         ({"repeats": 3}, True),
         ({"repeats": 4}, False),
     ],
@@ -43,8 +44,13 @@ def test_without_an_answer_of_slurm_the_job_is_requeued(run: RunDir) -> None:
     slurm = parse(run.read_config()).slurm
     crash = NextAction("requeue", "killed")
     assert restart_or_requeue(crash, None, slurm) == crash
-    assert restart_or_requeue(crash, WELL, slurm) == ("restart", "killed", "node1,node2")
+    assert restart_or_requeue(crash, WELL, slurm) == ("restart", "killed", "node1,node2", 0)
     assert restart_or_requeue(crash, WELL._replace(is_signalled=True), slurm).next == "requeue"
+
+
+def test_trouble_of_some_minutes_does_not_use_up_the_attempts() -> None:
+    pauses = [pause_s(failures) for failures in range(8)]
+    assert pauses == [0, 0, 30, 60, 120, 240, 300, 300]
 
 
 def use_nodes(run: RunDir, nodes: int | str, spare_nodes: int = 0, **slurm: object) -> None:

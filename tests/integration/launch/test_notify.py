@@ -144,6 +144,7 @@ def test_a_secret_of_the_environment_is_used_and_not_logged(
         ("url", "https://hc-ping.com/3f2b1c00-aaaa-bbbb-cccc-0123456789ab"),
         ("url", "https://me:password@example.org/hook"),
         ("command", "curl -d @- 'https://example.org/hook?token=abc'"),
+        ("command", "curl -d @- -H 'Authorization: Bearer ghp_x1y2z3w4' https://example.org/hook"),
     ],
 )
 def test_a_secret_in_plain_is_refused(values: dict[str, Any], key: str, text: str) -> None:

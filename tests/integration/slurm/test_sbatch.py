@@ -127,6 +127,8 @@ def test_the_whole_script_is_bash(tmp_path: Path) -> None:
         ({"additional_parameters": {"x\n#SBATCH --uid": "root"}}, "long option of sbatch"),
         ({"additional_parameters": {"p": "gpu"}}, "long option of sbatch"),
         ({"additional_parameters": {"ntasks": 3}}, "tasks_per_node"),
+        ({"additional_parameters": {"gpus": 8}, "spare_nodes": 1}, "gpus_per_node"),
+        ({"additional_parameters": {"gpus": 8}, "nodes": "2-4"}, "gpus_per_node"),
         ({"additional_parameters": {"ntasks_per_node": 3}}, "tasks_per_node"),
         ({"partition": "a\n#SBATCH --uid=root"}, "line break"),
         ({"run_dir": "/runs/a\\b"}, "backslash"),

@@ -34,6 +34,14 @@ def test_a_machine_without_slurm_is_an_error(
     assert client.queued_jobs([]) == {}  # no query is needed
 
 
+def test_nodes_that_the_site_drains_are_not_down(bin_dir: Path) -> None:
+    states = {"a": "alloc", "b": "drng", "c": "drain", "d": "down*", "e": "mix", "f": "failg"}
+    lines = "".join(f"{node} {state}\\n" for node, state in states.items())
+    program(bin_dir, "sinfo", f"printf '{lines}'")
+    assert client.down_nodes("a,b,c,d,e,f") == ["d"]
+    assert client.withdrawn_nodes("a,b,c,d,e,f") == ["b", "c", "f"]
+
+
 def test_an_error_contains_the_message_of_slurm(bin_dir: Path) -> None:
     message = "sbatch: error: invalid partition specified: gpuu"
     program(bin_dir, "sbatch", f"echo '{message}' >&2; exit 1")
