@@ -139,7 +139,7 @@ def test_a_job_says_which_file_is_damaged(
     runs: tuple[RunDir, RunDir], capfd: pytest.CaptureFixture[str]
 ) -> None:
     file = damage(runs[0], "outcome.json", TRUNCATED)
-    assert job_hooks.main(["begin", str(runs[0].path)]) == 1
+    assert job_hooks.main(["begin", str(runs[0].path), "node1"]) == 1
     said = capfd.readouterr()
     assert said.out == ""
     assert str(file) in said.err
