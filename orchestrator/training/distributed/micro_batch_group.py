@@ -33,6 +33,8 @@ class MicroBatchGroup:
         part = plan.part_of(world.rank)
         if part.count == 1:
             return cls(part)
+        if part.count == world.size:  # the group of gradients: one communicator is enough
+            return cls(part, dist.group.WORLD)
         timeout = timedelta(seconds=timeout_s)
         group, _ = dist.new_subgroups(part.count, timeout=timeout)  # of consecutive ranks
         return cls(part, group)

@@ -72,17 +72,17 @@ class World:
             return
         dense = tensor.contiguous()
         if self.is_main:
-            dist.recv(dense, source)
+            _transfer(dist.irecv, dense, source)
             tensor.copy_(dense)
         else:
-            dist.send(dense, 0)
+            _transfer(dist.isend, dense, 0)
 
     def send_from_rank0(self, tensor: torch.Tensor, destination: int) -> None:
         """Copy a contiguous tensor of rank 0 to another rank; only these two take part."""
         if self.is_main:
-            dist.send(tensor, destination)
+            _transfer(dist.isend, tensor, destination)
         else:
-            dist.recv(tensor, 0)
+            _transfer(dist.irecv, tensor, 0)
 
     def barrier(self) -> None:
         """Wait until every rank has called this."""
@@ -110,6 +110,12 @@ class World:
                 problem = str(error)
         if problem := self.broadcast_object(problem):
             raise FatalRunError(problem)
+
+
+def _transfer(operation: Callable[..., Any], tensor: torch.Tensor, peer: int) -> None:
+    """Send or receive a tensor; as a batch, since NCCL makes a communicator for each pair else."""
+    for work in dist.batch_isend_irecv([dist.P2POp(operation, tensor, peer)]):
+        work.wait()
 
 
 class AsyncMaxReduce:

@@ -7,10 +7,12 @@ the sum alone, a rank would keep the gradients of the whole model. Buffers are w
 
 Autocast decides in which precision a layer computes, as everywhere. In bf16 and fp16 the matrices
 of blocks are gathered in that precision, or autograd would keep a cast copy of each until the
-backward pass. Vectors (norms), and what is outside of the blocks, are gathered in float32.
+backward pass, and so are vectors beside them (the scales of ConvNeXt's blocks). Layers of vectors
+alone (norms), and what is outside of the blocks, are gathered in float32.
 
 In a checkpoint weights and optimizer state are whole. They pass through rank 0 one tensor at a
-time, so a rank needs memory for its slices and rank 0 for one whole tensor besides.
+time, so a device needs memory for its slices, and rank 0's for one whole tensor besides. The host
+of rank 0 keeps a copy of the whole state while it is written (`HostSnapshot`).
 
 Zhao et al. 2023, "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel".
 https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
@@ -89,9 +91,11 @@ class Fsdp2(Strategy):
         if self._dtype != torch.float32:
             matrices = MixedPrecisionPolicy(self._dtype, torch.float32, cast_forward_inputs=False)
         for _, block in find_blocks(model):
-            if matrices.param_dtype and (vectors := vectors_of(block)):
+            vectors = vectors_of(block) if matrices.param_dtype else []
+            for module in (*vectors, block):
+                module.register_forward_hook(clone_views)
+            if vectors:
                 fully_shard(vectors, **common)
-            block.register_forward_hook(clone_views)
             fully_shard(block, mp_policy=matrices, **common)
         model.register_forward_hook(clone_views)
         fully_shard(model, **common)

@@ -10,7 +10,7 @@ from models.blocks import find_blocks
 
 
 def vectors_of(block: nn.Module) -> list[nn.Module]:
-    """List the layers of a block whose own parameters are vectors only, such as norms."""
+    """List the layers of a block that have vectors and nothing else, such as norms."""
     return [module for module in block.modules() if _has_vectors_only(module)]
 
 
@@ -34,5 +34,5 @@ def clone_views(block: nn.Module, _: Any, output: Any) -> Any:
 
 
 def _has_vectors_only(module: nn.Module) -> bool:
-    dims = [parameter.dim() for parameter in module.parameters(recurse=False)]
-    return bool(dims) and max(dims) <= 1
+    has_own = next(module.parameters(recurse=False), None) is not None
+    return has_own and all(parameter.dim() <= 1 for parameter in module.parameters())

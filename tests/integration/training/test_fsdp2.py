@@ -57,6 +57,34 @@ def test_precisions_and_adaptive_clipping_are_ddps(
     run_on_ranks(fsdp_ranks.trains_as_ddp, 2, config, ["vit"], atol, RECIPE | changes)
 
 
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 16, 32, 64)}),
+        ("beit_base_patch16_224", {"depth": 2, "embed_dim": 24, "num_heads": 2}),
+        ("cait_xxs24_224", {"depth": 2, "embed_dim": 24, "num_heads": 2}),
+    ],
+)
+def test_blocks_with_scales_of_their_own_train_in_bf16(
+    config: Config, world: World, name: str, kwargs: dict[str, Any]
+) -> None:
+    """Their own vectors are gathered with their matrices, not twice."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5, **kwargs)
+    config = config.replace({"strategy": "fsdp2", "recipe.precision": "bf16"})
+    state = TrainState.create(model, config, world)
+    before = [state.strategy.local(weight).clone() for weight in model.parameters()]
+    size = model.default_cfg["input_size"][-1]
+    for _ in range(2):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = state.model(torch.randn(2, 3, size, size)).square().mean()
+        loss.backward()
+        state.update()
+    after = [state.strategy.local(weight) for weight in model.parameters()]
+    assert all(torch.isfinite(weight).all() for weight in after)
+    assert sum(not torch.equal(*pair) for pair in zip(before, after, strict=True)) > len(after) / 2
+
+
 @pytest.mark.slow
 def test_a_rank_keeps_slices_alone(config: Config) -> None:
     run_on_ranks(fsdp_ranks.keeps_slices, 3, config.replace(ADAMW))
