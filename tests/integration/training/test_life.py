@@ -230,10 +230,11 @@ def test_misspelt_model_lists_similar_names(tahoe: Tahoe, digits: Path) -> None:
 @pytest.mark.slow
 def test_invalid_frozen_config_is_never_restarted(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: x")
-    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "TAHOE_ATTEMPT": "1"}
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    names = {"TAHOE_ATTEMPT": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     done = subprocess.run(
         [sys.executable, "-m", "orchestrator.training.worker", str(tmp_path)],
-        env=os.environ | ranks,
+        env=os.environ | ranks | names,
         capture_output=True,
         text=True,
         timeout=100,

@@ -122,6 +122,7 @@ def test_export_takes_the_best_checkpoint_of_a_run_that_ends_with_nan(
     run = train(
         "run",
         *("model=network:build", "recipe.steps=14", "recipe.global_batch_size=64"),
+        "recipe.num_micro_batches=4",
         *("evaluate.every_epochs=0.25", "checkpoint.keep_best=val/loss"),
     )
     outcome = run.read_json(run.outcome_file)
