@@ -106,6 +106,8 @@ class Plan:
     @property
     def _ranks_note(self) -> str:
         ranks = pluralize(self.world_size, "rank")
+        if self.num_micro_batches == 1 < self.world_size:
+            return f"shared by {ranks}"
         if self.ranks_per_micro_batch > 1:
             return f"each shared by {self.ranks_per_micro_batch} of {ranks}"
         if self.world_size == 1:
