@@ -232,7 +232,7 @@ def test_a_dry_run_prints_a_script_and_every_point(
     sizes = [*some_nodes, "recipe.num_micro_batches=32", "recipe.global_batch_size=64"]
     shown = tahoe("submit", "--dry-run", *options(digits), *sizes).stdout
     assert "#SBATCH --nodes=3-5\n" in shown
-    assert "4 ranks x micro-batch 2" in shown  # of 3 nodes, the ranks do not fit
+    assert "micro-batches of 2, 8 on each of 4 ranks" in shown  # of 3 nodes, the ranks do not fit
     assert ": 4, 2;" in shown
     assert submitted(sbatch) == []
     assert not (tahoe.cwd / "runs").exists()
