@@ -10,11 +10,11 @@ import torch
 from cli_runner import Tahoe
 from ranks import run_on_ranks
 from run_results import figures, weights
+from strategy_runs import train_straight_and_changing
 from torch import nn
 
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Config
-from orchestrator.run.rundir import RunDir
 from orchestrator.training.distributed.world import World
 from orchestrator.training.state.train_state import TrainState
 
@@ -156,31 +156,8 @@ def test_what_cannot_be_sliced_is_refused(
 def test_runs_change_to_fsdp2_and_back(tahoe: Tahoe, digits: Path) -> None:
     """From the command line, with an odd number of batches in evaluations, and predictions."""
 
-    def train(name: str, *more: str) -> None:
-        options = (
-            "launcher.nproc_per_node=2",
-            "recipe.optimizer.name=adamw",
-            "recipe.ema_decay=0.9",
-        )
-        steady = ("recipe.schedule.name=constant", "recipe.schedule.warmup_epochs=0")
-        often = ("evaluate.every_epochs=0.25", "logging.every_steps=1", "tracking=none")
-        odd = "evaluate.batch_size=128"  # of 359 images: three batches
-        tahoe(
-            "train",
-            f"run_dir={name}",
-            f"data.url='{digits}'",
-            *options,
-            *steady,
-            *often,
-            odd,
-            *more,
-        )
-
-    train("straight", "recipe.steps=24")
-    train("changing", "recipe.steps=8")
-    for num_steps, strategy in ((16, "fsdp2"), (24, "ddp_zero1")):
-        tahoe("resume", "changing", f"recipe.steps={num_steps}", f"strategy={strategy}")
-    straight, changing = RunDir(tahoe.cwd / "straight"), RunDir(tahoe.cwd / "changing")
+    odd = "evaluate.batch_size=128"  # of 359 images: three batches
+    straight, changing = train_straight_and_changing(tahoe, digits, ("fsdp2", "ddp_zero1"), odd)
     ours, theirs = figures(changing, "val/loss"), figures(straight, "val/loss")
     assert len(theirs) >= 4
     for step, (loss,) in theirs.items():

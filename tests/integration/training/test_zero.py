@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ranks import run_on_ranks
 from run_results import figures, weights
+from strategy_runs import train_straight_and_changing
 
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Config
-from orchestrator.run.rundir import RunDir
 from orchestrator.training.distributed.world import World
 from orchestrator.training.state.train_state import TrainState
 from orchestrator.training.strategy.zero import balance_by_size
@@ -72,21 +72,7 @@ def test_unfit_checkpoint_is_an_error_on_every_rank(config: Config, tmp_path: Pa
 @pytest.mark.long
 @pytest.mark.slow
 def test_changing_the_strategy_keeps_the_bits(tahoe: Tahoe, digits: Path) -> None:
-    def train(name: str, *more: str) -> None:
-        options = (
-            "launcher.nproc_per_node=2",
-            "recipe.optimizer.name=adamw",
-            "recipe.ema_decay=0.9",
-        )
-        steady = ("recipe.schedule.name=constant", "recipe.schedule.warmup_epochs=0")
-        often = ("evaluate.every_epochs=0.25", "logging.every_steps=1", "tracking=none")
-        tahoe("train", f"run_dir={name}", f"data.url='{digits}'", *options, *steady, *often, *more)
-
-    train("straight", "recipe.steps=24")
-    train("changing", "recipe.steps=8")
-    for num_steps, strategy in ((16, "ddp_zero1"), (24, "ddp")):
-        tahoe("resume", "changing", f"recipe.steps={num_steps}", f"strategy={strategy}")
-    straight, changing = RunDir(tahoe.cwd / "straight"), RunDir(tahoe.cwd / "changing")
+    straight, changing = train_straight_and_changing(tahoe, digits, ("ddp_zero1", "ddp"))
     ours, theirs = figures(changing, "val/loss"), figures(straight, "val/loss")
     assert len(theirs) == 8
     assert {step: ours[step] for step in theirs} == theirs
