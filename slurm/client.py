@@ -121,16 +121,20 @@ def final_states(job_ids: Iterable[str]) -> dict[str, str]:
 def down_nodes(nodes: str) -> list[str]:
     """Return the nodes of a list (`node[1-2]`) that are down or do not respond."""
     states = _node_states(nodes)
-    return [node for node, state in states.items() if state.startswith("down") or "*" in state]
+    return [node for node, state in states.items() if _is_down(state)]
 
 
-def withdrawn_nodes(nodes: str) -> list[str]:
-    """Return the nodes of a list that the site is draining, or that it expects to fail.
+def unfit_nodes(nodes: str) -> list[str]:
+    """Return the nodes of a list that are down, that the site drains, or that it expects to fail.
 
-    Their jobs run on, and may start further steps.
+    On all but those that are down jobs run on, and may start further steps.
     """
     states = _node_states(nodes)
-    return [node for node, state in states.items() if state.startswith(("dr", "fail"))]
+    return [n for n, s in states.items() if _is_down(s) or s.startswith(("dr", "fail"))]
+
+
+def _is_down(state: str) -> bool:
+    return state.startswith("down") or "*" in state
 
 
 def _node_states(nodes: str) -> dict[str, str]:

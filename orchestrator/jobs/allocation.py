@@ -24,9 +24,9 @@ class Allocation(NamedTuple):
     """The nodes and the time that a job has left after its ranks have crashed.
 
     Args:
-        num_nodes: the nodes that an attempt can run on; None if too few are well.
+        num_nodes: the nodes that an attempt can run on; None if too few are healthy.
         nodes: the nodes that respond and that no two attempts have died of.
-        unwell: the other nodes of the job.
+        unhealthy: the other nodes of the job.
         time_left_s: the time until the limit; infinity without one.
         startup_s: the time from the start of an attempt to its first step.
         pause_s: the time until the next attempt.
@@ -36,7 +36,7 @@ class Allocation(NamedTuple):
 
     num_nodes: int | None
     nodes: tuple[str, ...]
-    unwell: tuple[str, ...]
+    unhealthy: tuple[str, ...]
     time_left_s: float
     startup_s: float
     pause_s: float
@@ -56,8 +56,8 @@ def restart_obstacle(
     if allocation.is_signalled:
         return "the job was asked to stop"
     if allocation.num_nodes is None:
-        without = f", without {', '.join(allocation.unwell)}" if allocation.unwell else ""
-        return f"too few of its nodes are well{without}"
+        without = f", without {', '.join(allocation.unhealthy)}" if allocation.unhealthy else ""
+        return f"too few of its nodes are healthy{without}"
     if allocation.time_left_s < needed_s:
         return f"its time limit is in {allocation.time_left_s:.0f} s, and {needed_s:.0f} are needed"
     if allocation.repeats > max_failures:
@@ -85,16 +85,16 @@ def read_allocation(
     try:
         time_left_s, nodes = client.time_left_s(job_key()), client.job_nodes(job_key())
         given, listed = client.node_names(os.environ["SLURM_JOB_NODELIST"]), ",".join(nodes)
-        down = [*client.down_nodes(listed), *client.withdrawn_nodes(listed)] if nodes else []
+        unfit = client.unfit_nodes(listed) if nodes else []
     except SlurmError:
         return None
-    bad = {*down, *bad_nodes(run, config, failed_node)}
+    bad = {*unfit, *bad_nodes(run, config, failed_node)}
     up = [node for node in nodes if node not in bad]
-    well = client.responding_nodes(os.environ["SLURM_JOB_ID"], up, timeout_s=_RESPONSE_TIMEOUT_S)
+    healthy = client.responding_nodes(os.environ["SLURM_JOB_ID"], up, timeout_s=_RESPONSE_TIMEOUT_S)
     return Allocation(
-        num_nodes=num_nodes(run, config, len(well)),
-        nodes=tuple(well),
-        unwell=tuple(node for node in given if node not in well),
+        num_nodes=num_nodes(run, config, len(healthy)),
+        nodes=tuple(healthy),
+        unhealthy=tuple(node for node in given if node not in healthy),
         time_left_s=time_left_s,
         startup_s=_startup_s(run, attempt),
         pause_s=pause_s,
@@ -103,14 +103,14 @@ def read_allocation(
     )
 
 
-def num_nodes(run: RunDir, config: Config, num_well: int) -> int | None:
-    """Return the most nodes that an attempt can run on; None if too few are well.
+def num_nodes(run: RunDir, config: Config, num_healthy: int) -> int | None:
+    """Return the most nodes that an attempt can run on; None if too few are healthy.
 
     Of `slurm.nodes=4-8` it is the largest number, of those that Slurm gave but the spare ones,
     whose ranks fit the sizes of the run.
     """
     slurm, given = config.slurm, int(os.environ["SLURM_JOB_NUM_NODES"])
-    most = min(slurm.max_nodes, given - slurm.spare_nodes, num_well)
+    most = min(slurm.max_nodes, given - slurm.spare_nodes, num_healthy)
     candidates = range(most, slurm.min_nodes - 1, -1)
     if slurm.min_nodes == slurm.max_nodes:
         return next(iter(candidates), None)

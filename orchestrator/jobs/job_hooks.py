@@ -3,7 +3,7 @@
     python -m orchestrator.jobs.job_hooks begin RUN NODES     prints the attempt, and the list and
                             number of the nodes it runs on; nothing if there is nothing left to do
     python -m orchestrator.jobs.job_hooks end RUN ATTEMPT CODE STATE [signalled]   prints the next
-                            action: `restart`, the nodes that are well, and the seconds to wait;
+                            action: `restart`, the healthy nodes, and the seconds to wait;
                             `requeue` or `resubmit` and the nodes to exclude from then on; or the
                             job's exit code
 
@@ -72,7 +72,7 @@ class NextAction(NamedTuple):
 
     Args:
         next: `restart` is the next attempt in the same job; the others give the nodes back.
-        nodes: the nodes that are well, with `restart`; else those that are excluded from then on.
+        nodes: the healthy nodes, with `restart`; else those that are excluded from then on.
         pause_s: the time to wait before a `restart`.
     """
 
@@ -140,7 +140,7 @@ def on_job_start(run: RunDir, nodes: str) -> str:
     """Record a new attempt; return its number and nodes, or nothing if nothing is left to do.
 
     Args:
-        nodes: the nodes of the job that are well, as a list of Slurm.
+        nodes: the healthy nodes of the job, as a list of Slurm.
 
     Raises:
         StopRequested: the stop file exists.

@@ -24,8 +24,8 @@ def obstacle(**facts: object) -> str | None:
     [
         ({}, True),
         ({"is_signalled": True}, False),
-        ({"num_nodes": None, "unwell": ("node2",)}, False),
-        ({"unwell": ("node3",)}, True),  # a spare one, or one more than the run needs
+        ({"num_nodes": None, "unhealthy": ("node2",)}, False),
+        ({"unhealthy": ("node3",)}, True),  # a spare one, or one more than the run needs
         ({"time_left_s": 184}, False),  # Slurm may send its signal before the first step
         ({"time_left_s": 186}, True),
         ({"time_left_s": 186, "startup_s": 40.0}, False),

@@ -39,7 +39,7 @@ def test_nodes_that_the_site_drains_are_not_down(bin_dir: Path) -> None:
     lines = "".join(f"{node} {state}\\n" for node, state in states.items())
     program(bin_dir, "sinfo", f"printf '{lines}'")
     assert client.down_nodes("a,b,c,d,e,f") == ["d"]
-    assert client.withdrawn_nodes("a,b,c,d,e,f") == ["b", "c", "f"]
+    assert client.unfit_nodes("a,b,c,d,e,f") == ["b", "c", "d", "f"]
 
 
 def test_an_error_contains_the_message_of_slurm(bin_dir: Path) -> None:
