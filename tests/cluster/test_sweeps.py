@@ -22,14 +22,20 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
 ]
 
-NUM_STEPS = 12
+NUM_STEPS = 16
 NETWORK = """
 import os
 import time
+from pathlib import Path
 from torch import nn
 
-class Slow(nn.Module):  # so that a run does not end before it is hurt
+class Held(nn.Module):  # so that a run does not end before it is hurt
+    num_calls = 0
+
     def forward(self, images):
+        self.num_calls += 1
+        while self.num_calls > 32 and not Path(HURT).exists():
+            time.sleep(0.05)
         time.sleep(0.2)
         return images
 
@@ -38,7 +44,7 @@ def build(num_classes, in_channels, width):
         raise ValueError(f"a layer cannot have {width} units")
     width = max(1, width)
     return nn.Sequential(
-        Slow(), nn.Flatten(), nn.Linear(in_channels * 32 * 32, width), nn.Dropout(0.5),
+        Held(), nn.Flatten(), nn.Linear(in_channels * 32 * 32, width), nn.Dropout(0.5),
         nn.Linear(width, num_classes))
 """
 # Tries two widths, then two more, and says what it has been told.
@@ -55,8 +61,14 @@ SWEEP = """
 
 
 @pytest.fixture
-def tahoe(tmp_path: Path) -> Tahoe:
-    (tmp_path / "network.py").write_text(NETWORK)
+def hurt(tmp_path: Path) -> Path:
+    """Return the file without which no run here gets much further than its 8th step."""
+    return tmp_path / "hurt"
+
+
+@pytest.fixture
+def tahoe(tmp_path: Path, hurt: Path) -> Tahoe:
+    (tmp_path / "network.py").write_text(f"HURT = {str(hurt)!r}\n{NETWORK}")
     return Tahoe(tmp_path)
 
 
@@ -64,11 +76,12 @@ def options(jobs: Jobs) -> list[str]:
     return [
         *("-m", "slurm=default", f"data.url='{jobs.digits}'", "model=network:build"),
         *(f"recipe.steps={NUM_STEPS}", "recipe.global_batch_size=64", "logging.every_steps=1"),
+        "recipe.num_micro_batches=4",  # four calls of the network a step
         *("checkpoint.every_steps=4", "data.num_workers=0", "runtime.threads_per_rank=1"),
     ]
 
 
-def test_of_six_points_one_is_requeued_and_one_is_bad(jobs: Jobs, tahoe: Tahoe) -> None:
+def test_of_six_points_one_is_requeued_and_one_is_bad(jobs: Jobs, tahoe: Tahoe, hurt: Path) -> None:
     points = "+model.kwargs.width=16,17,18,19,20,-1"
     names = "run_dir='runs/${hydra:job.num}'"
     overrides = [*options(jobs), "logging.log_sample_ids=true", "slurm.array_parallelism=4"]
@@ -81,6 +94,7 @@ def test_of_six_points_one_is_requeued_and_one_is_bad(jobs: Jobs, tahoe: Tahoe) 
     states = [job.state for job in queued_jobs(runs).values()]
     assert states.count("RUNNING") <= 4
     subprocess.run(["scontrol", "requeue", f"{array}_1"], check=True)
+    hurt.touch()
     for run in runs:
         jobs.wait_for_end(run)
 
@@ -106,7 +120,8 @@ def test_of_six_points_one_is_requeued_and_one_is_bad(jobs: Jobs, tahoe: Tahoe) 
 
 
 @pytest.mark.slow
-def test_a_search_is_told_what_its_points_were_worth(jobs: Jobs, tahoe: Tahoe) -> None:
+def test_a_search_is_told_what_its_points_were_worth(jobs: Jobs, tahoe: Tahoe, hurt: Path) -> None:
+    hurt.touch()
     sweeper = install_sweeper(tahoe.cwd, "Climber", SWEEP)
     short = [option for option in options(jobs) if not option.startswith("recipe.steps")]
     more = ["tracking=none", "hydra.launcher.wait=true", "recipe.epochs=1"]
