@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Protocol, Self, cast
 
 from data_sharding.errors import BadSample, ShardError, UnavailableShardError
 from data_sharding.format.image_formats import IMAGE_EXTENSIONS
@@ -59,7 +59,83 @@ class TooLarge(BadSample):
     """An image has more pixels than are decoded."""
 
 
-class ShardReader:
+class ShardBytes(Protocol):
+    """The bytes of a shard: a memory map, or ranges that are fetched when they are asked for."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, part: slice, /) -> bytes: ...
+    def seek(self, position: int, /) -> object: ...
+    def tell(self) -> int: ...
+    def read(self, num_bytes: int = -1, /) -> bytes: ...
+
+
+class ShardHeaders:
+    """The keys, the labels and the image sizes of a shard's samples: headers and labels are read.
+
+    Args:
+        data: the bytes of the shard.
+        labels: the member of a sample that is its label.
+
+    Raises:
+        UnusableError: they are no tar, or its members form no samples.
+    """
+
+    def __init__(self, data: ShardBytes, labels: LabelRule) -> None:
+        _refuse_other_files(data)
+        self._data = data
+        self._index, self.passed_over, self.remarks = group_members(_archives(data), labels)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def num_image_bytes(self, i: int) -> int:
+        """Return the size of the i-th image file.
+
+        Raises:
+            BadSample: no member of the sample has a known image extension.
+        """
+        return self._image_range(i)[1]
+
+    def label_bytes(self, i: int) -> bytes:
+        """Return the content of the i-th sample's label; empty without labels."""
+        _, _, _, offset, num_bytes = self._index[i].tolist()
+        return self._data[offset : offset + num_bytes] if offset >= 0 else b""
+
+    def key(self, i: int) -> str:
+        """Return the key of the i-th sample, read from its header again: for messages."""
+        return next(self._names(i))[0]
+
+    @property
+    def has_links(self) -> bool:
+        """True if the bytes of a sample are before its header, since it consists of hard links."""
+        starts, offsets = self._index[:, :1], self._index[:, [1, 3]]
+        return bool(((offsets >= 0) & (offsets < starts)).any())
+
+    def _image_range(self, i: int) -> tuple[int, int]:
+        """Return offset and size of an image; raises as `num_image_bytes` does."""
+        _, offset, num_bytes, _, _ = self._index[i].tolist()
+        if offset == UNKNOWN:
+            raise BadSample(
+                "has no image of a known kind: its extensions, from the first dot on, are "
+                f"{', '.join(self._extensions(i))}, and those of images are "
+                f"{', '.join(sorted(IMAGE_EXTENSIONS))}"
+            )
+        return offset, num_bytes
+
+    def _names(self, i: int) -> Iterator[tuple[str, str]]:
+        """Yield key and extension of the members from the i-th sample on."""
+        with _open_tar(self._data, int(self._index[i, 0])) as tar:
+            while (member := tar.next()) is not None:
+                match = KEY_AND_EXTENSION.match(member.name)
+                yield (match[1], match[2]) if match else ("", "")
+
+    def _extensions(self, i: int) -> list[str]:
+        key = self.key(i)
+        names = takewhile(lambda name: name[0] == key, self._names(i))
+        return [extension for _, extension in names]
+
+
+class ShardReader(ShardHeaders):
     """The samples of a local shard; usable as a context manager.
 
     Args:
@@ -82,8 +158,7 @@ class ShardReader:
         try:
             with self.path.open("rb") as file:
                 self._map = _map(file, expected)
-                members = group_members(_archives(self._map), labels)
-            self._index, self.passed_over, self.remarks = members
+                super().__init__(self._map, labels)
             if expected is not None and expected.num_samples != len(self):
                 raise UnusableError(
                     f"it has {len(self)} samples and its manifest says {expected.num_samples}"
@@ -109,38 +184,14 @@ class ShardReader:
             ) from error
         self._view = memoryview(self._map)
 
-    def __len__(self) -> int:
-        return len(self._index)
-
     def image(self, i: int) -> memoryview:
         """Return the bytes of the i-th image file: a view that stays valid, even after `close`.
 
         Raises:
             BadSample: no member of the sample has a known image extension.
         """
-        _, offset, num_bytes, _, _ = self._index[i].tolist()
-        if offset == UNKNOWN:
-            raise BadSample(
-                "has no image of a known kind: its extensions, from the first dot on, are "
-                f"{', '.join(self._extensions(i))}, and those of images are "
-                f"{', '.join(sorted(IMAGE_EXTENSIONS))}"
-            )
+        offset, num_bytes = self._image_range(i)
         return self._view[offset : offset + num_bytes]
-
-    def label_bytes(self, i: int) -> bytes:
-        """Return the content of the i-th sample's label; empty without labels."""
-        _, _, _, offset, num_bytes = self._index[i].tolist()
-        return self._map[offset : offset + num_bytes] if offset >= 0 else b""
-
-    def key(self, i: int) -> str:
-        """Return the key of the i-th sample, read from its header again: for messages."""
-        return next(self._names(i))[0]
-
-    @property
-    def has_links(self) -> bool:
-        """True if the bytes of a sample are before its header, since it consists of hard links."""
-        starts, offsets = self._index[:, :1], self._index[:, [1, 3]]
-        return bool(((offsets >= 0) & (offsets < starts)).any())
 
     def close(self) -> None:
         """Close the shard; image views that are still held stay valid."""
@@ -154,19 +205,6 @@ class ShardReader:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _names(self, i: int) -> Iterator[tuple[str, str]]:
-        """Yield key and extension of the members from the i-th sample on."""
-        self._map.seek(int(self._index[i, 0]))
-        with tarfile.open(fileobj=self._map, mode="r:", encoding="utf-8") as tar:
-            while (member := tar.next()) is not None:
-                match = KEY_AND_EXTENSION.match(member.name)
-                yield (match[1], match[2]) if match else ("", "")
-
-    def _extensions(self, i: int) -> list[str]:
-        key = self.key(i)
-        names = takewhile(lambda name: name[0] == key, self._names(i))
-        return [extension for _, extension in names]
-
 
 class _UnusualError(Exception):
     """A shard has headers that `tarfile` must parse."""
@@ -178,16 +216,18 @@ def _map(file: IO[bytes], expected: ShardInfo | None) -> mmap.mmap:
         raise UnusableError(f"it has {num_bytes} bytes and its manifest says {expected.num_bytes}")
     if num_bytes == 0:
         raise UnusableError("it is empty")
-    data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _refuse_other_files(data: ShardBytes) -> None:
     for magic, name in _COMPRESSED.items():
         if data[: len(magic)] == magic:
             raise UnusableError(
                 f"it is compressed ({name}), and shards are plain tars", hint="Unpack it."
             )
-    return data
 
 
-def _archives(data: mmap.mmap) -> Iterator[list[Member]]:
+def _archives(data: ShardBytes) -> Iterator[list[Member]]:
     """Yield the members of each tar in a file; each must have its end mark."""
     start: int | None = 0
     while start is not None:
@@ -199,7 +239,7 @@ def _archives(data: mmap.mmap) -> Iterator[list[Member]]:
         start = _after_zeros(data, end)
 
 
-def _after_zeros(data: mmap.mmap, end: int) -> int | None:
+def _after_zeros(data: ShardBytes, end: int) -> int | None:
     """Return the offset of the first block from `end` on that is not zero, if there is one."""
     for start in range(end, len(data), _CHUNK_BYTES):
         chunk = data[start : start + _CHUNK_BYTES]
@@ -209,7 +249,7 @@ def _after_zeros(data: mmap.mmap, end: int) -> int | None:
     return None
 
 
-def _walk_plain(data: mmap.mmap, start: int) -> tuple[list[Member], int]:
+def _walk_plain(data: ShardBytes, start: int) -> tuple[list[Member], int]:
     """Walk a tar of plain v7, ustar or GNU headers; raises _UnusualError at any other.
 
     Returns:
@@ -262,13 +302,12 @@ def _number(field: bytes, start: int) -> int:
         raise UnusableError(f"there is no valid tar header at byte {start}") from None
 
 
-def _walk_with_tarfile(data: mmap.mmap, start: int) -> tuple[list[Member], int]:
+def _walk_with_tarfile(data: ShardBytes, start: int) -> tuple[list[Member], int]:
     """Walk a tar of any dialect with tarfile, which must not stop early unnoticed."""
-    data.seek(start)
     members = []
     by_name: dict[str, Member] = {}  # targets of hard links
     try:
-        with tarfile.open(fileobj=data, mode="r:", encoding="utf-8") as tar:
+        with _open_tar(data, start) as tar:
             while (header := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep every one
                 member = _member(header, by_name)
@@ -283,6 +322,11 @@ def _walk_with_tarfile(data: mmap.mmap, start: int) -> tuple[list[Member], int]:
     if data[end : end + _BLOCK_BYTES] != _ZERO_BLOCK:
         raise UnusableError(f"it is truncated or damaged: no end mark at byte {end}")
     return members, end
+
+
+def _open_tar(data: ShardBytes, start: int) -> tarfile.TarFile:
+    data.seek(start)
+    return tarfile.open(fileobj=cast("IO[bytes]", data), mode="r:", encoding="utf-8")
 
 
 def _member(header: tarfile.TarInfo, by_name: Mapping[str, Member]) -> Member:

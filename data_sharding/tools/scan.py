@@ -210,9 +210,8 @@ def _scan_samples(job: _Job, scan: Scan, reader: ShardReader, advance: ProgressF
         except BadLabelError as error:
             problems.append(ScanProblem(reader.key(i), str(error), FIX_LABEL))
         try:
-            image = reader.image(i)  # a view: nothing is read yet
-            num_bytes = len(image)
-            if job.decode and (damage := find_damage(image)):
+            num_bytes = reader.num_image_bytes(i)
+            if job.decode and (damage := find_damage(reader.image(i))):
                 message = f"decodes with damage: {damage}"
                 problems.append(ScanProblem(reader.key(i), message, DAMAGED))
         except BadSample as error:
