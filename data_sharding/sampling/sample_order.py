@@ -25,8 +25,9 @@ The only array is as long as the list of shards. The permutations of move 4 are 
 element (`rng.permute_index`), so a look-up costs the same at step 0 and at step 10**9.
 """
 
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -148,6 +149,14 @@ class SampleOrder:
         micros = [self.micro_batch(step, micro) for micro in range(self.num_micro_batches)]
         return SampleDraw(*map(np.concatenate, zip(*micros, strict=True)))
 
+    @cached_property
+    def _pass_sequence(self) -> "Callable[[int], _PassSequence]":
+        """The function from a pass to its samples; it keeps two of them."""
+        return lru_cache(maxsize=2)(partial(_PassSequence, self))  # workers run ahead of each other
+
+    def __getstate__(self) -> dict[str, object]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     def _draw(self, step: int, lanes: Ints) -> SampleDraw:
         pass_number, step_of_pass = divmod(step, self.steps_per_pass)
         per_lane = self.global_batch_size // self.num_lanes // self.repeats
@@ -157,7 +166,7 @@ class SampleOrder:
         if self.shuffle:
             for shift in (self.block_size // 2, 0):
                 index = self._shuffle(index, lanes, lane_length, pass_number, shift)
-        ids = _pass_sequence(self, pass_number)[lanes * lane_length + index]
+        ids = self._pass_sequence(pass_number)[lanes * lane_length + index]
         # Copies are not adjacent: mixup and CutMix mix neighbours, which must be different samples.
         copies = np.repeat(np.arange(self.repeats), len(ids))
         return SampleDraw(np.tile(ids, self.repeats), pass_number * self.repeats + copies)
@@ -199,8 +208,3 @@ class _PassSequence:
         position = (position + self.offset) % self.num_samples
         shards, inside = locate(self.ends, position)
         return self.first_ids[shards] + inside
-
-
-@lru_cache(maxsize=2)  # the pass being read and its neighbour while workers run ahead
-def _pass_sequence(order: SampleOrder, pass_number: int) -> _PassSequence:
-    return _PassSequence(order, pass_number)
