@@ -91,7 +91,10 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """The identity of the data: a SHA-256 (hex) that changes with any byte of any shard."""
+        """The identity of the data: a SHA-256 (hex) that changes with any byte of any shard.
+
+        If the digests of the shards are sampled, only with the bytes that they cover.
+        """
         identity = [self.classes, asdict(self.labels), self.shards.sha256]
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
@@ -143,7 +146,7 @@ def write_manifest(url: str, split: str, manifest: Manifest) -> None:
     if manifest.labels != LabelRule():
         values["labels"] = asdict(manifest.labels)
     if len(manifest.shards) <= _MAX_LISTED:
-        values["shards"] = [asdict(shard) for shard in manifest.shards]
+        values["shards"] = [_listed(shard) for shard in manifest.shards]
     else:
         table = manifest.shards.to_bytes()
         filesystem.write_bytes(filesystem.join(url, split, TABLE_NAME), table)
@@ -151,6 +154,13 @@ def write_manifest(url: str, split: str, manifest: Manifest) -> None:
     values["source"] = manifest.source
     text = json.dumps(values, indent=2, ensure_ascii=False)
     filesystem.write_bytes(url_of(url, split), (text + "\n").encode())
+
+
+def _listed(shard: ShardInfo) -> dict[str, Any]:
+    values = asdict(shard)
+    if shard.digest == "whole":
+        del values["digest"]
+    return values
 
 
 def _parse(data: bytes, url: str, split: str) -> Manifest:

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, Strict
 from pydantic.dataclasses import dataclass
 
+from data_sharding.format.shard_digest import DigestKind
 from data_sharding.io.mapped_arrays import arrays_to_safetensors, mmap_safetensors
 
 _NAME = r"[A-Za-z0-9._-]+\.tar"
 _LIMIT = 1 << 62  # of samples and of bytes; rng.permute_index goes no further
+_COLUMNS: dict[DigestKind, str] = {"whole": "digests", "sampled": "sampled_digests"}
 _ROWS = 1 << 16  # checked at a time, which takes little memory
 
 Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
@@ -27,12 +29,16 @@ _PositiveInt = Annotated[int, Strict(), Field(gt=0, lt=_LIMIT)]
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ShardInfo:
-    """The file name, number of samples, size and digest (hex) that a shard must have."""
+    """The file name, number of samples, size and digest (hex) that a shard must have.
+
+    digest: the bytes that `sha256` is of, as in `shard_digest`; all shards of a split are alike.
+    """
 
     name: Annotated[str, Field(pattern=rf"\A{_NAME}\z")]
     num_samples: _PositiveInt
     num_bytes: _PositiveInt
     sha256: Sha256
+    digest: DigestKind = "whole"
 
 
 class ShardTable(Sequence[ShardInfo]):
@@ -42,6 +48,7 @@ class ShardTable(Sequence[ShardInfo]):
         names: uint8 (n, width), ASCII, padded with zeros to the width of the longest.
         num_samples, num_bytes: int64 (n,).
         digests: uint8 (n, 32), SHA-256.
+        kind: the bytes that the digests are of.
         path: file that the columns are mapped from.
     """
 
@@ -51,15 +58,24 @@ class ShardTable(Sequence[ShardInfo]):
         num_samples: NDArray[np.int64],
         num_bytes: NDArray[np.int64],
         digests: NDArray[np.uint8],
+        kind: DigestKind = "whole",
         path: Path | None = None,
     ) -> None:
-        self._names, self._digests, self._path = names, digests, path
+        self._names, self._digests, self._kind, self._path = names, digests, kind, path
         self.num_samples, self.num_bytes = num_samples, num_bytes
         self._version = None if path is None else _version_of(path)
 
     @classmethod
     def from_infos(cls, shards: Iterable[ShardInfo]) -> "ShardTable":
+        """Make a table of shards.
+
+        Raises:
+            ValueError: their digests are of different kinds.
+        """
         shards = list(shards)
+        kind: DigestKind = shards[0].digest if shards else "whole"
+        if any(shard.digest != kind for shard in shards):
+            raise ValueError("some digests are of whole shards and some are sampled")
         names = np.array([shard.name.encode("ascii") for shard in shards], dtype=np.bytes_)
         digests = np.frombuffer(bytes.fromhex("".join(s.sha256 for s in shards)), dtype=np.uint8)
         return cls(
@@ -67,6 +83,7 @@ class ShardTable(Sequence[ShardInfo]):
             np.array([shard.num_samples for shard in shards], dtype=np.int64),
             np.array([shard.num_bytes for shard in shards], dtype=np.int64),
             digests.reshape(-1, 32),
+            kind,
         )
 
     @classmethod
@@ -78,17 +95,19 @@ class ShardTable(Sequence[ShardInfo]):
             OSError: it cannot be read.
         """
         columns = {name: np.asarray(column) for name, column in mmap_safetensors(path).items()}
+        kind: DigestKind = "sampled" if _COLUMNS["sampled"] in columns else "whole"
         formats = {name: (column.dtype.str, column.shape) for name, column in columns.items()}
         shape = formats.get("names", ("", ()))[1]
         num, width = shape if len(shape) == 2 else (0, 0)
         if formats != {
             "names": ("|u1", (num, width)),
-            "digests": ("|u1", (num, 32)),
+            _COLUMNS[kind]: ("|u1", (num, 32)),
             "num_samples": ("<i8", (num,)),
             "num_bytes": ("<i8", (num,)),
         }:
             raise ValueError(f"its columns are not those of a table of shards: {formats!s:.300}")
-        return cls(**columns, path=path)
+        columns["digests"] = columns.pop(_COLUMNS[kind])
+        return cls(**columns, kind=kind, path=path)
 
     def to_bytes(self) -> bytes:
         """Return the content of a table file."""
@@ -97,7 +116,8 @@ class ShardTable(Sequence[ShardInfo]):
     @cached_property
     def sha256(self) -> str:
         """A digest (hex) of all fields of all shards, however they are stored."""
-        digest = hashlib.sha256(f"{self._names.shape}".encode())
+        kind = "" if self._kind == "whole" else self._kind
+        digest = hashlib.sha256(f"{kind}{self._names.shape}".encode())
         for column in self._columns.values():
             digest.update(np.ascontiguousarray(column).data)
         return digest.hexdigest()
@@ -139,6 +159,7 @@ class ShardTable(Sequence[ShardInfo]):
             num_samples=int(self.num_samples[index]),
             num_bytes=int(self.num_bytes[index]),
             sha256=bytes(self._digests[index]).hex(),
+            digest=self._kind,
         )
 
     def __eq__(self, other: object) -> bool:
@@ -153,7 +174,7 @@ class ShardTable(Sequence[ShardInfo]):
     def __reduce__(self) -> tuple[Any, ...]:
         if self._path is not None:
             return _map_again, (self._path, self._version)
-        return ShardTable, tuple(self._columns.values())
+        return ShardTable, (*self._columns.values(), self._kind)
 
     @property
     def _columns(self) -> dict[str, NDArray[Any]]:
@@ -162,7 +183,7 @@ class ShardTable(Sequence[ShardInfo]):
             "names": self._names,
             "num_samples": self.num_samples,
             "num_bytes": self.num_bytes,
-            "digests": self._digests,
+            _COLUMNS[self._kind]: self._digests,
         }
 
 

@@ -198,7 +198,7 @@ def _scan_known(parts: Sequence[tuple[str, str, Manifest]], reading: ReadOptions
         "all"
     ]
     for scan, (url, shard) in zip(scans, expected, strict=True):
-        if scan.info != shard:
+        if scan.info(shard.digest) != shard:
             raise source_error(
                 f"{url} is not the shard of the manifest: its samples, size or digest differ",
                 url,

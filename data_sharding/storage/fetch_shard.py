@@ -1,11 +1,11 @@
 """Fetch a whole shard into a file and check its size and digest."""
 
-import hashlib
 import logging
 from typing import IO
 
 from data_sharding.errors import ShardError
 from data_sharding.format.manifest import ShardInfo
+from data_sharding.format.shard_digest import file_sha256
 from data_sharding.io.download import DownloadSettings, fetch_file, file_size
 
 log = logging.getLogger(__name__)
@@ -26,8 +26,7 @@ def fetch_shard(url: str, shard: ShardInfo, file: IO[bytes], settings: DownloadS
         raise _mismatch(url, f"has {num_bytes} bytes and its manifest says {shard.num_bytes}")
     for _ in range(_NUM_ATTEMPTS):
         fetch_file(url, shard.num_bytes, file, settings)
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        digest = file_sha256(file, shard.digest)
         if digest == shard.sha256:
             return
         log.warning("%s arrived with the wrong digest %s", url, digest)

@@ -61,7 +61,7 @@ def index_shards(
         split: Manifest(
             classes=names,
             labels=rule,
-            shards=ShardTable.from_infos(scan.info for scan in split_scans),
+            shards=ShardTable.from_infos(scan.info() for scan in split_scans),
             source={"kind": "index", "labels": str(rule)},
         )
         for split, split_scans in scans.items()

@@ -5,7 +5,6 @@ turns them into manifests, `verify` compares them with existing ones, and `webda
 take samples from them.
 """
 
-import hashlib
 import tarfile
 from array import array
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from data_sharding.errors import BadLabelError, BadSample, DataError, ShardError
 from data_sharding.format.labels import LabelRule, class_index
 from data_sharding.format.manifest import ShardInfo
+from data_sharding.format.shard_digest import DigestKind, file_sha256
 from data_sharding.format.shard_reader import ShardReader
 from data_sharding.image.inspect import find_damage
 from data_sharding.io.process_pool import ProgressFn, parallel_map
@@ -76,13 +76,16 @@ class Scan:
     codes: labels of all samples one after the other, as indices into `values`.
     num_labels: number of labels of each sample; shape (samples,).
     image_bytes: size of each sample's image file; shape (samples,).
+    sha256: digest of all bytes, empty if they were not all read.
+    sampled_sha256: digest of samples of the bytes, empty if the shard could not be read.
     passed_over, remarks: as the reader counts them; names begin with that of the shard.
     """
 
     url: str
     path: Path = Path()  # on this machine; of a temporary copy if the shard is remote
     num_bytes: int = 0
-    sha256: str = ""  # empty if the shard could not be read
+    sha256: str = ""
+    sampled_sha256: str = ""
     num_samples: int = 0
     values: tuple[int | str, ...] = ()
     codes: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
@@ -96,9 +99,11 @@ class Scan:
     def name(self) -> str:
         return self.url.rpartition("/")[2]
 
-    @property
-    def info(self) -> ShardInfo:
-        return ShardInfo(self.name, self.num_samples, self.num_bytes, self.sha256)
+    def digest(self, kind: DigestKind) -> str:
+        return self.sha256 if kind == "whole" else self.sampled_sha256
+
+    def info(self, kind: DigestKind = "whole") -> ShardInfo:
+        return ShardInfo(self.name, self.num_samples, self.num_bytes, self.digest(kind), kind)
 
 
 def scan_shards(
@@ -171,7 +176,7 @@ def _scan_all(
 
 
 def _require_readable(scan: Scan) -> None:
-    if not scan.sha256:
+    if not scan.sampled_sha256:
         raise DataError(
             f"the shard {scan.url} {scan.problems[0].message}, so nothing was written",
             value=scan.url,
@@ -183,8 +188,8 @@ def _scan(job: _Job, url: str, advance: ProgressFn) -> Scan:
     try:
         with local_copy(url, job.scratch, keep=job.keep_copies) as path:
             with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            scan = Scan(url, path, path.stat().st_size, sha256)
+                digests = file_sha256(file, "whole"), file_sha256(file, "sampled")
+            scan = Scan(url, path, path.stat().st_size, *digests)
             try:
                 with ShardReader(path, labels=job.rule) as reader:
                     return _scan_samples(job, scan, reader, advance)

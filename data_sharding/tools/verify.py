@@ -104,7 +104,7 @@ def _duplicates(manifests: Mapping[str, Manifest]) -> list[Problem]:
 def _compare_shard(expected: ShardInfo, scan: Scan) -> list[ScanProblem]:
     """Return the problems of a scan, and its differences from the manifest before them."""
     problems = [*scan.problems]
-    if not scan.sha256:
+    if not scan.sampled_sha256:
         return problems
     if scan.num_samples not in (0, expected.num_samples):
         message = (
@@ -115,7 +115,7 @@ def _compare_shard(expected: ShardInfo, scan: Scan) -> list[ScanProblem]:
     if scan.num_bytes != expected.num_bytes:
         how = "is truncated" if scan.num_bytes < expected.num_bytes else "is too long"
         message = f"{how}: {scan.num_bytes:,} of {expected.num_bytes:,} bytes"
-    elif scan.sha256 != expected.sha256:
+    elif scan.digest(expected.digest) != expected.sha256:
         message = "has the right size and other bytes: its digest is not the manifest's"
     else:
         return problems

@@ -19,6 +19,7 @@ from s3_server import make_shards
 import data_sharding
 from data_sharding.errors import DataError, ShardError
 from data_sharding.format.labels import LabelRule
+from data_sharding.format.shard_digest import file_sha256
 from data_sharding.format.shard_reader import ShardReader
 from data_sharding.storage.cache import (
     Cache,
@@ -80,6 +81,15 @@ def test_a_shard_is_fetched_once_and_read_as_it_is(s3, directory, source, shards
     assert names(directory) == sorted(f"{shard.sha256}.tar" for shard in shards)
     assert not names(directory, "part")
     assert directory.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_shard_with_a_sampled_digest_is_fetched_and_checked(s3, directory, source, shards):
+    with (source / shards[0].name).open("rb") as file:
+        shard = replace(shards[0], sha256=file_sha256(file, "sampled"), digest="sampled")
+    assert_right(open_store(s3, directory).open(shard), source, shard)
+    assert names(directory) == [f"{shard.sha256}.tar"]
+    with pytest.raises(ShardError, match=shard.sha256):
+        open_store(s3, directory).open(replace(shard, sha256=shards[0].sha256))
 
 
 def test_a_pickled_store_has_no_open_shards(s3, directory, source, shards):

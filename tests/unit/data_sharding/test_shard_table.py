@@ -3,7 +3,7 @@
 import json
 import pickle
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ names = st.from_regex(r"\A[A-Za-z0-9._-]{1,30}\.tar\Z")
 counts = st.integers(1, 2**40)
 digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
 shards = st.builds(ShardInfo, names, counts, counts, digests)
-lists = st.lists(shards, min_size=1, max_size=8, unique_by=lambda shard: shard.name)
+kinds = st.sampled_from(["whole", "sampled"])
+whole = st.lists(shards, min_size=1, max_size=8, unique_by=lambda shard: shard.name)
+lists = st.builds(lambda given, kind: [replace(s, digest=kind) for s in given], whole, kinds)
 
 
 def infos(num: int = 5) -> list[ShardInfo]:
@@ -77,6 +79,8 @@ def test_the_digest_changes_with_any_field(given: list[ShardInfo], data: st.Data
     other = [*given[:at], ShardInfo(**values), *given[at + 1 :]]
     assert (ShardTable.from_infos(other).sha256 == table.sha256) == (other == given)
     assert (ShardTable.from_infos(given[::-1]) == table) == (given[::-1] == given)
+    kind = {"whole": "sampled", "sampled": "whole"}[given[0].digest]
+    assert ShardTable.from_infos(replace(shard, digest=kind) for shard in given) != table
 
 
 def test_the_file_is_plain_safetensors(path: Path) -> None:
@@ -110,6 +114,12 @@ def test_a_process_that_starts_later_reads_the_same_table(path: Path) -> None:
 
 
 # ---------------------------------------------------------------- what cannot be true
+
+
+def test_digests_of_two_kinds_are_refused() -> None:
+    first, *others = infos()
+    with pytest.raises(ValueError, match="sampled"):
+        ShardTable.from_infos([replace(first, digest="sampled"), *others])
 
 
 def changed(change: Callable[[Columns], object], num: int = 5) -> ShardTable:

@@ -1,13 +1,16 @@
 """All problems of a data set are found at once, and named with shard and key."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from foreign_shards import bomb, by_webdataset, encoded, index, jpeg, labelled, photo, png
 
 from data_sharding.errors import DataError
-from data_sharding.format.manifest import url_of
+from data_sharding.format.manifest import read_manifest, url_of, write_manifest
+from data_sharding.format.shard_digest import file_sha256
+from data_sharding.format.shard_table import ShardTable
 from data_sharding.tools.scan import COPY_AGAIN, DAMAGED, FIX_LABEL, REPLACE_IMAGE, ReadOptions
 from data_sharding.tools.verify import SAME_CLASSES, Problem, verify
 
@@ -52,6 +55,18 @@ def test_every_damage_is_found_at_once(root: Path, num_workers: int) -> None:
         ("val", "0.tar", "has the right size and other bytes: its digest is not the manifest's"),
     ]
     assert {p.fix for p in found} == {COPY_AGAIN}
+
+
+def test_sampled_digests_are_compared(root: Path) -> None:
+    manifest = read_manifest(str(root), "val")
+    with (root / "val/0.tar").open("rb") as file:
+        digest = file_sha256(file, "sampled")
+    shards = [replace(shard, sha256=digest, digest="sampled") for shard in manifest.shards]
+    write_manifest(str(root), "val", replace(manifest, shards=ShardTable.from_infos(shards)))
+    assert read_manifest(str(root), "val").fingerprint != manifest.fingerprint
+    assert problems(root) == []
+    flip(root / "val/0.tar", 512 + 300)
+    assert [p.shard for p in problems(root, decode=False)] == ["0.tar"]
 
 
 def test_wrong_number_of_samples_is_named(root: Path) -> None:
