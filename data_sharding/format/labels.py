@@ -46,14 +46,6 @@ class LabelRule:
     def _last_extension(self) -> str:
         return self.extension.rpartition(".")[2]
 
-    def parse(self, data: bytes, classes: Mapping[str, int]) -> tuple[int, ...]:
-        """Parse the labels in a member's bytes to class indices.
-
-        Args:
-            classes: index of each class by its name.
-        """
-        return tuple(class_index(value, classes) for value in self.values(data))
-
     def values(self, data: bytes) -> list[int | str]:
         """Parse the labels in a member's bytes to numbers or names of classes, unchecked.
 

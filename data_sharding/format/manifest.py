@@ -15,11 +15,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from data_sharding.errors import DataError, UnavailableError
 from data_sharding.format.labels import LabelRule
+from data_sharding.format.sample_rule import ClassLabels, SampleRule, check_image
 from data_sharding.format.shard_table import Sha256, ShardTable
 from data_sharding.format.shard_table import ShardInfo as ShardInfo  # noqa: PLC0414  exported here too
 from data_sharding.io import filesystem
@@ -60,12 +68,15 @@ class Manifest:
     """The shards of a split, in order; label i is the class `classes[i]`.
 
     `source` records how the shards were made, in plain JSON values; nothing is computed from it.
+    `image` and `class_labels` are as in `SampleRule`; the counts are of the samples that it keeps.
     """
 
     classes: tuple[str, ...]
     shards: Annotated[ShardTable, BeforeValidator(_as_table)]
     source: Mapping[str, Any]
     labels: LabelRule = LabelRule()
+    image: Annotated[str, AfterValidator(check_image)] | None = None
+    class_labels: ClassLabels | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -74,12 +85,35 @@ class Manifest:
         repeated = next((name for name, num in Counter(self.classes).items() if num > 1), None)
         if repeated is not None:
             raise ValueError(f"the class {repeated!r} is listed twice")
+        self._check_class_labels()
         self.shards.check()
         return self
+
+    def _check_class_labels(self) -> None:
+        if self.class_labels is None:
+            return
+        if len(self.class_labels) != len(self.classes):
+            raise ValueError(
+                f"class_labels has {len(self.class_labels)} classes, and there are "
+                f"{len(self.classes)}"
+            )
+        labels = Counter(label for labels in self.class_labels for label in labels)
+        repeated = next((label for label, num in labels.items() if num > 1), None)
+        if repeated is not None:
+            raise ValueError(f"class_labels has the label {repeated!r} twice")
+
+    @cached_property
+    def rule(self) -> SampleRule:
+        """The rule by which the samples are read from the shards."""
+        return SampleRule(self.labels, self.image, self.class_labels)
 
     @cached_property
     def class_indices(self) -> dict[str, int]:
         return {name: index for index, name in enumerate(self.classes)}
+
+    def parse_labels(self, data: bytes) -> tuple[int, ...]:
+        """Parse the labels in a member's bytes to class indices; raises BadLabelError."""
+        return self.rule.parse(data, self.class_indices)
 
     @property
     def num_samples(self) -> int:
@@ -95,7 +129,9 @@ class Manifest:
 
         If the digests of the shards are sampled, only with the bytes that they cover.
         """
-        identity = [self.classes, asdict(self.labels), self.shards.sha256]
+        identity: list[Any] = [self.classes, asdict(self.labels), self.shards.sha256]
+        if self.rule != SampleRule(self.labels):
+            identity += [self.image, self.class_labels]
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -145,6 +181,9 @@ def write_manifest(url: str, split: str, manifest: Manifest) -> None:
     values: dict[str, Any] = {"format": FORMAT, "classes": manifest.classes}
     if manifest.labels != LabelRule():
         values["labels"] = asdict(manifest.labels)
+    for name in ("image", "class_labels"):
+        if getattr(manifest, name) is not None:
+            values[name] = getattr(manifest, name)
     if len(manifest.shards) <= _MAX_LISTED:
         values["shards"] = [_listed(shard) for shard in manifest.shards]
     else:

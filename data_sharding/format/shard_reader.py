@@ -26,14 +26,18 @@ from itertools import takewhile
 from pathlib import Path
 from typing import IO, Protocol, Self, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_sharding.errors import BadSample, ShardError, UnavailableShardError
 from data_sharding.format.image_formats import IMAGE_EXTENSIONS
-from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import ShardInfo
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.tar_samples import (
     DIRECTORY,
     FILE,
     KEY_AND_EXTENSION,
+    OTHER_CLASSES,
     SPECIAL,
     SYMLINK,
     UNKNOWN,
@@ -74,16 +78,18 @@ class ShardHeaders:
 
     Args:
         data: the bytes of the shard.
-        labels: the member of a sample that is its label.
+        rule: the members of a sample that are its image and its label, and the classes that count.
 
     Raises:
         UnusableError: they are no tar, or its members form no samples.
     """
 
-    def __init__(self, data: ShardBytes, labels: LabelRule) -> None:
+    def __init__(self, data: ShardBytes, rule: SampleRule) -> None:
         _refuse_other_files(data)
-        self._data = data
-        self._index, self.passed_over, self.remarks = group_members(_archives(data), labels)
+        self._data, self._rule = data, rule
+        self._index, self.passed_over, self.remarks = group_members(_archives(data), rule)
+        self._stops = np.append(self._index[1:, 0], len(data))
+        self._drop_other_classes()
 
     def __len__(self) -> int:
         return len(self._index)
@@ -111,14 +117,31 @@ class ShardHeaders:
         starts, offsets = self._index[:, :1], self._index[:, [1, 3]]
         return bool(((offsets >= 0) & (offsets < starts)).any())
 
+    @property
+    def ranges(self) -> NDArray[np.int64]:
+        """The bytes [start, stop) of each sample, from its first header on; shape (samples, 2)."""
+        return np.stack([self._index[:, 0], self._stops], axis=1)
+
+    def _drop_other_classes(self) -> None:
+        """Drop the samples that are of none of the chosen classes, and count them."""
+        if self._rule.class_labels is None:
+            return
+        is_kept = np.array([self._rule.keeps(self.label_bytes(i)) for i in range(len(self))])
+        if not is_kept.all():
+            first = int((~is_kept).argmax())
+            self.passed_over.add(OTHER_CLASSES, self.key(first), int((~is_kept).sum()))
+        self._index, self._stops = self._index[is_kept], self._stops[is_kept]
+
     def _image_range(self, i: int) -> tuple[int, int]:
         """Return offset and size of an image; raises as `num_image_bytes` does."""
         _, offset, num_bytes, _, _ = self._index[i].tolist()
         if offset == UNKNOWN:
+            chosen = self._rule.image
+            known = "of a known kind" if chosen is None else f"called {chosen}"
+            others = f", and those of images are {', '.join(sorted(IMAGE_EXTENSIONS))}"
             raise BadSample(
-                "has no image of a known kind: its extensions, from the first dot on, are "
-                f"{', '.join(self._extensions(i))}, and those of images are "
-                f"{', '.join(sorted(IMAGE_EXTENSIONS))}"
+                f"has no image {known}: its extensions, from the first dot on, are "
+                f"{', '.join(self._extensions(i))}{others * (chosen is None)}; `image` chooses one"
             )
         return offset, num_bytes
 
@@ -140,7 +163,7 @@ class ShardReader(ShardHeaders):
 
     Args:
         expected: the shard's entry in its manifest; the digest is not compared.
-        labels: the member of a sample that is its label.
+        rule: the members of a sample that are its image and its label, and the classes that count.
 
     Raises:
         ShardError: the shard is missing, truncated or damaged, differs from `expected`, or has a
@@ -152,13 +175,13 @@ class ShardReader(ShardHeaders):
         self,
         path: str | Path,
         expected: ShardInfo | None = None,
-        labels: LabelRule = LabelRule(),  # noqa: B008  immutable
+        rule: SampleRule = SampleRule(),  # noqa: B008  immutable
     ) -> None:
         self.path = Path(path)
         try:
             with self.path.open("rb") as file:
                 self._map = _map(file, expected)
-                super().__init__(self._map, labels)
+                super().__init__(self._map, rule)
             if expected is not None and expected.num_samples != len(self):
                 raise UnusableError(
                     f"it has {len(self)} samples and its manifest says {expected.num_samples}"

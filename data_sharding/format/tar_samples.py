@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from data_sharding.errors import UserError
 from data_sharding.format.image_formats import IMAGE_EXTENSIONS
-from data_sharding.format.labels import LabelRule
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.io.clutter import is_clutter
 from data_sharding.io.text import Tally
 
@@ -27,10 +27,14 @@ ABSENT, UNKNOWN = -1, -2  # instead of an offset: no image; only members of unkn
 FILE, DIRECTORY, SYMLINK, SPECIAL = "file", "directory", "symbolic link", "special file"
 CLUTTER, METADATA, NO_EXTENSION = "file of the system", "metadata", "file without an extension"
 MORE_IMAGES = "image with another dot in its name"
+OTHER_CLASSES = "sample of another class"
 REPEATED_KEY, MORE_ARCHIVES = "repeated key", "archive behind another"
 
 _FIRST_DOT = "the key of a sample ends at the first dot of its file names, as in webdataset"
-_REPLACE_DOTS = "Replace the other dots in the names by '_'."
+_REPLACE_DOTS = (
+    "Choose members by all that follows the first dot of their names, with `image` (such as "
+    "input.jpg) and `label`, or replace the other dots in the names by '_'."
+)
 
 
 class UnusableError(UserError):
@@ -61,7 +65,7 @@ class GroupedMembers(NamedTuple):
     remarks: Tally
 
 
-def group_members(archives: Iterable[Sequence[Member]], labels: LabelRule) -> GroupedMembers:
+def group_members(archives: Iterable[Sequence[Member]], rule: SampleRule) -> GroupedMembers:
     """Group the members of a file's archives to samples, none of which crosses an archive.
 
     Raises:
@@ -71,7 +75,7 @@ def group_members(archives: Iterable[Sequence[Member]], labels: LabelRule) -> Gr
     for number, members in enumerate(archives):
         if number and members:
             remarks.add(MORE_ARCHIVES, members[0].name)
-        rows.extend(_Archive(members, labels, passed_over, remarks).rows())
+        rows.extend(_Archive(members, rule, passed_over, remarks).rows())
     if not rows:
         raise UnusableError("it holds no samples, that is, no members KEY.jpg and KEY.cls")
     return GroupedMembers(np.frombuffer(rows, dtype=np.int64).reshape(-1, 5), passed_over, remarks)
@@ -79,10 +83,11 @@ def group_members(archives: Iterable[Sequence[Member]], labels: LabelRule) -> Gr
 
 class _Archive:
     def __init__(
-        self, members: Sequence[Member], labels: LabelRule, passed_over: Tally, remarks: Tally
+        self, members: Sequence[Member], rule: SampleRule, passed_over: Tally, remarks: Tally
     ) -> None:
         self._members, self._pass_over, self._remarks = members, passed_over.add, remarks
-        self._label = None if labels.kind == "none" else labels.extension
+        self._label = None if rule.labels.kind == "none" else rule.labels.extension
+        self._ranks, self._is_chosen = rule.image_ranks, rule.image is not None
         self._key: str | None = None
         self._keys, self._extensions = set[str](), set[str]()
         self._row = [0] * 5
@@ -101,6 +106,7 @@ class _Archive:
     def _begin(self, key: str, member: Member) -> None:
         self._key, self._extensions = key, set()
         self._row = [member.start, ABSENT, 0, ABSENT, 0]
+        self._image: tuple[int, Member] | None = None  # the image so far, and its rank
         if key in self._keys:
             self._remarks.add(REPEATED_KEY, key)
         self._keys.add(key)
@@ -112,15 +118,27 @@ class _Archive:
         self._extensions.add(extension)
         if extension == self._label:
             row[3:] = member.offset, member.num_bytes
-        elif extension in IMAGE_EXTENSIONS:
-            if row[1] >= 0:
-                raise UnusableError(f"the sample {self._key!r} has two images")
-            row[1:3] = member.offset, member.num_bytes
+        elif extension in self._ranks:
+            self._add_image(member, self._ranks[extension])
         else:
             row[1] = UNKNOWN if row[1] == ABSENT else row[1]
             last = extension.rpartition(".")[2]
-            kind = MORE_IMAGES if last in IMAGE_EXTENSIONS else f".{last}"
-            self._pass_over(kind, member.name)
+            is_odd = last in IMAGE_EXTENSIONS and not self._is_chosen
+            self._pass_over(MORE_IMAGES if is_odd else f".{last}", member.name)
+
+    def _add_image(self, member: Member, rank: int) -> None:
+        """Take an image, or the better of two, which is that of the lower rank."""
+        best = self._image
+        if best is not None and best[0] == rank:
+            raise UnusableError(
+                f"the sample {self._key!r} has two images, {best[1].name} and {member.name}",
+                hint="Choose one by its extension with `image`.",
+            )
+        if best is not None:
+            worse = max((rank, member), best)[1]
+            self._pass_over(f".{worse.name.rpartition('.')[2].lower()}", worse.name)
+        rank, member = self._image = min((rank, member), best or (rank, member))
+        self._row[1:3] = member.offset, member.num_bytes
 
     def _match(self, member: Member) -> re.Match[str] | None:
         """Split a name into key and extension; count a member that belongs to no sample."""
@@ -141,7 +159,7 @@ class _Archive:
         """Check the current sample, and append its row."""
         if self._key is None:
             return
-        if len(self._extensions) > 2:
+        if len(self._extensions) > 2 and not self._is_chosen:
             self._refuse_swallowed()
         if self._row[1] == ABSENT:
             self._refuse("no image", lambda name: name.rpartition(".")[2] in IMAGE_EXTENSIONS)

@@ -79,7 +79,7 @@ class SplitReader:
         reader = self.store.open(shard)
         labels: tuple[int, ...] | None = None
         try:
-            labels = self.manifest.labels.parse(reader.label_bytes(i), self.manifest.class_indices)
+            labels = self.manifest.parse_labels(reader.label_bytes(i))
             image, damage = decoder(reader.image(i))
         except (BadSample, BadLabelError) as error:
             name = f"{self.split}/{shard.name}: {reader.key(i)}"

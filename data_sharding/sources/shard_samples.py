@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_sharding.errors import BadSample, DataError
-from data_sharding.format.labels import LabelRule
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.shard_reader import ShardReader
 from data_sharding.image.open_image import extension_of
 from data_sharding.sampling.sample_order import locate
@@ -34,17 +34,17 @@ class ShardSamples(ImageTable):
         paths: local path of each shard.
         origins: name of each shard in messages.
         ends: number of samples in the shards up to each; shape (shards,).
-        rule: label rule of the shards.
+        rule: rule by which samples are read from the shards.
     """
 
     paths: tuple[Path, ...]
     origins: tuple[str, ...]
     ends: NDArray[np.int64]
-    rule: LabelRule
+    rule: SampleRule
 
     @classmethod
     def of(
-        cls, scans: Sequence[Scan], label_maps: Sequence[Mapping[int | str, int]], rule: LabelRule
+        cls, scans: Sequence[Scan], label_maps: Sequence[Mapping[int | str, int]], rule: SampleRule
     ) -> "ShardSamples":
         """Select all samples of scanned shards.
 
@@ -57,14 +57,14 @@ class ShardSamples(ImageTable):
         )
         ends = np.cumsum([scan.num_samples for scan in scans], dtype=np.int64)
         label_ends = None
-        if rule.kind == "multi":
+        if rule.labels.kind == "multi":
             label_ends = np.cumsum(_concatenate(s.num_labels for s in scans), dtype=np.int64)
         return cls(
             tuple(scan.path for scan in scans),
             tuple(scan.url for scan in scans),
             ends,
             rule,
-            labels=None if rule.kind == "none" else Labels(values, label_ends),
+            labels=None if rule.labels.kind == "none" else Labels(values, label_ends),
             file_bytes=_concatenate(scan.image_bytes for scan in scans),
             indices=np.arange(ends[-1] if len(ends) else 0, dtype=np.int64),
         )
@@ -92,14 +92,14 @@ def _concatenate(arrays: Iterable[NDArray[Any]]) -> NDArray[Any]:
     return np.concatenate([np.zeros(0, dtype=np.int32), *arrays])
 
 
-def _read(path: Path, rule: LabelRule, i: int) -> bytes:
+def _read(path: Path, rule: SampleRule, i: int) -> bytes:
     return bytes(_open(path, rule).image(i))
 
 
 @lru_cache(maxsize=_MAX_OPEN_SHARDS)
-def _open(path: Path, rule: LabelRule) -> ShardReader:
+def _open(path: Path, rule: SampleRule) -> ShardReader:
     _raise_file_limit()
-    return ShardReader(path, labels=rule)
+    return ShardReader(path, rule=rule)
 
 
 @lru_cache(maxsize=1)

@@ -12,8 +12,8 @@ from typing import Any
 
 from braceexpand import braceexpand
 
-from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import SPLITS, Manifest, read_manifest, read_manifests
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.io import filesystem
 from data_sharding.io.text import truncated_list
 from data_sharding.sources.base import Source, check_val_choice, source_error, split_off_val
@@ -31,7 +31,7 @@ from data_sharding.tools.scan import ReadOptions, Scan
 
 def from_webdataset(
     urls: Sequence[str],
-    rule: LabelRule,
+    rule: SampleRule,
     reading: ReadOptions,
     *,
     val_urls: Sequence[str] = (),
@@ -61,12 +61,15 @@ def from_webdataset(
     refuse_equal_urls(chain.from_iterable(found.values()), "shard")
     check_val_choice(truncated_list(urls), bool(found["val"]), val_fraction)
     scans = scan_splits(found, rule, reading, keep_copies=True)
-    facts: dict[str, Any] = {"kind": "webdataset", "labels": str(rule)}
+    facts: dict[str, Any] = {"kind": "webdataset", "labels": str(rule.labels)}
+    if rule.image is not None:
+        facts["image"] = rule.image
     if relabel:
         names, label_map = _renumber(scans, classes)
         facts["relabel"] = True
     else:
-        names = tuple(classes or ()) if rule.kind == "none" else resolve_classes(scans, classes)
+        has_labels = rule.labels.kind != "none"
+        names = resolve_classes(scans, classes) if has_labels else tuple(classes or ())
         label_map = _label_map(names, names)
     label_maps = {split: [label_map] * len(split_scans) for split, split_scans in scans.items()}
     facts |= {"classes_sha256": _sha256(names), **_digests(scans)}
@@ -88,7 +91,7 @@ def resplit(
     scans = _scan_known([(url, split, m) for split, m in manifests.items()], reading)
     label_maps = [_label_map(first.classes, first.classes)] * len(scans)
     facts = {"kind": "split", "of": sorted(manifests), **_digests({"shards": scans})}
-    source = _source(first.classes, first.labels, {"train": scans}, {"train": label_maps}, facts)
+    source = _source(first.classes, first.rule, {"train": scans}, {"train": label_maps}, facts)
     return _split_off_val(source, val_fraction, seed)
 
 
@@ -125,19 +128,19 @@ def merge(urls: Sequence[str], reading: ReadOptions, *, union_classes: bool = Fa
     if any(manifest.classes != classes for manifest in manifests.values()):
         names = [name for m in manifests.values() for name in (*m.classes, "")]
         facts["classes_of_sets_sha256"] = _sha256(names)  # other names change what labels mean
-    return _source(classes, first.labels, scans, label_maps, facts)
+    return _source(classes, first.rule, scans, label_maps, facts)
 
 
 def _source(
     classes: tuple[str, ...],
-    rule: LabelRule,
+    rule: SampleRule,
     scans: Mapping[str, Sequence[Scan]],
     label_maps: Mapping[str, Sequence[Mapping[int | str, int]]],
     facts: Mapping[str, Any],
 ) -> Source:
     refuse_duplicates({s: ((i.url, i.sha256) for i in found) for s, found in scans.items()})
     splits = {split: ShardSamples.of(scans[split], label_maps[split], rule) for split in scans}
-    return Source(classes, splits, facts, rule)
+    return Source(classes, splits, facts, rule.labels)
 
 
 def _split_off_val(source: Source, val_fraction: float, seed: int) -> Source:
@@ -193,7 +196,7 @@ def _scan_known(parts: Sequence[tuple[str, str, Manifest]], reading: ReadOptions
         for url, split, manifest in parts
         for shard in manifest.shards
     ]
-    rule = parts[0][2].labels
+    rule = parts[0][2].rule
     scans = scan_splits({"all": [url for url, _ in expected]}, rule, reading, keep_copies=True)[
         "all"
     ]
@@ -245,9 +248,10 @@ def _check_compatible(
 ) -> None:
     first_name = next(iter(manifests))
     for name, manifest in manifests.items():
-        if manifest.labels != first.labels:
+        if manifest.rule != first.rule:
             raise source_error(
-                f"labels of {name} are {manifest.labels}, and of {first_name} {first.labels}",
+                f"samples of {name} are read as {manifest.rule}, and of {first_name} as "
+                f"{first.rule}",
                 name,
                 "Convert one of them first with `webdataset`.",
             )

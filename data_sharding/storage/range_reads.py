@@ -1,9 +1,9 @@
 """Samples read by range from a URL, for nodes whose disk is too small for whole shards.
 
-The samples of a micro-batch are requested at once, each by the range of its bytes. Their offsets
+The samples of a micro-batch are requested at once, each by the range of its bytes. These ranges
 are found when a node first reads from a shard: the shard is fetched as a whole into memory, checked
 by its digest, walked, and dropped. Hence a node transfers every shard that it reads from twice, and
-holds one of them in memory for that moment; 8 bytes a sample are kept among the temporary files.
+holds one of them in memory for that moment; 16 bytes a sample are kept among the temporary files.
 
 The bytes of a sample, closed by an end mark, are a tar of one sample and are read like any tar.
 They are not checked by a digest, only for being the tar members expected at that offset.
@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_sharding.errors import ShardError, UnavailableError
-from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import ShardInfo
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.shard_reader import ShardReader
 from data_sharding.io import filesystem
 from data_sharding.io.download import ByteRange, DownloadSettings, fetch_ranges
@@ -30,16 +30,16 @@ from data_sharding.storage.store import Reader, Store
 
 _END_MARK = bytes(1024)
 
-# (samples + 1,): the start of each sample, and the end of the last one
-SampleOffsets = NDArray[np.int64]
+# (samples, 2): the bytes [start, stop) of each sample
+SampleRanges = NDArray[np.int64]
 
 
 class RangeReadStore(Store):
     """Remote shards, of which only the requested samples are fetched."""
 
-    def __init__(self, url: str, labels: LabelRule, settings: DownloadSettings) -> None:
+    def __init__(self, url: str, rule: SampleRule, settings: DownloadSettings) -> None:
         super().__init__()
-        self._url, self._labels, self._settings = url, labels, settings
+        self._url, self._rule, self._settings = url, rule, settings
         self._fetched: dict[tuple[str, int], memoryview] = {}  # samples by (shard name, index)
 
     def prefetch_samples(self, samples: Sequence[tuple[ShardInfo, int]]) -> None:
@@ -52,15 +52,15 @@ class RangeReadStore(Store):
         def keep(index: int, data: bytes) -> None:
             reader, first, stop = runs[index]
             for i in range(first, stop):
-                begin, end = (reader.offsets[i : i + 2] - reader.offsets[first]).tolist()
+                begin, end = (reader.ranges[i] - reader.ranges[first, 0]).tolist()
                 self._fetched[reader.name, i] = memoryview(data)[begin:end]
 
         fetch_ranges([run.byte_range for run in runs], self._settings, keep)
 
     def _open(self, shard: ShardInfo) -> Reader:
         url = filesystem.join(self._url, shard.name)
-        offsets = sample_offsets(shard, url, self._labels, self._settings)
-        return RangeReader(shard.name, url, offsets, self)
+        ranges = sample_ranges(shard, url, self._rule, self._settings)
+        return RangeReader(shard.name, url, ranges, self)
 
     def load(self, reader: "RangeReader", i: int) -> ShardReader:
         """Return a shard of one sample, fetched now unless it was prefetched."""
@@ -71,7 +71,7 @@ class RangeReadStore(Store):
             file.write(_END_MARK)
             file.flush()
             try:
-                return ShardReader(path, labels=self._labels)
+                return ShardReader(path, rule=self._rule)
             except ShardError as error:
                 reason = error.problem.replace(path, reader.url)
                 raise ShardError(
@@ -87,13 +87,13 @@ class RangeReadStore(Store):
 class RangeReader:
     """The samples of a remote shard."""
 
-    def __init__(self, name: str, url: str, offsets: SampleOffsets, store: RangeReadStore) -> None:
-        self.name, self.url, self.offsets = name, url, offsets
+    def __init__(self, name: str, url: str, ranges: SampleRanges, store: RangeReadStore) -> None:
+        self.name, self.url, self.ranges = name, url, ranges
         self._store = store
         self._opened: tuple[int, ShardReader] | None = None  # the sample read last
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.ranges)
 
     def image(self, i: int) -> memoryview:
         return self._sample(i).image(0)
@@ -125,7 +125,8 @@ class SampleRun(NamedTuple):
 
     @property
     def byte_range(self) -> ByteRange:
-        start, stop = self.reader.offsets[[self.first, self.stop]].tolist()
+        ranges = self.reader.ranges
+        start, stop = int(ranges[self.first, 0]), int(ranges[self.stop - 1, 1])
         return ByteRange(self.reader.url, start, stop)
 
 
@@ -134,30 +135,32 @@ def _adjacent_runs(readers: dict[tuple[str, int], RangeReader], max_bytes: int) 
     runs: list[SampleRun] = []
     for (_, i), reader in sorted(readers.items(), key=lambda item: item[0]):
         if runs and runs[-1].reader is reader and runs[-1].stop == i:
-            first = runs[-1].first
-            if reader.offsets[i + 1] - reader.offsets[first] <= max_bytes:
-                runs[-1] = SampleRun(reader, first, i + 1)
+            longer = SampleRun(reader, runs[-1].first, i + 1)
+            is_adjacent = reader.ranges[i - 1, 1] == reader.ranges[i, 0]
+            if is_adjacent and longer.byte_range.stop - longer.byte_range.start <= max_bytes:
+                runs[-1] = longer
                 continue
         runs.append(SampleRun(reader, i, i + 1))
     return runs
 
 
-def sample_offsets(
-    shard: ShardInfo, url: str, labels: LabelRule, settings: DownloadSettings
-) -> SampleOffsets:
-    """Return the offsets of a remote shard's samples; found once a node, then kept on its disk."""
+def sample_ranges(
+    shard: ShardInfo, url: str, rule: SampleRule, settings: DownloadSettings
+) -> SampleRanges:
+    """Return the ranges of a remote shard's samples; found once a node, then kept on its disk."""
 
     def find() -> bytes:
         file = io.BytesIO()
-        np.save(file, _find_offsets(shard, url, labels, settings))
+        np.save(file, _find_ranges(shard, url, rule, settings))
         return file.getvalue()
 
     # Another version of Tahoe may find other samples in the same bytes.
-    path = user_directory("samples") / f"{shard.sha256}-{shard.num_samples}.npy"
+    chosen = rule.digest_of_choice
+    path = user_directory("samples") / f"{shard.sha256}-{shard.num_samples}{chosen}.ranges.npy"
     try:
         if not path.exists():  # one lock for all shards: a node has one at a time in memory
             node_file(path, "lock", lambda path: True, find)
-        offsets: SampleOffsets = np.load(path, allow_pickle=False)
+        ranges: SampleRanges = np.load(path, allow_pickle=False)
     except OSError as error:
         raise UnavailableError(
             f"cannot find the samples of {url}: {error}. Streaming needs memory for one shard, and "
@@ -165,17 +168,17 @@ def sample_offsets(
             value=url,
             hint="Free some space, or set TMPDIR to a directory of this node that has it.",
         ) from error
-    return offsets
+    return ranges
 
 
-def _find_offsets(
-    shard: ShardInfo, url: str, labels: LabelRule, settings: DownloadSettings
-) -> SampleOffsets:
+def _find_ranges(
+    shard: ShardInfo, url: str, rule: SampleRule, settings: DownloadSettings
+) -> SampleRanges:
     with _memory_file() as (file, path):
         file.truncate(shard.num_bytes)
         fetch_shard(url, shard, file, settings)
         try:
-            with ShardReader(path, shard, labels=labels) as reader:
+            with ShardReader(path, shard, rule=rule) as reader:
                 if reader.has_links:
                     raise ShardError(
                         f"{url} holds hard links, whose bytes are elsewhere in it: single samples "
@@ -184,7 +187,7 @@ def _find_offsets(
                         hint="Give the node's cache space for the shard (`cache.max_gb`), or write "
                         "the data set again with `webdataset`.",
                     )
-                return np.append(reader._index[:, 0], shard.num_bytes)
+                return reader.ranges
         except ShardError as error:
             problem = error.problem.replace(path, url)
             raise ShardError(problem, value=url, hint=error.hint) from error

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from data_sharding.errors import ShardError
-from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import ShardInfo
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.shard_reader import ShardReader
 from data_sharding.io import filesystem
 from data_sharding.io.download import DownloadSettings
@@ -15,39 +15,39 @@ from data_sharding.storage.range_reads import RangeReadStore
 from data_sharding.storage.store import Reader, Store
 
 
-def open_store(url: str, settings: CacheSettings | None, labels: LabelRule) -> Store:
+def open_store(url: str, settings: CacheSettings | None, rule: SampleRule) -> Store:
     """Open the store of a split.
 
     Args:
         url: the URL of the split; a local one is read in place.
         settings: the node's cache; without one, remote samples are fetched by range.
-        labels: the rule that finds and parses the label of a sample.
+        rule: the rule that finds image and label of a sample.
     """
     directory = filesystem.local_path(url)
     if directory is not None:
-        return LocalStore(directory, labels)
+        return LocalStore(directory, rule)
     if settings is None:
-        return RangeReadStore(url, labels, DownloadSettings())
-    return CachedStore(url, settings, labels)
+        return RangeReadStore(url, rule, DownloadSettings())
+    return CachedStore(url, settings, rule)
 
 
 class LocalStore(Store):
     """Shards of a local directory, mapped in place."""
 
-    def __init__(self, directory: Path, labels: LabelRule) -> None:
+    def __init__(self, directory: Path, rule: SampleRule) -> None:
         super().__init__()
-        self._directory, self._labels = directory, labels
+        self._directory, self._rule = directory, rule
 
     def _open(self, shard: ShardInfo) -> Reader:
-        return ShardReader(self._directory / shard.name, shard, labels=self._labels)
+        return ShardReader(self._directory / shard.name, shard, rule=self._rule)
 
 
 class CachedStore(Store):
     """Remote shards, mapped in the node's cache."""
 
-    def __init__(self, url: str, settings: CacheSettings, labels: LabelRule) -> None:
+    def __init__(self, url: str, settings: CacheSettings, rule: SampleRule) -> None:
         super().__init__()
-        self.url, self.cache, self._labels = url, Cache(settings), labels
+        self.url, self.cache, self._rule = url, Cache(settings), rule
 
     def close_evicted(self) -> None:
         for name, reader in list(self._readers.items()):
@@ -56,7 +56,7 @@ class CachedStore(Store):
 
     def _open(self, shard: ShardInfo) -> Reader:
         url = filesystem.join(self.url, shard.name)
-        read = lambda path: _CachedReader(path, shard, labels=self._labels)  # noqa: E731
+        read = lambda path: _CachedReader(path, shard, rule=self._rule)  # noqa: E731
         try:
             return self.cache.open(shard, url, read)
         except ShardError as error:

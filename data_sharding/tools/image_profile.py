@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from data_sharding.errors import BadSample
-from data_sharding.format.image_formats import IMAGE_EXTENSIONS
 from data_sharding.format.manifest import Manifest
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.image.open_image import open_image, to_mode
 from data_sharding.io import filesystem
 
@@ -40,19 +40,21 @@ def profile_images(url: str, split: str, manifest: Manifest) -> ImageProfile | N
     images = list[tuple[tuple[int, int], bool]]()
     for i in chosen:
         shard_url = filesystem.join(url, split, table[i].name)
-        images += _sizes_and_colours(shard_url, _NUM_IMAGES // len(chosen))
+        images += _sizes_and_colours(shard_url, manifest.rule, _NUM_IMAGES // len(chosen))
     if not images:
         return None
     sizes, coloured = zip(*images, strict=True)
     return ImageProfile(len(images), sum(coloured), frozenset(sizes))
 
 
-def _sizes_and_colours(shard_url: str, num: int) -> Iterator[tuple[tuple[int, int], bool]]:
+def _sizes_and_colours(
+    shard_url: str, rule: SampleRule, num: int
+) -> Iterator[tuple[tuple[int, int], bool]]:
     """Yield the sizes of a shard's first images, and whether they have colours."""
     try:
         fs, path = filesystem.store_of(shard_url)
         with fs.open(path, "rb") as file:
-            for data in islice(_image_files(file), num):
+            for data in islice(_image_files(file, rule), num):
                 try:
                     image = open_image(data)
                     size = image.size
@@ -64,10 +66,12 @@ def _sizes_and_colours(shard_url: str, num: int) -> Iterator[tuple[tuple[int, in
         return
 
 
-def _image_files(file: IO[bytes]) -> Iterator[bytes]:
+def _image_files(file: IO[bytes], rule: SampleRule) -> Iterator[bytes]:
     with tarfile.open(fileobj=file, mode="r|", encoding="utf-8") as tar:
         for member in tar:
-            is_image = member.name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
+            name = member.name.rpartition("/")[2].lower()
+            extension = name.rpartition(".")[2] if rule.image is None else name.partition(".")[2]
+            is_image = extension in rule.image_ranks
             if is_image and member.isreg() and member.size <= _MAX_BYTES:
                 content = tar.extractfile(member)
                 assert content is not None

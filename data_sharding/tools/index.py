@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_sharding.errors import DataError
-from data_sharding.format.labels import LabelRule, sorted_classes
+from data_sharding.format.labels import sorted_classes
 from data_sharding.format.manifest import (
     PUBLISH_ORDER,
     Manifest,
@@ -22,6 +22,7 @@ from data_sharding.format.manifest import (
     url_of,
     write_manifest,
 )
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.shard_table import ShardTable
 from data_sharding.io import filesystem
 from data_sharding.io.text import pluralize, truncated_list
@@ -41,7 +42,7 @@ _MAX_CLASSES = 1 << 20  # larger labels are ids of something else
 
 def index_shards(
     shards: Mapping[str, FoundShards],
-    rule: LabelRule,
+    rule: SampleRule,
     options: ReadOptions = DEFAULT_OPTIONS,
     *,
     classes: Sequence[str] | None = None,
@@ -53,16 +54,17 @@ def index_shards(
             themselves, from 0 on, and labels that are names are sorted.
     """
     scans = scan_splits({split: s.urls for split, s in shards.items()}, rule, options)
-    names = resolve_classes(scans, classes) if rule.kind != "none" else tuple(classes or ())
+    names = resolve_classes(scans, classes) if rule.labels.kind != "none" else tuple(classes or ())
     labels = {split: _class_indices(split_scans, names) for split, split_scans in scans.items()}
-    if rule.kind == "single" and "train" in labels:
+    if rule.labels.kind == "single" and "train" in labels:
         warn("train", [describe_runs(labels["train"])])
     manifests = {
         split: Manifest(
             classes=names,
-            labels=rule,
+            labels=rule.labels,
+            image=rule.image,
             shards=ShardTable.from_infos(scan.info() for scan in split_scans),
-            source={"kind": "index", "labels": str(rule)},
+            source={"kind": "index", "labels": str(rule.labels)},
         )
         for split, split_scans in scans.items()
     }
@@ -74,7 +76,7 @@ def index_shards(
 
 def scan_splits(
     urls: Mapping[str, Sequence[str]],
-    rule: LabelRule,
+    rule: SampleRule,
     options: ReadOptions,
     *,
     keep_copies: bool = False,

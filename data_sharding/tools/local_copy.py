@@ -7,8 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from data_sharding.errors import DataError, ShardError
-from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import ShardInfo
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.shard_reader import ShardReader
 from data_sharding.io import filesystem
 from data_sharding.io.download import fetch_file
@@ -41,7 +41,7 @@ def local_copy(
 
 @contextmanager
 def open_shard(
-    url: str, shard: ShardInfo, labels: LabelRule, scratch: str | Path | None = None
+    url: str, shard: ShardInfo, rule: SampleRule, scratch: str | Path | None = None
 ) -> Iterator[ShardReader]:
     """Open a local or remote shard of a manifest.
 
@@ -51,7 +51,7 @@ def open_shard(
     with ExitStack() as stack:
         try:
             path = stack.enter_context(local_copy(url, scratch))
-            reader = stack.enter_context(ShardReader(path, shard, labels=labels))
+            reader = stack.enter_context(ShardReader(path, shard, rule=rule))
         except (ShardError, OSError, ValueError, ImportError) as error:
             raise DataError(
                 f"cannot read the shard {url}: {reason_of(error)}",

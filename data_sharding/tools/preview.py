@@ -49,7 +49,7 @@ def stored_tile(reader: Reader, i: int, manifest: Manifest, size: int) -> Tile:
     """
     try:
         image = fit_image(to_mode(load_image(reader.image(i)), "RGB"), size)
-        labels = manifest.labels.parse(reader.label_bytes(i), manifest.class_indices)
+        labels = manifest.parse_labels(reader.label_bytes(i))
     except (BadSample, BadLabelError) as error:
         return Tile(None, f"{reader.key(i)}: {error}")
     return Tile(image, ", ".join(manifest.classes[label] for label in labels) or reader.key(i))
@@ -62,6 +62,6 @@ def _tiles(
     for number in np.unique(shards).tolist():
         shard = manifest.shards[number]
         shard_url = filesystem.join(url, split, shard.name)
-        with open_shard(shard_url, shard, manifest.labels, scratch) as reader:
+        with open_shard(shard_url, shard, manifest.rule, scratch) as reader:
             for i in indices[shards == number].tolist():
                 yield stored_tile(reader, i, manifest, _TILE_PX)

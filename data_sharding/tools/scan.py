@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_sharding.errors import BadLabelError, BadSample, DataError, ShardError
-from data_sharding.format.labels import LabelRule, class_index
+from data_sharding.format.labels import class_index
 from data_sharding.format.manifest import ShardInfo
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.shard_digest import DigestKind, file_sha256
 from data_sharding.format.shard_reader import ShardReader
 from data_sharding.image.inspect import find_damage
@@ -107,7 +108,7 @@ class Scan:
 
 
 def scan_shards(
-    urls: Sequence[str], rule: LabelRule, options: ReadOptions, *, keep_copies: bool = False
+    urls: Sequence[str], rule: SampleRule, options: ReadOptions, *, keep_copies: bool = False
 ) -> list[Scan]:
     """Read shards in parallel, all of whose samples must be usable.
 
@@ -136,7 +137,7 @@ def scan_shards(
 
 def inspect_shards(
     urls: Sequence[str],
-    rule: LabelRule,
+    rule: SampleRule,
     classes: Mapping[str, int],
     options: ReadOptions,
     *,
@@ -152,7 +153,7 @@ def inspect_shards(
 
 
 class _Job(NamedTuple):
-    rule: LabelRule
+    rule: SampleRule
     scratch: str | Path | None
     keep_copies: bool
     classes: Mapping[str, int] | None = None
@@ -191,7 +192,7 @@ def _scan(job: _Job, url: str, advance: ProgressFn) -> Scan:
                 digests = file_sha256(file, "whole"), file_sha256(file, "sampled")
             scan = Scan(url, path, path.stat().st_size, *digests)
             try:
-                with ShardReader(path, labels=job.rule) as reader:
+                with ShardReader(path, rule=job.rule) as reader:
                     return _scan_samples(job, scan, reader, advance)
             except ShardError as error:
                 message = f"has no usable samples: {reason_of(error)}{_first_members(path)}"

@@ -120,15 +120,15 @@ def _choose_measured(num_samples: int, num: int) -> NDArray[np.int64]:
 
 
 def _measure_shard(job: _Job, task: _Task, advance: ProgressFn) -> _ShardStats:
-    rule, classes = job.manifest.labels, job.manifest.class_indices
+    manifest = job.manifest
     labels, sizes, moments = list[tuple[int, ...]](), [], []
     formats, modes, num_unreadable = Counter[str](), Counter[str](), 0
     url = filesystem.join(job.url, task.shard.name)
-    with open_shard(url, task.shard, rule, job.scratch) as reader:
+    with open_shard(url, task.shard, manifest.rule, job.scratch) as reader:
         for i in range(len(reader)):
             labels.append(())
             try:
-                labels[i] = rule.parse(reader.label_bytes(i), classes)
+                labels[i] = manifest.parse_labels(reader.label_bytes(i))
                 data = reader.image(i)
                 image = open_image(data)
                 sizes.append((*stored_size(image), len(data)))
@@ -140,7 +140,7 @@ def _measure_shard(job: _Job, task: _Task, advance: ProgressFn) -> _ShardStats:
                 num_unreadable += 1
             advance(1)
     return _ShardStats(
-        np.bincount(np.array([*chain(*labels)], dtype=np.int64), minlength=len(classes)),
+        np.bincount(np.array([*chain(*labels)], dtype=np.int64), minlength=len(manifest.classes)),
         np.array([next(iter(of_sample), -1) for of_sample in labels], dtype=np.int32),
         np.array(sizes, dtype=np.int64).reshape(-1, 3),
         formats,

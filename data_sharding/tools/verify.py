@@ -64,7 +64,7 @@ def verify(
     for split, manifest in manifests.items():
         scans = inspect_shards(
             [filesystem.join(url, split, shard.name) for shard in manifest.shards],
-            manifest.labels,
+            manifest.rule,
             manifest.class_indices,
             replace(options, on_progress=_offset(options.on_progress, num_before)),
             decode=decode,

@@ -24,7 +24,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from s3_server import S3, Shards, make_shards, serve
 
-from data_sharding.format.labels import LabelRule
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.io.download import DownloadSettings
 from data_sharding.storage.cache import CacheSettings
 from data_sharding.storage.fetch_shard import fetch_shard
@@ -69,7 +69,7 @@ def train(s3: S3, shards: Shards, directory: Path, mb_per_s: float) -> Training:
     """Play an epoch of steps that need data at this rate; a quarter of the shards have room."""
     max_gb = NUM_SHARDS // 4 * shards[0].num_bytes / 1e9
     settings = CacheSettings(dir=str(directory), max_gb=max_gb, request_timeout_s=10)
-    store = open_store(s3.url("set"), settings, LabelRule())
+    store = open_store(s3.url("set"), settings, SampleRule())
     names = [[number] for number in range(len(shards)) for _ in range(NUM_SAMPLES // BATCH)]
     step_s, waits_s = BATCH * NUM_BYTES / 1e6 / mb_per_s, []
     with prefetching(store, shards, names, np.asarray) as advance:

@@ -14,7 +14,7 @@ import numpy as np
 import webdataset
 from PIL import Image
 
-from data_sharding.format.labels import LabelRule
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.tools.find_shards import find_shards
 from data_sharding.tools.index import index_shards, write_manifests
 
@@ -80,7 +80,7 @@ def by_gnu_tar(path: Path, samples: Mapping[str, Member]) -> Path:
 def index(url: str | Path, split: str | None = None, pattern: str = "*.tar") -> None:
     """Write the manifests of shards with integer labels."""
     shards = find_shards(str(url), split, pattern)
-    manifests, _ = index_shards(shards, LabelRule())
+    manifests, _ = index_shards(shards, SampleRule())
     write_manifests(str(url), shards, manifests, force=True)
 
 

@@ -9,7 +9,7 @@ import click
 from orchestrator.cli.shared.arguments import PATH, POSITIVE, Call, flag
 
 if TYPE_CHECKING:
-    from data_sharding.format.labels import LabelRule
+    from data_sharding.format.sample_rule import SampleRule
 
 URL_HELP = "data set: a path or any fsspec URL"
 
@@ -31,8 +31,8 @@ def num_workers_option(most: int | None = None) -> Callable[[Call], Call]:
     )
 
 
-def label_options(call: Call) -> Call:
-    """Add the format of the labels of foreign shards."""
+def sample_options(call: Call) -> Call:
+    """Add the members and the classes of the samples of foreign shards."""
     options = (
         click.option("--classes", type=PATH, metavar="FILE", help="names of classes, one a line"),
         flag("--multi-label", help="samples with several labels"),
@@ -42,30 +42,29 @@ def label_options(call: Call) -> Call:
             metavar="EXT[:FIELD]",
             help="member that holds the label: cls, txt, json:FIELD or none",
         ),
+        click.option(
+            "--image",
+            metavar="EXT[;EXT]",
+            help="member that is the image: jpg;png or input.jpg (default: any image)",
+        ),
     )
     for option in options:
         call = option(call)
     return call
 
 
-def label_rule(label: str, *, multi_label: bool) -> "LabelRule":
-    """Build the label rule of `label_options`."""
-    from pydantic import ValidationError
-
+def sample_rule(image: str | None, label: str, *, multi_label: bool) -> "SampleRule":
+    """Build the sample rule of `sample_options`."""
     from data_sharding.errors import DataError
-    from data_sharding.format.labels import LabelRule
+    from data_sharding.format.sample_rule import make_rule
 
-    if label == "none":
-        return LabelRule(kind="none")
-    extension, _, field = label.partition(":")
     try:
-        return LabelRule("multi" if multi_label else "single", extension, field or None)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        return make_rule(image, label, multi_label=multi_label)
+    except ValueError as error:
         raise DataError(
-            f"--label {label}: {reason}; nothing was written",
-            value=label,
-            hint="Use cls, txt, json:FIELD or none.",
+            f"{error}; nothing was written",
+            value=label if str(error).startswith("label") else image,
+            hint="`label` is cls, txt, json:FIELD or none; `image` jpg, jpg;png or input.jpg.",
         ) from None
 
 

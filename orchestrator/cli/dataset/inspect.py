@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.dataset.arguments import (
-    label_options,
-    label_rule,
     num_workers_option,
+    sample_options,
+    sample_rule,
     scratch_option,
     url_argument,
 )
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     help="the only split to index; its shards may be in URL itself, and are linked then",
 )
 @click.option("--tars", default="*.tar", metavar="PATTERN", help="names of the shards")
-@label_options
+@sample_options
 @flag("--force", help="replace a manifest that differs")
 @num_workers_option()
 @scratch_option
@@ -47,6 +47,7 @@ def index(
     url: str,
     split: str | None,
     tars: str,
+    image: str | None,
     label: str,
     multi_label: bool,
     classes: Path | None,
@@ -65,7 +66,7 @@ def index(
     from data_sharding.tools.scan import ReadOptions
     from orchestrator.cli.dataset import render
 
-    rule = label_rule(label, multi_label=multi_label)
+    rule = sample_rule(image, label, multi_label=multi_label)
     shards = find_shards(url, split, tars)
     names = read_class_names(classes) if classes else None
     other_names = classes_of_other_split(url, shards)

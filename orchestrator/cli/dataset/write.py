@@ -11,10 +11,10 @@ import click
 
 from orchestrator.cli.dataset.arguments import (
     URL_HELP,
-    label_options,
-    label_rule,
     num_bytes,
     num_workers_option,
+    sample_options,
+    sample_rule,
     scratch_option,
 )
 from orchestrator.cli.shared.arguments import (
@@ -266,12 +266,13 @@ def cifar(archive: Path) -> "Source":
 )
 @click.option("--val", multiple=True, metavar="URL", help="shards for validation (repeatable)")
 @_val_fraction_option()
-@label_options
+@sample_options
 @flag("--relabel", help="number the labels from 0 on, where they start at 1 or have gaps")
 @_writer(from_shards=True)
 def webdataset(
     urls: tuple[str, ...],
     val: tuple[str, ...],
+    image: str | None,
     label: str,
     multi_label: bool,
     classes: Path | None,
@@ -284,7 +285,7 @@ def webdataset(
 
     return from_webdataset(
         urls,
-        label_rule(label, multi_label=multi_label),
+        sample_rule(image, label, multi_label=multi_label),
         reading,
         val_urls=val,
         classes=read_class_names(classes) if classes else None,

@@ -87,7 +87,7 @@ def open_eval_set(config: Config, split: str, manifest: Manifest) -> EvalDataset
 
 def _open_split(config: Config, split: str, manifest: Manifest) -> SplitReader:
     url = filesystem.join(config.data.url, split)
-    return SplitReader(split, manifest, open_store(url, _cache_settings(config), manifest.labels))
+    return SplitReader(split, manifest, open_store(url, _cache_settings(config), manifest.rule))
 
 
 def _cache_settings(config: Config) -> CacheSettings | None:

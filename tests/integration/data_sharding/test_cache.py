@@ -18,7 +18,7 @@ from s3_server import make_shards
 
 import data_sharding
 from data_sharding.errors import DataError, ShardError
-from data_sharding.format.labels import LabelRule
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.shard_digest import file_sha256
 from data_sharding.format.shard_reader import ShardReader
 from data_sharding.storage.cache import (
@@ -53,7 +53,7 @@ def settings(directory, max_bytes=10**9):
 
 
 def open_store(s3, directory, max_bytes=10**9):
-    return CachedStore(s3.url("cache"), settings(directory, max_bytes), LabelRule())
+    return CachedStore(s3.url("cache"), settings(directory, max_bytes), SampleRule())
 
 
 def names(directory, suffix="tar"):
@@ -187,7 +187,7 @@ def num_misses(order, num_held, choose_victim):
 READING = """
 import hashlib, json, sys
 from data_sharding.storage.cache import CacheSettings
-from data_sharding.format.labels import LabelRule
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.manifest import ShardInfo
 from data_sharding.storage.shard_store import CachedStore
 
@@ -195,7 +195,7 @@ url, directory, max_bytes, shards = json.loads(sys.argv[1])
 settings = CacheSettings(
     dir=directory, max_gb=max_bytes / 1e9, chunk_mb=0.05, request_timeout_s=5
 )
-store = CachedStore(url, settings, LabelRule())
+store = CachedStore(url, settings, SampleRule())
 print("begun", flush=True)
 sys.stdin.readline()
 for shard in shards:

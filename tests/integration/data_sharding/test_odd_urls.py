@@ -7,8 +7,8 @@ from foreign_shards import by_webdataset, jpeg, labelled
 from s3_server import S3
 
 from data_sharding.errors import DataError
-from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import read_manifest
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.io import filesystem
 from data_sharding.sources.base import Sample, Source
 from data_sharding.sources.folder import folder
@@ -88,5 +88,5 @@ def test_only_stars_and_question_marks_are_patterns_of_shards(tmp_path: Path) ->
         by_webdataset(tmp_path / name / "x.tar", labelled([0] * num, first=10 * num))
     for pattern, num in (("a [1]/*.tar", 2), ("b*/x.tar", 4), ("a*/?.tar", 5)):
         urls, val = [str(tmp_path / pattern)], [str(tmp_path / "val")]
-        source = from_webdataset(urls, LabelRule(), ReadOptions(tmp_path), val_urls=val)
+        source = from_webdataset(urls, SampleRule(), ReadOptions(tmp_path), val_urls=val)
         assert len(source.splits["train"]) == num, pattern

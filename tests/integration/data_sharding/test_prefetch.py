@@ -20,8 +20,8 @@ from s3_server import make_shards
 
 import data_sharding
 from data_sharding.errors import ShardError
-from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import ShardInfo
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.shard_reader import ShardReader
 from data_sharding.io.file_lock import exclusive_lock
 from data_sharding.storage.cache import CacheSettings
@@ -30,7 +30,7 @@ from data_sharding.storage.shard_store import open_store
 
 NUM_SHARDS, NUM_SAMPLES = 8, 4
 DEADLINE_S = 60
-LABELS = LabelRule()
+LABELS = SampleRule()
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ RANK = """
 import sys
 import numpy as np
 from data_sharding.storage.cache import CacheSettings
-from data_sharding.format.labels import LabelRule
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.manifest import ShardInfo
 from data_sharding.storage.prefetch import prefetching
 from data_sharding.storage.shard_store import open_store
@@ -191,7 +191,7 @@ from data_sharding.storage.shard_store import open_store
 def main():
     url, directory, name, num_samples, num_bytes, sha256 = sys.argv[1:]
     shard = ShardInfo(name, int(num_samples), int(num_bytes), sha256)
-    store = open_store(url, CacheSettings(dir=directory, max_gb=1), LabelRule())
+    store = open_store(url, CacheSettings(dir=directory, max_gb=1), SampleRule())
     with prefetching(store, [shard], [[0]], np.asarray):
         print("training", flush=True)
         sys.stdin.readline()

@@ -16,6 +16,7 @@ from s3_server import make_shards
 from data_sharding.errors import BadSample, ShardError, UnavailableError
 from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import ShardInfo
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.io.download import DownloadSettings
 from data_sharding.storage.range_reads import RangeReadStore
 from data_sharding.storage.shard_store import LocalStore, open_store
@@ -23,7 +24,7 @@ from data_sharding.storage.shard_store import LocalStore, open_store
 QUICK = DownloadSettings(
     max_concurrent_requests=4, chunk_mb=0.1, request_timeout_s=2, retry_timeout_s=30
 )
-LABELS = LabelRule()
+LABELS = SampleRule()
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,9 @@ def odd_tar(path, form):
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-@pytest.mark.parametrize("labels", [LABELS, LabelRule("none"), LabelRule("single", "json")])
+@pytest.mark.parametrize(
+    "labels", [LABELS, SampleRule(LabelRule("none")), SampleRule(LabelRule("single", "json"))]
+)
 def test_a_streamed_sample_is_the_mapped_one_in_any_tar_dialect(s3, tmp_path, form, labels):
     directory = tmp_path / "odd"
     directory.mkdir()
@@ -114,19 +117,21 @@ def test_a_streamed_sample_is_the_mapped_one_in_any_tar_dialect(s3, tmp_path, fo
 
 
 def test_only_the_requested_samples_are_fetched(s3, store, shards):
-    bounds = store.open(shards[0]).offsets
+    bounds = store.open(shards[0]).ranges
     s3.forget()
     store.prefetch_samples([(shards[0], i) for i in (7, 2, 9)])
     for i in 2, 7, 9, 2:
         sample(store, shards[0], i)
-    assert ranges(s3) == [(bounds[i], bounds[i + 1]) for i in (2, 7, 9)]
+    assert ranges(s3) == [tuple(bounds[i]) for i in (2, 7, 9)]
 
 
 def test_adjacent_samples_are_one_request_up_to_a_chunk(s3, store, shards):
-    bounds = store.open(shards[0]).offsets
+    bounds = store.open(shards[0]).ranges
     s3.forget()
     store.prefetch_samples([(shards[0], i) for i in range(7)])
-    assert ranges(s3) == [(bounds[a], bounds[b]) for a, b in ((0, 2), (2, 4), (4, 6), (6, 7))]
+    assert ranges(s3) == [
+        (bounds[a, 0], bounds[b - 1, 1]) for a, b in ((0, 2), (2, 4), (4, 6), (6, 7))
+    ]
 
 
 def test_an_image_stays_valid(store, source, shards):

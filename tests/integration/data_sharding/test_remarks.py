@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from data_sharding.errors import DataError
 from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import read_manifest
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.sources.shards import from_webdataset
 from data_sharding.tools.index import resolve_classes
 from data_sharding.tools.remarks import describe_gaps, describe_runs
@@ -21,7 +22,7 @@ from data_sharding.tools.scan import ReadOptions, scan_shards
 from data_sharding.tools.stats import measure
 from data_sharding.tools.verify import verify
 
-CLS, HALF = LabelRule(), 0.5
+CLS, HALF = SampleRule(), 0.5
 
 
 def concatenate(path: Path, *parts: Path) -> None:
@@ -180,7 +181,7 @@ def test_labels_that_cannot_be_renumbered(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"\(7\)"):
         from_webdataset([train], CLS, ReadOptions(tmp_path), val_urls=[val], relabel=True)
     by_webdataset(tmp_path / "n.tar", labelled(["a", "b"], "txt"))
-    text = LabelRule(extension="txt")
+    text = SampleRule(LabelRule(extension="txt"))
     with pytest.raises(DataError, match=r"\('a', 'b'\)"):
         from_webdataset(
             [str(tmp_path / "n.tar")], text, ReadOptions(tmp_path), val_fraction=HALF, relabel=True

@@ -11,8 +11,8 @@ from fsspec.config import conf
 from s3_server import S3
 
 from data_sharding.errors import DataError
-from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import read_manifest
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.io import filesystem
 from data_sharding.sources.shards import from_webdataset, merge
 from data_sharding.tools.find_shards import find_shards
@@ -22,7 +22,7 @@ from data_sharding.tools.scan import COPY_AGAIN, ReadOptions
 from data_sharding.tools.stats import measure
 from data_sharding.tools.verify import verify
 
-CLS = LabelRule()
+CLS = SampleRule()
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ import webdataset
 
 from data_sharding.errors import BadLabelError, BadSample, DataError, ShardError
 from data_sharding.format import shard_reader as shard_module
-from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import ShardInfo
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.shard_reader import ShardReader
 
 Samples = list[tuple[str, bytes, int]]
@@ -314,7 +314,7 @@ def test_invalid_labels_are_refused(tmp_path: Path) -> None:
         for i in range(len(labels)):
             assert bytes(reader.image(i)) == b"x"
             with pytest.raises(BadLabelError, match=r"has the label b.*, which is not single cls"):
-                LabelRule().parse(reader.label_bytes(i), {"a": 0})
+                SampleRule().parse(reader.label_bytes(i), {"a": 0})
 
 
 def test_images_of_an_unknown_kind(tmp_path: Path) -> None:

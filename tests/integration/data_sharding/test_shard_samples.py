@@ -19,11 +19,12 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from data_sharding.errors import BadSample, ShardError
 from data_sharding.format.image_formats import IMAGE_EXTENSIONS
 from data_sharding.format.labels import LabelRule
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.shard_reader import ShardReader
 
 FORMATS = (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT)
-RULES = tuple(LabelRule(extension=e) for e in ("cls", "txt", "json", "meta.id"))
-NO_LABELS = LabelRule("none")
+RULES = tuple(SampleRule(LabelRule(extension=e)) for e in ("cls", "txt", "json", "meta.id"))
+NO_LABELS = SampleRule(LabelRule("none"))
 
 Sample = tuple[str, bytes | None, bytes]  # key, image, label; no image of a known kind is None
 
@@ -93,23 +94,25 @@ def by_webdataset(path: Path) -> list[dict[str, Any]] | None:
         raise
 
 
-def expected(found: list[dict[str, Any]] | None, rule: LabelRule) -> list[Sample] | None:
+def expected(found: list[dict[str, Any]] | None, rule: SampleRule) -> list[Sample] | None:
     """Return what webdataset's samples are to us; None where the shard is an error."""
     samples = []
     for members in found or ():
         others = {name for name in members if not name.startswith("__")}
-        labels = others & {rule.extension} if rule.kind != "none" else set()
+        labels = others & {rule.labels.extension} if rule.labels.kind != "none" else set()
         images = sorted((others - labels) & IMAGE_EXTENSIONS)
-        if len(images) > 1 or not others - labels or (rule.kind != "none" and not labels):
+        if len(images) > 1 or not others - labels or (rule.labels.kind != "none" and not labels):
             return None
         image = members[images[0]] if images else None
-        samples.append((members["__key__"], image, members[rule.extension] if labels else b""))
+        samples.append(
+            (members["__key__"], image, members[rule.labels.extension] if labels else b"")
+        )
     return samples or None
 
 
-def by_tahoe(path: Path, rule: LabelRule) -> list[Sample] | None:
+def by_tahoe(path: Path, rule: SampleRule) -> list[Sample] | None:
     try:
-        with ShardReader(path, labels=rule) as reader:
+        with ShardReader(path, rule=rule) as reader:
             everything = range(len(reader))
             return [(reader.key(i), image(reader, i), reader.label_bytes(i)) for i in everything]
     except ShardError:
@@ -157,15 +160,17 @@ def check(members: list[Member], format_: int) -> set[bool]:
     return sound
 
 
-@pytest.mark.parametrize("rule", [LabelRule(extension="txt"), LabelRule(extension="json")])
-def test_shards_of_img2dataset(tmp_path: Path, rule: LabelRule) -> None:
+@pytest.mark.parametrize(
+    "rule", [SampleRule(LabelRule(extension="txt")), SampleRule(LabelRule(extension="json"))]
+)
+def test_shards_of_img2dataset(tmp_path: Path, rule: SampleRule) -> None:
     """It writes KEY.jpg, KEY.txt, KEY.json; what is not asked for is passed over."""
     path = tmp_path / "00000.tar"
     with webdataset.TarWriter(str(path), encoder=False) as writer:
         for i in range(3):
             caption, facts = f"class {i}".encode(), f'"class {i}"'.encode()
             writer.write({"__key__": f"{i:09d}", "jpg": b"%d" % i, "txt": caption, "json": facts})
-    with ShardReader(path, labels=rule) as reader:
+    with ShardReader(path, rule=rule) as reader:
         assert [bytes(reader.image(i)) for i in range(3)] == [b"0", b"1", b"2"]
         numbers = {f"class {i}": i for i in range(3)}
         assert [rule.parse(reader.label_bytes(i), numbers) for i in range(3)] == [(0,), (1,), (2,)]
@@ -183,4 +188,4 @@ def test_names_of_any_length(tmp_path: Path) -> None:
     key = "d/" * 40_000 + "a"
     for format_ in tarfile.GNU_FORMAT, tarfile.PAX_FORMAT:
         pack(tmp_path / "a.tar", sample(key, "jpg", "cls"), format_)
-        assert by_tahoe(tmp_path / "a.tar", LabelRule()) == [(key, b"0", b"1")]
+        assert by_tahoe(tmp_path / "a.tar", SampleRule()) == [(key, b"0", b"1")]

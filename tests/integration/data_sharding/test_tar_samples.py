@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from webdataset.filters import to_tuple
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from data_sharding.errors import BadSample, ShardError
-from data_sharding.format.labels import LabelRule
+from data_sharding.format.sample_rule import SampleRule, make_rule
 from data_sharding.format.shard_reader import ShardReader
 
 Files = list[tuple[str, bytes]]
@@ -52,9 +53,9 @@ def read_plainly(path: Path) -> list[tuple[str, bytes, int]]:
     return [(s["__key__"], s["jpg"], int(s["cls"])) for s in found]
 
 
-def refusal(path: Path, rule: LabelRule | None = None) -> str:
+def refusal(path: Path, rule: SampleRule | None = None) -> str:
     with pytest.raises(ShardError) as caught:
-        ShardReader(path, labels=rule or LabelRule())
+        ShardReader(path, rule=rule or SampleRule())
     return str(caught.value)
 
 
@@ -181,8 +182,10 @@ def test_a_mask_belongs_to_its_sample(tmp_path: Path) -> None:
 
 def test_an_image_under_another_extension_is_named(tmp_path: Path) -> None:
     path = pack(tmp_path / "a.tar", [("0.input.jpg", b"x"), ("0.cls", b"1"), *pair("1")])
-    with ShardReader(path) as reader, pytest.raises(BadSample, match=r"input\.jpg, cls"):
-        reader.image(0)
+    with ShardReader(path) as reader:
+        assert len(reader) == 2
+        with pytest.raises(BadSample, match=r"input\.jpg, cls.*`image`"):
+            reader.image(0)
 
 
 def test_symbolic_links_are_not_followed(tmp_path: Path) -> None:
@@ -221,3 +224,59 @@ def test_a_compressed_tar_is_recognised(tmp_path: Path, command: str) -> None:
     packed = subprocess.run([command, "-c", path], check=True, capture_output=True)
     path.write_bytes(packed.stdout)
     assert f"compressed ({command})" in refusal(path)
+
+
+# ---------------------------------------------------------------- chosen members
+
+
+def images(path: Path, rule: SampleRule) -> list[bytes]:
+    with ShardReader(path, rule=rule) as reader:
+        return [bytes(reader.image(i)) for i in range(len(reader))]
+
+
+@pytest.mark.parametrize(
+    ("names", "image", "label", "chosen"),
+    [
+        (["a.input.jpg", "a.cls"], "input.jpg", "cls", "a.input.jpg"),
+        (["a.v2.jpg", "a.v2.cls"], "v2.jpg", "v2.cls", "a.v2.jpg"),
+        (["a.jpg", "a.target.jpg", "a.cls"], "target.jpg", None, "a.target.jpg"),
+        (["a.img", "a.cls"], "img", None, "a.img"),
+        (["a.png", "a.JPG", "a.cls"], "jpg;png", None, "a.JPG"),
+        (["a.JPG", "a.png", "a.cls"], "png;jpg", None, "a.png"),
+        (["a.webp", "a.cls"], "jpg; WebP", None, "a.webp"),
+        (["a.jpg", "a.cls", "a.seg.png", "a.seg.cls"], "jpg", None, "a.jpg"),
+    ],
+)
+def test_the_chosen_member_is_the_image(
+    tmp_path: Path, names: list[str], image: str, label: str | None, chosen: str
+) -> None:
+    path = pack(tmp_path / "a.tar", [(name, name.encode()) for name in names])
+    rule = make_rule(image, label)
+    assert images(path, rule) == [chosen.encode()]
+    with ShardReader(path, rule=rule) as reader:
+        assert reader.passed_over.counts.total() == len(names) - 2
+    with path.open("rb") as file:
+        found = [*group_by_keys(tar_file_expander([{"url": "x", "stream": file}]))]
+    keys = image.replace(" ", "").lower(), label or "cls"
+    assert next(to_tuple(*keys)(found))[0] == chosen.encode()
+
+
+def test_two_images_of_a_sample_need_a_choice(tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.tar", [*pair("a"), ("a.png", b"x")])
+    with pytest.raises(ShardError, match=r"two images, a\.jpg and a\.png") as caught:
+        ShardReader(path)
+    assert "`image`" in caught.value.hint
+
+
+def test_a_sample_without_the_chosen_image_is_named(tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.tar", [*pair("a"), ("b.png", b"x"), ("b.cls", b"0")])
+    with ShardReader(path, rule=make_rule("jpg", None)) as reader:
+        assert bytes(reader.image(0)) == b"a"
+        with pytest.raises(BadSample, match=r"no image called jpg.* png, cls"):
+            reader.image(1)
+
+
+@pytest.mark.parametrize("image", ["", "jpg;", ".jpg", "j pg", "a/b", "*"])
+def test_impossible_names_of_images(image: str) -> None:
+    with pytest.raises(ValueError, match="names no extension"):
+        make_rule(image, None)

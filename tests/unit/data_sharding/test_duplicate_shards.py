@@ -8,15 +8,15 @@ import pytest
 from foreign_shards import by_webdataset, contents, index, labelled
 
 from data_sharding.errors import DataError
-from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import read_manifest
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.sources.shards import from_webdataset, merge, resplit
 from data_sharding.tools.duplicate_shards import refuse_equal_urls
 from data_sharding.tools.find_shards import find_shards
 from data_sharding.tools.scan import ReadOptions
 from data_sharding.tools.verify import COUNTED_TWICE, verify
 
-CLS, HALF = LabelRule(), 0.5
+CLS, HALF = SampleRule(), 0.5
 
 
 @pytest.fixture

@@ -10,18 +10,19 @@ from foreign_shards import by_gnu_tar, by_webdataset, contents, jpeg, labelled, 
 from data_sharding.errors import DataError
 from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import Manifest, read_manifest
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.shard_reader import ShardReader
 from data_sharding.sources.shards import from_webdataset
 from data_sharding.tools.find_shards import find_shards
 from data_sharding.tools.index import index_shards, read_class_names, write_manifests
 from data_sharding.tools.scan import ReadOptions
 
-CLS, TXT = LabelRule(), LabelRule(extension="txt")
+CLS, TXT = SampleRule(), SampleRule(LabelRule(extension="txt"))
 
 
 def index(
     root: Path,
-    rule: LabelRule = CLS,
+    rule: SampleRule = CLS,
     *,
     split: str | None = None,
     classes: Sequence[str] | None = None,
@@ -34,7 +35,7 @@ def index(
     return manifests, write_manifests(str(root), found, manifests, force=force)
 
 
-def refusal(root: Path, rule: LabelRule = CLS, **settings: Any) -> DataError:
+def refusal(root: Path, rule: SampleRule = CLS, **settings: Any) -> DataError:
     before = contents(root)
     with pytest.raises(DataError) as caught:
         index(root, rule, **settings)
@@ -65,7 +66,7 @@ def test_foreign_shards_get_manifests(numbered: Path, num_workers: int) -> None:
         path = numbered / "train" / shard.name
         assert shard.num_bytes == path.stat().st_size
         assert shard.sha256 == before[f"train/{shard.name}"]
-        with ShardReader(path, shard, labels=train.labels) as reader:
+        with ShardReader(path, shard, rule=train.rule) as reader:
             assert len(reader) == shard.num_samples
     new = {"train/manifest.json", "val/manifest.json"}
     assert {
@@ -109,17 +110,17 @@ def test_names_of_classes_are_sorted_or_given(tmp_path: Path) -> None:
 def test_fields_of_json_and_several_labels(tmp_path: Path) -> None:
     labels = [{"meta": {"ids": [0, 2]}}, {"meta": {"ids": []}}, {"meta": {"ids": [1]}}]
     by_webdataset(tmp_path / "train/a.tar", labelled(labels, "json"))
-    rule = LabelRule("multi", "json", "meta.ids")
+    rule = SampleRule(LabelRule("multi", "json", "meta.ids"))
     assert index(tmp_path, rule)[0]["train"].classes == ("0", "1", "2")
-    assert read_manifest(str(tmp_path), "train").labels == rule
-    wrong_field = refusal(tmp_path, LabelRule("multi", "json", "ids"))
+    assert read_manifest(str(tmp_path), "train").rule == rule
+    wrong_field = refusal(tmp_path, SampleRule(LabelRule("multi", "json", "ids")))
     assert "multi json under 'ids'" in wrong_field.hint
     assert "begins with" not in wrong_field.problem
 
 
 def test_no_labels_at_all(tmp_path: Path) -> None:
     by_webdataset(tmp_path / "train/a.tar", {"x": {"jpg": jpeg(0)}, "y": {"jpg": jpeg(1)}})
-    manifests, _ = index(tmp_path, LabelRule("none"))
+    manifests, _ = index(tmp_path, SampleRule(LabelRule("none")))
     assert manifests["train"].num_samples == 2
     assert "x.jpg, y.jpg" in refusal(tmp_path).problem
 
@@ -228,7 +229,7 @@ def test_labels_that_are_ids_or_mixed_are_refused(tmp_path: Path) -> None:
     by_webdataset(tmp_path / "train/a.tar", labelled([10**9, 7]))
     assert refusal(tmp_path).value == 10**9
     by_webdataset(tmp_path / "train/a.tar", labelled([1, "cat"], "json"))
-    assert refusal(tmp_path, LabelRule(extension="json")).value == "cat"
+    assert refusal(tmp_path, SampleRule(LabelRule(extension="json"))).value == "cat"
 
 
 def test_classes_that_only_val_has_are_refused(numbered: Path) -> None:

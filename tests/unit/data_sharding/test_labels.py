@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from data_sharding.errors import BadLabelError
 from data_sharding.format.labels import INTEGERS, TEXTS, LabelRule
+from data_sharding.format.sample_rule import SampleRule
 
 NUMBERS = {"cat": 0, "çäß 犬": 1, "two words": 2}
 
@@ -25,7 +26,7 @@ def test_integers_are_those_of_webdataset(label: int, extension: str, blank: str
     data = f"{blank}{label}{blank}".encode()
     rule = LabelRule(extension=extension)
     assert rule.values(data) == [decoded(extension, data)] == [label]
-    assert rule.parse(data, NUMBERS) == (label,)
+    assert SampleRule(rule).parse(data, NUMBERS) == (label,)
 
 
 @given(st.sampled_from(sorted(NUMBERS)), st.sampled_from(sorted(TEXTS)))
@@ -33,7 +34,7 @@ def test_texts_are_those_of_webdataset_stripped(name: str, extension: str) -> No
     data = f"{name}\n".encode()
     rule = LabelRule(extension=extension)
     assert rule.values(data) == [decoded(extension, data).strip()] == [name]
-    assert rule.parse(data, NUMBERS) == (NUMBERS[name],)
+    assert SampleRule(rule).parse(data, NUMBERS) == (NUMBERS[name],)
 
 
 @given(st.recursive(st.integers() | st.text(), lambda x: st.dictionaries(st.just("a"), x)))
@@ -67,7 +68,7 @@ def test_json_is_that_of_webdataset(found: Any) -> None:
     ],
 )
 def test_labels(rule: LabelRule, data: bytes, labels: tuple[int, ...]) -> None:
-    assert rule.parse(data, NUMBERS) == labels
+    assert SampleRule(rule).parse(data, NUMBERS) == labels
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_labels(rule: LabelRule, data: bytes, labels: tuple[int, ...]) -> None:
 )
 def test_invalid_labels_are_refused(rule: LabelRule, data: bytes) -> None:
     with pytest.raises(BadLabelError, match=r"has the label b'.{0,40}'(...)?, which is not "):
-        rule.parse(data, NUMBERS)
+        SampleRule(rule).parse(data, NUMBERS)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_invalid_labels_are_refused(rule: LabelRule, data: bytes) -> None:
 )
 def test_labels_without_a_class_are_refused(rule: LabelRule, data: bytes, shown: str) -> None:
     with pytest.raises(BadLabelError, match=f"has the label {shown}, and there are 3 classes"):
-        rule.parse(data, NUMBERS)
+        SampleRule(rule).parse(data, NUMBERS)
 
 
 @pytest.mark.parametrize(

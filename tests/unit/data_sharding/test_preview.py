@@ -9,6 +9,7 @@ from PIL import Image
 
 from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import Manifest
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.image import contact_sheet
 from data_sharding.image.contact_sheet import Row, Tile, draw_sheet, fit_image, grid, printable
 from data_sharding.tools.find_shards import find_shards
@@ -72,7 +73,7 @@ def test_characters_that_the_font_lacks_are_escaped() -> None:
     assert all(bytes(contact_sheet._font(14).getmask(c)) != bytes(box) for c in printable("犬é→ß"))
 
 
-def indexed(root: Path, rule: LabelRule) -> Manifest:
+def indexed(root: Path, rule: SampleRule) -> Manifest:
     found = find_shards(str(root), None)
     manifests, _ = index_shards(found, rule)
     return manifests["train"]
@@ -92,7 +93,7 @@ def test_the_first_images_or_a_random_choice(tmp_path: Path) -> None:
             for i in range(10)
         }
         by_webdataset(tmp_path / f"train/{number}.tar", samples)
-    manifest = indexed(tmp_path, LabelRule(extension="txt"))
+    manifest = indexed(tmp_path, SampleRule(LabelRule(extension="txt")))
     assert not is_red(draw(tmp_path, manifest, 9)).any()
     assert is_red(draw(tmp_path, manifest, 9, seed=1)).any()
     one, again, other = (draw(tmp_path, manifest, 9, seed=seed).tobytes() for seed in (1, 1, 2))
@@ -105,7 +106,7 @@ def test_damaged_images_get_an_empty_tile(tmp_path: Path) -> None:
     samples["bomb"] = {"png": bomb(), "txt": b"a_b"}
     samples["half"] = {"jpg": jpeg(1)[:100], "txt": b"a_b"}
     by_webdataset(tmp_path / "train/a.tar", samples)
-    manifest = indexed(tmp_path, LabelRule(extension="txt"))
+    manifest = indexed(tmp_path, SampleRule(LabelRule(extension="txt")))
     sheet = draw(tmp_path, manifest, 64)
     tile = (np.asarray(sheet) == (0xEC, 0xEE, 0xF1)).all(-1)
     assert (tile.sum(0) == 160).sum() >= 2 * 160  # two tiles hold nothing

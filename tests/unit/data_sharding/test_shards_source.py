@@ -17,6 +17,7 @@ from foreign_shards import by_gnu_tar, by_webdataset, contents, jpeg, labelled, 
 from data_sharding.errors import DataError
 from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import read_manifest
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.shard_reader import ShardReader
 from data_sharding.sources.base import Source
 from data_sharding.sources.shards import from_webdataset, merge, resplit
@@ -25,7 +26,7 @@ from data_sharding.tools.index import index_shards, write_manifests
 from data_sharding.tools.scan import ReadOptions
 from data_sharding.writing.dataset_writer import write_dataset
 
-CLS, TXT = LabelRule(), LabelRule(extension="txt")
+CLS, TXT = SampleRule(), SampleRule(LabelRule(extension="txt"))
 HALF = 0.5
 
 
@@ -61,7 +62,7 @@ def keys(root: Path, split: str) -> list[str]:
     return found
 
 
-def index(root: Path, rule: LabelRule = CLS, classes: Sequence[str] | None = None) -> Path:
+def index(root: Path, rule: SampleRule = CLS, classes: Sequence[str] | None = None) -> Path:
     found = find_shards(str(root), None)
     manifests, _ = index_shards(found, rule, classes=classes)
     write_manifests(str(root), found, manifests, force=True)
@@ -222,7 +223,7 @@ def test_labels_follow_the_names_of_classes(tmp_path: Path, reading: ReadOptions
 def test_several_labels_and_none(tmp_path: Path, reading: ReadOptions) -> None:
     lists = [[0, 2], [], [1], [2, 1]] * 2
     by_webdataset(tmp_path / "several/a.tar", labelled([{"t": x} for x in lists], "json"))
-    rule = LabelRule("multi", "json", "t")
+    rule = SampleRule(LabelRule("multi", "json", "t"))
     source = from_webdataset([str(tmp_path / "several")], rule, reading, val_fraction=HALF)
     out = write(source, tmp_path / "out several")
     found = []
@@ -231,12 +232,12 @@ def test_several_labels_and_none(tmp_path: Path, reading: ReadOptions) -> None:
         assert manifest.classes == ("0", "1", "2")
         with open_split(out, split) as reader:
             for i in range(len(reader)):
-                labels = manifest.labels.parse(reader.label_bytes(i), {"0": 0, "1": 1, "2": 2})
+                labels = manifest.parse_labels(reader.label_bytes(i))
                 found.append((bytes(reader.image(i)), labels))
     assert sorted(found) == sorted((jpeg(i), tuple(x)) for i, x in enumerate(lists))
 
     by_webdataset(tmp_path / "none/a.tar", {str(i): {"jpg": jpeg(i)} for i in range(4)})
-    none = LabelRule("none")
+    none = SampleRule(LabelRule("none"))
     source = from_webdataset([str(tmp_path / "none")], none, reading, val_fraction=HALF)
     assert source.splits["train"][0].label is None
     out = write(source, tmp_path / "out none")
@@ -249,7 +250,7 @@ def test_several_labels_and_none(tmp_path: Path, reading: ReadOptions) -> None:
 
 def open_split(root: Path, split: str) -> ShardReader:
     manifest = read_manifest(str(root), split)
-    return ShardReader(root / split / manifest.shards[0].name, labels=manifest.labels)
+    return ShardReader(root / split / manifest.shards[0].name, rule=manifest.rule)
 
 
 def test_equal_bytes_from_any_number_of_processes(tmp_path: Path, reading: ReadOptions) -> None:
