@@ -1,7 +1,8 @@
 """Downloads of remote files in chunks: several requests at a time, each retried until a deadline.
 
 Stores fail in many ways that pass: they are busy, close a connection half-way, or go silent. A
-chunk counts when all its bytes have arrived; otherwise it is requested again after a pause.
+chunk counts when all its bytes have arrived; otherwise it is requested again after a pause. One
+that is late is requested a second time meanwhile (`hedging`).
 
 A file system is created in the process that uses it, never inherited: a copy of its event loop and
 sockets in a forked process hangs.
@@ -14,15 +15,16 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import IO, Any, NamedTuple, TypeVar
+from functools import cache, partial
+from typing import IO, Annotated, Any, NamedTuple, TypeVar
 
 from fsspec.asyn import get_loop
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from data_sharding.errors import DataError, ShardError, UnavailableError
 from data_sharding.io import filesystem
 from data_sharding.io.backoff import backoff_pauses
+from data_sharding.io.hedging import RequestHedger
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +43,14 @@ class DownloadSettings:
         chunk_mb: the megabytes of one request; the last chunk of a file is shorter.
         request_timeout_s: the time after which a request is abandoned and repeated.
         retry_timeout_s: the time without any response after which a file is unavailable.
+        max_hedged_fraction: the largest fraction of the requests that are sent twice, being late.
     """
 
     max_concurrent_requests: PositiveInt = 8
     chunk_mb: PositiveFloat = 8.0
     request_timeout_s: PositiveFloat = 30.0
     retry_timeout_s: PositiveFloat = 600.0
+    max_hedged_fraction: Annotated[float, Field(ge=0, le=1)] = 0.03
 
     @property
     def chunk_bytes(self) -> int:
@@ -80,7 +84,8 @@ def fetch_ranges(
     async def fetch_some() -> None:
         for index in indices:
             url, start, stop = ranges[index]
-            data = await retry.call(remotes[url], partial(remotes[url].cat, start, stop))
+            remote, hedged = remotes[url], settings.max_hedged_fraction
+            data = await retry.call(remote, partial(remote.cat, start, stop, hedged))
             await asyncio.to_thread(receive, index, data)
 
     _run(_run_concurrently(fetch_some, min(settings.max_concurrent_requests, len(ranges))))
@@ -119,21 +124,33 @@ class _Remote:
     async def reload_credentials(self) -> None:
         self._fs, self._path = await asyncio.to_thread(filesystem.reload_credentials, self.url)
 
-    async def cat(self, start: int, stop: int) -> bytes:
+    async def cat(self, start: int, stop: int, max_hedged_fraction: float) -> bytes:
+        async def request() -> bytes:
+            if fs.async_impl:
+                data: bytes = await fs._cat_file(self._path, start=start, end=stop)
+            else:
+                data = await asyncio.to_thread(fs.cat_file, self._path, start=start, end=stop)
+            if len(data) != stop - start:
+                raise OSError(f"{len(data)} bytes arrived instead of {stop - start}")
+            return data
+
         fs = self._fs
-        if fs.async_impl:
-            data: bytes = await fs._cat_file(self._path, start=start, end=stop)
-        else:
-            data = await asyncio.to_thread(fs.cat_file, self._path, start=start, end=stop)
-        if len(data) != stop - start:
-            raise OSError(f"{len(data)} bytes arrived instead of {stop - start}")
-        return data
+        if not fs.async_impl:  # its requests cannot be cancelled
+            return await request()
+        hedger = _hedger("/".join(self.url.split("/", 3)[:3]))
+        return await hedger.send(request, stop - start, max_hedged_fraction)
 
     async def size(self) -> int | None:
         fs = self._fs
         info = fs._info(self._path) if fs.async_impl else asyncio.to_thread(fs.info, self._path)
         size: int | None = (await info).get("size")
         return size
+
+
+@cache
+def _hedger(store: str) -> RequestHedger:
+    """Return the one hedger of a store, such as s3://bucket, in this process."""
+    return RequestHedger(store)
 
 
 class _Retry:

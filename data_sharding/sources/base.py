@@ -22,9 +22,9 @@ from data_sharding.errors import DataError
 from data_sharding.format.image_formats import OTHER_EXTENSIONS
 from data_sharding.format.labels import LabelRule
 from data_sharding.image.quality_report import QualityFindings
-from data_sharding.io.packed_strings import PackedStrings
 from data_sharding.io.text import pluralize, truncated_list
 from data_sharding.rng import permutation
+from data_sharding.sources.packed_strings import PackedStrings
 
 Table = TypeVar("Table", bound="ImageTable")
 

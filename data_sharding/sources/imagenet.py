@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_sharding.errors import DataError
-from data_sharding.io.packed_strings import PackedStrings
 from data_sharding.io.text import pluralize
 from data_sharding.sources.base import (
     ImageTable,
@@ -31,6 +30,7 @@ from data_sharding.sources.base import (
     read_members,
     source_error,
 )
+from data_sharding.sources.packed_strings import PackedStrings
 
 NUM_CLASSES, NUM_TRAIN, NUM_VAL = 1000, 1_281_167, 50_000
 MD5 = {

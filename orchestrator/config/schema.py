@@ -103,6 +103,7 @@ class Cache:
     chunk_mb: PositiveFloat
     request_timeout_s: PositiveFloat
     retry_timeout_s: PositiveFloat
+    max_hedged_fraction: Fraction = 0.03
 
 
 @schema_dataclass

@@ -5,7 +5,9 @@
 The store is moto's server on this machine, 2 ms away, so the rates are the client's and moto's
 together, on shared cores; the client's own cost is its CPU time. Then training is played: steps
 that need half of the measured rate, read from the node's cache while a prefetcher fills it, without
-faults and with 1 % of the requests failing. Every round begins with an empty cache.
+faults and with 1 % of the requests failing. Every round begins with an empty cache. At last batches
+are read by range while 1 % of the requests stall, each for 2 to 5 seconds: with hedged requests and
+without.
 """
 
 import os
@@ -25,13 +27,14 @@ sys.path.append(str(Path(__file__).parents[1]))
 from s3_server import S3, Shards, make_shards, serve
 
 from data_sharding.format.sample_rule import SampleRule
-from data_sharding.io.download import DownloadSettings
+from data_sharding.io.download import ByteRange, DownloadSettings, fetch_ranges
 from data_sharding.storage.cache import CacheSettings
 from data_sharding.storage.fetch_shard import fetch_shard
 from data_sharding.storage.prefetch import prefetching
 from data_sharding.storage.shard_store import open_store
 
 NUM_SHARDS, NUM_SAMPLES, NUM_BYTES, BATCH = 96, 160, 200_000, 32
+NUM_WARM, NUM_BATCHES = 4, 100
 LATENCY_S = 0.002
 TRANSFER = DownloadSettings(request_timeout_s=10)
 
@@ -91,6 +94,38 @@ def _share(waits_s: list[float], step_s: float) -> float:
     return sum(waits_s) / (sum(waits_s) + len(waits_s) * step_s)
 
 
+class Batches(NamedTuple):
+    """Seconds that batches took, and the requests made for each one that was needed."""
+
+    median_s: float
+    percentile_99_s: float
+    total_s: float
+    requests: float
+
+
+def read_batches(s3: S3, shards: Shards, max_hedged_fraction: float) -> Batches:
+    """Read batches of samples by range, each sample from another shard, while 1 % stall."""
+    settings = DownloadSettings(max_hedged_fraction=max_hedged_fraction)
+    seconds, rng = [], np.random.default_rng(0)
+    for number in range(NUM_WARM + NUM_BATCHES):
+        if number == NUM_WARM:  # the same requests stall in each round
+            s3.fail(latency_s=LATENCY_S, stalls=0.01, stall_s=(2, 5))
+        chosen = [shards[i] for i in rng.integers(0, len(shards), BATCH)]
+        starts = [int(start) for start in rng.integers(0, shards[0].num_bytes - NUM_BYTES, BATCH)]
+        ranges = [
+            ByteRange(s3.url("set", shard.name), start, start + NUM_BYTES)
+            for shard, start in zip(chosen, starts, strict=True)
+        ]
+        start_s = time.perf_counter()
+        fetch_ranges(ranges, settings, lambda index, data: None)
+        seconds.append(time.perf_counter() - start_s)
+    counted = seconds[NUM_WARM:]
+    median_s, late_s = np.percentile(counted, (50, 99)).tolist()
+    num_requests = sum(request["method"] == "GET" for request in s3.requests())
+    s3.fail()
+    return Batches(median_s, late_s, sum(counted), num_requests / (NUM_BATCHES * BATCH))
+
+
 def in_empty_directory(measure: Callable[[Path], Training]) -> Training:
     with tempfile.TemporaryDirectory() as scratch:
         return measure(Path(scratch))
@@ -120,6 +155,14 @@ def main(arguments: list[str]) -> None:
             print(
                 f"training at {rate / 2:.0f} MB/s, {name}: {waited_s:.1f} s of waiting for data, "
                 f"{share:.1%} of the time, {second:.1%} in the second half"
+            )
+        for name, fraction in ("without", 0.0), ("with", 0.03):
+            read = [read_batches(s3, shards, fraction) for _ in range(rounds)]
+            median_s, late_s, total_s, requests = map(statistics.median, zip(*read, strict=True))
+            print(
+                f"{NUM_BATCHES} batches of {BATCH} samples by range, 1 % stalls, {name} hedging: "
+                f"median {median_s:.2f} s, 99th percentile {late_s:.2f} s, all {total_s:.0f} s; "
+                f"{requests:.3f} requests for each that is needed"
             )
 
 

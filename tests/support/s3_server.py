@@ -51,7 +51,7 @@ class Faults:
     cuts: float = 0  # the connection is closed in the middle of the body
     stalls: float = 0  # nothing comes for `stall_s`
     latency_s: float = 0
-    stall_s: float = 60
+    stall_s: float | tuple[float, float] = 60  # or a range, from which it is drawn
     seed: int = 0
     key: str | None = None
 
@@ -72,7 +72,7 @@ class S3:
             if path.is_file():
                 fs.pipe_file(f"{root}/{path.relative_to(directory)}", path.read_bytes())
 
-    def fail(self, **faults: float | str) -> None:
+    def fail(self, **faults: float | str | tuple[float, float]) -> None:
         """Let requests fail like this from now on, counted from 0; without arguments none does."""
         self._control("faults", asdict(Faults(**faults)))  # type: ignore[arg-type]
 
@@ -147,7 +147,7 @@ class _Faulty:
             start_response(status, [("Content-Type", "application/xml")])
             return [_ERROR % code]
         if fault == "stall":
-            time.sleep(faults.stall_s)
+            time.sleep(self._stall_s(faults))
         body = self._application(environ, start_response)
         return self._cut(body) if fault == "cut" else body
 
@@ -174,6 +174,10 @@ class _Faulty:
                 }
             )
             return faults, fault
+
+    def _stall_s(self, faults: Faults) -> float:
+        bounds = faults.stall_s
+        return random.uniform(*bounds) if isinstance(bounds, list | tuple) else bounds
 
     def _cut(self, body: Iterable[bytes]) -> Iterator[bytes]:
         whole = b"".join(body)

@@ -48,7 +48,11 @@ def directory(tmp_path):
 
 def settings(directory, max_bytes=10**9):
     return CacheSettings(
-        dir=str(directory), max_gb=max_bytes / 1e9, chunk_mb=0.05, request_timeout_s=2
+        dir=str(directory),
+        max_gb=max_bytes / 1e9,
+        chunk_mb=0.05,
+        request_timeout_s=2,
+        max_hedged_fraction=0,
     )
 
 

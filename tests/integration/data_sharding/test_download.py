@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+import time
 
 import fsspec
 import pytest
@@ -23,6 +24,7 @@ def limits(num_requests, chunk_bytes, request_timeout_s, retry_timeout_s):
         chunk_mb=chunk_bytes / 1e6,
         request_timeout_s=request_timeout_s,
         retry_timeout_s=retry_timeout_s,
+        max_hedged_fraction=0,  # requests are counted
     )
 
 
@@ -143,6 +145,23 @@ def test_the_deadline_counts_from_the_last_response(s3, url, shard, file):
     slow = limits(1, 50_000, 0.4, 1)
     fetch_shard(url, shard, file, slow)
     assert sum(request["fault"] == "stall" for request in s3.requests()) * 0.4 > 1
+
+
+@pytest.mark.slow
+def test_late_requests_are_sent_twice(s3, url, shard, directory):
+    ranges = [ByteRange(url, 2000 * i, 2000 * i + 2000) for i in range(shard.num_bytes // 2000)]
+    fetched, settings = {}, DownloadSettings(max_concurrent_requests=4)
+    keep = lambda number, data: fetched.update({number: data})  # noqa: E731
+    fetch_ranges(ranges, settings, keep)
+    s3.fail(stalls=0.01, stall_s=20)
+    start_s = time.monotonic()
+    fetch_ranges(ranges, settings, keep)
+    assert time.monotonic() - start_s < 15  # one stall alone would take longer
+    data = (directory / shard.name).read_bytes()
+    assert fetched == {i: data[r.start : r.stop] for i, r in enumerate(ranges)}
+    requests = [r["fault"] for r in s3.requests() if r["method"] == "GET"]
+    assert requests.count("stall") >= 2
+    assert len(ranges) + requests.count("stall") <= len(requests) <= 1.05 * len(ranges)
 
 
 def test_a_server_that_sends_other_bytes_than_asked_for_is_an_error(web, shard, file):

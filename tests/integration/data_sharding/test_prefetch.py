@@ -50,7 +50,11 @@ def open_cached(s3, directory, shards):
     def open_it(num_shards):
         max_gb = num_shards * shards[0].num_bytes / 1e9
         settings = CacheSettings(
-            dir=str(directory), max_gb=max_gb, chunk_mb=0.05, request_timeout_s=2
+            dir=str(directory),
+            max_gb=max_gb,
+            chunk_mb=0.05,
+            request_timeout_s=2,
+            max_hedged_fraction=0,
         )
         return open_store(s3.url("prefetch"), settings, LABELS)
 

@@ -22,7 +22,11 @@ from data_sharding.storage.range_reads import RangeReadStore
 from data_sharding.storage.shard_store import LocalStore, open_store
 
 QUICK = DownloadSettings(
-    max_concurrent_requests=4, chunk_mb=0.1, request_timeout_s=2, retry_timeout_s=30
+    max_concurrent_requests=4,
+    chunk_mb=0.1,
+    request_timeout_s=2,
+    retry_timeout_s=30,
+    max_hedged_fraction=0,  # requests are counted
 )
 LABELS = SampleRule()
 
