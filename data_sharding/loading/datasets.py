@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_sharding.errors import BadSample, DataError
+from data_sharding.loading.mixed_reader import MixedReader
 from data_sharding.loading.split_reader import Reading, SplitReader
 from data_sharding.rng import derive_key, uniform
 from data_sharding.sampling.sample_order import Ints, MicroBatchKey, SampleDraw
@@ -46,7 +47,7 @@ class BatchMeta(NamedTuple):
 
 
 class TrainOrder(Protocol):
-    """The samples of micro-batches: `sampling.sample_order`, or `sampling.class_balanced`."""
+    """The samples of micro-batches: `sampling.sample_order`, `mixed_order` or `class_balanced`."""
 
     @property
     def seed(self) -> int: ...
@@ -70,7 +71,7 @@ class TrainDataset:
 
     def __init__(
         self,
-        shards: SplitReader,
+        shards: SplitReader | MixedReader,
         order: TrainOrder,
         crop: CropFn,
         augment: PixelAugment,
@@ -114,7 +115,7 @@ class TrainDataset:
                 torch.from_numpy(images).permute(0, 3, 1, 2), keys, strict=True
             ):
                 image.copy_(self.augment(image, image_key))
-        self.shards.store.close_evicted()
+        self.shards.close_evicted()
         labels = self.shards.encode_labels([reading.labels for reading in readings])
         damaged = [reading.damaged for reading in readings if reading.damaged]
         return BatchMeta(shape, labels, np.array(ids), np.ones(len(ids), dtype=bool), bad, damaged)
@@ -129,9 +130,9 @@ class TrainDataset:
     def _read(
         self, sample: int, view: ViewsFn, out: Pixels, bad: list[str]
     ) -> tuple[int, Reading[Pixels]]:
-        """Read a sample, or in its place the next readable one."""
-        for number in range(sample, sample + _MAX_REPLACEMENTS):
-            candidate = number % len(self.shards)
+        """Read a sample, or in its place the next readable one of its source."""
+        for distance in range(_MAX_REPLACEMENTS):
+            candidate = self.shards.successor(sample, distance)
             try:
                 return candidate, self.shards.read(candidate, view, out)
             except BadSample as error:
@@ -186,7 +187,7 @@ class EvalDataset:
                 labels.append((0,) if error.labels is None else error.labels)
                 readable[i] = False
                 bad.append(str(error))
-        self.shards.store.close_evicted()
+        self.shards.close_evicted()
         return BatchMeta(shape, self.shards.encode_labels(labels), ids, readable, bad, damaged)
 
     def shards_of(self, key: int) -> Ints:

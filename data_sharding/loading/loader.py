@@ -8,9 +8,12 @@ traffic of a float.
 import atexit
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from data_sharding.errors import DataError, UnavailableError
@@ -22,7 +25,8 @@ from data_sharding.io.worker_process import (
 )
 from data_sharding.loading.datasets import BatchDataset, BatchMeta
 from data_sharding.loading.shared_buffers import SHARED_MEMORY, SharedBuffers, check_space
-from data_sharding.storage.prefetch import prefetching
+from data_sharding.loading.split_reader import SplitReader
+from data_sharding.storage.prefetch import ShardsOf, prefetching
 
 _PREFETCH = 2  # batches that every worker makes ahead
 _IN_USE = 2  # batches that are read: the one in use and the one on its way to the device
@@ -66,10 +70,10 @@ def iter_batches(
     num_slots = _num_slots(num_workers, num_held)
     check_space(ring_bytes(dataset, num_workers, num_held), dataset.size_key)
     with _start_errors(num_workers), ExitStack() as stack:  # closed if a later step fails
-        shards = dataset.shards
-        on_delivery = stack.enter_context(
-            prefetching(shards.store, shards.manifest.shards, keys, dataset.shards_of)
-        )
+        on_delivery = [
+            stack.enter_context(prefetching(source.store, source.manifest.shards, keys, shards_of))
+            for source, shards_of in _sources(dataset)
+        ]
         buffers = stack.enter_context(
             SharedBuffers(num_slots, dataset.max_bytes, shared=num_workers > 0, pinned=pin_memory)
         )
@@ -94,6 +98,20 @@ def ring_bytes(dataset: BatchDataset, num_workers: int, num_held: int = 0) -> in
 
 def _num_slots(num_workers: int, num_held: int) -> int:
     return _PREFETCH * num_workers + _IN_USE + num_held
+
+
+def _sources(dataset: BatchDataset) -> Iterator[tuple[SplitReader, ShardsOf]]:
+    """Yield each source of the samples, with the function from a batch to the shards of its own."""
+    first = 0
+    for source in dataset.shards.sources:
+        own = range(first, first + source.num_shards)
+        yield source, partial(_own_shards, dataset.shards_of, own)
+        first = own.stop
+
+
+def _own_shards(shards_of: ShardsOf, own: range, key: object) -> NDArray[np.int64]:
+    shards = shards_of(key)
+    return shards[(shards >= own.start) & (shards < own.stop)] - own.start
 
 
 def _start(loader: DataLoader[_Written]) -> Iterator[_Written]:
@@ -123,14 +141,15 @@ def _start_errors(num_workers: int) -> Iterator[None]:
 def _batches(
     written: Iterator[_Written],
     buffers: SharedBuffers,
-    on_delivery: Callable[[], object],
+    on_delivery: Sequence[Callable[[], object]],
     stack: ExitStack,
 ) -> Generator[Batch, None, None]:
     with stack:
         for slot, meta in written:
             if isinstance(meta, DataError):
                 raise meta
-            on_delivery()
+            for notify in on_delivery:
+                notify()
             yield Batch(
                 buffers.view(slot, meta.shape).permute(0, 3, 1, 2),
                 torch.from_numpy(meta.labels),

@@ -1,7 +1,7 @@
 """The samples of one split, by id: bytes from the shards, pixels and labels out of them."""
 
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,15 @@ class SplitReader:
     def __len__(self) -> int:
         return self.manifest.num_samples
 
+    @property
+    def sources(self) -> tuple[Self, ...]:
+        """The splits that the samples are from; see `MixedReader`."""
+        return (self,)
+
+    @property
+    def num_shards(self) -> int:
+        return len(self.manifest.shards)
+
     def shards_of(self, samples: Ints) -> Ints:
         """Return the numbers of the shards that hold these samples, each once."""
         return np.unique(locate(self._ends, samples)[0])
@@ -53,6 +62,14 @@ class SplitReader:
         """Return the positions of samples."""
         shards, inside = locate(self._ends, samples)
         return list(map(ShardPosition, shards.tolist(), inside.tolist()))
+
+    def find(self, sample: int) -> tuple[Self, int]:
+        """Return the reader of a sample, and the sample's number in it."""
+        return self, sample
+
+    def successor(self, sample: int, distance: int) -> int:
+        """Return the sample some places after another; the first follows the last."""
+        return (sample + distance) % len(self)
 
     def prefetch(self, samples: Ints) -> None:
         """Announce the samples to be read next, so that they can be fetched at once."""
@@ -86,6 +103,10 @@ class SplitReader:
             raise BadSample(f"{name}: {error}", labels) from error
         damaged = damage and f"{self.split}/{shard.name}: {reader.key(i)}: {damage}"
         return Reading(labels, image, damaged)
+
+    def close_evicted(self) -> None:
+        """Close shards that the cache has evicted, to free their disk space."""
+        self.store.close_evicted()
 
     def encode_labels(self, labels: Sequence[tuple[int, ...]]) -> NDArray[np.generic]:
         """Encode the labels of samples for a loss.

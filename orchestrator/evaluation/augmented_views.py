@@ -12,6 +12,7 @@ from PIL import Image
 from data_sharding.format.manifest import read_manifest
 from data_sharding.image.contact_sheet import Row, Tile, draw_sheet
 from data_sharding.loading.datasets import TrainDataset
+from data_sharding.loading.mixed_reader import MixedReader
 from data_sharding.loading.split_reader import SplitReader
 from data_sharding.sampling.sample_order import Ints, MicroBatchKey, SampleDraw
 from data_sharding.tools.preview import stored_tile
@@ -52,12 +53,14 @@ def _first_samples(train_set: TrainDataset, num_micro_batches: int, num: int) ->
     return SampleDraw(ids[first], passes[first])
 
 
-def _stored(shards: SplitReader, ids: Ints) -> list[Tile]:
-    manifest = shards.manifest
-    return [
-        stored_tile(shards.store.open(manifest.shards[shard]), i, manifest, _TILE_PX)
-        for shard, i in shards.locate(ids)
-    ]
+def _stored(shards: SplitReader | MixedReader, ids: Ints) -> list[Tile]:
+    return [_stored_tile(*shards.find(sample)) for sample in ids.tolist()]
+
+
+def _stored_tile(source: SplitReader, sample: int) -> Tile:
+    ((shard, i),) = source.locate(np.array([sample]))
+    reader = source.store.open(source.manifest.shards[shard])
+    return stored_tile(reader, i, source.manifest, _TILE_PX)
 
 
 def _augmented(train_set: TrainDataset, first: SampleDraw, epoch: int, size: int) -> list[Tile]:

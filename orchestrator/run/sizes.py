@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from data_sharding.sampling.mixed_order import divide_batch
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.recipe import CountOrAuto
 from orchestrator.config.schema import Config
@@ -36,6 +37,7 @@ class SizeRequest:
         repeats: number of times that a sample is in a batch.
         ranks_per_node: ranks per node of a Slurm job; None on this machine.
         max_images: largest number of images in a pass of a rank, where micro-batches are `auto`.
+        weights: those of the data sets of a mixture, each of which is in every micro-batch.
     """
 
     ranks: int
@@ -46,6 +48,11 @@ class SizeRequest:
     repeats: int = 1
     ranks_per_node: int | None = None
     max_images: int | None = None
+    weights: tuple[float, ...] = ()
+
+    def quotas(self, micro_batches: int) -> list[int]:
+        """Return the samples of a step from each data set of a mixture."""
+        return divide_batch(self.weights, self.batch, micro_batches * self.repeats)
 
 
 def choose_sizes(request: SizeRequest) -> StepSizes:
@@ -60,14 +67,13 @@ def choose_sizes(request: SizeRequest) -> StepSizes:
     if sizes is not None:
         return sizes
     overrides = [*suggest_overrides(request)]
-    few = f"{request.num_train} training images are too few for {request.ranks} ranks."
-    raise ConfigError(
-        f"{next(_problems(request))}. Nothing was started",
-        value=request,
-        hint="\n  ".join(["The nearest sizes that work:", *overrides])
-        if overrides
-        else f"{few} Use fewer ranks, or more images.",
-    )
+    hint = "\n  ".join(["The nearest sizes that work:", *overrides])
+    if not overrides and _is_thin(request):
+        hint = "Raise the smallest weight or the batch, or use fewer micro-batches."
+    elif not overrides:
+        few = f"{request.num_train} training images are too few for {request.ranks} ranks."
+        hint = f"{few} Use fewer ranks, or more images."
+    raise ConfigError(f"{next(_problems(request))}. Nothing was started", value=request, hint=hint)
 
 
 def keep_sizes(config: Config, frozen: Config) -> Config:
@@ -103,14 +109,16 @@ def _choose(request: SizeRequest) -> StepSizes | None:
 def _micro_batches(request: SizeRequest, whole: int) -> list[int]:
     """Return the valid numbers of micro-batches, which divide the lanes or the samples."""
     if isinstance(request.micro_batches, int):
-        number = request.micro_batches
-        return [number] if whole % number == 0 and _suits_ranks(number, request) else []
-    limit = request.max_images or request.batch
-    return [
-        number
-        for number in _divisors(whole)
-        if _suits_ranks(number, request) and request.batch <= limit * max(number, request.ranks)
-    ]
+        numbers = [request.micro_batches] if whole % request.micro_batches == 0 else []
+    else:
+        limit = request.max_images or request.batch
+        numbers = [n for n in _divisors(whole) if request.batch <= limit * max(n, request.ranks)]
+    return [n for n in numbers if _suits_ranks(n, request) and all(request.quotas(n))]
+
+
+def _is_thin(request: SizeRequest) -> bool:
+    """Check whether nothing works only because a data set of a mixture would have no sample."""
+    return bool(request.weights and _choose(replace(request, weights=())))
 
 
 def _suits_ranks(micro_batches: int, request: SizeRequest) -> bool:
@@ -160,6 +168,12 @@ def _problems(request: SizeRequest) -> Iterator[str]:
                 f"of a step in each of {name}={count}, so a sample and its repeats would be "
                 "separated"
             )
+    if _is_thin(request):
+        yield (
+            f"data.mix: its smallest weight, {min(request.weights):g} of {sum(request.weights):g}, "
+            f"is less than one image of recipe.global_batch_size={batch} in each of "
+            f"recipe.num_micro_batches={micro_batches}"
+        )
     limit = f" and runtime.max_images_per_device={request.max_images}" if request.max_images else ""
     yield (
         f"no number of micro-batches suits {ranks} ranks, recipe.global_batch_size={batch}, "

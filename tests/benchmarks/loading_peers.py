@@ -46,7 +46,7 @@ def tahoe(data: Path, num_workers: int) -> Iterator[object]:
         num_lanes=32,
         num_micro_batches=1,
     )
-    store = open_store(str(data / "shards/train"), None, manifest.labels)
+    store = open_store(str(data / "shards/train"), None, manifest.rule)
     shards = SplitReader("train", manifest, store)
     dataset = TrainDataset(shards, order, view, PixelAugment(()), ImageSizeSchedule(SIZE), 3)
     names = [MicroBatchKey(step, 0) for step in range(10_000)]

@@ -104,7 +104,7 @@ def _check_shared_memory(config: Config, plan: Plan, train: TrainDataset, val: E
 
 def _warn_if_cache_too_small(config: Config, train_set: TrainDataset, plan: Plan) -> None:
     """Warn if the ranks of this node read from more shards in a step than its cache can hold."""
-    settings, shards = _cache_settings(config), train_set.shards
+    settings, sources = _cache_settings(config), train_set.shards.sources
     rank, num_local = int(os.environ.get("RANK", "0")), _num_local_ranks()
     is_local = filesystem.local_path(config.data.url) is not None
     if settings is None or is_local or rank % num_local:
@@ -114,7 +114,8 @@ def _warn_if_cache_too_small(config: Config, train_set: TrainDataset, plan: Plan
     warning = small_cache_warning(
         settings,
         shards_in_use=len(shards_in_use) * num_local,
-        mean_shard_bytes=shards.manifest.num_bytes / len(shards.manifest.shards),
+        mean_shard_bytes=sum(source.manifest.num_bytes for source in sources)
+        / train_set.shards.num_shards,
     )
     if warning:
         log.warning("%s", warning)

@@ -83,7 +83,7 @@ NOTHING = PixelAugment(())
 def shard_set(url, split):
     manifest = read_manifest(url, split)
     return SplitReader(
-        split, manifest, open_store(filesystem.join(url, split), None, manifest.labels)
+        split, manifest, open_store(filesystem.join(url, split), None, manifest.rule)
     )
 
 
@@ -461,7 +461,7 @@ from data_sharding.loading.loader import iter_batches
 
 class Slow:
     max_bytes, shards_of, size_key = 1, None, ""
-    shards = SimpleNamespace(store=None, manifest=SimpleNamespace(shards=()))
+    shards = SimpleNamespace(sources=())
     def write_batch(self, name, memory):
         time.sleep(0.02)
         memory[0] = name

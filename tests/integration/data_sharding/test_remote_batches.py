@@ -42,7 +42,7 @@ def remote(local: Path, s3_server: S3) -> str:
 
 def train_set(url: str, settings: CacheSettings | None) -> TrainDataset:
     manifest = read_manifest(url, "train")
-    store = open_store(filesystem.join(url, "train"), settings, manifest.labels)
+    store = open_store(filesystem.join(url, "train"), settings, manifest.rule)
     order = SampleOrder(manifest.shards.num_samples, 3, 64, 16, MICROS, block_size=64)
     shards = SplitReader("train", manifest, store)
     return TrainDataset(shards, order, VIEW, PixelAugment(()), ImageSizeSchedule(12), 1)

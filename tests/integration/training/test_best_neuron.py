@@ -38,7 +38,7 @@ def test_the_best_neuron_of_a_run(tmp_path: Path, digits: Path) -> None:
     weights = tmp_path / "cat" / "checkpoints" / "step-000000003" / "model.safetensors"
     network.load_state_dict(load_file(weights))
     manifest = read_manifest(str(digits), "val")
-    store = open_store(filesystem.join(str(digits), "val"), None, manifest.labels)
+    store = open_store(filesystem.join(str(digits), "val"), None, manifest.rule)
     dataset = EvalDataset(
         SplitReader("val", manifest, store), 50, parse_protocol("center-32-of-32"), channels=1
     )

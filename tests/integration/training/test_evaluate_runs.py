@@ -48,7 +48,7 @@ READABLE = torch.tensor([True, True, True, True, False])
 
 def eval_set(url: Path, protocol: str, channels: int = 1) -> EvalDataset:
     manifest = read_manifest(str(url), "val")
-    store = open_store(filesystem.join(str(url), "val"), None, manifest.labels)
+    store = open_store(filesystem.join(str(url), "val"), None, manifest.rule)
     return EvalDataset(SplitReader("val", manifest, store), 64, parse_protocol(protocol), channels)
 
 

@@ -42,7 +42,7 @@ def url(tmp_path: Path) -> str:
 def open_val(url: str) -> SplitReader:
     manifest = read_manifest(url, "val")
     return SplitReader(
-        "val", manifest, open_store(filesystem.join(url, "val"), None, manifest.labels)
+        "val", manifest, open_store(filesystem.join(url, "val"), None, manifest.rule)
     )
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -100,6 +101,38 @@ def test_sizes_that_do_not_work_are_refused_with_sizes_that_do(
             assert_fits(changed, choose_sizes(changed))
     else:
         assert_fits(request, sizes)
+
+
+@settings(max_examples=50)
+@given(
+    ranks=st.integers(1, 8),
+    micro_batches=st.one_of(st.just("auto"), st.integers(1, 8)),
+    batch=st.sampled_from([4, 24, 64, 96]),
+    repeats=st.integers(1, 2),
+    weights=st.lists(st.sampled_from([1, 2, 5, 30]), min_size=1, max_size=3),
+)
+def test_every_data_set_of_a_mixture_is_in_every_micro_batch(
+    ranks: int, micro_batches: CountOrAuto, batch: int, repeats: int, weights: list[float]
+) -> None:
+    alone = SizeRequest(ranks, micro_batches, "auto", batch, num_train=batch, repeats=repeats)
+    request = replace(alone, weights=tuple(weights))
+    try:
+        sizes = choose_sizes(request)
+    except ConfigError:
+        with suppress(ConfigError):  # refused without a mixture, too, or since one is left out
+            assert not all(request.quotas(choose_sizes(alone).micro_batches))
+    else:
+        assert_fits(request, sizes)
+        assert sum(request.quotas(sizes.micro_batches)) == batch
+        assert all(request.quotas(sizes.micro_batches))
+
+
+def test_a_weight_that_is_too_small_for_a_micro_batch_is_refused_with_the_reason() -> None:
+    request = SizeRequest(8, 8, "auto", 64, num_train=1000, weights=(30, 1))
+    with pytest.raises(ConfigError, match=r"data\.mix.*smallest weight, 1 of 31"):
+        choose_sizes(request)
+    auto = choose_sizes(replace(request, micro_batches="auto"))
+    assert request.quotas(auto.micro_batches) == [60, 4]  # by two ranks each
 
 
 def request_with(request: SizeRequest, proposal: str) -> SizeRequest:

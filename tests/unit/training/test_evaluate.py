@@ -105,7 +105,7 @@ def judge(told: Config, url: str, network: nn.Module) -> Callable[[int, int], di
 
 def eval_set(url: str, batch_size: int, protocol: str = "center-32-of-36") -> EvalDataset:
     manifest = read_manifest(url, "val")
-    store = open_store(filesystem.join(url, "val"), None, manifest.labels)
+    store = open_store(filesystem.join(url, "val"), None, manifest.rule)
     return EvalDataset(SplitReader("val", manifest, store), batch_size, parse_protocol(protocol), 3)
 
 
