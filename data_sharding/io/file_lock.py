@@ -9,7 +9,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -62,12 +62,21 @@ def flock(
     return True
 
 
-@contextmanager
-def exclusive_lock(path: Path, *, wait: bool = True) -> Iterator[IO[bytes] | None]:
+def exclusive_lock(path: Path, *, wait: bool = True) -> AbstractContextManager[IO[bytes] | None]:
     """Create a file if needed and hold it exclusively; without `wait`, yield None if it is held."""
+    return file_lock(path, wait=wait)
+
+
+@contextmanager
+def file_lock(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[IO[bytes] | None]:
+    """Create a file if needed and lock it; without `wait`, yield None if another process bars it.
+
+    Args:
+        shared: whether others may hold it in the same way.
+    """
     while True:
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
-            if not flock(file, path, wait=wait):
+            if not flock(file, path, shared=shared, wait=wait):
                 yield None
                 return
             if is_same_file(file, path):

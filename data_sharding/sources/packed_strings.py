@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import overload
+from typing import Self, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 class PackedStrings(Sequence[str]):
@@ -14,6 +15,18 @@ class PackedStrings(Sequence[str]):
         encoded = [os.fsencode(text) for text in texts]
         self._data = b"".join(encoded)
         self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+    @classmethod
+    def from_arrays(cls, data: NDArray[np.uint8], ends: NDArray[np.int64]) -> Self:
+        """Restore strings from `arrays`."""
+        strings = cls(())
+        strings._data, strings._ends = data.tobytes(), ends
+        return strings
+
+    @property
+    def arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The bytes of all strings, and the end of each in them, after a 0."""
+        return np.frombuffer(self._data, dtype=np.uint8), self._ends
 
     def __len__(self) -> int:
         return len(self._ends) - 1

@@ -10,14 +10,12 @@ mark of an unfinished set is removed after it.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from fsspec.implementations.memory import MemoryFileSystem
-from numpy.typing import NDArray
 
 from data_sharding.errors import DataError
 from data_sharding.format.manifest import (
@@ -32,11 +30,11 @@ from data_sharding.image.quality_report import QualityFindings, report
 from data_sharding.io import filesystem
 from data_sharding.io.process_pool import parallel_map
 from data_sharding.io.text import truncated_list
-from data_sharding.rng import permutation
 from data_sharding.sources.base import Source
 from data_sharding.tools.remarks import describe_untrained
 from data_sharding.writing import journal
 from data_sharding.writing.dedupe import DUPLICATES_JSON, Duplicates, find_duplicates
+from data_sharding.writing.shard_tasks import WriteSettings, divide_into_shards
 from data_sharding.writing.shard_writer import (
     RETRY_HINT,
     SHARD_JSON,
@@ -51,7 +49,7 @@ from data_sharding.writing.shard_writer import (
 
 Progress = Callable[[int, int], None]  # called with the number of images processed, and of all
 
-_DUPLICATES = "duplicates"
+DUPLICATES = "duplicates"  # the name of their record
 _MAX_NAMED = 10
 _DROPPED = {"corrupt": "corrupt", "too_large": "too large"}  # rules, and words for them
 
@@ -94,7 +92,8 @@ def write_dataset(
         DataError: the URL holds something else, is being written by another process or cannot be
             written; an image cannot be read, or too many are corrupt. Nothing is published then.
     """
-    facts = _facts(source, seed, samples_per_shard, shard_bytes, checks)
+    settings = WriteSettings(seed, samples_per_shard, shard_bytes, checks)
+    facts = settings.facts(source)
     try:
         if is_published(url):
             return _reuse(source, url, facts)
@@ -103,9 +102,9 @@ def write_dataset(
         with journal.locked(url) as lock:
             if is_published(url):  # by the previous holder of the lock
                 return _reuse(source, url, facts, is_locked=True)
-            records = journal.open_journal(url, {**facts, **_digests(source)}, lock)
+            records = journal.open_journal(url, journal_facts(source, facts), lock)
             job = WriteJob(source, url, records, checks)
-            dataset = _DatasetWriter(job, facts, num_workers, on_progress, on_hashing).run()
+            dataset = DatasetWriter(job, facts, num_workers, on_progress, on_hashing).run()
             journal.remove(url)
             return dataset
     except (OSError, ImportError, ValueError) as error:  # the last two: fsspec, of the protocol
@@ -120,31 +119,9 @@ def is_published(url: str) -> bool:
         raise write_error(url, error) from error
 
 
-def _facts(
-    source: Source,
-    seed: int,
-    samples_per_shard: int | None,
-    shard_bytes: int | None,
-    checks: ImageChecks | None,
-) -> dict[str, Any]:
-    """Return JSON values that identify the set."""
-    sizes = {"samples_per_shard": samples_per_shard, "shard_bytes": shard_bytes}
-    size = {name: value for name, value in sizes.items() if value is not None}
-    if len(size) != 1 or min(size.values()) < 1:
-        given = ", ".join(f"{name}={value}" for name, value in size.items()) or "none"
-        raise DataError(
-            f"shards need one maximum size, at least 1, and have {given}; nothing was written",
-            value=samples_per_shard if shard_bytes is None else shard_bytes,
-            hint="Give either `samples_per_shard` (1000 to 10000 suit photographs) or "
-            "`shard_bytes`.",
-        )
-    if shard_bytes is not None and not source.num_bytes:
-        raise DataError(
-            "the file sizes of this source are not known; nothing was written",
-            value=shard_bytes,
-            hint="Use `samples_per_shard` instead of `shard_bytes`.",
-        )
-    return {**source.fingerprint, "seed": seed, **size, **(checks.facts if checks else {})}
+def journal_facts(source: Source, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return JSON values that an unfinished set is recognised by."""
+    return {**facts, **_digests(source)}
 
 
 def _digests(source: Source) -> dict[str, str]:
@@ -190,72 +167,78 @@ def _other_dataset(url: str, problem: str) -> DataError:
 
 
 @dataclass(frozen=True)
-class _DatasetWriter:
+class WriteState:
+    """The shards of a set, or some of them, and the finished ones by the names of their records."""
+
+    duplicates: Duplicates
+    tasks: Sequence[ShardTask]
+    shards: dict[str, WrittenShard]
+
+    @property
+    def pending(self) -> list[ShardTask]:
+        """The tasks whose shards are not finished."""
+        return [task for task in self.tasks if task.record_name not in self.shards]
+
+
+@dataclass(frozen=True)
+class DatasetWriter:
+    """Writes the shards of an unfinished set, or some of them."""
+
     job: WriteJob
     facts: Mapping[str, Any]
     num_workers: int
-    on_progress: Progress
-    on_hashing: Progress
+    on_progress: Progress = lambda done, total: None
+    on_hashing: Progress = lambda done, total: None
 
     def run(self) -> Dataset:
         """Write the shards that are not finished yet, and publish the set."""
-        records = self.job.journal.read()
+        state = self.read_state()
+        self.write_pending(state)
+        return self._publish([state.shards[t.record_name] for t in state.tasks], state.duplicates)
+
+    def read_state(self, names: Collection[str] | None = None) -> WriteState:
+        """Divide the samples into shards, and read from the journal which of these are finished.
+
+        Args:
+            names: names of the records of the shards to consider; None considers all.
+        """
+        records = self.job.journal.read(names if names is None else {DUPLICATES, *names})
         duplicates = self._duplicates(records)
-        tasks = self._tasks(duplicates)
-        shards = _reusable_shards(self.job.url, tasks, records)
-        pending = [task for task in tasks if task.record_name not in shards]
+        tasks = divide_into_shards(self.job.source, self.facts, duplicates)
+        if names is not None:
+            tasks = [task for task in tasks if task.record_name in names]
+        return WriteState(duplicates, tasks, _reusable_shards(self.job.url, tasks, records))
+
+    def write_pending(self, state: WriteState) -> None:
+        """Write the unfinished shards, and add them to the state."""
+        pending = state.pending
+        num_kept = sum(shard.num_files for shard in state.shards.values())
+        total = num_kept + sum(len(task.members) for task in pending)
         limit = _BadImageLimit(sum(map(len, self.job.source.splits.values())), self.job.checks)
-        for shard in shards.values():
+        for shard in state.shards.values():
             limit.add(shard)
-        written = self._write(pending, sum(shard.num_files for shard in shards.values()), limit)
-        for task, shard in zip(pending, written, strict=True):
-            shards[task.record_name] = shard
-        return self._publish([shards[task.record_name] for task in tasks], duplicates)
-
-    def _duplicates(self, records: Mapping[str, Mapping[str, Any]]) -> Duplicates:
-        if self.job.checks is None or not self.job.checks.dedupe:
-            return Duplicates()
-        if _DUPLICATES in records:
-            return DUPLICATES_JSON.validate_python(records[_DUPLICATES])
-        duplicates = find_duplicates(
-            self.job.source, num_workers=self.num_workers, on_progress=self.on_hashing
-        )
-        self.job.journal.add(_DUPLICATES, DUPLICATES_JSON.dump_python(duplicates, mode="json"))
-        return duplicates
-
-    def _tasks(self, duplicates: Duplicates) -> list[ShardTask]:
-        tasks = []
-        for split in PUBLISH_ORDER:
-            indices = np.arange(len(self.job.source.splits[split]))
-            if split == "train":
-                indices = np.delete(indices, duplicates.dropped)
-            order = indices[permutation(self.facts["seed"], f"shards/{split}", len(indices))]
-            shards = self._cut(order, split)
-            tasks += [ShardTask(split, number, members) for number, members in enumerate(shards)]
-        return tasks
-
-    def _cut(self, order: NDArray[np.int64], split: str) -> Sequence[NDArray[np.int64]]:
-        if not len(order):
-            return []
-        if "shard_bytes" in self.facts:
-            num_bytes = self.job.source.num_bytes[split][order]
-            return np.split(order, _starts(num_bytes, self.facts["shard_bytes"])[1:])
-        return np.array_split(order, -(-len(order) // self.facts["samples_per_shard"]))
-
-    def _write(
-        self, tasks: Sequence[ShardTask], num_kept: int, limit: "_BadImageLimit"
-    ) -> list[WrittenShard]:
-        total = num_kept + sum(len(task.members) for task in tasks)
         if num_kept:
             self.on_progress(num_kept, total)
-        return parallel_map(
+        written = parallel_map(
             write_shard,
             self.job,
-            tasks,
+            pending,
             num_workers=self.num_workers,
             on_progress=lambda done: self.on_progress(num_kept + done, total),
             on_result=limit.add,
         )
+        state.shards.update(zip((task.record_name for task in pending), written, strict=True))
+
+    def _duplicates(self, records: Mapping[str, Mapping[str, Any]]) -> Duplicates:
+        if self.job.checks is None or not self.job.checks.dedupe:
+            return Duplicates()
+        if DUPLICATES in records:
+            return DUPLICATES_JSON.validate_python(records[DUPLICATES])
+        duplicates = find_duplicates(
+            self.job.source, num_workers=self.num_workers, on_progress=self.on_hashing
+        )
+        self.job.journal.add(DUPLICATES, DUPLICATES_JSON.dump_python(duplicates, mode="json"))
+        return duplicates
 
     def _publish(self, shards: Sequence[WrittenShard], duplicates: Duplicates) -> Dataset:
         source, url = self.job.source, self.job.url
@@ -314,22 +297,10 @@ def _reusable_shards(
     for task in tasks:
         if task.record_name in records:
             shard = SHARD_JSON.validate_python(records[task.record_name])
-            info = shard.info
-            if info is None or sizes[task.split].get(info.name) == info.num_bytes:
+            info, is_whole = shard.info, shard.num_files == len(task.members)
+            if is_whole and (info is None or sizes[task.split].get(info.name) == info.num_bytes):
                 shards[task.record_name] = shard
     return shards
-
-
-def _starts(num_bytes: NDArray[np.int64], shard_bytes: int) -> list[int]:
-    """Return the starts of shards that hold as much as they may, and at least one file."""
-    ends, starts, before = np.cumsum(num_bytes), [], 0
-    start = 0
-    while start < len(ends):
-        starts.append(start)
-        stop = int(np.searchsorted(ends, before + shard_bytes, side="right"))
-        start = max(stop, start + 1)
-        before = int(ends[start - 1])
-    return starts
 
 
 def _report(

@@ -3,7 +3,8 @@
 While a set is unfinished, `URL/in_progress.json` holds its fingerprint and marks the shards there
 as ours. `URL/in_progress/NAME.json` is written when a part is complete and on disk, with its
 results: parts without such a record are written again. On local disks a lock keeps other runs out:
-the processes of a run share it, and it is free when the last of them has ended. Object stores have
+the processes of a run share it, and it is free when the last of them has ended. So do the jobs, on
+any nodes, that write disjoint shards of one set: none of them changes the mark. Object stores have
 no locks: two runs that write to one URL there at the same time are not kept apart.
 """
 
@@ -11,7 +12,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from multiprocessing import reduction
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from data_sharding.errors import DataError
 from data_sharding.format.manifest import SPLITS, url_of
 from data_sharding.io import filesystem
-from data_sharding.io.file_lock import NoLocksError, exclusive_lock
+from data_sharding.io.file_lock import NoLocksError, file_lock
 
 REPORT = "quality_report.json"
 _MARK = "in_progress.json"
@@ -55,26 +56,32 @@ class Journal:
     """
 
     def __init__(self, url: str, facts: Mapping[str, Any], lock: Lock | None) -> None:
-        self._url, self._lock = filesystem.join(url, _RECORDS), lock
+        self._url, self._lock = url, lock
         self._facts_sha256 = hashlib.sha256(_dump(facts)).hexdigest()
 
     def add(self, name: str, values: Mapping[str, Any]) -> None:
         """Record that a part is complete, after all of its files are on disk."""
         record = {"facts_sha256": self._facts_sha256, **values}
-        filesystem.write_bytes(filesystem.join(self._url, f"{name}.json"), _dump(record))
+        filesystem.write_bytes(filesystem.join(self._url, _RECORDS, f"{name}.json"), _dump(record))
 
-    def read(self) -> dict[str, dict[str, Any]]:
-        """Return the undamaged records by name."""
-        names = [name for name in filesystem.list_names(self._url) if name.endswith(".json")]
-        fs, directory = filesystem.store_of(self._url)
-        paths = [f"{directory}/{name}" for name in names]
+    def read(self, names: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
+        """Return the undamaged records by name: all, or those of some names that exist."""
+        found = record_names(self._url) if names is None else sorted(names)
+        fs, directory = filesystem.store_of(filesystem.join(self._url, _RECORDS))
+        paths = [f"{directory}/{name}.json" for name in found]
         contents = fs.cat_ranges(paths, None, None)  # whole files; `cat` takes names for patterns
         records = {}
-        for name, data in zip(names, contents, strict=True):
+        for name, data in zip(found, contents, strict=True):
             record = _parse(data) if isinstance(data, bytes) else {}
             if record.pop("facts_sha256", None) == self._facts_sha256:
-                records[name.removesuffix(".json")] = record
+                records[name] = record
         return records
+
+
+def record_names(url: str) -> list[str]:
+    """Return the names of the records of the unfinished set at a URL."""
+    names = filesystem.list_names(filesystem.join(url, _RECORDS))
+    return [name.removesuffix(".json") for name in names if name.endswith(".json")]
 
 
 def is_in_progress(url: str) -> bool:
@@ -91,6 +98,18 @@ def open_journal(url: str, facts: Mapping[str, Any], lock: Lock | None) -> Journ
             _discard(url)
         _refuse_foreign_shards(url)
         filesystem.write_bytes(mark, data)
+    return Journal(url, facts, lock)
+
+
+def join_journal(url: str, facts: Mapping[str, Any], lock: Lock | None) -> Journal:
+    """Return the journal of the unfinished set that another process has marked."""
+    mark = filesystem.join(url, _MARK)
+    if not is_in_progress(url) or filesystem.read_bytes(mark) != _dump(facts):
+        raise DataError(
+            f"{url} is not being written as this part of it expects; the part was not written",
+            value=url,
+            hint="Another command has replaced it. Run the one whose set you want again.",
+        )
     return Journal(url, facts, lock)
 
 
@@ -113,8 +132,12 @@ def file_sizes(url: str, split: str) -> dict[str, int]:
 
 
 @contextmanager
-def locked(url: str) -> Iterator[Lock | None]:
-    """Hold the lock of a data set; yield None where locks are not supported."""
+def locked(url: str, *, shared: bool = False) -> Iterator[Lock | None]:
+    """Hold the lock of a data set; yield None where locks are not supported.
+
+    Args:
+        shared: whether others may hold it in the same way, who write other shards.
+    """
     directory = filesystem.local_path(url)
     if directory is None:
         yield None
@@ -123,7 +146,7 @@ def locked(url: str) -> Iterator[Lock | None]:
     path, deadline_s = directory / _LOCK, time.monotonic() + _LOCK_TIMEOUT_S
     with ExitStack() as stack:
         try:
-            while not (file := stack.enter_context(exclusive_lock(path, wait=False))):
+            while not (file := stack.enter_context(file_lock(path, wait=False, shared=shared))):
                 if time.monotonic() > deadline_s:
                     raise DataError(
                         f"another process is writing to {url}; nothing was done",
@@ -137,7 +160,9 @@ def locked(url: str) -> Iterator[Lock | None]:
         try:
             yield Lock(file.fileno()) if file else None
         finally:
-            path.unlink(missing_ok=True)  # while it is locked: nobody else may hold a removed file
+            # While it is locked: nobody else may hold a removed file, unless the set is finished.
+            if not shared or not is_in_progress(url):
+                path.unlink(missing_ok=True)
 
 
 def _remove_temporaries(url: str) -> None:
