@@ -29,7 +29,7 @@ from typing import IO, Protocol, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from data_sharding.errors import BadSample, ShardError, UnavailableShardError
+from data_sharding.errors import BadSample, ShardError, UnavailableShardError, UserError
 from data_sharding.format.image_formats import IMAGE_EXTENSIONS
 from data_sharding.format.manifest import ShardInfo
 from data_sharding.format.sample_rule import SampleRule
@@ -338,7 +338,7 @@ def _walk_with_tarfile(data: ShardBytes, start: int) -> tuple[list[Member], int]
                 if member.kind == FILE:
                     by_name[member.name] = member
             end = tar.offset
-    except UnusableError:
+    except UserError:  # ours, also of bytes that could not be fetched
         raise
     except Exception as error:  # tarfile raises many kinds on damaged input
         raise UnusableError(f"it is damaged: {type(error).__name__}: {error}") from error

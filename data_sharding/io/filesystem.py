@@ -109,6 +109,23 @@ def size(url: str) -> int:
 
 
 @store_errors()
+def stored_sha256(url: str) -> str | None:
+    """Return the SHA-256 (hex) that a store has of a file, or None: Hugging Face's has it."""
+    fs, path = store_of(url)
+    digest = (fs.info(path).get("lfs") or {}).get("sha256")
+    return None if digest is None else str(digest)
+
+
+@store_errors()
+def version(url: str) -> str:
+    """Return a text that changes when a file is written again: its size, and its time or tag."""
+    fs, path = store_of(url)
+    fs.invalidate_cache(path)
+    info = fs.info(path)
+    return str([info.get(key) for key in ("size", "mtime", "ETag", "LastModified", "last_commit")])
+
+
+@store_errors()
 def modified(url: str) -> datetime:
     """Return the time at which a file was last written, in the time zone of this machine."""
     fs, path = store_of(url)

@@ -7,6 +7,7 @@ since their samples are read in the order of the new shards.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -26,7 +27,8 @@ from data_sharding.tools.find_shards import (
     warn_unused_tars,
 )
 from data_sharding.tools.index import resolve_classes, scan_splits
-from data_sharding.tools.scan import ReadOptions, Scan
+from data_sharding.tools.remarks import describe_scans, warn
+from data_sharding.tools.scan import ReadOptions, Scan, scan_shards
 
 
 def from_webdataset(
@@ -60,7 +62,7 @@ def from_webdataset(
         found["val"] += chain.from_iterable(_expand(url, "val").values())
     refuse_equal_urls(chain.from_iterable(found.values()), "shard")
     check_val_choice(truncated_list(urls), bool(found["val"]), val_fraction)
-    scans = scan_splits(found, rule, reading, keep_copies=True)
+    scans = scan_splits(found, partial(_scan_to_keep, rule=rule, reading=reading))
     facts: dict[str, Any] = {"kind": "webdataset", "labels": str(rule.labels)}
     if rule.image is not None:
         facts["image"] = rule.image
@@ -196,10 +198,8 @@ def _scan_known(parts: Sequence[tuple[str, str, Manifest]], reading: ReadOptions
         for url, split, manifest in parts
         for shard in manifest.shards
     ]
-    rule = parts[0][2].rule
-    scans = scan_splits({"all": [url for url, _ in expected]}, rule, reading, keep_copies=True)[
-        "all"
-    ]
+    scans = _scan_to_keep([url for url, _ in expected], parts[0][2].rule, reading)
+    warn("all", describe_scans(scans))
     for scan, (url, shard) in zip(scans, expected, strict=True):
         if scan.info(shard.digest) != shard:
             raise source_error(
@@ -208,6 +208,10 @@ def _scan_known(parts: Sequence[tuple[str, str, Manifest]], reading: ReadOptions
                 "`verify` lists all that is wrong.",
             )
     return scans
+
+
+def _scan_to_keep(urls: Sequence[str], rule: SampleRule, reading: ReadOptions) -> list[Scan]:
+    return scan_shards(urls, rule, reading, keep_copies=True)
 
 
 def _renumber(

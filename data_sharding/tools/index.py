@@ -6,7 +6,7 @@ its shards, get links there.
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from data_sharding.format.manifest import (
     write_manifest,
 )
 from data_sharding.format.sample_rule import SampleRule
+from data_sharding.format.shard_digest import DigestKind
 from data_sharding.format.shard_table import ShardTable
 from data_sharding.io import filesystem
 from data_sharding.io.text import pluralize, truncated_list
@@ -35,7 +36,8 @@ from data_sharding.tools.remarks import (
     describe_untrained,
     warn,
 )
-from data_sharding.tools.scan import DEFAULT_OPTIONS, ReadOptions, Scan, scan_shards
+from data_sharding.tools.resumable_scan import ScanRecords, scan_resumably
+from data_sharding.tools.scan import DEFAULT_OPTIONS, ReadOptions, Scan
 
 _MAX_CLASSES = 1 << 20  # larger labels are ids of something else
 
@@ -47,13 +49,16 @@ def index_shards(
     *,
     classes: Sequence[str] | None = None,
 ) -> tuple[dict[str, Manifest], dict[str, Counter[str]]]:
-    """Read all shards once; return the manifests, and the samples of each class, by split.
+    """Read all shards; return the manifests, and the samples of each class, by split.
 
     Args:
         classes: names of the classes, if known; else labels that are numbers name the classes
             themselves, from 0 on, and labels that are names are sorted.
     """
-    scans = scan_splits({split: s.urls for split, s in shards.items()}, rule, options)
+    scans = scan_splits(
+        {split: s.urls for split, s in shards.items()},
+        lambda urls: scan_resumably(urls, rule, options),
+    )
     names = resolve_classes(scans, classes) if rule.labels.kind != "none" else tuple(classes or ())
     labels = {split: _class_indices(split_scans, names) for split, split_scans in scans.items()}
     if rule.labels.kind == "single" and "train" in labels:
@@ -63,7 +68,7 @@ def index_shards(
             classes=names,
             labels=rule.labels,
             image=rule.image,
-            shards=ShardTable.from_infos(scan.info() for scan in split_scans),
+            shards=_table(split_scans),
             source={"kind": "index", "labels": str(rule.labels)},
         )
         for split, split_scans in scans.items()
@@ -75,15 +80,14 @@ def index_shards(
 
 
 def scan_splits(
-    urls: Mapping[str, Sequence[str]],
-    rule: SampleRule,
-    options: ReadOptions,
-    *,
-    keep_copies: bool = False,
+    urls: Mapping[str, Sequence[str]], scan: Callable[[Sequence[str]], list[Scan]]
 ) -> dict[str, list[Scan]]:
-    """Scan the shards of all splits at once, and log what is odd in them."""
-    every_url = [*chain.from_iterable(urls.values())]
-    scans = iter(scan_shards(every_url, rule, options, keep_copies=keep_copies))
+    """Scan the shards of all splits at once, and log what is odd in them.
+
+    Args:
+        scan: a function from the URLs of shards to their scans.
+    """
+    scans = iter(scan([*chain.from_iterable(urls.values())]))
     by_split = {split: list(islice(scans, len(urls[split]))) for split in urls if urls[split]}
     for split, split_scans in by_split.items():
         warn(split, describe_scans(split_scans))
@@ -151,6 +155,11 @@ def write_manifests(
     return True
 
 
+def forget_scans(shards: Mapping[str, FoundShards], rule: SampleRule) -> None:
+    """Remove the records of shards whose manifests are written."""
+    ScanRecords(chain.from_iterable(s.urls for s in shards.values()), rule).remove()
+
+
 def classes_of_other_split(url: str, shards: Mapping[str, FoundShards]) -> tuple[str, ...] | None:
     """Return the classes of a split that has a manifest and is not among `shards`."""
     others = (split for split in PUBLISH_ORDER if split not in shards)
@@ -181,6 +190,11 @@ def read_class_names(path: Path) -> tuple[str, ...]:
             hint="Give a UTF-8 text file with the name of a class on each line, class 0 first.",
         ) from error
     return tuple(names)
+
+
+def _table(scans: Sequence[Scan]) -> ShardTable:
+    kind: DigestKind = "whole" if all(scan.sha256 for scan in scans) else "sampled"
+    return ShardTable.from_infos(scan.info(kind) for scan in scans)
 
 
 def _class_indices(scans: Sequence[Scan], classes: Sequence[str]) -> list[NDArray[np.int64]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from data_sharding.format.labels import class_index
 from data_sharding.format.manifest import ShardInfo
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.shard_digest import DigestKind, file_sha256
-from data_sharding.format.shard_reader import ShardReader
+from data_sharding.format.shard_reader import ShardHeaders, ShardReader
 from data_sharding.image.inspect import find_damage
 from data_sharding.io.process_pool import ProgressFn, parallel_map
 from data_sharding.io.text import Tally, truncated_list
@@ -49,11 +49,16 @@ class ReadOptions:
         scratch: directory for copies of remote shards; by default the system's for temporary files.
         num_workers: number of processes.
         on_progress: called now and then with the number of samples read.
+        what: the bytes that `index` reads: "whole" shards, their "headers" and labels, or, with
+            "auto", the cheaper of both for remote shards.
+        on_message: called with sentences for the user.
     """
 
     scratch: str | Path | None = None
     num_workers: int = 1
     on_progress: Callable[[int], None] = lambda done: None
+    what: Literal["auto", "whole", "headers"] = "whole"
+    on_message: Callable[[str], None] = lambda sentence: None
 
 
 DEFAULT_OPTIONS = ReadOptions()
@@ -118,8 +123,12 @@ def scan_shards(
     Raises:
         DataError: some are not usable; the problem lists them with shard and key.
     """
-    job = _Job(rule, options.scratch, keep_copies)
-    scans = _scan_all(urls, job, options, _require_readable)
+    job = ScanJob(rule, options.scratch, keep_copies)
+    return require_usable(_scan_all(urls, job, options, require_readable), rule)
+
+
+def require_usable(scans: list[Scan], rule: SampleRule) -> list[Scan]:
+    """Return the scans; raises as `scan_shards` does."""
     problems = [
         ": ".join(filter(None, (scan.url, problem.key, problem.message)))
         for scan in scans
@@ -149,25 +158,35 @@ def inspect_shards(
         classes: indices of the classes by name, which labels have to be among.
         decode: decode every image.
     """
-    return _scan_all(urls, _Job(rule, options.scratch, False, classes, decode), options)
+    return _scan_all(urls, ScanJob(rule, options.scratch, False, classes, decode), options)
 
 
-class _Job(NamedTuple):
+class ScanJob(NamedTuple):
+    """The arguments of scanning that all shards share.
+
+    Args:
+        rule: the members of a sample that are its image and its label.
+        scratch: directory for copies of remote shards.
+        keep_copies: leave copies there.
+        classes: indices of the classes by name, which labels have to be among.
+        decode: decode every image.
+    """
+
     rule: SampleRule
     scratch: str | Path | None
-    keep_copies: bool
+    keep_copies: bool = False
     classes: Mapping[str, int] | None = None
     decode: bool = False
 
 
 def _scan_all(
     urls: Sequence[str],
-    job: _Job,
+    job: ScanJob,
     options: ReadOptions,
     on_scan: Callable[[Scan], None] = lambda scan: None,
 ) -> list[Scan]:
     return parallel_map(
-        _scan,
+        scan_whole,
         job,
         urls,
         num_workers=options.num_workers,
@@ -176,7 +195,8 @@ def _scan_all(
     )
 
 
-def _require_readable(scan: Scan) -> None:
+def require_readable(scan: Scan) -> None:
+    """Raise a DataError if a shard could not be read."""
     if not scan.sampled_sha256:
         raise DataError(
             f"the shard {scan.url} {scan.problems[0].message}, so nothing was written",
@@ -185,29 +205,51 @@ def _require_readable(scan: Scan) -> None:
         )
 
 
-def _scan(job: _Job, url: str, advance: ProgressFn) -> Scan:
+def scan_whole(job: ScanJob, url: str, advance: ProgressFn) -> Scan:
+    """Read all bytes of a shard."""
+    return scan_or_problem(url, lambda: _scan_whole(job, url, advance))
+
+
+def _scan_whole(job: ScanJob, url: str, advance: ProgressFn) -> Scan:
+    with local_copy(url, job.scratch, keep=job.keep_copies) as path:
+        with path.open("rb") as file:
+            digests = file_sha256(file, "whole"), file_sha256(file, "sampled")
+        scan = Scan(url, path, path.stat().st_size, *digests)
+        try:
+            with ShardReader(path, rule=job.rule) as reader:
+                return scan_samples(job, scan, reader, advance)
+        except ShardError as error:
+            return unusable_scan(scan, f"{reason_of(error)}{_first_members(path)}")
+
+
+def unusable_scan(scan: Scan, reason: str) -> Scan:
+    """Return the scan of a shard whose members form no samples."""
+    message = f"has no usable samples: {reason}"
+    return replace(scan, problems=(ScanProblem("", message, COPY_AGAIN),))
+
+
+def scan_or_problem(url: str, scan: Callable[[], Scan]) -> Scan:
+    """Scan a shard; if it cannot be read, return the problem."""
     try:
-        with local_copy(url, job.scratch, keep=job.keep_copies) as path:
-            with path.open("rb") as file:
-                digests = file_sha256(file, "whole"), file_sha256(file, "sampled")
-            scan = Scan(url, path, path.stat().st_size, *digests)
-            try:
-                with ShardReader(path, rule=job.rule) as reader:
-                    return _scan_samples(job, scan, reader, advance)
-            except ShardError as error:
-                message = f"has no usable samples: {reason_of(error)}{_first_members(path)}"
-                return replace(scan, problems=(ScanProblem("", message, COPY_AGAIN),))
-    except FileNotFoundError:
-        return Scan(url, problems=(ScanProblem("", "is missing", COPY_AGAIN),))
+        return scan()
     except Exception as error:  # stores and decoders raise many kinds
+        if isinstance(error.__cause__ or error, FileNotFoundError):
+            return Scan(url, problems=(ScanProblem("", "is missing", COPY_AGAIN),))
         message = f"cannot be read: {reason_of(error)}"
         return Scan(url, problems=(ScanProblem("", message, CHECK_ACCESS),))
 
 
-def _scan_samples(job: _Job, scan: Scan, reader: ShardReader, advance: ProgressFn) -> Scan:
+def scan_samples(job: ScanJob, scan: Scan, reader: ShardHeaders, advance: ProgressFn) -> Scan:
+    """Read the labels and image sizes of a shard's samples into its scan.
+
+    Args:
+        reader: the samples; a ShardReader if the images are decoded.
+        advance: called with 1 after each sample.
+    """
     codes_of: dict[int | str, int] = {}
     codes, num_labels, image_bytes = array("i"), array("i"), array("q")
     problems: list[ScanProblem] = []
+    decoded = reader if job.decode and isinstance(reader, ShardReader) else None
     for i in range(len(reader)):
         values: list[int | str] = []
         num_bytes = 0
@@ -217,7 +259,7 @@ def _scan_samples(job: _Job, scan: Scan, reader: ShardReader, advance: ProgressF
             problems.append(ScanProblem(reader.key(i), str(error), FIX_LABEL))
         try:
             num_bytes = reader.num_image_bytes(i)
-            if job.decode and (damage := find_damage(reader.image(i))):
+            if decoded and (damage := find_damage(decoded.image(i))):
                 message = f"decodes with damage: {damage}"
                 problems.append(ScanProblem(reader.key(i), message, DAMAGED))
         except BadSample as error:
@@ -244,7 +286,7 @@ def _scan_samples(job: _Job, scan: Scan, reader: ShardReader, advance: ProgressF
     )
 
 
-def _labels(job: _Job, data: bytes) -> list[int | str]:
+def _labels(job: ScanJob, data: bytes) -> list[int | str]:
     values = job.rule.values(data)
     for value in values:
         if job.classes is not None:

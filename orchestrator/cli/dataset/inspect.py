@@ -1,8 +1,9 @@
 """`tahoe shard index|verify|stat|preview`: inspect a data set."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -40,6 +41,12 @@ if TYPE_CHECKING:
 )
 @click.option("--tars", default="*.tar", metavar="PATTERN", help="names of the shards")
 @sample_options
+@click.option(
+    "--read",
+    type=click.Choice(["auto", "whole", "headers"]),
+    default="auto",
+    help="bytes of the shards to read: all, headers and labels, or (of remote ones) the cheaper",
+)
 @flag("--force", help="replace a manifest that differs")
 @num_workers_option()
 @scratch_option
@@ -51,6 +58,7 @@ def index(
     label: str,
     multi_label: bool,
     classes: Path | None,
+    read: Literal["auto", "whole", "headers"],
     force: bool,
     num_workers: int,
     scratch: str | None,
@@ -59,6 +67,7 @@ def index(
     from data_sharding.tools.find_shards import find_shards
     from data_sharding.tools.index import (
         classes_of_other_split,
+        forget_scans,
         index_shards,
         read_class_names,
         write_manifests,
@@ -71,9 +80,11 @@ def index(
     names = read_class_names(classes) if classes else None
     other_names = classes_of_other_split(url, shards)
     with render.progress_bar("reading", total=None) as on_progress:
-        reading = ReadOptions(scratch, num_workers, on_progress)
+        say = partial(click.echo, err=True)
+        reading = ReadOptions(scratch, num_workers, on_progress, read, say)
         manifests, counts = index_shards(shards, rule, reading, classes=names or other_names)
     is_written = write_manifests(url, shards, manifests, force=force)
+    forget_scans(shards, rule)
     has_other = other_names is not None
     render.print_index(url, manifests, counts, is_written=is_written, has_other=has_other)
 

@@ -68,6 +68,11 @@ def print_index(
         manifest = manifests[split]
         table.add_row(split, *_size(manifest), f"{len(manifest.classes):,}", str(manifest.labels))
     print_table(table)
+    if any(manifests[split].shards[0].digest == "sampled" for split in splits):
+        console.print(
+            "Shards are identified by their size, start, middle and end: later damage elsewhere is "
+            "not noticed. `--read whole` reads and identifies every byte."
+        )
     for split in splits:
         _print_empty(split, [name for name, num in counts[split].items() if not num])
     missing = [split for split in SPLITS if split not in manifests]

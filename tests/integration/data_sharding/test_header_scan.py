@@ -1,0 +1,182 @@
+"""Shards are read by their headers as they are read whole, and an index goes on where it ended."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from foreign_shards import by_gnu_tar, by_webdataset, labelled
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from s3_server import S3, make_shards
+
+from data_sharding.errors import DataError
+from data_sharding.format.manifest import read_manifest
+from data_sharding.format.sample_rule import SampleRule
+from data_sharding.io import filesystem
+from data_sharding.io.download import DownloadSettings
+from data_sharding.io.node_files import user_directory
+from data_sharding.storage.ranged_file import RangedFile
+from data_sharding.tools import header_scan
+from data_sharding.tools.find_shards import find_shards
+from data_sharding.tools.index import forget_scans, index_shards, write_manifests
+from data_sharding.tools.resumable_scan import scan_resumably
+from data_sharding.tools.scan import ReadOptions, Scan
+
+CLS = SampleRule()
+HEADERS = ReadOptions(what="headers")
+
+
+@pytest.fixture
+def s3(s3_server: S3) -> S3:
+    s3_server.fail()
+    return s3_server
+
+
+@pytest.fixture(autouse=True)
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return user_directory("scans")
+
+
+def without_place(scan: Scan) -> dict[str, object]:
+    values = {**vars(scan), "url": scan.name, "path": "", "sha256": ""}
+    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in values.items()}
+
+
+# ---------------------------------------------------------------- a file of ranges
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 300_000), st.lists(st.tuples(st.integers(0, 310_000), st.integers(0, 9000))))
+def test_slices_and_reads_are_those_of_the_bytes(size: int, parts: list[tuple[int, int]]) -> None:
+    data = random.Random(size).randbytes(size)
+    fsspec.filesystem("memory").pipe_file("/ranged", data)
+    file = RangedFile("memory://ranged", size, DownloadSettings())
+    for start, num_bytes in parts:
+        assert file[start : start + num_bytes] == data[start : start + num_bytes]
+        file.seek(start)
+        assert file.read(num_bytes) == data[start : start + num_bytes]
+        assert file.tell() == start + len(data[start : start + num_bytes])
+
+
+def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_sharding.storage.ranged_file._MAX_KEPT_BYTES", 100_000)
+    data = random.Random(0).randbytes(3_000_000)
+    fsspec.filesystem("memory").pipe_file("/ranged", data)
+    file = RangedFile("memory://ranged", len(data), DownloadSettings())
+    for _ in range(2):
+        for start in range(0, len(data), 100_000):
+            assert file[start : start + 512] == data[start : start + 512]
+            assert sum(map(len, file._windows.values())) <= 100_000
+
+
+# ---------------------------------------------------------------- headers instead of all bytes
+
+
+@pytest.mark.parametrize("pack", [by_webdataset, by_gnu_tar])
+def test_headers_give_what_whole_shards_give(
+    s3: S3, tmp_path: Path, pack: Callable[..., Path]
+) -> None:
+    long = {"d/" + "x" * 120: {"jpg": b"", "cls": b"1"}}  # a PAX or GNU header
+    samples = [{**labelled([0, 2, 1], first=first), **long} for first in (0, 10)]
+    paths = [pack(tmp_path / f"in/{n}.tar", samples[n]) for n in range(2)]
+    s3.put(s3.url(tmp_path.name), tmp_path / "in")
+    urls = [s3.url(tmp_path.name, path.name) for path in paths]
+    whole = scan_resumably([str(path) for path in paths], CLS, ReadOptions())
+    for found in (
+        scan_resumably([str(path) for path in paths], CLS, HEADERS),
+        scan_resumably(urls, CLS, HEADERS),
+        scan_resumably(urls, CLS, ReadOptions()),
+    ):
+        assert [*map(without_place, found)] == [*map(without_place, whole)]
+
+
+def test_images_are_not_read(s3: S3, tmp_path: Path) -> None:
+    infos = make_shards(tmp_path / "in/train", 2, 20, 100_000)
+    s3.put(s3.url("large images"), tmp_path / "in")
+    s3.forget()
+    url = s3.url("large images")
+    shards = find_shards(url, "train")
+    manifests, counts = index_shards(shards, CLS, HEADERS)
+    fetched = sum(r["stop"] - r["start"] for r in s3.requests() if r["method"] == "GET")
+    assert fetched < 0.4 * sum(shard.num_bytes for shard in infos)
+    assert counts["train"].total() == 40
+    write_manifests(url, shards, manifests, force=False)
+    table = read_manifest(url, "train").shards
+    assert {shard.digest for shard in table} == {"sampled"}
+    assert [(s.num_samples, s.num_bytes) for s in table] == [
+        (s.num_samples, s.num_bytes) for s in infos
+    ]
+    local = find_shards(str(tmp_path / "in"), "train")
+    assert index_shards(local, CLS, HEADERS)[0]["train"].fingerprint == (
+        manifests["train"].fingerprint  # wherever the shards are
+    )
+
+
+def test_a_damaged_shard_is_named(s3: S3, tmp_path: Path) -> None:
+    path = by_webdataset(tmp_path / "in/0.tar", labelled([0] * 3))
+    path.write_bytes(path.read_bytes()[:5000])
+    s3.put(s3.url(tmp_path.name), tmp_path / "in")
+    for url in (s3.url(tmp_path.name, "0.tar"), str(path)):
+        with pytest.raises(DataError) as raised:
+            scan_resumably([url], CLS, HEADERS)
+        (problem,) = raised.value.value
+        assert problem.startswith(f"{url}: has no usable samples: ")
+    with pytest.raises(DataError) as raised:
+        scan_resumably([s3.url(tmp_path.name, "none.tar")], CLS, HEADERS)
+    assert "is missing" in raised.value.problem
+
+
+def test_the_faster_way_is_chosen(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_shards(tmp_path / "in", 2, 10, 20_000)
+    s3.put(s3.url(tmp_path.name), tmp_path / "in")
+    urls = [s3.url(tmp_path.name, f"shard-00000{n}.tar") for n in range(2)]
+    messages: list[str] = []
+    assert header_scan.choose_way(urls, CLS, messages.append) == "whole"  # a small set
+    monkeypatch.setattr(header_scan, "_SMALL_SET_BYTES", 0)
+    for gain, way in ((0, "headers"), (1e9, "whole")):
+        monkeypatch.setattr(header_scan, "_MIN_GAIN", gain)
+        assert header_scan.choose_way(urls, CLS, messages.append) == way
+    assert len(messages) == 2
+
+
+# ---------------------------------------------------------------- interruptions
+
+
+@pytest.mark.parametrize("what", ["whole", "headers"])
+def test_an_index_that_failed_goes_on(s3: S3, tmp_path: Path, records: Path, what: str) -> None:
+    make_shards(tmp_path / "in/train", 3, 4, 1000)
+    last = tmp_path / "in/train/shard-000002.tar"
+    good = last.read_bytes()
+    last.write_bytes(good[:-2000])
+    url = s3.url(tmp_path.name)
+    s3.put(url, tmp_path / "in")
+    shards, options = find_shards(url, "train"), replace(HEADERS, what=what)
+    with pytest.raises(DataError):
+        index_shards(shards, CLS, options)
+    (record,) = records.iterdir()
+    with record.open("a") as file:
+        file.write('\n[{"url": "cut sho')
+    filesystem.write_bytes(f"{url}/train/{last.name}", good)
+    s3.forget()
+    messages: list[str] = []
+    options = replace(options, what="auto", on_message=messages.append)
+    progress: list[int] = []
+    found, _ = index_shards(shards, CLS, replace(options, on_progress=progress.append))
+    assert found["train"].num_samples == 12
+    assert progress[-1] == 12
+    read = {r["path"].rpartition("/")[2] for r in s3.requests() if r["method"] == "GET"}
+    assert read == {last.name}
+    s3.forget()
+    assert index_shards(shards, CLS, options)[0] == found
+    assert [r for r in s3.requests() if r["method"] == "GET"] == []
+    assert len(messages) == 2
+    filesystem.write_bytes(f"{url}/train/{last.name}", b"changed" + good[7:])
+    with pytest.raises(DataError):
+        index_shards(shards, CLS, options)
+    forget_scans(shards, CLS)
+    assert not [*records.iterdir()]
