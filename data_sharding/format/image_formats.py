@@ -25,8 +25,8 @@ OTHER_EXTENSIONS = {
 IMAGE_EXTENSIONS = frozenset(
     (*OTHER_EXTENSIONS, *(name for names in EXTENSIONS.values() for name in names))
 )
-_HEIF = (
-    "HEIC and HEIF are not read: heif-convert makes JPEGs of them (apt install libheif-examples)"
-)
+# Of photographs that the writer converts if it can; shards have none.
+HEIF_EXTENSIONS = ("heic", "heif", "hif")
+_HEIF = "HEIC and HEIF need pillow-heif: pip install 'tahoe-orchestrator[heic]'"
 _JXL = "JPEG XL is not read: djxl makes JPEGs or PNGs of it (apt install libjxl-tools)"
-UNREAD_IMAGES = {"heic": _HEIF, "heif": _HEIF, "hif": _HEIF, "jxl": _JXL}
+UNREAD_IMAGES = {**dict.fromkeys(HEIF_EXTENSIONS, _HEIF), "jxl": _JXL}

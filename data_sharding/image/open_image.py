@@ -6,6 +6,8 @@ timm's. Transparency is dropped, and of several frames the first is used.
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -16,6 +18,7 @@ from data_sharding.format.shard_reader import TooLarge
 from data_sharding.image.high_bit_depth import is_high_bit_depth, to_8_bits
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb: 256 MiB of RGB
+FORMATS = tuple(EXTENSIONS)
 
 _UNDO_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -28,36 +31,40 @@ _UNDO_ORIENTATION = {
 }
 
 
-def open_image(data: bytes | memoryview) -> Image.Image:
+def open_image(
+    data: bytes | memoryview, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS
+) -> Image.Image:
     """Open an image by its content, never by its name; its pixels are not decoded yet.
 
     Raises:
-        BadSample: it is of no known format, damaged, or has more than MAX_PIXELS pixels.
+        BadSample: it is of no known format, damaged, or has more than `max_pixels`.
     """
     try:
         with warnings.catch_warnings():  # about bombs, which are refused here, and odd metadata
             warnings.simplefilter("ignore")
-            image = Image.open(BytesIO(data), formats=tuple(EXTENSIONS))
+            image = Image.open(BytesIO(data), formats=formats)
     except UnidentifiedImageError as error:  # whose message is a memory address
-        raise BadSample(f"is none of {', '.join(EXTENSIONS)}") from error
+        raise BadSample(f"is none of {', '.join(formats)}") from error
     except Image.DecompressionBombError as error:  # above twice MAX_PIXELS
         raise TooLarge(f"is too large: {error}") from error
     except Exception as error:  # decoders raise anything on hostile bytes
         raise undecodable(error) from error
-    if image.width * image.height > MAX_PIXELS:
+    if image.width * image.height > max_pixels:
         raise TooLarge(
-            f"is too large: {image.width} x {image.height} pixels, more than {MAX_PIXELS}"
+            f"is too large: {image.width} x {image.height} pixels, more than {max_pixels}"
         )
     return image
 
 
-def load_image(data: bytes | memoryview) -> Image.Image:
+def load_image(
+    data: bytes | memoryview, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS
+) -> Image.Image:
     """Open an image and decode all of its pixels, as they are stored.
 
     Raises:
-        BadSample: it cannot be decoded.
+        BadSample: it cannot be decoded, or has more than `max_pixels`.
     """
-    with open_image(data) as image:
+    with _pillow_limit(max_pixels), open_image(data, max_pixels, formats) as image:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -71,6 +78,17 @@ def load_image(data: bytes | memoryview) -> Image.Image:
             image.im = image.im.transpose(_UNDO_ORIENTATION[applied])
             image._size = image.im.size
     return image
+
+
+@contextmanager
+def _pillow_limit(max_pixels: int) -> Iterator[None]:
+    """Let Pillow, which refuses more than twice its limit, open images of a higher one."""
+    default = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max(max_pixels, default or max_pixels)
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = default
 
 
 def stored_size(image: Image.Image) -> tuple[int, int]:

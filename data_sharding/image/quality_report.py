@@ -13,7 +13,7 @@ MAX_NAMES = 300
 # The treatment of images to which a rule applies.
 RULES = {
     "corrupt": "cannot be decoded: left out",
-    "too_large": "more pixels than are decoded (a bomb would fill the memory): left out",
+    "too_large": "over 89 megapixels, more than is decoded: left out",
     "damaged": "decode with damage, so that parts are grey or wrong: kept",
     "damaged_left_out": "decode with damage, so that parts are grey or wrong: left out",
     "leak": "training images that are also in val: left out of train",
@@ -21,6 +21,7 @@ RULES = {
     "duplicate_in_val": "later copies of the same bytes in val: kept",
     "linked_twice": "files listed again through links: kept; `dedupe` treats them as copies",
     "label_conflict": "copies with different labels: val's is kept, else the first, link or not",
+    "heif": "HEIC or HEIF: decoded and stored as JPEG, which all readers know",
     "wrong_extension": "stored under the extension of their content",
     "exif_orientation": "left alone, as in the reference ImageNet pipelines",
     "progressive": "stored as they are; slower to decode",
@@ -33,7 +34,7 @@ RULES = {
     "animated": "stored as they are; the first frame is read",
     "shrunk": "larger than requested: resized and encoded again",
 }
-_WITHOUT_NAMES = frozenset(("progressive", "shrunk", "widened"))  # too common to list
+_WITHOUT_NAMES = frozenset(("heif", "progressive", "shrunk", "widened"))  # too common to list
 
 
 @dataclass

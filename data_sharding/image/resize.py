@@ -13,6 +13,7 @@ import simplejpeg
 from PIL import Image
 
 from data_sharding.errors import DataError
+from data_sharding.format.shard_reader import TooLarge
 from data_sharding.image import jpeg
 from data_sharding.image.high_bit_depth import is_high_bit_depth, widen
 from data_sharding.image.open_image import MAX_PIXELS, is_grey, load_image, to_mode, undecodable
@@ -39,11 +40,14 @@ class ResizeSettings:
         max_side: maximum of the longer side in pixels.
         short_side: maximum of the shorter side in pixels; exactly one of them is given.
         quality: quality of the JPEG, 1 to 100.
+        max_megapixels: images of more than MAX_PIXELS pixels, and up to this number of millions,
+            are decoded whole if they must be; None decodes none of them whole.
     """
 
     max_side: int | None = None
     short_side: int | None = None
     quality: int = 90
+    max_megapixels: int | None = None
 
     def __post_init__(self) -> None:
         sides = [side for side in (self.max_side, self.short_side) if side is not None]
@@ -60,6 +64,11 @@ class ResizeSettings:
         """The settings that are set, in JSON values."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
+    @property
+    def max_pixels(self) -> int:
+        """Maximum number of pixels of an image that is decoded whole."""
+        return max(MAX_PIXELS, (self.max_megapixels or 0) * 1_000_000)
+
     def size(self, width: int, height: int) -> tuple[int, int] | None:
         """Return the new width and height, or None for an image that is small enough."""
         side, limit = max(width, height), self.max_side
@@ -74,28 +83,41 @@ class ResizeSettings:
         """Shrink an image that is too large, to a JPEG."""
         return self._encode_jpeg(self.resized(data))
 
-    def apply_scaled(self, data: bytes) -> bytes | None:
+    def apply_huge(self, data: bytes) -> bytes:
         """Shrink an image that has more than MAX_PIXELS pixels, to a JPEG.
 
         An ordinary JPEG is decoded at a fraction of its size, row by row, which takes the memory
-        of the result; a progressive one would be decoded whole.
+        of the result. A progressive one, or another format, is decoded whole if `max_megapixels`
+        allows it.
 
-        Returns:
-            The JPEG; None if the image is not ordinary, or still too large.
+        Raises:
+            TooLarge: it is not decoded, or still too large for readers.
         """
         header = jpeg.read_header(memoryview(data))
-        size = self.size(header.width, header.height) if header else None
-        if header is None or size is None:
+        image = self._decode_scaled(data, header) if header else None
+        if image is None:
+            image = decode_8bit(data, self.max_pixels)
+        width, height = (header.width, header.height) if header else image.size
+        size = self.size(width, height)
+        if size is None or size[0] * size[1] > MAX_PIXELS:
+            raise TooLarge(f"is too large: {width} x {height} pixels, and not to be shrunk enough")
+        return self._encode_jpeg(_resize(image, size))
+
+    def _decode_scaled(self, data: bytes, header: jpeg.JpegHeader) -> Image.Image | None:
+        """Decode a JPEG at a fraction of its size, up to MAX_PIXELS and no smaller than needed."""
+        size = self.size(header.width, header.height)
+        if size is None:
             return None
-        width, height = (round(_REDUCING_GAP * side) for side in size)
-        eighths = (width + header.width // 8 + 1) * (height + header.height // 8 + 1)
-        if width > header.width or height > header.height or eighths > MAX_PIXELS:
-            return None
-        try:
-            pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
-        except ValueError as error:
-            raise undecodable(error) from error
-        return self._encode_jpeg(_resize(Image.fromarray(pixels), size))
+        for gap in (_REDUCING_GAP, 2, 1):
+            width, height = (round(gap * side) for side in size)
+            eighths = (width + header.width // 8 + 1) * (height + header.height // 8 + 1)
+            if width <= header.width and height <= header.height and eighths <= MAX_PIXELS:
+                try:
+                    pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
+                except ValueError as error:
+                    raise undecodable(error) from error
+                return Image.fromarray(pixels)
+        return None
 
     def resized(self, data: bytes) -> Image.Image:
         """Decode and shrink an image that is too large."""
@@ -108,9 +130,9 @@ class ResizeSettings:
         return _encode(image, "JPEG", quality=self.quality, subsampling="4:2:0")
 
 
-def decode_8bit(data: bytes) -> Image.Image:
+def decode_8bit(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image as training reads it: 8 bits, grey or RGB."""
-    image = load_image(data)
+    image = load_image(data, max_pixels)
     return to_mode(image, "L" if is_grey(image) else "RGB")
 
 

@@ -8,9 +8,9 @@ from functools import lru_cache
 
 _FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
 _DIRECTORIES = {
-    *("__MACOSX", ".Trashes", ".Spotlight-V100", ".fseventsd"),  # macOS
-    *("$RECYCLE.BIN", "System Volume Information"),  # Windows
-    *("@eaDir", "#recycle", "lost+found"),  # Synology, Linux
+    *("__macosx", ".trashes", ".spotlight-v100", ".fseventsd"),  # macOS
+    *("$recycle.bin", "system volume information"),  # Windows
+    *("@eadir", "#recycle", "lost+found"),  # Synology, Linux
     *("__pycache__", ".ipynb_checkpoints"),  # Python
 }
 
@@ -23,4 +23,4 @@ def is_clutter(path: str) -> bool:
 
 @lru_cache(maxsize=256)  # the files of a directory are listed together
 def _has_clutter(directory: str) -> bool:
-    return not _DIRECTORIES.isdisjoint(directory.split("/"))
+    return not _DIRECTORIES.isdisjoint(directory.lower().split("/"))

@@ -77,6 +77,7 @@ class Source:
         labels: label rule; only its kind matters, since the writer chooses how labels are stored.
         root: directory of the origins, left out of reports.
         notes: choices made for the user, in sentences.
+        warnings: facts that are probably not meant so, in sentences.
         skipped: files that are no samples, by kind.
         findings: image findings that the listing alone shows; see `quality_report.RULES`.
         times_sha256: digest of the modification times. It is no part of the fingerprint, so that a
@@ -89,6 +90,7 @@ class Source:
     labels: LabelRule = field(default_factory=LabelRule)
     root: str = ""
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     skipped: QualityFindings = field(default_factory=QualityFindings)
     findings: QualityFindings = field(default_factory=QualityFindings)
     times_sha256: str = ""
@@ -194,7 +196,8 @@ class ListedImages(ImageTable):
     def sample(self, number: int, label: int | tuple[int, ...] | None) -> Sample:
         path = os.path.join(self.root, self.paths[number])  # noqa: PTH118  a tenth of Path's time
         stem, suffix = os.path.splitext(os.path.basename(path))  # noqa: PTH119, PTH122
-        extension = OTHER_EXTENSIONS.get(suffix[1:].lower(), suffix[1:].lower())
+        extension = suffix[1:].lower()
+        extension = OTHER_EXTENSIONS.get(extension, extension)
         key = f"{number:08d}-{safe_key(stem)}"
         return Sample(key, extension, label, path, partial(_read, path))
 

@@ -97,18 +97,16 @@ def _given_splits(
     classes = listing.classes(train)
     check_classes(train, classes)
     val_classes = listing.classes(val)
-    if unknown := sorted(set(val_classes) - set(classes)):
-        raise source_error(
-            f"{val} has classes that {train.name}/ lacks: {truncated_list(unknown)}",
-            unknown[0],
-            "Add training images, or remove these directories.",
-        )
+    both = {**val_classes, **classes}
+    all_classes = {name: both[name] for name in sorted_classes(both)}
     splits = {
-        "train": listing.images(classes, classes),
-        "val": listing.images(classes, val_classes),
+        "train": listing.images(all_classes, classes),
+        "val": listing.images(all_classes, val_classes),
     }
-    listing.check_learnable(classes, splits["train"], splits["val"])
-    return listing.source(classes, splits)
+    listing.check_learnable(all_classes, splits["train"], splits["val"])
+    absent = [name for name in all_classes if name not in val_classes]
+    notes = [f"classes without a directory in {val.name}/: {truncated_list(absent)}"]
+    return listing.source(all_classes, splits, notes * bool(absent))
 
 
 def _chosen_splits(listing: "_Listing", val_fraction: float | None, seed: int) -> Source:
@@ -171,7 +169,10 @@ class _Listing:
     def check_learnable(
         self, classes: Classes, train: ListedImages, val: ListedImages | None = None
     ) -> None:
-        """Refuse classes without training images, unless they are allowed and not in val."""
+        """Refuse classes without images, unless they are allowed, and those with none in train.
+
+        The classes are the directories of both splits: what has an image is in train.
+        """
         no_labels = np.zeros(0, dtype=np.int64)
         in_train, in_val = (
             np.bincount(i.labels.values if i and i.labels else no_labels, minlength=len(classes))
@@ -204,7 +205,7 @@ class _Listing:
             if not len(images):
                 problem = f"there are no images for {split} in {self.root}"
                 raise source_error(problem, split, f"{_FORMATS}.")
-        self._check_skipped()
+        warnings = self._check_skipped()
         empty = [f"class directories without images: {truncated_list(self.empty)}"]
         return Source(
             tuple(classes),
@@ -212,26 +213,31 @@ class _Listing:
             {"kind": "folder", **self.digest.facts, **facts},
             root=str(self.root),
             notes=(*notes, *empty * bool(self.empty), *self._unread_formats()),
+            warnings=warnings,
             skipped=self.walk.skipped,
             findings=self._linked_twice(splits),
             times_sha256=self.digest.times_sha256,
         )
 
-    def _check_skipped(self) -> None:
+    def _check_skipped(self) -> tuple[str, ...]:
+        """Refuse a listing that skips too much, and warn of one that could be refused."""
         counts, names = self.walk.skipped.counts, self.walk.skipped.names
         kinds = {kind: num for kind, num in counts.most_common() if kind not in _NO_IMAGES}
         num_skipped = sum(kinds.values())
         fraction = num_skipped / max(self.digest.num_files + num_skipped, 1)
+        if fraction <= min(self.options.max_passed_over, FolderOptions.max_passed_over):
+            return ()
+        shown = truncated_list([f"{num:,} {kind}" for kind, num in kinds.items()])
+        what = f"({shown}; {names[next(iter(kinds))][0]} for one)"
         if fraction > self.options.max_passed_over:
-            shown = truncated_list([f"{num:,} {kind}" for kind, num in kinds.items()])
             hint = "Convert or remove these files, or raise `max_passed_over`."
             raise source_error(
-                f"{fraction:.0%} of the files in {self.root} would be skipped ({shown}; "
-                f"{names[next(iter(kinds))][0]} for one), more than "
+                f"{fraction:.0%} of the files in {self.root} would be skipped {what}, more than "
                 f"{self.options.max_passed_over:.0%}",
                 fraction,
                 " ".join((*self._unread_formats(), hint)),
             )
+        return (f"{fraction:.0%} of the files were skipped {what}",)
 
     def _unread_formats(self) -> list[str]:
         """Return advice on skipped images of formats that are not read."""

@@ -7,10 +7,12 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from data_sharding.format.image_formats import IMAGE_EXTENSIONS
+from data_sharding.format.image_formats import HEIF_EXTENSIONS, IMAGE_EXTENSIONS
+from data_sharding.image.heif import can_read_heif
 from data_sharding.image.quality_report import QualityFindings
 from data_sharding.io.clutter import is_clutter
 
@@ -138,7 +140,12 @@ def _inode(status: os.stat_result) -> Inode:
 
 
 def _is_image(entry: "os.DirEntry[str]") -> bool:
-    return Path(entry.name).suffix[1:].lower() in IMAGE_EXTENSIONS
+    return Path(entry.name).suffix[1:].lower() in _extensions()
+
+
+@cache
+def _extensions() -> frozenset[str]:
+    return IMAGE_EXTENSIONS.union(HEIF_EXTENSIONS if can_read_heif() else ())
 
 
 def _extension(entry: "os.DirEntry[str]") -> str:

@@ -29,7 +29,7 @@ from data_sharding.format.shard_table import ShardTable
 from data_sharding.image.quality_report import QualityFindings, report
 from data_sharding.io import filesystem
 from data_sharding.io.process_pool import parallel_map
-from data_sharding.io.text import truncated_list
+from data_sharding.io.text import pluralize, truncated_list
 from data_sharding.sources.base import Source
 from data_sharding.tools.remarks import describe_untrained
 from data_sharding.writing import journal
@@ -51,6 +51,10 @@ Progress = Callable[[int, int], None]  # called with the number of images proces
 
 DUPLICATES = "duplicates"  # the name of their record
 _MAX_NAMED = 10
+_SHRINK_HINT = (
+    "`max_side` or `short_side` makes JPEGs of over 89 megapixels smaller, and with "
+    "`max_megapixels`, which decodes them whole, all others."
+)
 _DROPPED = {"corrupt": "corrupt", "too_large": "too large"}  # rules, and words for them
 
 
@@ -279,12 +283,13 @@ class _BadImageLimit:
         if num_bad > self._max_fraction * self._num_files:
             kinds = " or ".join(word for rule, word in _DROPPED.items() if counts[rule])
             bad = [name for rule in _DROPPED for name in names.get(rule, ())]
+            hint = f"Repair or remove them, or raise `max_bad_fraction`. {RETRY_HINT}"
             raise DataError(
                 f"{num_bad} or more of {self._num_files} images are {kinds}, above the allowed "
                 f"fraction of {self._max_fraction:g}: {truncated_list(bad, _MAX_NAMED, '; ')}; "
                 "nothing was published",
                 value=num_bad,
-                hint=f"Repair or remove them, or raise `max_bad_fraction`. {RETRY_HINT}",
+                hint=f"{_SHRINK_HINT} {hint}" if counts["too_large"] else hint,
             )
 
 
@@ -322,10 +327,12 @@ def _report(
         {source.classes[label] for s in shards if s.split == split for label in s.labels}
         for split in ("train", "val")
     )
-    untrained = describe_untrained(in_train, in_val)
+    warnings = [*source.warnings, describe_untrained(in_train, in_val)]
+    if num := findings.counts["too_large"]:
+        warnings.append(f"{pluralize(num, 'image')} left out as too large. {_SHRINK_HINT}")
     return {
         **report(findings, numbers, source.skipped),
-        "warnings": [untrained] if untrained else [],
+        "warnings": [warning for warning in warnings if warning],
         "notes": [*source.notes],
         **_digests(source),
     }

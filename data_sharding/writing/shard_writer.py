@@ -17,7 +17,9 @@ from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import ShardInfo
 from data_sharding.format.shard_reader import TooLarge
 from data_sharding.format.tar_writer import TarStream
+from data_sharding.image.heif import known_format
 from data_sharding.image.inspect import inspect_image
+from data_sharding.image.open_image import MAX_PIXELS
 from data_sharding.image.quality_report import QualityFindings
 from data_sharding.image.resize import ResizeSettings, widened
 from data_sharding.io import filesystem
@@ -183,14 +185,18 @@ def _check(
 ) -> tuple[bytes, str] | None:
     """Return the bytes to be stored and their extension, or None to drop the sample."""
     shrink = checks.shrink
+    converted = known_format(data, shrink.max_pixels if shrink else MAX_PIXELS)
+    if converted is not data:
+        data, extension = converted, "jpg"
+        findings.add("heif", name)
     try:
         info = inspect_image(data, extension, decode=checks.decode)
     except TooLarge:
-        scaled = shrink.apply_scaled(data) if shrink else None
-        if scaled is None:
+        if shrink is None:
             raise
+        small = shrink.apply_huge(data)
         findings.add("shrunk", name)
-        return scaled, "jpg"
+        return small, "jpg"
     extension, rules = info.extension, info.rules
     if info.damage:
         rule = "damaged_left_out" if checks.drop_damaged else "damaged"

@@ -19,6 +19,7 @@ from orchestrator.cli.dataset.arguments import (
 )
 from orchestrator.cli.shared.arguments import (
     PATH,
+    POSITIVE,
     SPLIT,
     check_exclusive,
     flag,
@@ -47,6 +48,12 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--bit-depth", type=click.IntRange(9, 15), help="bits in use of 16-bit greys"),
     click.option("--max-side", type=int, metavar="N", help="longer side of shrunk images, pixels"),
     click.option("--short-side", type=int, metavar="N", help="shorter side, instead of that"),
+    click.option(
+        "--max-megapixels",
+        type=POSITIVE,
+        metavar="N",
+        help="decode whole, to shrink them, images of over 89 megapixels and up to N",
+    ),
     click.option("--quality", type=int, default=90, help="JPEG quality of shrunk images"),
 )
 
@@ -153,11 +160,15 @@ def _image_checks(options: dict[str, Any]) -> "ImageChecks":
 
     sides = {name: options.pop(name) for name in ("max_side", "short_side")}
     quality, no_decode = options.pop("quality"), options.pop("no_decode")
+    max_megapixels = options.pop("max_megapixels")
     checks = {name: options.pop(name) for name in _CHECKS}
     check_exclusive(**sides)
     check_exclusive(drop_damaged=checks["drop_damaged"], no_decode=no_decode)
     is_shrinking = any(side is not None for side in sides.values())
-    shrink = ResizeSettings(**sides, quality=quality) if is_shrinking else None
+    if max_megapixels and not is_shrinking:
+        raise click.UsageError("--max-megapixels needs --max-side or --short-side.")
+    settings = {**sides, "quality": quality, "max_megapixels": max_megapixels}
+    shrink = ResizeSettings(**settings) if is_shrinking else None
     return ImageChecks(shrink=shrink, decode=not no_decode, **checks)
 
 

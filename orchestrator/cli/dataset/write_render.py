@@ -50,12 +50,15 @@ def progress_bars(source: Source) -> Iterator[Callable[[str, int, int], None]]:
 def print_resize_trial(shrink: ResizeSettings, source: Source, seed: int) -> None:
     """Shrink some images and print the effect."""
     trial, console = measure_resize(shrink, source, seed), make_console()
-    if not trial.num_images:
+    if trial.num_huge:
+        num = pluralize(trial.num_huge, "training image")
+        console.print(f"No trial of shrinking {num} of over 89 megapixels, which is slow.")
+    elif not trial.num_images:
         console.print("None of the training images drawn by the seed can be decoded.")
-    elif not trial.num_shrunk:
+    if trial.num_images and not trial.num_shrunk:
         drawn = pluralize(trial.num_images, "training image")
         console.print(f"None of {drawn}, drawn by the seed, is above the requested size.")
-    else:
+    elif trial.num_shrunk:
         console.print(
             f"{trial.num_shrunk} of {trial.num_images} training images, drawn by the seed, are too "
             "large. The effect of shrinking on all of these:"
@@ -91,7 +94,7 @@ def print_summary(url: str, source: Source, dataset: Dataset) -> None:
     if dataset.report and dataset.report["rules"]:
         _print_findings(console, dataset.report)
     for warning in dataset.report["warnings"] if dataset.report else ():
-        console.print(Text(f"warning: {warning}"))
+        console.print(Text(f"warning: {warning}", style="bold yellow"))
 
 
 def _print_findings(console: Console, report: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from image_folders import error_of, listed, make
 
 from data_sharding.errors import DataError
+from data_sharding.image.heif import can_read_heif
 from data_sharding.sources.base import Sample, Samples
 from data_sharding.sources.folder import FolderOptions, folder
 
@@ -109,16 +110,30 @@ def test_skipped_files_are_counted(tmp_path: Path) -> None:
 
 def test_too_many_skipped_files_are_refused(tmp_path: Path) -> None:
     make(tmp_path, *(f"{name}/{n}.jpg" for name in "ab" for n in range(9)))
-    make(tmp_path, "a/1.heic", "b/2.HEIC", *(f"a/{n}.txt" for n in range(99)))
+    make(tmp_path, "a/1.jxl", "b/2.JXL", *(f"a/{n}.txt" for n in range(99)))
     source = folder(tmp_path, 0.5)
-    assert source.skipped.counts == {".heic": 2, ".txt": 99}
-    assert "heif-convert" in " ".join(source.notes)
-    make(tmp_path, "a/3.heic")
+    assert source.skipped.counts == {".jxl": 2, ".txt": 99}
+    assert "djxl" in " ".join(source.notes)
+    make(tmp_path, "a/3.jxl")
     error = error_of(tmp_path, 0.5)
     assert error.value == 3 / (18 + 3)
-    assert "3 .heic" in error.problem
-    assert "heif-convert" in error.hint
-    assert folder(tmp_path, 0.5, options=ANY).skipped.counts == {".heic": 3, ".txt": 99}
+    assert "3 .jxl" in error.problem
+    assert "djxl" in error.hint
+    assert not source.warnings
+    source = folder(tmp_path, 0.5, options=ANY)
+    assert source.skipped.counts == {".jxl": 3, ".txt": 99}
+    assert "14%" in source.warnings[0]
+
+
+@pytest.mark.parametrize("name", ["1.heic", "2.HIF"])
+def test_heic_is_listed_if_it_can_be_read(tmp_path: Path, name: str) -> None:
+    make(tmp_path, f"train/a/{name}", "train/a/3.jpg", "train/b/4.jpg", "val/a/5.jpg")
+    source = folder(tmp_path, options=ANY)
+    if can_read_heif():
+        assert (len(source.splits["train"]), source.skipped.counts.total()) == (3, 0)
+    else:
+        assert source.skipped.counts == {Path(name).suffix.lower(): 1}
+        assert "pillow-heif" in " ".join(source.notes)
 
 
 def test_links_are_followed_or_counted(tmp_path: Path) -> None:
@@ -180,11 +195,29 @@ def test_empty_class(tmp_path: Path) -> None:
     source = folder(tmp_path, options=FolderOptions(allow_empty=True))
     assert source.classes == ("a", "b", "c")
     assert [label for _, _, label, _ in listed(source, "train")] == [0, 2]
-    assert "train/b" in source.notes[0]
+    assert "train/b" in " ".join(source.notes)
     make(tmp_path, "val/b/1.jpg")
     with pytest.raises(DataError) as caught:
         folder(tmp_path, options=FolderOptions(allow_empty=True))
     assert caught.value.value == "b"
+
+
+def test_an_empty_class_of_val_alone(tmp_path: Path) -> None:
+    """The classes are those of both splits, in one order."""
+    make(tmp_path, "train/a/1.jpg", "train/c/2.jpg", "val/a/3.jpg", "val/c/4.jpg")
+    (tmp_path / "val/b").mkdir()
+    assert error_of(tmp_path).value == str(tmp_path / "val/b")
+    source = folder(tmp_path, options=FolderOptions(allow_empty=True))
+    assert source.classes == ("a", "b", "c")
+    for split in ("train", "val"):
+        assert [label for _, _, label, _ in listed(source, split)] == [0, 2]
+    assert "val/b" in " ".join(source.notes)
+    (tmp_path / "val/b").rmdir()
+    (tmp_path / "val/c/4.jpg").unlink()
+    (tmp_path / "val/c").rmdir()
+    source = folder(tmp_path)
+    assert source.classes == ("a", "c")
+    assert "c" in source.notes[0]
 
 
 def test_val_need_not_have_every_class(tmp_path: Path) -> None:

@@ -94,9 +94,10 @@ def test_no_table_without_an_image_in_it(tahoe: Tahoe, tmp_path: Path) -> None:
         path.write_bytes(bomb())
     done = tahoe("shard", "folder", str(tmp_path / "huge"), "set", "--max-side", "9", check=False)
     assert done.returncode == 1
-    assert "can be decoded" in done.stdout
+    assert "2 training images of over 89 megapixels" in done.stdout
     assert "before" not in done.stdout
     assert "too large" in done.stderr
+    assert "--max-megapixels" in done.stderr
 
 
 def test_invalid_options_are_refused(tahoe: Tahoe, pets: Path) -> None:

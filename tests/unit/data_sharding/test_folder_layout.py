@@ -88,6 +88,30 @@ def test_both_forms_of_unicode_are_one_class(tmp_path: Path) -> None:
     assert [label for _, _, label, _ in listed(source, "val")] == [1]
 
 
+JUNK = (
+    *("__MACOSX", ".Trashes", "$RECYCLE.BIN", "$Recycle.Bin", "System Volume Information"),
+    *("@eaDir", "#recycle", "lost+found", "__pycache__", ".ipynb_checkpoints", ".git"),
+)
+
+
+@pytest.mark.parametrize("prefix", ["train/", "train/a/", "val/", ""])
+def test_what_systems_leave_is_no_class_and_no_image(tmp_path: Path, prefix: str) -> None:
+    make(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "val/a/3.jpg", "val/b/4.jpg")
+    make(tmp_path, *(f"{prefix}{name}/a/5.jpg" for name in JUNK))
+    make(tmp_path, *(f"{prefix}{name}" for name in ("Thumbs.db", ".DS_Store", "._1.jpg")))
+    source = folder(tmp_path)
+    assert source.classes == ("a", "b")
+    assert [len(source.splits[split]) for split in ("train", "val")] == [2, 2]
+    assert source.skipped.counts.total() == len(JUNK) + 3
+
+
+def test_what_systems_leave_beside_classes(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{name}/{n}.jpg" for name in ("a", "b", *JUNK) for n in range(2)))
+    source = folder(tmp_path, 0.5)
+    assert source.classes == ("a", "b")
+    assert source.skipped.counts.total() == len(JUNK)
+
+
 def test_no_directory(tmp_path: Path) -> None:
     make(tmp_path, "file")
     for name in "x y", "file":

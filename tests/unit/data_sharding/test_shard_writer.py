@@ -185,8 +185,9 @@ def test_a_large_image_is_not_called_corrupt(tmp_path: Path) -> None:
     assert found["corrupt"][0] == 1
     num, (name,) = found["too_large"]
     assert (num, name.partition(": is too large")[0]) == (1, "train/a/bomb.png")
-    with pytest.raises(DataError, match="corrupt or too large"):
+    with pytest.raises(DataError, match="corrupt or too large") as caught:
         write(root, tmp_path / "other", ImageChecks(max_bad_fraction=0.03))
+    assert "`max_side`" in caught.value.hint
 
 
 def test_a_huge_jpeg_is_made_smaller(tmp_path: Path) -> None:
