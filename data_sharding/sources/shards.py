@@ -13,6 +13,7 @@ from typing import Any
 
 from braceexpand import braceexpand
 
+from data_sharding.format.class_map import ClassMap
 from data_sharding.format.manifest import SPLITS, Manifest, read_manifest, read_manifests
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.io import filesystem
@@ -26,7 +27,7 @@ from data_sharding.tools.find_shards import (
     split_directories,
     warn_unused_tars,
 )
-from data_sharding.tools.index import resolve_classes, scan_splits
+from data_sharding.tools.index import choose_classes, resolve_classes, scan_splits
 from data_sharding.tools.remarks import describe_scans, warn
 from data_sharding.tools.scan import ReadOptions, Scan, scan_shards
 
@@ -41,6 +42,7 @@ def from_webdataset(
     seed: int = 0,
     classes: Sequence[str] | None = None,
     relabel: bool = False,
+    class_map: ClassMap | None = None,
 ) -> Source:
     """List the samples of shards without manifests.
 
@@ -53,6 +55,7 @@ def from_webdataset(
         classes: names of the classes; see `index_shards`.
         relabel: whether the labels that occur in train are numbered from 0 on, in their order;
             `classes` then names these.
+        class_map: the classes to keep, and their new labels.
     """
     found: dict[str, list[str]] = {split: [] for split in SPLITS}
     for url in urls:
@@ -62,11 +65,16 @@ def from_webdataset(
         found["val"] += chain.from_iterable(_expand(url, "val").values())
     refuse_equal_urls(chain.from_iterable(found.values()), "shard")
     check_val_choice(truncated_list(urls), bool(found["val"]), val_fraction)
+    reading = replace(reading, any_number=class_map is not None)
     scans = scan_splits(found, partial(_scan_to_keep, rule=rule, reading=reading))
     facts: dict[str, Any] = {"kind": "webdataset", "labels": str(rule.labels)}
     if rule.image is not None:
         facts["image"] = rule.image
-    if relabel:
+    if class_map is not None:
+        scans, names, rule = choose_classes(scans, rule, class_map, classes)
+        label_map = _label_map(names, names)
+        facts["class_map_sha256"] = class_map.sha256
+    elif relabel:
         names, label_map = _renumber(scans, classes)
         facts["relabel"] = True
     else:

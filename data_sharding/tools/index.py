@@ -7,6 +7,7 @@ its shards, get links there.
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_sharding.errors import DataError
+from data_sharding.format.class_map import MAX_CLASSES, ClassMap
 from data_sharding.format.labels import sorted_classes
 from data_sharding.format.manifest import (
     PUBLISH_ORDER,
@@ -30,6 +32,7 @@ from data_sharding.io.text import pluralize, truncated_list
 from data_sharding.tools.duplicate_shards import refuse_duplicates
 from data_sharding.tools.find_shards import FoundShards, listing
 from data_sharding.tools.remarks import (
+    describe_choice,
     describe_gaps,
     describe_runs,
     describe_scans,
@@ -39,8 +42,6 @@ from data_sharding.tools.remarks import (
 from data_sharding.tools.resumable_scan import ScanRecords, scan_resumably
 from data_sharding.tools.scan import DEFAULT_OPTIONS, ReadOptions, Scan
 
-_MAX_CLASSES = 1 << 20  # larger labels are ids of something else
-
 
 def index_shards(
     shards: Mapping[str, FoundShards],
@@ -48,18 +49,28 @@ def index_shards(
     options: ReadOptions = DEFAULT_OPTIONS,
     *,
     classes: Sequence[str] | None = None,
+    class_map: ClassMap | None = None,
 ) -> tuple[dict[str, Manifest], dict[str, Counter[str]]]:
     """Read all shards; return the manifests, and the samples of each class, by split.
+
+    A shard without a sample of the chosen classes is left out.
 
     Args:
         classes: names of the classes, if known; else labels that are numbers name the classes
             themselves, from 0 on, and labels that are names are sorted.
     """
+    source = {"kind": "index", "labels": str(rule.labels)}
+    options = replace(options, any_number=class_map is not None)
     scans = scan_splits(
         {split: s.urls for split, s in shards.items()},
         lambda urls: scan_resumably(urls, rule, options),
     )
-    names = resolve_classes(scans, classes) if rule.labels.kind != "none" else tuple(classes or ())
+    if class_map is not None:
+        scans, names, rule = choose_classes(scans, rule, class_map, classes)
+        source["class_map_sha256"] = class_map.sha256
+    else:
+        has_labels = rule.labels.kind != "none"
+        names = resolve_classes(scans, classes) if has_labels else tuple(classes or ())
     labels = {split: _class_indices(split_scans, names) for split, split_scans in scans.items()}
     if rule.labels.kind == "single" and "train" in labels:
         warn("train", [describe_runs(labels["train"])])
@@ -68,8 +79,9 @@ def index_shards(
             classes=names,
             labels=rule.labels,
             image=rule.image,
+            class_labels=rule.class_labels,
             shards=_table(split_scans),
-            source={"kind": "index", "labels": str(rule.labels)},
+            source=source,
         )
         for split, split_scans in scans.items()
     }
@@ -92,6 +104,47 @@ def scan_splits(
     for split, split_scans in by_split.items():
         warn(split, describe_scans(split_scans))
     return by_split
+
+
+def choose_classes(
+    scans: Mapping[str, Sequence[Scan]],
+    rule: SampleRule,
+    class_map: ClassMap,
+    classes: Sequence[str] | None,
+) -> tuple[dict[str, list[Scan]], tuple[str, ...], SampleRule]:
+    """Keep the samples of some classes, and log how many others there are.
+
+    Args:
+        classes: names of all classes, if known.
+
+    Returns:
+        The shards that have some, the names of the new classes, and the rule that finds them.
+
+    Raises:
+        DataError: there are no labels, a class is none of the set, or no sample of it is left.
+    """
+    if rule.labels.kind == "none":
+        raise DataError(
+            f"{class_map.url} chooses classes, and the samples have no labels: nothing was written",
+            value=class_map.url,
+            hint="Choose the member that holds the class with `label`.",
+        )
+    values = {v for split_scans in scans.values() for s in split_scans for v in s.values}
+    names, class_labels = class_map.resolve(classes, values)
+    rule = replace(rule, class_labels=class_labels)
+    kept = {}
+    for split, split_scans in scans.items():
+        chosen = [scan.of_classes(rule) for scan in split_scans]
+        warn(split, [describe_choice(split_scans, chosen, rule)])
+        kept[split] = [scan for scan in chosen if scan.num_samples]
+        if not kept[split]:
+            raise DataError(
+                f"{split} has no sample of the {pluralize(len(names), 'class')} that "
+                f"{class_map.url} chooses: nothing was written",
+                value=class_map.url,
+                hint="Check that its labels are those of this data set.",
+            )
+    return kept, names, rule
 
 
 def resolve_classes(
@@ -168,6 +221,14 @@ def classes_of_other_split(url: str, shards: Mapping[str, FoundShards]) -> tuple
     return None if other is None else read_manifest(url, other).classes
 
 
+def known_classes(url: str) -> tuple[str, ...] | None:
+    """Return the names of all classes of a data set, if one of its manifests has them."""
+    with listing(url):
+        splits = [split for split in PUBLISH_ORDER if filesystem.exists(url_of(url, split))]
+    manifests = (read_manifest(url, split) for split in splits)
+    return next((m.classes for m in manifests if m.class_labels is None), None)
+
+
 def read_class_names(path: Path) -> tuple[str, ...]:
     """Read the names of classes from a text file, one a line.
 
@@ -224,7 +285,7 @@ def _derive_classes(values: set[int | str]) -> tuple[str, ...]:
             value=name,
             hint="List the classes in `classes`.",
         )
-    if max(numbers) >= _MAX_CLASSES:
+    if max(numbers) >= MAX_CLASSES:
         raise DataError(
             f"the labels go up to {max(numbers)}, which is too many classes: nothing was written",
             value=max(numbers),

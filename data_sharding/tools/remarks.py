@@ -2,12 +2,14 @@
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.tar_samples import (
     DIRECTORY,
     METADATA,
@@ -58,6 +60,26 @@ def describe_unused(names: Sequence[str], used: Iterable[str]) -> str:
     )
 
 
+def describe_choice(before: Sequence[Scan], after: Sequence[Scan], rule: SampleRule) -> str:
+    """Describe the samples, by label, that are of no chosen class; empty if there are none."""
+    kept = {label for labels in rule.class_labels or () for label in labels}
+    others = Counter[int | str]()
+    for scan in before:
+        counts = np.bincount(scan.codes, minlength=len(scan.values)).tolist()
+        others.update(dict(zip(scan.values, counts, strict=True)))
+    others = Counter({label: num for label, num in others.items() if label not in kept})
+    num_dropped = sum(s.num_samples for s in before) - sum(s.num_samples for s in after)
+    if not others:
+        return ""
+    by_label = [f"{label}: {num:,}" for label, num in others.most_common()]
+    num_shards = sum(not scan.num_samples for scan in after)
+    shards = f" {pluralize(num_shards, 'shard')} without any other are left out." * bool(num_shards)
+    return (
+        f"passed over: {pluralize(num_dropped, 'sample')} of {pluralize(len(others), 'label')} "
+        f"outside the class map ({truncated_list(by_label)}).{shards}"
+    )
+
+
 def describe_gaps(values: Collection[int | str]) -> str:
     """Describe gaps in labels that are numbers of classes; empty if there are none."""
     numbers = sorted(value for value in values if isinstance(value, int))
@@ -70,7 +92,7 @@ def describe_gaps(values: Collection[int | str]) -> str:
         f"{len(numbers):,} numbers from {numbers[0]:,} to {numbers[-1]:,}: {reason}. "
         f"Label n means class n, counted from 0, so there are {num_classes:,} classes, "
         f"{num_classes - len(numbers):,} of them without samples. `webdataset` with `relabel` "
-        "numbers the labels that occur from 0 on."
+        "numbers the labels that occur from 0 on, and `class_map` does so without a copy."
     )
 
 

@@ -59,7 +59,7 @@ def scan_resumably(urls: Sequence[str], rule: SampleRule, options: ReadOptions) 
 
     parallel_map(
         _scan_group,
-        _Job(ScanJob(rule, options.scratch), way),
+        _Job(ScanJob(rule, options.scratch, any_number=options.any_number), way),
         _groups(missing, way, options.num_workers),
         num_workers=options.num_workers,
         on_progress=lambda done: options.on_progress(num_before + done),

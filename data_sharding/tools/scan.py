@@ -52,6 +52,7 @@ class ReadOptions:
         what: the bytes that `index` reads: "whole" shards, their "headers" and labels, or, with
             "auto", the cheaper of both for remote shards.
         on_message: called with sentences for the user.
+        any_number: take labels below 0 as they are, to be left out later.
     """
 
     scratch: str | Path | None = None
@@ -59,6 +60,7 @@ class ReadOptions:
     on_progress: Callable[[int], None] = lambda done: None
     what: Literal["auto", "whole", "headers"] = "whole"
     on_message: Callable[[str], None] = lambda sentence: None
+    any_number: bool = False
 
 
 DEFAULT_OPTIONS = ReadOptions()
@@ -105,6 +107,28 @@ class Scan:
     def name(self) -> str:
         return self.url.rpartition("/")[2]
 
+    def of_classes(self, rule: SampleRule) -> "Scan":
+        """Return the shard as read by a rule that keeps some classes; labels are their numbers.
+
+        Args:
+            rule: the rule of this scan, with the labels of each class.
+        """
+        assert rule.class_labels is not None
+        of_label = {label: i for i, labels in enumerate(rule.class_labels) for label in labels}
+        classes = np.array([of_label.get(value, -1) for value in self.values], dtype=np.int32)
+        codes = classes[self.codes]
+        sample = np.repeat(np.arange(self.num_samples), self.num_labels)[codes >= 0]
+        num_labels = np.bincount(sample, minlength=self.num_samples).astype(np.int32)
+        is_kept = (num_labels > 0) | (self.num_labels == 0)
+        return replace(
+            self,
+            num_samples=int(is_kept.sum()),
+            values=tuple(range(len(rule.class_labels))),
+            codes=codes[codes >= 0],
+            num_labels=num_labels[is_kept],
+            image_bytes=self.image_bytes[is_kept],
+        )
+
     def digest(self, kind: DigestKind) -> str:
         return self.sha256 if kind == "whole" else self.sampled_sha256
 
@@ -113,7 +137,11 @@ class Scan:
 
 
 def scan_shards(
-    urls: Sequence[str], rule: SampleRule, options: ReadOptions, *, keep_copies: bool = False
+    urls: Sequence[str],
+    rule: SampleRule,
+    options: ReadOptions,
+    *,
+    keep_copies: bool = False,
 ) -> list[Scan]:
     """Read shards in parallel, all of whose samples must be usable.
 
@@ -123,7 +151,7 @@ def scan_shards(
     Raises:
         DataError: some are not usable; the problem lists them with shard and key.
     """
-    job = ScanJob(rule, options.scratch, keep_copies)
+    job = ScanJob(rule, options.scratch, keep_copies, any_number=options.any_number)
     return require_usable(_scan_all(urls, job, options, require_readable), rule)
 
 
@@ -170,6 +198,7 @@ class ScanJob(NamedTuple):
         keep_copies: leave copies there.
         classes: indices of the classes by name, which labels have to be among.
         decode: decode every image.
+        any_number: take labels below 0 as they are.
     """
 
     rule: SampleRule
@@ -177,6 +206,7 @@ class ScanJob(NamedTuple):
     keep_copies: bool = False
     classes: Mapping[str, int] | None = None
     decode: bool = False
+    any_number: bool = False
 
 
 def _scan_all(
@@ -291,10 +321,10 @@ def _labels(job: ScanJob, data: bytes) -> list[int | str]:
     for value in values:
         if job.classes is not None:
             class_index(value, job.classes)
-        elif isinstance(value, int) and value < 0:
+        elif isinstance(value, int) and value < 0 and not job.any_number:
             raise BadLabelError(
                 f"has the label {value}, and classes are numbered from 0; read images without "
-                "labels with `label` none"
+                "labels with `label` none, or leave these out with `class_map`"
             )
     return values
 

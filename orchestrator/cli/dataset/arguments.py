@@ -43,6 +43,11 @@ def sample_options(call: Call) -> Call:
             help="member that holds the label: cls, txt, json:FIELD or none",
         ),
         click.option(
+            "--class-map",
+            metavar="FILE",
+            help="classes to keep, one a line, or rows OLD,NEW (.csv, .tsv, .json)",
+        ),
+        click.option(
             "--image",
             metavar="EXT[;EXT]",
             help="member that is the image: jpg;png or input.jpg (default: any image)",

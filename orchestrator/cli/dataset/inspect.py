@@ -55,6 +55,7 @@ def index(
     split: str | None,
     tars: str,
     image: str | None,
+    class_map: str | None,
     label: str,
     multi_label: bool,
     classes: Path | None,
@@ -64,11 +65,13 @@ def index(
     scratch: str | None,
 ) -> None:
     """Write the manifests of existing shards."""
+    from data_sharding.format.class_map import read_class_map
     from data_sharding.tools.find_shards import find_shards
     from data_sharding.tools.index import (
         classes_of_other_split,
         forget_scans,
         index_shards,
+        known_classes,
         read_class_names,
         write_manifests,
     )
@@ -79,10 +82,12 @@ def index(
     shards = find_shards(url, split, tars)
     names = read_class_names(classes) if classes else None
     other_names = classes_of_other_split(url, shards)
+    chosen = read_class_map(class_map) if class_map else None
+    names = names or (known_classes(url) if chosen else other_names)
     with render.progress_bar("reading", total=None) as on_progress:
         say = partial(click.echo, err=True)
         reading = ReadOptions(scratch, num_workers, on_progress, read, say)
-        manifests, counts = index_shards(shards, rule, reading, classes=names or other_names)
+        manifests, counts = index_shards(shards, rule, reading, classes=names, class_map=chosen)
     is_written = write_manifests(url, shards, manifests, force=force)
     forget_scans(shards, rule)
     has_other = other_names is not None

@@ -284,6 +284,7 @@ def webdataset(
     urls: tuple[str, ...],
     val: tuple[str, ...],
     image: str | None,
+    class_map: str | None,
     label: str,
     multi_label: bool,
     classes: Path | None,
@@ -291,15 +292,18 @@ def webdataset(
     **settings: Any,
 ) -> "Source":
     """Write a data set from existing shards."""
+    from data_sharding.format.class_map import read_class_map
     from data_sharding.sources.shards import from_webdataset
     from data_sharding.tools.index import read_class_names
 
+    check_exclusive(class_map=class_map, relabel=settings["relabel"])
     return from_webdataset(
         urls,
         sample_rule(image, label, multi_label=multi_label),
         reading,
         val_urls=val,
         classes=read_class_names(classes) if classes else None,
+        class_map=read_class_map(class_map) if class_map else None,
         **settings,
     )
 

@@ -18,6 +18,7 @@ from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import ShardInfo
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.io.download import DownloadSettings
+from data_sharding.storage.cache import CacheSettings
 from data_sharding.storage.range_reads import RangeReadStore
 from data_sharding.storage.shard_store import LocalStore, open_store
 
@@ -118,6 +119,34 @@ def test_a_streamed_sample_is_the_mapped_one_in_any_tar_dialect(s3, tmp_path, fo
     for _, i in places:
         assert sample(store, shard, i) == sample(local, shard, i)
     assert sample(store, shard, 2)[0].startswith("has no image of a known kind")
+
+
+def test_samples_of_chosen_classes_are_the_same_streamed_cached_and_local(s3, tmp_path):
+    directory = tmp_path / "chosen"
+    directory.mkdir()
+    shard = replace(odd_tar(directory / "odd.tar", tarfile.PAX_FORMAT), num_samples=3)
+    s3.put(s3.url("chosen"), directory)
+    rule = SampleRule(image="jpg;xyz", class_labels=((4,), (2, 1)))
+    cache = CacheSettings(dir=tmp_path / "cache", max_gb=1)
+    local = LocalStore(directory, rule)
+    cached, streamed = (open_store(s3.url("chosen"), c, rule) for c in (cache, None))
+    expected = [sample(local, shard, i) for i in range(3)]
+    assert [(len(image), label) for image, label, _ in expected] == [
+        (700, b"1"),
+        (1400, b"2"),
+        (2800, b"4"),
+    ]
+    assert [sample(cached, shard, i) for i in range(3)] == expected
+    bounds = streamed.open(shard).ranges
+    s3.forget()
+    streamed.prefetch_samples([(shard, i) for i in range(3)])
+    assert [sample(streamed, shard, i) for i in range(3)] == expected
+    assert ranges(s3) == [(bounds[0, 0], bounds[1, 1]), tuple(bounds[2])]  # without sample 3
+    other = SampleRule(class_labels=((5,), (2, 1)))
+    again = LocalStore(directory, other), open_store(s3.url("chosen"), None, other)
+    assert [[store.open(shard).label_bytes(i) for i in range(3)] for store in again] == [
+        [b"1", b"2", b"5"]
+    ] * 2
 
 
 def test_only_the_requested_samples_are_fetched(s3, store, shards):
