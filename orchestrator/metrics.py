@@ -2,7 +2,8 @@
 
 A logged name is a group and a metric, e.g. `val/top1` or `perf/images_per_s`. A new metric needs a
 row here, and the code that computes it: for a result of evaluations, a mean over samples,
-`training.task.losses.sum_metrics`. keep_best, the tables and MLflow then have it.
+`training.task.losses.sum_metrics`; of images with several labels `training.task.class_metrics`.
+keep_best, the tables and MLflow then have it.
 """
 
 from collections.abc import Mapping
@@ -36,6 +37,8 @@ class Metric:
 METRICS = {
     "top1": Metric("top-1", "%", ".2f", goal="max"),
     "top5": Metric("top-5", "%", ".2f", goal="max"),
+    "map": Metric("mAP", "%", ".2f", goal="max"),
+    "f1": Metric("F1", "%", ".2f", goal="max"),
     "loss": Metric("loss", "", "#.4g", goal="min"),
     "real_top1": Metric("ReaL", "%", ".2f", goal="max"),
     "images_per_s": Metric("speed", "img/s", ",.0f", reduction="sum"),
@@ -51,7 +54,9 @@ METRICS = {
 }
 RESULTS = tuple(name for name, metric in METRICS.items() if metric.goal)
 VAL_METRICS = tuple(f"val/{name}" for name in RESULTS if name != "real_top1")  # in training
-RANKED_BY = ("val/top1", "val/loss")  # runs, by the first that they have
+SINGLE_LABEL_METRICS = ("val/top1", "val/top5", "val/loss")  # of images with one label each
+MULTI_LABEL_METRICS = ("val/map", "val/f1", "val/loss")  # of images with several
+RANKED_BY = ("val/top1", "val/map", "val/loss")  # runs, by the first that they have
 
 
 def metric_of(name: str) -> Metric:

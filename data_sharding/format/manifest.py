@@ -69,6 +69,8 @@ class Manifest:
 
     `source` records how the shards were made, in plain JSON values; nothing is computed from it.
     `image` and `class_labels` are as in `SampleRule`; the counts are of the samples that it keeps.
+    `samples_per_class` counts the samples that show each class, where a sample has several labels;
+    None where it has one, or was written before they were counted.
     """
 
     classes: tuple[str, ...]
@@ -77,6 +79,7 @@ class Manifest:
     labels: LabelRule = LabelRule()
     image: Annotated[str, AfterValidator(check_image)] | None = None
     class_labels: ClassLabels | None = None
+    samples_per_class: tuple[int, ...] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -87,6 +90,7 @@ class Manifest:
             raise ValueError(f"the class {repeated!r} is listed twice")
         self._check_class_labels()
         self.shards.check()
+        self._check_samples_per_class()
         return self
 
     def _check_class_labels(self) -> None:
@@ -101,6 +105,14 @@ class Manifest:
         repeated = next((label for label, num in labels.items() if num > 1), None)
         if repeated is not None:
             raise ValueError(f"class_labels has the label {repeated!r} twice")
+
+    def _check_samples_per_class(self) -> None:
+        counts = self.samples_per_class
+        if counts is not None and (
+            len(counts) != len(self.classes)
+            or not all(0 <= count <= self.num_samples for count in counts)
+        ):
+            raise ValueError("samples_per_class does not fit the classes and the samples")
 
     @cached_property
     def rule(self) -> SampleRule:
@@ -190,6 +202,8 @@ def write_manifest(url: str, split: str, manifest: Manifest) -> None:
         table = manifest.shards.to_bytes()
         filesystem.write_bytes(filesystem.join(url, split, TABLE_NAME), table)
         values["shards"] = asdict(_TableFile(TABLE_NAME, len(table), manifest.shards.sha256))
+    if manifest.samples_per_class is not None:
+        values["samples_per_class"] = manifest.samples_per_class
     values["source"] = manifest.source
     text = json.dumps(values, indent=2, ensure_ascii=False)
     filesystem.write_bytes(url_of(url, split), (text + "\n").encode())

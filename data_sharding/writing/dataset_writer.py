@@ -10,6 +10,7 @@ mark of an unfinished set is removed after it.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -249,7 +250,8 @@ class DatasetWriter:
         rule = STORED_LABELS[source.labels.kind]
         manifests = {}
         for split in PUBLISH_ORDER:
-            infos = tuple(s.info for s in shards if s.split == split and s.info is not None)
+            of_split = [shard for shard in shards if shard.split == split]
+            infos = tuple(shard.info for shard in of_split if shard.info is not None)
             if not infos:
                 raise DataError(
                     f"no image of {split} is left to be stored, so nothing was published",
@@ -257,7 +259,10 @@ class DatasetWriter:
                     hint="Add images that are sound and no duplicates.",
                 )
             table = ShardTable.from_infos(infos)
-            manifests[split] = Manifest(source.classes, table, self.facts, rule)
+            counts = _samples_per_class(of_split, source) if rule.kind == "multi" else None
+            manifests[split] = Manifest(
+                source.classes, table, self.facts, rule, samples_per_class=counts
+            )
         quality = None
         if self.job.checks:
             quality = _report(source, self.facts, shards, duplicates)
@@ -266,6 +271,11 @@ class DatasetWriter:
         for split, manifest in manifests.items():
             write_manifest(url, split, manifest)
         return Dataset(manifests, reused=False, report=quality)
+
+
+def _samples_per_class(shards: Sequence[WrittenShard], source: Source) -> tuple[int, ...]:
+    total = sum((shard.samples_per_class for shard in shards), Counter[int]())
+    return tuple(total[label] for label in range(len(source.classes)))
 
 
 class _BadImageLimit:

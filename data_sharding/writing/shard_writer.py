@@ -5,6 +5,7 @@ write it again after being killed. One sample is in memory at a time.
 """
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,6 +106,7 @@ class WrittenShard:
     Args:
         info: None if no sample was left; there is no file then.
         labels: class indices that occur.
+        samples_per_class: number of samples that show each of them, where a sample has several.
         num_files, num_bytes: number and size of the image files read.
         num_samples, num_bytes_stored: number and size of the image files stored.
     """
@@ -112,6 +114,7 @@ class WrittenShard:
     split: str
     info: ShardInfo | None = None
     labels: set[int] = field(default_factory=set)
+    samples_per_class: Counter[int] = field(default_factory=Counter)
     findings: QualityFindings = field(default_factory=QualityFindings)
     num_files: int = 0
     num_bytes: int = 0
@@ -176,6 +179,8 @@ def _write_sample(job: WriteJob, sample: Sample, tar: TarStream, shard: WrittenS
     if stored.kind != "none":
         tar.add(f"{sample.key}.{stored.extension}", json.dumps(sample.label).encode("ascii"))
         shard.labels.update(sample.labels)
+    if stored.kind == "multi":
+        shard.samples_per_class.update(set(sample.labels))
     shard.num_samples += 1
     shard.num_bytes_stored += len(data)
 

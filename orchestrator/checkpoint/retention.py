@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from orchestrator.checkpoint.store import CheckpointManifest, CheckpointStore
 from orchestrator.config.schema import Checkpoint
-from orchestrator.metrics import score
+from orchestrator.metrics import RANKED_BY, score
 from orchestrator.run.rundir import RunError
 
 log = logging.getLogger(__name__)
@@ -62,11 +62,13 @@ def best_checkpoint(
 ) -> CheckpointManifest | None:
     """Return the checkpoint with the best finite metric; of equal ones, the newest.
 
-    A network that is trained without labels has no accuracy: there, the loss decides.
+    Where that metric does not exist, as the accuracy of several labels or of none, the main one of
+    those that do decides.
     """
     name = keep.keep_best
-    if name is not None and not any(name in manifest.metrics for manifest in manifests):
-        name = "val/loss"
+    existing = {name for manifest in manifests for name in manifest.metrics}
+    if name is not None and name not in existing:
+        name = next((main for main in RANKED_BY if main in existing), None)
     evaluated = [one for one in manifests if math.isfinite(one.metrics.get(str(name), math.nan))]
 
     def rank(manifest: CheckpointManifest) -> tuple[float, int]:

@@ -1,5 +1,6 @@
 """The schema of `recipe`: how a network is trained. `config.schema` has the rest."""
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -28,6 +29,15 @@ def _count_or_auto(value: object) -> object:
 # `auto` is resolved when a run is created (`run.sizes`): a frozen config has a number. A validator
 # of its own, since pydantic's union would report each error once for each member.
 CountOrAuto = Annotated[int | Literal["auto"], PlainValidator(_count_or_auto)]
+
+
+def _weight_or_auto(value: object) -> object:
+    if value == "auto" or (type(value) in (int, float) and 0 < value < math.inf):  # type: ignore[operator]
+        return value
+    raise ValueError("must be a number greater than 0, or auto")
+
+
+WeightOrAuto = Annotated[float | Literal["auto"], PlainValidator(_weight_or_auto)]
 schema_dataclass = dataclass(
     frozen=True,
     kw_only=True,
@@ -179,6 +189,8 @@ class Recipe:
     loss: Literal["cross_entropy", "bce", "model"] = "cross_entropy"
     aux_loss_weight: NonNegativeFloat = 0.3
     bce_target_threshold: Fraction | None = None
+    bce_pos_weight: WeightOrAuto | None = None
+    bce_max_pos_weight: PositiveFloat = 100.0
     map_rejection_penalty: NonNegativeFloat | None = None
     phases: tuple[Phase, ...] = ()
     linear_probe: bool = False

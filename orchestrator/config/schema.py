@@ -140,10 +140,14 @@ class Data:
 
 @schema_dataclass
 class Evaluate:
-    """The interval and the batch size of evaluations on the validation split."""
+    """The interval and the batch size of evaluations on the validation split.
+
+    `threshold` is for images with several labels: a class is predicted above that probability.
+    """
 
     every_epochs: PositiveFloat
     batch_size: PositiveInt
+    threshold: Fraction = 0.5
 
 
 @schema_dataclass

@@ -66,7 +66,8 @@ def find_best_neuron(
         readable = batch.readable.cpu()
         features.append(rows[readable])
         labels.append(batch.labels.cpu()[readable])
-    is_target = torch.cat(labels) == manifest.classes.index(target)
+    truth, number = torch.cat(labels), manifest.classes.index(target)
+    is_target = truth[:, number] > 0 if truth.ndim == 2 else truth.eq(number)
     accuracy, neuron = best_neuron(torch.cat(features), is_target)
     target_pct = 100 * is_target.double().mean().item()
     return {

@@ -4,16 +4,13 @@ An ensemble's probability of a class is the mean of its members'
 (Krizhevsky et al. 2012, section 4.1, over crops; the winners' ensembles over networks).
 """
 
-import csv
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import timm
 import torch
 from torch import Tensor
@@ -21,7 +18,6 @@ from torch import Tensor
 from data_sharding.format.manifest import Manifest, read_manifest
 from data_sharding.loading.full_images import load_full_images
 from data_sharding.loading.loader import iter_batches
-from data_sharding.loading.split_reader import SplitReader
 from data_sharding.transforms.eval_protocol import parse_dense, parse_protocol
 from orchestrator.checkpoint.retention import select_checkpoint
 from orchestrator.checkpoint.safetensors_io import read_tensors
@@ -29,7 +25,13 @@ from orchestrator.checkpoint.store import WEIGHTS, CheckpointStore
 from orchestrator.config.parse import ConfigError, parse
 from orchestrator.config.schema import Config
 from orchestrator.evaluation.dense import make_dense
-from orchestrator.metrics import VAL_METRICS
+from orchestrator.evaluation.multi_label import MultiLabelTruth
+from orchestrator.evaluation.single_label import (
+    GroundTruth,
+    count_confusion,
+    real_labels,
+    write_confusion,
+)
 from orchestrator.run.rundir import RunDir
 from orchestrator.torch_workers.entry import report_progress
 from orchestrator.training.inputs.class_names import check_classes
@@ -40,17 +42,14 @@ from orchestrator.training.inputs.datasets import (
 )
 from orchestrator.training.inputs.device import Device
 from orchestrator.training.task.losses import (
+    binary_log_probs,
     mean_log_probs,
-    predict,
     sample_log_probs,
-    sum_metrics,
 )
 from orchestrator.training.task.model import build_model
 from orchestrator.training.task.warm_start import differences
 
-_MAX_TABLE = 1000  # classes; a larger confusion matrix is mostly zeros: 800 MB of 20,000
-_NAME = re.compile(r"ILSVRC2012_val_\d{8}$")
-Metrics = dict[str, float | None]  # percent, nats; `real_top1`: of images with reassessed labels
+Truth = GroundTruth | MultiLabelTruth
 
 
 @dataclass(frozen=True)
@@ -76,29 +75,6 @@ class EvalRequest:
     max_bad_fraction: float | None
 
 
-@dataclass(frozen=True)
-class GroundTruth:
-    """Labels (n,), whether each image is readable (n,), and all classes that each shows."""
-
-    labels: Tensor
-    readable: Tensor
-    real: list[list[int]] | None
-
-    def metrics(self, log_probs: Tensor) -> Metrics:
-        """Compute the metrics of log-probabilities (n, classes)."""
-        means = sum_metrics(log_probs, self.labels, self.readable) / len(self.labels)
-        names = (name.removeprefix("val/") for name in VAL_METRICS)
-        metrics: Metrics = dict(zip(names, means.tolist(), strict=True))
-        return metrics | {"real_top1": self._real_top1(predict(log_probs, self.readable))}
-
-    def _real_top1(self, predicted: Tensor) -> float | None:
-        if self.real is None:
-            return None
-        pairs = zip(predicted.tolist(), self.real, strict=True)
-        hits = [number in classes for number, classes in pairs if classes]
-        return 100 * sum(hits) / len(hits) if hits else None
-
-
 class Weights(NamedTuple):
     """The step of loaded weights, and whether they are averaged or raw."""
 
@@ -111,7 +87,8 @@ def evaluate_runs(**options: Any) -> dict[str, Any]:
 
     Returns:
         The results of each run by its path, of the ensemble if there are several, and of each class
-        in the ensemble (None without samples); `notes` are what could not be checked.
+        in the ensemble (None without samples): `class_top1`, or `class_ap` and `class_f1` where
+        images have several labels. `notes` are what could not be checked.
     """
     request = EvalRequest(**options)
     results, notes = dict[str, dict[str, Any]](), list[str]()
@@ -141,8 +118,8 @@ def evaluate_runs(**options: Any) -> dict[str, Any]:
         total = log_probs if total is None else torch.logaddexp(total, log_probs)
     assert total is not None  # there is a run
     mean = total - math.log(len(request.runs))
-    confusion = count_confusion(mean, truth, len(manifest.classes))
-    if request.confusion:
+    if request.confusion and isinstance(truth, GroundTruth):
+        confusion = count_confusion(mean, truth, len(manifest.classes))
         write_confusion(Path(request.confusion), confusion, manifest.classes)
     return {
         "num_samples": len(truth.labels),
@@ -150,7 +127,7 @@ def evaluate_runs(**options: Any) -> dict[str, Any]:
         "runs": results,
         "ensemble": truth.metrics(mean) if len(request.runs) > 1 else None,
         "classes": manifest.classes,
-        "class_top1": class_top1(confusion, len(manifest.classes)),
+        **truth.by_class(mean),
         "notes": notes,
     }
 
@@ -162,9 +139,35 @@ def _read_manifest(run: RunDir, url: str, request: EvalRequest) -> tuple[Manifes
         check_fingerprint(run, url, {request.split: manifest})
     else:
         note = check_classes(run, url, manifest)
-    if manifest.labels.kind != "single":
-        raise ConfigError(f"{url} has no single label a sample to evaluate against", value=url)
+    _check_labels(run, url, manifest.labels.kind, request)
     return manifest, note
+
+
+def _check_labels(run: RunDir, url: str, kind: str, request: EvalRequest) -> None:
+    """Refuse labels that are not of the run's kind, and requests that they cannot answer."""
+    if kind == "none":
+        raise ConfigError(f"{url} has no labels to evaluate against", value=url)
+    data = (run.read_json(run.identity_file) or {}).get("data", {})
+    own = kind if request.data is None else data.get("label_kind", "single")
+    if own != kind:
+        raise ConfigError(
+            f"{url} has {kind} labels, and {run.path} was trained with {own} ones, so its outputs "
+            "mean something else",
+            value=url,
+            hint="Name data whose images are labelled alike.",
+        )
+    refused = {
+        "--confusion-matrix": request.confusion,
+        "--real-labels": request.real,
+    }
+    for option, value in refused.items():
+        if kind == "multi" and value:
+            raise ConfigError(
+                f"{option}: the images of {url} have several labels each, and it is for one",
+                value=value,
+                hint="Leave it out: --json has the average precision and the F1 of each class, "
+                "and --worst-classes N lists the lowest.",
+            )
 
 
 def _apply(request: EvalRequest, config: Config) -> tuple[Config, str]:
@@ -220,8 +223,10 @@ def timm_protocol(model: str, crop: int) -> str:
 @torch.no_grad()
 def _predict(
     run: RunDir, config: Config, protocol: str, manifest: Manifest, request: EvalRequest
-) -> tuple[Weights, Tensor, GroundTruth]:
-    """Compute the log-probabilities of a run, (n, classes)."""
+) -> tuple[Weights, Tensor, Truth]:
+    """Compute the log-probabilities of a run, (n, classes); of several labels (n, classes, 2)."""
+    is_multi = manifest.labels.kind == "multi"
+    to_log_probs = binary_log_probs if is_multi else sample_log_probs
     dense, device = parse_dense(protocol), choose_device(config)
     network = build_model(config, len(manifest.classes))
     weights = load_weights(network, run, config, request.step, request.weights)
@@ -246,13 +251,17 @@ def _predict(
     rows, labels, readable, bad = [], [], [], list[str]()
     outputs = device.infer(forward, batches)
     for batch, logits in report_progress(outputs, num_batches, run.path.name):
-        rows.append(sample_log_probs(logits, len(batch.labels)).cpu())
+        rows.append(to_log_probs(logits, len(batch.labels)).cpu())
         labels.append(batch.labels.cpu())
         readable.append(batch.readable.cpu())
         bad += batch.bad
     log_probs = mean_log_probs(torch.cat(rows).unflatten(0, (-1, num_scales)), dim=1)
-    real = _real_labels(dataset.shards) if request.real else None
-    truth = GroundTruth(torch.cat(labels)[::num_scales], torch.cat(readable)[::num_scales], real)
+    known = torch.cat(labels)[::num_scales], torch.cat(readable)[::num_scales]
+    truth: Truth
+    if is_multi:
+        truth = MultiLabelTruth(*known, config.evaluate.threshold)
+    else:
+        truth = GroundTruth(*known, real_labels(dataset.shards) if request.real else None)
     num_bad, limit = int((~truth.readable).sum()), config.data.max_bad_fraction
     check_bad_fraction(num_bad, len(truth.labels), limit, *bad[:1])
     return weights, log_probs, truth
@@ -303,63 +312,3 @@ def load_weights(
             hint="Was it trained on data of other classes?",
         ) from None
     return Weights(manifest.step, "averaged" if name == WEIGHTS["ema"] else "raw")
-
-
-def _real_labels(shards: SplitReader) -> list[list[int]]:
-    """Return all classes that each image shows (Beyer et al., Are we done with ImageNet?).
-
-    They are known by the images' names in ImageNet, which `tahoe shard imagenet` and `folder` keep.
-    """
-    from timm.data.real_labels import RealLabelsImagenet
-
-    known = RealLabelsImagenet([""] * 50_000).real_labels  # type: ignore[no-untyped-call]
-    labels = []
-    for shard, sample in shards.locate(np.arange(len(shards))):
-        key = shards.store.open(shards.manifest.shards[shard]).key(sample)
-        name = _NAME.search(key)
-        if name is None:
-            raise ConfigError(
-                f"--real-labels: image {key} is not named as one of ImageNet's validation images "
-                "(ILSVRC2012_val_00000001), so its labels cannot be looked up",
-                value=key,
-                hint="Leave --real-labels out.",
-            )
-        labels.append(known[f"{name[0]}.JPEG"])
-    return labels
-
-
-def count_confusion(log_probs: Tensor, truth: GroundTruth, num_classes: int) -> Tensor:
-    """Count the pairs of label and prediction, (pairs, 3); a prediction `num_classes` is none.
-
-    Only those that occur: a matrix of 20,000 classes would be 3 GB, and nearly all of it zeros.
-    """
-    predicted = predict(log_probs, truth.readable)
-    predicted = torch.where(predicted < 0, num_classes, predicted)
-    pairs, counts = torch.stack([truth.labels, predicted], dim=1).unique(dim=0, return_counts=True)
-    return torch.cat([pairs, counts[:, None]], dim=1)
-
-
-def class_top1(confusion: Tensor, num_classes: int) -> tuple[float | None, ...]:
-    """Compute the top-1 accuracy of each class from the pairs of `count_confusion`."""
-    label, predicted, count = confusion.unbind(dim=1)
-    is_right = label == predicted
-    totals = torch.zeros(num_classes, dtype=torch.long).index_add_(0, label, count)
-    rights = torch.zeros_like(totals).index_add_(0, label[is_right], count[is_right])
-    pairs = zip(rights.tolist(), totals.tolist(), strict=True)
-    return tuple(100 * right / total if total else None for right, total in pairs)
-
-
-def write_confusion(file: Path, confusion: Tensor, classes: Sequence[str]) -> None:
-    """Write a matrix as CSV; of more than _MAX_TABLE classes the pairs, by falling count."""
-    names = [*classes, "none"]
-    if len(classes) <= _MAX_TABLE:
-        counts = torch.zeros((len(classes), len(names)), dtype=torch.long)
-        counts[confusion[:, 0], confusion[:, 1]] = confusion[:, 2]
-        rows = [[name, *row] for name, row in zip(classes, counts.tolist(), strict=True)]
-        header = ["", *names]
-    else:
-        by_count = confusion[confusion[:, 2].argsort(descending=True, stable=True)]
-        rows = [[names[i], names[j], count] for i, j, count in by_count.tolist()]
-        header = ["class", "taken for", "images"]
-    with file.open("w", newline="") as table:
-        csv.writer(table).writerows([header, *rows])

@@ -261,6 +261,7 @@ def _write_run_metadata(
             "num_val": val.num_samples,
             "num_classes": len(train.classes),
             "fingerprint": data_fingerprint(train, val),
+            **({} if train.labels.kind == "single" else {"label_kind": train.labels.kind}),
         },
     }
     run.write_json(run.identity_file, identity)

@@ -12,12 +12,18 @@ from data_sharding.transforms.progressive_resize import ImageSizeSchedule
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Config
 from orchestrator.number_format import pluralize
+from orchestrator.run.label_checks import check_labels
 from orchestrator.run.sizes import SizeRequest, StepSizes, choose_sizes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The sizes of a run: images, batches, steps, and the steps with an evaluation or a save."""
+    """The sizes of a run: images, batches, steps, and the steps with an evaluation or a save.
+
+    Args:
+        label_kind: "single", "multi" or "none"; see `LabelRule`.
+        samples_per_class: the number of training images of each class, if the manifest has it.
+    """
 
     num_train: int
     num_val: int
@@ -33,6 +39,8 @@ class Plan:
     save_after_eval: bool
     num_repeats: int = 1
     is_balanced: bool = False
+    label_kind: str = "single"
+    samples_per_class: tuple[int, ...] | None = None
 
     @property
     def micro_batch_size(self) -> int:
@@ -143,14 +151,7 @@ def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -
     recipe = config.recipe
     batch, num_train = recipe.global_batch_size, train.num_samples
     num_micro_batches, num_lanes = step_sizes(config, world_size, num_train)
-    if recipe.loss != "model" and train.labels.kind != "single":
-        raise ConfigError(
-            f"{config.data.url} has {train.labels.kind} labels ({train.labels}), and this loss "
-            "needs one class for each sample. Nothing was started",
-            value=train.labels.kind,
-            hint="Index the data set again with another --label, or use recipe.loss=model with a "
-            "network that computes its own loss.",
-        )
+    check_labels(config, train, val, world_size)
     if train.classes != val.classes:
         raise ConfigError(
             f"{config.data.url}: train and val have different classes ({len(train.classes)} and "
@@ -174,6 +175,8 @@ def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -
         evaluate_every_steps=max(1, round(config.evaluate.every_epochs * steps_per_epoch)),
         num_repeats=recipe.augment_repeats,
         is_balanced=recipe.class_balanced,
+        label_kind=train.labels.kind,
+        samples_per_class=train.samples_per_class,
     )
 
 

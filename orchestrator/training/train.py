@@ -56,7 +56,7 @@ def train(
     # ---------------------------------------------------------------- model, optimizer, schedule
     model, cost = _make_model(config, plan.num_classes, device)
     state = TrainState.create(model, config, world)  # the model, its EMA, optimizer, strategy ...
-    task = make_objective(config.recipe)  # the loss, the metrics
+    task = make_objective(config.recipe, plan, world.device)  # the loss, the metrics
     store = CheckpointStore.for_run(run, config)
     context = TrainContext(
         *(run, config, world, metric_log, datasets, device, cost, state, task),

@@ -121,16 +121,18 @@ def mixes_as_whole(world: World, config: Config) -> None:
     recipe = Mixup(mixup_alpha=0.4, cutmix_alpha=1.0, prob=0.8)
     group = group_of(world, 1)
     images = _draw(1, 2 * world.size, 3, 6, 6).float().to(memory_format=torch.channels_last)
-    labels, mine = torch.arange(len(images)) % 5, group.part.rows(len(images))
-    kinds = set()
-    for step in range(8):
-        whole = MixupCutmix(recipe, 5, 3)(images, labels, step, 0)
-        part = MixupCutmix(recipe, 5, 3, group)(images[mine], labels[mine], step, 0)
-        for ours, theirs in zip(part, whole, strict=True):
-            assert torch.equal(ours, theirs[mine])
-        assert part[0].is_contiguous(memory_format=torch.channels_last)
-        kinds.add(part[1].ndim)
-    assert kinds == {1, 2}
+    single, mine = torch.arange(len(images)) % 5, group.part.rows(len(images))
+    several = (_draw(2, len(images), 5) > 0).float()
+    for labels, expected_kinds in ((single, {1, 2}), (several, {2})):
+        kinds = set()
+        for step in range(8):
+            whole = MixupCutmix(recipe, 5, 3)(images, labels, step, 0)
+            part = MixupCutmix(recipe, 5, 3, group)(images[mine], labels[mine], step, 0)
+            for ours, theirs in zip(part, whole, strict=True):
+                assert torch.equal(ours, theirs[mine])
+            assert part[0].is_contiguous(memory_format=torch.channels_last)
+            kinds.add(part[1].ndim)
+        assert kinds == expected_kinds
 
 
 class Norms(nn.Module):

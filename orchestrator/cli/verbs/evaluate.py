@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,25 +159,33 @@ def _find_best_neurons(
 def _print_report(report: Mapping[str, Any], num_worst: int) -> None:
     from rich.markup import escape
 
-    metric_headers = (METRICS[name].heading for name in RESULTS)
+    every = [*report["runs"].values(), report["ensemble"] or {}]
+    names = [name for name in RESULTS if any(name in metrics for metrics in every)]
+    metric_headers = (METRICS[name].heading for name in names)
     table = make_table("run", "step", *metric_headers, collapse_padding=True)
     for header in ("weights", "protocol"):
         table.add_column(header, no_wrap=True)
     for path, result in report["runs"].items():
-        name, cells = escape(Path(path).name), _cells(result)
+        name, cells = escape(Path(path).name), _cells(result, names)
         table.add_row(name, str(result["step"]), *cells, result["weights"], result["protocol"])
     if report["ensemble"]:
-        table.add_row("all together", "", *_cells(report["ensemble"]), "", "")
+        table.add_row("all together", "", *_cells(report["ensemble"], names), "", "")
     print_table(table)
     unreadable = report["num_unreadable"]
     wrong = f", of which {unreadable} could not be read and count as wrong" if unreadable else ""
     print(f"{pluralize(report['num_samples'], 'image')}{wrong}")
     if num_worst:
-        top1_by_class = zip(report["class_top1"], report["classes"], strict=True)
-        print("worst classes, top-1 in %:")
-        for top1, name in sorted(pair for pair in top1_by_class if pair[0] is not None)[:num_worst]:
-            print(f"  {top1:6.2f}  {name}")
+        _print_worst_classes(report, num_worst)
 
 
-def _cells(metrics: Mapping[str, Any]) -> list[str]:
-    return [format_metric(name, metrics[name]) for name in RESULTS]
+def _print_worst_classes(report: Mapping[str, Any], num_worst: int) -> None:
+    is_multi = "class_ap" in report
+    by_class = zip(report["class_ap" if is_multi else "class_top1"], report["classes"], strict=True)
+    known = sorted(pair for pair in by_class if pair[0] is not None)
+    print(f"worst classes, {'average precision' if is_multi else 'top-1'} in %:")
+    for value, name in known[:num_worst]:
+        print(f"  {value:6.2f}  {name}")
+
+
+def _cells(metrics: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    return [format_metric(name, metrics[name]) for name in names]

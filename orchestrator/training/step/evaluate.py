@@ -3,7 +3,8 @@
 The batches are fixed by the data set: batch b goes to rank b mod world size, each rank fills its
 rows of one table, and the table is summed in batch order. So every world size gives the same
 metrics, and no sample is padded or dropped. Where a forward pass takes all ranks, one without a
-batch left computes zeros, which count nowhere.
+batch left computes zeros, which count nowhere. Metrics that rank images need the scores of all:
+see `gathered_scores`.
 """
 
 import math
@@ -22,6 +23,7 @@ from orchestrator.training.inputs.datasets import SampleLog, check_bad_fraction
 from orchestrator.training.inputs.device import Device
 from orchestrator.training.inputs.lookahead import first_error
 from orchestrator.training.monitoring import watchdog
+from orchestrator.training.step.gathered_scores import RankScores
 from orchestrator.training.task.losses import Task
 
 
@@ -56,9 +58,10 @@ def evaluate(
     Raises:
         DataError: data of some rank, or too many samples, cannot be read; on every rank.
     """
-    num_metrics, num_samples = len(task.metric_names), dataset.shards.manifest.num_samples
+    num_means, num_samples = len(task.mean_names), dataset.shards.manifest.num_samples
+    kept = RankScores(len(dataset.shards.manifest.classes), num_samples)
     predictions = torch.zeros(num_samples if with_predictions else 0, 3, dtype=torch.float64)
-    table = torch.zeros(len(dataset), num_metrics + 2, dtype=torch.float64)
+    table = torch.zeros(len(dataset), num_means + 2, dtype=torch.float64)
     indices = range(world.rank, len(dataset), world.size)  # of this rank's batches
     samples, error, num_passes = SampleLog("counted as wrong", "evaluated"), None, 0
     model.eval()
@@ -67,10 +70,12 @@ def evaluate(
         for index, (batch, output) in zip(indices, device.infer(model, batches), strict=True):
             num_passes += 1
             samples.add(batch)
-            table[index, :num_metrics] = task.eval_metrics(output, batch).cpu()
+            table[index, :num_means] = task.eval_metrics(output, batch).cpu()
             table[index, -2:] = torch.tensor([len(batch.bad), len(batch.labels)])
             if with_predictions and (rows := task.predictions(output, batch)) is not None:
                 predictions[batch.ids] = rows.cpu()
+            if (scores := task.scores(output, batch)) is not None:
+                kept.add(batch.ids, scores, batch.labels)
             watchdog.heartbeat()
     except DataError as data_error:  # the other ranks wait for this one; NaN makes them raise too
         error, table[0, -1] = data_error, math.nan
@@ -85,7 +90,10 @@ def evaluate(
         raise first_error(world, error)
     assert count == num_samples, f"evaluated {count} of {num_samples} samples"
     check_bad_fraction(int(num_bad), num_samples, config.data.max_bad_fraction)
-    metrics = {name: total / count for name, total in zip(task.metric_names, sums, strict=True)}
+    metrics = {name: total / count for name, total in zip(task.mean_names, sums, strict=True)}
+    if task.metric_names != task.mean_names:
+        metrics |= kept.metrics(world, config.evaluate.threshold)
+    metrics = {name: metrics[name] for name in task.metric_names}
     if not with_predictions:
         return EvalResult(metrics, None)
     predictions = world.sum(predictions)

@@ -27,15 +27,14 @@ from data_sharding.storage.shard_store import open_store
 from data_sharding.transforms.eval_protocol import parse_protocol
 from data_sharding.writing.dataset_writer import write_dataset
 from orchestrator.config.parse import ConfigError
-from orchestrator.evaluation.evaluate_runs import (
+from orchestrator.evaluation.evaluate_runs import timm_protocol
+from orchestrator.evaluation.single_label import (
     GroundTruth,
-    _real_labels,
     class_top1,
     count_confusion,
-    timm_protocol,
+    real_labels,
     write_confusion,
 )
-from orchestrator.metrics import RESULTS
 from orchestrator.run.rundir import RunDir, read_json_lines
 from orchestrator.tracking.mlflow_store import run_metadata
 
@@ -59,7 +58,7 @@ def test_unreadable_images_count_as_wrong() -> None:
     right = np.log([0.7, 0.3, 0.5, 0.4, 1 / 3])
     assert metrics["loss"] == pytest.approx(-right.mean(), rel=1e-6)
     assert metrics["real_top1"] is None
-    assert tuple(metrics) == RESULTS
+    assert tuple(metrics) == ("top1", "top5", "loss", "real_top1")
 
 
 def test_reassessed_labels() -> None:
@@ -105,7 +104,7 @@ def test_reassessed_labels_are_found_by_name(tmp_path: Path) -> None:
             Image.fromarray(pixels).save(file)
     write_dataset(folder(tmp_path / "images"), str(tmp_path / "set"), seed=0, samples_per_shard=3)
     dataset = eval_set(tmp_path / "set", "center-16-of-16", 3)
-    found = _real_labels(dataset.shards)
+    found = real_labels(dataset.shards)
     names = []
     for place in dataset.shards.locate(np.arange(4)):
         shard = dataset.shards.manifest.shards[place.shard]
@@ -131,7 +130,7 @@ def test_protocols_of_timm_use_its_crop_fraction() -> None:
 
 def test_images_without_imagenets_names_have_no_reassessed_labels(digits: Path) -> None:
     with pytest.raises(ConfigError, match="--real"):
-        _real_labels(eval_set(digits, "center-32-of-32").shards)
+        real_labels(eval_set(digits, "center-32-of-32").shards)
 
 
 @pytest.mark.slow

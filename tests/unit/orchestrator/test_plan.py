@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plans import plan as plan_with
 
+from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import Manifest, ShardInfo
 from data_sharding.sampling.sample_order import MicroBatchKey, Part
 from orchestrator.config.parse import ConfigError, parse
@@ -179,3 +180,45 @@ def test_splits_of_different_classes_are_refused(values: dict[str, Any]) -> None
     with pytest.raises(ConfigError) as refused:
         make_plan(parse(values), 1, train, val)
     assert refused.value.value == values["data"]["url"]
+
+
+def plan_of_labels(values: dict[str, Any], kind: Any, num_val: int = 100, **changes: Any) -> Plan:
+    values["recipe"] |= {"loss": "bce"} | changes
+    train, val = (replace(split(num), labels=LabelRule(kind)) for num in (1000, num_val))
+    counts = (900, 50) if kind == "multi" else None
+    return make_plan(parse(values), 1, replace(train, samples_per_class=counts), val)
+
+
+@pytest.mark.parametrize(
+    ("kind", "keep_best", "changes", "value"),
+    [
+        ("multi", "val/map", {"loss": "cross_entropy"}, "multi"),
+        ("none", "val/loss", {}, "none"),
+        ("single", "val/top1", {"bce_pos_weight": "auto"}, "auto"),  # nobody has counted
+        ("multi", "val/top5", {}, "val/top5"),
+        ("single", "val/map", {}, "val/map"),
+        ("multi", "val/map", {"num_val": 2 << 30}, 5 * 2 * (2 << 30)),  # scores of 20 GB
+    ],
+)
+def test_a_loss_or_metric_that_does_not_fit_the_labels_is_refused(
+    values: dict[str, Any], kind: str, keep_best: str, changes: dict[str, Any], value: object
+) -> None:
+    values["checkpoint"]["keep_best"] = keep_best
+    with pytest.raises(ConfigError) as refused:
+        plan_of_labels(values, kind, **changes)
+    assert refused.value.value == value
+
+
+@pytest.mark.parametrize("keep_best", [None, "val/top1", "val/map", "val/f1", "val/loss"])
+def test_metrics_of_several_labels_choose_the_best_checkpoint(
+    values: dict[str, Any], keep_best: str | None
+) -> None:
+    values["checkpoint"]["keep_best"] = keep_best
+    plan = plan_of_labels(values, "multi", bce_pos_weight="auto")
+    assert (plan.label_kind, plan.samples_per_class) == ("multi", (900, 50))
+
+
+def test_counts_that_do_not_fit_the_samples_are_refused() -> None:
+    for wrong in ((1,), (1, 1001), (-1, 0)):
+        with pytest.raises(ValueError, match="samples_per_class"):
+            replace(split(1000), samples_per_class=wrong)

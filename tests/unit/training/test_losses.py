@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from plans import plan
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -123,3 +124,47 @@ def test_a_network_that_returns_its_cost(recipe: Recipe) -> None:
     assert objective.eval_metrics(costs, batch([True] * 4)).tolist() == [12.0]
     views = costs.repeat_interleave(2)  # two views of each
     assert objective.eval_metrics(views, batch([True] * 4)).tolist() == [12.0]
+
+
+SEVERAL = torch.tensor([[1.0, 0, 1], [0, 1, 0], [0, 0, 0], [1, 1, 1]])
+
+
+SEVERAL_PLAN = plan(num_train=50, label_kind="multi", samples_per_class=(10, 40, 0))
+
+
+def test_several_labels_are_weighted_and_smoothed_in_training_alone(recipe: Recipe) -> None:
+    bce = changed(recipe, loss="bce", label_smoothing=0.0)
+    plain = make_objective(bce, SEVERAL_PLAN)
+    assert plain.metric_names == ("val/map", "val/f1", "val/loss")
+    losses = F.binary_cross_entropy_with_logits(LOGITS, SEVERAL, reduction="none").mean(dim=1)
+    assert_close(plain.loss(LOGITS, SEVERAL), losses.mean())
+    for value, weight in ((3.0, [3.0] * 3), ("auto", [4.0, 0.25, 20.0])):
+        weighted = changed(bce, bce_pos_weight=value, bce_max_pos_weight=20.0)
+        expected = F.binary_cross_entropy_with_logits(
+            LOGITS, SEVERAL, pos_weight=torch.tensor(weight)
+        )
+        objective = make_objective(weighted, SEVERAL_PLAN)
+        assert_close(objective.loss(LOGITS, SEVERAL), expected)
+        sums = objective.eval_metrics(LOGITS, batch([True] * 4)._replace(labels=SEVERAL))
+        assert sums.item() == pytest.approx(losses.sum().item())
+    smooth = make_objective(changed(bce, label_smoothing=0.2), SEVERAL_PLAN)
+    expected = F.binary_cross_entropy_with_logits(LOGITS, 0.8 * SEVERAL + 0.1)
+    assert_close(smooth.loss((LOGITS, None), SEVERAL), expected)
+
+
+def test_several_labels_are_scored_by_the_mean_probability_of_views(recipe: Recipe) -> None:
+    objective = make_objective(changed(recipe, loss="bce"), SEVERAL_PLAN)
+    sample = batch([True, True, True, False])._replace(labels=SEVERAL)
+    views = torch.stack((LOGITS, LOGITS.flip(1)), dim=1)
+    mean = views.sigmoid().mean(dim=1)
+    scores = objective.scores(views.flatten(0, 1), sample)
+    assert scores is not None
+    assert_close(scores[:3], mean.logit()[:3])
+    assert scores[3].tolist() == [-math.inf] * 3
+    losses = F.binary_cross_entropy(mean, SEVERAL, reduction="none").mean(dim=1)
+    found = objective.eval_metrics(views.flatten(0, 1), sample).item()
+    assert found == pytest.approx(losses[:3].sum().item() + math.log(2), rel=1e-6)
+    sure = objective.eval_metrics(200 * (2 * SEVERAL - 1), sample).item()  # no probability is 0
+    assert sure == pytest.approx(math.log(2))
+    wrong = objective.eval_metrics(-200 * (2 * SEVERAL - 1), sample).item()
+    assert wrong == pytest.approx(3 * 200 + math.log(2))

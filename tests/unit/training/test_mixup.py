@@ -54,3 +54,15 @@ def test_a_share_of_the_micro_batches_is_left_alone() -> None:
     num_mixed = sum(mix(images, labels, step, 0)[1].ndim == 2 for step in range(300))
     assert 60 < num_mixed < 120
     assert mixing()(images, labels, 0, 0) == (images, labels)
+
+
+@pytest.mark.parametrize("alphas", [{"mixup": 0.8}, {"cutmix": 1.0}])
+def test_several_labels_are_mixed_as_one_is(alphas: dict[str, float]) -> None:
+    images, numbers = micro_batch()
+    labels = torch.nn.functional.one_hot(numbers, NUM_CLASSES).float()
+    labels[:, 0] = 1  # of all images
+    mixed, shares = mixing(**alphas)(images, labels, 0, 0)
+    single_images, single = mixing(**alphas)(images, numbers, 0, 0)
+    assert torch.equal(mixed, single_images)
+    assert torch.allclose(shares[:, 1:], single[:, 1:])
+    assert torch.allclose(shares[:, 0], torch.ones(6))
