@@ -9,7 +9,6 @@ sockets in a forked process hangs.
 """
 
 import asyncio
-import errno
 import logging
 import os
 import time
@@ -172,14 +171,14 @@ class _Retry:
                 return response
             except Exception as error:
                 reason = self._reason(error)
-                if _is_refusal(error) and not has_reloaded:
+                if filesystem.is_refusal(error) and not has_reloaded:
                     log.info("%s: %s; retrying with reloaded credentials", remote.url, reason)
                     await remote.reload_credentials()
                     has_reloaded = True
                     continue
                 pause_s = next(pauses_s)
                 is_late = time.monotonic() + pause_s >= self._deadline_s
-                if is_late or _is_refusal(error) or isinstance(error, FileNotFoundError):
+                if is_late or filesystem.is_refusal(error) or isinstance(error, FileNotFoundError):
                     raise self._final_error(remote.url, error, attempt) from error
             level = logging.WARNING if attempt > _QUIET_ATTEMPTS else logging.DEBUG
             log.log(level, "%s: attempt %d failed: %s", remote.url, attempt, reason)
@@ -197,11 +196,11 @@ class _Retry:
                 value=url,
                 hint="Copy the missing file from its source, or create the data set again.",
             )
-        if _is_refusal(error):
+        if filesystem.is_refusal(error):
             return UnavailableError(
                 f"not allowed to read {url}: {error}",
                 value=url,
-                hint="Renew the credentials of this node, and resume.",
+                hint=_refusal_hint(url),
             )
         return UnavailableError(
             f"cannot read {url}: {attempts} attempts at the same bytes failed and nothing has "
@@ -212,10 +211,13 @@ class _Retry:
         )
 
 
-def _is_refusal(error: Exception) -> bool:
-    """Check whether a store refuses; S3 answers 400 to a HEAD with a key that has expired."""
-    is_bad_request = isinstance(error, OSError) and error.errno == errno.EINVAL
-    return is_bad_request or isinstance(error, PermissionError)
+def _refusal_hint(url: str) -> str:
+    if url.startswith(("http://", "https://")):
+        return (
+            "The shards themselves may be sound: if the link has expired or the server limits "
+            "requests, take a new link or wait, and resume."
+        )
+    return "Renew the credentials of this node, and resume."
 
 
 async def _run_concurrently(work: Callable[[], Coroutine[Any, Any, None]], num_tasks: int) -> None:

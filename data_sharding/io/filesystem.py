@@ -2,17 +2,21 @@
 
 A URL is anything fsspec understands (`s3://bucket/set`, `memory://set`) or a plain path; spaces are
 part of the name, never escaped. Failures are OSError, whatever the store raises; callers add the
-consequence and the remedy.
+consequence and the remedy. What a store refuses is tried once more with credentials that are read
+again: they may have expired and been renewed since.
 """
 
+import errno
+import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import wraps
 from glob import has_magic
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ParamSpec, TypeVar
 
 from fsspec import available_protocols
 from fsspec.config import conf, conf_dir, set_conf_env, set_conf_files
@@ -20,6 +24,12 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from data_sharding.io.atomic_file import open_atomic, sync, temporary_file, write_atomic
+
+log = logging.getLogger(__name__)
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+_MISSING_KEYS = ("NoCredentialsError", "PartialCredentialsError")  # botocore's
 
 
 @contextmanager
@@ -34,7 +44,9 @@ def store_errors() -> Iterator[None]:
         cause = _http_cause(error)
         text = f"{type(cause).__name__}: {cause}"
         names = ("status", "status_code", "code")
-        if next((getattr(cause, n) for n in names if hasattr(cause, n)), None) in (401, 403):
+        if next((getattr(cause, n) for n in names if hasattr(cause, n)), None) in (401, 403) or (
+            type(cause).__name__ in _MISSING_KEYS
+        ):
             raise PermissionError(text) from error
         if cause is error and (isinstance(error, OSError) or type(error).__module__ == "builtins"):
             raise
@@ -61,6 +73,34 @@ def reload_credentials(url: str) -> tuple[Any, str]:
         set_conf_env(conf)
     type(fs).clear_instance_cache()
     return store_of(url)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Check whether a store refuses; S3 answers 400 to a HEAD with a key that has expired."""
+    is_bad_request = isinstance(error, OSError) and error.errno == errno.EINVAL
+    return is_bad_request or isinstance(error, PermissionError)
+
+
+def _renewing_credentials(
+    operation: Callable[_Arguments, _Result],
+) -> Callable[_Arguments, _Result]:
+    """Convert the errors of an operation that can be repeated; repeat it once if it is refused."""
+
+    @wraps(operation)
+    def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        url = next(argument for argument in args if isinstance(argument, str))
+        try:
+            with store_errors():
+                return operation(*args, **kwargs)
+        except OSError as error:
+            if not is_refusal(error) or local_path(url) is not None:
+                raise
+            log.info("%s: %s; trying again with reloaded credentials", url, error)
+        with store_errors():
+            reload_credentials(url)
+            return operation(*args, **kwargs)
+
+    return call
 
 
 def join(url: str, *names: str) -> str:
@@ -100,7 +140,7 @@ def nearest_existing(path: Path) -> Path:
     return next(parent for parent in (path, *path.parents) if os.path.exists(parent))  # noqa: PTH110
 
 
-@store_errors()
+@_renewing_credentials
 def size(url: str) -> int:
     """Return the size of a file in bytes; FileNotFoundError if it does not exist."""
     fs, path = store_of(url)
@@ -108,7 +148,7 @@ def size(url: str) -> int:
     return int(fs.size(path))
 
 
-@store_errors()
+@_renewing_credentials
 def stored_sha256(url: str) -> str | None:
     """Return the SHA-256 (hex) that a store has of a file, or None: Hugging Face's has it."""
     fs, path = store_of(url)
@@ -116,7 +156,7 @@ def stored_sha256(url: str) -> str | None:
     return None if digest is None else str(digest)
 
 
-@store_errors()
+@_renewing_credentials
 def version(url: str) -> str:
     """Return a text that changes when a file is written again: its size, and its time or tag."""
     fs, path = store_of(url)
@@ -125,7 +165,7 @@ def version(url: str) -> str:
     return str([info.get(key) for key in ("size", "mtime", "ETag", "LastModified", "last_commit")])
 
 
-@store_errors()
+@_renewing_credentials
 def modified(url: str) -> datetime:
     """Return the time at which a file was last written, in the time zone of this machine."""
     fs, path = store_of(url)
@@ -133,14 +173,14 @@ def modified(url: str) -> datetime:
     return time.astimezone()
 
 
-@store_errors()
+@_renewing_credentials
 def exists(url: str) -> bool:
     """Check whether a file or directory exists."""
     fs, path = store_of(url)
     return bool(fs.exists(path))
 
 
-@store_errors()
+@_renewing_credentials
 def list_names(url: str) -> list[str]:
     """Return the sorted names in a directory; none if it does not exist."""
     fs, path = store_of(url)
@@ -151,7 +191,7 @@ def list_names(url: str) -> list[str]:
         return []
 
 
-@store_errors()
+@_renewing_credentials
 def list_directories(url: str) -> list[str]:
     """Return the sorted names of the directories in one; none if it does not exist."""
     local = local_path(url)
@@ -169,7 +209,7 @@ def _last_part(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2]
 
 
-@store_errors()
+@_renewing_credentials
 def read_bytes(url: str) -> bytes:
     """Return the content of a file; FileNotFoundError if it does not exist."""
     fs, path = store_of(url)
@@ -177,7 +217,7 @@ def read_bytes(url: str) -> bytes:
     return data
 
 
-@store_errors()
+@_renewing_credentials
 def write_bytes(url: str, data: bytes) -> None:
     """Write a file atomically: a reader, or a crash, sees the old bytes or the new."""
     path = local_path(url)
@@ -189,7 +229,7 @@ def write_bytes(url: str, data: bytes) -> None:
     write_atomic(path, data)
 
 
-@store_errors()
+@_renewing_credentials
 def write_new(url: str, data: bytes) -> None:
     """Write a file atomically unless it exists: of several writers one wins, on local disks."""
     path = local_path(url)
@@ -209,7 +249,7 @@ def write_new(url: str, data: bytes) -> None:
                 temporary.replace(path)
 
 
-@store_errors()
+@_renewing_credentials
 def copy(path: Path, url: str) -> None:
     """Copy a local file to a URL atomically."""
     target = local_path(url)
@@ -238,7 +278,7 @@ def open_for_write(url: str) -> Iterator[IO[bytes]]:
             file.close()
 
 
-@store_errors()
+@_renewing_credentials
 def remove(url: str) -> None:
     """Remove a file if it exists."""
     fs, path = store_of(url)
@@ -246,7 +286,7 @@ def remove(url: str) -> None:
         fs.rm_file(path)
 
 
-@store_errors()
+@_renewing_credentials
 def abort_multipart_uploads(url: str) -> int:
     """Abort the unfinished multipart uploads below a directory; return their number.
 
@@ -265,7 +305,7 @@ def abort_multipart_uploads(url: str) -> int:
     return len(uploads)
 
 
-@store_errors()
+@_renewing_credentials
 def remove_directory(url: str) -> None:
     """Remove a directory with its content if it exists."""
     fs, path = store_of(url)

@@ -44,7 +44,7 @@ _ERROR = b"<Error><Code>%s</Code><Message>as asked for</Message></Error>"
 class Faults:
     """What goes wrong with GETs of objects: shares of them, drawn by the number of the request.
 
-    key: the only one that has not expired; None: all are good.
+    key, token: the only ones that have not expired, of any request; None: all are good.
     """
 
     errors: float = 0  # a status of 500 or 503
@@ -54,6 +54,7 @@ class Faults:
     stall_s: float | tuple[float, float] = 60  # or a range, from which it is drawn
     seed: int = 0
     key: str | None = None
+    token: str | None = None
 
 
 @dataclass(frozen=True)
@@ -134,12 +135,15 @@ class _Faulty:
         path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
         if path.startswith(_CONTROL):
             return self._control(path.removeprefix(_CONTROL), environ, start_response)
-        if method not in ("GET", "HEAD") or path.count("/") < 2:
-            return self._application(environ, start_response)
-        faults, fault = self._draw(method, path, environ.get("HTTP_RANGE"))
-        if faults.key and f"={faults.key}/" not in environ.get("HTTP_AUTHORIZATION", ""):
+        is_read = method in ("GET", "HEAD") and path.count("/") >= 2
+        faults, fault = self._faults, None
+        if is_read:
+            faults, fault = self._draw(method, path, environ.get("HTTP_RANGE"))
+        if _is_expired(faults, environ):
             start_response("400 Bad Request", [("Content-Type", "application/xml")])  # as AWS
             return [] if method == "HEAD" else [_ERROR % b"ExpiredToken"]
+        if not is_read:
+            return self._application(environ, start_response)
         time.sleep(faults.latency_s)
         if fault == "error":
             code = (b"InternalError", b"SlowDown")[self._number % 2]
@@ -194,6 +198,12 @@ class _Faulty:
                 self._requests = []
         start_response("200 OK", [("Content-Type", "application/json")])
         return [json.dumps(answer).encode()]
+
+
+def _is_expired(faults: Faults, environ: Any) -> bool:
+    key, token = environ.get("HTTP_AUTHORIZATION", ""), environ.get("HTTP_X_AMZ_SECURITY_TOKEN")
+    is_other_key = faults.key is not None and f"={faults.key}/" not in key
+    return is_other_key or (faults.token is not None and faults.token != token)
 
 
 def make_shards(directory: Path, num_shards: int, num_samples: int, num_bytes: int) -> Shards:
