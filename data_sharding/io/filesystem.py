@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import wraps
 from glob import has_magic
+from inspect import signature
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar
 
@@ -160,9 +161,9 @@ def stored_sha256(url: str) -> str | None:
 def version(url: str) -> str:
     """Return a text that changes when a file is written again: its size, and its time or tag."""
     fs, path = store_of(url)
-    fs.invalidate_cache(path)
-    info = fs.info(path)
-    return str([info.get(key) for key in ("size", "mtime", "ETag", "LastModified", "last_commit")])
+    can_refresh = "refresh" in signature(fs.info).parameters  # else listings are not kept
+    info = fs.info(path, refresh=True) if can_refresh else fs.info(path)
+    return str([info.get(key) for key in ("size", "mtime", "ETag", "LastModified", "blob_id")])
 
 
 @_renewing_credentials

@@ -1,4 +1,4 @@
-"""Read the headers and labels of shards, and not their images.
+"""Read the headers and labels of shards, and not their images; or not even these.
 
 A remote shard is read by ranges. That saves most of the bytes and costs a request for nearly every
 sample, so it pays where images are large or the network is slow: both ways are tried for a moment.
@@ -25,7 +25,7 @@ from data_sharding.storage.ranged_file import RangedFile
 from data_sharding.tools.local_copy import reason_of
 from data_sharding.tools.scan import Scan, ScanJob, scan_or_problem, scan_samples, unusable_scan
 
-Way = Literal["whole", "headers"]
+Way = Literal["whole", "headers", "counts"]
 
 SHARDS_AT_ONCE = 16  # in a process; each waits for one request at a time
 _SMALL_SET_BYTES = 256e6  # is read whole at once
@@ -51,14 +51,23 @@ def _scan_headers(job: ScanJob, url: str, advance: ProgressFn) -> Scan:
                 return scan_samples(job, scan, reader, advance)
         except ShardError as error:
             return unusable_scan(scan, reason_of(error))
-    data = RangedFile(url, _size(url), _SETTINGS)
-    digest = sampled_sha256(len(data), lambda start, stop: data[start:stop])
-    stored = filesystem.stored_sha256(url)
-    scan = Scan(url, num_bytes=len(data), sha256=stored or "", sampled_sha256=digest)
+    scan, data = _identify(url)
     try:
         return scan_samples(job, scan, ShardHeaders(data, job.rule), advance)
     except UnusableError as error:
         return unusable_scan(scan, str(error))
+
+
+def scan_counted(url: str, num_samples: int) -> Scan:
+    """Identify a remote shard whose samples others have counted; its labels are not read."""
+    return scan_or_problem(url, lambda: replace(_identify(url)[0], num_samples=num_samples))
+
+
+def _identify(url: str) -> tuple[Scan, RangedFile]:
+    data = RangedFile(url, _size(url), _SETTINGS)
+    digest = sampled_sha256(len(data), lambda start, stop: data[start:stop])
+    stored = filesystem.stored_sha256(url)
+    return Scan(url, num_bytes=len(data), sha256=stored or "", sampled_sha256=digest), data
 
 
 def _size(url: str) -> int:
@@ -79,8 +88,18 @@ class Speeds(NamedTuple):
     headers: float
 
 
-def choose_way(urls: Sequence[str], rule: SampleRule, on_message: Callable[[str], None]) -> Way:
-    """Choose how shards are read: local and few ones whole, others as a trial shows."""
+def choose_way(
+    urls: Sequence[str],
+    rule: SampleRule,
+    on_message: Callable[[str], None],
+    *,
+    counts_suffice: bool = False,
+) -> Way:
+    """Choose how shards are read: local and few ones whole, others as a trial shows.
+
+    Args:
+        counts_suffice: whether counts exist and labels need not be read.
+    """
     if filesystem.local_path(urls[0]) is not None:
         return "whole"
     try:
@@ -88,6 +107,8 @@ def choose_way(urls: Sequence[str], rule: SampleRule, on_message: Callable[[str]
         num_bytes = sum(sizes) / len(sizes) * len(urls)
         if num_bytes < _SMALL_SET_BYTES:
             return "whole"
+        if counts_suffice:
+            return "counts"
         speeds = measure_speeds(dict(zip(urls, sizes, strict=False)), rule)
     except (DataError, OSError):  # reading whole shards names what is wrong
         return "whole"

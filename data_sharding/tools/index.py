@@ -60,7 +60,11 @@ def index_shards(
             themselves, from 0 on, and labels that are names are sorted.
     """
     source = {"kind": "index", "labels": str(rule.labels)}
-    options = replace(options, any_number=class_map is not None)
+    options = replace(
+        options,
+        any_number=class_map is not None,
+        counts_suffice=classes is not None and class_map is None,
+    )
     scans = scan_splits(
         {split: s.urls for split, s in shards.items()},
         lambda urls: scan_resumably(urls, rule, options),
@@ -269,6 +273,8 @@ def _class_indices(scans: Sequence[Scan], classes: Sequence[str]) -> list[NDArra
 
 def _count(labels: Sequence[NDArray[np.int64]], classes: Sequence[str]) -> Counter[str]:
     """Count the samples of each class, also of those without samples."""
+    if not any(map(len, labels)):  # they were not read
+        return Counter()
     counts = np.bincount(np.concatenate(labels), minlength=len(classes))
     return Counter(dict(zip(classes, counts.tolist(), strict=True)))
 

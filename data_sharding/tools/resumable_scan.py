@@ -18,12 +18,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_sharding.errors import DataError
+from data_sharding.format.foreign_counts import ForeignCounts, find_counts
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.io import filesystem
 from data_sharding.io.node_files import make_private, user_directory
 from data_sharding.io.process_pool import ProgressFn, StoppedError, parallel_map
 from data_sharding.io.text import Tally, pluralize
-from data_sharding.tools.header_scan import SHARDS_AT_ONCE, Way, choose_way, scan_headers
+from data_sharding.tools.header_scan import (
+    SHARDS_AT_ONCE,
+    Way,
+    choose_way,
+    scan_counted,
+    scan_headers,
+)
 from data_sharding.tools.scan import (
     ReadOptions,
     Scan,
@@ -34,7 +42,14 @@ from data_sharding.tools.scan import (
 )
 
 _REQUESTS_AT_ONCE = 32
+_NUM_CHECKED = 4  # of shards whose counts are believed
 _EMPTY = Scan("")
+
+
+class _Job(NamedTuple):
+    scan: ScanJob
+    way: Way
+    counts: ForeignCounts | None
 
 
 def scan_resumably(urls: Sequence[str], rule: SampleRule, options: ReadOptions) -> list[Scan]:
@@ -47,7 +62,13 @@ def scan_resumably(urls: Sequence[str], rule: SampleRule, options: ReadOptions) 
             f"{pluralize(len(scans), 'shard')} of {len(urls):,} were read before an interruption"
         )
     missing = [url for url in urls if url not in scans]
-    way = way or choose_way(missing, rule, options.on_message)
+    counts = find_counts(urls)
+    if way is None:
+        suffices = options.counts_suffice and counts is not None
+        way = choose_way(missing, rule, options.on_message, counts_suffice=suffices)
+    job = _Job(ScanJob(rule, options.scratch, any_number=options.any_number), way, counts)
+    if counts is not None:
+        options.on_message(_describe_counts(counts, way))
     num_before = sum(scan.num_samples for scan in scans.values())
 
     def keep(group: Sequence[Record]) -> None:
@@ -57,15 +78,52 @@ def scan_resumably(urls: Sequence[str], rule: SampleRule, options: ReadOptions) 
             if not record.scan.problems:
                 records.add(record)
 
+    if way == "counts":
+        _check_some(urls, job)
     parallel_map(
         _scan_group,
-        _Job(ScanJob(rule, options.scratch, any_number=options.any_number), way),
+        job,
         _groups(missing, way, options.num_workers),
         num_workers=options.num_workers,
         on_progress=lambda done: options.on_progress(num_before + done),
         on_result=keep,
     )
-    return require_usable([scans[url] for url in urls], rule)
+    usable = require_usable([scans[url] for url in urls], rule)
+    if counts is not None:
+        refuse_wrong_counts(counts, usable)
+    return usable
+
+
+def _describe_counts(counts: ForeignCounts, way: Way) -> str:
+    if way != "counts":
+        return f"{counts.source} has the counts of samples; labels are read, for the classes"
+    return (
+        f"counts of samples are from {counts.source}, checked with some shards. Labels are not "
+        "read: --read headers or whole reads them"
+    )
+
+
+def _check_some(urls: Sequence[str], job: _Job) -> None:
+    """Compare the counts of some shards with their headers; their labels have to be good, too."""
+    some = [urls[i * (len(urls) - 1) // (_NUM_CHECKED - 1)] for i in range(_NUM_CHECKED)]
+    records = _scan_group(job._replace(way="headers"), [*dict.fromkeys(some)], lambda num: None)
+    for record in records:
+        require_readable(record.scan)
+    assert job.counts is not None
+    refuse_wrong_counts(job.counts, require_usable([r.scan for r in records], job.scan.rule))
+
+
+def refuse_wrong_counts(counts: ForeignCounts, scans: Iterable[Scan]) -> None:
+    """Raise a DataError if a shard has another number of samples than others have counted."""
+    for scan in scans:
+        if scan.num_samples != counts.num_samples[scan.url]:
+            raise DataError(
+                f"{counts.source} counts {counts.num_samples[scan.url]:,} samples in {scan.url}, "
+                f"and it has {scan.num_samples:,}: one of them is out of date, so nothing was "
+                "written",
+                value=counts.source,
+                hint="Fetch the shard again, or remove or correct the file with the counts.",
+            )
 
 
 class Record(NamedTuple):
@@ -112,11 +170,6 @@ class ScanRecords:
         self._path.unlink(missing_ok=True)
 
 
-class _Job(NamedTuple):
-    scan: ScanJob
-    way: Way
-
-
 def _groups(urls: Sequence[str], way: Way, num_workers: int) -> list[Sequence[str]]:
     """Return the shards that a process reads at once."""
     most = 1 if way == "whole" else SHARDS_AT_ONCE
@@ -126,7 +179,6 @@ def _groups(urls: Sequence[str], way: Way, num_workers: int) -> list[Sequence[st
 
 def _scan_group(job: _Job, urls: Sequence[str], advance: ProgressFn) -> list[Record]:
     lock, stop = threading.Lock(), threading.Event()
-    scan = {"whole": scan_whole, "headers": scan_headers}[job.way]
 
     def locked_advance(num: int) -> None:
         if stop.is_set():
@@ -136,13 +188,20 @@ def _scan_group(job: _Job, urls: Sequence[str], advance: ProgressFn) -> list[Rec
 
     def read(url: str) -> Record:
         version = _version(url)  # before it is read
-        return Record(scan(job.scan, url, locked_advance), job.way, version)
+        return Record(_scan(job, url, locked_advance), job.way, version)
 
     with ThreadPoolExecutor(len(urls)) as pool:
         try:
             return [*pool.map(read, urls)]
         finally:
             stop.set()
+
+
+def _scan(job: _Job, url: str, advance: ProgressFn) -> Scan:
+    if job.way == "counts":
+        assert job.counts is not None
+        return scan_counted(url, job.counts.num_samples[url])
+    return (scan_whole if job.way == "whole" else scan_headers)(job.scan, url, advance)
 
 
 def _version(url: str) -> str:

@@ -1,6 +1,13 @@
 """Shards are read by their headers as they are read whole, and an index goes on where it ended."""
 
+import json
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +21,7 @@ from hypothesis import strategies as st
 from s3_server import S3, make_shards
 
 from data_sharding.errors import DataError
+from data_sharding.format.foreign_counts import find_counts
 from data_sharding.format.manifest import read_manifest
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.io import filesystem
@@ -50,7 +58,7 @@ def without_place(scan: Scan) -> dict[str, object]:
 # ---------------------------------------------------------------- a file of ranges
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 300_000), st.lists(st.tuples(st.integers(0, 310_000), st.integers(0, 9000))))
 def test_slices_and_reads_are_those_of_the_bytes(size: int, parts: list[tuple[int, int]]) -> None:
     data = random.Random(size).randbytes(size)
@@ -77,7 +85,7 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------- headers instead of all bytes
 
 
-@pytest.mark.parametrize("pack", [by_webdataset, by_gnu_tar])
+@pytest.mark.parametrize("pack", [by_webdataset, pytest.param(by_gnu_tar, marks=pytest.mark.slow)])
 def test_headers_give_what_whole_shards_give(
     s3: S3, tmp_path: Path, pack: Callable[..., Path]
 ) -> None:
@@ -95,6 +103,7 @@ def test_headers_give_what_whole_shards_give(
         assert [*map(without_place, found)] == [*map(without_place, whole)]
 
 
+@pytest.mark.slow
 def test_images_are_not_read(s3: S3, tmp_path: Path) -> None:
     infos = make_shards(tmp_path / "in/train", 2, 20, 100_000)
     s3.put(s3.url("large images"), tmp_path / "in")
@@ -117,6 +126,7 @@ def test_images_are_not_read(s3: S3, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_named(s3: S3, tmp_path: Path) -> None:
     path = by_webdataset(tmp_path / "in/0.tar", labelled([0] * 3))
     path.write_bytes(path.read_bytes()[:5000])
@@ -131,6 +141,7 @@ def test_a_damaged_shard_is_named(s3: S3, tmp_path: Path) -> None:
     assert "is missing" in raised.value.problem
 
 
+@pytest.mark.slow
 def test_the_faster_way_is_chosen(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_shards(tmp_path / "in", 2, 10, 20_000)
     s3.put(s3.url(tmp_path.name), tmp_path / "in")
@@ -147,7 +158,7 @@ def test_the_faster_way_is_chosen(s3: S3, tmp_path: Path, monkeypatch: pytest.Mo
 # ---------------------------------------------------------------- interruptions
 
 
-@pytest.mark.parametrize("what", ["whole", "headers"])
+@pytest.mark.parametrize("what", ["headers", pytest.param("whole", marks=pytest.mark.slow)])
 def test_an_index_that_failed_goes_on(s3: S3, tmp_path: Path, records: Path, what: str) -> None:
     make_shards(tmp_path / "in/train", 3, 4, 1000)
     last = tmp_path / "in/train/shard-000002.tar"
@@ -180,3 +191,121 @@ def test_an_index_that_failed_goes_on(s3: S3, tmp_path: Path, records: Path, wha
         index_shards(shards, CLS, options)
     forget_scans(shards, CLS)
     assert not [*records.iterdir()]
+
+
+@pytest.mark.slow
+def test_an_index_that_was_killed_goes_on(s3: S3, tmp_path: Path, records: Path) -> None:
+    make_shards(tmp_path / "in/train", 40, 2, 1000)
+    url = s3.url("killed index")
+    s3.put(url, tmp_path / "in")
+    s3.fail(latency_s=0.1)
+    command = [sys.executable, "-m", "orchestrator.cli.main", "shard", "index", url]
+    command += ["--split=train", "--read=headers", "--num-workers=1"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, env=environment) as process:
+        deadline_s = time.monotonic() + 60
+        while not any(path.stat().st_size for path in records.glob("*.jsonl")):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    (path,) = records.glob("*.jsonl")
+    num_recorded = path.read_text().count('"headers"')
+    assert 0 < num_recorded < 40
+    s3.forget()
+    subprocess.run(command, env=environment, check=True)
+    assert not [*records.iterdir()]
+    assert read_manifest(url, "train").num_samples == 80
+    read = {r["path"] for r in s3.requests() if r["method"] == "GET" and ".tar" in r["path"]}
+    assert len(read) == 40 - num_recorded
+
+
+# ---------------------------------------------------------------- what others have counted
+
+
+def write_counts(directory: Path, kind: str, num_samples: int) -> Path:
+    """Write a count for each shard of a directory, as other tools do."""
+    names = sorted(path.name for path in directory.glob("*.tar"))
+    lengths = [num_samples] * len(names)
+    if kind == "img2dataset":
+        for name in names:
+            stats = {"count": 99, "successes": num_samples, "failed_to_download": 99 - num_samples}
+            directory.joinpath(f"{name[:-4]}_stats.json").write_text(json.dumps(stats))
+        return directory / f"{names[0][:-4]}_stats.json"
+    if kind == "wids":
+        shards = [{"url": f"/cluster/{name}", "nsamples": num_samples} for name in names]
+        content = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": shards}
+        path = directory / "shardindex.json"
+    else:
+        split = {"name": "train", "filenames": names, "shard_lengths": lengths}
+        content = {"splits": {"train": {**split, "num_samples": sum(lengths)}}}
+        path = directory / "_info.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.fixture
+def large(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory of shards, which are treated as a large remote set."""
+    monkeypatch.setattr(header_scan, "_SMALL_SET_BYTES", 0)
+    make_shards(tmp_path / "in/train", 6, 4, 70_000)
+    return tmp_path / "in/train"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["timm", "img2dataset", "wids"])
+def test_counts_of_others_are_used(s3: S3, large: Path, kind: str) -> None:
+    path, url = write_counts(large, kind, 4), s3.url(kind)
+    s3.put(url, large.parent)
+    s3.forget()
+    shards, messages = find_shards(url, "train"), list[str]()
+    options = ReadOptions(what="auto", on_message=messages.append)
+    names = [f"class {i}" for i in range(7)]
+    manifests, counts = index_shards(shards, CLS, options, classes=names)
+    assert any(f"{url}/train/{path.name}" in message for message in messages)
+    assert manifests["train"].num_samples == 24
+    assert manifests["train"].classes == tuple(names)
+    assert not counts["train"]
+    heads = [r for r in s3.requests() if r["path"].endswith(".tar") and r["method"] == "GET"]
+    read = Counter(request["path"] for request in heads)
+    assert len([n for n in read.values() if n <= 3]) == 2  # of the others some labels are read
+    forget_scans(shards, CLS)
+    by_headers, _ = index_shards(shards, CLS, HEADERS, classes=names)
+    assert by_headers == manifests
+
+
+@pytest.mark.parametrize(
+    "classes", [[f"class {i}" for i in range(7)], pytest.param(None, marks=pytest.mark.slow)]
+)
+def test_wrong_counts_are_refused(s3: S3, large: Path, classes: list[str] | None) -> None:
+    write_counts(large, "timm", 5)
+    url = s3.url("wrong counts")
+    s3.put(url, large.parent)
+    with pytest.raises(DataError) as raised:
+        index_shards(find_shards(url, "train"), CLS, ReadOptions(what="auto"), classes=classes)
+    assert raised.value.value == f"{url}/train/_info.json"
+
+
+def test_counts_of_local_shards_are_compared(large: Path) -> None:
+    path = write_counts(large, "timm", 4)
+    shards = find_shards(str(large.parent), "train")
+    manifests, counts = index_shards(shards, CLS, ReadOptions(what="auto"), classes=[*"abcdefg"])
+    assert counts["train"].total() == 24
+    assert {shard.digest for shard in manifests["train"].shards} == {"whole"}
+    path.write_text(path.read_text().replace("[4,", "[3,"))
+    with pytest.raises(DataError) as raised:
+        index_shards(shards, CLS, ReadOptions(what="auto"))
+    assert raised.value.value == str(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"splits": {"train": {}}}', '{"shardlist": [3]}', '{"splits": [1]}', "3"],
+)
+def test_other_files_are_no_counts(large: Path, content: str) -> None:
+    large.joinpath("_info.json").write_text(content)
+    assert find_counts([str(path) for path in large.glob("*.tar")]) is None
+
+
+def test_counts_of_some_shards_are_no_counts(large: Path) -> None:
+    write_counts(large, "timm", 4)
+    assert find_counts([*map(str, large.glob("*.tar")), str(large / "new.tar")]) is None
