@@ -1,19 +1,20 @@
 """Manifests: all that planning a run needs to know about the shards of a split.
 
-A data set is a URL; `URL/train/manifest.json` and `URL/val/manifest.json` each list the shards
-beside them. A manifest is written after its shards, so a split that has one is complete. Its
-values are checked when it is read; the name of a shard is a plain file name, never a path.
+`URL/train/manifest.json` and `URL/val/manifest.json` each list the shards beside them; manifests of
+other shards are where `format.location` says. A manifest is written after its shards, so a split
+that has one is complete. Its values are checked when it is read; no name of a shard leads out of
+the directory that the names are relative to.
 """
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -27,6 +28,7 @@ from pydantic.dataclasses import dataclass
 
 from data_sharding.errors import DataError, UnavailableError
 from data_sharding.format.labels import LabelRule
+from data_sharding.format.location import Location, find_file, write_files
 from data_sharding.format.sample_rule import ClassLabels, SampleRule, check_image
 from data_sharding.format.shard_table import Sha256, ShardTable
 from data_sharding.format.shard_table import ShardInfo as ShardInfo  # noqa: PLC0414  exported here too
@@ -37,7 +39,7 @@ FORMAT = "tahoe-shards-1"
 FILE_NAME = "manifest.json"
 SPLITS = ("train", "val")
 PUBLISH_ORDER = SPLITS[::-1]  # a data set is complete when train has its manifest
-TABLE_NAME: Final = "shards.safetensors"
+TABLE_NAME = "shards.safetensors"
 _MAX_LISTED = 10_000  # shards; more are a table in a file of its own, mapped and not parsed
 
 
@@ -45,10 +47,11 @@ _MAX_LISTED = 10_000  # shards; more are a table in a file of its own, mapped an
 class _TableFile:
     """A file beside the manifest that holds the table of shards.
 
+    file: its name there; only TABLE_NAME, as `Location.files` names it, is read.
     columns_sha256: digest (hex) of its content, equal to that of the same shards in a list.
     """
 
-    file: Literal["shards.safetensors"]
+    file: str
     num_bytes: int
     columns_sha256: Sha256
 
@@ -148,65 +151,79 @@ class Manifest:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def url_of(url: str, split: str) -> str:
+def url_of(where: str | Location, split: str) -> str:
     """Return the URL of a split's manifest."""
-    return filesystem.join(url, split, FILE_NAME)
+    return find_file(Location.of(where), split, FILE_NAME)
 
 
-def read_manifests(url: str) -> dict[str, Manifest]:
+def has_manifest(where: str | Location, split: str) -> bool:
+    """Check whether a split has a manifest; raises what its store raises."""
+    return filesystem.exists(url_of(where, split))
+
+
+def read_manifests(where: str | Location) -> dict[str, Manifest]:
     """Read the manifests of those splits that a data set has, at least one."""
     existing = []
     for split in SPLITS:
         with suppress(Exception):  # reading it raises the error
-            if not filesystem.exists(url_of(url, split)):
+            if not has_manifest(where, split):
                 continue
         existing.append(split)
-    return {split: read_manifest(url, split) for split in existing or SPLITS[:1]}
+    return {split: read_manifest(where, split) for split in existing or SPLITS[:1]}
 
 
-def read_manifest(url: str, split: str) -> Manifest:
+def read_manifest(where: str | Location, split: str) -> Manifest:
     """Read the manifest of a split.
 
     Raises:
         DataError: it does not exist, cannot be read, or has impossible values.
     """
-    manifest_url = url_of(url, split)
+    location = Location.of(where)
+    manifest_url = str(location)
     try:
+        manifest_url = url_of(location, split)
         data = filesystem.read_bytes(manifest_url)
     except FileNotFoundError:
-        raise DataError(
-            f"no data set at {url}: {split}/{FILE_NAME} does not exist",
-            value=url,
-            hint="Check the URL, or write a data set: `folder` makes one from directories of "
-            "images, one a class, `digits` from scikit-learn's handwritten digits.",
-        ) from None
+        raise _missing(location, split) from None
+    except DataError:
+        raise
     except Exception as error:  # also of unknown protocols, missing packages, bad options
         raise _cannot_read(manifest_url, error) from error
-    return _parse(data, url, split)
+    return _parse(data, location, split, manifest_url)
 
 
-def write_manifest(url: str, split: str, manifest: Manifest) -> None:
+def write_manifest(
+    where: str | Location, split: str, manifest: Manifest, *, anywhere: bool = False
+) -> None:
     """Publish the manifest of a split, whole or not at all; its shards must exist already.
 
     A table of many shards is a file of its own, which the manifest names with its digest.
+
+    Args:
+        anywhere: write it to another place where nothing can be written beside the shards.
     """
-    values: dict[str, Any] = {"format": FORMAT, "classes": manifest.classes}
-    if manifest.labels != LabelRule():
-        values["labels"] = asdict(manifest.labels)
-    for name in ("image", "class_labels"):
-        if getattr(manifest, name) is not None:
-            values[name] = getattr(manifest, name)
-    if len(manifest.shards) <= _MAX_LISTED:
-        values["shards"] = [_listed(shard) for shard in manifest.shards]
-    else:
-        table = manifest.shards.to_bytes()
-        filesystem.write_bytes(filesystem.join(url, split, TABLE_NAME), table)
-        values["shards"] = asdict(_TableFile(TABLE_NAME, len(table), manifest.shards.sha256))
-    if manifest.samples_per_class is not None:
-        values["samples_per_class"] = manifest.samples_per_class
-    values["source"] = manifest.source
-    text = json.dumps(values, indent=2, ensure_ascii=False)
-    filesystem.write_bytes(url_of(url, split), (text + "\n").encode())
+
+    def write(url_of_file: Callable[[str], str]) -> None:
+        values: dict[str, Any] = {"format": FORMAT, "classes": manifest.classes}
+        if manifest.labels != LabelRule():
+            values["labels"] = asdict(manifest.labels)
+        for name in ("image", "class_labels"):
+            if getattr(manifest, name) is not None:
+                values[name] = getattr(manifest, name)
+        if len(manifest.shards) <= _MAX_LISTED:
+            values["shards"] = [_listed(shard) for shard in manifest.shards]
+        else:
+            table, url = manifest.shards.to_bytes(), url_of_file(TABLE_NAME)
+            filesystem.write_bytes(url, table)
+            name = url.rpartition("/")[2]
+            values["shards"] = asdict(_TableFile(name, len(table), manifest.shards.sha256))
+        if manifest.samples_per_class is not None:
+            values["samples_per_class"] = manifest.samples_per_class
+        values["source"] = manifest.source
+        text = json.dumps(values, indent=2, ensure_ascii=False)
+        filesystem.write_bytes(url_of_file(FILE_NAME), (text + "\n").encode())
+
+    write_files(Location.of(where), split, write, anywhere=anywhere)
 
 
 def _listed(shard: ShardInfo) -> dict[str, Any]:
@@ -216,8 +233,24 @@ def _listed(shard: ShardInfo) -> dict[str, Any]:
     return values
 
 
-def _parse(data: bytes, url: str, split: str) -> Manifest:
-    manifest_url = url_of(url, split)
+def _missing(location: Location, split: str) -> DataError:
+    if not location.has_named_files:
+        return DataError(
+            f"no data set at {location}: {split}/{FILE_NAME} does not exist",
+            value=str(location),
+            hint="Check the URL, or write a data set: `folder` makes one from directories of "
+            "images, one a class, `digits` from scikit-learn's handwritten digits.",
+        )
+    places = " or ".join(url.rpartition("/")[0] for url in location.files(split, FILE_NAME))
+    return DataError(
+        f"the shards of {split} at {', '.join(location.patterns(split))} are not counted yet: "
+        f"there is no manifest of them in {places}",
+        value=str(location),
+        hint="Count them once: `tahoe shard index` takes the same overrides of `data`.",
+    )
+
+
+def _parse(data: bytes, location: Location, split: str, manifest_url: str) -> Manifest:
     try:
         values = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -235,7 +268,7 @@ def _parse(data: bytes, url: str, split: str) -> Manifest:
     try:
         if isinstance(values.get("shards"), dict):
             table_file = _TABLE.validate_python({"shards": values["shards"]})["shards"]
-            values["shards"] = _map_table(url, split, table_file)
+            values["shards"] = _map_table(manifest_url, location, split, table_file)
         elif "shards" in values:
             values["shards"] = _LISTED.validate_python({"shards": values["shards"]})["shards"]
         return _MANIFEST.validate_python(values)
@@ -251,10 +284,15 @@ def _first_problem(error: ValidationError) -> str:
     return f"{key}: {first['msg']}, found {first['input']!r:.80}"
 
 
-def _map_table(url: str, split: str, table_file: _TableFile) -> ShardTable:
+def _map_table(
+    manifest_url: str, location: Location, split: str, table_file: _TableFile
+) -> ShardTable:
     """Map the table that a manifest names, from a file on this node."""
-    table_url = filesystem.join(url, split, TABLE_NAME)
+    directory = manifest_url.rpartition("/")[0]
+    table_url = filesystem.join(directory, table_file.file)
     try:
+        if table_url not in location.files(split, TABLE_NAME):
+            raise ValueError(f"{table_file.file!r} is not the name of its table")
         name = f"{table_file.columns_sha256}.safetensors"
         path = node_copy(table_url, name, table_file.matches)
         if path.stat().st_size != table_file.num_bytes:

@@ -4,7 +4,6 @@ A table in a file costs only what is looked at, and is sent to other processes a
 """
 
 import hashlib
-import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import Annotated, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, Strict
+from pydantic import AfterValidator, ConfigDict, Field, Strict
 from pydantic.dataclasses import dataclass
 
+from data_sharding.format.location import check_shard_name
 from data_sharding.format.shard_digest import DigestKind
 from data_sharding.io.mapped_arrays import arrays_to_safetensors, mmap_safetensors
 
-_NAME = r"[A-Za-z0-9._-]+\.tar"
 _LIMIT = 1 << 62  # of samples and of bytes; rng.permute_index goes no further
 _COLUMNS: dict[DigestKind, str] = {"whole": "digests", "sampled": "sampled_digests"}
 _ROWS = 1 << 16  # checked at a time, which takes little memory
@@ -29,12 +28,13 @@ _PositiveInt = Annotated[int, Strict(), Field(gt=0, lt=_LIMIT)]
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ShardInfo:
-    """The file name, number of samples, size and digest (hex) that a shard must have.
+    """The number of samples, size and digest (hex) that a shard must have.
 
+    name: its path below the base of its split (see `format.location`), mostly a file name.
     digest: the bytes that `sha256` is of, as in `shard_digest`; all shards of a split are alike.
     """
 
-    name: Annotated[str, Field(pattern=rf"\A{_NAME}\z")]
+    name: Annotated[str, AfterValidator(check_shard_name)]
     num_samples: _PositiveInt
     num_bytes: _PositiveInt
     sha256: Sha256
@@ -45,7 +45,7 @@ class ShardTable(Sequence[ShardInfo]):
     """The shards of a split, in order.
 
     Args:
-        names: uint8 (n, width), ASCII, padded with zeros to the width of the longest.
+        names: uint8 (n, width), UTF-8, padded with zeros to the width of the longest.
         num_samples, num_bytes: int64 (n,).
         digests: uint8 (n, 32), SHA-256.
         kind: the bytes that the digests are of.
@@ -76,7 +76,7 @@ class ShardTable(Sequence[ShardInfo]):
         kind: DigestKind = shards[0].digest if shards else "whole"
         if any(shard.digest != kind for shard in shards):
             raise ValueError("some digests are of whole shards and some are sampled")
-        names = np.array([shard.name.encode("ascii") for shard in shards], dtype=np.bytes_)
+        names = np.array([shard.name.encode() for shard in shards], dtype=np.bytes_)
         digests = np.frombuffer(bytes.fromhex("".join(s.sha256 for s in shards)), dtype=np.uint8)
         return cls(
             names.view(np.uint8).reshape(len(shards), names.itemsize),
@@ -130,11 +130,12 @@ class ShardTable(Sequence[ShardInfo]):
         if not width or not self._names[:, -1].any():
             raise ValueError("the column of names is wider than the longest name")
         names = np.ascontiguousarray(self._names).view(f"S{width}").ravel()
-        is_name = re.compile(_NAME.encode()).fullmatch
         for start in range(0, len(self), _ROWS):
             for row, name in enumerate(names[start : start + _ROWS].tolist(), start):
-                if not is_name(name):
-                    raise ValueError(f"shards.{row}.name: {name!r:.80} is no plain NAME.tar")
+                try:
+                    check_shard_name(name.decode())
+                except ValueError as error:
+                    raise ValueError(f"shards.{row}.name: {error}") from error
         _check_counts("num_samples", self.num_samples)
         _check_counts("num_bytes", self.num_bytes)
         if not (names[:-1] < names[1:]).all():
@@ -155,7 +156,7 @@ class ShardTable(Sequence[ShardInfo]):
         if isinstance(index, slice):
             return ShardTable.from_infos(self[i] for i in range(*index.indices(len(self))))
         return ShardInfo(
-            name=bytes(self._names[index]).rstrip(b"\0").decode("ascii"),
+            name=bytes(self._names[index]).rstrip(b"\0").decode(),
             num_samples=int(self.num_samples[index]),
             num_bytes=int(self.num_bytes[index]),
             sha256=bytes(self._digests[index]).hex(),

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_sharding.errors import DataError, UnavailableError
+from data_sharding.format.location import Location, find_file, write_files
 from data_sharding.format.manifest import Manifest
 from data_sharding.io import filesystem
 from data_sharding.io.mapped_arrays import arrays_to_safetensors, mmap_safetensors
@@ -82,20 +83,23 @@ class BalancedOrder:
         return SampleDraw(ids, passes)
 
 
-def write_class_index(url: str, split: str, manifest: Manifest, labels: Iterable[int]) -> None:
+def write_class_index(
+    where: str | Location, split: str, manifest: Manifest, labels: Iterable[int]
+) -> None:
     """Write the class index of a split.
 
     Args:
         labels: the labels of all samples of the split, in their order.
     """
-    _check_single_label(url, split, manifest)
+    location = Location.of(where)
+    _check_single_label(location, split, manifest)
     classes = np.fromiter(labels, dtype=np.int64)
     sizes = np.bincount(classes, minlength=len(manifest.classes))
     assert (len(classes), len(sizes)) == (manifest.num_samples, len(manifest.classes))
     empty = [manifest.classes[label] for label in np.flatnonzero(sizes == 0).tolist()]
     if empty:
         raise DataError(
-            f"{filesystem.join(url, split)} has no samples of {len(empty)} classes ({empty[0]}, "
+            f"{location.base(split)} has no samples of {len(empty)} classes ({empty[0]}, "
             "...): they cannot be drawn, so no class index was written",
             value=empty[0],
             hint="Leave these classes out of the data set.",
@@ -106,34 +110,41 @@ def write_class_index(url: str, split: str, manifest: Manifest, labels: Iterable
         "ends": np.cumsum(sizes),
         "of": _identity(manifest),
     }
-    filesystem.write_bytes(filesystem.join(url, split, FILE_NAME), arrays_to_safetensors(arrays))
+    data = arrays_to_safetensors(arrays)
+    write_files(
+        location,
+        split,
+        lambda url_of: filesystem.write_bytes(url_of(FILE_NAME), data),
+        anywhere=True,
+    )
 
 
-def read_class_index(url: str, split: str, manifest: Manifest) -> ClassIndex:
+def read_class_index(where: str | Location, split: str, manifest: Manifest) -> ClassIndex:
     """Read the class index of a split."""
-    _check_single_label(url, split, manifest)
-    where = filesystem.join(url, split, FILE_NAME)
+    location = Location.of(where)
+    _check_single_label(location, split, manifest)
+    url = find_file(location, split, FILE_NAME)
     try:
-        path = node_copy(where, f"{manifest.fingerprint}-{FILE_NAME}", _is_whole)
+        path = node_copy(url, f"{manifest.fingerprint}-{FILE_NAME}", _is_whole)
         arrays = mmap_safetensors(path)
         samples, ends, identity = (arrays[name] for name in ("samples", "ends", "of"))
     except DataError:
         raise
     except FileNotFoundError:
-        raise _unusable(where, "it is missing") from None
+        raise _unusable(url, "it is missing") from None
     except OSError as error:
         raise UnavailableError(
-            f"cannot read {where}: {error}. Class-balanced sampling needs it",
-            value=where,
+            f"cannot read {url}: {error}. Class-balanced sampling needs it",
+            value=url,
             hint="Check the credentials, the network and the disk.",
         ) from error
     except Exception as error:  # safetensors and numpy raise anything on other bytes
-        raise _unusable(where, str(error)) from error
+        raise _unusable(url, str(error)) from error
     if not np.array_equal(identity, _identity(manifest)):
-        raise _unusable(where, "it is of another data set, or of this one before it was changed")
+        raise _unusable(url, "it is of another data set, or of this one before it was changed")
     if not _is_index(samples, ends, manifest):
         counts = f"{manifest.num_samples} samples among {len(manifest.classes)} classes"
-        raise _unusable(where, f"it does not divide {counts}")
+        raise _unusable(url, f"it does not divide {counts}")
     return ClassIndex(samples, ends)
 
 
@@ -161,10 +172,10 @@ def _is_index(samples: NDArray[Any], ends: NDArray[Any], manifest: Manifest) -> 
     )
 
 
-def _check_single_label(url: str, split: str, manifest: Manifest) -> None:
+def _check_single_label(location: Location, split: str, manifest: Manifest) -> None:
     if manifest.labels.kind != "single":
         raise DataError(
-            f"{filesystem.join(url, split)} has {manifest.labels.kind} labels, so its samples do "
+            f"{location.base(split)} has {manifest.labels.kind} labels, so its samples do "
             "not have one class each and cannot be balanced",
             value=manifest.labels.kind,
             hint="Sample without `class_balanced`.",

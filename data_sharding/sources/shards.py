@@ -14,6 +14,7 @@ from typing import Any
 from braceexpand import braceexpand
 
 from data_sharding.format.class_map import ClassMap
+from data_sharding.format.location import Location
 from data_sharding.format.manifest import SPLITS, Manifest, read_manifest, read_manifests
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.io import filesystem
@@ -21,6 +22,7 @@ from data_sharding.io.text import truncated_list
 from data_sharding.sources.base import Source, check_val_choice, source_error, split_off_val
 from data_sharding.sources.shard_samples import ShardSamples
 from data_sharding.tools.duplicate_shards import refuse_duplicates, refuse_equal_urls
+from data_sharding.tools.expand_patterns import expand_glob
 from data_sharding.tools.find_shards import (
     list_shards,
     listing,
@@ -164,7 +166,7 @@ def _split_off_val(source: Source, val_fraction: float, seed: int) -> Source:
 def _expand(url: str, split: str) -> dict[str, list[str]]:
     """Return the shards at a URL: those of `split`, or of train and val if it has both."""
     if url.endswith(".tar"):
-        return {split: [shard for pattern in braceexpand(url) for shard in _glob(pattern)]}
+        return {split: [shard for pattern in braceexpand(url) for shard in expand_glob(pattern)]}
     directories = split_directories(url)
     by_split = {name: _list(filesystem.join(url, path)) for name, path in directories.items()}
     if by_split["train"]:
@@ -181,20 +183,6 @@ def _expand(url: str, split: str) -> dict[str, list[str]]:
     )
 
 
-def _glob(pattern: str) -> list[str]:
-    if "*" not in pattern and "?" not in pattern:
-        return [pattern]
-    with listing(pattern):
-        if filesystem.exists(pattern):
-            return [pattern]
-        fs, path = filesystem.store_of(pattern)
-        paths = sorted(fs.glob(path.replace("[", "[[]")))
-        urls = [fs.unstrip_protocol(path) for path in paths]
-    if not urls:
-        raise source_error(f"no shards match {pattern}", pattern, "Check the pattern.")
-    return [str(filesystem.local_path(url) or url) for url in urls]
-
-
 def _list(directory: str) -> list[str]:
     return [filesystem.join(directory, name) for name in list_shards(directory)]
 
@@ -202,7 +190,7 @@ def _list(directory: str) -> list[str]:
 def _scan_known(parts: Sequence[tuple[str, str, Manifest]], reading: ReadOptions) -> list[Scan]:
     """Scan the shards of manifests, and refuse any that its manifest does not describe."""
     expected = [
-        (filesystem.join(url, split, shard.name), shard)
+        (Location(url).shard_url(split, shard.name), shard)
         for url, split, manifest in parts
         for shard in manifest.shards
     ]

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_sharding.errors import DataError
+from data_sharding.format.location import shard_url
 from data_sharding.format.manifest import ShardInfo
-from data_sharding.io import filesystem
 from data_sharding.io.worker_process import exit_with_parent, forkserver_context, signals_blocked
 from data_sharding.storage.cache import PrefetchResult
 from data_sharding.storage.cache_eviction import AccessPlan
@@ -151,7 +151,7 @@ class _Prefetcher:
         for batch, shard in uses:
             if shard.sha256 in self._failed or cache.has(shard):
                 continue
-            url = filesystem.join(self._store.url, shard.name)
+            url = shard_url(self._store.base, shard.name)
             try:
                 result = cache.prefetch(shard, url, batch - self._window.position)
             except DataError as error:

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_sharding.errors import ShardError, UnavailableError
+from data_sharding.format.location import shard_url
 from data_sharding.format.manifest import ShardInfo
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.shard_reader import ShardReader
-from data_sharding.io import filesystem
 from data_sharding.io.download import ByteRange, DownloadSettings, fetch_ranges
 from data_sharding.io.node_files import node_file, user_directory
 from data_sharding.storage.fetch_shard import fetch_shard
@@ -37,9 +37,9 @@ SampleRanges = NDArray[np.int64]
 class RangeReadStore(Store):
     """Remote shards, of which only the requested samples are fetched."""
 
-    def __init__(self, url: str, rule: SampleRule, settings: DownloadSettings) -> None:
+    def __init__(self, base: str, rule: SampleRule, settings: DownloadSettings) -> None:
         super().__init__()
-        self._url, self._rule, self._settings = url, rule, settings
+        self._base, self._rule, self._settings = base, rule, settings
         self._fetched: dict[tuple[str, int], memoryview] = {}  # samples by (shard name, index)
 
     def prefetch_samples(self, samples: Sequence[tuple[ShardInfo, int]]) -> None:
@@ -58,7 +58,7 @@ class RangeReadStore(Store):
         fetch_ranges([run.byte_range for run in runs], self._settings, keep)
 
     def _open(self, shard: ShardInfo) -> Reader:
-        url = filesystem.join(self._url, shard.name)
+        url = shard_url(self._base, shard.name)
         ranges = sample_ranges(shard, url, self._rule, self._settings)
         return RangeReader(shard.name, url, ranges, self)
 

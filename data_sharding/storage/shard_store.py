@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data_sharding.errors import ShardError
+from data_sharding.format.location import Location, shard_url
 from data_sharding.format.manifest import ShardInfo
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.shard_reader import ShardReader
@@ -15,39 +16,45 @@ from data_sharding.storage.range_reads import RangeReadStore
 from data_sharding.storage.store import Reader, Store
 
 
-def open_store(url: str, settings: CacheSettings | None, rule: SampleRule) -> Store:
-    """Open the store of a split.
+def open_store(
+    location: Location, split: str, settings: CacheSettings | None, rule: SampleRule
+) -> Store:
+    """Open the store of a split; local shards are read in place.
 
     Args:
-        url: the URL of the split; a local one is read in place.
         settings: the node's cache; without one, remote samples are fetched by range.
         rule: the rule that finds image and label of a sample.
     """
-    directory = filesystem.local_path(url)
-    if directory is not None:
-        return LocalStore(directory, rule)
+    base = location.base(split)
+    if location.is_local(split):
+        return LocalStore(base, rule)
     if settings is None:
-        return RangeReadStore(url, rule, DownloadSettings())
-    return CachedStore(url, settings, rule)
+        return RangeReadStore(base, rule, DownloadSettings())
+    return CachedStore(base, settings, rule)
 
 
 class LocalStore(Store):
-    """Shards of a local directory, mapped in place."""
+    """Local shards, mapped in place."""
 
-    def __init__(self, directory: Path, rule: SampleRule) -> None:
+    def __init__(self, base: str, rule: SampleRule) -> None:
         super().__init__()
-        self._directory, self._rule = directory, rule
+        self._base, self._rule = base, rule
 
     def _open(self, shard: ShardInfo) -> Reader:
-        return ShardReader(self._directory / shard.name, shard, rule=self._rule)
+        path = filesystem.local_path(shard_url(self._base, shard.name))
+        assert path is not None
+        return ShardReader(path, shard, rule=self._rule)
 
 
 class CachedStore(Store):
-    """Remote shards, mapped in the node's cache."""
+    """Remote shards, mapped in the node's cache.
 
-    def __init__(self, url: str, settings: CacheSettings, rule: SampleRule) -> None:
+    `base` is what their names are relative to.
+    """
+
+    def __init__(self, base: str, settings: CacheSettings, rule: SampleRule) -> None:
         super().__init__()
-        self.url, self.cache, self._rule = url, Cache(settings), rule
+        self.base, self.cache, self._rule = base, Cache(settings), rule
 
     def close_evicted(self) -> None:
         for name, reader in list(self._readers.items()):
@@ -55,7 +62,7 @@ class CachedStore(Store):
                 self._readers.pop(name).close()
 
     def _open(self, shard: ShardInfo) -> Reader:
-        url = filesystem.join(self.url, shard.name)
+        url = shard_url(self.base, shard.name)
         read = lambda path: _CachedReader(path, shard, rule=self._rule)  # noqa: E731
         try:
             return self.cache.open(shard, url, read)

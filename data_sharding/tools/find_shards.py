@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from data_sharding.errors import DataError
+from data_sharding.format.location import shard_url
 from data_sharding.format.manifest import PUBLISH_ORDER, SPLITS
 from data_sharding.io import filesystem
 from data_sharding.io.text import pluralize, truncated_list
@@ -28,14 +29,17 @@ _SHARD_NAME = re.compile(r"[A-Za-z0-9._-]+\.tar")
 
 @dataclass(frozen=True)
 class FoundShards:
-    """The shards of a split, in a directory that may not be the split's own."""
+    """The shards of a split, and the URL that their names are relative to.
 
-    url: str  # of the directory
+    It may be another directory than the split's own, or empty: see `Location.base`.
+    """
+
+    url: str
     names: tuple[str, ...]
 
     @property
     def urls(self) -> list[str]:
-        return [filesystem.join(self.url, name) for name in self.names]
+        return [shard_url(self.url, name) for name in self.names]
 
 
 def find_shards(url: str, split: str | None, pattern: str = "*.tar") -> dict[str, FoundShards]:
@@ -130,6 +134,12 @@ def warn_unused_tars(url: str, directories: Iterable[str], used: Iterable[str]) 
         warn(url, [f"tars that are not used: {', '.join(unused)}. {advice}"])
 
 
+def words_of_other_splits(split: str) -> set[str]:
+    """Return the words that tell, in the name of a shard, that it is not of a split."""
+    (words,) = (words for name, words in _WORDS.items() if name != split)
+    return words
+
+
 @contextmanager
 def listing(url: str) -> Iterator[None]:
     """Raise a DataError about a URL that cannot be listed."""
@@ -176,13 +186,13 @@ def _check_flat(url: str, split: str, names: Sequence[str], pattern: str) -> Non
     """Refuse shards in URL itself on a store without links, or if some are of the other split."""
     if filesystem.local_path(url) is None:
         raise DataError(
-            f"the shards are in {url} itself, a data set has them in "
-            f"{filesystem.join(url, split)}, and an object store has no links: nothing was written",
+            f"the shards are in {url} itself, and without links in {filesystem.join(url, split)} "
+            "the URL alone does not say which are of which split: nothing was written",
             value=url,
-            hint="Copy them there, or write a new data set with `webdataset`.",
+            hint="Name the shards of each split where they are, with `train` and `val` instead of "
+            "`url`.",
         )
-    (other_words,) = (words for name, words in _WORDS.items() if name != split)
-    others = [n for n in names if other_words & {*re.split("[^a-z]+", n.lower())}]
+    others = [n for n in names if words_of_other_splits(split) & {*re.split("[^a-z]+", n.lower())}]
     if 0 < len(others) < len(names) and pattern == "*.tar":
         raise DataError(
             f"{len(others):,} of {len(names):,} shards in {url} are not of {split} by their names "

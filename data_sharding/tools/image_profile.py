@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from data_sharding.errors import BadSample
+from data_sharding.format.location import Location
 from data_sharding.format.manifest import Manifest
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.image.open_image import open_image, to_mode
@@ -33,13 +34,13 @@ class ImageProfile:
     sizes: frozenset[tuple[int, int]]
 
 
-def profile_images(url: str, split: str, manifest: Manifest) -> ImageProfile | None:
+def profile_images(where: str | Location, split: str, manifest: Manifest) -> ImageProfile | None:
     """Profile the first images of some shards of a split; None if none of them can be read."""
     table = manifest.shards
     chosen = np.unique(np.linspace(0, len(table) - 1, _NUM_SHARDS).astype(int)).tolist()
     images = list[tuple[tuple[int, int], bool]]()
     for i in chosen:
-        shard_url = filesystem.join(url, split, table[i].name)
+        shard_url = Location.of(where).shard_url(split, table[i].name)
         images += _sizes_and_colours(shard_url, manifest.rule, _NUM_IMAGES // len(chosen))
     if not images:
         return None

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from data_sharding.errors import DataError
 from data_sharding.format.class_map import MAX_CLASSES, ClassMap
 from data_sharding.format.labels import sorted_classes
+from data_sharding.format.location import Location
 from data_sharding.format.manifest import (
     PUBLISH_ORDER,
     Manifest,
+    has_manifest,
     read_manifest,
     url_of,
     write_manifest,
@@ -84,7 +86,7 @@ def index_shards(
             labels=rule.labels,
             image=rule.image,
             class_labels=rule.class_labels,
-            shards=_table(split_scans),
+            shards=_table(split_scans, shards[split]),
             source=source,
         )
         for split, split_scans in scans.items()
@@ -182,9 +184,13 @@ def resolve_classes(
 
 
 def write_manifests(
-    url: str, shards: Mapping[str, FoundShards], manifests: Mapping[str, Manifest], *, force: bool
+    where: str | Location,
+    shards: Mapping[str, FoundShards],
+    manifests: Mapping[str, Manifest],
+    *,
+    force: bool,
 ) -> bool:
-    """Write manifests beside their shards; return False if equal ones exist already.
+    """Write manifests beside their shards, or where there is room; return False if they exist.
 
     Args:
         force: replace manifests that differ.
@@ -192,10 +198,9 @@ def write_manifests(
     Raises:
         DataError: a manifest differs, a shard occurs twice, or a file cannot be written.
     """
-    with listing(url):
-        existing = {
-            s: read_manifest(url, s) for s in PUBLISH_ORDER if filesystem.exists(url_of(url, s))
-        }
+    location = Location.of(where)
+    with listing(str(where)):
+        existing = {s: read_manifest(where, s) for s in PUBLISH_ORDER if has_manifest(where, s)}
     both = {**existing, **manifests}
     refuse_duplicates({s: ((i.name, i.sha256) for i in m.shards) for s, m in both.items()})
     is_complete = True
@@ -203,12 +208,12 @@ def write_manifests(
         old = existing.get(split)
         is_complete &= old is not None and old.fingerprint == manifest.fingerprint
         if old is not None and old.fingerprint != manifest.fingerprint and not force:
-            raise _differs(url_of(url, split), old, manifest)
+            raise _differs(url_of(where, split), old, manifest)
     if is_complete:
         return False
     for split in PUBLISH_ORDER:
         if split in manifests:
-            _publish(url, split, shards[split], manifests[split])
+            _publish(location, split, shards[split], manifests[split])
     return True
 
 
@@ -217,19 +222,22 @@ def forget_scans(shards: Mapping[str, FoundShards], rule: SampleRule) -> None:
     ScanRecords(chain.from_iterable(s.urls for s in shards.values()), rule).remove()
 
 
-def classes_of_other_split(url: str, shards: Mapping[str, FoundShards]) -> tuple[str, ...] | None:
+def classes_of_other_split(
+    where: str | Location, shards: Mapping[str, FoundShards]
+) -> tuple[str, ...] | None:
     """Return the classes of a split that has a manifest and is not among `shards`."""
     others = (split for split in PUBLISH_ORDER if split not in shards)
-    with listing(url):
-        other = next((split for split in others if filesystem.exists(url_of(url, split))), None)
-    return None if other is None else read_manifest(url, other).classes
+    with listing(str(where)):
+        other = next((split for split in others if has_manifest(where, split)), None)
+    return None if other is None else read_manifest(where, other).classes
 
 
-def known_classes(url: str) -> tuple[str, ...] | None:
+def known_classes(where: str | Location) -> tuple[str, ...] | None:
     """Return the names of all classes of a data set, if one of its manifests has them."""
-    with listing(url):
-        splits = [split for split in PUBLISH_ORDER if filesystem.exists(url_of(url, split))]
-    manifests = (read_manifest(url, split) for split in splits)
+    whole = replace(Location.of(where), rules="")
+    with listing(str(whole)):
+        splits = [split for split in PUBLISH_ORDER if has_manifest(whole, split)]
+    manifests = (read_manifest(whole, split) for split in splits)
     return next((m.classes for m in manifests if m.class_labels is None), None)
 
 
@@ -257,9 +265,10 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _table(scans: Sequence[Scan]) -> ShardTable:
+def _table(scans: Sequence[Scan], shards: FoundShards) -> ShardTable:
     kind: DigestKind = "whole" if all(scan.sha256 for scan in scans) else "sampled"
-    return ShardTable.from_infos(scan.info(kind) for scan in scans)
+    names = dict(zip(shards.urls, shards.names, strict=True))
+    return ShardTable.from_infos(replace(s.info(kind), name=names[s.url]) for s in scans)
 
 
 def _class_indices(scans: Sequence[Scan], classes: Sequence[str]) -> list[NDArray[np.int64]]:
@@ -300,19 +309,18 @@ def _derive_classes(values: set[int | str]) -> tuple[str, ...]:
     return tuple(str(number) for number in range(max(numbers) + 1))
 
 
-def _publish(url: str, split: str, shards: FoundShards, manifest: Manifest) -> None:
+def _publish(location: Location, split: str, shards: FoundShards, manifest: Manifest) -> None:
     try:
-        if shards.url != filesystem.join(url, split):
-            _link(shards, filesystem.join(url, split))
-        write_manifest(url, split, manifest)
+        if shards.url != location.base(split):
+            _link(shards, location.base(split))
+        write_manifest(location, split, manifest, anywhere=True)
     except (OSError, ValueError, ImportError) as error:
         raise DataError(
-            f"cannot write {url_of(url, split)}: {type(error).__name__}: {error}. The shards were "
-            "not changed",
-            value=url_of(url, split),
-            hint="A manifest is beside its shards. Where you may not write, make links to local "
-            "shards in a directory of your own (MINE/train/) and index that, or copy them with "
-            "`webdataset`.",
+            f"cannot write {url_of(location, split)}: {type(error).__name__}: {error}. The shards "
+            "were not changed",
+            value=url_of(location, split),
+            hint="Name the shards of each split where they are, with `train` and `val` instead of "
+            "`url`, or a directory for their manifests with `manifest`.",
         ) from error
 
 

@@ -6,10 +6,10 @@ import numpy as np
 from PIL import Image
 
 from data_sharding.errors import BadLabelError, BadSample
+from data_sharding.format.location import Location
 from data_sharding.format.manifest import Manifest
 from data_sharding.image.contact_sheet import Tile, draw_sheet, fit_image, grid
 from data_sharding.image.open_image import load_image, to_mode
-from data_sharding.io import filesystem
 from data_sharding.rng import permutation
 from data_sharding.sampling.sample_order import Ints, locate
 from data_sharding.storage.store import Reader
@@ -19,7 +19,13 @@ _TILE_PX, _COLUMNS = 160, 8  # digits and CIFAR images fill 160 pixels exactly
 
 
 def preview(
-    url: str, split: str, manifest: Manifest, *, num: int, seed: int | None, scratch: str | None
+    where: str | Location,
+    split: str,
+    manifest: Manifest,
+    *,
+    num: int,
+    seed: int | None,
+    scratch: str | None,
 ) -> Image.Image:
     """Draw a sheet of images with their classes.
 
@@ -31,14 +37,14 @@ def preview(
     chosen = np.arange(num)
     if seed is not None:
         chosen = np.sort(permutation(seed, "preview", manifest.num_samples)[:num])
-    tiles = list(_tiles(url, split, manifest, chosen, scratch))
+    tiles = list(_tiles(Location.of(where), split, manifest, chosen, scratch))
     choice = f"the first {num:,}" if seed is None else f"{num:,} chosen with seed {seed}"
     subtitle = (
         f"images: {manifest.num_samples:,}; classes: {len(manifest.classes):,}; "
         f"shards: {len(manifest.shards):,}; shown: {choice}"
     )
     rows = grid(tiles, _COLUMNS)
-    return draw_sheet(rows, title=f"{url}  {split}", subtitle=subtitle, tile_px=_TILE_PX)
+    return draw_sheet(rows, title=f"{where}  {split}", subtitle=subtitle, tile_px=_TILE_PX)
 
 
 def stored_tile(reader: Reader, i: int, manifest: Manifest, size: int) -> Tile:
@@ -56,12 +62,12 @@ def stored_tile(reader: Reader, i: int, manifest: Manifest, size: int) -> Tile:
 
 
 def _tiles(
-    url: str, split: str, manifest: Manifest, samples: Ints, scratch: str | None
+    location: Location, split: str, manifest: Manifest, samples: Ints, scratch: str | None
 ) -> Iterator[Tile]:
     shards, indices = locate(np.cumsum(manifest.shards.num_samples), samples)
     for number in np.unique(shards).tolist():
         shard = manifest.shards[number]
-        shard_url = filesystem.join(url, split, shard.name)
-        with open_shard(shard_url, shard, manifest.rule, scratch) as reader:
+        url = location.shard_url(split, shard.name)
+        with open_shard(url, shard, manifest.rule, scratch) as reader:
             for i in indices[shards == number].tolist():
                 yield stored_tile(reader, i, manifest, _TILE_PX)

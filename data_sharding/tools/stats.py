@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_sharding.errors import BadLabelError, BadSample
+from data_sharding.format.location import Location, shard_url
 from data_sharding.format.manifest import Manifest, ShardInfo
 from data_sharding.image.open_image import is_grey, load_image, open_image, stored_size, to_mode
-from data_sharding.io import filesystem
 from data_sharding.io.process_pool import ProgressFn, parallel_map
 from data_sharding.rng import derive_key, permute_index
 from data_sharding.tools.local_copy import open_shard
@@ -59,7 +59,7 @@ class Stats:
 
 
 def measure(
-    url: str,
+    where: str | Location,
     split: str,
     manifest: Manifest,
     options: ReadOptions = DEFAULT_OPTIONS,
@@ -80,7 +80,7 @@ def measure(
     ]
     shards = parallel_map(
         _measure_shard,
-        _Job(filesystem.join(url, split), manifest, options.scratch),
+        _Job(Location.of(where).base(split), manifest, options.scratch),
         tasks,
         num_workers=options.num_workers,
         on_progress=options.on_progress,
@@ -91,7 +91,7 @@ def measure(
 
 
 class _Job(NamedTuple):
-    url: str
+    base: str
     manifest: Manifest
     scratch: str | Path | None
 
@@ -123,7 +123,7 @@ def _measure_shard(job: _Job, task: _Task, advance: ProgressFn) -> _ShardStats:
     manifest = job.manifest
     labels, sizes, moments = list[tuple[int, ...]](), [], []
     formats, modes, num_unreadable = Counter[str](), Counter[str](), 0
-    url = filesystem.join(job.url, task.shard.name)
+    url = shard_url(job.base, task.shard.name)
     with open_shard(url, task.shard, manifest.rule, job.scratch) as reader:
         for i in range(len(reader)):
             labels.append(())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from data_sharding.format.location import Location
 from data_sharding.format.manifest import Manifest, ShardInfo, read_manifests
 from data_sharding.io import filesystem
 from data_sharding.io.text import pluralize
@@ -44,26 +45,27 @@ class Problem:
 class VerifyReport:
     """All problems of a data set, and remarks on oddities: (split, sentence)."""
 
-    url: str
+    location: Location
     manifests: Mapping[str, Manifest]
     problems: tuple[Problem, ...]
     remarks: tuple[tuple[str, str], ...] = ()
 
 
 def verify(
-    url: str, options: ReadOptions = DEFAULT_OPTIONS, *, decode: bool = True
+    where: str | Location, options: ReadOptions = DEFAULT_OPTIONS, *, decode: bool = True
 ) -> VerifyReport:
     """Check all shards of a data set against its manifests.
 
     Args:
         decode: decode every image.
     """
-    manifests = read_manifests(url)
+    location = Location.of(where)
+    manifests = read_manifests(location)
     problems, remarks = [*_compare_classes(manifests), *_duplicates(manifests)], []
     num_before = 0
     for split, manifest in manifests.items():
         scans = inspect_shards(
-            [filesystem.join(url, split, shard.name) for shard in manifest.shards],
+            [location.shard_url(split, shard.name) for shard in manifest.shards],
             manifest.rule,
             manifest.class_indices,
             replace(options, on_progress=_offset(options.on_progress, num_before)),
@@ -75,8 +77,8 @@ def verify(
             for shard, scan in zip(manifest.shards, scans, strict=True)
             for problem in _compare_shard(shard, scan)
         ]
-        remarks += [(split, remark) for remark in _remarks(url, split, manifest, scans)]
-    return VerifyReport(url, manifests, tuple(problems), tuple(remarks))
+        remarks += [(split, remark) for remark in _remarks(location, split, manifest, scans)]
+    return VerifyReport(location, manifests, tuple(problems), tuple(remarks))
 
 
 def _offset(on_progress: Callable[[int], None], num_before: int) -> Callable[[int], None]:
@@ -123,8 +125,10 @@ def _compare_shard(expected: ShardInfo, scan: Scan) -> list[ScanProblem]:
     return [ScanProblem("", message, COPY_AGAIN), *(p._replace(fix=COPY_AGAIN) for p in problems)]
 
 
-def _remarks(url: str, split: str, manifest: Manifest, scans: Sequence[Scan]) -> Iterator[str]:
+def _remarks(
+    location: Location, split: str, manifest: Manifest, scans: Sequence[Scan]
+) -> Iterator[str]:
     with suppress(OSError):  # the shards were read
-        names = filesystem.list_names(filesystem.join(url, split))
+        names = [] if location.url is None else filesystem.list_names(location.base(split))
         yield from filter(None, [describe_unused(names, (s.name for s in manifest.shards))])
     yield from describe_scans(scans)

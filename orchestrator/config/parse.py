@@ -44,6 +44,9 @@ MUTABLE_KEYS = (
     "recipe.grad_checkpointing",  # the same bits, in less memory
     "model.published",  # a corrected quotation does not make another run
     "data.url",  # the data set may have moved; its fingerprint is checked
+    "data.train",
+    "data.val",
+    "data.manifest",
     "data.num_workers",
     "data.cache",
     "data.expected",  # checked when the run is created
@@ -83,6 +86,9 @@ def _check_secrets(config: Config) -> None:
     """Refuse a password before it is written to config.yaml, which others may read."""
     urls = {
         "data.url": config.data.url,
+        "data.train": " ".join(config.data.location.train),
+        "data.val": " ".join(config.data.location.val),
+        "data.manifest": config.data.manifest,
         "checkpoint.url": config.checkpoint.url,
         "tracking.uri": config.tracking.uri,
         "init_from": config.init_from,

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from data_sharding.format.location import Location
 from data_sharding.transforms.eval_protocol import parse_protocol
 from orchestrator.config.recipe import CountOrAuto, Fraction, Recipe, Size, schema_dataclass
 from orchestrator.metrics import VAL_METRICS
@@ -108,10 +109,14 @@ class Cache:
 
 @schema_dataclass
 class Data:
-    """A data set and its loading."""
+    """A data set and its loading.
+
+    The shards are in `url`, or where the patterns `train` and `val` say; see
+    data_sharding.format.location.
+    """
 
     name: str
-    url: str
+    url: str | None
     image_size: Size
     in_channels: Literal[1, 3]
     mean: tuple[float, ...]
@@ -124,8 +129,26 @@ class Data:
     max_bad_fraction: Fraction
     cache: Cache | Literal["none"]
     expected: Expected | None = None
+    train: str | tuple[str, ...] | None = None
+    val: str | tuple[str, ...] | None = None
+    manifest: str | None = None
+
+    @property
+    def location(self) -> Location:
+        """The place of the shards and of their manifests."""
+        train, val = ((p,) if isinstance(p, str) else p or () for p in (self.train, self.val))
+        url = None if train or val else self.url
+        return Location(url, train, val, self.manifest)
 
     def __post_init__(self) -> None:
+        if bool(self.train) != bool(self.val):
+            given, missing = ("train", "val") if self.train else ("val", "train")
+            raise ValueError(
+                f"{given} is given and {missing} is not: give the shards of both splits, or "
+                "neither and url"
+            )
+        if not (self.url or self.train):
+            raise ValueError("the shards are in url, or where train and val say: give one of them")
         numbers = {"mean": len(self.mean), "std": len(self.std)}
         wrong = [f"{name} has {n}" for name, n in numbers.items() if n != self.in_channels]
         if wrong:

@@ -168,7 +168,7 @@ def _faulty_environment(
 
 def _applicable_kinds(config: Config) -> Sequence[str]:
     """Return all kinds, without those of a store if the data set is local."""
-    if filesystem.local_path(config.data.url) is None:
+    if not config.data.location.is_local("train"):
         return KINDS
     return [kind for kind in KINDS if kind not in OF_STORE]
 
@@ -234,12 +234,20 @@ def _shorten(config: Config, directory: Path, tracking_uri: str, num_attempts: i
 
 
 def _with_faulty_store(config: Config, environment: FaultyEnvironment) -> Config:
-    path = filesystem.local_path(config.data.url)
-    url = config.data.url if path is None else f"file://{path.absolute()}"
-    changes: dict[str, object] = {"data.url": f"{PROTOCOL}::{url}"}
+    location = config.data.location
+    changes: dict[str, object] = {
+        "data.url": location.url and _faulty(location.url),
+        "data.train": tuple(map(_faulty, location.train)),
+        "data.val": tuple(map(_faulty, location.val)),
+    }
     if config.data.cache != "none":
         changes["data.cache.dir"] = str(environment.cache)
     return config.replace(changes)
+
+
+def _faulty(url: str) -> str:
+    path = filesystem.local_path(url)
+    return f"{PROTOCOL}::{url if path is None else f'file://{path.absolute()}'}"
 
 
 def _check_finished(run: RunDir, results: Sequence[AttemptResult]) -> None:

@@ -26,7 +26,7 @@ _TILE_PX = 160
 
 def draw_augmented_views(config: Config, num: int, num_epochs: int) -> Image.Image:
     """Draw a sheet with a column for each of a run's first samples and a row for each epoch."""
-    train, val = (read_manifest(config.data.url, split) for split in ("train", "val"))
+    train, val = (read_manifest(config.data.location, split) for split in ("train", "val"))
     plan = make_largest_plan(config, train, val)
     train_set = open_train_set(config, train, plan)
     first = _first_samples(train_set, plan.num_micro_batches, num)
@@ -38,7 +38,7 @@ def draw_augmented_views(config: Config, num: int, num_epochs: int) -> Image.Ima
         rows,
         title=f"{config.data.name}: what the network sees",
         subtitle=(
-            f"{config.data.url}, {config.data.image_size} pixels, {config.data.crop.mode}, "
+            f"{config.data.location}, {config.data.image_size} pixels, {config.data.crop.mode}, "
             f"seed {config.seed}; before normalisation and mixing"
         ),
         tile_px=_TILE_PX,

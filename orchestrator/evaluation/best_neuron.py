@@ -38,7 +38,7 @@ def find_best_neuron(
     """
     directory = RunDir(Path(run))
     config = with_data(parse(directory.read_config()), data)
-    manifest = read_manifest(config.data.url, split)
+    manifest = read_manifest(config.data.location, split)
     if target not in manifest.classes:
         known = ", ".join(manifest.classes[:20]) or "none, as its images have no labels"
         raise ConfigError(

@@ -15,6 +15,7 @@ import timm
 import torch
 from torch import Tensor
 
+from data_sharding.format.location import Location
 from data_sharding.format.manifest import Manifest, read_manifest
 from data_sharding.loading.full_images import load_full_images
 from data_sharding.loading.loader import iter_batches
@@ -96,20 +97,20 @@ def evaluate_runs(**options: Any) -> dict[str, Any]:
     for path in request.runs:
         run = RunDir(Path(path))
         config, protocol = _apply(request, parse(run.read_config()))
-        url = config.data.url
-        manifest, note = _read_manifest(run, url, request)
+        location = config.data.location
+        manifest, note = _read_manifest(run, location, request)
         if fingerprint not in (None, manifest.fingerprint):
             raise ConfigError(
-                f"the runs have different data: {url} is not that of the first, so there is no "
-                "set to evaluate them on together",
-                value=url,
+                f"the runs have different data: {location} is not that of the first, so there is "
+                "no set to evaluate them on together",
+                value=str(location),
                 hint="Name one with --data URL.",
             )
         fingerprint = manifest.fingerprint
         notes += [note] if note else []
         weights, log_probs, truth = _predict(run, config, protocol, manifest, request)
         results[path] = {
-            "data": url,
+            "data": str(location),
             "fingerprint": fingerprint,
             **weights._asdict(),
             "protocol": protocol,
@@ -132,14 +133,14 @@ def evaluate_runs(**options: Any) -> dict[str, Any]:
     }
 
 
-def _read_manifest(run: RunDir, url: str, request: EvalRequest) -> tuple[Manifest, str]:
+def _read_manifest(run: RunDir, location: Location, request: EvalRequest) -> tuple[Manifest, str]:
     """Read the manifest of the split; return it, and a note on what is not known of its classes."""
-    manifest, note = read_manifest(url, request.split), ""
+    manifest, note = read_manifest(location, request.split), ""
     if request.data is None:
-        check_fingerprint(run, url, {request.split: manifest})
+        check_fingerprint(run, location, {request.split: manifest})
     else:
-        note = check_classes(run, url, manifest)
-    _check_labels(run, url, manifest.labels.kind, request)
+        note = check_classes(run, str(location), manifest)
+    _check_labels(run, str(location), manifest.labels.kind, request)
     return manifest, note
 
 
@@ -197,7 +198,8 @@ def _apply(request: EvalRequest, config: Config) -> tuple[Config, str]:
 
 def with_data(config: Config, url: str | None) -> Config:
     """Return a config with another data set, if one is given."""
-    return config.replace({"data.url": url}) if url else config
+    changes = {"data.url": url, "data.train": None, "data.val": None, "data.manifest": None}
+    return config.replace(changes) if url else config
 
 
 def timm_protocol(model: str, crop: int) -> str:

@@ -58,14 +58,14 @@ def main(arguments: Sequence[str]) -> int:
     if predictions is not None:
         if len(predictions.top_errors):
             _save(draw_top_errors(predictions, config), run, "top_errors")
-        classes = read_manifest(config.data.url, "val").classes
+        classes = read_manifest(config.data.location, "val").classes
         _save(plot_confusion(predictions, classes), run, "confusion")  # the last: it marks the end
     return 0
 
 
 def draw_top_errors(predictions: Predictions, config: Config) -> Image.Image:
     """Draw the wrong predictions with the highest probability, on a sheet."""
-    manifest = read_manifest(config.data.url, "val")
+    manifest = read_manifest(config.data.location, "val")
     shards = open_eval_set(config, "val", manifest).shards
     samples = predictions.top_errors[:_NUM_ERRORS]
     tiles = []
@@ -146,7 +146,7 @@ def peak_learning_rates(config: Config) -> dict[str, float]:
 
     The logged metric train/lr shows the schedule.
     """
-    classes = read_manifest(config.data.url, "val").classes
+    classes = read_manifest(config.data.location, "val").classes
     network = build_model(config, len(classes))
     if config.recipe.linear_probe:
         freeze_backbone(network, len(classes))

@@ -31,8 +31,9 @@ from orchestrator.config.parse import ConfigError, did_you_mean, flatten, parse,
 from orchestrator.config.recipe import DURATIONS
 from orchestrator.config.schema import Config
 from orchestrator.launch import hydra_plugin
+from orchestrator.launch.shard_patterns import quote_patterns, refuse_expanded, resolve_patterns
 
-_PATHS = ("runs_dir", "run_dir", "data.url", "checkpoint.url", "tracking.uri")
+_PATHS = ("runs_dir", "run_dir", "data.url", "data.manifest", "checkpoint.url", "tracking.uri")
 # Variables whose value differs between machines or jobs.
 _NODE_VARIABLE = re.compile(
     r"\$\{oc\.env:\s*(TMPDIR|TMP|TEMP|HOSTNAME|SLURM_JOB_ID|SLURM_TMPDIR|SLURMD_NODENAME)\b"
@@ -63,6 +64,7 @@ def compose(
             a sweeper must know all points beforehand.
         keep: a function for the directory that a sweeper has written to, before it is removed.
     """
+    refuse_expanded(arguments)
     points: list[ComposedConfig] = []
     errors: list[Exception] = []
 
@@ -120,6 +122,7 @@ def _resolve(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Return plain values, with one duration and with absolute paths."""
     resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     values = cast("dict[str, Any]", resolved)
+    resolve_patterns(values, absolute)
     _reject_missing(values)
     _reject_node_variables(config)
     _keep_given_duration(values, overrides)
@@ -250,7 +253,7 @@ def _hydra_argv(arguments: Sequence[str]) -> Iterator[Path]:
     directory that a sweeper writes to.
     """
     argv, environ = sys.argv, dict(os.environ)
-    overrides = [argument for argument in arguments if _OVERRIDE.match(argument)]
+    overrides = [*quote_patterns(argument for argument in arguments if _OVERRIDE.match(argument))]
     options = [argument for argument in arguments if not _OVERRIDE.match(argument)]
     options += _user_config_dir(options)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing them

@@ -1,6 +1,7 @@
 """Create the run directory of a config, with everything that a worker needs, or open it again."""
 
 import json
+import os
 import re
 import shutil
 import time
@@ -36,7 +37,7 @@ def create_or_open_run(composed: ComposedConfig) -> tuple[RunDir, Plan]:
     """
     config = composed.config
     run = run_of(config)
-    exists = run.config_file.exists()
+    exists = _is_there(run)
     is_finished = exists and run.is_finished
     is_new = not exists or (is_finished and config.if_finished == "rerun")
     if exists:
@@ -84,7 +85,7 @@ def create_or_open_runs(
     A point that is already running stops no other: it has its error in place of its plan.
     """
     _check_distinct(
-        points, [(run_path(p.config), p.config.run_dir or p.config.data.url) for p in points]
+        points, [(run_path(p.config), p.config.run_dir or p.config.data.location) for p in points]
     )
     _check_distinct(points, [(point.config.checkpoint.url,) for point in points])
     opened: list[tuple[RunDir, Plan | RunningError]] = []
@@ -98,7 +99,7 @@ def create_or_open_runs(
 
 
 def _check_distinct(
-    points: Sequence[ComposedConfig], locations: Sequence[tuple[Path | str | None, ...]]
+    points: Sequence[ComposedConfig], locations: Sequence[tuple[object, ...]]
 ) -> None:
     first: dict[object, ComposedConfig] = {}
     for point, location in zip(points, locations, strict=True):
@@ -117,7 +118,7 @@ def _check_distinct(
 def make_plan_for(config: Config) -> Plan:
     """Make the plan of a config on its data set; `auto` is what it was when its run was created."""
     run = run_of(config)
-    if run.config_file.exists():
+    if _is_there(run):
         config = keep_sizes(config, parse(run.read_config()))
     return make_largest_plan(config, *_read_manifests(config))
 
@@ -125,7 +126,7 @@ def make_plan_for(config: Config) -> Plan:
 def run_of(config: Config) -> RunDir:
     """Return the run of a config; one on other data than the run at its path has another path."""
     run = RunDir(run_path(config))
-    if config.run_dir or not run.config_file.exists():
+    if config.run_dir or not _is_there(run):
         return run
     fingerprint = data_fingerprint(*_read_manifests(config))
     recorded = (run.read_json(run.identity_file) or {}).get("data", {})
@@ -135,8 +136,14 @@ def run_of(config: Config) -> RunDir:
     return RunDir(run.path.with_name(f"{run.id}-{digest}"))
 
 
+def _is_there(run: RunDir) -> bool:
+    """Check for a run; where nothing may be entered there is none, as creating it will say."""
+    return os.path.exists(run.config_file)  # noqa: PTH110  Path.exists raises PermissionError
+
+
 def _read_manifests(config: Config) -> tuple[Manifest, Manifest]:
-    return read_manifest(config.data.url, "train"), read_manifest(config.data.url, "val")
+    location = config.data.location
+    return read_manifest(location, "train"), read_manifest(location, "val")
 
 
 def run_path(config: Config) -> Path:

@@ -67,10 +67,10 @@ def check_versions() -> Iterator[CheckResult]:
 
 def check_data(config: Config) -> str:
     """Read the beginning of each split's first shard; return the time that takes."""
-    splits = []
+    splits, location = [], config.data.location
     for split in ("train", "val"):
-        manifest = read_manifest(config.data.url, split)
-        shard = filesystem.join(config.data.url, split, manifest.shards[0].name)
+        manifest = read_manifest(location, split)
+        shard = location.shard_url(split, manifest.shards[0].name)
         start_s = time.monotonic()
         try:
             fs, path = filesystem.store_of(shard)
@@ -87,7 +87,7 @@ def check_data(config: Config) -> str:
             f"{pluralize(len(manifest.shards), 'shard')}, the "
             f"first {num_bytes / 1e3:,.0f} kB in {milliseconds:.0f} ms"
         )
-    return f"{config.data.url}; {'; '.join(splits)}"
+    return f"{location}; {'; '.join(splits)}"
 
 
 def check_run_dir(config: Config) -> str:
@@ -147,7 +147,7 @@ def check_disk(config: Config, cost: ModelCost | None) -> CheckResult:
 def check_cache_space(config: Config) -> Iterator[CheckResult]:
     """Check whether this machine has space for the cache, if the data are remote."""
     cache = config.data.cache
-    if cache != "none" and filesystem.local_path(config.data.url) is None:
+    if cache != "none" and not config.data.location.is_local("train"):
         try:
             free = free_bytes(cache_directory(cache.dir))
         except DataError as error:

@@ -25,8 +25,8 @@ def check_labels(config: Config, train: Manifest, val: Manifest, world_size: int
         return
     if loss not in _LOSSES[kind]:
         raise ConfigError(
-            f"{config.data.url} has {kind} labels ({train.labels}), and recipe.loss={loss} needs "
-            "one class for each sample. Nothing was started",
+            f"{config.data.location} has {kind} labels ({train.labels}), and recipe.loss={loss} "
+            "needs one class for each sample. Nothing was started",
             value=kind,
             hint="Set recipe.loss=bce, which learns each class for itself."
             if kind == "multi"
@@ -75,8 +75,8 @@ def _check_keep_best(config: Config, kind: str) -> None:
     if name not in (*metrics, None, "val/top1"):  # the default, which means the main one
         several = "several labels" if kind == "multi" else "one label each"
         raise ConfigError(
-            f"checkpoint.keep_best={name}: the images of {config.data.url} have {several}, so it "
-            "is not measured and no checkpoint could be the best",
+            f"checkpoint.keep_best={name}: the images of {config.data.location} have {several}, so "
+            "it is not measured and no checkpoint could be the best",
             value=name,
             hint=f"Valid: {', '.join(metrics)} or null.",
         )

@@ -154,9 +154,9 @@ def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -
     check_labels(config, train, val, world_size)
     if train.classes != val.classes:
         raise ConfigError(
-            f"{config.data.url}: train and val have different classes ({len(train.classes)} and "
-            f"{len(val.classes)}), so labels would not mean the same",
-            value=config.data.url,
+            f"{config.data.location}: train and val have different classes ({len(train.classes)} "
+            f"and {len(val.classes)}), so labels would not mean the same",
+            value=str(config.data.location),
             hint="Create the data set again.",
         )
     steps_per_epoch = num_train // batch

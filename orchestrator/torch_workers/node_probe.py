@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from data_sharding.errors import DataError
+from data_sharding.format.location import Location
 from data_sharding.format.manifest import read_manifest
 from data_sharding.format.shard_table import ShardTable
 from data_sharding.io import filesystem
@@ -164,9 +165,9 @@ def _median_s(world: World, action: Callable[[], object]) -> float:
 def _read(config: Config, world: World) -> dict[str, Any]:
     """Read training shards for a while; return the volume and the seconds, or the error."""
     try:
-        manifest = read_manifest(config.data.url, "train")
+        manifest = read_manifest(config.data.location, "train")
         num_read, start_s = 0, time.monotonic()
-        for block in _blocks(config.data.url, manifest.shards, world):
+        for block in _blocks(config.data.location, manifest.shards, world):
             num_read += len(block)
             if num_read >= _READ_BYTES or time.monotonic() - start_s > _READ_S:
                 break
@@ -177,12 +178,12 @@ def _read(config: Config, world: World) -> dict[str, Any]:
     return {"num_bytes": num_read, "num_images": num_images, "seconds": seconds}
 
 
-def _blocks(url: str, shards: ShardTable, world: World) -> Iterator[bytes]:
+def _blocks(location: Location, shards: ShardTable, world: World) -> Iterator[bytes]:
     """Yield the bytes of shards; no two nodes read the same one."""
     num_local = int(os.environ["LOCAL_WORLD_SIZE"])
     node, num_nodes = world.rank // num_local, world.size // num_local
     for i in range(node, len(shards), num_nodes):
-        fs, path = filesystem.store_of(filesystem.join(url, "train", shards[i].name))
+        fs, path = filesystem.store_of(location.shard_url("train", shards[i].name))
         with fs.open(path, "rb", block_size=_BLOCK_BYTES) as file:
             while block := file.read(_BLOCK_BYTES):
                 yield block
@@ -190,7 +191,7 @@ def _blocks(url: str, shards: ShardTable, world: World) -> Iterator[bytes]:
 
 def _cache(config: Config) -> dict[str, Any] | None:
     """Return the free space of the shard cache, or its error; None without a cache."""
-    if config.data.cache == "none" or filesystem.local_path(config.data.url) is not None:
+    if config.data.cache == "none" or config.data.location.is_local("train"):
         return None
     try:
         return {"free_bytes": free_bytes(cache_directory(config.data.cache.dir))}

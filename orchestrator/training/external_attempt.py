@@ -78,8 +78,8 @@ def _begin(
             notify_end(run, config.notify, lost, "restart", _LOST, log=log.warning)
         if refusal := _nothing_to_do(run):
             return refusal
-        url = config.data.url
-        manifests = read_manifest(url, "train"), read_manifest(url, "val")
+        location = config.data.location
+        manifests = read_manifest(location, "train"), read_manifest(location, "val")
         plan = make_plan(config, world_size, *manifests)
         attempt = run.begin_attempt(
             launcher="torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "external",

@@ -27,6 +27,7 @@ def tahoe(data: Path, num_workers: int) -> Iterator[object]:
     """Tahoe as it trains: shuffled in lanes, ten thousand steps long."""
     from functools import partial
 
+    from data_sharding.format.location import Location
     from data_sharding.format.manifest import read_manifest
     from data_sharding.loading.datasets import TrainDataset
     from data_sharding.loading.loader import iter_batches
@@ -46,7 +47,7 @@ def tahoe(data: Path, num_workers: int) -> Iterator[object]:
         num_lanes=32,
         num_micro_batches=1,
     )
-    store = open_store(str(data / "shards/train"), None, manifest.rule)
+    store = open_store(Location(str(data / "shards")), "train", None, manifest.rule)
     shards = SplitReader("train", manifest, store)
     dataset = TrainDataset(shards, order, view, PixelAugment(()), ImageSizeSchedule(SIZE), 3)
     names = [MicroBatchKey(step, 0) for step in range(10_000)]

@@ -26,6 +26,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from s3_server import S3, Shards, make_shards, serve
 
+from data_sharding.format.location import Location
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.io.download import ByteRange, DownloadSettings, fetch_ranges
 from data_sharding.storage.cache import CacheSettings
@@ -72,7 +73,7 @@ def train(s3: S3, shards: Shards, directory: Path, mb_per_s: float) -> Training:
     """Play an epoch of steps that need data at this rate; a quarter of the shards have room."""
     max_gb = NUM_SHARDS // 4 * shards[0].num_bytes / 1e9
     settings = CacheSettings(dir=str(directory), max_gb=max_gb, request_timeout_s=10)
-    store = open_store(s3.url("set"), settings, SampleRule())
+    store = open_store(Location(train=(s3.url("set"),)), "train", settings, SampleRule())
     names = [[number] for number in range(len(shards)) for _ in range(NUM_SAMPLES // BATCH)]
     step_s, waits_s = BATCH * NUM_BYTES / 1e6 / mb_per_s, []
     with prefetching(store, shards, names, np.asarray) as advance:

@@ -1,19 +1,30 @@
 """Arguments and options that several commands of `tahoe shard` share."""
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from orchestrator.cli.shared.arguments import PATH, POSITIVE, Call, flag
+from orchestrator.cli.shared.commands import complete_overrides
 
 if TYPE_CHECKING:
+    from data_sharding.format.location import Location
     from data_sharding.format.sample_rule import SampleRule
 
 URL_HELP = "data set: a path or any fsspec URL"
 
-url_argument = click.argument("url", help=URL_HELP)
+location_argument = click.argument(
+    "where",
+    nargs=-1,
+    required=True,
+    type=click.UNPROCESSED,
+    metavar="URL|OVERRIDES...",
+    help="data set: a path, any fsspec URL, or the overrides of data that train takes",
+    shell_complete=complete_overrides,
+)
 scratch_option = click.option("--scratch", metavar="DIR", help="directory for remote shards")
 
 
@@ -29,6 +40,24 @@ def num_workers_option(most: int | None = None) -> Callable[[Call], Call]:
         show_default=default,
         help="number of worker processes",
     )
+
+
+def locate(where: Sequence[str]) -> "Location":
+    """Return the place of a data set, given by its URL or by overrides of the config."""
+    from data_sharding.format.location import Location
+    from orchestrator.config.parse import ConfigError
+    from orchestrator.launch.compose import compose
+
+    if len(where) == 1 and not re.match(r"data(\.\w+)?=", where[0]):
+        return Location(where[0])
+    points = compose(where)
+    if len(points) != 1:
+        raise ConfigError(
+            f"these overrides name {len(points)} data sets, and one is needed",
+            value=len(points),
+            hint="Give the overrides of a single run.",
+        )
+    return points[0].config.data.location
 
 
 def sample_options(call: Call) -> Call:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from orchestrator.cli.dataset.arguments import (
+    locate,
+    location_argument,
     num_workers_option,
     sample_options,
     sample_rule,
     scratch_option,
-    url_argument,
 )
 from orchestrator.cli.shared.arguments import (
     PATH,
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+    from data_sharding.format.location import Location
     from data_sharding.format.manifest import Manifest
 
 
 @click.command(cls=Command)
-@click.argument("url", help="directory with train/*.tar and val/*.tar")
+@location_argument
 @click.option(
     "--split",
     type=SPLIT,
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
 @num_workers_option()
 @scratch_option
 def index(
-    url: str,
+    where: tuple[str, ...],
     split: str | None,
     tars: str,
     image: str | None,
@@ -66,6 +68,8 @@ def index(
 ) -> None:
     """Write the manifests of existing shards."""
     from data_sharding.format.class_map import read_class_map
+    from data_sharding.format.manifest import SPLITS
+    from data_sharding.tools.expand_patterns import find_named_shards
     from data_sharding.tools.find_shards import find_shards
     from data_sharding.tools.index import (
         classes_of_other_split,
@@ -79,30 +83,34 @@ def index(
     from orchestrator.cli.dataset import render
 
     rule = sample_rule(image, label, multi_label=multi_label)
-    shards = find_shards(url, split, tars)
+    location = locate(where)
+    if location.url is None or location.rules:
+        shards = find_named_shards(location, [split] if split else SPLITS)
+    else:
+        shards = find_shards(location.url, split, tars)
     names = read_class_names(classes) if classes else None
-    other_names = classes_of_other_split(url, shards)
+    other_names = classes_of_other_split(location, shards)
     chosen = read_class_map(class_map) if class_map else None
-    names = names or (known_classes(url) if chosen else other_names)
+    names = names or (known_classes(location) if chosen else other_names)
     with render.progress_bar("reading", total=None) as on_progress:
         say = partial(click.echo, err=True)
         reading = ReadOptions(scratch, num_workers, on_progress, read, say)
         manifests, counts = index_shards(shards, rule, reading, classes=names, class_map=chosen)
-    is_written = write_manifests(url, shards, manifests, force=force)
+    is_written = write_manifests(location, shards, manifests, force=force)
     forget_scans(shards, rule)
     has_other = other_names is not None
-    render.print_index(url, manifests, counts, is_written=is_written, has_other=has_other)
+    render.print_index(str(location), manifests, counts, is_written=is_written, has_other=has_other)
 
 
 @click.command(cls=Command)
-@url_argument
+@location_argument
 @flag("--no-decode", help="do not decode the images")
 @flag("--keep-damaged", help="accept images that decode with damage, but list them")
 @json_option
 @num_workers_option()
 @scratch_option
 def verify(
-    url: str,
+    where: tuple[str, ...],
     no_decode: bool,
     keep_damaged: bool,
     as_json: bool,
@@ -115,10 +123,11 @@ def verify(
     from data_sharding.tools.scan import DAMAGED, ReadOptions
     from orchestrator.cli.dataset import render
 
-    total = sum(manifest.num_samples for manifest in read_manifests(url).values())
+    location = locate(where)
+    total = sum(manifest.num_samples for manifest in read_manifests(location).values())
     with render.progress_bar("checking", total) as on_progress:
         reading = ReadOptions(scratch, num_workers, on_progress)
-        report = verifier.verify(url, reading, decode=not no_decode)
+        report = verifier.verify(location, reading, decode=not no_decode)
     show = render.print_verify_report_json if as_json else render.print_verify_report
     show(report)
     accepted = (DAMAGED,) if keep_damaged else ()
@@ -126,7 +135,7 @@ def verify(
 
 
 @click.command(cls=Command)
-@url_argument
+@location_argument
 @json_option
 @click.option(
     "--num-samples", type=POSITIVE, default=2000, help="number of images for mean and std"
@@ -135,7 +144,7 @@ def verify(
 @num_workers_option()
 @scratch_option
 def stat(
-    url: str,
+    where: tuple[str, ...],
     as_json: bool,
     num_samples: int,
     class_index: bool,
@@ -149,35 +158,39 @@ def stat(
     from orchestrator.cli.dataset import render
 
     stats = {}
-    manifests = read_manifests(url)
+    location = locate(where)
+    manifests = read_manifests(location)
     if class_index:
-        read_manifest(url, "train")  # fails before the long work
+        read_manifest(location, "train")  # fails before the long work
     for split, manifest in manifests.items():
         with render.progress_bar(split, manifest.num_samples) as on_progress:
             reading = ReadOptions(scratch, num_workers, on_progress)
-            stats[split] = measure(url, split, manifest, reading, num_measured=num_samples)
+            stats[split] = measure(location, split, manifest, reading, num_measured=num_samples)
     show = render.print_stats_json if as_json else render.print_stats
-    show(url, manifests, stats)
+    show(str(location), manifests, stats)
     if class_index:
-        _write_class_index(url, manifests["train"], stats["train"].first_labels)
+        _write_class_index(location, manifests["train"], stats["train"].first_labels)
 
 
-def _write_class_index(url: str, manifest: "Manifest", labels: "NDArray[np.int32]") -> None:
+def _write_class_index(
+    location: "Location", manifest: "Manifest", labels: "NDArray[np.int32]"
+) -> None:
     from data_sharding.errors import DataError
     from data_sharding.sampling.class_balanced import write_class_index
 
     if manifest.labels.kind == "single" and labels.min() < 0:
         num_invalid = int((labels < 0).sum())
         raise DataError(
-            f"{num_invalid:,} samples of {url} have no valid label, so no class index was written",
+            f"{num_invalid:,} samples of {location} have no valid label, so no class index was "
+            "written",
             value=num_invalid,
             hint="`tahoe shard verify` names them.",
         )
-    write_class_index(url, "train", manifest, labels.tolist())
+    write_class_index(location, "train", manifest, labels.tolist())
 
 
 @click.command(cls=Command)
-@overrides_argument("data set, or overrides of its config with --augmented", "URL|OVERRIDES...")
+@overrides_argument("data set: its URL, or overrides of the config", "URL|OVERRIDES...")
 @click.option("-o", "--output", type=PATH, required=True, metavar="PNG", help="picture to write")
 @flag("--augmented", help="training images as the network sees them, a row an epoch")
 @click.option("--num", type=POSITIVE, show_default="64, or 8 augmented", help="number of images")
@@ -203,21 +216,19 @@ def preview(
             raise click.UsageError(f"--{name} {'and --augmented ' * augmented}{state}.")
     if augmented:
         save_sheet(_draw_augmented(overrides, num or 8, epochs or 6), output)
-    elif len(overrides) == 1:
-        save_sheet(_draw_stored(overrides[0], num or 64, **stored), output)
     else:
-        raise click.UsageError("Give the URL of one data set, or --augmented and overrides.")
+        save_sheet(_draw_stored(locate(overrides), num or 64, **stored), output)
 
 
 def _draw_stored(
-    url: str, num: int, split: str | None, seed: int | None, scratch: str | None
+    location: "Location", num: int, split: str | None, seed: int | None, scratch: str | None
 ) -> "Image.Image":
     from data_sharding.format.manifest import read_manifest
     from data_sharding.tools.preview import preview as draw
 
     split = split or "val"
-    manifest = read_manifest(url, split)
-    return draw(url, split, manifest, num=num, seed=seed, scratch=scratch)
+    manifest = read_manifest(location, split)
+    return draw(location, split, manifest, num=num, seed=seed, scratch=scratch)
 
 
 def _draw_augmented(overrides: Sequence[str], num: int, epochs: int) -> "Image.Image":

@@ -92,7 +92,7 @@ def print_verify_report(report: VerifyReport) -> None:
     for split, manifest in report.manifests.items():
         num_wrong = sum(problem.split == split for problem in problems)
         table.add_row(split, *_size(manifest), f"{num_wrong:,}")
-    console.print(Text(report.url))
+    console.print(Text(str(report.location)))
     print_table(table)
     for split, remark in report.remarks:
         console.print(Text(f"{split}: {remark}"))
@@ -124,7 +124,7 @@ def print_verify_report_json(report: VerifyReport) -> None:
         for split, manifest in report.manifests.items()
     }
     values = {
-        "url": report.url,
+        "url": str(report.location),
         "ok": not report.problems,
         "splits": splits,
         "problems": [dataclasses.asdict(problem) for problem in report.problems],

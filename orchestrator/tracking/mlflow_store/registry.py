@@ -57,7 +57,7 @@ def register(run: RunDir, name: str | None = None, step: int | None = None) -> M
         )
     store = CheckpointStore.for_run(run, config)
     manifest = select_checkpoint(store, config.checkpoint, step)
-    data, classes = read_manifest(config.data.url, "val"), own_classes(run)
+    data, classes = read_manifest(config.data.location, "val"), own_classes(run)
     name = name or re.sub(r"[^\w.-]", "-", f"{config.model.name}-{config.data.name}")
     example = _example(config, data)
     with tempfile.TemporaryDirectory() as temporary:

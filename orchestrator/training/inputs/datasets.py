@@ -10,8 +10,8 @@ from typing import Self
 import numpy as np
 
 from data_sharding.errors import DataError
+from data_sharding.format.location import Location
 from data_sharding.format.manifest import Manifest, read_manifest
-from data_sharding.io import filesystem
 from data_sharding.loading.datasets import EvalDataset, TrainDataset, TrainOrder
 from data_sharding.loading.loader import Batch, ring_bytes
 from data_sharding.loading.shared_buffers import check_space
@@ -49,10 +49,10 @@ class Datasets:
 
     @classmethod
     def open(cls, run: RunDir, config: Config, world_size: int) -> Self:
-        """Open the data set at `data.url`, which must be the one that this run started with."""
-        url = config.data.url
-        train, val = (read_manifest(url, split) for split in ("train", "val"))
-        check_fingerprint(run, url, {"train": train, "val": val})
+        """Open the config's data set, which must be the one that this run started with."""
+        location = config.data.location
+        train, val = (read_manifest(location, split) for split in ("train", "val"))
+        check_fingerprint(run, location, {"train": train, "val": val})
         plan = make_plan(config, world_size, train, val)
         train_set = open_train_set(config, train, plan)
         _warn_if_cache_too_small(config, train_set, plan)
@@ -86,8 +86,8 @@ def open_eval_set(config: Config, split: str, manifest: Manifest) -> EvalDataset
 
 
 def _open_split(config: Config, split: str, manifest: Manifest) -> SplitReader:
-    url = filesystem.join(config.data.url, split)
-    return SplitReader(split, manifest, open_store(url, _cache_settings(config), manifest.rule))
+    store = open_store(config.data.location, split, _cache_settings(config), manifest.rule)
+    return SplitReader(split, manifest, store)
 
 
 def _cache_settings(config: Config) -> CacheSettings | None:
@@ -106,7 +106,7 @@ def _warn_if_cache_too_small(config: Config, train_set: TrainDataset, plan: Plan
     """Warn if the ranks of this node read from more shards in a step than its cache can hold."""
     settings, sources = _cache_settings(config), train_set.shards.sources
     rank, num_local = int(os.environ.get("RANK", "0")), _num_local_ranks()
-    is_local = filesystem.local_path(config.data.url) is not None
+    is_local = config.data.location.is_local("train")
     if settings is None or is_local or rank % num_local:
         return
     keys = MicroBatchKeys(range(1), plan.micro_batches_of(rank), plan.part_of(rank))
@@ -129,7 +129,7 @@ def _make_order(config: Config, manifest: Manifest, plan: Plan) -> TrainOrder:
     data, recipe = config.data, config.recipe
     if recipe.class_balanced:
         return BalancedOrder(
-            read_class_index(data.url, "train", manifest),
+            read_class_index(data.location, "train", manifest),
             seed=config.seed,
             global_batch_size=plan.global_batch_size,
             num_micro_batches=plan.num_micro_batches,
@@ -154,18 +154,18 @@ def make_augmentation(config: Config) -> PixelAugment:
         raise ConfigError(f"recipe.augment: {error}") from error
 
 
-def check_fingerprint(run: RunDir, url: str, splits: Mapping[str, Manifest]) -> None:
+def check_fingerprint(run: RunDir, where: Location, splits: Mapping[str, Manifest]) -> None:
     """Refuse other data than a run started with.
 
     Args:
-        splits: the manifests at `url`, train's or val's or both.
+        splits: the manifests of `where`, train's or val's or both.
     """
     hint = "`tahoe evaluate --data URL` evaluates a run on other data."
     identity = run.read_json(run.identity_file)
     if identity is None:
         raise DataError(
             f"{run.identity_file} is missing, so the data that {run.id} started with is not known, "
-            f"and that at {url} may be another data set",
+            f"and that at {where} may be another data set",
             value=str(run.identity_file),
             hint=f"Restore the file from a backup, or start a new run; {hint}",
         )
@@ -174,10 +174,10 @@ def check_fingerprint(run: RunDir, url: str, splits: Mapping[str, Manifest]) -> 
         fingerprint = manifest.fingerprint[:16]
         if recorded.get(split, fingerprint) != fingerprint:
             raise DataError(
-                f"the data set at {url} is not the one that {run.id} started with: {split} has the "
-                f"fingerprint {fingerprint}, and run_info.json {recorded[split]}, so the run would "
-                "have the metrics of two data sets",
-                value=url,
+                f"the data set at {where} is not the one that {run.id} started with: {split} has "
+                f"the fingerprint {fingerprint}, and run_info.json {recorded[split]}, so the run "
+                "would have the metrics of two data sets",
+                value=str(where),
                 hint=f"Set data.url to the original, or start a new run; {hint}",
             )
 

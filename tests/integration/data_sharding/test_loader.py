@@ -20,9 +20,9 @@ from PIL import Image
 
 import data_sharding
 from data_sharding.errors import BadSample, DataError, ShardError, UnavailableError
+from data_sharding.format.location import Location
 from data_sharding.format.manifest import read_manifest
 from data_sharding.format.shard_reader import ShardReader
-from data_sharding.io import filesystem
 from data_sharding.loading.datasets import EvalDataset, TrainDataset
 from data_sharding.loading.loader import Batch, iter_batches, ring_bytes
 from data_sharding.loading.shared_buffers import SHARED_MEMORY, check_space
@@ -82,9 +82,7 @@ NOTHING = PixelAugment(())
 
 def shard_set(url, split):
     manifest = read_manifest(url, split)
-    return SplitReader(
-        split, manifest, open_store(filesystem.join(url, split), None, manifest.rule)
-    )
+    return SplitReader(split, manifest, open_store(Location(url), split, None, manifest.rule))
 
 
 def train_set(

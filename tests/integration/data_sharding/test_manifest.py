@@ -15,6 +15,7 @@ import pytest
 import data_sharding
 from data_sharding.errors import DataError
 from data_sharding.format.labels import LabelRule
+from data_sharding.format.location import Location
 from data_sharding.format.manifest import (
     TABLE_NAME,
     Manifest,
@@ -112,12 +113,20 @@ def test_the_sound_one_is_sound(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../a.tar", "/etc/a.tar", "a/b.tar", "..", "a.tar/", "a.tar\n", "a.zip", ".tar/../a.tar",
-     "a\\b.tar", "ä.tar", "a b.tar", "a.tar\0", "", ".tar", "s3://b/a.tar", "$(id).tar", 7, None],
+    ["../a.tar", "a/../../b.tar", "./a.tar", "a//b.tar", "..", "a.tar/", "a.tar\n", "a.zip",
+     ".tar/../a.tar", "a.tar\0", "", ".tar", 7, None],
 )  # fmt: skip
 def test_hostile_shard_names(tmp_path: Path, name: object) -> None:
     with pytest.raises(DataError, match=r"shards\.0\.name: "):
         read(tmp_path, json.dumps(values(name=name)))
+
+
+@pytest.mark.parametrize("name", ["/etc/a.tar", "s3://b/a.tar"])
+def test_shards_elsewhere_are_not_read(tmp_path: Path, name: str) -> None:
+    manifest = read(tmp_path, json.dumps(values(name=name)))
+    with pytest.raises(DataError) as error:
+        Location(str(tmp_path)).shard_url("train", manifest.shards[0].name)
+    assert error.value.value == name
 
 
 @pytest.mark.parametrize(
@@ -136,7 +145,6 @@ def test_hostile_shard_names(tmp_path: Path, name: object) -> None:
         ({"shards": []}, "there are no shards"),
         ({"shards": "ab"}, "shards: "),
         ({"shards": {}}, r"shards\.file: Field required"),
-        ({"shards": {**TABLE, "file": "../a.safetensors"}}, r"shards\.file: .*, found '\.\./a"),
         ({"shards": {**TABLE, "columns_sha256": "../a"}}, r"shards\.columns_sha256: "),
         ({"shards": {**TABLE, "surprise": 1}}, r"shards\.surprise"),
         ({"shards": ["a.tar"]}, r"shards\.0: "),
@@ -154,6 +162,13 @@ def test_impossible_values_are_refused(
     with pytest.raises(DataError, match=reason) as caught:
         read(tmp_path, json.dumps(values(**changes)))
     assert caught.value.value == str(tmp_path / "train" / "manifest.json")
+
+
+def test_a_table_elsewhere_is_not_read(tmp_path: Path) -> None:
+    table = {**TABLE, "file": "../a.safetensors"}
+    with pytest.raises(DataError) as error:
+        read(tmp_path, json.dumps(values(shards=table)))
+    assert error.value.value == str(tmp_path / "train" / "../a.safetensors")
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}{}", b"\xff\xfe", "[" * 100_000, "nul", '{"a": 1,}'])
@@ -318,11 +333,11 @@ def test_a_truncated_table_is_refused(tmp_path: Path, size: int) -> None:
         ([b"a.tar", b"b.tar"], [1, 0], r"shards.1.num_samples: 0 is not from 1 to 2\*\*62 - 1"),
         ([b"a.tar", b"a.tar"], [1, 1], "'a.tar' is listed twice"),
         ([b"b.tar", b"a.tar", b"b.tar"], [1, 1, 1], "'b.tar' is listed twice"),
-        ([b"a.tar", b"../b.tar"], [1, 1], "no plain NAME.tar"),
-        ([b"a.tar", b".tar"], [1, 1], "no plain NAME.tar"),
-        ([b"a.tar", b"b.zip"], [1, 1], "no plain NAME.tar"),
-        ([b"aa.tar", b"a\0.tar"], [1, 1], "no plain NAME.tar"),
-        ([b"a.tar", b""], [1, 1], "no plain NAME.tar"),
+        ([b"a.tar", b"../b.tar"], [1, 1], "no name of a .tar file"),
+        ([b"a.tar", b".tar"], [1, 1], "no name of a .tar file"),
+        ([b"a.tar", b"b.zip"], [1, 1], "no name of a .tar file"),
+        ([b"aa.tar", b"a\0.tar"], [1, 1], "no name of a .tar file"),
+        ([b"a.tar", b""], [1, 1], "no name of a .tar file"),
     ],
 )
 def test_a_table_with_impossible_values_is_refused(

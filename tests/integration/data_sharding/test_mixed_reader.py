@@ -11,8 +11,8 @@ from foreign_shards import by_webdataset, index, labelled
 from numpy.typing import NDArray
 from s3_server import S3
 
+from data_sharding.format.location import Location
 from data_sharding.format.manifest import read_manifest
-from data_sharding.io import filesystem
 from data_sharding.loading.datasets import BatchMeta, TrainDataset
 from data_sharding.loading.loader import Batch, _sources, iter_batches
 from data_sharding.loading.mixed_reader import MixedReader
@@ -52,7 +52,7 @@ def reader(where: str | Path, settings: CacheSettings | None = None) -> MixedRea
     readers = []
     for name in SHARDS:
         manifest = read_manifest(f"{where}/{name}", "train")
-        store = open_store(filesystem.join(f"{where}/{name}", "train"), settings, manifest.rule)
+        store = open_store(Location(f"{where}/{name}"), "train", settings, manifest.rule)
         readers.append(SplitReader(f"{name}/train", manifest, store))
     return MixedReader(readers)
 

@@ -20,6 +20,7 @@ from s3_server import make_shards
 
 import data_sharding
 from data_sharding.errors import ShardError
+from data_sharding.format.location import Location
 from data_sharding.format.manifest import ShardInfo
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.shard_reader import ShardReader
@@ -56,7 +57,7 @@ def open_cached(s3, directory, shards):
             request_timeout_s=2,
             max_hedged_fraction=0,
         )
-        return open_store(s3.url("prefetch"), settings, LABELS)
+        return open_store(Location(train=(s3.url("prefetch"),)), "train", settings, LABELS)
 
     return open_it
 
@@ -177,7 +178,7 @@ def test_readers_go_on_without_a_killed_prefetcher(s3, directory, shards, source
 
 def test_nothing_is_started_for_stores_without_a_cache(s3, shards, source):
     for url in str(source), s3.url("prefetch"):
-        store = open_store(url, None, LABELS)
+        store = open_store(Location(train=(url,)), "train", None, LABELS)
         with prefetching(store, shards, [[0]], np.asarray) as advance:
             advance()
             assert not multiprocessing.active_children()
@@ -187,6 +188,7 @@ RANK = """
 import sys
 import numpy as np
 from data_sharding.storage.cache import CacheSettings
+from data_sharding.format.location import Location
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.manifest import ShardInfo
 from data_sharding.storage.prefetch import prefetching
@@ -195,7 +197,8 @@ from data_sharding.storage.shard_store import open_store
 def main():
     url, directory, name, num_samples, num_bytes, sha256 = sys.argv[1:]
     shard = ShardInfo(name, int(num_samples), int(num_bytes), sha256)
-    store = open_store(url, CacheSettings(dir=directory, max_gb=1), SampleRule())
+    settings = CacheSettings(dir=directory, max_gb=1)
+    store = open_store(Location(train=(url,)), "train", settings, SampleRule())
     with prefetching(store, [shard], [[0]], np.asarray):
         print("training", flush=True)
         sys.stdin.readline()

@@ -15,6 +15,7 @@ from s3_server import make_shards
 
 from data_sharding.errors import BadSample, ShardError, UnavailableError
 from data_sharding.format.labels import LabelRule
+from data_sharding.format.location import Location
 from data_sharding.format.manifest import ShardInfo
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.io.download import DownloadSettings
@@ -72,7 +73,7 @@ def ranges(s3):
 @pytest.mark.parametrize("faults", [{}, {"errors": 0.15, "cuts": 0.15, "latency_s": 0.002}])
 def test_a_streamed_sample_is_the_mapped_one(s3, store, source, shards, faults):
     s3.fail(**faults)
-    local = LocalStore(source, LABELS)
+    local = LocalStore(str(source), LABELS)
     places = all_samples(shards)
     for start in range(0, len(places), 8):
         batch = places[start : start + 8]
@@ -113,7 +114,7 @@ def test_a_streamed_sample_is_the_mapped_one_in_any_tar_dialect(s3, tmp_path, fo
     directory.mkdir()
     shard = odd_tar(directory / f"odd-{form}.tar", form)
     s3.put(s3.url("odd"), directory)
-    store, local = RangeReadStore(s3.url("odd"), labels, QUICK), LocalStore(directory, labels)
+    store, local = RangeReadStore(s3.url("odd"), labels, QUICK), LocalStore(str(directory), labels)
     places = [(shard, i) for i in range(6)]
     store.prefetch_samples(places[::2])  # the others come one by one
     for _, i in places:
@@ -128,8 +129,8 @@ def test_samples_of_chosen_classes_are_the_same_streamed_cached_and_local(s3, tm
     s3.put(s3.url("chosen"), directory)
     rule = SampleRule(image="jpg;xyz", class_labels=((4,), (2, 1)))
     cache = CacheSettings(dir=tmp_path / "cache", max_gb=1)
-    local = LocalStore(directory, rule)
-    cached, streamed = (open_store(s3.url("chosen"), c, rule) for c in (cache, None))
+    local, location = LocalStore(str(directory), rule), Location(train=(s3.url("chosen"),))
+    cached, streamed = (open_store(location, "train", c, rule) for c in (cache, None))
     expected = [sample(local, shard, i) for i in range(3)]
     assert [(len(image), label) for image, label, _ in expected] == [
         (700, b"1"),
@@ -143,7 +144,7 @@ def test_samples_of_chosen_classes_are_the_same_streamed_cached_and_local(s3, tm
     assert [sample(streamed, shard, i) for i in range(3)] == expected
     assert ranges(s3) == [(bounds[0, 0], bounds[1, 1]), tuple(bounds[2])]  # without sample 3
     other = SampleRule(class_labels=((5,), (2, 1)))
-    again = LocalStore(directory, other), open_store(s3.url("chosen"), None, other)
+    again = LocalStore(str(directory), other), open_store(location, "train", None, other)
     assert [[store.open(shard).label_bytes(i) for i in range(3)] for store in again] == [
         [b"1", b"2", b"5"]
     ] * 2
@@ -171,13 +172,15 @@ def test_an_image_stays_valid(store, source, shards):
     image = store.open(shards[0]).image(3)
     store.prefetch_samples([(shards[1], 0)])
     store.open(shards[0]).close()
-    assert bytes(image) == sample(LocalStore(source, LABELS), shards[0], 3)[0]
+    assert bytes(image) == sample(LocalStore(str(source), LABELS), shards[0], 3)[0]
 
 
 def test_the_offsets_are_found_once_a_node(s3, source, shards):
     """By four processes at the same time."""
     s3.fail(latency_s=0.01)
-    stores = [open_store(s3.url("stream"), None, LABELS) for _ in range(4)]
+    stores = [
+        open_store(Location(train=(s3.url("stream"),)), "train", None, LABELS) for _ in range(4)
+    ]
     assert isinstance(stores[0], RangeReadStore)
     context = multiprocessing.get_context("spawn")
     with context.Pool(4) as pool:
@@ -193,7 +196,7 @@ def test_the_offsets_are_found_once_a_node(s3, source, shards):
 def test_a_pickled_store_reads_the_same_samples(s3, store, source, shards):
     store.prefetch_samples([(shards[0], 0)])
     copy = pickle.loads(pickle.dumps(store))
-    assert sample(copy, shards[0], 0) == sample(LocalStore(source, LABELS), shards[0], 0)
+    assert sample(copy, shards[0], 0) == sample(LocalStore(str(source), LABELS), shards[0], 0)
 
 
 def test_a_missing_or_wrong_shard_is_an_error(store, shards):

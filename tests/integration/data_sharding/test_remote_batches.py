@@ -8,8 +8,8 @@ import torch
 from cli_runner import Tahoe
 from s3_server import S3
 
+from data_sharding.format.location import Location
 from data_sharding.format.manifest import read_manifest
-from data_sharding.io import filesystem
 from data_sharding.loading.datasets import TrainDataset
 from data_sharding.loading.loader import Batch, iter_batches
 from data_sharding.loading.split_reader import SplitReader
@@ -42,7 +42,7 @@ def remote(local: Path, s3_server: S3) -> str:
 
 def train_set(url: str, settings: CacheSettings | None) -> TrainDataset:
     manifest = read_manifest(url, "train")
-    store = open_store(filesystem.join(url, "train"), settings, manifest.rule)
+    store = open_store(Location(url), "train", settings, manifest.rule)
     order = SampleOrder(manifest.shards.num_samples, 3, 64, 16, MICROS, block_size=64)
     shards = SplitReader("train", manifest, store)
     return TrainDataset(shards, order, VIEW, PixelAugment(()), ImageSizeSchedule(12), 1)

@@ -9,8 +9,8 @@ from cli_runner import Tahoe
 from safetensors.torch import load_file
 
 import models
+from data_sharding.format.location import Location
 from data_sharding.format.manifest import read_manifest
-from data_sharding.io import filesystem
 from data_sharding.loading.datasets import EvalDataset
 from data_sharding.loading.loader import iter_batches
 from data_sharding.loading.split_reader import SplitReader
@@ -38,7 +38,7 @@ def test_the_best_neuron_of_a_run(tmp_path: Path, digits: Path) -> None:
     weights = tmp_path / "cat" / "checkpoints" / "step-000000003" / "model.safetensors"
     network.load_state_dict(load_file(weights))
     manifest = read_manifest(str(digits), "val")
-    store = open_store(filesystem.join(str(digits), "val"), None, manifest.rule)
+    store = open_store(Location(str(digits)), "val", None, manifest.rule)
     dataset = EvalDataset(
         SplitReader("val", manifest, store), 50, parse_protocol("center-32-of-32"), channels=1
     )

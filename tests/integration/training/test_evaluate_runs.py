@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional
 
 import models
+from data_sharding.format.location import Location
 from data_sharding.format.manifest import read_manifest
-from data_sharding.io import filesystem
 from data_sharding.loading.datasets import EvalDataset
 from data_sharding.loading.loader import iter_batches
 from data_sharding.loading.split_reader import SplitReader
@@ -47,7 +47,7 @@ READABLE = torch.tensor([True, True, True, True, False])
 
 def eval_set(url: Path, protocol: str, channels: int = 1) -> EvalDataset:
     manifest = read_manifest(str(url), "val")
-    store = open_store(filesystem.join(str(url), "val"), None, manifest.rule)
+    store = open_store(Location(str(url)), "val", None, manifest.rule)
     return EvalDataset(SplitReader("val", manifest, store), 64, parse_protocol(protocol), channels)
 
 

@@ -9,8 +9,8 @@ from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from data_sharding.errors import DataError
+from data_sharding.format.location import Location
 from data_sharding.format.manifest import read_manifest
-from data_sharding.io import filesystem
 from data_sharding.loading.full_images import load_full_images
 from data_sharding.loading.loader import Batch
 from data_sharding.loading.split_reader import SplitReader
@@ -41,9 +41,7 @@ def url(tmp_path: Path) -> str:
 
 def open_val(url: str) -> SplitReader:
     manifest = read_manifest(url, "val")
-    return SplitReader(
-        "val", manifest, open_store(filesystem.join(url, "val"), None, manifest.rule)
-    )
+    return SplitReader("val", manifest, open_store(Location(url), "val", None, manifest.rule))
 
 
 def key(shards: SplitReader, sample: int) -> int:

@@ -158,14 +158,14 @@ def narrow(columns: Columns) -> None:
         (put("num_bytes", 1, 0), r"shards\.1\.num_bytes: 0 is not"),
         (put("num_samples", slice(2), 2**61), r"num_samples: all shards together have 2\*\*62"),
         (put("num_bytes", slice(None), 2**62 - 1), r"num_bytes: all shards together have 2\*\*62"),
-        (rename(2, b"../.tar"), r"shards\.2\.name: b'\.\./\.tar' is no plain NAME\.tar"),
-        (rename(2, b"a/b.tar"), r"shards\.2\.name"),
-        (rename(2, b"a b.tar"), r"shards\.2\.name"),
+        (rename(2, b"../.tar"), r"shards\.2\.name: '\.\./\.tar' is no name of a \.tar file"),
+        (rename(2, b"./a.tar"), r"shards\.2\.name"),
+        (rename(2, b"a//.tar"), r"shards\.2\.name"),
         (rename(2, b"\xff\xff.tar"), r"shards\.2\.name"),
         (rename(2, b"abc.zip"), r"shards\.2\.name"),
-        (rename(2, b".tar"), r"shards\.2\.name: b'\.tar'"),
+        (rename(2, b".tar"), r"shards\.2\.name: '\.tar'"),
         (rename(2, b"tar"), r"shards\.2\.name"),
-        (rename(2, b""), r"shards\.2\.name: b''"),
+        (rename(2, b""), r"shards\.2\.name: ''"),
         (rename(2, b"a\0b.tar"), r"shards\.2\.name"),
         (rename(4, b"\0\0a.tar"), r"shards\.4\.name"),
         (rename(4, b"\0a.tarb"), r"shards\.4\.name"),
@@ -193,8 +193,8 @@ def test_bad_names_are_found_in_any_row() -> None:
     table = ShardTable.from_infos([*shards, shards[69_000]])
     with pytest.raises(ValueError, match=f"the shard '{shards[69_000].name}' is listed twice"):
         table.check()
-    table._names[69_999, 0] = ord("/")
-    with pytest.raises(ValueError, match=r"shards\.69999\.name: b'/-0.tar'"):
+    table._names[69_999, 0] = ord("\n")
+    with pytest.raises(ValueError, match=r"shards\.69999\.name: '\\n-0.tar'"):
         table.check()
 
 

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from data_sharding.errors import DataError, ShardError
+from data_sharding.format.location import Location
 from data_sharding.format.manifest import read_manifest
-from data_sharding.io import filesystem
 from data_sharding.loading.datasets import EvalDataset
 from data_sharding.loading.loader import iter_batches
 from data_sharding.loading.split_reader import SplitReader
@@ -105,7 +105,7 @@ def judge(told: Config, url: str, network: nn.Module) -> Callable[[int, int], di
 
 def eval_set(url: str, batch_size: int, protocol: str = "center-32-of-36") -> EvalDataset:
     manifest = read_manifest(url, "val")
-    store = open_store(filesystem.join(url, "val"), None, manifest.rule)
+    store = open_store(Location(url), "val", None, manifest.rule)
     return EvalDataset(SplitReader("val", manifest, store), batch_size, parse_protocol(protocol), 3)
 
 

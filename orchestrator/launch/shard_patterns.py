@@ -1,0 +1,65 @@
+"""Patterns of shards on the command line: braces and globs, which Hydra would read as its own.
+
+`data.train=s3://bucket/train-{0000..1023}.tar` is taken as it is written; Hydra alone would need
+quotes inside those of the shell.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from hydra.core.override_parser.types import Quote, QuotedString
+
+from orchestrator.config.parse import ConfigError
+
+_KEYS = ("train", "val")
+_OVERRIDE = re.compile(r"(\+{0,2}data\.(?:train|val)=)(.*[{*?].*)", re.DOTALL)
+_LIST_ITEM = re.compile(r"((?:[^,{}]|\{[^{}]*\})+)(?:,|$)")  # commas inside braces are theirs
+
+
+def quote_patterns(overrides: Iterable[str]) -> Iterator[str]:
+    """Quote the patterns in overrides of data.train and data.val, alone or in a list, for Hydra."""
+    for override in overrides:
+        match = _OVERRIDE.fullmatch(override)
+        yield match[1] + _quote(match[2]) if match else override
+
+
+def _quote(value: str) -> str:
+    if value[0] in "'\"":
+        return value
+    is_list = value[0] == "[" and value[-1] == "]"
+    items = [item[1].strip() for item in _LIST_ITEM.finditer(value[1:-1] if is_list else value)]
+    quoted = [
+        item if item[0] in "'\"" else QuotedString(item, Quote.single).with_quotes()
+        for item in items
+    ]
+    return f"[{','.join(quoted)}]" if is_list else ",".join(quoted)
+
+
+def refuse_expanded(overrides: Iterable[str]) -> None:
+    """Refuse a pattern that the shell has expanded: Hydra would take the last shard alone."""
+    counts = Counter(override.lstrip("+").partition("=")[0] for override in overrides)
+    for key in (f"data.{name}" for name in _KEYS):
+        if counts[key] > 1:
+            raise ConfigError(
+                f"{key} is given {counts[key]:,} times, and only the last would count: the shell "
+                "may have expanded braces",
+                value=key,
+                hint=f"Quote the pattern for the shell: '{key}=...'; several go into a list: "
+                f"'{key}=[...,...]'.",
+            )
+
+
+def resolve_patterns(values: Mapping[str, Any], absolute: Callable[[str], str]) -> None:
+    """Make the paths of patterns absolute; with patterns, data.url need not be given."""
+    data = values.get("data")
+    if not isinstance(data, dict):
+        return
+    for name in _KEYS:
+        if isinstance(data.get(name), str):
+            data[name] = absolute(data[name])
+        elif isinstance(data.get(name), list):
+            data[name] = [absolute(item) if isinstance(item, str) else item for item in data[name]]
+        if data.get(name) and data.get("url") == "???":
+            data["url"] = None

@@ -1,0 +1,97 @@
+"""Shards that are taken where they lie: flat, in several places, in a store, read-only."""
+
+import json
+from pathlib import Path
+from shutil import copyfile
+
+import pytest
+from cli_runner import Tahoe
+
+from data_sharding.errors import DataError
+from data_sharding.format.location import Location
+from data_sharding.format.manifest import read_manifest, url_of
+from data_sharding.format.sample_rule import SampleRule
+from data_sharding.tools.expand_patterns import find_named_shards
+from data_sharding.tools.index import index_shards, write_manifests
+from data_sharding.tools.verify import verify
+
+
+@pytest.fixture(scope="module")
+def flat(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with the digits' shards of both splits side by side."""
+    directory = tmp_path_factory.mktemp("flat")
+    for shard in digits.glob("*/*.tar"):
+        copyfile(shard, directory / f"my {shard.parent.name}-{shard.stem[-4:]}.tar")
+    return directory
+
+
+@pytest.fixture
+def location(flat: Path) -> Location:
+    return Location(train=(f"{flat}/my train-{{0000..0002}}.tar",), val=(f"{flat}/my val-*.tar",))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_braces_and_globs_are_expanded(location: Location) -> None:
+    found = find_named_shards(location)
+    assert found["train"].names == tuple(f"my train-{i:04d}.tar" for i in range(3))
+    assert found["val"].names == ("my val-0000.tar",)
+
+
+def test_several_places_keep_their_order(flat: Path, digits: Path) -> None:
+    several = Location(train=(f"{flat}/my train-0001.tar", f"{digits}/train/shard-000000.tar"))
+    (found,) = find_named_shards(several, ["train"]).values()
+    assert found.urls == [f"{flat}/my train-0001.tar", f"{digits}/train/shard-000000.tar"]
+
+
+@pytest.mark.parametrize("pattern", ["nothing-*.tar", "my train-{0000.tar"])
+def test_a_pattern_of_nothing_is_refused(flat: Path, pattern: str) -> None:
+    with pytest.raises(DataError) as error:
+        find_named_shards(Location(train=(f"{flat}/{pattern}",)), ["train"])
+    assert error.value.value == f"{flat}/{pattern}"
+
+
+def test_a_directory_of_both_splits_is_refused(flat: Path) -> None:
+    with pytest.raises(DataError) as error:
+        find_named_shards(Location(train=(str(flat),)), ["train"])
+    assert error.value.value == ["my val-0000.tar"]
+
+
+def test_a_shard_of_both_splits_is_refused(flat: Path) -> None:
+    shard = (f"{flat}/my train-0000.tar",)
+    with pytest.raises(DataError, match="twice"):
+        find_named_shards(Location(train=shard, val=shard))
+
+
+def test_shards_that_are_not_counted_name_the_command(location: Location) -> None:
+    with pytest.raises(DataError) as error:
+        read_manifest(Location(train=location.train, rules="other"), "train")
+    assert "index" in error.value.hint
+
+
+def test_flat_shards_are_indexed_and_describe_the_same_samples(
+    location: Location, digits: Path
+) -> None:
+    shards = find_named_shards(location)
+    manifests, _ = index_shards(shards, SampleRule())
+    assert write_manifests(location, shards, manifests, force=False)
+    assert not write_manifests(location, shards, manifests, force=False)
+    for split in ("train", "val"):
+        ours, original = read_manifest(location, split), read_manifest(str(digits), split)
+        assert ours.shards.num_samples.tolist() == original.shards.num_samples.tolist()
+        assert [s.sha256 for s in ours.shards] == [s.sha256 for s in original.shards]
+        assert ours.classes == original.classes
+        assert Path(url_of(location, split)).parent == Path(location.base(split))
+    assert verify(location).problems == ()
+
+
+@pytest.mark.slow
+def test_a_run_on_flat_shards(tahoe: Tahoe, location: Location) -> None:
+    overrides = [f"data.train={location.train[0]}", f"data.val={location.val[0]}"]
+    tahoe("shard", "index", *overrides)
+    tahoe("train", *overrides, "run_dir=run", "recipe.steps=2", "tracking=none")
+    evaluated = json.loads(tahoe("evaluate", "--json", "run").stdout)
+    assert evaluated["num_samples"] == read_manifest(location, "val").num_samples
