@@ -88,6 +88,9 @@ def index_shards(
             class_labels=rule.class_labels,
             shards=_table(split_scans, shards[split]),
             source=source,
+            samples_per_class=_samples_per_class(split_scans, labels[split], len(names))
+            if rule.labels.kind == "multi"
+            else None,
         )
         for split, split_scans in scans.items()
     }
@@ -206,7 +209,11 @@ def write_manifests(
     is_complete = True
     for split, manifest in manifests.items():
         old = existing.get(split)
-        is_complete &= old is not None and old.fingerprint == manifest.fingerprint
+        is_complete &= (
+            old is not None
+            and old.fingerprint == manifest.fingerprint
+            and old.samples_per_class == manifest.samples_per_class
+        )
         if old is not None and old.fingerprint != manifest.fingerprint and not force:
             raise _differs(url_of(where, split), old, manifest)
     if is_complete:
@@ -286,6 +293,18 @@ def _count(labels: Sequence[NDArray[np.int64]], classes: Sequence[str]) -> Count
         return Counter()
     counts = np.bincount(np.concatenate(labels), minlength=len(classes))
     return Counter(dict(zip(classes, counts.tolist(), strict=True)))
+
+
+def _samples_per_class(
+    scans: Sequence[Scan], labels: Sequence[NDArray[np.int64]], num_classes: int
+) -> tuple[int, ...]:
+    """Count the samples that show each class; a sample that has a label twice counts once."""
+    total = np.zeros(num_classes, dtype=np.int64)
+    for scan, indices in zip(scans, labels, strict=True):
+        samples = np.repeat(np.arange(scan.num_samples), scan.num_labels)
+        distinct = np.unique(samples * num_classes + indices)
+        total += np.bincount(distinct % num_classes, minlength=num_classes)
+    return tuple(total.tolist())
 
 
 def _derive_classes(values: set[int | str]) -> tuple[str, ...]:

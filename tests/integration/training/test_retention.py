@@ -57,6 +57,18 @@ def test_the_lowest_loss_is_the_best() -> None:
     assert best_checkpoint([], KEEP) is None
 
 
+def test_of_several_labels_the_highest_map_is_the_best() -> None:
+    evaluated = [
+        CheckpointManifest(step, {"val/map": value, "val/f1": -value, "val/loss": value}, {})
+        for step, value in TOP1.items()
+    ]
+    for name, step in (("val/top1", 40), ("val/map", 40), ("val/f1", 60), ("val/loss", 60)):
+        keep = replace(KEEP, keep_best=name)  # type: ignore[arg-type]
+        found = best_checkpoint(evaluated, keep)
+        assert found is not None
+        assert found.step == step
+
+
 @given(st.sets(st.integers(1, 200), min_size=1), st.integers(2, 5), st.integers(1, 50))
 def test_pruning_step_by_step_keeps_what_pruning_at_the_end_keeps(
     steps: set[int], keep_last: int, every: int

@@ -118,7 +118,9 @@ def test_several_labels_are_stored_as_json(tmp_path: Path) -> None:
     source = csv_file(train, MULTI, val_path=val)
     assert listed(source, "train") == [("1.jpg", (0, 1))]
     dataset = write_dataset(source, str(tmp_path / "set"), seed=0, samples_per_shard=1)
-    assert dataset.manifests["train"].labels == LabelRule(kind="multi", extension="json")
+    manifest = dataset.manifests["train"]
+    assert manifest.labels == LabelRule(kind="multi", extension="json")
+    assert manifest.samples_per_class == (1, 1)
     with tarfile.open(tmp_path / "set/train/shard-000000.tar") as tar:
         assert tar.getnames() == ["00000000-1.jpg", "00000000-1.json"]
         member = tar.extractfile("00000000-1.json")

@@ -1,6 +1,7 @@
 """Shards of others get a correct manifest, or an error that says what was found."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from foreign_shards import by_gnu_tar, by_webdataset, contents, jpeg, labelled, 
 
 from data_sharding.errors import DataError
 from data_sharding.format.labels import LabelRule
-from data_sharding.format.manifest import Manifest, read_manifest
+from data_sharding.format.manifest import Manifest, read_manifest, write_manifest
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.shard_reader import ShardReader
 from data_sharding.sources.shards import from_webdataset
@@ -108,11 +109,16 @@ def test_names_of_classes_are_sorted_or_given(tmp_path: Path) -> None:
 
 
 def test_fields_of_json_and_several_labels(tmp_path: Path) -> None:
-    labels = [{"meta": {"ids": [0, 2]}}, {"meta": {"ids": []}}, {"meta": {"ids": [1]}}]
+    labels = [{"meta": {"ids": ids}} for ids in ([0, 2, 0], [], [1, 0])]
     by_webdataset(tmp_path / "train/a.tar", labelled(labels, "json"))
     rule = SampleRule(LabelRule("multi", "json", "meta.ids"))
     assert index(tmp_path, rule)[0]["train"].classes == ("0", "1", "2")
-    assert read_manifest(str(tmp_path), "train").rule == rule
+    manifest = read_manifest(str(tmp_path), "train")
+    assert (manifest.rule, manifest.samples_per_class) == (rule, (2, 1, 1))
+    write_manifest(str(tmp_path), "train", replace(manifest, samples_per_class=None))
+    assert read_manifest(str(tmp_path), "train").samples_per_class is None
+    index(tmp_path, rule)  # which adds what was not counted
+    assert read_manifest(str(tmp_path), "train") == manifest
     wrong_field = refusal(tmp_path, SampleRule(LabelRule("multi", "json", "ids")))
     assert "multi json under 'ids'" in wrong_field.hint
     assert "begins with" not in wrong_field.problem
