@@ -15,6 +15,7 @@ import timm
 import torch
 from torch import Tensor
 
+from data_sharding.format.class_map import read_class_map
 from data_sharding.format.location import Location
 from data_sharding.format.manifest import Manifest, read_manifest
 from data_sharding.loading.full_images import load_full_images
@@ -25,6 +26,7 @@ from orchestrator.checkpoint.safetensors_io import read_tensors
 from orchestrator.checkpoint.store import WEIGHTS, CheckpointStore
 from orchestrator.config.parse import ConfigError, parse
 from orchestrator.config.schema import Config
+from orchestrator.evaluation.class_choice import ClassChoice
 from orchestrator.evaluation.dense import make_dense
 from orchestrator.evaluation.multi_label import MultiLabelTruth
 from orchestrator.evaluation.single_label import (
@@ -35,7 +37,7 @@ from orchestrator.evaluation.single_label import (
 )
 from orchestrator.run.rundir import RunDir
 from orchestrator.torch_workers.entry import report_progress
-from orchestrator.training.inputs.class_names import check_classes
+from orchestrator.training.inputs.class_names import check_classes, own_classes
 from orchestrator.training.inputs.datasets import (
     check_bad_fraction,
     check_fingerprint,
@@ -62,6 +64,7 @@ class EvalRequest:
         confusion: the file for the confusion matrix; None: no file.
         weights: "ema" or "raw"; None: the averaged ones where there are any.
         max_bad_fraction: the largest fraction of unreadable images.
+        class_map: the file that matches the classes of the data to those of the runs.
     """
 
     runs: Sequence[str]
@@ -74,6 +77,7 @@ class EvalRequest:
     confusion: str | None
     weights: str | None
     max_bad_fraction: float | None
+    class_map: str | None
 
 
 class Weights(NamedTuple):
@@ -93,7 +97,7 @@ def evaluate_runs(**options: Any) -> dict[str, Any]:
     """
     request = EvalRequest(**options)
     results, notes = dict[str, dict[str, Any]](), list[str]()
-    total, fingerprint = None, None
+    total, fingerprint, classes = None, None, tuple[str, ...]()
     for path in request.runs:
         run = RunDir(Path(path))
         config, protocol = _apply(request, parse(run.read_config()))
@@ -108,26 +112,41 @@ def evaluate_runs(**options: Any) -> dict[str, Any]:
             )
         fingerprint = manifest.fingerprint
         notes += [note] if note else []
-        weights, log_probs, truth = _predict(run, config, protocol, manifest, request)
+        choice = _choose_classes(run, manifest, request)
+        weights, log_probs, truth = _predict(run, config, protocol, manifest, request, choice)
+        num_read = len(truth.labels)
+        if choice and isinstance(truth, GroundTruth):
+            log_probs, truth = choice.matched(log_probs, truth)
+        names = choice.names if choice else manifest.classes
+        if classes not in ((), names):
+            raise ConfigError(
+                f"{path} chooses from other classes than the runs before it, so they are no "
+                "ensemble",
+                value=path,
+                hint="Evaluate them one by one.",
+            )
+        classes = names
         results[path] = {
             "data": str(location),
             "fingerprint": fingerprint,
             **weights._asdict(),
-            "protocol": protocol,
+            "protocol": protocol + (choice.suffix if choice else ""),
             **truth.metrics(log_probs),
         }
         total = log_probs if total is None else torch.logaddexp(total, log_probs)
     assert total is not None  # there is a run
     mean = total - math.log(len(request.runs))
     if request.confusion and isinstance(truth, GroundTruth):
-        confusion = count_confusion(mean, truth, len(manifest.classes))
-        write_confusion(Path(request.confusion), confusion, manifest.classes)
+        confusion = count_confusion(mean, truth, len(classes))
+        write_confusion(Path(request.confusion), confusion, classes)
     return {
         "num_samples": len(truth.labels),
         "num_unreadable": int((~truth.readable).sum()),
         "runs": results,
         "ensemble": truth.metrics(mean) if len(request.runs) > 1 else None,
-        "classes": manifest.classes,
+        "num_passed_over": num_read - len(truth.labels),
+        "num_outputs": choice.num_outputs if choice else len(classes),
+        "classes": classes,
         **truth.by_class(mean),
         "notes": notes,
     }
@@ -138,7 +157,7 @@ def _read_manifest(run: RunDir, location: Location, request: EvalRequest) -> tup
     manifest, note = read_manifest(location, request.split), ""
     if request.data is None:
         check_fingerprint(run, location, {request.split: manifest})
-    else:
+    elif request.class_map is None:
         note = check_classes(run, str(location), manifest)
     _check_labels(run, str(location), manifest.labels.kind, request)
     return manifest, note
@@ -160,6 +179,7 @@ def _check_labels(run: RunDir, url: str, kind: str, request: EvalRequest) -> Non
     refused = {
         "--confusion-matrix": request.confusion,
         "--real-labels": request.real,
+        "--class-map": request.class_map,
     }
     for option, value in refused.items():
         if kind == "multi" and value:
@@ -169,6 +189,13 @@ def _check_labels(run: RunDir, url: str, kind: str, request: EvalRequest) -> Non
                 hint="Leave it out: --json has the average precision and the F1 of each class, "
                 "and --worst-classes N lists the lowest.",
             )
+
+
+def _choose_classes(run: RunDir, manifest: Manifest, request: EvalRequest) -> ClassChoice | None:
+    """Match the classes of the data to the run's, if a file says how."""
+    if request.class_map is None:
+        return None
+    return ClassChoice.of(read_class_map(request.class_map), own_classes(run), manifest.classes)
 
 
 def _apply(request: EvalRequest, config: Config) -> tuple[Config, str]:
@@ -224,13 +251,18 @@ def timm_protocol(model: str, crop: int) -> str:
 
 @torch.no_grad()
 def _predict(
-    run: RunDir, config: Config, protocol: str, manifest: Manifest, request: EvalRequest
+    run: RunDir,
+    config: Config,
+    protocol: str,
+    manifest: Manifest,
+    request: EvalRequest,
+    choice: ClassChoice | None,
 ) -> tuple[Weights, Tensor, Truth]:
     """Compute the log-probabilities of a run, (n, classes); of several labels (n, classes, 2)."""
     is_multi = manifest.labels.kind == "multi"
     to_log_probs = binary_log_probs if is_multi else sample_log_probs
     dense, device = parse_dense(protocol), choose_device(config)
-    network = build_model(config, len(manifest.classes))
+    network = build_model(config, choice.num_outputs if choice else len(manifest.classes))
     weights = load_weights(network, run, config, request.step, request.weights)
     refusal = f"{run.path}: {config.model.name} does not take the images of the protocol {protocol}"
     if dense:
@@ -240,7 +272,8 @@ def _predict(
 
     def forward(images: Tensor) -> Any:
         with _as_config_error(refusal, protocol):
-            return network(images)
+            logits = network(images)
+        return logits if choice is None else logits[:, choice.outputs.to(logits.device)]
 
     dataset = open_eval_set(config, request.split, manifest)
     if dense:

@@ -14,6 +14,7 @@ from orchestrator.cli.shared.arguments import (
     POSITIVE,
     SPLIT,
     WEIGHTS,
+    check_exclusive,
     flag,
     fraction_option,
     json_option,
@@ -37,6 +38,11 @@ _PROTOCOLS = (
 @runs_argument
 @click.option("--protocol", metavar="NAME", help=f"evaluation protocol: {_PROTOCOLS}")
 @click.option("--data", metavar="URL", help="another data set with the same classes")
+@click.option(
+    "--class-map",
+    metavar="FILE",
+    help="classes of the network for the labels of --data, one a line, or rows OLD,NEW (.csv)",
+)
 @click.option("--split", type=SPLIT, default="val", help="split of the data set")
 @click.option("--step", type=int, help="step of the checkpoint (default: the best, or newest)")
 @click.option("--weights", type=WEIGHTS, help="averaged or raw weights (default: averaged, if any)")
@@ -54,16 +60,20 @@ def evaluate(
     confusion_matrix: Path | None,
     as_json: bool,
     real_labels: bool,
+    class_map: str | None,
     **request: Any,
 ) -> None:
     """Evaluate the weights of runs, alone and as an ensemble.
 
+    With a class map, predictions are chosen among its classes alone: for ImageNet-A, -R and others.
     The confusion matrix of over 1,000 classes is a list of its pairs. The best neuron is that of a
     network trained without labels.
     """
+    from orchestrator.launch.compose import absolute
     from orchestrator.launch.torch_subprocess import run_torch_worker
     from orchestrator.run.sweepdir import expand_sweeps
 
+    check_exclusive(class_map=class_map, real_labels=real_labels, best_neuron=best_neuron)
     run_dirs = expand_sweeps(runs)
     for run in run_dirs:
         run.read_config()  # fails if there is no run
@@ -75,6 +85,7 @@ def evaluate(
     request |= {
         "runs": [str(run.path) for run in run_dirs],
         "real": real_labels,
+        "class_map": absolute(class_map) if class_map else None,
         "confusion": str(confusion_matrix.absolute()) if confusion_matrix else None,
     }
     report: dict[str, Any] = run_torch_worker("evaluation.evaluate_runs:evaluate_runs", request)
@@ -173,7 +184,11 @@ def _print_report(report: Mapping[str, Any], num_worst: int) -> None:
     print_table(table)
     unreadable = report["num_unreadable"]
     wrong = f", of which {unreadable} could not be read and count as wrong" if unreadable else ""
-    print(f"{pluralize(report['num_samples'], 'image')}{wrong}")
+    passed_over = report["num_passed_over"]
+    others = f"; {passed_over:,} of other classes are passed over" if passed_over else ""
+    print(f"{pluralize(report['num_samples'], 'image')}{wrong}{others}")
+    if (num_chosen := len(report["classes"])) < report["num_outputs"]:
+        print(f"predictions are chosen among {num_chosen:,} of {report['num_outputs']:,} classes")
     if num_worst:
         _print_worst_classes(report, num_worst)
 

@@ -44,8 +44,9 @@ def check_classes(run: RunDir, url: str, data: Manifest) -> str:
             f"{url} has other classes than {run.id}: it lacks {missing} of the run's, and "
             f"{unknown} are not in the run, so no metric would mean anything",
             value=url,
-            hint="Take data of the same classes; if only the names differ, give that set the "
-            "run's: `tahoe shard index URL --classes FILE`.",
+            hint="Say which class of the run each label is with `tahoe evaluate --class-map FILE`, "
+            "or take data of the same classes; if only the names differ, give that set the run's: "
+            "`tahoe shard index URL --classes FILE`.",
         )
     return ""
 

@@ -235,11 +235,16 @@ def test_ensemble_metrics_are_those_of_mean_probabilities(tmp_path: Path, digits
     assert header == ["", *map(str, range(10)), "none"]
     assert int(counted[3][1 + 5]) == (of_three == 5).sum()
 
+    _check_chosen_classes(tahoe, digits)
     shown = tahoe("evaluate", "run1", "--worst-classes", "10").stdout
     assert "center-32-of-32" in shown
     assert "worst classes" in shown
     kept = list(read_json_lines(tmp_path / "run1" / "evaluations.jsonl"))
-    assert [one["protocol"] for one in kept] == ["multi-scale-32-of-32-36", "center-32-of-32"]
+    assert [one["protocol"] for one in kept] == [
+        "multi-scale-32-of-32-36",
+        "center-32-of-32-among-3-classes",
+        "center-32-of-32",
+    ]
     for protocol in ("center-28-of-32", "dense-36"):
         refused = tahoe("evaluate", "run1", "--protocol", protocol, check=False)
         assert refused.returncode == 93
@@ -251,6 +256,35 @@ def test_ensemble_metrics_are_those_of_mean_probabilities(tmp_path: Path, digits
     ):
         refused = tahoe("evaluate", "run1", option, check=False)
         assert (refused.returncode, said in refused.stderr) == (code, True)
+
+
+def _check_chosen_classes(tahoe: Tahoe, digits: Path) -> None:
+    """As by timm's --valid-labels: other outputs are dropped, and so are images of other classes.
+
+    The set calls its classes by number; label 0 is the network's class 7, label 3 its class 3.
+    """
+    (tahoe.cwd / "map.csv").write_text("old,new\n0,7\n3,3\n9,5\n")
+    asked = ("evaluate", "run1", "--data", str(digits), "--class-map", "map.csv", "--json")
+    report = json.loads(tahoe(*asked).stdout)
+    (result,) = report["runs"].values()
+    network = models.build("lenet5_1998", num_classes=10, in_channels=1).eval()
+    best = tahoe.cwd / "run1" / "checkpoints" / f"step-{result['step']:09d}"
+    network.load_state_dict(load_file(best / "ema.safetensors"))
+    outputs, labels = [], []
+    for batch in iter_batches(eval_set(digits, "center-32-of-32"), range(6), 0):
+        images = (batch.images.float() / 255 - 0.306) / 0.324
+        with torch.no_grad():
+            outputs.append(network(images)[:, [3, 5, 7]])
+        labels.append(batch.labels.clone())
+    truth = torch.cat(labels)
+    is_counted = (truth == 0) | (truth == 3) | (truth == 9)
+    target = torch.tensor([2, -1, -1, 0, -1, -1, -1, -1, -1, 1])[truth[is_counted]]
+    logits = torch.cat(outputs)[is_counted]
+    assert result["top1"] == pytest.approx(100 * (logits.argmax(1) == target).float().mean().item())
+    assert result["loss"] == pytest.approx(F.cross_entropy(logits, target).item(), rel=1e-4)
+    assert report["classes"] == ["3", "5", "7"]
+    assert (report["num_samples"], report["num_outputs"]) == (int(is_counted.sum()), 10)
+    assert report["num_passed_over"] == int((~is_counted).sum())
 
 
 @pytest.mark.slow
