@@ -65,6 +65,13 @@ class Location:
             DataError: the location does not say where they are.
         """
         if self.url is not None:
+            if is_tar(self.url):
+                raise DataError(
+                    f"{self.url} names shards, and a URL alone is the directory of train/ and "
+                    "val/: nothing is read",
+                    value=self.url,
+                    hint="Name the shards of each split with `train` and `val`.",
+                )
             return (filesystem.join(self.url, split, "*.tar"),)
         given = self.train if split == "train" else self.val
         if not given:
@@ -148,8 +155,9 @@ def write_files(
     Raises:
         OSError: no place can be written.
     """
+    is_web = location.base(split).startswith(("http://", "https://"))  # which takes no files
     *others, last = range(len(location.files(split, "")) if anywhere else 1)
-    for place in others:
+    for place in others if not is_web else ():
         try:
             write(lambda name: location.files(split, name)[place])  # noqa: B023  called at once
             return
@@ -158,9 +166,9 @@ def write_files(
     write(lambda name: location.files(split, name)[last])
     if last:
         log.warning(
-            "%s: nothing can be written beside the shards, so the files about them are in %s. "
-            "Nodes and users with another home directory do not see them: where that matters, "
-            "name a directory with `manifest`",
+            "%s: nothing can be written beside the shards, so their manifest is in %s. Nodes and "
+            "users with another home directory do not see it there: data.manifest is a directory "
+            "of your choice",
             split,
             location.files(split, "")[last].rpartition("/")[0],
         )

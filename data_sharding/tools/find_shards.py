@@ -4,6 +4,7 @@ On a local disk the directory of a split may have another usual name (`valid/`),
 one split may be in URL itself. `index` then links to them from `train/` or `val/`.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,6 @@ TEST = ("test", "testing")
 
 _DIRECTORIES = {"train": TRAIN, "val": VAL + TEST}  # earlier names win
 _WORDS = {"train": {*TRAIN}, "val": {*VAL, *TEST, "dev", "eval"}}  # in names of shards
-_SHARD_NAME = re.compile(r"[A-Za-z0-9._-]+\.tar")
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,6 @@ def find_shards(url: str, split: str | None, pattern: str = "*.tar") -> dict[str
             raise _no_shards(url, split, pattern, flat)
         _check_flat(url, split, flat, pattern)
         by_split = {split: FoundShards(url, flat)}
-    for shards in by_split.values():
-        _check_names(shards)
     return by_split
 
 
@@ -168,8 +166,8 @@ def _no_shards(url: str, split: str | None, pattern: str, flat: Sequence[str]) -
             f"{pluralize(len(flat), 'shard')} in {url} itself ({flat[0]}, ...) may be for training "
             "or for validation: nothing was written",
             value=url,
-            hint="Choose with `split`, and with `tars` if it is only some of them, or let "
-            "`webdataset` choose a validation split with `val_fraction`.",
+            hint=f"{_name_splits(url, flat)}, or let `webdataset` choose a validation split with "
+            "`val_fraction`.",
         )
     names = filesystem.list_names(url)
     content = f"it holds {truncated_list(names)}" if names else "nothing is there"
@@ -180,6 +178,20 @@ def _no_shards(url: str, split: str | None, pattern: str, flat: Sequence[str]) -
         hint="Check the URL. Shards are uncompressed .tar files in train/ and val/ (unpack .tar.gz "
         "first).",
     )
+
+
+def _name_splits(url: str, names: Sequence[str]) -> str:
+    """Suggest how to name the shards of each split of those side by side in a directory."""
+    in_val = [name for name in names if _WORDS["val"] & {*re.split("[^a-z]+", name.lower())}]
+    others = [name for name in names if name not in {*in_val}]
+    if not (in_val and others):
+        return "Name those of each split where they are, with `train` and `val` instead of `url`"
+    starts = (os.path.commonprefix(part) for part in (others, in_val))  # noqa: RUF071  of texts
+    train, val = (
+        filesystem.join(url, f"{start.removesuffix('.tar').rstrip('0123456789')}*.tar")
+        for start in starts
+    )
+    return f"Name those of each split: `tahoe shard index 'data.train={train}' 'data.val={val}'`"
 
 
 def _check_flat(url: str, split: str, names: Sequence[str], pattern: str) -> None:
@@ -199,15 +211,4 @@ def _check_flat(url: str, split: str, names: Sequence[str], pattern: str) -> Non
             f"({others[0]}): nothing was written",
             value=others,
             hint=f"Choose shards with `tars`, such as '*{split}*'.",
-        )
-
-
-def _check_names(shards: FoundShards) -> None:
-    bad = [name for name in shards.names if not _SHARD_NAME.fullmatch(name)]
-    if bad:
-        raise DataError(
-            f"{shards.url} has a shard called {bad[0]!r}, and names of shards are letters, digits, "
-            "'.', '_' and '-' before '.tar': nothing was written",
-            value=bad[0],
-            hint="Rename it, or write a new data set with `webdataset`.",
         )

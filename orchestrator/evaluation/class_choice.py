@@ -55,7 +55,7 @@ class ClassChoice(NamedTuple):
 
     @property
     def suffix(self) -> str:
-        """What the choice adds to the name of a protocol, since its metrics are others."""
+        """The suffix of the name of a protocol, since its metrics are others."""
         is_part = len(self.names) < self.num_outputs
         return f"-among-{len(self.names)}-classes" if is_part else ""
 

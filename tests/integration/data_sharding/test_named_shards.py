@@ -1,6 +1,7 @@
 """Shards that are taken where they lie: flat, in several places, in a store, read-only."""
 
 import json
+import re
 from pathlib import Path
 from shutil import copyfile
 
@@ -12,6 +13,7 @@ from data_sharding.format.location import Location
 from data_sharding.format.manifest import read_manifest, url_of
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.tools.expand_patterns import find_named_shards
+from data_sharding.tools.find_shards import find_shards
 from data_sharding.tools.index import index_shards, write_manifests
 from data_sharding.tools.verify import verify
 
@@ -95,3 +97,18 @@ def test_a_run_on_flat_shards(tahoe: Tahoe, location: Location) -> None:
     tahoe("train", *overrides, "run_dir=run", "recipe.steps=2", "tracking=none")
     evaluated = json.loads(tahoe("evaluate", "--json", "run").stdout)
     assert evaluated["num_samples"] == read_manifest(location, "val").num_samples
+
+
+def test_shards_side_by_side_are_refused_with_the_patterns_that_work(flat: Path) -> None:
+    with pytest.raises(DataError) as error:
+        find_shards(str(flat), None)
+    train, val = re.findall(r"'data\.(?:train|val)=(.+?)'", error.value.hint)
+    assert find_named_shards(Location(train=(train,), val=(val,)))["val"].names == (
+        "my val-0000.tar",
+    )
+
+
+def test_a_url_of_a_shard_is_no_data_set(flat: Path) -> None:
+    with pytest.raises(DataError) as error:
+        read_manifest(f"{flat}/my train-{{0000..0002}}.tar", "train")
+    assert "`train`" in error.value.hint

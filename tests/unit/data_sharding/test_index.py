@@ -172,7 +172,7 @@ def test_flat_shards_are_linked_into_the_split(tmp_path: Path) -> None:
     by_webdataset(root / "in1k-train-00.tar", labelled([0, 1]))
     by_webdataset(root / "in1k-validation-00.tar", labelled([1, 0]))
     before = contents(root)
-    assert "`split`" in refusal(root).hint
+    assert "in1k-validation-*.tar" in refusal(root).hint
     index(root, split="train", pattern="*-train-*.tar")
     index(root, split="val", pattern="*-validation-*.tar")
     assert read_manifest(str(root), "val").shards[0].name == "in1k-validation-00.tar"
@@ -192,8 +192,6 @@ def test_missing_shards_and_bad_urls_are_refused(tmp_path: Path) -> None:
     by_webdataset(tmp_path / "s/train/a.tar", labelled([0]))
     assert "directory above" in refusal(tmp_path / "s/train").hint
     assert "val/*.tar" in refusal(tmp_path / "s", split="val").problem
-    by_webdataset(tmp_path / "s/train/a b.tar", labelled([0]))
-    assert refusal(tmp_path / "s").value == "a b.tar"
 
 
 def test_all_unusable_shards_are_named(tmp_path: Path) -> None:
