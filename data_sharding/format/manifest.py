@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from data_sharding.errors import DataError, UnavailableError
+from data_sharding.format.image_profile import ImageProfile
 from data_sharding.format.labels import LabelRule
 from data_sharding.format.location import Location, find_file, write_files
 from data_sharding.format.sample_rule import ClassLabels, SampleRule, check_image
@@ -74,6 +75,7 @@ class Manifest:
     `image` and `class_labels` are as in `SampleRule`; the counts are of the samples that it keeps.
     `samples_per_class` counts the samples that show each class, where a sample has several labels;
     None where it has one, or was written before they were counted.
+    `images` says what some of the images are; it is no part of the identity of the data.
     """
 
     classes: tuple[str, ...]
@@ -83,6 +85,7 @@ class Manifest:
     image: Annotated[str, AfterValidator(check_image)] | None = None
     class_labels: ClassLabels | None = None
     samples_per_class: tuple[int, ...] | None = None
+    images: ImageProfile | None = field(default=None, compare=False)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -219,6 +222,8 @@ def write_manifest(
             values["shards"] = asdict(_TableFile(name, len(table), manifest.shards.sha256))
         if manifest.samples_per_class is not None:
             values["samples_per_class"] = manifest.samples_per_class
+        if manifest.images is not None:
+            values["images"] = asdict(manifest.images)
         values["source"] = manifest.source
         text = json.dumps(values, indent=2, ensure_ascii=False)
         filesystem.write_bytes(url_of_file(FILE_NAME), (text + "\n").encode())

@@ -1,22 +1,25 @@
-"""Profile some images of a data set by their pixels: sizes, and whether there is colour.
+"""Profile some images of a data set by their pixels: sizes, formats, and whether there is colour.
 
-No manifest records this, and grey images stored as colour images are still grey.
+Grey images stored as colour images are still grey.
 """
 
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import islice
-from typing import IO
+from statistics import median_high
+from typing import IO, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from data_sharding.errors import BadSample
+from data_sharding.format.image_profile import ImageProfile
 from data_sharding.format.location import Location
 from data_sharding.format.manifest import Manifest
 from data_sharding.format.sample_rule import SampleRule
-from data_sharding.image.open_image import open_image, to_mode
+from data_sharding.image.open_image import detect_format, open_image, to_mode
 from data_sharding.io import filesystem
 
 _NUM_SHARDS, _NUM_IMAGES = 4, 32
@@ -25,33 +28,42 @@ _DRAFT_PX = 256  # JPEGs are decoded at about this size
 _GREY_TOLERANCE = 16  # of 255 between two channels of a pixel
 
 
-@dataclass(frozen=True)
-class ImageProfile:
-    """The sizes are (width, height) in pixels."""
+class _Image(NamedTuple):
+    size: tuple[int, int]  # width and height in pixels
+    image_format: str
+    has_colours: bool
 
-    num_seen: int
-    num_coloured: int
-    sizes: frozenset[tuple[int, int]]
+
+def with_profile(where: str | Location, split: str, manifest: Manifest) -> Manifest:
+    """Return a manifest that records what the images of its split are, if they can be read."""
+    return replace(manifest, images=profile_images(where, split, manifest))
 
 
 def profile_images(where: str | Location, split: str, manifest: Manifest) -> ImageProfile | None:
     """Profile the first images of some shards of a split; None if none of them can be read."""
     table = manifest.shards
     chosen = np.unique(np.linspace(0, len(table) - 1, _NUM_SHARDS).astype(int)).tolist()
-    images = list[tuple[tuple[int, int], bool]]()
+    images = list[_Image]()
     for i in chosen:
         shard_url = Location.of(where).shard_url(split, table[i].name)
-        images += _sizes_and_colours(shard_url, manifest.rule, _NUM_IMAGES // len(chosen))
+        images += _inspect_some(shard_url, manifest.rule, _NUM_IMAGES // len(chosen))
     if not images:
         return None
-    sizes, coloured = zip(*images, strict=True)
-    return ImageProfile(len(images), sum(coloured), frozenset(sizes))
+    return ImageProfile(
+        len(images),
+        sum(image.has_colours for image in images),
+        _range([image.size[0] for image in images]),
+        _range([image.size[1] for image in images]),
+        dict(Counter(image.image_format for image in images)),
+    )
 
 
-def _sizes_and_colours(
-    shard_url: str, rule: SampleRule, num: int
-) -> Iterator[tuple[tuple[int, int], bool]]:
-    """Yield the sizes of a shard's first images, and whether they have colours."""
+def _range(values: list[int]) -> tuple[int, int, int]:
+    return min(values), median_high(values), max(values)
+
+
+def _inspect_some(shard_url: str, rule: SampleRule, num: int) -> Iterator[_Image]:
+    """Yield the properties of a shard's first images."""
     try:
         fs, path = filesystem.store_of(shard_url)
         with fs.open(path, "rb") as file:
@@ -60,7 +72,7 @@ def _sizes_and_colours(
                     image = open_image(data)
                     size = image.size
                     image.draft(image.mode, (_DRAFT_PX, _DRAFT_PX))
-                    yield size, _has_colours(image)
+                    yield _Image(size, detect_format(image), _has_colours(image))
                 except (BadSample, OSError, ValueError):
                     continue
     except Exception:  # stores and tarfile raise many kinds; the profile is of what can be read

@@ -33,6 +33,7 @@ from data_sharding.io import filesystem
 from data_sharding.io.text import pluralize, truncated_list
 from data_sharding.tools.duplicate_shards import refuse_duplicates
 from data_sharding.tools.find_shards import FoundShards, listing
+from data_sharding.tools.image_profile import with_profile
 from data_sharding.tools.remarks import (
     describe_choice,
     describe_gaps,
@@ -332,7 +333,8 @@ def _publish(location: Location, split: str, shards: FoundShards, manifest: Mani
     try:
         if shards.url != location.base(split):
             _link(shards, location.base(split))
-        write_manifest(location, split, manifest, anywhere=True)
+        profiled = with_profile(location, split, manifest)
+        write_manifest(location, split, profiled, anywhere=True)
     except (OSError, ValueError, ImportError) as error:
         raise DataError(
             f"cannot write {url_of(location, split)}: {type(error).__name__}: {error}. The shards "

@@ -32,6 +32,7 @@ from data_sharding.io import filesystem
 from data_sharding.io.process_pool import parallel_map
 from data_sharding.io.text import pluralize, truncated_list
 from data_sharding.sources.base import Source
+from data_sharding.tools.image_profile import with_profile
 from data_sharding.tools.remarks import describe_untrained
 from data_sharding.writing import journal
 from data_sharding.writing.dedupe import DUPLICATES_JSON, Duplicates, find_duplicates
@@ -269,7 +270,8 @@ class DatasetWriter:
             text = json.dumps(quality, indent=2, ensure_ascii=False)
             filesystem.write_bytes(filesystem.join(url, journal.REPORT), (text + "\n").encode())
         for split, manifest in manifests.items():
-            write_manifest(url, split, manifest)
+            manifests[split] = with_profile(url, split, manifest)
+            write_manifest(url, split, manifests[split])
         return Dataset(manifests, reused=False, report=quality)
 
 

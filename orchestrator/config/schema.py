@@ -85,13 +85,15 @@ class Crop:
 class Expected:
     """The properties of a known data set, checked if data.name is its name.
 
-    `size` is (width, height) in pixels, null if the images differ.
+    `size` is (width, height) in pixels, null if the images differ. `num_train` is the number of
+    training images, by which the set is recognised; a part of them is accepted too.
     """
 
     name: str
     num_classes: PositiveInt
     coloured: bool
     size: tuple[Size, Size] | None
+    num_train: PositiveInt | None = None
 
 
 @schema_dataclass

@@ -31,6 +31,7 @@ from orchestrator.config.parse import ConfigError, did_you_mean, flatten, parse,
 from orchestrator.config.recipe import DURATIONS
 from orchestrator.config.schema import Config
 from orchestrator.launch import hydra_plugin
+from orchestrator.launch.checks.data_choice import DataGroupError, check_default_data
 from orchestrator.launch.shard_patterns import quote_patterns, refuse_expanded, resolve_patterns
 
 _PATHS = ("runs_dir", "run_dir", "data.url", "data.manifest", "checkpoint.url", "tracking.uri")
@@ -63,6 +64,9 @@ def compose(
         launch: a function for the batches of a sweep, of whose points none is returned. Without it,
             a sweeper must know all points beforehand.
         keep: a function for the directory that a sweeper has written to, before it is removed.
+
+    Where no group of `data` is chosen and the data set is not the default one, the group follows
+    the set, which is said in a line.
     """
     refuse_expanded(arguments)
     points: list[ComposedConfig] = []
@@ -74,7 +78,9 @@ def compose(
         try:  # resolve here, where ${hydra:...} refers to this point
             if launch is None and HydraConfig.get().mode == RunMode.MULTIRUN:
                 hydra_plugin.reject_adaptive_sweeper(HydraConfig.get())
-            points.append(ComposedConfig(parse(_resolve(config, overrides)), overrides))
+            composed = ComposedConfig(parse(_resolve(config, overrides)), overrides)
+            check_default_data(composed.config, overrides)
+            points.append(composed)
         except (ConfigError, OmegaConfBaseException) as error:
             errors.append(error)
             return error
@@ -95,6 +101,9 @@ def compose(
                 keep(directory)
         except _ERRORS as error:
             errors.append(error)
+    if errors and isinstance(errors[0], DataGroupError):
+        print(f"note: {errors[0].problem}", file=sys.stderr)
+        return compose([*errors[0].overrides, *arguments], launch, keep)
     if errors:
         raise _config_error(errors[0]) from None
     return points

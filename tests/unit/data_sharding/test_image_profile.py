@@ -1,5 +1,6 @@
 """A profile finds colours and sizes in the pixels of some images, on any store."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,8 @@ def test_colours_are_detected_in_the_pixels_not_the_mode(tmp_path: Path) -> None
     url = written(tmp_path / "images", images, str(tmp_path / "set"))
     seen = profile_images(url, "train", read_manifest(url, "train"))
     assert seen is not None
-    assert (seen.num_seen, seen.num_coloured, seen.sizes) == (5, 0, {(30, 20)})
+    assert (seen.num_seen, seen.num_coloured, seen.size) == (5, 0, (30, 20))
+    assert seen.formats == {"PNG": 3, "JPEG": 1, "GIF": 1}
 
 
 def test_some_shards_are_enough(tmp_path: Path) -> None:
@@ -53,7 +55,19 @@ def test_some_shards_are_enough(tmp_path: Path) -> None:
     assert seen is not None
     assert seen.num_seen == 32
     assert 0 < seen.num_coloured < 20
-    assert seen.sizes == {(30, 20), (24, 24)}
+    assert (seen.widths[::2], seen.heights[::2]) == ((24, 30), (20, 24))
+    assert seen.size is None
+
+
+def test_manifests_record_what_the_images_are(tmp_path: Path) -> None:
+    url = written(
+        tmp_path / "images", {"a.png": coloured(0), "b.png": coloured(1)}, str(tmp_path / "set")
+    )
+    for split in ("train", "val"):
+        manifest = read_manifest(url, split)
+        assert manifest.images == profile_images(url, split, manifest)
+        assert manifest.images is not None
+        assert replace(manifest, images=None).fingerprint == manifest.fingerprint
 
 
 @pytest.mark.parametrize("damage", ["removed", "cut", "no tar", "no images"])
@@ -80,4 +94,4 @@ def test_a_large_jpeg_is_not_decoded_whole(tmp_path: Path) -> None:
     url = written(tmp_path / "images", {"a.jpg": large, "b.jpg": large}, str(tmp_path / "set"))
     seen = profile_images(url, "train", read_manifest(url, "train"))
     assert seen is not None
-    assert seen.sizes == {(4000, 3000)}
+    assert seen.size == (4000, 3000)
