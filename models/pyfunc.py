@@ -1,6 +1,7 @@
 """A trained network for MLflow's pyfunc flavour: bytes of images in, probabilities out.
 
-    network.json        its name, options, classes, and the mean and deviation of its pixels
+    network.json        its name, options, classes, and the mean and deviation of its pixels;
+                        "activation": "sigmoid" if an image may show several classes
     model.safetensors   its weights
 
 MLflow loads it by `loader_module`; no pickle is read. It needs this package, torch, timm,
@@ -35,6 +36,7 @@ class PyfuncModel:
             **facts["options"],
         ).eval()
         self.network.load_state_dict(load_file(directory / WEIGHTS))
+        self._is_multi_label = facts.get("activation", "softmax") == "sigmoid"
         self._mean, self._std = (
             255 * torch.tensor(facts[name]).view(1, -1, 1, 1) for name in ("mean", "std")
         )
@@ -51,7 +53,8 @@ class PyfuncModel:
         batches = []
         for batch in torch.from_numpy(np.array(model_input)).split(_BATCH_SIZE):
             images = (batch.permute(0, 3, 1, 2).float() - self._mean) / self._std
-            batches.append(self.network(images).softmax(dim=1))
+            logits = self.network(images)
+            batches.append(logits.sigmoid() if self._is_multi_label else logits.softmax(dim=1))
         probabilities: NDArray[np.float32] = torch.cat(batches).numpy()
         return probabilities
 

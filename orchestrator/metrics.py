@@ -6,7 +6,7 @@ row here, and the code that computes it: for a result of evaluations, a mean ove
 keep_best, the tables and MLflow then have it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,7 +56,17 @@ RESULTS = tuple(name for name, metric in METRICS.items() if metric.goal)
 VAL_METRICS = tuple(f"val/{name}" for name in RESULTS if name != "real_top1")  # in training
 SINGLE_LABEL_METRICS = ("val/top1", "val/top5", "val/loss")  # of images with one label each
 MULTI_LABEL_METRICS = ("val/map", "val/f1", "val/loss")  # of images with several
-RANKED_BY = ("val/top1", "val/map", "val/loss")  # runs, by the first that they have
+MAIN_METRICS = ("val/top1", "val/map")  # of which a run has at most one, by its labels
+RANKED_BY = (*MAIN_METRICS, "val/loss")  # runs, by the first that they have
+
+
+def main_metrics(measured: Container[str]) -> tuple[str, ...]:
+    """Return those of MAIN_METRICS that were measured; the first where none was.
+
+    >>> main_metrics({"val/map", "val/loss"}), main_metrics({"val/loss"})
+    (('val/map',), ('val/top1',))
+    """
+    return tuple(name for name in MAIN_METRICS if name in measured) or MAIN_METRICS[:1]
 
 
 def metric_of(name: str) -> Metric:

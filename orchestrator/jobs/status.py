@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.text import Text
 
 from orchestrator.console import make_console, make_table, print_table, strict_json
+from orchestrator.metrics import column_header, main_metrics
 from orchestrator.number_format import format_duration, format_metric, pluralize
 from orchestrator.run.node_times import SlowNode, slow_nodes
 from orchestrator.run.rundir import RunDir
@@ -21,10 +22,9 @@ from orchestrator.tracking.records.record_index import load_records
 from slurm import client
 from slurm.errors import SlurmError
 
-_METRICS = ("train/loss", "val/loss", "val/top1")
+_LOSSES = {"train/loss": "train\nloss", "val/loss": "val\nloss"}
 _COLUMNS = (
     *("run", "status", "job", "attempts", "step", "speed\n(img/s)", "time\nleft\n(h:mm:ss)"),
-    *("train\nloss", "val\nloss", "val\ntop-1\n(%)"),
 )
 _NUM_TEXTS = 3  # columns that are not numbers
 _MIN_WHY = 20  # characters of the reason on a narrow terminal
@@ -100,16 +100,18 @@ def statuses_from_mlflow(tracking_uri: str) -> list[RunStatus]:
 
 def print_statuses(statuses: Sequence[RunStatus]) -> None:
     """Print a row for each run; on a narrow terminal only the last column, the reason, is cut."""
+    results = main_metrics({name for status in statuses for name in status.metrics})
     rows = [
         (
             *(status.run, status.state, status.job_id or "-"),
             *(str(status.num_attempts), _progress(status)),
             *(format_metric("images_per_s", status.images_per_s), format_duration(status.eta_s)),
-            *(format_metric(name, status.metrics.get(name)) for name in _METRICS),
+            *(format_metric(name, status.metrics.get(name)) for name in (*_LOSSES, *results)),
         )
         for status in statuses
     ]
-    table = make_table(*_COLUMNS, num_text=0, collapse_padding=True)
+    headers = (*_COLUMNS, *_LOSSES.values(), *map(column_header, results))
+    table = make_table(*headers, num_text=0, collapse_padding=True)
     for column in table.columns[:_NUM_TEXTS]:
         column.justify = "left"
     table.add_column("why", min_width=_MIN_WHY)

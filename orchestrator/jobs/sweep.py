@@ -16,13 +16,13 @@ from orchestrator.jobs.status import RunStatus, run_statuses
 from orchestrator.jobs.submit import Submission, check_not_queued, queued_jobs, submit_arrays
 from orchestrator.launch.compose import ComposedConfig
 from orchestrator.launch.create_run import create_or_open_runs, run_of
+from orchestrator.metrics import MAIN_METRICS, main_metrics
 from orchestrator.number_format import pluralize
 from orchestrator.run.metric_stream import curve
 from orchestrator.run.rundir import RunDir, RunError, RunningError
 from orchestrator.run.sweepdir import RESULTS, SweepDir
 from slurm.errors import SlurmError
 
-OBJECTIVE = "val/top1"  # in percent, to be maximized
 _POLL_S = 5.0
 
 
@@ -96,10 +96,12 @@ def _objective_value(run: RunDir, status: RunStatus) -> float | Exception:
     A point that somebody has stopped counts with its best value so far. The choice is printed for
     all points that have not finished.
     """
-    best = max(curve(run, OBJECTIVE).values(), default=None)
+    curves = {name: curve(run, name) for name in MAIN_METRICS}  # in percent, to be maximized
+    name = main_metrics({name for name, values in curves.items() if values})[0]
+    best = max(curves[name].values(), default=None)
     if best is not None and status.state == "finished":
         return float(best)
-    value = f"{OBJECTIVE} was never measured" if best is None else f"best {OBJECTIVE} {best:.6g}"
+    value = f"{name} was never measured" if best is None else f"best {name} {best:.6g}"
     ended = f"{run.path}: {status.state} ({status.why}), {value}"
     if best is not None and status.state == "stopped":
         print(f"warning: {ended}, which counts as its objective value", file=sys.stderr)

@@ -55,7 +55,7 @@ def reject_minimizing_sweeper(hydra: DictConfig | HydraConf) -> None:
         if value != required:
             raise ConfigError(
                 f"hydra.sweeper.{key}={value}: the search would end with the worst points, since "
-                "the objective is one number, the best val/top1",
+                "the objective is one number, the best val/top1 (val/map of several labels)",
                 value=value,
                 hint=f"Nothing was submitted. Give hydra.sweeper.{key}={str(required).lower()}.",
             )

@@ -24,6 +24,7 @@ from orchestrator.checkpoint.retention import select_checkpoint
 from orchestrator.checkpoint.store import CheckpointStore
 from orchestrator.config.parse import parse
 from orchestrator.config.schema import Config
+from orchestrator.metrics import MAIN_METRICS
 from orchestrator.redact import one_line_error
 from orchestrator.run.rundir import RunDir, RunError, read_json_lines
 from orchestrator.tracking.mlflow_store.run import get_or_create_run
@@ -63,7 +64,7 @@ def register(run: RunDir, name: str | None = None, step: int | None = None) -> M
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary) / "network"
         directory.mkdir()
-        metadata = json.dumps(_network_metadata(config, classes, run), indent=2)
+        metadata = json.dumps(_network_metadata(config, classes, run, data), indent=2)
         (directory / pyfunc.NETWORK).write_text(metadata)
         with store.open(manifest.step, [manifest.weights_file()]) as parts:
             (directory / pyfunc.WEIGHTS).write_bytes(parts[manifest.weights_file()].read_bytes())
@@ -116,7 +117,7 @@ def _version_description(run: RunDir, config: Config, step: int) -> str:
     evaluations = [
         line["metrics"]
         for line in read_json_lines(run.metrics_file)
-        if line.get("step") == step and "val/top1" in line.get("metrics", {})
+        if line.get("step") == step and not line.get("metrics", {}).keys().isdisjoint(MAIN_METRICS)
     ]
     results = ""
     if evaluations:
@@ -125,8 +126,12 @@ def _version_description(run: RunDir, config: Config, step: int) -> str:
     return f"{config.model.name} on {config.data.name}: step {step} of {run.id}.{results}"
 
 
-def _network_metadata(config: Config, classes: Sequence[str], run: RunDir) -> dict[str, Any]:
+def _network_metadata(
+    config: Config, classes: Sequence[str], run: RunDir, data: Manifest
+) -> dict[str, Any]:
+    is_multi = data.labels.kind == "multi"  # a probability for each class, by itself
     return {
+        **({"activation": "sigmoid"} if is_multi else {}),
         "name": config.model.name,
         "options": config.model.kwargs,
         "classes": classes,

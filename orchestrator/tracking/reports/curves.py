@@ -8,17 +8,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from orchestrator.metrics import MAIN_METRICS, main_metrics
 from orchestrator.plot_style import COLOURS, MARKERS, styled
 from orchestrator.run.metric_stream import curve
 from orchestrator.run.rundir import RunDir
 from orchestrator.tracking.records.record import Record
 from orchestrator.tracking.reports.compare import ComparableGroup, RunGroup
 
-_PANELS = (
-    ("val/top1", "top-1 accuracy, validation (%)"),
-    ("val/loss", "loss, validation (nats)"),
-    ("train/loss", "loss, training (nats)"),
-)
+_PANELS = {
+    "val/top1": "top-1 accuracy, validation (%)",
+    "val/map": "mean average precision, validation (%)",
+    "val/loss": "loss, validation (nats)",
+    "train/loss": "loss, training (nats)",
+}
 _MAX_ROWS = len(COLOURS)
 
 
@@ -43,15 +45,20 @@ def draw_curves(
     in_turn = zip_longest(*(section.rows for section in sections))
     rows = [row for best in in_turn for row in best if row is not None][:_MAX_ROWS]
     by_uid = {record.uid: record for row in rows for record in row.records if record.uid}
+    curves = {
+        name: [[curve_of(record, name) for record in row.records] for row in rows]
+        for name in _PANELS
+    }
+    results = main_metrics({name for name in _PANELS if any(map(any, curves[name]))})
+    panels = [name for name in _PANELS if name in results or name not in MAIN_METRICS]
     with styled():
-        figure = Figure(figsize=(4.2 * len(_PANELS), 4.2), layout="constrained")
-        for axes, (name, label) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
+        figure = Figure(figsize=(4.2 * len(panels), 4.2), layout="constrained")
+        for axes, name in zip(figure.subplots(1, len(panels)), panels, strict=True):
             for number, row in enumerate(rows):
-                curves = [curve_of(record, name) for record in row.records]
                 num_seen = _images_before(row.records[0], by_uid)
-                draw_row(axes, row, curves, number, num_seen=num_seen)
+                draw_row(axes, row, curves[name][number], number, num_seen=num_seen)
             axes.set_xlabel("images seen")
-            axes.set_ylabel(label)
+            axes.set_ylabel(_PANELS[name])
         legends = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
         handles = {label: handle for legend in legends for handle, label in legend}
         figure.legend(

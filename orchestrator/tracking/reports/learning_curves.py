@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from orchestrator.metrics import MAIN_METRICS
 from orchestrator.plot_style import COLOURS, styled
 from orchestrator.tracking.records.record import Record
 from orchestrator.tracking.reports.compare import RunGroup
@@ -16,6 +17,7 @@ from orchestrator.tracking.reports.report import ResultsReport
 CurveOf = Callable[[Record, str], Curve]
 CURVES = {  # name of the figure: the metric, and the axis
     "error-over-images": ("val/top1", "top-1 error, validation (%)"),
+    "map-over-images": ("val/map", "100 - mAP, validation (%)"),
     "loss-over-images": ("val/loss", "loss, validation (nats)"),
 }
 _LINE_STYLES = ("--", ":", "-.")
@@ -25,12 +27,11 @@ def learning_curves(report: ResultsReport, curve_of: CurveOf) -> Iterator[tuple[
     """Yield names and figures; each row of runs is a line, the best rows first."""
     rows = [row for section in report.sections for row in section.rows][: len(COLOURS)]
     for name, (metric, label) in CURVES.items():
-        is_error = metric == "val/top1"
         curves = [[curve_of(record, metric) for record in row.records] for row in rows]
-        if is_error:
+        if metric in MAIN_METRICS:
             curves = [[_to_error(curve) for curve in row_curves] for row_curves in curves]
         if any(curve for row_curves in curves for curve in row_curves):
-            yield name, _draw(rows, curves, label, report if is_error else None)
+            yield name, _draw(rows, curves, label, report if metric == "val/top1" else None)
 
 
 def _to_error(accuracy: Curve) -> Curve:

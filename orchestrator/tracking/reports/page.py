@@ -29,7 +29,7 @@ def write_report(
         curve_of: a function that reads a metric of a run, for learning curves.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    for kind in ("error", "loss"):
+    for kind in ("error", "map", "loss"):
         for old in directory.glob(f"{kind}-over-*"):  # may be of other data
             old.unlink()
     drawn, written = list[tuple[str, str]](), list[Path]()
@@ -55,16 +55,27 @@ def _render(
     single = (point for point in report.published if not point.is_ensemble)
     protocols = {point.protocol for point in single if point.protocol} - {*report.protocols}
     return templates.get_template(PAGE).render(
-        title=f"Error on {report.data}: {' and '.join(_kinds(report))}",
+        title=f"{_quantity(report)} on {report.data}: {' and '.join(_kinds(report))}",
         subtitle=_subtitle(report),
         report=report,
         figures=figures,
         published_protocols=sorted(protocols) if report.measured else [],
         ancestry=tree,
         error=_error,
+        has_map=_has_map(report),
+        quoted=_quote,
         number=lambda value: "" if value is None else f"{value:,.0f}",
         short=_short_number,
     )
+
+
+def _has_map(report: ResultsReport) -> bool:
+    """Check whether the results are of images with several labels, which have no error."""
+    return any(point.map is not None for point in report.points)
+
+
+def _quantity(report: ResultsReport) -> str:
+    return "Mean average precision" if _has_map(report) else "Error"
 
 
 def _kinds(report: ResultsReport) -> list[str]:
@@ -104,10 +115,14 @@ def _caption(report: ResultsReport, name: str) -> str:
 
 
 def _error(point: ResultPoint, top: int) -> str:
-    value, std = point.error(top), point.std(top)
+    quoted = _quote(point.error(top), point.std(top))
+    return quoted if point.is_verified or not quoted else f"{quoted}?"
+
+
+def _quote(value: float | None, std: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.2f}{f' ± {std:.2f}' if std else ''}{'' if point.is_verified else '?'}"
+    return f"{value:.2f}{f' ± {std:.2f}' if std else ''}"
 
 
 def _short_number(value: float | None) -> str:

@@ -25,7 +25,8 @@ class ResultPoint:
 
     Args:
         top1, top5: the published error, or the mean over runs.
-        top1_std, top5_std: the sample standard deviation over runs.
+        top1_std, top5_std, map_std: the sample standard deviation over runs.
+        map: the mean average precision in percent, of images with several labels.
         is_verified: whether a published error was checked against its source.
         is_ensemble: whether it is the error of several networks, on the challenge's test images.
     """
@@ -45,6 +46,8 @@ class ResultPoint:
     num_runs: int = 0
     top1_std: float | None = None
     top5_std: float | None = None
+    map: float | None = None
+    map_std: float | None = None
 
     def error(self, top: int) -> float | None:
         return self.top1 if top == 1 else self.top5
@@ -122,7 +125,7 @@ def report(
     published = [entry for entry in entries if entry.published["dataset"] == data]
     points = [point for entry in published for point in _published_points(entry)]
     points += [_measured_point(row, section) for section in drawn for row in section.rows]
-    known = [point for point in points if point.top1 is not None or point.top5 is not None]
+    known = [point for point in points if {point.top1, point.top5, point.map} != {None}]
     known.sort(key=lambda point: (point.is_measured, point.year or 9999, point.system))
     return ResultsReport(
         data,
@@ -169,6 +172,8 @@ def _published_points(entry: CatalogEntry) -> Iterator[ResultPoint]:
 def _measured_point(row: RunGroup, section: ComparableGroup) -> ResultPoint:
     first, metrics = row.records[0], row.metrics
     top1, top5 = (_error(metrics.get(name)) for name in ("val/top1", "val/top5"))
+    precision = metrics.get("val/map")
+    is_known = precision is not None and math.isfinite(precision.mean)
     device_s = metrics.get("device_s")
     params, petaflop = metrics.get("model/num_params"), metrics.get("petaflop")
     return ResultPoint(
@@ -185,6 +190,8 @@ def _measured_point(row: RunGroup, section: ComparableGroup) -> ResultPoint:
         num_runs=len(row.records),
         top1_std=top1.std if top1 else None,
         top5_std=top5.std if top5 else None,
+        map=precision.mean if precision and is_known else None,
+        map_std=precision.std if precision and is_known else None,
     )
 
 

@@ -97,7 +97,8 @@ def test_a_table_opens_with_the_columns_one_compares_by(
     )
     data = known.data
     there = {f"metrics.`{key}`" for key in data.metrics} | {f"tags.`{key}`" for key in data.tags}
-    assert set(view["selectedColumns"]) - there == {"attributes.`Description`"}
+    of_several_labels = "metrics.`val/map`"
+    assert {*view["selectedColumns"]} - there == {"attributes.`Description`", of_several_labels}
     assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`val/top1`", False)
     assert [section["name"] for section in view["compareRunSections"]][:2] == ["val", "train"]
     wanted = view_of(lineage, plain)["searchFilter"]

@@ -11,10 +11,13 @@ import pytest
 from cli_runner import Tahoe
 from matplotlib.figure import Figure
 from PIL import Image
+from rich.table import Table
 
 from orchestrator.tracking.records.catalog import load_catalog
 from orchestrator.tracking.records.provenance import Edge
 from orchestrator.tracking.records.record import read_record
+from orchestrator.tracking.reports.compare_table import tables
+from orchestrator.tracking.reports.curves import draw_curves
 from orchestrator.tracking.reports.figures import error_figures, format_log_axis
 from orchestrator.tracking.reports.learning_curves import learning_curves
 from orchestrator.tracking.reports.page import write_report
@@ -186,11 +189,35 @@ def test_learning_curves_have_the_logged_values(runs) -> None:
     results = report(few, [], "imagenet")
     curve = {100: 40.0, 200: 62.5, 300: 90.0}
     logged = {"val/top1": curve, "val/loss": {step: 1 / step for step in curve}}
-    error, loss = (figure for _, figure in learning_curves(results, lambda _, name: logged[name]))
+    error, loss = (
+        figure for _, figure in learning_curves(results, lambda _, name: logged.get(name, {}))
+    )
     for figure, expected in ((error, [60.0, 37.5, 10.0]), (loss, [0.01, 0.005, 1 / 300])):
         for line in figure.axes[0].get_lines():
             assert list(line.get_xdata()) == [10_000, 20_000, 30_000]  # of 100 images a step
             assert list(line.get_ydata()) == pytest.approx(expected)
+
+
+def test_several_labels_have_mean_average_precision_in_place_of_errors(
+    runs, tmp_path: Path
+) -> None:
+    mine = next(run for run in runs if run.id == "mine")
+    metrics = {"val/map": 62.5, "val/f1": 50.0, "val/loss": 0.2}
+    several = [replace(mine, id="several", metrics=metrics)]
+    results = report(several, [], "imagenet")
+    (point,) = results.measured
+    assert (point.map, point.map_std, point.top1, point.top5) == (62.5, None, None, None)
+    logged = {"val/map": {1: 50.0, 2: 62.5}, "val/loss": {1: 0.4, 2: 0.2}}
+    page, *files = write_report(results, [], tmp_path, lambda _, name: logged.get(name, {}))
+    assert {file.stem for file in files} == {"map-over-images", "loss-over-images"}
+    assert "<td>62.50</td>" in page.read_text()
+    assert "top-1" not in page.read_text()
+    draw_curves(results.sections, tmp_path / "curves.svg", lambda _, name: logged.get(name, {}))
+    drawn = (tmp_path / "curves.svg").read_text()
+    assert ("mean average precision" in drawn, "top-1" in drawn) == (True, False)
+    (table,) = [part for part in tables(results.sections) if isinstance(part, Table)]
+    headers = [str(column.header).split() for column in table.columns]
+    assert [header[1] for header in headers if header[0] == "val"] == ["mAP", "F1", "loss"]
 
 
 def test_published_levels_are_drawn_beside_few_runs(runs) -> None:

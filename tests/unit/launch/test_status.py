@@ -167,8 +167,11 @@ def test_the_table_prints_long_reasons_whole_without_a_terminal(
     reason = "diverged: " + "the loss became nan between steps 1 and 10. " * 8
     outcome = {"outcome": "failed_permanently", "step": 3, "attempt": attempt, "reason": reason}
     run.write_json(run.outcome_file, outcome)
+    append_json_line(run.metrics_file, {"step": 3, "time_ms": 1, "metrics": {"val/map": 62.5}})
     status.print_statuses(status.run_statuses([run]))
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if run.id in line]
+    printed = capsys.readouterr().out
+    assert ("mAP" in printed, "top-1" in printed, "62.50" in printed) == (True, False, True)
+    (line,) = [line for line in printed.splitlines() if run.id in line]
     assert line.split()[: run.id.count(" ") + 3][-2:] == ["failed_permanently", "-"]
     assert reason.strip() in line
 
