@@ -1,7 +1,7 @@
 """Images with several labels: the same metrics on any number of ranks, logged and evaluated."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +62,9 @@ def two_ranks(run_on: RunOn) -> RunDir:
 
 
 def evaluated(run: RunDir, **options: object) -> dict[str, object]:
-    plain = EvalRequest([str(run.path)], None, "val", None, None, None, False, None, None, None)
-    return evaluate_runs(**(asdict(plain) | options))
+    plain = dict.fromkeys(field.name for field in fields(EvalRequest))
+    asked = {"runs": [str(run.path)], "split": "val", "real": False}
+    return evaluate_runs(**{**plain, **asked, **options})
 
 
 def test_every_number_of_ranks_computes_scikit_learns_metrics(
