@@ -140,6 +140,9 @@ def verify(
 @click.option(
     "--num-samples", type=POSITIVE, default=2000, help="number of images for mean and std"
 )
+@click.option(
+    "-o", "--output", type=PATH, metavar="YAML", help="config to write, e.g. conf/data/mine.yaml"
+)
 @flag("--class-index", help="also write the index that recipe.class_balanced needs")
 @num_workers_option()
 @scratch_option
@@ -147,27 +150,34 @@ def stat(
     where: tuple[str, ...],
     as_json: bool,
     num_samples: int,
+    output: Path | None,
     class_index: bool,
     num_workers: int,
     scratch: str | None,
 ) -> None:
-    """Print statistics: classes, image sizes, mean and std."""
+    """Print statistics: classes, image sizes, mean and std, and propose a config."""
     from data_sharding.format.manifest import read_manifest, read_manifests
     from data_sharding.tools.scan import ReadOptions
     from data_sharding.tools.stats import measure
-    from orchestrator.cli.dataset import render
+    from orchestrator.cli.dataset import proposal, render
 
     stats = {}
+    if output:
+        proposal.check_output(output)
     location = locate(where)
     manifests = read_manifests(location)
-    if class_index:
+    if class_index or output:
         read_manifest(location, "train")  # fails before the long work
     for split, manifest in manifests.items():
         with render.progress_bar(split, manifest.num_samples) as on_progress:
             reading = ReadOptions(scratch, num_workers, on_progress)
             stats[split] = measure(location, split, manifest, reading, num_measured=num_samples)
     show = render.print_stats_json if as_json else render.print_stats
-    show(str(location), manifests, stats)
+    name = output.stem if output else None
+    config = proposal.propose_config(location, next(iter(stats.values())), name)
+    show(str(location), manifests, stats, config)
+    if output and config:
+        proposal.write_config(output, config)
     if class_index:
         _write_class_index(location, manifests["train"], stats["train"].first_labels)
 

@@ -25,6 +25,7 @@ from data_sharding.format.manifest import SPLITS, Manifest
 from data_sharding.io.text import truncated_list
 from data_sharding.tools.stats import PERCENTILES, Stats
 from data_sharding.tools.verify import VerifyReport
+from orchestrator.cli.dataset import proposal
 from orchestrator.cli.shared.hints import translate
 from orchestrator.console import make_console, make_table, print_json, print_table
 
@@ -133,8 +134,13 @@ def print_verify_report_json(report: VerifyReport) -> None:
     print_json(values)
 
 
-def print_stats(url: str, manifests: Mapping[str, Manifest], stats: Mapping[str, Stats]) -> None:
-    """Print the statistics of a data set, a column for each split."""
+def print_stats(
+    url: str,
+    manifests: Mapping[str, Manifest],
+    stats: Mapping[str, Stats],
+    config: proposal.Values | None,
+) -> None:
+    """Print the statistics of a data set, a column for each split, and its proposed config."""
     console = make_console()
     console.print(Text(url))
     table = make_table("", *stats)
@@ -155,10 +161,19 @@ def print_stats(url: str, manifests: Mapping[str, Manifest], stats: Mapping[str,
     if first.mean:
         console.print(f"Overrides with mean and std of {first.num_measured:,} {split} images:")
         console.print(Text(f"  {_overrides(first)}"))
+    if config:
+        file = f"conf/data/{config['name']}.yaml"
+        console.print(
+            Text(f"Config for `{proposal.train_command(config)}`, which `-o {file}` writes:")
+        )
+        print(proposal.to_yaml(config), end="")
 
 
 def print_stats_json(
-    url: str, manifests: Mapping[str, Manifest], stats: Mapping[str, Stats]
+    url: str,
+    manifests: Mapping[str, Manifest],
+    stats: Mapping[str, Stats],
+    config: proposal.Values | None,
 ) -> None:
     """Print the same as JSON, with the samples of every class."""
     splits = {}
@@ -170,7 +185,7 @@ def print_stats_json(
         counts = split_stats.samples_per_class.tolist()
         values["samples_per_class"] = dict(zip(manifests[split].classes, counts, strict=True))
         splits[split] = {**values, "override": _overrides(split_stats)}
-    print_json({"url": url, "percentiles": PERCENTILES, "splits": splits})
+    print_json({"url": url, "percentiles": PERCENTILES, "splits": splits, "config": config})
 
 
 def _overrides(split_stats: Stats) -> str:

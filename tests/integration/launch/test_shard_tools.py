@@ -1,6 +1,7 @@
 """`tahoe shard index|verify|stat|preview|webdataset|merge|split` as a user runs them."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,8 @@ from PIL import Image
 
 from data_sharding.format.manifest import read_manifest
 from orchestrator.cli.main import main
+from orchestrator.launch.compose import compose
+from orchestrator.run.rundir import RunDir
 
 
 @pytest.fixture
@@ -68,6 +71,7 @@ def test_from_foreign_tars_to_a_checked_data_set(tahoe: Run, pets: Path) -> None
     assert train["override"].startswith(f"data.mean=[{mean}] data.std=[0.")
     assert train["samples_per_class"] == {"cat": 8, "dog": 8, "犬": 8}
     assert values["splits"]["val"]["formats"] == {"JPEG": 2}
+    assert values["config"]["url"] == str(pets)
 
     sheet = pets.parent / "sheet.png"
     tahoe("shard", "preview", pets, "-o", sheet, "--split", "train", "--seed", "3")
@@ -76,6 +80,38 @@ def test_from_foreign_tars_to_a_checked_data_set(tahoe: Run, pets: Path) -> None
         assert image.format == "PNG"
     nowhere = tahoe("shard", "preview", pets, "-o", "/none/x.png", code=1)
     assert "cannot write /none/x.png" in nowhere.err
+
+
+def test_stat_writes_a_config_that_is_a_choice(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stat = ["shard", "stat", str(digits), "--num-workers", "1", "-o"]
+    assert main([*stat, "conf/data/mine.yaml"]) == 0
+    (point,) = compose(["data=mine"])
+    data = point.config.data
+    assert (data.name, data.url, data.in_channels) == ("mine", str(digits), 1)
+    assert (data.image_size, data.crop.mode, data.num_workers) == (32, "random_crop_padded", 0)
+    assert data.mean == (0.3054,)
+    for refused in ("conf/data/mine.yaml", "conf/data/cifar10.yaml", "mine.txt"):
+        assert main([*stat, refused]) == 1
+    assert [path.name for path in (tmp_path / "conf/data").iterdir()] == ["mine.yaml"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_pattern", [pytest.param(False, marks=pytest.mark.long), True])
+def test_a_proposed_config_trains(
+    tahoe: Run, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_pattern: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    where = ["digits"]
+    shutil.copytree(digits, where[0])
+    if by_pattern:
+        where = [f"data.{split}=digits/{split}/*.tar" for split in ("train", "val")]
+        tahoe("shard", "index", *where)
+    tahoe("shard", "stat", *where, "-o", "conf/data/mine.yaml")
+    tahoe("train", "data=mine", "recipe.epochs=0.1", "tracking=none", "run_dir=run")
+    assert RunDir(tmp_path / "run").is_finished
 
 
 def test_verify_lists_problems_and_exits_with_1(tahoe: Run, pets: Path) -> None:
@@ -138,7 +174,7 @@ def test_shards_of_others_are_inspected_like_files(tahoe: Run, pets: Path) -> No
 
 def test_invalid_options_are_refused(tahoe: Run, pets: Path) -> None:
     wrong = tahoe("shard", "index", pets, "--label", "jpg", code=1)
-    assert "--label jpg: 'jpg' holds no labels" in wrong.err
+    assert "'jpg' holds no labels" in wrong.err
     tahoe("shard", "verify", pets, "--num-workers", "0", code=2)
     wrong = tahoe("shard", "split", pets, "out", "--val-fraction", "0.1", code=1)
     assert "no data set at" in wrong.err
