@@ -21,6 +21,7 @@ from data_sharding.format.sample_rule import ClassLabels
 from data_sharding.io import filesystem
 from data_sharding.io.text import pluralize, truncated_list
 
+_PIN = "#sha256="  # before the digest of the content, behind the path
 MAX_CLASSES = 1 << 20  # larger labels are ids of something else
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _NUMBER = re.compile(r"-?[0-9]+")
@@ -110,12 +111,23 @@ def _find(
     return text, tuple(label for label in labels if type(label) in kinds or not kinds)
 
 
+def pin(url: str) -> str:
+    """Return a path or URL with the digest of its content, by which it is known from then on."""
+    return url if _PIN in url else f"{url}{_PIN}{read_class_map(url).sha256}"
+
+
+def digest_of(pinned: str) -> str:
+    """Return the digest (hex) of a class map that `pin` has been applied to."""
+    return pin(pinned).rpartition(_PIN)[2]
+
+
 def read_class_map(url: str) -> ClassMap:
-    """Read a class map from a path or URL.
+    """Read a class map from a path or URL, which may end in the digest that it must have.
 
     Raises:
         DataError: it cannot be read, or is none; the problem names the line.
     """
+    url, _, sha256 = url.partition(_PIN)
     try:
         data = filesystem.read_bytes(url)
         old, names = _parse(url, data.decode("utf-8-sig"))
@@ -128,7 +140,15 @@ def read_class_map(url: str) -> ClassMap:
             hint="Give a text file with the name or number of a class to keep on each line, class "
             "0 first, or .csv, .tsv with rows OLD,NEW, or .json with {OLD: NEW}.",
         ) from error
-    return ClassMap(url, hashlib.sha256(data).hexdigest(), old, names)
+    found = hashlib.sha256(data).hexdigest()
+    if sha256 not in ("", found):
+        raise DataError(
+            f"{url} has changed: its digest is {found}, and {sha256} is asked for. Nothing was "
+            "written",
+            value=url,
+            hint="Restore the file, or give it another name and begin a new run.",
+        )
+    return ClassMap(url, found, old, names)
 
 
 def _parse(url: str, text: str) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...] | None]:

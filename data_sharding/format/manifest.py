@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, field
+from dataclasses import asdict, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -187,7 +187,7 @@ def read_manifest(where: str | Location, split: str) -> Manifest:
         manifest_url = url_of(location, split)
         data = filesystem.read_bytes(manifest_url)
     except FileNotFoundError:
-        raise _missing(location, split) from None
+        return _read_own(location, split)
     except DataError:
         raise
     except Exception as error:  # also of unknown protocols, missing packages, bad options
@@ -231,11 +231,52 @@ def write_manifest(
     write_files(Location.of(where), split, write, anywhere=anywhere)
 
 
+_COUNT = "Count them once: `tahoe shard index` takes the same overrides of `data`."
+
+
 def _listed(shard: ShardInfo) -> dict[str, Any]:
     values = asdict(shard)
     if shard.digest == "whole":
         del values["digest"]
     return values
+
+
+def _read_own(location: Location, split: str) -> Manifest:
+    """Read the manifest of the data set itself, where it agrees with what is asked of its samples.
+
+    Raises:
+        DataError: it does not, or there is none.
+    """
+    if not location.rules:
+        raise _missing(location, split)
+    try:
+        manifest = read_manifest(replace(location, rules=""), split)
+    except UnavailableError:
+        raise
+    except DataError:
+        raise _missing(location, split) from None
+    asked = json.loads(location.rules)
+    found = {
+        "image": manifest.image,
+        "label": str(manifest.labels),
+        "class_map_sha256": manifest.source.get("class_map_sha256"),
+    }
+    if all(asked[name] in (None, value) for name, value in found.items()):
+        return manifest
+    raise DataError(
+        f"the samples of {split} at {location} are counted as {manifest.rule}, and not yet as "
+        f"asked for: {_asked(asked)}",
+        value=str(location),
+        hint=_COUNT,
+    )
+
+
+def _asked(asked: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name.removesuffix('_sha256')} {str(value)[:40]}"
+        for name, value in asked.items()
+        if value not in (None, False)
+    )
 
 
 def _missing(location: Location, split: str) -> DataError:
@@ -251,7 +292,7 @@ def _missing(location: Location, split: str) -> DataError:
         f"the shards of {split} at {', '.join(location.patterns(split))} are not counted yet: "
         f"there is no manifest of them in {places}",
         value=str(location),
-        hint="Count them once: `tahoe shard index` takes the same overrides of `data`.",
+        hint=_COUNT,
     )
 
 

@@ -4,9 +4,10 @@ A reader needs nothing else to find the same samples everywhere, so a manifest r
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 from pydantic import ValidationError
@@ -120,6 +121,35 @@ def make_rule(image: str | None, label: str | None, *, multi_label: bool = False
             reason = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
             raise ValueError(f"label={label}: {reason}") from None
     return SampleRule(labels, None if image is None else check_image(image))
+
+
+@dataclass(frozen=True)
+class SampleChoice:
+    """A choice of members and classes of the samples; None stands for what a manifest says.
+
+    Args:
+        image, label, multi_label: as in `make_rule`.
+        class_map_sha256: digest (hex) of the class map.
+    """
+
+    image: str | None = None
+    label: str | None = None
+    multi_label: bool = False
+    class_map_sha256: str | None = None
+
+    @property
+    def rule(self) -> SampleRule:
+        """The rule without the classes; raises ValueError if there is none."""
+        return make_rule(self.image, self.label, multi_label=self.multi_label)
+
+    def to_text(self) -> str:
+        """Return a canonical text, which is empty without a choice."""
+        if self == SampleChoice():
+            return ""
+        values = {**asdict(self), "image": self.rule.image, "label": str(self.rule.labels)}
+        if self.label is None and not self.multi_label:
+            values["label"] = None
+        return json.dumps(values, sort_keys=True)
 
 
 def check_image(image: str) -> str:

@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from data_sharding.format.class_map import digest_of
 from data_sharding.format.location import Location
+from data_sharding.format.sample_rule import SampleChoice, make_rule
 from data_sharding.transforms.eval_protocol import parse_protocol
 from orchestrator.config.recipe import CountOrAuto, Fraction, Recipe, Size, schema_dataclass
 from orchestrator.metrics import VAL_METRICS
@@ -134,15 +136,28 @@ class Data:
     train: str | tuple[str, ...] | None = None
     val: str | tuple[str, ...] | None = None
     manifest: str | None = None
+    image: str | None = None
+    label: str | None = None
+    multi_label: bool = False
+    class_map: str | None = None
 
     @property
     def location(self) -> Location:
         """The place of the shards and of their manifests."""
         train, val = ((p,) if isinstance(p, str) else p or () for p in (self.train, self.val))
         url = None if train or val else self.url
-        return Location(url, train, val, self.manifest)
+        return Location(url, train, val, self.manifest, self.samples.to_text())
+
+    @property
+    def samples(self) -> SampleChoice:
+        """The members of the samples that are chosen, and their classes."""
+        chosen = None if self.class_map is None else digest_of(self.class_map)
+        return SampleChoice(self.image, self.label, self.multi_label, chosen)
 
     def __post_init__(self) -> None:
+        rule = make_rule(self.image, self.label, multi_label=self.multi_label)
+        if self.class_map is not None and rule.labels.kind == "none":
+            raise ValueError("class_map chooses classes, and label=none: samples have none")
         if bool(self.train) != bool(self.val):
             given, missing = ("train", "val") if self.train else ("val", "train")
             raise ValueError(

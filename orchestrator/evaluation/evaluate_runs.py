@@ -225,8 +225,9 @@ def _apply(request: EvalRequest, config: Config) -> tuple[Config, str]:
 
 def with_data(config: Config, url: str | None) -> Config:
     """Return a config with another data set, if one is given."""
-    changes = {"data.url": url, "data.train": None, "data.val": None, "data.manifest": None}
-    return config.replace(changes) if url else config
+    names = ("train", "val", "manifest", "image", "label", "class_map")
+    changes = {"data.url": url, **{f"data.{name}": None for name in names}}
+    return config.replace(changes | {"data.multi_label": False}) if url else config
 
 
 def timm_protocol(model: str, crop: int) -> str:

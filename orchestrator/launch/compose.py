@@ -27,6 +27,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import YAMLError
 
 import conf
+from data_sharding.format.class_map import pin
 from orchestrator.config.parse import ConfigError, did_you_mean, flatten, parse, unknown_key_message
 from orchestrator.config.recipe import DURATIONS
 from orchestrator.config.schema import Config
@@ -34,7 +35,10 @@ from orchestrator.launch import hydra_plugin
 from orchestrator.launch.checks.data_choice import DataGroupError, check_default_data
 from orchestrator.launch.shard_patterns import quote_patterns, refuse_expanded, resolve_patterns
 
-_PATHS = ("runs_dir", "run_dir", "data.url", "data.manifest", "checkpoint.url", "tracking.uri")
+_PATHS = (
+    *("runs_dir", "run_dir", "data.url", "data.manifest", "data.class_map"),
+    *("checkpoint.url", "tracking.uri"),
+)
 # Variables whose value differs between machines or jobs.
 _NODE_VARIABLE = re.compile(
     r"\$\{oc\.env:\s*(TMPDIR|TMP|TEMP|HOSTNAME|SLURM_JOB_ID|SLURM_TMPDIR|SLURMD_NODENAME)\b"
@@ -140,6 +144,9 @@ def _resolve(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         holder = values.get(section) if section else values
         if isinstance(holder, dict) and isinstance(holder.get(name), str):
             holder[name] = absolute(holder[name])
+    data = values.get("data")
+    if isinstance(data, dict) and isinstance(data.get("class_map"), str):
+        data["class_map"] = pin(data["class_map"])
     return values
 
 

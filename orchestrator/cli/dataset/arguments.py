@@ -13,6 +13,7 @@ from orchestrator.cli.shared.commands import complete_overrides
 if TYPE_CHECKING:
     from data_sharding.format.location import Location
     from data_sharding.format.sample_rule import SampleRule
+    from orchestrator.config.schema import Data
 
 URL_HELP = "data set: a path or any fsspec URL"
 
@@ -45,11 +46,18 @@ def num_workers_option(most: int | None = None) -> Callable[[Call], Call]:
 def locate(where: Sequence[str]) -> "Location":
     """Return the place of a data set, given by its URL or by overrides of the config."""
     from data_sharding.format.location import Location
+
+    data = compose_data(where)
+    return data.location if data else Location(where[0])
+
+
+def compose_data(where: Sequence[str]) -> "Data | None":
+    """Compose the config of a data set from overrides; None if its URL is given."""
     from orchestrator.config.parse import ConfigError
     from orchestrator.launch.compose import compose
 
     if len(where) == 1 and not re.match(r"data(\.\w+)?=", where[0]):
-        return Location(where[0])
+        return None
     points = compose(where)
     if len(points) != 1:
         raise ConfigError(
@@ -57,7 +65,7 @@ def locate(where: Sequence[str]) -> "Location":
             value=len(points),
             hint="Give the overrides of a single run.",
         )
-    return points[0].config.data.location
+    return points[0].config.data
 
 
 def sample_options(call: Call) -> Call:
@@ -67,8 +75,8 @@ def sample_options(call: Call) -> Call:
         flag("--multi-label", help="samples with several labels"),
         click.option(
             "--label",
-            default="cls",
             metavar="EXT[:FIELD]",
+            show_default="cls",
             help="member that holds the label: cls, txt, json:FIELD or none",
         ),
         click.option(
@@ -87,7 +95,7 @@ def sample_options(call: Call) -> Call:
     return call
 
 
-def sample_rule(image: str | None, label: str, *, multi_label: bool) -> "SampleRule":
+def sample_rule(image: str | None, label: str | None, *, multi_label: bool) -> "SampleRule":
     """Build the sample rule of `sample_options`."""
     from data_sharding.errors import DataError
     from data_sharding.format.sample_rule import make_rule

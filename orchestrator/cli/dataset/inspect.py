@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from orchestrator.cli.dataset.arguments import (
+    compose_data,
     locate,
     location_argument,
     num_workers_option,
@@ -58,7 +59,7 @@ def index(
     tars: str,
     image: str | None,
     class_map: str | None,
-    label: str,
+    label: str | None,
     multi_label: bool,
     classes: Path | None,
     read: Literal["auto", "whole", "headers"],
@@ -68,6 +69,7 @@ def index(
 ) -> None:
     """Write the manifests of existing shards."""
     from data_sharding.format.class_map import read_class_map
+    from data_sharding.format.location import Location
     from data_sharding.format.manifest import SPLITS
     from data_sharding.tools.expand_patterns import find_named_shards
     from data_sharding.tools.find_shards import find_shards
@@ -82,8 +84,14 @@ def index(
     from data_sharding.tools.scan import ReadOptions
     from orchestrator.cli.dataset import render
 
-    rule = sample_rule(image, label, multi_label=multi_label)
-    location = locate(where)
+    given = {"image": image, "label": label, "multi_label": multi_label, "class_map": class_map}
+    if data := compose_data(where):
+        if options := [name for name, value in given.items() if value]:
+            keys = ", ".join(f"data.{name}" for name in options)
+            raise click.UsageError(f"With overrides, give {keys} among them, not as an option.")
+        rule, class_map, location = data.samples.rule, data.class_map, data.location
+    else:
+        rule, location = sample_rule(image, label, multi_label=multi_label), Location(where[0])
     if location.url is None or location.rules:
         shards = find_named_shards(location, [split] if split else SPLITS)
     else:

@@ -285,7 +285,7 @@ def webdataset(
     val: tuple[str, ...],
     image: str | None,
     class_map: str | None,
-    label: str,
+    label: str | None,
     multi_label: bool,
     classes: Path | None,
     reading: "ReadOptions",

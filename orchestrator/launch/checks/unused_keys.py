@@ -98,6 +98,7 @@ def _idle_keys(config: Config) -> dict[str, str]:
          ["runtime.deterministic"]),
         (recipe.linear_probe, "recipe.linear_probe keeps no activations but the head's",
          ["recipe.grad_checkpointing"]),
+        (config.data.label == "none", "data.label is none", ["data.multi_label"]),
         (recipe.class_balanced, "recipe.class_balanced is true", ["data.shuffle_block_size"]),
         (recipe.num_micro_batches != "auto",
          f"recipe.num_micro_batches is fixed at {recipe.num_micro_batches}",
