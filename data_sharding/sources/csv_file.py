@@ -7,7 +7,7 @@ as the names of class directories are; paths are looked up in either form.
 
 import csv
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -98,6 +98,8 @@ def csv_file(
     rows = reader.read(Path(path))
     num_train = len(rows)
     classes = sorted_classes({label for row in rows for label in row.labels})
+    if not classes and columns.label is not None:
+        raise source_error(f"{path} has no label in any row", path, "Check its column of labels.")
     if val_path is not None:
         rows += reader.read(Path(val_path))
         _check_known(val_path, rows[num_train:], classes)
@@ -109,6 +111,7 @@ def csv_file(
     if val_fraction is not None:
         splits, val_facts, notes = split_off_val(images, classes, val_fraction, seed)
         facts |= val_facts
+    notes += tuple(_note_unlabelled(rows, columns.rule))
     times = digest.times_sha256
     return Source(classes, splits, facts, columns.rule, str(reader.root), notes, times_sha256=times)
 
@@ -210,6 +213,8 @@ class _Reader:
 
     def _labels(self, cell: str) -> list[str]:
         separator = self.columns.separator
+        if separator is not None and not cell.strip():  # the image shows none of the classes
+            return []
         labels = [cell] if separator is None else cell.split(separator)
         labels = [unicodedata.normalize("NFC", label.strip()) for label in labels]
         if not all(labels):
@@ -243,6 +248,13 @@ def _canonical(path: Path) -> Path:
 @lru_cache(maxsize=1 << 16)
 def _real_directory(path: Path) -> Path:
     return path.resolve()
+
+
+def _note_unlabelled(rows: Sequence[_Row], rule: LabelRule) -> Iterator[str]:
+    """Yield a note on images without a label, where they may have any number of them."""
+    num = sum(not row.labels for row in rows)
+    if rule.kind == "multi" and num:
+        yield f"{pluralize(num, 'image')} without a label, which show none of the classes"
 
 
 def _check_known(path: str | Path, rows: Sequence[_Row], classes: Sequence[str]) -> None:

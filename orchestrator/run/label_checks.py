@@ -33,6 +33,13 @@ def check_labels(config: Config, train: Manifest, val: Manifest, world_size: int
             else "Index the data set again with another --label, or use recipe.loss=model with a "
             "network that computes its own loss.",
         )
+    if config.recipe.class_balanced and kind != "single":
+        raise ConfigError(
+            f"recipe.class_balanced=true draws classes, and {config.data.location} has {kind} "
+            "labels, so its images do not have one class each. Nothing was started",
+            value=kind,
+            hint="Leave it out. For several labels recipe.bce_pos_weight=auto weighs rare classes.",
+        )
     if config.recipe.bce_pos_weight == "auto" and loss == "bce":
         _check_counts(train)
     _check_keep_best(config, kind)

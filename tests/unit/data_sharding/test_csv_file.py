@@ -128,6 +128,17 @@ def test_several_labels_are_stored_as_json(tmp_path: Path) -> None:
         assert json.load(member) == [0, 1]
 
 
+def test_of_several_labels_an_image_may_have_none(tmp_path: Path) -> None:
+    make(tmp_path, "1.jpg", "2.jpg", "3.jpg")
+    rows = table(tmp_path / "x.csv", "1.jpg,a|b", '2.jpg," "', "3.jpg,")
+    source = csv_file(rows, MULTI, val_fraction=0.34)
+    both = [*listed(source, "train"), *listed(source, "val")]
+    assert sorted(both) == [("1.jpg", (0, 1)), ("2.jpg", ()), ("3.jpg", ())]
+    assert source.notes == ("2 images without a label, which show none of the classes",)
+    unlabelled = table(tmp_path / "y.csv", "1.jpg,", "2.jpg,")
+    assert "no label in any row" in error_of(unlabelled, MULTI).problem
+
+
 def test_no_labels(tmp_path: Path) -> None:
     make(tmp_path / "in", "1.jpg", "2.jpg", "3.jpg", "4.jpg")
     path = table(tmp_path / "in/x.csv", "1.jpg", "2.jpg", "3.jpg", "4.jpg", header="path")

@@ -194,6 +194,7 @@ def plan_of_labels(values: dict[str, Any], kind: Any, num_val: int = 100, **chan
     [
         ("multi", "val/map", {"loss": "cross_entropy"}, "multi"),
         ("none", "val/loss", {}, "none"),
+        ("multi", "val/map", {"class_balanced": True}, "multi"),
         ("single", "val/top1", {"bce_pos_weight": "auto"}, "auto"),  # nobody has counted
         ("multi", "val/top5", {}, "val/top5"),
         ("single", "val/map", {}, "val/map"),
