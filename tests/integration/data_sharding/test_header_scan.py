@@ -58,13 +58,15 @@ def without_place(scan: Scan) -> dict[str, object]:
 # ---------------------------------------------------------------- a file of ranges
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 300_000), st.lists(st.tuples(st.integers(0, 310_000), st.integers(0, 9000))))
-def test_slices_and_reads_are_those_of_the_bytes(size: int, parts: list[tuple[int, int]]) -> None:
-    data = random.Random(size).randbytes(size)
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 300_000), st.integers(0, 9999))
+def test_slices_and_reads_are_those_of_the_bytes(size: int, seed: int) -> None:
+    rng = random.Random(seed)
+    data = rng.randbytes(size)
     fsspec.filesystem("memory").pipe_file("/ranged", data)
     file = RangedFile("memory://ranged", size, DownloadSettings())
-    for start, num_bytes in parts:
+    for _ in range(30):
+        start, num_bytes = rng.randrange(size + 9), rng.choice([0, 1, 512, 20_000])
         assert file[start : start + num_bytes] == data[start : start + num_bytes]
         file.seek(start)
         assert file.read(num_bytes) == data[start : start + num_bytes]
