@@ -19,8 +19,8 @@ from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.shard_reader import ShardReader
 from data_sharding.image.open_image import extension_of
 from data_sharding.sampling.sample_order import locate
+from data_sharding.scanning.scan import Scan
 from data_sharding.sources.base import ImageTable, Labels, Sample, safe_key
-from data_sharding.tools.scan import Scan
 
 _MAX_OPEN_SHARDS = 4096  # opening one again walks its headers
 _OUR_PREFIX = re.compile(r"^[0-9]{8}-")

@@ -19,6 +19,7 @@ from data_sharding.format.manifest import SPLITS, Manifest, read_manifest, read_
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.io import filesystem
 from data_sharding.io.text import truncated_list
+from data_sharding.scanning.scan import ReadOptions, Scan, scan_shards
 from data_sharding.sources.base import Source, check_val_choice, source_error, split_off_val
 from data_sharding.sources.shard_samples import ShardSamples
 from data_sharding.tools.duplicate_shards import refuse_duplicates, refuse_equal_urls
@@ -31,7 +32,6 @@ from data_sharding.tools.find_shards import (
 )
 from data_sharding.tools.index import choose_classes, resolve_classes, scan_splits
 from data_sharding.tools.remarks import describe_scans, warn
-from data_sharding.tools.scan import ReadOptions, Scan, scan_shards
 
 
 def from_webdataset(

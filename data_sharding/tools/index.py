@@ -31,6 +31,8 @@ from data_sharding.format.shard_digest import DigestKind
 from data_sharding.format.shard_table import ShardTable
 from data_sharding.io import filesystem
 from data_sharding.io.text import pluralize, truncated_list
+from data_sharding.scanning.resumable_scan import ScanRecords, scan_resumably
+from data_sharding.scanning.scan import DEFAULT_OPTIONS, ReadOptions, Scan
 from data_sharding.tools.duplicate_shards import refuse_duplicates
 from data_sharding.tools.find_shards import FoundShards, listing
 from data_sharding.tools.image_profile import with_profile
@@ -42,8 +44,6 @@ from data_sharding.tools.remarks import (
     describe_untrained,
     warn,
 )
-from data_sharding.tools.resumable_scan import ScanRecords, scan_resumably
-from data_sharding.tools.scan import DEFAULT_OPTIONS, ReadOptions, Scan
 
 
 def index_shards(
@@ -66,7 +66,7 @@ def index_shards(
     options = replace(
         options,
         any_number=class_map is not None,
-        counts_suffice=classes is not None and class_map is None,
+        counts_suffice=classes is not None and class_map is None and rule.labels.kind != "multi",
     )
     scans = scan_splits(
         {split: s.urls for split, s in shards.items()},

@@ -12,8 +12,8 @@ from data_sharding.image.contact_sheet import Tile, draw_sheet, fit_image, grid
 from data_sharding.image.open_image import load_image, to_mode
 from data_sharding.rng import permutation
 from data_sharding.sampling.sample_order import Ints, locate
+from data_sharding.scanning.local_copy import open_shard
 from data_sharding.storage.store import Reader
-from data_sharding.tools.local_copy import open_shard
 
 _TILE_PX, _COLUMNS = 160, 8  # digits and CIFAR images fill 160 pixels exactly
 

@@ -19,7 +19,7 @@ from data_sharding.format.tar_samples import (
     SYMLINK,
 )
 from data_sharding.io.text import Tally, pluralize, truncated_list
-from data_sharding.tools.scan import Scan
+from data_sharding.scanning.scan import Scan
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from data_sharding.format.manifest import Manifest, ShardInfo
 from data_sharding.image.open_image import is_grey, load_image, open_image, stored_size, to_mode
 from data_sharding.io.process_pool import ProgressFn, parallel_map
 from data_sharding.rng import derive_key, permute_index
-from data_sharding.tools.local_copy import open_shard
+from data_sharding.scanning.local_copy import open_shard
+from data_sharding.scanning.scan import DEFAULT_OPTIONS, ReadOptions
 from data_sharding.tools.remarks import describe_runs, warn
-from data_sharding.tools.scan import DEFAULT_OPTIONS, ReadOptions
 
 PERCENTILES = (1, 50, 99)
 

@@ -12,9 +12,7 @@ from data_sharding.format.location import Location
 from data_sharding.format.manifest import Manifest, ShardInfo, read_manifests
 from data_sharding.io import filesystem
 from data_sharding.io.text import pluralize
-from data_sharding.tools.duplicate_shards import find_duplicates
-from data_sharding.tools.remarks import describe_scans, describe_unused
-from data_sharding.tools.scan import (
+from data_sharding.scanning.scan import (
     COPY_AGAIN,
     DEFAULT_OPTIONS,
     ReadOptions,
@@ -22,6 +20,8 @@ from data_sharding.tools.scan import (
     ScanProblem,
     inspect_shards,
 )
+from data_sharding.tools.duplicate_shards import find_duplicates
+from data_sharding.tools.remarks import describe_scans, describe_unused
 
 COUNTED_TWICE = (
     "Its samples count twice, or are used both for training and for validation. `index` the split "

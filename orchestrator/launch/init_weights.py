@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from data_sharding.io import filesystem
-from data_sharding.tools.local_copy import download
+from data_sharding.scanning.local_copy import download
 from orchestrator.checkpoint.retention import best_or_newest
 from orchestrator.checkpoint.store import CheckpointError, CheckpointStore
 from orchestrator.config.parse import ConfigError, parse

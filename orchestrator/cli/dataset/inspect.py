@@ -71,6 +71,7 @@ def index(
     from data_sharding.format.class_map import read_class_map
     from data_sharding.format.location import Location
     from data_sharding.format.manifest import SPLITS
+    from data_sharding.scanning.scan import ReadOptions
     from data_sharding.tools.expand_patterns import find_named_shards
     from data_sharding.tools.find_shards import find_shards
     from data_sharding.tools.index import (
@@ -81,7 +82,6 @@ def index(
         read_class_names,
         write_manifests,
     )
-    from data_sharding.tools.scan import ReadOptions
     from orchestrator.cli.dataset import render
 
     given = {"image": image, "label": label, "multi_label": multi_label, "class_map": class_map}
@@ -127,8 +127,8 @@ def verify(
 ) -> int:
     """Check every shard, label and image of a data set."""
     from data_sharding.format.manifest import read_manifests
+    from data_sharding.scanning.scan import DAMAGED, ReadOptions
     from data_sharding.tools import verify as verifier
-    from data_sharding.tools.scan import DAMAGED, ReadOptions
     from orchestrator.cli.dataset import render
 
     location = locate(where)
@@ -165,7 +165,7 @@ def stat(
 ) -> None:
     """Print statistics: classes, image sizes, mean and std, and propose a config."""
     from data_sharding.format.manifest import read_manifest, read_manifests
-    from data_sharding.tools.scan import ReadOptions
+    from data_sharding.scanning.scan import ReadOptions
     from data_sharding.tools.stats import measure
     from orchestrator.cli.dataset import proposal, render
 

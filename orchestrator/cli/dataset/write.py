@@ -28,8 +28,8 @@ from orchestrator.cli.shared.arguments import (
 from orchestrator.cli.shared.commands import INTERRUPTED, Command
 
 if TYPE_CHECKING:
+    from data_sharding.scanning.scan import ReadOptions
     from data_sharding.sources.base import Source
-    from data_sharding.tools.scan import ReadOptions
     from data_sharding.writing.shard_writer import ImageChecks
 
 Call = TypeVar("Call", bound=Callable[..., Any])
@@ -143,7 +143,7 @@ def _open_shards(
     open_source: "Callable[..., Source]", num_workers: int, scratch: str | None, **options: Any
 ) -> "Iterator[Source]":
     """Open a source made of shards; keep copies of remote ones as long as it is open."""
-    from data_sharding.tools.scan import ReadOptions
+    from data_sharding.scanning.scan import ReadOptions
     from orchestrator.cli.dataset.render import progress_bar
 
     with TemporaryDirectory(prefix="tahoe-scratch-", dir=scratch) as directory:

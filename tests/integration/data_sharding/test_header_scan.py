@@ -27,12 +27,12 @@ from data_sharding.format.sample_rule import SampleRule
 from data_sharding.io import filesystem
 from data_sharding.io.download import DownloadSettings
 from data_sharding.io.node_files import user_directory
+from data_sharding.scanning import header_scan
+from data_sharding.scanning.resumable_scan import scan_resumably
+from data_sharding.scanning.scan import ReadOptions, Scan
 from data_sharding.storage.ranged_file import RangedFile
-from data_sharding.tools import header_scan
 from data_sharding.tools.find_shards import find_shards
 from data_sharding.tools.index import forget_scans, index_shards, write_manifests
-from data_sharding.tools.resumable_scan import scan_resumably
-from data_sharding.tools.scan import ReadOptions, Scan
 
 CLS = SampleRule()
 HEADERS = ReadOptions(what="headers")

@@ -10,11 +10,11 @@ from data_sharding.errors import DataError
 from data_sharding.format.manifest import read_manifest
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.io import filesystem
+from data_sharding.scanning.scan import ReadOptions
 from data_sharding.sources.base import Sample, Source
 from data_sharding.sources.folder import folder
 from data_sharding.sources.shards import from_webdataset, merge
 from data_sharding.tools.find_shards import find_shards
-from data_sharding.tools.scan import ReadOptions
 from data_sharding.writing.dataset_writer import write_dataset
 from data_sharding.writing.journal import open_journal, remove
 from data_sharding.writing.shard_writer import ImageChecks

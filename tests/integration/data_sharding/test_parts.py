@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from data_sharding.errors import DataError
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.io.process_pool import StoppedError
+from data_sharding.scanning.scan import ReadOptions
 from data_sharding.sources.base import Source
 from data_sharding.sources.folder import folder
 from data_sharding.sources.shards import from_webdataset
-from data_sharding.tools.scan import ReadOptions
 from data_sharding.writing import journal
 from data_sharding.writing.dataset_writer import is_published
 from data_sharding.writing.parts import (

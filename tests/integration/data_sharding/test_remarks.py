@@ -15,10 +15,10 @@ from data_sharding.errors import DataError
 from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import read_manifest
 from data_sharding.format.sample_rule import SampleRule
+from data_sharding.scanning.scan import ReadOptions, scan_shards
 from data_sharding.sources.shards import from_webdataset
 from data_sharding.tools.index import resolve_classes
 from data_sharding.tools.remarks import describe_gaps, describe_runs
-from data_sharding.tools.scan import ReadOptions, scan_shards
 from data_sharding.tools.stats import measure
 from data_sharding.tools.verify import verify
 

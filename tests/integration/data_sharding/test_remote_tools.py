@@ -14,11 +14,11 @@ from data_sharding.errors import DataError
 from data_sharding.format.manifest import read_manifest
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.io import filesystem
+from data_sharding.scanning.scan import COPY_AGAIN, ReadOptions
 from data_sharding.sources.shards import from_webdataset, merge
 from data_sharding.tools.find_shards import find_shards
 from data_sharding.tools.index import classes_of_other_split, index_shards, write_manifests
 from data_sharding.tools.preview import preview
-from data_sharding.tools.scan import COPY_AGAIN, ReadOptions
 from data_sharding.tools.stats import measure
 from data_sharding.tools.verify import verify
 

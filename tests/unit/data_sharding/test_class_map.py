@@ -23,10 +23,10 @@ from data_sharding.format.manifest import Manifest, read_manifest
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.shard_reader import ShardReader
 from data_sharding.sampling.sample_order import SampleOrder
+from data_sharding.scanning.scan import ReadOptions
 from data_sharding.sources.shards import from_webdataset
 from data_sharding.tools.find_shards import FoundShards, find_shards
 from data_sharding.tools.index import index_shards, write_manifests
-from data_sharding.tools.scan import ReadOptions
 from data_sharding.tools.verify import verify
 
 CLS = SampleRule()

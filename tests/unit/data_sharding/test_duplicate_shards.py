@@ -10,10 +10,10 @@ from foreign_shards import by_webdataset, contents, index, labelled
 from data_sharding.errors import DataError
 from data_sharding.format.manifest import read_manifest
 from data_sharding.format.sample_rule import SampleRule
+from data_sharding.scanning.scan import ReadOptions
 from data_sharding.sources.shards import from_webdataset, merge, resplit
 from data_sharding.tools.duplicate_shards import refuse_equal_urls
 from data_sharding.tools.find_shards import find_shards
-from data_sharding.tools.scan import ReadOptions
 from data_sharding.tools.verify import COUNTED_TWICE, verify
 
 CLS, HALF = SampleRule(), 0.5

@@ -13,10 +13,10 @@ from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import Manifest, read_manifest, write_manifest
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.shard_reader import ShardReader
+from data_sharding.scanning.scan import ReadOptions
 from data_sharding.sources.shards import from_webdataset
 from data_sharding.tools.find_shards import find_shards
 from data_sharding.tools.index import index_shards, read_class_names, write_manifests
-from data_sharding.tools.scan import ReadOptions
 
 CLS, TXT = SampleRule(), SampleRule(LabelRule(extension="txt"))
 

@@ -19,11 +19,11 @@ from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import read_manifest
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.shard_reader import ShardReader
+from data_sharding.scanning.scan import ReadOptions
 from data_sharding.sources.base import Source
 from data_sharding.sources.shards import from_webdataset, merge, resplit
 from data_sharding.tools.find_shards import find_shards
 from data_sharding.tools.index import index_shards, write_manifests
-from data_sharding.tools.scan import ReadOptions
 from data_sharding.writing.dataset_writer import write_dataset
 
 CLS, TXT = SampleRule(), SampleRule(LabelRule(extension="txt"))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_sharding.errors import DataError
 from data_sharding.format.manifest import read_manifest
-from data_sharding.tools.scan import ReadOptions
+from data_sharding.scanning.scan import ReadOptions
 from data_sharding.tools.stats import Stats, measure
 
 

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from data_sharding.errors import DataError
 from data_sharding.format.sample_rule import SampleRule
+from data_sharding.scanning.scan import ReadOptions
 from data_sharding.sources.base import Labels, PixelImages, Sample, Source
 from data_sharding.sources.csv_file import Columns, csv_file
 from data_sharding.sources.folder import FolderOptions, folder
@@ -19,7 +20,6 @@ from data_sharding.sources.imagenet import ArchivedImages
 from data_sharding.sources.packed_strings import PackedStrings
 from data_sharding.sources.shards import from_webdataset
 from data_sharding.sources.stored_source import read_source, write_source
-from data_sharding.tools.scan import ReadOptions
 
 
 def of_a_folder(root: Path) -> Source:

@@ -11,7 +11,7 @@ from data_sharding.errors import DataError
 from data_sharding.format.manifest import read_manifest, url_of, write_manifest
 from data_sharding.format.shard_digest import file_sha256
 from data_sharding.format.shard_table import ShardTable
-from data_sharding.tools.scan import COPY_AGAIN, DAMAGED, FIX_LABEL, REPLACE_IMAGE, ReadOptions
+from data_sharding.scanning.scan import COPY_AGAIN, DAMAGED, FIX_LABEL, REPLACE_IMAGE, ReadOptions
 from data_sharding.tools.verify import SAME_CLASSES, Problem, verify
 
 

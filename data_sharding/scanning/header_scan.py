@@ -21,9 +21,9 @@ from data_sharding.format.tar_samples import UnusableError
 from data_sharding.io import filesystem
 from data_sharding.io.download import ByteRange, DownloadSettings, fetch_ranges, file_size
 from data_sharding.io.process_pool import ProgressFn
+from data_sharding.scanning.local_copy import reason_of
+from data_sharding.scanning.scan import Scan, ScanJob, scan_or_problem, scan_samples, unusable_scan
 from data_sharding.storage.ranged_file import RangedFile
-from data_sharding.tools.local_copy import reason_of
-from data_sharding.tools.scan import Scan, ScanJob, scan_or_problem, scan_samples, unusable_scan
 
 Way = Literal["whole", "headers", "counts"]
 

@@ -25,14 +25,14 @@ from data_sharding.io import filesystem
 from data_sharding.io.node_files import make_private, user_directory
 from data_sharding.io.process_pool import ProgressFn, StoppedError, parallel_map
 from data_sharding.io.text import Tally, pluralize
-from data_sharding.tools.header_scan import (
+from data_sharding.scanning.header_scan import (
     SHARDS_AT_ONCE,
     Way,
     choose_way,
     scan_counted,
     scan_headers,
 )
-from data_sharding.tools.scan import (
+from data_sharding.scanning.scan import (
     ReadOptions,
     Scan,
     ScanJob,

@@ -25,7 +25,7 @@ from data_sharding.format.shard_reader import ShardHeaders, ShardReader
 from data_sharding.image.inspect import find_damage
 from data_sharding.io.process_pool import ProgressFn, parallel_map
 from data_sharding.io.text import Tally, truncated_list
-from data_sharding.tools.local_copy import local_copy, reason_of
+from data_sharding.scanning.local_copy import local_copy, reason_of
 
 COPY_AGAIN = "Copy the shard again from where the data set came from, or write the set again."
 CHECK_ACCESS = "Check the credentials, the network and the space for copies, and try again."

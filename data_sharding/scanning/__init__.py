@@ -1,0 +1,1 @@
+"""Contents of shards, read whole or by their headers."""
