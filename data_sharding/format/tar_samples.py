@@ -31,10 +31,7 @@ OTHER_CLASSES = "sample of another class"
 REPEATED_KEY, MORE_ARCHIVES = "repeated key", "archive behind another"
 
 _FIRST_DOT = "the key of a sample ends at the first dot of its file names, as in webdataset"
-_REPLACE_DOTS = (
-    "Choose members by all that follows the first dot of their names, with `image` (such as "
-    "input.jpg) and `label`, or replace the other dots in the names by '_'."
-)
+_OR_REPLACE_DOTS = "or replace the other dots in the names by '_'."
 
 
 class UnusableError(UserError):
@@ -162,10 +159,11 @@ class _Archive:
         if len(self._extensions) > 2 and not self._is_chosen:
             self._refuse_swallowed()
         if self._row[1] == ABSENT:
-            self._refuse("no image", lambda name: name.rpartition(".")[2] in IMAGE_EXTENSIONS)
+            is_image = lambda name: name.rpartition(".")[2] in IMAGE_EXTENSIONS  # noqa: E731
+            self._refuse("no image", "image", is_image)
         if self._row[3] == ABSENT and self._label is not None:
             missing = f"no label ({self._key}.{self._label})"
-            self._refuse(missing, lambda extension: extension.endswith(f".{self._label}"))
+            self._refuse(missing, "label", lambda name: name.endswith(f".{self._label}"))
         rows.extend(self._row)
 
     def _refuse_swallowed(self) -> None:
@@ -177,13 +175,15 @@ class _Archive:
             raise UnusableError(
                 f"the image and the label '{self._key}.{swallowed[0]}' would be lost in the sample "
                 f"{self._key!r}: {_FIRST_DOT}",
-                hint=_REPLACE_DOTS,
+                hint="If only one of these images counts, choose it by its extension with `image`, "
+                f"{_OR_REPLACE_DOTS}",
             )
 
-    def _refuse(self, missing: str, is_similar: Callable[[str], bool]) -> None:
+    def _refuse(self, missing: str, option: str, is_similar: Callable[[str], bool]) -> None:
         """Raise an error about a missing member, with the reason if it is known.
 
         Args:
+            option: name of the parameter that chooses that member.
             is_similar: predicate of extensions that were probably meant to be the missing one.
         """
         similar = sorted(extension for extension in self._extensions if is_similar(extension))
@@ -191,7 +191,10 @@ class _Archive:
         reason = hint = ""
         if similar:
             reason = f": it has {self._key}.{similar[0]}, and {_FIRST_DOT}"
-            hint = _REPLACE_DOTS
+            hint = (
+                f"If all samples have such members, choose them with `{option}`={similar[0]}, "
+                f"{_OR_REPLACE_DOTS}"
+            )
         elif separate and separate.kind == SYMLINK:
             reason = f": {separate.name} is a symbolic link, which holds no bytes"
             hint = "Pack the files again with `tar --dereference`."

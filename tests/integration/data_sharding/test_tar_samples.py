@@ -154,7 +154,7 @@ def test_zeroed_header_is_not_the_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "parts"),
     [
-        (["n_1.v2.jpg", "n_1.v2.cls"], ["n_1.v2.cls", "first dot", "'_'"]),
+        (["n_1.v2.jpg", "n_1.v2.cls"], ["n_1.v2.cls", "first dot", "`label`=v2.cls", "'_'"]),
         (["a.v1.jpg", "a.v1.cls", "a.v2.jpg", "a.v2.cls"], ["a.v1.cls", "first dot"]),
         (["n.jpg", "n.cls", "n.v2.jpg", "n.v2.cls"], ["n.v2", "would be lost", "first dot"]),
         (["n.v2.jpg", "n.v2.cls", "n.jpg", "n.cls"], ["n.v2", "would be lost", "first dot"]),
