@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_sharding.format.location import Location
 from data_sharding.format.manifest import Manifest, read_manifest, write_manifest
 from data_sharding.format.shard_table import ShardTable
 from data_sharding.loading.split_reader import SplitReader
@@ -43,24 +44,38 @@ class Stage(NamedTuple):
     megabytes: float
 
 
-def make_set(url: str, num_shards: int) -> Config:
-    """Write manifests of a data set without tars; return a config that trains on it."""
+# Patterns in two stores: the names of the shards are whole URLs then.
+URLS = tuple(f"s3://{bucket}/a/prefix/of/some/length/*.tar" for bucket in ("one", "another"))
+
+
+def make_set(url: str, num_shards: int, *, in_stores: bool = False) -> Config:
+    """Write manifests of a data set without tars; return a config that trains on it.
+
+    Args:
+        in_stores: let the shards be in two stores, with sampled digests; only manifests are at the
+            URL.
+    """
     rng = np.random.default_rng(0)
+    where = Location(None, URLS, URLS, manifest=url) if in_stores else Location(url)
     for split, num in zip(SPLITS, (num_shards, max(num_shards // 100, 1)), strict=True):
-        names = np.array([f"shard-{i:07d}.tar" for i in range(num)], dtype=np.bytes_)
+        directory = URLS[0].rpartition("*")[0] if in_stores else ""
+        names = np.array([f"{directory}shard-{i:07d}.tar" for i in range(num)], dtype=np.bytes_)
         num_samples = SAMPLES_PER_SHARD + np.arange(num) % 2 * 20 - 10 * (num > 1)
         shards = ShardTable(
             names.view(np.uint8).reshape(num, -1),
             num_samples,
             num_samples * 100_000,
             rng.integers(0, 256, (num, 32), dtype=np.uint8),
+            kind="sampled" if in_stores else "whole",
         )
         classes = tuple(f"class {i}" for i in range(1000))
-        write_manifest(url, split, Manifest(classes, shards, {}))
+        write_manifest(where, split, Manifest(classes, shards, {}))
+    urls = f"[{','.join(URLS)}]"
+    place = [f"data.train={urls}", f"data.val={urls}", f"data.manifest={url}"]
     (composed,) = compose(
         [
             "data=shards",
-            f"data.url={url}",
+            *(place if in_stores else [f"data.url={url}"]),
             f"data.num_lanes={NUM_RANKS}",
             f"recipe.num_micro_batches={NUM_RANKS}",
             f"recipe.global_batch_size={32 * NUM_RANKS}",
@@ -70,10 +85,10 @@ def make_set(url: str, num_shards: int) -> Config:
     return composed.config
 
 
-def plan_in_a_process(config: Config) -> list[Stage]:
+def plan_in_a_process(config: Config, num_ranks: int = NUM_RANKS) -> list[Stage]:
     """Plan as a rank does; return its stages."""
     done = subprocess.run(
-        [sys.executable, __file__, "--rank"],
+        [sys.executable, __file__, "--rank", str(num_ranks)],
         input=json.dumps(to_dict(config)),
         stdout=subprocess.PIPE,
         text=True,
@@ -82,18 +97,18 @@ def plan_in_a_process(config: Config) -> list[Stage]:
     return [Stage(*stage) for stage in json.loads(done.stdout)]
 
 
-def _plan(config: Config) -> list[Stage]:
+def _plan(config: Config, num_ranks: int) -> list[Stage]:
     Path("/proc/self/clear_refs").write_text("5")  # forget how much memory the imports took
     start_mb, start_s, stages = _most_mb(), time.perf_counter(), []
 
     def done(name: str) -> None:
         stages.append(Stage(name, time.perf_counter() - start_s, _most_mb() - start_mb))
 
-    train, val = (read_manifest(config.data.url, split) for split in SPLITS)
+    train, val = (read_manifest(config.data.location, split) for split in SPLITS)
     done("read_manifest")
     data_fingerprint(train, val)
     done("fingerprint")
-    plan = make_plan(config, NUM_RANKS, train, val)
+    plan = make_plan(config, num_ranks, train, val)
     order = SampleOrder(
         train.shards.num_samples,
         seed=config.seed,
@@ -103,12 +118,14 @@ def _plan(config: Config) -> list[Stage]:
         block_size=config.data.shuffle_block_size,
     )
     done("make_plan, Order")
-    (micro,) = plan.micro_batches_of(NUM_RANKS // 2)
-    ids = order.micro_batch(plan.steps_per_epoch * 3 // 2, micro).ids
-    done("first micro-batch")
+    own = plan.micro_batches_of(num_ranks // 2)
     shards = SplitReader("train", train, None)  # type: ignore[arg-type]  # nothing is opened
-    [train.shards[number] for number in shards.shards_of(ids).tolist()]
-    done("its shards")
+    for name, epochs in ("first step", 0.0), ("one in mid-epoch", 1.5), ("one far away", 1e6 + 0.3):
+        step = int(plan.steps_per_epoch * epochs)
+        ids = np.concatenate([order.micro_batch(step, micro).ids for micro in own])
+        done(name)
+        [train.shards[number] for number in shards.shards_of(ids).tolist()]
+        done("its shards")
     return stages
 
 
@@ -152,7 +169,7 @@ def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--rank"]:
-        print(json.dumps(_plan(parse(json.load(sys.stdin)))))
+    if sys.argv[1:2] == ["--rank"]:
+        print(json.dumps(_plan(parse(json.load(sys.stdin)), int(sys.argv[2]))))
     else:
         main(int(sys.argv[1]) if sys.argv[1:] else 5)
