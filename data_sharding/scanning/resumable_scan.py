@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_sharding.errors import DataError
-from data_sharding.format.foreign_counts import ForeignCounts, find_counts
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.io import filesystem
 from data_sharding.io.node_files import make_private, user_directory
 from data_sharding.io.process_pool import ProgressFn, StoppedError, parallel_map
 from data_sharding.io.text import Tally, pluralize
+from data_sharding.scanning.foreign_counts import ForeignCounts, find_counts
 from data_sharding.scanning.header_scan import (
     SHARDS_AT_ONCE,
     Way,

@@ -21,12 +21,12 @@ from typing import Literal, NamedTuple
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 
-from data_sharding.tools.header_scan import choose_way
-from data_sharding.tools.resumable_scan import ScanRecords, scan_resumably
-from data_sharding.tools.scan import ReadOptions
 from s3_server import make_shards
 
 from data_sharding.format.sample_rule import SampleRule
+from data_sharding.scanning.header_scan import choose_way
+from data_sharding.scanning.resumable_scan import ScanRecords, scan_resumably
+from data_sharding.scanning.scan import ReadOptions
 
 LATENCY_S, CONNECTION_MB_PER_S = 0.02, 90
 SHARD_BYTES, NUM_SHARDS = 32e6, 16

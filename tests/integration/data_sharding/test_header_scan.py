@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 from s3_server import S3, make_shards
 
 from data_sharding.errors import DataError
-from data_sharding.format.foreign_counts import find_counts
 from data_sharding.format.manifest import read_manifest
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.io import filesystem
 from data_sharding.io.download import DownloadSettings
 from data_sharding.io.node_files import user_directory
 from data_sharding.scanning import header_scan
+from data_sharding.scanning.foreign_counts import find_counts
 from data_sharding.scanning.resumable_scan import scan_resumably
 from data_sharding.scanning.scan import ReadOptions, Scan
 from data_sharding.storage.ranged_file import RangedFile
