@@ -87,22 +87,21 @@ def mix_orders(
     Args:
         shard_sizes: the number of samples in each shard, of each source.
         quotas: the samples that a step takes from each source, from `divide_batch`.
-        num_lanes: the lanes of all sources together, nearly: each has its part of them.
+        num_lanes: see `divide_lanes`.
         block_size, repeats: as of `SampleOrder`.
     """
+    lanes = divide_lanes(num_lanes, [quota // repeats for quota in quotas], num_micro_batches)
     orders = [
         SampleOrder(
             sizes,
             seed=int(derive_key(seed, "mix-source", number)[0]),
             global_batch_size=quota,
-            num_lanes=choose_lanes(
-                quota // repeats, num_micro_batches, num_lanes * quota / sum(quotas)
-            ),
+            num_lanes=num,
             num_micro_batches=num_micro_batches,
             block_size=block_size,
             repeats=repeats,
         )
-        for number, (sizes, quota) in enumerate(zip(shard_sizes, quotas, strict=True))
+        for number, (sizes, quota, num) in enumerate(zip(shard_sizes, quotas, lanes, strict=True))
     ]
     return MixedOrder(tuple(orders), seed)
 
@@ -124,10 +123,21 @@ def divide_batch(weights: Sequence[float], batch: int, multiple: int) -> list[in
     return [number * multiple for number in numbers]
 
 
-def choose_lanes(quota: int, num_micro_batches: int, target: float) -> int:
-    """Return the multiple of the micro-batches that divides a quota and is nearest to a target."""
-    multiples = range(num_micro_batches, quota + 1, num_micro_batches)
-    return min((n for n in multiples if quota % n == 0), key=lambda n: abs(n - target))
+def divide_lanes(num_lanes: int, samples: Sequence[int], num_micro_batches: int) -> list[int]:
+    """Divide lanes among sources by their samples in a step, as nearly as these are divisible.
+
+    The lanes of a source divide its samples, and micro-batches divide the lanes.
+
+    Args:
+        samples: multiples of the number of micro-batches.
+    """
+
+    def lanes_of(number: int) -> int:
+        multiples = range(num_micro_batches, number + 1, num_micro_batches)
+        nearest = Fraction(num_lanes * number, sum(samples))
+        return min((n for n in multiples if number % n == 0), key=lambda n: abs(n - nearest))
+
+    return [lanes_of(number) for number in samples]
 
 
 def first_ids(num_samples: Sequence[int]) -> list[int]:

@@ -47,6 +47,9 @@ MUTABLE_KEYS = (
     "data.train",
     "data.val",
     "data.manifest",
+    "data.mix.url",
+    "data.mix.train",
+    "data.mix.name",
     "data.num_workers",
     "data.cache",
     "data.expected",  # checked when the run is created
@@ -89,6 +92,7 @@ def _check_secrets(config: Config) -> None:
         "data.train": " ".join(config.data.location.train),
         "data.val": " ".join(config.data.location.val),
         "data.manifest": config.data.manifest,
+        "data.mix": " ".join(" ".join((s.url or "", *s.patterns)) for s in config.data.mix),
         "checkpoint.url": config.checkpoint.url,
         "tracking.uri": config.tracking.uri,
         "init_from": config.init_from,
@@ -141,8 +145,18 @@ def immutable_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> di
     return {
         key: f"{old.get(key, 'absent')} there, {new.get(key, 'absent')} now"
         for key in dict.fromkeys((*new, *old))
-        if not is_mutable_key(key) and old.get(key, _ABSENT) != new.get(key, _ABSENT)
+        if not is_mutable_key(key)
+        and _immutable(key, old.get(key, _ABSENT)) != _immutable(key, new.get(key, _ABSENT))
     }
+
+
+def _immutable(key: str, value: Any) -> Any:
+    """Return a value without the mutable keys of the mappings that it lists."""
+    if isinstance(value, list):
+        return [_immutable(key, item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: x for name, x in value.items() if not is_mutable_key(f"{key}.{name}")}
+    return value
 
 
 def config_hash(config: Config) -> str:

@@ -112,6 +112,31 @@ class Cache:
 
 
 @schema_dataclass
+class MixSource:
+    """A data set that a part of the training samples is from.
+
+    `weight` is relative to those of the others. `name` is used in messages; null: where it is.
+    """
+
+    url: str | None = None
+    train: str | tuple[str, ...] | None = None
+    weight: PositiveFloat
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if bool(self.url) == bool(self.train):
+            raise ValueError("the shards are in url, or where train says: give one of them")
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        return (self.train,) if isinstance(self.train, str) else self.train or ()
+
+    @property
+    def label(self) -> str:
+        return self.name or self.url or ", ".join(self.patterns)
+
+
+@schema_dataclass
 class Data:
     """A data set and its loading.
 
@@ -140,6 +165,7 @@ class Data:
     label: str | None = None
     multi_label: bool = False
     class_map: str | None = None
+    mix: tuple[MixSource, ...] = ()
 
     @property
     def location(self) -> Location:
@@ -154,17 +180,34 @@ class Data:
         chosen = None if self.class_map is None else digest_of(self.class_map)
         return SampleChoice(self.image, self.label, self.multi_label, chosen)
 
+    @property
+    def train_locations(self) -> tuple[Location, ...]:
+        """The places of the training samples: one, or those that are mixed."""
+        whole = self.location
+        mixed = (
+            dataclasses.replace(whole, url=source.url, train=source.patterns, val=())
+            for source in self.mix
+        )
+        return (*mixed,) or (whole,)
+
+    @property
+    def is_train_local(self) -> bool:
+        """True if all training shards are files of this machine."""
+        return all(location.is_local("train") for location in self.train_locations)
+
     def __post_init__(self) -> None:
         rule = make_rule(self.image, self.label, multi_label=self.multi_label)
         if self.class_map is not None and rule.labels.kind == "none":
             raise ValueError("class_map chooses classes, and label=none: samples have none")
-        if bool(self.train) != bool(self.val):
+        if self.train and self.mix:
+            raise ValueError("train and mix both say where the training samples are: give one")
+        if bool(self.train) != bool(self.val) and not self.mix:
             given, missing = ("train", "val") if self.train else ("val", "train")
             raise ValueError(
                 f"{given} is given and {missing} is not: give the shards of both splits, or "
                 "neither and url"
             )
-        if not (self.url or self.train):
+        if not (self.url or self.val):
             raise ValueError("the shards are in url, or where train and val say: give one of them")
         numbers = {"mean": len(self.mean), "std": len(self.std)}
         wrong = [f"{name} has {n}" for name, n in numbers.items() if n != self.in_channels]

@@ -5,9 +5,10 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from data_sharding.io import filesystem
 from orchestrator.config.parse import ConfigError, parse
@@ -168,7 +169,7 @@ def _faulty_environment(
 
 def _applicable_kinds(config: Config) -> Sequence[str]:
     """Return all kinds, without those of a store if the data set is local."""
-    if not config.data.location.is_local("train"):
+    if not config.data.is_train_local:
         return KINDS
     return [kind for kind in KINDS if kind not in OF_STORE]
 
@@ -239,10 +240,16 @@ def _with_faulty_store(config: Config, environment: FaultyEnvironment) -> Config
         "data.url": location.url and _faulty(location.url),
         "data.train": tuple(map(_faulty, location.train)),
         "data.val": tuple(map(_faulty, location.val)),
+        "data.mix": tuple(map(_faulty_source, config.data.mix)),
     }
     if config.data.cache != "none":
         changes["data.cache.dir"] = str(environment.cache)
     return config.replace(changes)
+
+
+def _faulty_source(source: Any) -> Any:
+    url, train = source.url and _faulty(source.url), tuple(map(_faulty, source.patterns))
+    return replace(source, url=url, train=train)
 
 
 def _faulty(url: str) -> str:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from data_sharding.format.manifest import read_manifest
 from data_sharding.image.contact_sheet import Row, Tile, draw_sheet
 from data_sharding.loading.datasets import TrainDataset
 from data_sharding.loading.mixed_reader import MixedReader
@@ -19,6 +18,7 @@ from data_sharding.tools.preview import stored_tile
 from data_sharding.transforms.progressive_resize import ImageSizeSchedule
 from orchestrator.config.schema import Config
 from orchestrator.run.plan import make_largest_plan
+from orchestrator.run.train_data import read_data
 from orchestrator.training.inputs.datasets import open_train_set
 
 _TILE_PX = 160
@@ -26,7 +26,7 @@ _TILE_PX = 160
 
 def draw_augmented_views(config: Config, num: int, num_epochs: int) -> Image.Image:
     """Draw a sheet with a column for each of a run's first samples and a row for each epoch."""
-    train, val = (read_manifest(config.data.location, split) for split in ("train", "val"))
+    train, val = read_data(config)
     plan = make_largest_plan(config, train, val)
     train_set = open_train_set(config, train, plan)
     first = _first_samples(train_set, plan.num_micro_batches, num)
@@ -34,11 +34,12 @@ def draw_augmented_views(config: Config, num: int, num_epochs: int) -> Image.Ima
     for epoch in range(num_epochs):
         size = train_set.sizes(epoch * plan.steps_per_epoch)
         rows.append(Row(_augmented(train_set, first, epoch, size), f"epoch {epoch + 1}"))
+    where = ", ".join(map(str, config.data.train_locations))
     return draw_sheet(
         rows,
         title=f"{config.data.name}: what the network sees",
         subtitle=(
-            f"{config.data.location}, {config.data.image_size} pixels, {config.data.crop.mode}, "
+            f"{where}, {config.data.image_size} pixels, {config.data.crop.mode}, "
             f"seed {config.seed}; before normalisation and mixing"
         ),
         tile_px=_TILE_PX,

@@ -208,6 +208,13 @@ def _apply(request: EvalRequest, config: Config) -> tuple[Config, str]:
             f"{config.model.name} was trained without labels, so it predicts no classes",
             value=config.model.name,
         )
+    if config.data.mix and request.data is None and request.split == "train":
+        raise ConfigError(
+            "the run has trained on samples of several data sets (data.mix), and an evaluation is "
+            "on one",
+            value=request.split,
+            hint="Name one of them with --data URL.",
+        )
     name = request.protocol or config.data.eval_protocol
     if name == "timm":
         name = timm_protocol(config.model.name, config.data.image_size)
@@ -226,8 +233,9 @@ def _apply(request: EvalRequest, config: Config) -> tuple[Config, str]:
 def with_data(config: Config, url: str | None) -> Config:
     """Return a config with another data set, if one is given."""
     names = ("train", "val", "manifest", "image", "label", "class_map")
-    changes = {"data.url": url, **{f"data.{name}": None for name in names}}
-    return config.replace(changes | {"data.multi_label": False}) if url else config
+    changes: dict[str, object] = {f"data.{name}": None for name in names}
+    changes |= {"data.url": url, "data.multi_label": False, "data.mix": ()}
+    return config.replace(changes) if url else config
 
 
 def timm_protocol(model: str, crop: int) -> str:

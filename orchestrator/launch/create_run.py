@@ -11,7 +11,8 @@ from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
-from data_sharding.format.manifest import Manifest, read_manifest
+from data_sharding.format.location import Location
+from data_sharding.format.manifest import Manifest
 from data_sharding.io.atomic_file import write_atomic
 from orchestrator.checkpoint.owner import claim, owner, refusal
 from orchestrator.checkpoint.store import CheckpointStore
@@ -23,9 +24,11 @@ from orchestrator.launch.checks.unused_keys import warn_unused_keys
 from orchestrator.launch.compose import ComposedConfig
 from orchestrator.launch.init_weights import fetch_fitting_weights
 from orchestrator.launch.software import current_software, record_software
+from orchestrator.run.mix_plan import MixPlan
 from orchestrator.run.plan import Plan, data_fingerprint, make_largest_plan
 from orchestrator.run.rundir import RunDir, RunError, RunningError
 from orchestrator.run.sizes import keep_sizes
+from orchestrator.run.train_data import Mixture, TrainData, read_data
 
 
 def create_or_open_run(composed: ComposedConfig) -> tuple[RunDir, Plan]:
@@ -50,7 +53,7 @@ def create_or_open_run(composed: ComposedConfig) -> tuple[RunDir, Plan]:
             hint=f"Add epochs with `tahoe resume {run.shell_path} recipe.epochs=N`, take another "
             "seed, or give if_finished=rerun (archives the old directory) or if_finished=skip.",
         )
-    train, val = _read_manifests(config)
+    train, val = read_data(config)
     plan = make_largest_plan(config, train, val)
     if is_finished and config.if_finished == "skip":
         return run, plan
@@ -85,7 +88,7 @@ def create_or_open_runs(
     A point that is already running stops no other: it has its error in place of its plan.
     """
     _check_distinct(
-        points, [(run_path(p.config), p.config.run_dir or p.config.data.location) for p in points]
+        points, [(run_path(p.config), p.config.run_dir or _data_of(p.config)) for p in points]
     )
     _check_distinct(points, [(point.config.checkpoint.url,) for point in points])
     opened: list[tuple[RunDir, Plan | RunningError]] = []
@@ -120,7 +123,7 @@ def make_plan_for(config: Config) -> Plan:
     run = run_of(config)
     if _is_there(run):
         config = keep_sizes(config, parse(run.read_config()))
-    return make_largest_plan(config, *_read_manifests(config))
+    return make_largest_plan(config, *read_data(config))
 
 
 def run_of(config: Config) -> RunDir:
@@ -128,7 +131,7 @@ def run_of(config: Config) -> RunDir:
     run = RunDir(run_path(config))
     if config.run_dir or not _is_there(run):
         return run
-    fingerprint = data_fingerprint(*_read_manifests(config))
+    fingerprint = data_fingerprint(*read_data(config))
     recorded = (run.read_json(run.identity_file) or {}).get("data", {})
     if fingerprint == recorded.get("fingerprint", fingerprint):
         return run
@@ -141,9 +144,8 @@ def _is_there(run: RunDir) -> bool:
     return os.path.exists(run.config_file)  # noqa: PTH110  Path.exists raises PermissionError
 
 
-def _read_manifests(config: Config) -> tuple[Manifest, Manifest]:
-    location = config.data.location
-    return read_manifest(location, "train"), read_manifest(location, "val")
+def _data_of(config: Config) -> tuple[Location, ...]:
+    return (config.data.location, *config.data.train_locations)
 
 
 def run_path(config: Config) -> Path:
@@ -247,7 +249,7 @@ def _locked_directory(run: RunDir) -> Iterator[None]:
 
 
 def _write_run_metadata(
-    run: RunDir, composed: ComposedConfig, plan: Plan, train: Manifest, val: Manifest
+    run: RunDir, composed: ComposedConfig, plan: Plan, train: TrainData, val: Manifest
 ) -> None:
     """Write all files but the config, which marks the run directory as complete."""
     init_from = fetch_fitting_weights(run, composed.config, plan)
@@ -269,6 +271,23 @@ def _write_run_metadata(
             "num_classes": len(train.classes),
             "fingerprint": data_fingerprint(train, val),
             **({} if train.labels.kind == "single" else {"label_kind": train.labels.kind}),
+            **({"mix": _describe_mix(train, plan.mix)} if isinstance(train, Mixture) else {}),
         },
     }
     run.write_json(run.identity_file, identity)
+
+
+def _describe_mix(train: Mixture, plan: MixPlan | None) -> list[dict[str, object]]:
+    """Describe the data sets of a mixture: where they are, what they are, and their parts."""
+    assert plan is not None
+    return [
+        {
+            "name": source.name,
+            "url": str(source.location),
+            "num_train": source.manifest.num_samples,
+            "fingerprint": source.manifest.fingerprint[:16],
+            "weight": source.weight,
+            "quota": quota,
+        }
+        for source, quota in zip(train.sources, plan.quotas, strict=True)
+    ]

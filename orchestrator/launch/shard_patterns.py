@@ -52,14 +52,30 @@ def refuse_expanded(overrides: Iterable[str]) -> None:
 
 
 def resolve_patterns(values: Mapping[str, Any], absolute: Callable[[str], str]) -> None:
-    """Make the paths of patterns absolute; with patterns, data.url need not be given."""
+    """Make the paths of patterns absolute; with patterns, data.url need not be given.
+
+    Without the place of the validation split, it is that of the first data set of a mixture.
+    """
     data = values.get("data")
     if not isinstance(data, dict):
         return
+    sources = [source for source in data.get("mix") or () if isinstance(source, dict)]
+    for source in sources:
+        _make_absolute(source, ("url", "train"), absolute)
+    if sources and data.get("url") == "???" and not data.get("val"):
+        data["url"] = sources[0].get("url")
+    _make_absolute(data, _KEYS, absolute)
     for name in _KEYS:
-        if isinstance(data.get(name), str):
-            data[name] = absolute(data[name])
-        elif isinstance(data.get(name), list):
-            data[name] = [absolute(item) if isinstance(item, str) else item for item in data[name]]
         if data.get(name) and data.get("url") == "???":
             data["url"] = None
+
+
+def _make_absolute(
+    holder: dict[str, Any], keys: Iterable[str], absolute: Callable[[str], str]
+) -> None:
+    for key in keys:
+        value = holder.get(key)
+        if isinstance(value, str):
+            holder[key] = absolute(value)
+        elif isinstance(value, list):
+            holder[key] = [absolute(item) if isinstance(item, str) else item for item in value]

@@ -67,8 +67,9 @@ def check_versions() -> Iterator[CheckResult]:
 
 def check_data(config: Config) -> str:
     """Read the beginning of each split's first shard; return the time that takes."""
-    splits, location = [], config.data.location
-    for split in ("train", "val"):
+    data, splits = config.data, []
+    places = [*((location, "train") for location in data.train_locations), (data.location, "val")]
+    for location, split in places:
         manifest = read_manifest(location, split)
         shard = location.shard_url(split, manifest.shards[0].name)
         start_s = time.monotonic()
@@ -83,11 +84,11 @@ def check_data(config: Config) -> str:
             ) from None
         milliseconds = 1000 * (time.monotonic() - start_s)
         splits.append(
-            f"{split}: {pluralize(manifest.num_samples, 'image')} in "
+            f"{split} of {location}: {pluralize(manifest.num_samples, 'image')} in "
             f"{pluralize(len(manifest.shards), 'shard')}, the "
             f"first {num_bytes / 1e3:,.0f} kB in {milliseconds:.0f} ms"
         )
-    return f"{location}; {'; '.join(splits)}"
+    return "; ".join(splits)
 
 
 def check_run_dir(config: Config) -> str:
@@ -147,7 +148,7 @@ def check_disk(config: Config, cost: ModelCost | None) -> CheckResult:
 def check_cache_space(config: Config) -> Iterator[CheckResult]:
     """Check whether this machine has space for the cache, if the data are remote."""
     cache = config.data.cache
-    if cache != "none" and not config.data.location.is_local("train"):
+    if cache != "none" and not config.data.is_train_local:
         try:
             free = free_bytes(cache_directory(cache.dir))
         except DataError as error:

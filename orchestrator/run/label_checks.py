@@ -4,6 +4,7 @@ from data_sharding.format.manifest import Manifest
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Config
 from orchestrator.metrics import MULTI_LABEL_METRICS, SINGLE_LABEL_METRICS
+from orchestrator.run.train_data import TrainData
 
 _LOSSES = {  # by the kind of labels; a network's own loss takes any
     "single": ("cross_entropy", "bce"),
@@ -14,7 +15,7 @@ _SCORE_BYTES = 5  # of an image and a class: a float32 and a bool
 _MAX_SCORE_BYTES = 16 << 30  # of a rank, in host memory
 
 
-def check_labels(config: Config, train: Manifest, val: Manifest, world_size: int) -> None:
+def check_labels(config: Config, train: TrainData, val: Manifest, world_size: int) -> None:
     """Refuse a loss or a metric that does not fit the labels.
 
     Raises:
@@ -47,7 +48,7 @@ def check_labels(config: Config, train: Manifest, val: Manifest, world_size: int
         check_scores_fit(val, world_size)
 
 
-def _check_counts(train: Manifest) -> None:
+def _check_counts(train: TrainData) -> None:
     if train.samples_per_class is None:
         raise ConfigError(
             "recipe.bce_pos_weight=auto needs the number of images that show each class, and the "

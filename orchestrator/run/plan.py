@@ -13,7 +13,9 @@ from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Config
 from orchestrator.number_format import pluralize
 from orchestrator.run.label_checks import check_labels
+from orchestrator.run.mix_plan import MixPlan, plan_mix
 from orchestrator.run.sizes import SizeRequest, StepSizes, choose_sizes
+from orchestrator.run.train_data import Mixture, TrainData
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Plan:
     is_balanced: bool = False
     label_kind: str = "single"
     samples_per_class: tuple[int, ...] | None = None
+    mix: MixPlan | None = None
 
     @property
     def micro_batch_size(self) -> int:
@@ -92,6 +95,8 @@ class Plan:
             return "classes are drawn equally often, so samples of a small class more often"
         if self.num_repeats > 1:
             return f"every sample is drawn {self.num_repeats} times in its micro-batch"
+        if self.mix:
+            return "as many images as all data sets have together"
         left = self.num_train % self.global_batch_size
         return f"{pluralize(left, 'image')} left for another epoch"
 
@@ -108,8 +113,16 @@ class Plan:
             f"global batch {self.global_batch_size:,} = "
             f"{pluralize(self.num_micro_batches, 'micro-batch')} of "
             f"{self.micro_batch_size}, {self._ranks_note}, "
-            f"dealt from {pluralize(self.num_lanes, 'lane')} of the data set",
+            f"dealt from {self._lanes_note}",
+            *(self.mix.summary_lines(self.steps_per_epoch) if self.mix else ()),
         ]
+
+    @property
+    def _lanes_note(self) -> str:
+        if self.mix is None:
+            return f"{pluralize(self.num_lanes, 'lane')} of the data set"
+        num_lanes = self.mix.num_lanes(self.num_lanes, self.num_micro_batches)
+        return f"{pluralize(num_lanes, 'lane')} of {len(self.mix.sources)} data sets"
 
     @property
     def _ranks_note(self) -> str:
@@ -146,7 +159,7 @@ class MicroBatchKeys:
         )
 
 
-def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -> Plan:
+def make_plan(config: Config, world_size: int, train: TrainData, val: Manifest) -> Plan:
     """Compute the plan of a config on a data set; refuse sizes that do not divide each other."""
     recipe = config.recipe
     batch, num_train = recipe.global_batch_size, train.num_samples
@@ -177,10 +190,13 @@ def make_plan(config: Config, world_size: int, train: Manifest, val: Manifest) -
         is_balanced=recipe.class_balanced,
         label_kind=train.labels.kind,
         samples_per_class=train.samples_per_class,
+        mix=plan_mix(train, batch, num_micro_batches, recipe.augment_repeats)
+        if isinstance(train, Mixture)
+        else None,
     )
 
 
-def make_largest_plan(config: Config, train: Manifest, val: Manifest) -> Plan:
+def make_largest_plan(config: Config, train: TrainData, val: Manifest) -> Plan:
     """Compute the plan of a config for the most ranks, of those that Slurm may start, that fit.
 
     The fewest must fit, too: a job may get no more.
@@ -209,6 +225,7 @@ def step_sizes(config: Config, world_size: int, num_train: int) -> StepSizes:
         repeats=recipe.augment_repeats,
         ranks_per_node=config.slurm.ranks_per_node if is_slurm else None,
         max_images=config.runtime.max_images_per_device,
+        weights=tuple(source.weight for source in config.data.mix),
     )
     return choose_sizes(request)
 
@@ -237,7 +254,7 @@ def training_petaflop(cost: Mapping[str, float], num_images: float) -> float:
     return cost["model/training_gmacs"] * 1e9 * 2 * num_images / 1e15
 
 
-def data_fingerprint(train: Manifest, val: Manifest) -> str:
+def data_fingerprint(train: TrainData, val: Manifest) -> str:
     """Return the identity of a data set, which changes with any byte of either split."""
     return f"{train.fingerprint[:16]}-{val.fingerprint[:16]}"
 

@@ -165,9 +165,10 @@ def _median_s(world: World, action: Callable[[], object]) -> float:
 def _read(config: Config, world: World) -> dict[str, Any]:
     """Read training shards for a while; return the volume and the seconds, or the error."""
     try:
-        manifest = read_manifest(config.data.location, "train")
+        location = config.data.train_locations[0]
+        manifest = read_manifest(location, "train")
         num_read, start_s = 0, time.monotonic()
-        for block in _blocks(config.data.location, manifest.shards, world):
+        for block in _blocks(location, manifest.shards, world):
             num_read += len(block)
             if num_read >= _READ_BYTES or time.monotonic() - start_s > _READ_S:
                 break
@@ -191,7 +192,7 @@ def _blocks(location: Location, shards: ShardTable, world: World) -> Iterator[by
 
 def _cache(config: Config) -> dict[str, Any] | None:
     """Return the free space of the shard cache, or its error; None without a cache."""
-    if config.data.cache == "none" or config.data.location.is_local("train"):
+    if config.data.cache == "none" or config.data.is_train_local:
         return None
     try:
         return {"free_bytes": free_bytes(cache_directory(config.data.cache.dir))}

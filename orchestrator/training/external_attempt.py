@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 from data_sharding.errors import DataError, UnavailableError
-from data_sharding.format.manifest import read_manifest
 from orchestrator.config.key_names import explain
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Config
@@ -23,6 +22,7 @@ from orchestrator.run.notify import notify_end
 from orchestrator.run.outcome import CRASHED, ExitCode, read_run_state, record_lost_attempts
 from orchestrator.run.plan import make_plan
 from orchestrator.run.rundir import RunDir, RunError
+from orchestrator.run.train_data import read_data
 from orchestrator.training.distributed.world import World
 from orchestrator.training.monitoring.output_copy import copy_output
 
@@ -78,9 +78,7 @@ def _begin(
             notify_end(run, config.notify, lost, "restart", _LOST, log=log.warning)
         if refusal := _nothing_to_do(run):
             return refusal
-        location = config.data.location
-        manifests = read_manifest(location, "train"), read_manifest(location, "val")
-        plan = make_plan(config, world_size, *manifests)
+        plan = make_plan(config, world_size, *read_data(config))
         attempt = run.begin_attempt(
             launcher="torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "external",
             world_size=world_size,

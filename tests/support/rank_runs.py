@@ -10,12 +10,12 @@ from pathlib import Path
 
 from ranks import run_on_ranks
 
-from data_sharding.format.manifest import read_manifest
 from orchestrator.config.parse import to_dict
 from orchestrator.config.schema import Config
 from orchestrator.launch.compose import compose
 from orchestrator.run.plan import data_fingerprint
 from orchestrator.run.rundir import RunDir
+from orchestrator.run.train_data import read_data
 from orchestrator.training.distributed.world import World
 from orchestrator.training.monitoring.metric_log import MetricLog
 from orchestrator.training.stop_signal import StopSignal
@@ -28,8 +28,7 @@ def create_run(path: Path, overrides: Sequence[str]) -> tuple[RunDir, Config]:
     config, run = composed.config, RunDir(path)
     path.mkdir()
     run.write_config(to_dict(config))
-    train_split, val_split = (read_manifest(config.data.url, split) for split in ("train", "val"))
-    identity = {"data": {"fingerprint": data_fingerprint(train_split, val_split)}}
+    identity = {"data": {"fingerprint": data_fingerprint(*read_data(config))}}
     run.write_json(run.identity_file, identity)
     return run, config
 

@@ -6,27 +6,32 @@ from data_sharding.format.image_profile import ImageProfile
 from data_sharding.format.location import Location
 from data_sharding.format.manifest import Manifest, read_manifest
 from orchestrator.config.parse import ConfigError
-from orchestrator.config.schema import Config
+from orchestrator.config.schema import Config, Data
 from orchestrator.launch.checks.data_choice import differences, matching_group, profile_of
 
 
 def check_data_matches_config(config: Config, overrides: Sequence[str]) -> None:
-    """Refuse a data set that mean, crops and name were not chosen for.
+    """Refuse a data set that mean, crops and name were not chosen for; so each of a mixture.
 
     Args:
         overrides: the overrides of the command line, which may request grey images explicitly.
     """
-    data, train = config.data, read_manifest(config.data.location, "train")
-    profile = profile_of(data.location, train)
-    suggestion = _suggest(train, profile, data.location)
+    for location in config.data.train_locations:
+        _check_images(location, config.data, overrides)
+
+
+def _check_images(location: Location, data: Data, overrides: Sequence[str]) -> None:
+    train = read_manifest(location, "train")
+    profile = profile_of(location, train)
+    suggestion = _suggest(train, profile, location)
     if data.expected and data.expected.name == data.name:
         found = differences(data.expected, len(train.classes), profile)
         if found:
             raise ConfigError(
-                f"data.name={data.name}, and the images at {data.location} are not: "
+                f"data.name={data.name}, and the images at {location} are not: "
                 f"{', '.join(found)}. They would be trained on with {data.name}'s mean, std "
                 "and crops, and filed under its name",
-                value=str(data.location),
+                value=str(location),
                 hint=f"Nothing was started. {suggestion}, or "
                 "data.name=NAME if these crops are meant for a set of yours.",
             )
@@ -34,8 +39,8 @@ def check_data_matches_config(config: Config, overrides: Sequence[str]) -> None:
     if profile and profile.num_coloured and data.in_channels == 1 and not is_explicit:
         raise ConfigError(
             f"data.in_channels=1, and {profile.num_coloured} of {profile.num_seen} images "
-            f"read from {data.location} have colors, which would be lost",
-            value=str(data.location),
+            f"read from {location} have colors, which would be lost",
+            value=str(location),
             hint=f"Nothing was started. {suggestion}; or "
             "give data.in_channels=1 on the command line if grey images are intended.",
         )

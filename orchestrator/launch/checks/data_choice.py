@@ -54,18 +54,19 @@ def check_default_data(config: Config, overrides: Sequence[str]) -> None:
     data, given = config.data, {o.lstrip("+~").partition("=")[0] for o in overrides}
     if given & _CHOOSING or data.expected is None or data.expected.name != data.name:
         return
+    location = data.train_locations[0]
     try:
-        train = read_manifest(data.location, "train")
+        train = read_manifest(location, "train")
     except DataError:  # reported where it is needed
         return
-    profile = profile_of(data.location, train)
+    profile = profile_of(location, train)
     if profile is None or not differences(data.expected, len(train.classes), profile):
         return
     chosen = _choose(train, profile, given)
     error = DataGroupError(
-        f"{data.location} has {profile} in {pluralize(len(train.classes), 'class')}, and "
+        f"{location} has {profile} in {pluralize(len(train.classes), 'class')}, and "
         f"the command chooses no data: {' '.join(chosen)}",
-        value=str(data.location),
+        value=str(location),
         hint=f"Write {' '.join(chosen)}.",
     )
     error.overrides = chosen

@@ -71,6 +71,7 @@ def run_tags(run: RunDir, config: Mapping[str, Any]) -> dict[str, str]:
         "tahoe.model": _section(config, "model").get("name"),
         "tahoe.year": _published(config).get("year"),
         "tahoe.data": data.get("name"),
+        "tahoe.mix": _mix(info),
         "tahoe.protocol": data.get("eval_protocol"),
         "tahoe.attempts": run.num_attempts,
         "seed": config.get("seed"),
@@ -138,12 +139,12 @@ def dataset(run: RunDir, config: Mapping[str, Any]) -> dict[str, str] | None:
     data = _section(run.read_json(run.identity_file) or {}, "data")
     if "fingerprint" not in data:
         return None
-    url = redact_urls(str(_section(config, "data").get("url")))
+    url, mix = redact_urls(str(_section(config, "data").get("url"))), data.get("mix")
     return {
         "name": str(data.get("name")),
         "digest": str(data["fingerprint"])[:MAX_DIGEST_CHARACTERS],
         "source_type": "local" if "://" not in url else url.partition("://")[0],
-        "source": json.dumps({"uri": url}),
+        "source": json.dumps({"uri": url, **({"mix": redact(mix)} if mix else {})}),
         "profile": json.dumps({k: v for k, v in data.items() if k.startswith("num_")}),
     }
 
@@ -187,6 +188,12 @@ def _data_name(line: Mapping[str, Any]) -> str:
     """Name the data of an evaluation; a fingerprint distinguishes sets of one name."""
     name = redact_urls(line["data"]).partition("?")[0].rstrip("/").rpartition("/")[2]
     return f"{name}-{line['fingerprint'][:8]}" if "fingerprint" in line else str(name)
+
+
+def _mix(info: Mapping[str, Any]) -> str | None:
+    """Return the images of a step from each data set of a mixture, as text."""
+    sources = _section(info, "data").get("mix", ())
+    return ", ".join(f"{source['quota']} of {source['name']}" for source in sources) or None
 
 
 def _section(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:

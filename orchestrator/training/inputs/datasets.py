@@ -11,12 +11,14 @@ import numpy as np
 
 from data_sharding.errors import DataError
 from data_sharding.format.location import Location
-from data_sharding.format.manifest import Manifest, read_manifest
+from data_sharding.format.manifest import Manifest
 from data_sharding.loading.datasets import EvalDataset, TrainDataset, TrainOrder
 from data_sharding.loading.loader import Batch, ring_bytes
+from data_sharding.loading.mixed_reader import MixedReader
 from data_sharding.loading.shared_buffers import check_space
 from data_sharding.loading.split_reader import SplitReader
 from data_sharding.sampling.class_balanced import BalancedOrder, read_class_index
+from data_sharding.sampling.mixed_order import mix_orders
 from data_sharding.sampling.sample_order import SampleOrder
 from data_sharding.storage.cache import CacheSettings, small_cache_warning
 from data_sharding.storage.shard_store import open_store
@@ -32,6 +34,7 @@ from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Config, Data
 from orchestrator.run.plan import MicroBatchKeys, Plan, image_sizes, make_plan, split_fingerprints
 from orchestrator.run.rundir import RunDir
+from orchestrator.run.train_data import Mixture, TrainData, read_data
 from orchestrator.training.inputs.lookahead import NUM_STEPS
 
 log = logging.getLogger(__name__)
@@ -50,9 +53,8 @@ class Datasets:
     @classmethod
     def open(cls, run: RunDir, config: Config, world_size: int) -> Self:
         """Open the config's data set, which must be the one that this run started with."""
-        location = config.data.location
-        train, val = (read_manifest(location, split) for split in ("train", "val"))
-        check_fingerprint(run, location, {"train": train, "val": val})
+        train, val = read_data(config)
+        check_fingerprint(run, config.data.location, {"train": train, "val": val})
         plan = make_plan(config, world_size, train, val)
         train_set = open_train_set(config, train, plan)
         _warn_if_cache_too_small(config, train_set, plan)
@@ -61,11 +63,11 @@ class Datasets:
         return cls(train=train_set, val=eval_set, plan=plan)
 
 
-def open_train_set(config: Config, manifest: Manifest, plan: Plan) -> TrainDataset:
+def open_train_set(config: Config, train: TrainData, plan: Plan) -> TrainDataset:
     """Open the training samples in the config's order, cropped and augmented."""
     return TrainDataset(
-        _open_split(config, "train", manifest),
-        _make_order(config, manifest, plan),
+        _open_train(config, train),
+        _make_order(config, train, plan),
         _make_crop(config.data),
         make_augmentation(config),
         image_sizes(config, plan.steps_per_epoch),
@@ -82,6 +84,22 @@ def open_eval_set(config: Config, split: str, manifest: Manifest) -> EvalDataset
         config.evaluate.batch_size,
         parse_protocol(config.data.eval_protocol),
         config.data.in_channels,
+    )
+
+
+def _open_train(config: Config, train: TrainData) -> SplitReader | MixedReader:
+    if isinstance(train, Manifest):
+        return _open_split(config, "train", train)
+    settings = _cache_settings(config)
+    return MixedReader(
+        [
+            SplitReader(
+                f"{source.name}: train",
+                source.manifest,
+                open_store(source.location, "train", settings, source.manifest.rule),
+            )
+            for source in train.sources
+        ]
     )
 
 
@@ -106,8 +124,7 @@ def _warn_if_cache_too_small(config: Config, train_set: TrainDataset, plan: Plan
     """Warn if the ranks of this node read from more shards in a step than its cache can hold."""
     settings, sources = _cache_settings(config), train_set.shards.sources
     rank, num_local = int(os.environ.get("RANK", "0")), _num_local_ranks()
-    is_local = config.data.location.is_local("train")
-    if settings is None or is_local or rank % num_local:
+    if settings is None or config.data.is_train_local or rank % num_local:
         return
     keys = MicroBatchKeys(range(1), plan.micro_batches_of(rank), plan.part_of(rank))
     shards_in_use = np.unique(np.concatenate([train_set.shards_of(key) for key in keys]))
@@ -125,17 +142,28 @@ def _num_local_ranks() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def _make_order(config: Config, manifest: Manifest, plan: Plan) -> TrainOrder:
+def _make_order(config: Config, train: TrainData, plan: Plan) -> TrainOrder:
     data, recipe = config.data, config.recipe
+    if isinstance(train, Mixture):
+        assert plan.mix is not None
+        return mix_orders(
+            [source.manifest.shards.num_samples for source in train.sources],
+            plan.mix.quotas,
+            seed=config.seed,
+            num_lanes=plan.num_lanes,
+            num_micro_batches=plan.num_micro_batches,
+            block_size=data.shuffle_block_size,
+            repeats=recipe.augment_repeats,
+        )
     if recipe.class_balanced:
         return BalancedOrder(
-            read_class_index(data.location, "train", manifest),
+            read_class_index(data.location, "train", train),
             seed=config.seed,
             global_batch_size=plan.global_batch_size,
             num_micro_batches=plan.num_micro_batches,
         )
     return SampleOrder(
-        manifest.shards.num_samples,
+        train.shards.num_samples,
         seed=config.seed,
         global_batch_size=plan.global_batch_size,
         num_lanes=plan.num_lanes,
@@ -154,7 +182,7 @@ def make_augmentation(config: Config) -> PixelAugment:
         raise ConfigError(f"recipe.augment: {error}") from error
 
 
-def check_fingerprint(run: RunDir, where: Location, splits: Mapping[str, Manifest]) -> None:
+def check_fingerprint(run: RunDir, where: Location, splits: Mapping[str, TrainData]) -> None:
     """Refuse other data than a run started with.
 
     Args:
@@ -169,15 +197,19 @@ def check_fingerprint(run: RunDir, where: Location, splits: Mapping[str, Manifes
             value=str(run.identity_file),
             hint=f"Restore the file from a backup, or start a new run; {hint}",
         )
-    recorded = split_fingerprints(str(identity.get("data", {}).get("fingerprint", "")))
+    data = identity.get("data", {})
+    recorded = split_fingerprints(str(data.get("fingerprint", "")))
     for split, manifest in splits.items():
         fingerprint = manifest.fingerprint[:16]
         if recorded.get(split, fingerprint) != fingerprint:
+            place = str(where)
+            if isinstance(manifest, Mixture):
+                place = manifest.name_changed([one["fingerprint"] for one in data.get("mix", ())])
             raise DataError(
-                f"the data set at {where} is not the one that {run.id} started with: {split} has "
+                f"the data set at {place} is not the one that {run.id} started with: {split} has "
                 f"the fingerprint {fingerprint}, and run_info.json {recorded[split]}, so the run "
                 "would have the metrics of two data sets",
-                value=str(where),
+                value=place,
                 hint=f"Set data.url to the original, or start a new run; {hint}",
             )
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from data_sharding.sampling.mixed_order import MixedOrder, choose_lanes, divide_batch, mix_orders
+from data_sharding.sampling.mixed_order import MixedOrder, divide_batch, divide_lanes, mix_orders
 
 Ints = NDArray[np.int64]
 
@@ -134,8 +134,15 @@ def test_decimal_weights_divide_a_batch_exactly() -> None:
 
 
 @examples
-@given(st.integers(1, 200), st.integers(1, 8), st.floats(0, 100))
-def test_lanes_divide_their_quota(each: int, num_micro: int, target: float) -> None:
-    lanes = choose_lanes(each * num_micro, num_micro, target)
-    assert (each * num_micro) % lanes == lanes % num_micro == 0
-    assert choose_lanes(48, 4, 11) == 12
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=4), st.integers(1, 8), st.integers(1, 99))
+def test_lanes_divide_the_samples_of_their_source(
+    each: list[int], num_micro: int, num_lanes: int
+) -> None:
+    samples = [number * num_micro for number in each]
+    for lanes, number in zip(divide_lanes(num_lanes, samples, num_micro), samples, strict=True):
+        assert number % lanes == lanes % num_micro == 0
+
+
+def test_lanes_are_divided_by_quotas() -> None:
+    assert divide_lanes(32, [192, 64], 4) == [24, 8]
+    assert divide_lanes(32, [4 * 61, 12], 4) == [4, 4]  # 61 is a prime number

@@ -200,6 +200,7 @@ MUTABLE_SECTIONS = (
 )
 MUTABLE_KEYS = {
     *("run_dir", "runs_dir", "if_finished", "data.url", "data.num_workers", "strategy"),
+    *("data.train", "data.val", "data.manifest"),
     *("checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.max_failed_saves"),
     "recipe.grad_checkpointing",
     *("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep_every_steps"),
