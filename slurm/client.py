@@ -53,13 +53,15 @@ class QueuedJob:
     time_left: str
 
 
-def submit(script: Path, *, after: str | None = None) -> str:
+def submit(script: Path, *, after: str | None = None, after_end: str | None = None) -> str:
     """Submit a job script and return the job's id.
 
     Args:
         after: the id of a job that must succeed before.
+        after_end: the id of a job that must end before, in any way.
     """
-    options = [f"--dependency=afterok:{after}"] if after else []
+    conditions = {"afterok": after, "afterany": after_end}
+    options = [f"--dependency={kind}:{job}" for kind, job in conditions.items() if job]
     done = _run("sbatch", "--parsable", *options, str(script), hidden=ignored_variables(script))
     return done.stdout.strip().partition(";")[0]
 

@@ -40,17 +40,25 @@ def group_compatible(jobs: Sequence[SbatchRequest]) -> list[list[int]]:
 
 def render_array(array: JobArray) -> str:
     """Render the script of an array; ValueError if an option of sbatch has a line break."""
-    parallelism = array.job.array_parallelism
     options = {
         "job-name": array.name,
         "output": f"{array.directory.replace('%', '%%')}/%A_%a.out",
-        "array": f"0-{array.num_elements - 1}" + (f"%{parallelism}" if parallelism else ""),
+        "array": element_range(array.num_elements, array.job.array_parallelism),
     }
     return Template(_SCRIPT).substitute(
         directives=directives(sbatch_options(array.job, options)),
         directory=shlex.quote(array.directory),
         runs_file=shlex.quote(array.runs_file),
     )
+
+
+def element_range(num_elements: int, parallelism: int | None) -> str:
+    """Return the value of sbatch's option --array.
+
+    Args:
+        parallelism: the most elements that run at the same time; None for no limit.
+    """
+    return f"0-{num_elements - 1}" + (f"%{parallelism}" if parallelism else "")
 
 
 _SCRIPT = r"""#!/bin/bash
