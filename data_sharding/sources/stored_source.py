@@ -27,7 +27,7 @@ from data_sharding.sources.packed_strings import PackedStrings
 from data_sharding.sources.shard_samples import ShardSamples
 
 _KIND, _ARRAY, _ITEMS = "kind", "array", "items"
-_RECORDS: dict[str, type[Any]] = {
+STORED_CLASSES: dict[str, type[Any]] = {
     record.__name__: record
     for record in (
         *(ArchivedImages, LabelRule, Labels, ListedImages, PixelImages),
@@ -86,9 +86,9 @@ def _parts(value: Any) -> tuple[str, list[Any]]:
         return "PackedStrings", [*value.arrays]
     if isinstance(value, Path):
         return "Path", [str(value)]
-    if kind in _RECORDS and is_dataclass(value):
+    if kind in STORED_CLASSES and is_dataclass(value):
         return kind, [[field.name, getattr(value, field.name)] for field in fields(value)]
-    if kind in _RECORDS:  # a NamedTuple
+    if kind in STORED_CLASSES:  # a NamedTuple
         return kind, [[*pair] for pair in value._asdict().items()]
     if isinstance(value, tuple):
         return "tuple", [*value]
@@ -106,8 +106,8 @@ def _decode(value: Any, arrays: _Arrays) -> Any:
     if kind == _ARRAY:
         return arrays[value[_ITEMS]]
     items = cast("list[Any]", _decode(value[_ITEMS], arrays))
-    if kind in _RECORDS:
-        return _RECORDS[kind](**dict(items))
+    if kind in STORED_CLASSES:
+        return STORED_CLASSES[kind](**dict(items))
     return _BUILDERS[kind](items)
 
 

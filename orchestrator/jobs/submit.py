@@ -39,7 +39,7 @@ def submit(submission: Submission, *, after: RunDir | None = None) -> str:
     """
     dependency = None if after is None else _active_job_id(after)
     job = write_script(submission.run, submission.config)
-    _print_overruled(job, submission.run.job_script)
+    print_overruled(job, submission.run.job_script)
     job_id = client.submit(submission.run.job_script, after=dependency)
     _record(submission, job_id)
     return job_id
@@ -66,9 +66,9 @@ def submit_arrays(
         write_atomic(runs_file, "".join(f"{element.run.path}\n" for element in elements))
         job = jobs[indices[0]]
         array = JobArray(f"tahoe {sweep.id}", str(sweep.path), runs_file.name, job, len(elements))
-        with _as_config_error():
+        with as_config_error():
             write_atomic(script, render_array(array))
-        _print_overruled(job, script)
+        print_overruled(job, script)
         try:
             array_id = client.submit(script, after=dependency)
         except SlurmError as error:
@@ -92,7 +92,7 @@ def _submitted_so_far(sweep: SweepDir, submitted: Sequence[str]) -> str:
     )
 
 
-def _print_overruled(job: SbatchRequest, script: Path) -> None:
+def print_overruled(job: SbatchRequest, script: Path) -> None:
     """Print the options and variables that others replace."""
     for option, further in overruled(job):
         print(f"note: {further} of additional_parameters replaces {option}", file=sys.stderr)
@@ -120,7 +120,7 @@ def write_script(run: RunDir, config: Config) -> SbatchRequest:
 
 def render_job_script(job: SbatchRequest) -> str:
     """Render the job script of a run."""
-    with _as_config_error():
+    with as_config_error():
         return render_sbatch(
             job, worker="orchestrator.training.worker", hooks="orchestrator.jobs.job_hooks"
         )
@@ -133,14 +133,14 @@ def job_request(run: RunDir, config: Config, python_path: Sequence[str]) -> Sbat
     if "SLURM_CONF" in os.environ:
         environ["SLURM_CONF"] = os.environ["SLURM_CONF"]
     options = {option.name: getattr(config.slurm, option.name) for option in fields(SbatchOptions)}
-    with _as_config_error():
+    with as_config_error():
         return SbatchRequest(
             f"tahoe {run.id}", str(run.path), sys.executable, tuple(python_path), environ, **options
         )
 
 
 @contextmanager
-def _as_config_error() -> Iterator[None]:
+def as_config_error() -> Iterator[None]:
     """Raise the ValueError of a script as an error of the config."""
     try:
         yield

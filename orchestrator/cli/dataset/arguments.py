@@ -68,6 +68,17 @@ def compose_data(where: Sequence[str]) -> "Data | None":
     return points[0].config.data
 
 
+slurm_options = (
+    click.option(
+        "--on", multiple=True, metavar="OVERRIDE", help="write by jobs: slurm=NAME, slurm.KEY=VALUE"
+    ),
+    click.option(
+        "--num-parts", type=POSITIVE, default=16, help="with --on: number of jobs, at most"
+    ),
+    flag("--wait", help="with --on: show the progress of the jobs until they end"),
+)
+
+
 def sample_options(call: Call) -> Call:
     """Add the members and the classes of the samples of foreign shards."""
     options = (

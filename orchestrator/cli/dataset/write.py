@@ -1,6 +1,6 @@
 """`tahoe shard digits|folder|csv|imagenet|cifar|webdataset|merge|split`: write a data set."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial, wraps
 from pathlib import Path
@@ -16,6 +16,7 @@ from orchestrator.cli.dataset.arguments import (
     sample_options,
     sample_rule,
     scratch_option,
+    slurm_options,
 )
 from orchestrator.cli.shared.arguments import (
     PATH,
@@ -55,6 +56,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="decode whole, to shrink them, images of over 89 megapixels and up to N",
     ),
     click.option("--quality", type=int, default=90, help="JPEG quality of shrunk images"),
+    *slurm_options,
 )
 
 
@@ -75,6 +77,7 @@ def _writer(
     def decorate(open_source: "Callable[..., Source]") -> Callable[..., int]:
         @wraps(open_source)
         def write(out: str, seed: int, num_workers: int, **options: Any) -> int:
+            jobs = {name: options.pop(name) for name in ("on", "num_parts", "wait")}
             checks = _image_checks(options)
             sizes = {name: options.pop(name) for name in ("samples_per_shard", "shard_bytes")}
             check_exclusive(**sizes)
@@ -85,6 +88,11 @@ def _writer(
             if from_shards:
                 options["num_workers"] = num_workers
             source = (_open_shards if from_shards else _open_images)(open_source, **options)
+            if jobs["wait"] and not jobs["on"]:
+                raise click.UsageError("--wait needs --on.")
+            if jobs["on"]:
+                jobs["num_workers"] = num_workers
+                return _write_by_jobs(source, out, seed, checks, sizes, **jobs)
             return _write(source, out, seed, checks, num_workers=num_workers, **sizes)
 
         size_option = click.option(
@@ -131,6 +139,27 @@ def _write(
         return INTERRUPTED
     write_render.print_summary(url, source, dataset)
     return 0
+
+
+def _write_by_jobs(
+    opened: "AbstractContextManager[Source]",
+    out: str,
+    seed: int,
+    checks: "ImageChecks",
+    sizes: dict[str, int | None],
+    *,
+    on: Sequence[str],
+    **settings: Any,
+) -> int:
+    """Write a source to a URL by jobs of Slurm, unless it is there; return the exit code."""
+    from data_sharding.writing.dataset_writer import is_published
+    from data_sharding.writing.shard_tasks import WriteSettings
+    from orchestrator.cli.dataset import write_jobs
+
+    jobs = write_jobs.jobs_of(out, on)
+    if is_published(jobs.url):
+        return _write(opened, out, seed, checks, num_workers=settings["num_workers"], **sizes)
+    return write_jobs.write(jobs, opened, WriteSettings(seed, checks=checks, **sizes), **settings)
 
 
 @contextmanager

@@ -66,9 +66,11 @@ def print_resize_trial(shrink: ResizeSettings, source: Source, seed: int) -> Non
         print_table(_trial_table(trial))
 
 
-def print_interrupted(url: str) -> None:
-    """Print that the writing was interrupted and can be continued."""
+def print_interrupted(url: str, *, jobs_go_on: bool = False) -> None:
+    """Print that the writing was interrupted and can be continued, or that its jobs go on."""
     text = f"interrupted: nothing is published at {url}. The same command continues."
+    if jobs_go_on:
+        text = f"interrupted: the jobs go on that write {url}. The same command shows them again."
     make_console(stderr=True).print(Text(text))
 
 

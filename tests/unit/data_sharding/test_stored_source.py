@@ -1,5 +1,7 @@
 """A listed source survives a file, and nothing else is built from one."""
 
+import importlib
+import pkgutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,16 +12,17 @@ from foreign_shards import by_webdataset, jpeg
 from image_folders import make
 from safetensors.numpy import save_file
 
+from data_sharding import sources
 from data_sharding.errors import DataError
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.scanning.scan import ReadOptions
-from data_sharding.sources.base import Labels, PixelImages, Sample, Source
+from data_sharding.sources.base import ImageTable, Labels, PixelImages, Sample, Source
 from data_sharding.sources.csv_file import Columns, csv_file
 from data_sharding.sources.folder import FolderOptions, folder
 from data_sharding.sources.imagenet import ArchivedImages
 from data_sharding.sources.packed_strings import PackedStrings
 from data_sharding.sources.shards import from_webdataset
-from data_sharding.sources.stored_source import read_source, write_source
+from data_sharding.sources.stored_source import STORED_CLASSES, read_source, write_source
 
 
 def of_a_folder(root: Path) -> Source:
@@ -78,6 +81,12 @@ def test_a_stored_source_is_the_same(make_source: Callable[[Path], Source], tmp_
         assert len(samples) > 0
         assert np.array_equal(read.num_bytes[split], source.num_bytes[split])
     assert read.skipped.counts["of no kind"] == 0  # it is a Counter still
+
+
+def test_the_samples_of_every_source_can_be_stored() -> None:
+    for module in pkgutil.iter_modules(sources.__path__, f"{sources.__name__}."):
+        importlib.import_module(module.name)
+    assert {table.__name__ for table in ImageTable.__subclasses__()} <= STORED_CLASSES.keys()
 
 
 def all_of(source: Source, split: str) -> list[tuple[object, ...]]:
