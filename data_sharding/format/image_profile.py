@@ -1,4 +1,4 @@
-"""What the images of a split are, as its manifest records it: colours, sizes and formats."""
+"""Colours, sizes and formats of the images of a split, as its manifest records them."""
 
 from typing import Annotated
 

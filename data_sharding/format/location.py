@@ -58,6 +58,12 @@ class Location:
         """True if the names of its files tell for which shards they are."""
         return bool(self.url is None or self.manifest or self.rules)
 
+    @property
+    def splits(self) -> list[str]:
+        """The splits whose shards are named."""
+        is_named = {"train": self.url or self.train, "val": self.url or self.val}
+        return [split for split in is_named if is_named[split]]
+
     def patterns(self, split: str) -> tuple[str, ...]:
         """Return the patterns of the shards of a split.
 

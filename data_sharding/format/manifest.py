@@ -161,18 +161,20 @@ def url_of(where: str | Location, split: str) -> str:
 
 def has_manifest(where: str | Location, split: str) -> bool:
     """Check whether a split has a manifest; raises what its store raises."""
-    return filesystem.exists(url_of(where, split))
+    location = Location.of(where)
+    return split in location.splits and filesystem.exists(url_of(location, split))
 
 
 def read_manifests(where: str | Location) -> dict[str, Manifest]:
     """Read the manifests of those splits that a data set has, at least one."""
     existing = []
-    for split in SPLITS:
+    named = Location.of(where).splits
+    for split in named:
         with suppress(Exception):  # reading it raises the error
             if not has_manifest(where, split):
                 continue
         existing.append(split)
-    return {split: read_manifest(where, split) for split in existing or SPLITS[:1]}
+    return {split: read_manifest(where, split) for split in existing or named[:1]}
 
 
 def read_manifest(where: str | Location, split: str) -> Manifest:

@@ -9,7 +9,6 @@ from braceexpand import braceexpand
 
 from data_sharding.errors import DataError
 from data_sharding.format.location import Location, is_tar
-from data_sharding.format.manifest import SPLITS
 from data_sharding.io import filesystem
 from data_sharding.io.text import pluralize, truncated_list
 from data_sharding.tools.duplicate_shards import refuse_equal_urls
@@ -18,13 +17,15 @@ from data_sharding.tools.find_shards import FoundShards, listing, words_of_other
 _GLOB = re.compile(r"[*?]")
 
 
-def find_named_shards(location: Location, splits: Iterable[str] = SPLITS) -> dict[str, FoundShards]:
+def find_named_shards(
+    location: Location, splits: Iterable[str] | None = None
+) -> dict[str, FoundShards]:
     """Find the shards of each split that the patterns of a location name.
 
     Raises:
         DataError: a pattern names no shard, or two name the same one.
     """
-    found = {split: _expand(location, split) for split in splits}
+    found = {split: _expand(location, split) for split in splits or location.splits}
     refuse_equal_urls(chain.from_iterable(shards.urls for shards in found.values()), "shard")
     return found
 

@@ -201,13 +201,7 @@ class Data:
             raise ValueError("class_map chooses classes, and label=none: samples have none")
         if self.train and self.mix:
             raise ValueError("train and mix both say where the training samples are: give one")
-        if bool(self.train) != bool(self.val) and not self.mix:
-            given, missing = ("train", "val") if self.train else ("val", "train")
-            raise ValueError(
-                f"{given} is given and {missing} is not: give the shards of both splits, or "
-                "neither and url"
-            )
-        if not (self.url or self.val):
+        if not (self.url or self.train or self.val):
             raise ValueError("the shards are in url, or where train and val say: give one of them")
         numbers = {"mean": len(self.mean), "std": len(self.std)}
         wrong = [f"{name} has {n}" for name, n in numbers.items() if n != self.in_channels]

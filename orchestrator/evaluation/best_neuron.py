@@ -37,7 +37,7 @@ def find_best_neuron(
         Among others `constant`, the accuracy of the same prediction for every image.
     """
     directory = RunDir(Path(run))
-    config = with_data(parse(directory.read_config()), data)
+    config = with_data(parse(directory.read_config()), data, split)
     manifest = read_manifest(config.data.location, split)
     if target not in manifest.classes:
         known = ", ".join(manifest.classes[:20]) or "none, as its images have no labels"

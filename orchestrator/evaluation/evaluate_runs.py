@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from data_sharding.format.class_map import read_class_map
-from data_sharding.format.location import Location
+from data_sharding.format.location import Location, is_tar
 from data_sharding.format.manifest import Manifest, read_manifest
 from data_sharding.loading.full_images import load_full_images
 from data_sharding.loading.loader import iter_batches
@@ -227,15 +227,18 @@ def _apply(request: EvalRequest, config: Config) -> tuple[Config, str]:
         changes["data.max_bad_fraction"] = request.max_bad_fraction
     if request.batch_size:
         changes["evaluate.batch_size"] = request.batch_size
-    return with_data(config, request.data).replace(changes), name
+    return with_data(config, request.data, request.split).replace(changes), name
 
 
-def with_data(config: Config, url: str | None) -> Config:
-    """Return a config with another data set, if one is given."""
-    names = ("train", "val", "manifest", "image", "label", "class_map")
+def with_data(config: Config, data: str | None, split: str) -> Config:
+    """Return a config with another data set, if one is given: a URL, or a pattern of a split."""
+    if data is None:
+        return config
+    names = ("url", "train", "val", "manifest", "image", "label", "class_map")
     changes: dict[str, object] = {f"data.{name}": None for name in names}
-    changes |= {"data.url": url, "data.multi_label": False, "data.mix": ()}
-    return config.replace(changes) if url else config
+    changes |= {"data.multi_label": False, "data.mix": ()}
+    changes[f"data.{split}" if is_tar(data) else "data.url"] = data
+    return config.replace(changes)
 
 
 def timm_protocol(model: str, crop: int) -> str:

@@ -70,7 +70,6 @@ def index(
     """Write the manifests of existing shards."""
     from data_sharding.format.class_map import read_class_map
     from data_sharding.format.location import Location
-    from data_sharding.format.manifest import SPLITS
     from data_sharding.scanning.scan import ReadOptions
     from data_sharding.tools.expand_patterns import find_named_shards
     from data_sharding.tools.find_shards import find_shards
@@ -93,7 +92,7 @@ def index(
     else:
         rule, location = sample_rule(image, label, multi_label=multi_label), Location(where[0])
     if location.url is None or location.rules:
-        shards = find_named_shards(location, [split] if split else SPLITS)
+        shards = find_named_shards(location, [split] if split else location.splits)
     else:
         shards = find_shards(location.url, split, tars)
     names = read_class_names(classes) if classes else None

@@ -37,7 +37,9 @@ _PROTOCOLS = (
 @click.command(cls=Command)
 @runs_argument
 @click.option("--protocol", metavar="NAME", help=f"evaluation protocol: {_PROTOCOLS}")
-@click.option("--data", metavar="URL", help="another data set with the same classes")
+@click.option(
+    "--data", metavar="URL", help="another data set with the same classes, or a pattern of its .tar"
+)
 @click.option(
     "--class-map",
     metavar="FILE",

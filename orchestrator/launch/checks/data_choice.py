@@ -88,7 +88,7 @@ def _choose(train: Manifest, profile: ImageProfile, given: AbstractSet[str]) -> 
 
 
 def profile_of(location: Location, train: Manifest) -> ImageProfile | None:
-    """Return what the images of a training split are; read some, once, if its manifest lacks it."""
+    """Return the profile of the training images; read some, once, if the manifest lacks it."""
     if train.images is not None:
         return train.images
     key = (location, train.fingerprint)

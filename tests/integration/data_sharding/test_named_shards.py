@@ -97,6 +97,10 @@ def test_a_run_on_flat_shards(tahoe: Tahoe, location: Location) -> None:
     tahoe("train", *overrides, "run_dir=run", "recipe.steps=2", "tracking=none")
     evaluated = json.loads(tahoe("evaluate", "--json", "run").stdout)
     assert evaluated["num_samples"] == read_manifest(location, "val").num_samples
+    tahoe("shard", "index", overrides[1])  # a set to evaluate on has no train
+    again = json.loads(tahoe("evaluate", "--json", "--data", location.val[0], "run").stdout)
+    losses = [run["loss"] for found in (evaluated, again) for run in found["runs"].values()]
+    assert losses[0] == losses[1]
 
 
 def test_shards_side_by_side_are_refused_with_the_patterns_that_work(flat: Path) -> None:
