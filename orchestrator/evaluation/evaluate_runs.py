@@ -35,6 +35,7 @@ from orchestrator.evaluation.single_label import (
     real_labels,
     write_confusion,
 )
+from orchestrator.run.label_checks import check_scores_fit
 from orchestrator.run.rundir import RunDir
 from orchestrator.torch_workers.entry import report_progress
 from orchestrator.training.inputs.class_names import check_classes, own_classes
@@ -160,6 +161,8 @@ def _read_manifest(run: RunDir, location: Location, request: EvalRequest) -> tup
     elif request.class_map is None:
         note = check_classes(run, str(location), manifest)
     _check_labels(run, str(location), manifest.labels.kind, request)
+    if manifest.labels.kind == "multi":
+        check_scores_fit(manifest, world_size=1)
     return manifest, note
 
 
