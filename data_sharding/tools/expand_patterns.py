@@ -13,6 +13,7 @@ from data_sharding.io import filesystem
 from data_sharding.io.text import pluralize, truncated_list
 from data_sharding.tools.duplicate_shards import refuse_equal_urls
 from data_sharding.tools.find_shards import FoundShards, listing, words_of_other_splits
+from data_sharding.tools.other_layouts import conversion_hint
 
 _GLOB = re.compile(r"[*?]")
 
@@ -78,7 +79,8 @@ def expand_glob(pattern: str) -> list[str]:
         raise DataError(
             f"no shards match {pattern}" + (f"; {directory} holds {there}" if there else ""),
             value=pattern,
-            hint="Check the pattern. Shards are uncompressed .tar files (unpack .tar.gz first).",
+            hint=conversion_hint([directory] if directory else [])
+            or "Check the pattern. Shards are uncompressed .tar files.",
         )
     return shards
 

@@ -17,6 +17,7 @@ from data_sharding.format.manifest import PUBLISH_ORDER, SPLITS
 from data_sharding.io import filesystem
 from data_sharding.io.text import pluralize, truncated_list
 from data_sharding.tools.duplicate_shards import canonical_url
+from data_sharding.tools.other_layouts import conversion_hint
 from data_sharding.tools.remarks import describe_unused, warn
 
 TRAIN = ("train", "training")
@@ -175,8 +176,8 @@ def _no_shards(url: str, split: str | None, pattern: str, flat: Sequence[str]) -
         f"no shards at {url}: there is no {split or 'train'}/{pattern}; {content}. Nothing was "
         "written",
         value=url,
-        hint="Check the URL. Shards are uncompressed .tar files in train/ and val/ (unpack .tar.gz "
-        "first).",
+        hint=conversion_hint([filesystem.join(url, split or "train"), url], split or "train")
+        or "Check the URL. Shards are uncompressed .tar files in train/ and val/.",
     )
 
 
