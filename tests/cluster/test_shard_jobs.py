@@ -13,8 +13,9 @@ from cli_runner import Tahoe
 from cluster_runs import environ
 from foreign_shards import contents, jpeg
 
+from data_sharding.sources.base import Source
 from data_sharding.writing.dedupe import find_duplicates
-from data_sharding.writing.parts import load_parts
+from data_sharding.writing.parts import PlannedParts, load_parts
 from data_sharding.writing.shard_tasks import divide_into_shards
 from orchestrator.cli.main import main
 from orchestrator.run.rundir import read_json_lines
@@ -61,21 +62,22 @@ def test_jobs_that_are_killed_and_cancelled(
 
     plan, source = load_parts(home)
     assert len(plan.names) == 12
-    found = find_duplicates(source, num_workers=1, on_progress=lambda done, total: None)
-    tasks = divide_into_shards(source, plan.settings.facts(source), found)
-    (last,) = (task for task in tasks if task.record_name == plan.names_of(1)[-1])
-    sample = source.splits[last.split][int(last.members[-1])]
+    reading = [tmp_path / last_of_part(plan, source, part) for part in (1, 3)]
     slurm("scancel", f"{array}_2")  # the last job does its part
-    with held_while_reading(tmp_path / sample.origin) as is_read:
+    with held_while_reading(reading[0]) as killed, held_while_reading(reading[1]) as stopped:
         slurm("scontrol", "release", array, end)
-        wait(is_read, "reader")
-        wait(lambda: plan.num_finished() >= 8, "other part")
+        wait(killed, "reader")
+        wait(stopped, "reader")
+        wait(lambda: plan.num_finished() == 7, "other part")
         assert not (tmp_path / "set" / "train" / "manifest.json").exists()
         os.kill(pid_of_part(1, home), signal.SIGKILL)
+        slurm("scancel", "--signal=USR2", f"{array}_3")  # as before the time limit
         wait(lambda: "Killed" in text_of(home, f"slurm/{array}_1.out"), "end of the process")
+        wait(lambda: "stopped before" in text_of(home, log(3)), "stop before the limit")
     assert main([*by_jobs, "--wait"]) == 0
-    assert "part 1 of 4 is complete" in text_of(home, "logs/part-0001/rank-00000.log")
-    assert not text_of(home, "logs/part-0002/rank-00000.log")
+    for part in (1, 3):
+        assert f"part {part} of 4 is complete: 3 shards" in text_of(home, log(part))
+    assert not text_of(home, log(2))
     assert contents(tmp_path / "set") == contents(tmp_path / "one")
 
 
@@ -86,6 +88,18 @@ def make_photos(root: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jpeg(number)[: 200 if number == 7 else None])
     (root / "train" / "b" / "copy.jpg").write_bytes(jpeg(1))
+
+
+def last_of_part(plan: PlannedParts, source: Source, part: int) -> str:
+    """Return the path of the image that a part reads last."""
+    found = find_duplicates(source, num_workers=1, on_progress=lambda done, total: None)
+    tasks = divide_into_shards(source, plan.settings.facts(source), found)
+    (last,) = (task for task in tasks if task.record_name == plan.names_of(part)[-1])
+    return source.splits[last.split][int(last.members[-1])].origin
+
+
+def log(part: int) -> str:
+    return f"logs/part-{part:04d}/rank-00000.log"
 
 
 def pid_of_part(part: int, home: Path) -> int:
@@ -115,7 +129,7 @@ def wait(is_true: Callable[[], bool], what: str) -> None:
 @contextmanager
 def held_while_reading(path: Path) -> Iterator[Callable[[], bool]]:
     """Make whoever reads a file wait; yield a function that tells if somebody reads it."""
-    aside, files = path.with_name("aside"), list[int]()
+    aside, files = path.with_suffix(".aside"), list[int]()
     path.rename(aside)
     os.mkfifo(path)
 

@@ -93,6 +93,18 @@ def test_parts_write_the_bytes_of_one_process(
     assert contents(url) == whole
 
 
+def test_a_record_of_another_number_of_images_does_not_count(
+    photos: Source, tmp_path: Path
+) -> None:
+    url = tmp_path / "set"
+    names = plan_parts(photos, str(url), SETTINGS, num_workers=1)
+    write_part(plan_of(url, names), photos, 0, ignore)
+    assert plan_parts(photos, str(url), SETTINGS, num_workers=1) == ()
+    record = url / "in_progress" / f"{names[0]}.json"
+    record.write_text(record.read_text().replace('"num_files": 2', '"num_files": 1'))
+    assert plan_parts(photos, str(url), SETTINGS, num_workers=1) == names[:1]
+
+
 def killed_after_three(done: int, total: int) -> None:
     if done == 3:
         raise StoppedError
