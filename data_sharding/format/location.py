@@ -4,6 +4,9 @@ The layout that is written here is a URL with train/ and val/, each with its sha
 Shards of others are taken where they lie: patterns name those of each split. The manifest of a
 pattern is a file of its own, so that several splits, or several choices of samples, can share a
 directory. It lies beside the shards if that place can be written, else in a cache of the user.
+
+For cross-validation a URL has fold-0/, fold-1/, ... in place of train/ and val/. With fold n, val
+is fold-n, and train is the others, whose shards are called `fold-0/shard-000000.tar`.
 """
 
 import hashlib
@@ -25,6 +28,7 @@ _SHARD_NAME = re.compile(
     r"(?:[\w+.\-:]+://|/)?(?:(?!\.\.?/)[^/\0-\x1f\x7f]+/)*[^/\0-\x1f\x7f]+\.tar", re.IGNORECASE
 )
 _MAGIC = re.compile(r"[{*?]")  # brackets are part of a name
+_FOLD = re.compile(r"fold-\d+")
 _ONLY_PROTOCOL = re.compile(r"[\w+.\-:]+:/?")
 
 
@@ -37,6 +41,7 @@ class Location:
     Args:
         manifest: directory of the manifests, instead of those where they are looked for.
         rules: text that identifies a choice of samples other than the manifest's own.
+        fold: number of the fold that is val, at a URL that has folds.
     """
 
     url: str | None = None
@@ -44,6 +49,16 @@ class Location:
     val: tuple[str, ...] = ()
     manifest: str | None = None
     rules: str = ""
+    fold: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.fold is not None and (self.url is None or self.manifest or self.rules):
+            raise DataError(
+                f"`fold` {self.fold} is of a data set that was written in folds, with manifests of "
+                "its own, and other shards or a choice of samples are given",
+                value=self.fold,
+                hint="Give `url` alone with `fold`.",
+            )
 
     @classmethod
     def of(cls, where: "str | Location") -> "Location":
@@ -78,7 +93,7 @@ class Location:
                     value=self.url,
                     hint="Name the shards of each split with `train` and `val`.",
                 )
-            return (filesystem.join(self.url, split, "*.tar"),)
+            return (filesystem.join(self.url, self._directory(split), "*.tar"),)
         given = self.train if split == "train" else self.val
         if not given:
             raise DataError(
@@ -87,6 +102,22 @@ class Location:
                 hint=f"Give `{split}`: a pattern, or a list of patterns.",
             )
         return tuple(as_pattern(pattern) for pattern in given)
+
+    def _directory(self, split: str) -> str:
+        if self.fold is None:
+            return split
+        return fold_name(self.fold) if split == "val" else "fold-*"
+
+    def fold_error(self, num_folds: int) -> DataError:
+        """Construct the error of a URL that has not what `fold` says, but so many folds or none."""
+        if not num_folds:
+            problem = f"no folds at {self}: {fold_name(0)}/ has no manifest"
+            hint = "Leave out `fold`, or write the data set in `folds`."
+        else:
+            lack = "neither train/ nor val/" if self.fold is None else f"no fold {self.fold}"
+            problem = f"{self} has {num_folds} folds and {lack}: nothing is read"
+            hint = f"Choose the one to validate on with `fold`, from 0 to {num_folds - 1}."
+        return DataError(problem, value=self.fold, hint=hint)
 
     def base(self, split: str) -> str:
         """Return the URL that the names of shards are relative to.
@@ -106,7 +137,8 @@ class Location:
     def files(self, split: str, name: str) -> list[str]:
         """Return the URLs where a file about a split may be, first the one to prefer."""
         base, patterns = self.base(split), self.patterns(split)
-        elsewhere = _name(name, split, [*patterns, self.rules])
+        fold = [] if self.fold is None else [fold_name(self.fold)]
+        elsewhere = _name(name, split, [*patterns, self.rules, *fold])
         if self.manifest is not None:
             return [filesystem.join(self.manifest, elsewhere)]
         in_cache = str(_user_cache() / elsewhere)
@@ -115,7 +147,31 @@ class Location:
         if self.has_named_files:
             relative = [pattern.removeprefix(base) for pattern in patterns]  # the same in a copy
             name = _name(name, split, [*relative, self.rules])
+        elif self.fold is not None and split == "train":
+            name = _name(name, split, fold)
         return [filesystem.join(base, name), in_cache]
+
+
+def fold_name(fold: int) -> str:
+    """Return the directory of a fold, which is a split of its own.
+
+    >>> fold_name(3)
+    'fold-3'
+    """
+    return f"fold-{fold}"
+
+
+def is_fold(name: str) -> bool:
+    """Check whether a directory is called as folds are."""
+    return _FOLD.fullmatch(name) is not None
+
+
+LAST_PUBLISHED = ("train", fold_name(0))  # a set is complete when either has its manifest
+
+
+def publish_order(splits: Iterable[str]) -> tuple[str, ...]:
+    """Return the splits or folds of a set in the order of their publication."""
+    return tuple(sorted(splits, reverse=True))
 
 
 def check_shard_name(name: str) -> str:

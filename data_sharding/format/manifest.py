@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     ConfigDict,
+    Field,
     TypeAdapter,
     ValidationError,
     model_validator,
@@ -29,12 +29,11 @@ from pydantic.dataclasses import dataclass
 from data_sharding.errors import DataError, UnavailableError
 from data_sharding.format.image_profile import ImageProfile
 from data_sharding.format.labels import LabelRule
-from data_sharding.format.location import Location, find_file, write_files
+from data_sharding.format.location import Location, find_file, fold_name, write_files
 from data_sharding.format.sample_rule import ClassLabels, SampleRule, check_image
-from data_sharding.format.shard_table import Sha256, ShardTable
 from data_sharding.format.shard_table import ShardInfo as ShardInfo  # noqa: PLC0414  exported here too
+from data_sharding.format.shard_table import ShardTable, TableFile
 from data_sharding.io import filesystem
-from data_sharding.io.node_files import node_copy
 
 FORMAT = "tahoe-shards-1"
 FILE_NAME = "manifest.json"
@@ -42,25 +41,6 @@ SPLITS = ("train", "val")
 PUBLISH_ORDER = SPLITS[::-1]  # a data set is complete when train has its manifest
 TABLE_NAME = "shards.safetensors"
 _MAX_LISTED = 10_000  # shards; more are a table in a file of its own, mapped and not parsed
-
-
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class _TableFile:
-    """A file beside the manifest that holds the table of shards.
-
-    file: its name there; only TABLE_NAME, as `Location.files` names it, is read.
-    columns_sha256: digest (hex) of its content, equal to that of the same shards in a list.
-    """
-
-    file: str
-    num_bytes: int
-    columns_sha256: Sha256
-
-    def matches(self, path: Path) -> bool:
-        try:
-            return ShardTable.from_file(path).sha256 == self.columns_sha256
-        except (OSError, ValueError):
-            return False
 
 
 def _as_table(shards: Any) -> ShardTable:
@@ -74,7 +54,8 @@ class Manifest:
     `source` records how the shards were made, in plain JSON values; nothing is computed from it.
     `image` and `class_labels` are as in `SampleRule`; the counts are of the samples that it keeps.
     `samples_per_class` counts the samples that show each class, where a sample has several labels;
-    None where it has one, or was written before they were counted.
+    None where it has one, or was written before they were counted. `num_folds` is the number of
+    folds at the URL of a fold.
     `images` says what some of the images are; it is no part of the identity of the data.
     """
 
@@ -86,6 +67,7 @@ class Manifest:
     class_labels: ClassLabels | None = None
     samples_per_class: tuple[int, ...] | None = None
     images: ImageProfile | None = field(default=None, compare=False)
+    num_folds: Annotated[int, Field(ge=2)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -166,15 +148,19 @@ def has_manifest(where: str | Location, split: str) -> bool:
 
 
 def read_manifests(where: str | Location) -> dict[str, Manifest]:
-    """Read the manifests of those splits that a data set has, at least one."""
+    """Read the manifests of those splits or folds that a data set has, at least one."""
+    location = Location.of(where)
+    if location.fold is not None:
+        return {split: read_manifest(location, split) for split in SPLITS}
     existing = []
-    named = Location.of(where).splits
-    for split in named:
+    for split in location.splits:
         with suppress(Exception):  # reading it raises the error
             if not has_manifest(where, split):
                 continue
         existing.append(split)
-    return {split: read_manifest(where, split) for split in existing or named[:1]}
+    if not existing and location.url is not None:
+        existing = [fold_name(fold) for fold in range(_num_folds(location))]
+    return {split: read_manifest(where, split) for split in existing or location.splits[:1]}
 
 
 def read_manifest(where: str | Location, split: str) -> Manifest:
@@ -184,6 +170,8 @@ def read_manifest(where: str | Location, split: str) -> Manifest:
         DataError: it does not exist, cannot be read, or has impossible values.
     """
     location = Location.of(where)
+    if location.fold is not None and split == "train":
+        return _read_other_folds(location)
     manifest_url = str(location)
     try:
         manifest_url = url_of(location, split)
@@ -195,6 +183,41 @@ def read_manifest(where: str | Location, split: str) -> Manifest:
     except Exception as error:  # also of unknown protocols, missing packages, bad options
         raise _cannot_read(manifest_url, error) from error
     return _parse(data, location, split, manifest_url)
+
+
+def _read_other_folds(location: Location) -> Manifest:
+    """Read the manifests of all folds but that of a location, as one."""
+    val = read_manifest(location, "val")
+    names = [fold_name(i) for i in range(val.num_folds or 0) if i != location.fold]
+    folds = {name: read_manifest(str(location.url), name) for name in names}
+    apart = [
+        name for name, m in folds.items() if (m.source, m.classes) != (val.source, val.classes)
+    ]
+    if apart:
+        raise DataError(
+            f"{apart[0]} at {location} was not written with {fold_name(location.fold or 0)}, so "
+            "that images of one may be in the other: nothing is read",
+            value=apart[0],
+            hint="Write the data set again, with all of its folds.",
+        )
+    counts = [manifest.samples_per_class or () for manifest in folds.values()]
+    shards = (
+        replace(shard, name=f"{name}/{shard.name}")
+        for name in folds
+        for shard in folds[name].shards
+    )
+    return replace(
+        val,
+        shards=ShardTable.from_infos(shards),
+        samples_per_class=tuple(map(sum, zip(*counts, strict=True))) or None,
+    )
+
+
+def _num_folds(location: Location) -> int:
+    """Return the number of folds at a URL; 0 if it has none."""
+    with suppress(DataError):
+        return read_manifest(str(location), fold_name(0)).num_folds or 0
+    return 0
 
 
 def write_manifest(
@@ -221,9 +244,11 @@ def write_manifest(
             table, url = manifest.shards.to_bytes(), url_of_file(TABLE_NAME)
             filesystem.write_bytes(url, table)
             name = url.rpartition("/")[2]
-            values["shards"] = asdict(_TableFile(name, len(table), manifest.shards.sha256))
+            values["shards"] = asdict(TableFile(name, len(table), manifest.shards.sha256))
         if manifest.samples_per_class is not None:
             values["samples_per_class"] = manifest.samples_per_class
+        if manifest.num_folds is not None:
+            values["num_folds"] = manifest.num_folds
         if manifest.images is not None:
             values["images"] = asdict(manifest.images)
         values["source"] = manifest.source
@@ -282,6 +307,10 @@ def _asked(asked: Mapping[str, Any]) -> str:
 
 
 def _missing(location: Location, split: str) -> DataError:
+    has_splits = not location.has_named_files and split in SPLITS
+    num_folds = _num_folds(location) if has_splits else 0
+    if num_folds or location.fold is not None:
+        return location.fold_error(num_folds)
     if not location.has_named_files:
         return DataError(
             f"no data set at {location}: {split}/{FILE_NAME} does not exist",
@@ -333,7 +362,7 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _map_table(
-    manifest_url: str, location: Location, split: str, table_file: _TableFile
+    manifest_url: str, location: Location, split: str, table_file: TableFile
 ) -> ShardTable:
     """Map the table that a manifest names, from a file on this node."""
     directory = manifest_url.rpartition("/")[0]
@@ -341,22 +370,15 @@ def _map_table(
     try:
         if table_url not in location.files(split, TABLE_NAME):
             raise ValueError(f"{table_file.file!r} is not the name of its table")
-        name = f"{table_file.columns_sha256}.safetensors"
-        path = node_copy(table_url, name, table_file.matches)
-        if path.stat().st_size != table_file.num_bytes:
-            raise ValueError(f"it has {path.stat().st_size} bytes, not {table_file.num_bytes}")
-        table = ShardTable.from_file(path)
-        if table.sha256 != table_file.columns_sha256:
-            raise ValueError(f"its digest is {table.sha256}, not {table_file.columns_sha256}")
+        return table_file.open(table_url)
     except (FileNotFoundError, ValueError) as error:
         raise _unusable(table_url, str(error)) from error
     except OSError as error:
         raise _cannot_read(table_url, error) from error
-    return table
 
 
 _LISTED = TypeAdapter(dict[str, tuple[ShardInfo, ...]])
-_TABLE = TypeAdapter(dict[str, _TableFile])
+_TABLE = TypeAdapter(dict[str, TableFile])
 _MANIFEST = TypeAdapter(Manifest)
 
 

@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from data_sharding.format.location import check_shard_name
 from data_sharding.format.shard_digest import DigestKind
 from data_sharding.io.mapped_arrays import arrays_to_safetensors, mmap_safetensors
+from data_sharding.io.node_files import node_copy
 
 _LIMIT = 1 << 62  # of samples and of bytes; rng.permute_index goes no further
 _COLUMNS: dict[DigestKind, str] = {"whole": "digests", "sampled": "sampled_digests"}
@@ -210,3 +211,37 @@ def _check_counts(name: str, column: NDArray[np.int64]) -> None:
         raise ValueError(f"shards.{row}.{name}: {column[row]} is not from 1 to 2**62 - 1")
     if column.sum(dtype=np.float64) >= _LIMIT:
         raise ValueError(f"{name}: all shards together have 2**62 or more")
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class TableFile:
+    """A file beside the manifest that holds the table of shards.
+
+    file: its name there; only that which `Location.files` gives it is read.
+    columns_sha256: digest (hex) of its content, equal to that of the same shards in a list.
+    """
+
+    file: str
+    num_bytes: int
+    columns_sha256: Sha256
+
+    def open(self, url: str) -> ShardTable:
+        """Map the table at a URL, from a file on this node.
+
+        Raises:
+            ValueError: it is not the table of the manifest.
+            OSError: it cannot be read.
+        """
+        path = node_copy(url, f"{self.columns_sha256}.safetensors", self._matches)
+        if path.stat().st_size != self.num_bytes:
+            raise ValueError(f"it has {path.stat().st_size} bytes, not {self.num_bytes}")
+        table = ShardTable.from_file(path)
+        if table.sha256 != self.columns_sha256:
+            raise ValueError(f"its digest is {table.sha256}, not {self.columns_sha256}")
+        return table
+
+    def _matches(self, path: Path) -> bool:
+        try:
+            return ShardTable.from_file(path).sha256 == self.columns_sha256
+        except (OSError, ValueError):
+            return False

@@ -17,7 +17,7 @@ RULES = {
     "damaged": "decode with damage, so that parts are grey or wrong: kept",
     "damaged_left_out": "decode with damage, so that parts are grey or wrong: left out",
     "leak": "training images that are also in val: left out of train",
-    "duplicate": "later copies of the same bytes in train: left out",
+    "duplicate": "later copies of the same bytes in train or in folds: left out",
     "duplicate_in_val": "later copies of the same bytes in val: kept",
     "linked_twice": "files listed again through links: kept; `dedupe` treats them as copies",
     "label_conflict": "copies with different labels: val's is kept, else the first, link or not",

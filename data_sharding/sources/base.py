@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from data_sharding.errors import DataError
 from data_sharding.format.image_formats import OTHER_EXTENSIONS
 from data_sharding.format.labels import LabelRule
+from data_sharding.format.location import fold_name
 from data_sharding.image.quality_report import QualityFindings
 from data_sharding.io.text import pluralize, truncated_list
 from data_sharding.rng import permutation
@@ -220,15 +221,58 @@ class PixelImages(ImageTable):
         return Sample(f"{number:08d}-{label}", "png", label, f"{self.name} {number}", read)
 
 
-def split_off_val(
-    images: Table, classes: Sequence[str], val_fraction: float, seed: int
-) -> tuple[dict[str, Table], dict[str, Any], tuple[str, ...]]:
-    """Choose validation samples: a fraction of every class, or of all images without one label.
+Chosen = tuple[dict[str, Table], dict[str, Any], tuple[str, ...]]
 
-    A class of two or more images has at least one in either split; a single image is for train.
+
+def choose_splits(
+    images: Table,
+    classes: Sequence[str],
+    val_fraction: float | None,
+    num_folds: int | None,
+    seed: int,
+) -> Chosen[Table]:
+    """Choose validation samples, or divide all samples into folds; one of the two is given.
 
     Returns:
         The splits, facts that identify the choice, and notes on classes that are too small for it.
+    """
+    if num_folds is not None:
+        return split_into_folds(images, classes, num_folds, seed)
+    assert val_fraction is not None
+    return split_off_val(images, classes, val_fraction, seed)
+
+
+def split_into_folds(
+    images: Table, classes: Sequence[str], num_folds: int, seed: int
+) -> Chosen[Table]:
+    """Deal samples to folds in turn, class by class if they have one label each.
+
+    So the folds differ by one sample at most, and by one of every class at most.
+    """
+    num = len(images)
+    if not 2 <= num_folds <= num:
+        problem = f"{pluralize(num, 'image')} cannot be divided into {pluralize(num_folds, 'fold')}"
+        raise source_error(problem, num_folds, "`folds` is usually 5 or 10.")
+    order, notes = permutation(seed, "folds", num), tuple[str, ...]()
+    if images.labels is not None and images.labels.ends is None:
+        labels = images.labels.values[images.indices]
+        order = order[np.argsort(labels[order], kind="stable")]
+        counts = np.bincount(labels)
+        rare = [classes[i] for i in np.flatnonzero((counts > 0) & (counts < num_folds)).tolist()]
+        note = "classes with fewer images than there are folds, so that some folds have none"
+        notes = (f"{note}: {truncated_list(rare)}",) if rare else ()
+    fold_of = np.empty(num, dtype=np.int64)
+    fold_of[order] = np.arange(num) % num_folds
+    splits = {fold_name(fold): images.where(fold_of == fold) for fold in range(num_folds)}
+    return splits, {"folds": num_folds, "fold_seed": seed}, notes
+
+
+def split_off_val(
+    images: Table, classes: Sequence[str], val_fraction: float, seed: int
+) -> Chosen[Table]:
+    """Choose validation samples: a fraction of every class, or of all images without one label.
+
+    A class of two or more images has at least one in either split; a single image is for train.
     """
     if not 0 < val_fraction < 1:
         problem = f"the validation fraction {val_fraction} is not between 0 and 1"
@@ -271,16 +315,24 @@ def _note(num: int, rounded: int) -> str:
     return f"classes with too few images: {'train' if rounded else 'val'} has one nevertheless"
 
 
-def check_val_choice(where: object, has_val: bool, val_fraction: float | None) -> None:
-    """Refuse a source with both validation samples and a fraction to choose, or with neither."""
-    if has_val and val_fraction is not None:
-        problem = f"{where} has validation samples, so {val_fraction:g} cannot be chosen as well"
-    elif not has_val and val_fraction is None:
+def check_val_choice(
+    where: object, has_val: bool, val_fraction: float | None, num_folds: int | None = None
+) -> None:
+    """Refuse a source with several ways to validation samples: its own, a fraction, folds."""
+    chosen = [value for value in (val_fraction, num_folds) if value is not None]
+    if has_val and chosen:
+        problem = f"{where} has validation samples, so that others cannot be chosen as well"
+    elif not has_val and not chosen:
         problem = f"{where} has no validation samples"
+    elif len(chosen) > 1:
+        problem = f"{where} is to be divided in two ways"
     else:
         return
-    hint = "Name the validation samples, or choose some of every class with `val_fraction`."
-    raise source_error(problem, val_fraction, hint)
+    hint = (
+        "Name the validation samples, or choose some of every class with `val_fraction`, or "
+        "divide all into `folds`."
+    )
+    raise source_error(problem, chosen[0] if chosen else None, hint)
 
 
 def source_error(problem: str, value: object, hint: str = "") -> DataError:

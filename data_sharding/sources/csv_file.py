@@ -24,8 +24,8 @@ from data_sharding.sources.base import (
     ListingDigest,
     Source,
     check_val_choice,
+    choose_splits,
     source_error,
-    split_off_val,
 )
 
 _MAX_NAMED = 20
@@ -83,6 +83,7 @@ def csv_file(
     root: str | Path | None = None,
     val_path: str | Path | None = None,
     val_fraction: float | None = None,
+    num_folds: int | None = None,
     seed: int = 0,
 ) -> Source:
     """List the images of a CSV file in UTF-8 whose first row names the columns.
@@ -92,8 +93,9 @@ def csv_file(
         val_path: CSV file of the validation images.
         val_fraction: alternative to `val_path`: fraction of every class that becomes the validation
             split, or of all images if they have several labels or none; the seed chooses them.
+        num_folds: alternative to both: number of folds of equal size that all images are dealt to.
     """
-    check_val_choice(path, val_path is not None, val_fraction)
+    check_val_choice(path, val_path is not None, val_fraction, num_folds)
     reader = _Reader(columns, Path(path).parent if root is None else Path(root), {})
     rows = reader.read(Path(path))
     num_train = len(rows)
@@ -108,8 +110,8 @@ def csv_file(
     notes: tuple[str, ...] = ()
     splits = {"train": images.where(~in_val), "val": images.where(in_val)}
     facts = {"kind": "csv", "labels": str(columns.rule), **digest.facts}
-    if val_fraction is not None:
-        splits, val_facts, notes = split_off_val(images, classes, val_fraction, seed)
+    if val_path is None:
+        splits, val_facts, notes = choose_splits(images, classes, val_fraction, num_folds, seed)
         facts |= val_facts
     notes += tuple(_note_unlabelled(rows, columns.rule))
     times = digest.times_sha256

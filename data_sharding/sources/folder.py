@@ -22,8 +22,8 @@ from data_sharding.sources.base import (
     ListingDigest,
     Source,
     check_val_choice,
+    choose_splits,
     source_error,
-    split_off_val,
 )
 from data_sharding.sources.folder_layout import BESIDE_SPLITS, Classes, check_classes, find_splits
 from data_sharding.sources.folder_walk import CLUTTER, HIDDEN, Walk
@@ -57,6 +57,8 @@ def folder(
     val_fraction: float | None = None,
     seed: int = 0,
     options: FolderOptions = FolderOptions(),
+    *,
+    num_folds: int | None = None,
 ) -> Source:
     """List the images of a directory that has one directory for each class.
 
@@ -66,6 +68,7 @@ def folder(
     Args:
         val_fraction: fraction of every class that becomes the validation split, for a directory
             without `train/`; the seed chooses the images.
+        num_folds: alternative to it: number of folds of equal size that all images are dealt to.
     """
     root = Path(directory)
     listing = _Listing(root, Walk(root, options.follow_links), options)
@@ -74,25 +77,32 @@ def folder(
             raise source_error(f"no directory at {root}", root, "Check the path.")
         splits = find_splits(root, listing.walk)
         if splits is not None:
-            return _given_splits(listing, *splits, val_fraction)
-        return _chosen_splits(listing, val_fraction, seed)
+            return _given_splits(listing, *splits, val_fraction, num_folds)
+        return _chosen_splits(listing, val_fraction, num_folds, seed)
     except OSError as error:
         problem = f"cannot list {error.filename}: {error.strerror}"
         raise source_error(problem, error.filename, "Make it readable, or remove it.") from error
 
 
 def _given_splits(
-    listing: "_Listing", train: Path, val: Path | None, val_fraction: float | None
+    listing: "_Listing",
+    train: Path,
+    val: Path | None,
+    val_fraction: float | None,
+    num_folds: int | None,
 ) -> Source:
-    if val is None or val_fraction is not None:
+    if val is None or val_fraction is not None or num_folds is not None:
         problem = "neither val/ nor test/"
         if val_fraction is not None:
             problem = f"no use for a validation fraction of {val_fraction:g}"
+        elif num_folds is not None:
+            problem = f"images of its own for validation, and no use for {num_folds} folds"
         raise source_error(
             f"{listing.root} has {train.name}/ but {problem}",
-            val_fraction,
+            num_folds if val_fraction is None else val_fraction,
             "Provide both directories and no `val_fraction`; or choose validation images "
-            f"from {train.name}/ alone: {train} as the directory, with a `val_fraction` like 0.1.",
+            f"from {train.name}/ alone: {train} as the directory, with a `val_fraction` like 0.1 "
+            "or with `folds`.",
         )
     classes = listing.classes(train)
     check_classes(train, classes)
@@ -109,14 +119,15 @@ def _given_splits(
     return listing.source(all_classes, splits, notes * bool(absent))
 
 
-def _chosen_splits(listing: "_Listing", val_fraction: float | None, seed: int) -> Source:
+def _chosen_splits(
+    listing: "_Listing", val_fraction: float | None, num_folds: int | None, seed: int
+) -> Source:
     classes = listing.classes(listing.root)
     check_classes(listing.root, classes)
-    check_val_choice(listing.root, has_val=False, val_fraction=val_fraction)
-    assert val_fraction is not None
+    check_val_choice(listing.root, False, val_fraction, num_folds)
     images = listing.images(classes, classes)
     listing.check_learnable(classes, images)
-    splits, facts, notes = split_off_val(images, [*classes], val_fraction, seed)
+    splits, facts, notes = choose_splits(images, [*classes], val_fraction, num_folds, seed)
     return listing.source(classes, splits, notes, facts)
 
 

@@ -20,7 +20,7 @@ from data_sharding.format.sample_rule import SampleRule
 from data_sharding.io import filesystem
 from data_sharding.io.text import truncated_list
 from data_sharding.scanning.scan import ReadOptions, Scan, scan_shards
-from data_sharding.sources.base import Source, check_val_choice, source_error, split_off_val
+from data_sharding.sources.base import Source, check_val_choice, choose_splits, source_error
 from data_sharding.sources.shard_samples import ShardSamples
 from data_sharding.tools.duplicate_shards import refuse_duplicates, refuse_equal_urls
 from data_sharding.tools.expand_patterns import expand_glob
@@ -41,6 +41,7 @@ def from_webdataset(
     *,
     val_urls: Sequence[str] = (),
     val_fraction: float | None = None,
+    num_folds: int | None = None,
     seed: int = 0,
     classes: Sequence[str] | None = None,
     relabel: bool = False,
@@ -54,6 +55,7 @@ def from_webdataset(
         val_urls: the same for validation.
         val_fraction: alternative to `val_urls`: fraction of every class that becomes the validation
             split; the seed chooses the samples.
+        num_folds: alternative to both: number of folds of equal size that all are dealt to.
         classes: names of the classes; see `index_shards`.
         relabel: whether the labels that occur in train are numbered from 0 on, in their order;
             `classes` then names these.
@@ -66,7 +68,7 @@ def from_webdataset(
     for url in val_urls:
         found["val"] += chain.from_iterable(_expand(url, "val").values())
     refuse_equal_urls(chain.from_iterable(found.values()), "shard")
-    check_val_choice(truncated_list(urls), bool(found["val"]), val_fraction)
+    check_val_choice(truncated_list(urls), bool(found["val"]), val_fraction, num_folds)
     reading = replace(reading, any_number=class_map is not None)
     scans = scan_splits(found, partial(_scan_to_keep, rule=rule, reading=reading))
     facts: dict[str, Any] = {"kind": "webdataset", "labels": str(rule.labels)}
@@ -86,17 +88,24 @@ def from_webdataset(
     label_maps = {split: [label_map] * len(split_scans) for split, split_scans in scans.items()}
     facts |= {"classes_sha256": _sha256(names), **_digests(scans)}
     source = _source(names, rule, scans, label_maps, facts)
-    return source if val_fraction is None else _split_off_val(source, val_fraction, seed)
+    return source if found["val"] else _choose(source, val_fraction, num_folds, seed)
 
 
 def resplit(
-    url: str, only: str | None, reading: ReadOptions, *, val_fraction: float, seed: int = 0
+    url: str,
+    only: str | None,
+    reading: ReadOptions,
+    *,
+    val_fraction: float | None = None,
+    num_folds: int | None = None,
+    seed: int = 0,
 ) -> Source:
-    """List the samples of a data set with a new validation split.
+    """List the samples of a data set with a new validation split, or in folds.
 
     Args:
         only: the only split to take samples from; None takes both.
     """
+    check_val_choice(url, False, val_fraction, num_folds)
     manifests = read_manifests(url) if only is None else {only: read_manifest(url, only)}
     first = next(iter(manifests.values()))
     _check_compatible(manifests, first)
@@ -104,7 +113,7 @@ def resplit(
     label_maps = [_label_map(first.classes, first.classes)] * len(scans)
     facts = {"kind": "split", "of": sorted(manifests), **_digests({"shards": scans})}
     source = _source(first.classes, first.rule, {"train": scans}, {"train": label_maps}, facts)
-    return _split_off_val(source, val_fraction, seed)
+    return _choose(source, val_fraction, num_folds, seed)
 
 
 def merge(urls: Sequence[str], reading: ReadOptions, *, union_classes: bool = False) -> Source:
@@ -155,10 +164,10 @@ def _source(
     return Source(classes, splits, facts, rule.labels)
 
 
-def _split_off_val(source: Source, val_fraction: float, seed: int) -> Source:
+def _choose(source: Source, val_fraction: float | None, num_folds: int | None, seed: int) -> Source:
     samples = source.splits["train"]
     assert isinstance(samples, ShardSamples)
-    splits, facts, notes = split_off_val(samples, source.classes, val_fraction, seed)
+    splits, facts, notes = choose_splits(samples, source.classes, val_fraction, num_folds, seed)
     facts = {**source.fingerprint, **facts}
     return replace(source, splits=splits, fingerprint=facts, notes=notes)
 

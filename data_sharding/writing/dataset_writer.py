@@ -4,8 +4,8 @@ Samples are shuffled before they are cut into shards, so that a shard is a rando
 Each shard is written by one process straight to its destination. Equal sources and settings give
 equal bytes, whatever the number of processes and of interruptions.
 
-A set is published as a whole or not at all: `train/manifest.json` is the last file written, and the
-mark of an unfinished set is removed after it.
+A set is published as a whole or not at all: the manifest of train, or of fold 0, is the last file
+written, and the mark of an unfinished set is removed after it.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ from typing import Any
 from fsspec.implementations.memory import MemoryFileSystem
 
 from data_sharding.errors import DataError
+from data_sharding.format.location import LAST_PUBLISHED, publish_order
 from data_sharding.format.manifest import (
-    PUBLISH_ORDER,
     Manifest,
     read_manifest,
     url_of,
@@ -119,8 +119,13 @@ def write_dataset(
 
 def is_published(url: str) -> bool:
     """Check whether a URL holds a complete data set."""
+    return _last_published(url) is not None
+
+
+def _last_published(url: str) -> str | None:
+    """Return the split of a complete data set that was published last; None without one."""
     try:
-        return filesystem.exists(url_of(url, "train"))
+        return next((s for s in LAST_PUBLISHED if filesystem.exists(url_of(url, s))), None)
     except Exception as error:  # every store raises its own kinds; ImportError without its package
         raise write_error(url, error) from error
 
@@ -132,7 +137,7 @@ def journal_facts(source: Source, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _digests(source: Source) -> dict[str, str]:
     """Return digests that distinguish sources of equal fingerprints; shards do not hold them."""
-    sizes = {split: len(source.splits[split]) for split in PUBLISH_ORDER}
+    sizes = {split: len(source.splits[split]) for split in publish_order(source.splits)}
     layout = hashlib.sha256(json.dumps([source.classes, sizes]).encode()).hexdigest()
     return {"times_sha256": source.times_sha256, "layout_sha256": layout}
 
@@ -141,8 +146,8 @@ def _reuse(
     source: Source, url: str, facts: Mapping[str, Any], *, is_locked: bool = False
 ) -> Dataset:
     """Return the published set if it is the requested one, and clear what a killed run left."""
-    manifests = {split: read_manifest(url, split) for split in PUBLISH_ORDER}
-    old = manifests["train"].source
+    last = read_manifest(url, _last_published(url) or LAST_PUBLISHED[0])
+    old = last.source
     if old != facts:
         names = sorted(name for name in {**old, **facts} if old.get(name) != facts.get(name))
         differing = "; ".join(f"{name}: {old.get(name)} / {facts.get(name)}" for name in names)
@@ -153,7 +158,7 @@ def _reuse(
         old_report = json.loads(filesystem.read_bytes(report_url))
     new = _digests(source)
     changed = {name for name in new if old_report and old_report.get(name) != new[name]}
-    if manifests["train"].classes != source.classes or "layout_sha256" in changed:
+    if last.classes != source.classes or "layout_sha256" in changed:
         raise _other_dataset(
             url, "was written from the same files with other classes or another validation split"
         )
@@ -164,6 +169,7 @@ def _reuse(
     if journal.is_in_progress(url):
         with nullcontext() if is_locked else journal.locked(url):
             journal.remove(url)
+    manifests = {split: read_manifest(url, split) for split in publish_order(source.splits)}
     return Dataset(manifests, reused=True, report=old_report)
 
 
@@ -250,7 +256,7 @@ class DatasetWriter:
         source, url = self.job.source, self.job.url
         rule = STORED_LABELS[source.labels.kind]
         manifests = {}
-        for split in PUBLISH_ORDER:
+        for split in publish_order(source.splits):
             of_split = [shard for shard in shards if shard.split == split]
             infos = tuple(shard.info for shard in of_split if shard.info is not None)
             if not infos:
@@ -262,7 +268,12 @@ class DatasetWriter:
             table = ShardTable.from_infos(infos)
             counts = _samples_per_class(of_split, source) if rule.kind == "multi" else None
             manifests[split] = Manifest(
-                source.classes, table, self.facts, rule, samples_per_class=counts
+                source.classes,
+                table,
+                self.facts,
+                rule,
+                samples_per_class=counts,
+                num_folds=self.facts.get("folds"),
             )
         quality = None
         if self.job.checks:
@@ -309,7 +320,8 @@ def _reusable_shards(
     url: str, tasks: Sequence[ShardTask], records: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, WrittenShard]:
     """Return the finished shards that still exist, by the names of their records."""
-    sizes = {split: journal.file_sizes(url, split) for split in PUBLISH_ORDER} if records else {}
+    splits = {task.split for task in tasks} if records else ()
+    sizes = {split: journal.file_sizes(url, split) for split in splits}
     shards = {}
     for task in tasks:
         if task.record_name in records:

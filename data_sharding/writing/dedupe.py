@@ -1,7 +1,7 @@
 """Duplicate images, byte for byte: by the SHA-256 of their files.
 
 All of val is kept. From train are dropped later copies of an image, and every copy of one in val,
-since it would let a model be evaluated on what it has memorised.
+since it would let a model be evaluated on what it has memorised. Of copies in folds one is kept.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from data_sharding.format.manifest import PUBLISH_ORDER
+from data_sharding.format.location import publish_order
 from data_sharding.image.quality_report import QualityFindings
 from data_sharding.io.process_pool import ProgressFn, parallel_map
 from data_sharding.sources.base import Sample, Source
@@ -24,9 +24,9 @@ _DIGEST_BYTES = sha256().digest_size
 
 @dataclass(frozen=True)
 class Duplicates:
-    """The training samples to drop, as ascending indices, and the findings to report."""
+    """The samples to drop, as ascending indices of each split, and the findings to report."""
 
-    dropped: tuple[int, ...] = ()
+    dropped: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     findings: QualityFindings = field(default_factory=QualityFindings)
 
 
@@ -65,14 +65,13 @@ def find_duplicates(
 
 def _candidates(source: Source) -> dict[str, NDArray[np.int64]]:
     """Return the indices of samples that can have a copy, those of val first."""
+    order = publish_order(source.splits)
     if not source.num_bytes:
-        return {split: np.arange(len(source.splits[split])) for split in PUBLISH_ORDER}
-    all_sizes = np.concatenate([source.num_bytes[split] for split in PUBLISH_ORDER])
+        return {split: np.arange(len(source.splits[split])) for split in order}
+    all_sizes = np.concatenate([source.num_bytes[split] for split in order])
     sizes, counts = np.unique(all_sizes, return_counts=True)
     shared = sizes[counts > 1]
-    return {
-        split: np.flatnonzero(np.isin(source.num_bytes[split], shared)) for split in PUBLISH_ORDER
-    }
+    return {split: np.flatnonzero(np.isin(source.num_bytes[split], shared)) for split in order}
 
 
 def _hash(source: Source, chunk: _Chunk, advance: ProgressFn) -> bytes:
@@ -87,24 +86,25 @@ def _compare(
     source: Source, digests: NDArray[np.void], candidates: Mapping[str, NDArray[np.int64]]
 ) -> Duplicates:
     """Find the digests, those of all candidates in order, that occurred before."""
-    indices, num_val = np.concatenate([*candidates.values()]), len(candidates["val"])
+    indices = np.concatenate([*candidates.values()])
+    splits = np.repeat([*candidates], [len(members) for members in candidates.values()]).tolist()
     _, firsts, inverse = np.unique(digests, return_index=True, return_inverse=True)
     originals = firsts[inverse.ravel()]
-    findings, dropped = QualityFindings(), []
+    findings, dropped = QualityFindings(), dict[str, list[int]]()
     for i in np.flatnonzero(originals != np.arange(len(originals))).tolist():
-        in_val, first_in_val = i < num_val, originals[i] < num_val
-        copy = source.splits["val" if in_val else "train"][int(indices[i])]
-        original = source.splits["val" if first_in_val else "train"][int(indices[originals[i]])]
+        split, first = splits[i], splits[originals[i]]
+        copy = source.splits[split][int(indices[i])]
+        original = source.splits[first][int(indices[originals[i]])]
         what = f"{source.name(copy)} is {source.name(original)}"
-        if in_val:
+        if split == "val":
             findings.add("duplicate_in_val", what)
         else:
-            findings.add("leak" if first_in_val else "duplicate", what)
-            dropped.append(int(indices[i]))
+            findings.add("leak" if first == "val" else "duplicate", what)
+            dropped.setdefault(split, []).append(int(indices[i]))
         if {*copy.labels} != {*original.labels}:
             labels = f"{_class_names(source, original)} and {_class_names(source, copy)}"
             findings.add("label_conflict", f"{what}: {labels}")
-    return Duplicates(tuple(dropped), findings)
+    return Duplicates({split: tuple(numbers) for split, numbers in dropped.items()}, findings)
 
 
 def _class_names(source: Source, sample: Sample) -> str:

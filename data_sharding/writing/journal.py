@@ -18,6 +18,7 @@ from multiprocessing import reduction
 from typing import Any
 
 from data_sharding.errors import DataError
+from data_sharding.format.location import is_fold
 from data_sharding.format.manifest import SPLITS, url_of
 from data_sharding.io import filesystem
 from data_sharding.io.file_lock import NoLocksError, file_lock
@@ -169,14 +170,19 @@ def _remove_temporaries(url: str) -> None:
     """Remove partial files of killed writes; object stores have none."""
     root = filesystem.local_path(url)
     if root is not None:
-        for directory in (root, *(root / split for split in SPLITS)):
+        for directory in (root, *(root / split for split in _splits(url))):
             for path in directory.glob(".*.tmp"):
                 if _TEMPORARY.match(path.name):
                     path.unlink()
 
 
+def _splits(url: str) -> list[str]:
+    """Return train, val, and the folds at a URL; of an unfinished set the last published first."""
+    return [*SPLITS, *filter(is_fold, filesystem.list_names(url))]
+
+
 def _refuse_foreign_shards(url: str) -> None:
-    for split in SPLITS:
+    for split in _splits(url):
         directory = filesystem.join(url, split)
         tars = [name for name in filesystem.list_names(directory) if name.endswith(".tar")]
         if tars:
@@ -190,11 +196,11 @@ def _refuse_foreign_shards(url: str) -> None:
 
 def _discard(url: str) -> None:
     """Remove an unfinished set: the manifests before the records, and those before the shards."""
-    for split in SPLITS:
+    for split in _splits(url):
         filesystem.remove(url_of(url, split))
     filesystem.remove(filesystem.join(url, REPORT))
     filesystem.remove_directory(filesystem.join(url, _RECORDS))
-    for split in SPLITS:
+    for split in _splits(url):
         for name in filesystem.list_names(filesystem.join(url, split)):
             if name.startswith("shard-") and name.endswith(".tar"):
                 filesystem.remove(filesystem.join(url, split, name))

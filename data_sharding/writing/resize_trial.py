@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_sharding.errors import BadSample
+from data_sharding.format.location import publish_order
 from data_sharding.format.shard_reader import TooLarge
 from data_sharding.image.heif import known_format
 from data_sharding.image.inspect import inspect_image
@@ -68,7 +69,8 @@ def _sound_images(
 
     The number of those that are too large to be decoded for a trial comes with them.
     """
-    samples, images, num_huge = source.splits["train"], list[tuple[bytes, bool]](), 0
+    samples = source.splits[publish_order(source.splits)[-1]]  # train, or fold 0
+    images, num_huge = list[tuple[bytes, bool]](), 0
     for index in permutation(seed, "trial", len(samples))[:num].tolist():
         sample = samples[index]
         try:

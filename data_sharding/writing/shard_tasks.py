@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_sharding.errors import DataError
-from data_sharding.format.manifest import PUBLISH_ORDER
+from data_sharding.format.location import publish_order
 from data_sharding.rng import permutation
 from data_sharding.sources.base import Source
 from data_sharding.writing.dedupe import Duplicates
@@ -55,10 +55,9 @@ def divide_into_shards(
 ) -> list[ShardTask]:
     """Divide the samples that are no duplicates into shards, those of val first."""
     tasks = []
-    for split in PUBLISH_ORDER:
+    for split in publish_order(source.splits):
         indices = np.arange(len(source.splits[split]))
-        if split == "train":
-            indices = np.delete(indices, duplicates.dropped)
+        indices = np.delete(indices, duplicates.dropped.get(split, ()))
         order = indices[permutation(facts["seed"], f"shards/{split}", len(indices))]
         shards = _cut(source, facts, order, split)
         tasks += [ShardTask(split, number, members) for number, members in enumerate(shards)]

@@ -166,13 +166,14 @@ class Data:
     multi_label: bool = False
     class_map: str | None = None
     mix: tuple[MixSource, ...] = ()
+    fold: NonNegativeInt | None = None
 
     @property
     def location(self) -> Location:
         """The place of the shards and of their manifests."""
         train, val = ((p,) if isinstance(p, str) else p or () for p in (self.train, self.val))
         url = None if train or val else self.url
-        return Location(url, train, val, self.manifest, self.samples.to_text())
+        return Location(url, train, val, self.manifest, self.samples.to_text(), self.fold)
 
     @property
     def samples(self) -> SampleChoice:

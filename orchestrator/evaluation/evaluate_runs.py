@@ -237,7 +237,7 @@ def with_data(config: Config, data: str | None, split: str) -> Config:
     """Return a config with another data set, if one is given: a URL, or a pattern of a split."""
     if data is None:
         return config
-    names = ("url", "train", "val", "manifest", "image", "label", "class_map")
+    names = ("url", "train", "val", "manifest", "image", "label", "class_map", "fold")
     changes: dict[str, object] = {f"data.{name}": None for name in names}
     changes |= {"data.multi_label": False, "data.mix": ()}
     changes[f"data.{split}" if is_tar(data) else "data.url"] = data

@@ -63,6 +63,13 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
 _val_fraction_option = partial(
     click.option, "--val-fraction", type=float, help="fraction of every class that becomes val"
 )
+_folds_option = click.option(
+    "--folds",
+    "num_folds",
+    type=click.IntRange(min=2),
+    metavar="K",
+    help="folds for cross-validation, equal in size and classes, instead of train and val",
+)
 
 
 def _writer(
@@ -214,6 +221,7 @@ def digits(val_fraction: float, seed: int) -> "Source":
 @click.command(cls=Command)
 @click.argument("directory", type=PATH, metavar="DIR", help="directory of class directories")
 @_val_fraction_option()
+@_folds_option
 @flag("--follow-links", help="open linked directories below the classes")
 @flag("--allow-empty", help="keep classes without training images")
 @fraction_option("--max-passed-over", 0.1, "maximum fraction of skipped files, if images")
@@ -221,6 +229,7 @@ def digits(val_fraction: float, seed: int) -> "Source":
 def folder(
     directory: Path,
     val_fraction: float | None,
+    num_folds: int | None,
     seed: int,
     follow_links: bool,
     allow_empty: bool,
@@ -230,7 +239,7 @@ def folder(
     from data_sharding.sources import folder as source
 
     limits = source.FolderOptions(follow_links, allow_empty, max_passed_over)
-    return source.folder(directory, val_fraction, seed, limits)
+    return source.folder(directory, val_fraction, seed, limits, num_folds=num_folds)
 
 
 def _parse_delimiter(text: str) -> str:
@@ -245,6 +254,7 @@ def _parse_delimiter(text: str) -> str:
 @click.option("--root", type=PATH, metavar="DIR", help="base of the paths (default: that of FILE)")
 @click.option("--val", type=PATH, metavar="FILE", help="CSV file of the validation images")
 @_val_fraction_option()
+@_folds_option
 @click.option("--path-column", default="path", metavar="NAME", help="header of the paths")
 @click.option("--label-column", default="label", metavar="NAME", help="header of the labels")
 @click.option("--delimiter", type=_parse_delimiter, metavar="CHAR", help="a character or tab")
@@ -306,6 +316,7 @@ def cifar(archive: Path) -> "Source":
 )
 @click.option("--val", multiple=True, metavar="URL", help="shards for validation (repeatable)")
 @_val_fraction_option()
+@_folds_option
 @sample_options
 @flag("--relabel", help="number the labels from 0 on, where they start at 1 or have gaps")
 @_writer(from_shards=True)
@@ -350,11 +361,12 @@ def merge(urls: tuple[str, ...], union_classes: bool, reading: "ReadOptions") ->
 
 @click.command(cls=Command)
 @click.argument("url", help=URL_HELP)
-@_val_fraction_option(required=True)
+@_val_fraction_option()
+@_folds_option
 @click.option("--split", type=SPLIT, help="the only split to take samples from")
 @_writer(from_shards=True)
 def split(url: str, split: str | None, reading: "ReadOptions", **settings: Any) -> "Source":
-    """Write a data set with a new validation split."""
+    """Write a data set with a new validation split, or in folds."""
     from data_sharding.sources.shards import resplit
 
     return resplit(url, split, reading, **settings)

@@ -85,6 +85,10 @@ def print_summary(url: str, source: Source, dataset: Dataset) -> None:
             f"{pluralize(len(manifest.classes), 'class')} in "
             f"{pluralize(len(manifest.shards), 'shard')}, {manifest.num_bytes / 1e6:.1f} MB"
         )
+    if num_folds := next(iter(dataset.manifests.values())).num_folds:
+        console.print(
+            f"  data.fold=0 (to {num_folds - 1}) validates on that fold, trains on others"
+        )
     for note in source.notes:
         console.print(Text(f"  {note}"))
     if source.skipped.counts:

@@ -373,5 +373,5 @@ def test_labels_in_another_order_are_no_conflict() -> None:
     train = [sample("a", 0, 1), sample("b", 1, 0), sample("c", 0)]
     source = Source(("x", "y"), {"train": train, "val": []}, {}, labels=LabelRule("multi"))
     found = find_duplicates(source, num_workers=1, on_progress=lambda done, total: None)
-    assert found.dropped == (1, 2)
+    assert found.dropped == {"train": (1, 2)}
     assert found.findings.names["label_conflict"] == ["c is a: x|y and x"]
