@@ -58,7 +58,8 @@ def compose_data(where: Sequence[str]) -> "Data | None":
 
     if len(where) == 1 and not re.match(r"data(\.\w+)?=", where[0]):
         return None
-    points = compose(where)
+    is_chosen = any(re.match(r"\+*(data|experiment)=", override) for override in where)
+    points = compose(where if is_chosen else ["data=shards", *where])
     if len(points) != 1:
         raise ConfigError(
             f"these overrides name {len(points)} data sets, and one is needed",

@@ -163,6 +163,7 @@ def stat(
     scratch: str | None,
 ) -> None:
     """Print statistics: classes, image sizes, mean and std, and propose a config."""
+    from data_sharding.format.location import Location
     from data_sharding.format.manifest import read_manifest, read_manifests
     from data_sharding.scanning.scan import ReadOptions
     from data_sharding.tools.stats import measure
@@ -171,7 +172,8 @@ def stat(
     stats = {}
     if output:
         proposal.check_output(output)
-    location = locate(where)
+    data = compose_data(where)
+    location = data.location if data else Location(where[0])
     manifests = read_manifests(location)
     if class_index or output:
         read_manifest(location, "train")  # fails before the long work
@@ -181,7 +183,7 @@ def stat(
             stats[split] = measure(location, split, manifest, reading, num_measured=num_samples)
     show = render.print_stats_json if as_json else render.print_stats
     name = output.stem if output else None
-    config = proposal.propose_config(location, next(iter(stats.values())), name)
+    config = proposal.propose_config(data or where[0], next(iter(stats.values())), name)
     show(str(location), manifests, stats, config)
     if output and config:
         proposal.write_config(output, config)

@@ -1,5 +1,6 @@
 """A config of a data set, proposed by its statistics: the file conf/data/NAME.yaml."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,29 +13,32 @@ from data_sharding.format.image_profile import ImageProfile
 from data_sharding.format.location import Location
 from data_sharding.io.atomic_file import write_atomic
 from data_sharding.tools.stats import Stats
+from orchestrator.config.schema import Data
 from orchestrator.launch.checks.data_choice import size_settings
 
 Values = dict[str, Any]
 
+_PLACE_KEYS = ("url", "train", "val", "manifest", "image", "label", "multi_label", "class_map")
 _GROUP = Path("conf", "data")  # searched in the working directory
 
 
-def propose_config(location: Location, stats: Stats, name: str | None = None) -> Values | None:
+def propose_config(data: str | Data, stats: Stats, name: str | None = None) -> Values | None:
     """Return the values of a file of the group `data`, or None if no image could be read.
 
     Args:
+        data: the URL of the data set, or a config that says where it is and what its samples are.
         stats: those of the training split.
         name: name of the data set; None for that of its directory.
     """
     if not stats.mean:
         return None
+    location = Location.of(data) if isinstance(data, str) else data.location
     values: Values = {"defaults": ["shards", "_self_"], "name": name or _name(location)}
-    if location.url is not None:
-        values["url"] = location.url
+    if isinstance(data, str):
+        values["url"] = data
     else:
-        values |= {"train": [*location.train], "val": [*location.val]}
-    if location.manifest is not None:
-        values["manifest"] = location.manifest
+        keys = [key for key in _PLACE_KEYS if key != "url" or location.url]
+        values |= {key: value for key in keys if (value := getattr(data, key))}
     values |= {
         "in_channels": len(stats.mean),
         "mean": [round(x, 4) for x in stats.mean],
@@ -45,7 +49,8 @@ def propose_config(location: Location, stats: Stats, name: str | None = None) ->
 
 def to_yaml(values: Values) -> str:
     """Return the content of the file."""
-    text: str = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=118)
+    plain = json.loads(json.dumps(values))  # tuples as lists
+    text: str = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=118)
     return f"# Proposed by `tahoe shard stat`; conf/data/shards.yaml explains the keys.\n{text}"
 
 

@@ -7,7 +7,12 @@ from data_sharding.format.location import Location
 from data_sharding.format.manifest import Manifest, read_manifest
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Config, Data
-from orchestrator.launch.checks.data_choice import differences, matching_group, profile_of
+from orchestrator.launch.checks.data_choice import (
+    differences,
+    general_group,
+    matching_group,
+    profile_of,
+)
 
 
 def check_data_matches_config(config: Config, overrides: Sequence[str]) -> None:
@@ -49,5 +54,5 @@ def _check_images(location: Location, data: Data, overrides: Sequence[str]) -> N
 def _suggest(train: Manifest, profile: ImageProfile | None, location: Location) -> str:
     """Suggest the config group of a data set: that of a known set, or the one for any."""
     shards = f"data.url={location}" if location.url else "with the same data.train and data.val"
-    group = matching_group(train, profile, or_part=True) or "shards"
+    group = matching_group(train, profile, or_part=True) or general_group(profile)
     return f"Write data={group} {shards}"

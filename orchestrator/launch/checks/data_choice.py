@@ -78,7 +78,7 @@ def _choose(train: Manifest, profile: ImageProfile, given: AbstractSet[str]) -> 
     group = matching_group(train, profile)
     if group is not None:
         return (f"data={group}",)
-    chosen = [f"data={'shards' if profile.num_coloured else 'shards_grey'}"]
+    chosen = [f"data={general_group(profile)}"]
     sizes = size_settings(profile)
     if not any(key.startswith(_SIZING) for key in given):
         chosen += [f"data.{k}={value}" for k, value in sizes.items() if f"data.{k}" not in given]
@@ -127,6 +127,11 @@ def matching_group(
         if profile and is_like_it and (is_whole or (or_part and expected.size)):
             return group
     return None
+
+
+def general_group(profile: ImageProfile | None) -> str:
+    """Return the config group of any data set with such images."""
+    return "shards_grey" if profile and not profile.num_coloured else "shards"
 
 
 @cache

@@ -108,6 +108,7 @@ def test_a_proposed_config_trains(
     shutil.copytree(digits, where[0])
     if by_pattern:
         where = [f"data.{split}=digits/{split}/*.tar" for split in ("train", "val")]
+        where.append("data.image='jpg;png'")
         tahoe("shard", "index", *where)
     tahoe("shard", "stat", *where, "-o", "conf/data/mine.yaml")
     tahoe("train", "data=mine", "recipe.epochs=0.1", "tracking=none", "run_dir=run")
