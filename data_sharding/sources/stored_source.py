@@ -26,7 +26,7 @@ from data_sharding.sources.imagenet import ArchivedImages
 from data_sharding.sources.packed_strings import PackedStrings
 from data_sharding.sources.shard_samples import ShardSamples
 
-_KIND, _ARRAY, _ITEMS = "kind", "array", "items"
+_KIND, _ITEMS, _ARRAY, _STRINGS = "kind", "items", "array", "strings"
 STORED_CLASSES: dict[str, type[Any]] = {
     record.__name__: record
     for record in (
@@ -34,14 +34,13 @@ STORED_CLASSES: dict[str, type[Any]] = {
         *(QualityFindings, SampleRule, ShardSamples, Source),
     )
 }
-_Arrays = dict[str, NDArray[Any]]
 
 
 def write_source(source: Source, path: Path) -> None:
     """Write a listed source to a file."""
-    arrays: _Arrays = {}
-    tree = json.dumps(_encode(source, arrays))
-    save_file(arrays, path, metadata={"source": tree})
+    bulk = _Bulk()
+    tree = json.dumps(_encode(source, bulk))
+    save_file(bulk.arrays, path, metadata={"source": tree})
 
 
 def read_source(path: Path) -> Source:
@@ -65,25 +64,41 @@ def read_source(path: Path) -> Source:
     return source
 
 
-def _encode(value: Any, arrays: _Arrays) -> Any:
-    """Return a JSON value; arrays are collected, and named in it."""
+class _Bulk:
+    """Collects the arrays of a source: those that its splits share, which may be large, once."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, NDArray[Any]] = {}
+        self._references: dict[int, dict[str, str]] = {}
+
+    def add(self, value: NDArray[Any] | PackedStrings) -> dict[str, str]:
+        """Return the JSON value that stands for an array, or for strings."""
+        if id(value) not in self._references:
+            name = f"{len(self._references):04d}"
+            if isinstance(value, PackedStrings):
+                self.arrays |= zip((f"{name}.data", f"{name}.ends"), value.arrays, strict=True)
+            else:
+                self.arrays[name] = np.ascontiguousarray(value)
+            kind = _STRINGS if isinstance(value, PackedStrings) else _ARRAY
+            self._references[id(value)] = {_KIND: kind, _ITEMS: name}
+        return self._references[id(value)]
+
+
+def _encode(value: Any, bulk: _Bulk) -> Any:
+    """Return a JSON value; arrays and strings are collected, and named in it."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list):
-        return [_encode(item, arrays) for item in value]
-    if isinstance(value, np.ndarray):
-        name = f"{len(arrays):04d}"
-        arrays[name] = np.ascontiguousarray(value)
-        return {_KIND: _ARRAY, _ITEMS: name}
+        return [_encode(item, bulk) for item in value]
+    if isinstance(value, np.ndarray | PackedStrings):
+        return bulk.add(value)
     kind, items = _parts(value)
-    return {_KIND: kind, _ITEMS: _encode(items, arrays)}
+    return {_KIND: kind, _ITEMS: _encode(items, bulk)}
 
 
 def _parts(value: Any) -> tuple[str, list[Any]]:
     """Return the kind of a value that is no JSON, and what it is built from."""
     kind = type(value).__name__
-    if isinstance(value, PackedStrings):
-        return "PackedStrings", [*value.arrays]
     if isinstance(value, Path):
         return "Path", [str(value)]
     if kind in STORED_CLASSES and is_dataclass(value):
@@ -97,22 +112,23 @@ def _parts(value: Any) -> tuple[str, list[Any]]:
     raise TypeError(f"a {kind} of a source cannot be stored: add it to {__name__}")
 
 
-def _decode(value: Any, arrays: _Arrays) -> Any:
+def _decode(value: Any, bulk: dict[str, Any]) -> Any:
     if isinstance(value, list):
-        return [_decode(item, arrays) for item in value]
+        return [_decode(item, bulk) for item in value]
     if not isinstance(value, dict):
         return value
-    kind = value[_KIND]
-    if kind == _ARRAY:
-        return arrays[value[_ITEMS]]
-    items = cast("list[Any]", _decode(value[_ITEMS], arrays))
+    kind, stored = value[_KIND], value[_ITEMS]
+    if kind == _STRINGS and stored not in bulk:
+        bulk[stored] = PackedStrings.from_arrays(bulk[f"{stored}.data"], bulk[f"{stored}.ends"])
+    if kind in (_ARRAY, _STRINGS):
+        return bulk[stored]
+    items = cast("list[Any]", _decode(stored, bulk))
     if kind in STORED_CLASSES:
         return STORED_CLASSES[kind](**dict(items))
     return _BUILDERS[kind](items)
 
 
 _BUILDERS: dict[str, Callable[[list[Any]], Any]] = {
-    "PackedStrings": lambda items: PackedStrings.from_arrays(*items),
     "Path": lambda items: Path(*items),
     "tuple": tuple,
     "dict": dict,

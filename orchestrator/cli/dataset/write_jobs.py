@@ -29,7 +29,9 @@ from orchestrator.run.rundir import RunError
 from slurm import client
 from slurm.errors import SlurmError
 
-_OVERRIDE = re.compile(r"\+?slurm[.=]|runs_dir=")
+_OVERRIDE = re.compile(
+    r"(?!slurm\.(nodes|spare_nodes|tasks_per_node|gpus_per_node)=)(\+?slurm[.=]|runs_dir=)"
+)  # a part is one process on one node without GPU
 
 
 def jobs_of(url: str, overrides: Sequence[str]) -> ShardJobs:
@@ -39,7 +41,8 @@ def jobs_of(url: str, overrides: Sequence[str]) -> ShardJobs:
             raise ConfigError(
                 f"--on {override}: the jobs of a data set have no use for it; nothing was written",
                 value=override,
-                hint="Write slurm=NAME, slurm.KEY=VALUE or runs_dir=DIR; repeat --on for several.",
+                hint="Each is one process on one node without GPU. Write slurm=NAME, "
+                "slurm.KEY=VALUE or runs_dir=DIR; repeat --on for several.",
             )
     return ShardJobs.of(compose(("launcher=slurm", *overrides))[0].config, absolute(url))
 

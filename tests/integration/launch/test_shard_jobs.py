@@ -109,6 +109,7 @@ def test_an_error_is_in_the_log(
     ("options", "code", "named"),
     [
         (("--on", "data=shards"), 93, "data=shards"),
+        (("--on", "slurm.nodes=2"), 93, "slurm.nodes=2"),
         (("--wait",), 2, "--wait"),
     ],
 )

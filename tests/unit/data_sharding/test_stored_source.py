@@ -16,7 +16,7 @@ from data_sharding import sources
 from data_sharding.errors import DataError
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.scanning.scan import ReadOptions
-from data_sharding.sources.base import ImageTable, Labels, PixelImages, Sample, Source
+from data_sharding.sources.base import ImageTable, Labels, ListedImages, PixelImages, Sample, Source
 from data_sharding.sources.csv_file import Columns, csv_file
 from data_sharding.sources.folder import FolderOptions, folder
 from data_sharding.sources.imagenet import ArchivedImages
@@ -81,6 +81,16 @@ def test_a_stored_source_is_the_same(make_source: Callable[[Path], Source], tmp_
         assert len(samples) > 0
         assert np.array_equal(read.num_bytes[split], source.num_bytes[split])
     assert read.skipped.counts["of no kind"] == 0  # it is a Counter still
+
+
+def test_tables_that_the_splits_share_are_stored_once(tmp_path: Path) -> None:
+    make(tmp_path, *(f"photos/{name}/{number}.jpg" for name in "ab" for number in range(4)))
+    write_source(folder(tmp_path / "photos", val_fraction=0.5), tmp_path / "source")
+    train, val = read_source(tmp_path / "source").splits.values()
+    assert isinstance(train, ListedImages)
+    assert isinstance(val, ListedImages)
+    assert train.paths is val.paths
+    assert train.file_bytes is val.file_bytes
 
 
 def test_the_samples_of_every_source_can_be_stored() -> None:
