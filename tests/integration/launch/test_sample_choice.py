@@ -146,8 +146,10 @@ def test_training_on_three_of_ten_classes(cwd: Path, digits: Path) -> None:
     data = ("data=digits", "data.url=set", "data.class_map=three.txt", "data.name=three")
     told = tahoe("shard", "index", *data)
     assert "of 7 labels outside the class map" in told.stderr
-    tahoe("shard", "stat", *data, "--class-index", "--num-samples", "1")
+    output = ("-o", "conf/data/mine.yaml")
+    tahoe("shard", "stat", *data, "--class-index", "--num-samples", "9", *output)
     composed = compose(data)[0].config.data
+    assert compose(["data=mine"])[0].config.data.location == composed.location
     train = read_manifest(composed.location, "train")
     balanced = read_class_index(composed.location, "train", train)
     assert np.diff(balanced.ends, prepend=0).sum() == train.num_samples

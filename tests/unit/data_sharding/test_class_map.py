@@ -24,7 +24,7 @@ from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.shard_reader import ShardReader
 from data_sharding.sampling.sample_order import SampleOrder
 from data_sharding.scanning.scan import ReadOptions
-from data_sharding.sources.shards import from_webdataset
+from data_sharding.sources.shards import from_webdataset, resplit
 from data_sharding.tools.find_shards import FoundShards, find_shards
 from data_sharding.tools.index import index_shards, write_manifests
 from data_sharding.tools.verify import verify
@@ -132,7 +132,7 @@ def samples(root: Path, manifest: Manifest) -> list[tuple[int, int]]:
 _SHARDS = st.lists(st.lists(st.integers(-1, 6), min_size=1, max_size=12), min_size=1, max_size=4)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(_SHARDS, st.dictionaries(st.integers(-1, 6), st.integers(0, 3), min_size=1), st.data())
 def test_each_kept_sample_comes_once_in_the_same_batches_on_any_number_of_ranks(
     tmp_path_factory: pytest.TempPathFactory,
@@ -267,3 +267,18 @@ def test_a_part_of_the_classes_is_written_anew(tmp_path: Path) -> None:
         ("0007", 0),
     ]
     assert all(sample.read() == jpeg(int(sample.key[9:])) for sample in found)
+
+
+def test_a_part_of_the_classes_is_split_anew(tmp_path: Path) -> None:
+    by_webdataset(tmp_path / "train/a.tar", labelled([3, -1, 0, 3, 5, 0, 3, 5]))
+    index(tmp_path, class_map(tmp_path, "5\n3\n"))
+    source = resplit(str(tmp_path), "train", ReadOptions(tmp_path), val_fraction=0.4)
+    assert source.classes == ("5", "3")
+    found = [split[i] for split in source.splits.values() for i in range(len(split))]
+    assert sorted((sample.key[9:], sample.label) for sample in found) == [
+        ("0000", 1),
+        ("0003", 1),
+        ("0004", 0),
+        ("0006", 1),
+        ("0007", 0),
+    ]
