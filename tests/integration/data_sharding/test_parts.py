@@ -7,9 +7,11 @@ import pytest
 from foreign_shards import by_webdataset, contents, encoded, jpeg, photo
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from s3_server import S3
 
 from data_sharding.errors import DataError
 from data_sharding.format.sample_rule import SampleRule
+from data_sharding.io import filesystem
 from data_sharding.io.process_pool import StoppedError
 from data_sharding.scanning.scan import ReadOptions
 from data_sharding.sources.base import Source
@@ -129,6 +131,34 @@ def test_parts_share_the_lock_and_keep_others_out(
     assert plan.num_finished() == len(plan.names)
     publish_parts(plan, photos, ignore)
     assert contents(url) == whole
+
+
+@pytest.mark.slow
+def test_parts_in_a_bucket(
+    photos: Source, whole: dict[str, str], s3_server: S3, tmp_path: Path
+) -> None:
+    """Where there are no locks, two parts write at the same time too, and others may take over."""
+    s3_server.fail()
+    url = s3_server.url("parts of a set")
+    names = plan_parts(photos, url, SETTINGS, num_workers=1)
+    plan = replace(plan_of(tmp_path, names, 2), url=url)
+
+    def write_the_other(done: int, total: int) -> None:
+        if done == 1:
+            write_part(plan, photos, 1, ignore)
+        if done == 3:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        write_part(plan, photos, 0, write_the_other)
+    assert plan.num_finished(0) == 1
+    assert plan.num_finished(1) == 4
+    assert plan_parts(photos, url, SETTINGS, num_workers=1) == plan.names_of(0)[1:]
+    write_part(plan, photos, 0, ignore)
+    publish_parts(plan, photos, ignore)
+    fs, directory = filesystem.store_of(url)
+    fs.get(directory, str(tmp_path / "copy"), recursive=True)
+    assert contents(tmp_path / "copy") == whole
 
 
 def test_a_part_of_another_set_is_refused(photos: Source, tmp_path: Path) -> None:
