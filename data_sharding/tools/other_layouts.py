@@ -27,7 +27,7 @@ _FROM_PARQUET = (
 
 
 def conversion_hint(directories: Iterable[str], split: str = "train") -> str:
-    """Return what directories without shards hold instead, with a command; empty if unknown.
+    """Return a sentence on another layout in directories, with a command; empty if none is known.
 
     Args:
         split: the split that is looked for.
