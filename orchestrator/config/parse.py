@@ -85,8 +85,21 @@ def _check_text(values: Mapping[str, Any]) -> None:
             ) from None
 
 
+def refuse_password(key: str, url: str | None) -> None:
+    """Refuse the URL of a key if it has a password, which the error does not repeat."""
+    if url and has_credentials(url):
+        raise ConfigError(
+            f"{key}={redact_urls(url)} has a password or a signature, which config.yaml and logs "
+            "would show",
+            value=[key],
+            hint="Give it where the store looks for it: AWS_* or ~/.aws, FSSPEC_PROTOCOL_* or "
+            "~/.config/fsspec, MLFLOW_TRACKING_USERNAME and _PASSWORD, ~/.pgpass, ~/.netrc.",
+        )
+
+
 def _check_secrets(config: Config) -> None:
     """Refuse a password before it is written to config.yaml, which others may read."""
+    refuse_password("data.class_map", config.data.class_map)  # before the file is read
     urls = {
         "data.url": config.data.url,
         "data.train": " ".join(config.data.location.train),
@@ -98,14 +111,7 @@ def _check_secrets(config: Config) -> None:
         "init_from": config.init_from,
     }
     for key, url in urls.items():
-        if url and has_credentials(url):
-            raise ConfigError(
-                f"{key}={redact_urls(url)} has a password or a signature, which config.yaml and "
-                "logs would show",
-                value=[key],
-                hint="Give it where the store looks for it: AWS_* or ~/.aws, FSSPEC_PROTOCOL_* or "
-                "~/.config/fsspec, MLFLOW_TRACKING_USERNAME and _PASSWORD, ~/.pgpass, ~/.netrc.",
-            )
+        refuse_password(key, url)
     receivers = {"notify.url": config.notify.url, "notify.command": config.notify.command}
     for key, text in receivers.items():
         if text and has_token(text):

@@ -28,7 +28,14 @@ from yaml import YAMLError
 
 import conf
 from data_sharding.format.class_map import pin
-from orchestrator.config.parse import ConfigError, did_you_mean, flatten, parse, unknown_key_message
+from orchestrator.config.parse import (
+    ConfigError,
+    did_you_mean,
+    flatten,
+    parse,
+    refuse_password,
+    unknown_key_message,
+)
 from orchestrator.config.recipe import DURATIONS
 from orchestrator.config.schema import Config
 from orchestrator.launch import hydra_plugin
@@ -146,6 +153,7 @@ def _resolve(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             holder[name] = absolute(holder[name])
     data = values.get("data")
     if isinstance(data, dict) and isinstance(data.get("class_map"), str):
+        refuse_password("data.class_map", data["class_map"])
         data["class_map"] = pin(data["class_map"])
     return values
 

@@ -102,6 +102,7 @@ def test_a_config_that_would_run_code_is_refused(
     ("section", "key", "url"),
     [
         ("data", "url", "ftp://me:canary@host/set"),
+        ("data", "class_map", "https://me:canary@host/few.txt"),
         ("checkpoint", "url", "s3://key:canary@bucket/run"),
         ("tracking", "uri", "https://me:canary@mlflow.example.org"),
         ("data", "url", "https://host/set?X-Amz-Signature=canary"),
@@ -117,7 +118,7 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(
     assert refused.value.value == [f"{section}.{key}" if section else key]
     assert "canary" not in str(refused.value)
     values["data"]["url"], values["tracking"]["uri"] = "sftp://me@host/set", "https://host:5000"
-    values["checkpoint"]["url"] = values["init_from"] = None
+    values["checkpoint"]["url"] = values["init_from"] = values["data"]["class_map"] = None
     parse(values)  # a name, a port and a path are none
 
 
