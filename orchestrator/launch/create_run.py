@@ -25,7 +25,7 @@ from orchestrator.launch.compose import ComposedConfig
 from orchestrator.launch.init_weights import fetch_fitting_weights
 from orchestrator.launch.software import current_software, record_software
 from orchestrator.run.mix_plan import MixPlan
-from orchestrator.run.plan import Plan, data_fingerprint, make_largest_plan
+from orchestrator.run.plan import Plan, data_fingerprint, folds_fingerprint, make_largest_plan
 from orchestrator.run.rundir import RunDir, RunError, RunningError
 from orchestrator.run.sizes import keep_sizes
 from orchestrator.run.train_data import Mixture, TrainData, read_data
@@ -270,11 +270,19 @@ def _write_run_metadata(
             "num_val": val.num_samples,
             "num_classes": len(train.classes),
             "fingerprint": data_fingerprint(train, val),
+            **_describe_folds(composed.config, train, val),
             **({} if train.labels.kind == "single" else {"label_kind": train.labels.kind}),
             **({"mix": _describe_mix(train, plan.mix)} if isinstance(train, Mixture) else {}),
         },
     }
     run.write_json(run.identity_file, identity)
+
+
+def _describe_folds(config: Config, train: TrainData, val: Manifest) -> dict[str, str]:
+    """Describe the data set that a fold is of, by which runs on its folds are compared."""
+    if config.data.fold is None or not isinstance(train, Manifest):
+        return {}
+    return {"folds_fingerprint": folds_fingerprint(train, val)}
 
 
 def _describe_mix(train: Mixture, plan: MixPlan | None) -> list[dict[str, object]]:

@@ -3,6 +3,7 @@
 A micro-batch is the unit of everything random, so it does not depend on the ranks (`run.sizes`).
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -257,6 +258,12 @@ def training_petaflop(cost: Mapping[str, float], num_images: float) -> float:
 def data_fingerprint(train: TrainData, val: Manifest) -> str:
     """Return the identity of a data set, which changes with any byte of either split."""
     return f"{train.fingerprint[:16]}-{val.fingerprint[:16]}"
+
+
+def folds_fingerprint(train: Manifest, val: Manifest) -> str:
+    """Return the identity of a data set in folds, whichever of them is val."""
+    digests = sorted(shard.sha256 for split in (train, val) for shard in split.shards)
+    return hashlib.sha256("\n".join((*val.classes, *digests)).encode()).hexdigest()[:16]
 
 
 def split_fingerprints(fingerprint: str) -> dict[str, str]:

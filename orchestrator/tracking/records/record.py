@@ -26,7 +26,7 @@ class Record:
         config: flat, with dotted keys; without secrets and the published results. EXTENDED is among
             the keys if the end of the learning-rate schedule was moved during training.
         published: the results of the paper; see orchestrator.config.schema.Reference.
-        data_fingerprint: the fingerprint of the bytes of both splits.
+        data_fingerprint: the fingerprint of the bytes of both splits, or of all folds.
         status: one of outcome.STATES or IMPORTED.
         reason: the reason for the status.
         attempt_outcomes: the outcome of each attempt.
@@ -85,6 +85,7 @@ def read_record(run: RunDir) -> Record:
     """Read the record of a run from its directory."""
     config = run.read_config()
     info = run.read_json(run.identity_file) or {}
+    data = info.get("data") or {}
     jobs, attempts = [*read_json_lines(run.jobs_file)], read_attempts(run)
     state, logged, sweep = read_run_state(run), _read_metrics(run), sweep_of(run)
     if state.attempt in attempts:  # its launcher may still wait for the shipper
@@ -104,7 +105,7 @@ def read_record(run: RunDir) -> Record:
         created_s=info.get("created_s"),
         config=flat_config,
         published=(config.get("model") or {}).get("published") or {},
-        data_fingerprint=(info.get("data") or {}).get("fingerprint"),
+        data_fingerprint=data.get("folds_fingerprint", data.get("fingerprint")),
         status=state.state,
         reason=one_line(state.reason),
         num_attempts=state.attempt,

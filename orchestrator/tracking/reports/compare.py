@@ -1,7 +1,7 @@
-"""Compare runs: their differences, their metrics, and the deviation over seeds.
+"""Compare runs: their differences, their metrics, and the deviation over seeds and folds.
 
-Runs that differ only in the seed are one row. Only metrics on the same images under the same
-protocol are ranked.
+Runs that differ only in the seed or the fold are one row. Only metrics on the same images, which
+may be several folds, under the same protocol are ranked.
 """
 
 import math
@@ -16,6 +16,9 @@ from orchestrator.redact import truncate_json
 from orchestrator.tracking.records.record import IMPORTED, Record
 
 ABSENT = "-"
+FOLD = "data.fold"
+
+_SAMPLED = ("seed", FOLD)  # keys that runs of one row may differ in
 
 
 _COSTS = ("training_s", "device_s", "images_per_s", "petaflop", "num_images")  # fields of Record
@@ -47,7 +50,7 @@ class MeanStd:
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Runs that differ only in their seeds.
+    """Runs that differ only in their seeds and folds.
 
     Args:
         differs: the values of the config's keys that are not the same in all rows.
@@ -87,11 +90,16 @@ class RunGroup:
 
 @dataclass(frozen=True)
 class ComparableGroup:
-    """Rows whose metrics compare, on the same images and protocol; the best is first."""
+    """Rows whose metrics compare, on the same images and protocol; the best is first.
+
+    Args:
+        folds: the folds that the runs of every row were validated on.
+    """
 
     data: str
     fingerprint: str | None
     protocol: str
+    folds: tuple[int, ...]
     rows: tuple[RunGroup, ...]
 
     @property
@@ -100,13 +108,15 @@ class ComparableGroup:
 
     @property
     def title(self) -> str:
-        return f"{self.data}, {self.protocol}"
+        folds = f", folds {', '.join(map(str, self.folds))}" if self.folds else ""
+        return f"{self.data}{folds}, {self.protocol}"
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "data": self.data,
             "fingerprint": self.fingerprint,
             "protocol": self.protocol,
+            "folds": self.folds,
             "rows": [row.to_dict() for row in self.rows],
         }
 
@@ -114,19 +124,19 @@ class ComparableGroup:
 def compare(records: Sequence[Record]) -> list[ComparableGroup]:
     """Group runs into rows, in a section for each data set and protocol."""
     all_keys = dict.fromkeys(key for record in records for key in record.config)
-    keys = [key for key in all_keys if key != "seed" and not is_mutable_key(key)]
+    keys = [key for key in all_keys if key not in _SAMPLED and not is_mutable_key(key)]
     groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for record in records:
         groups[_identity(record, keys)].append(record)
     firsts = [group[0] for group in groups.values()]
     swept = [key for key in keys if len({repr(one.config.get(key, ABSENT)) for one in firsts}) > 1]
-    sections: dict[tuple[str, str | None, str], list[RunGroup]] = defaultdict(list)
+    sections: dict[tuple[str, str | None, str, tuple[int, ...]], list[RunGroup]] = defaultdict(list)
     for group in groups.values():
         first = group[0]
         differs = {key: _text(first, key) for key in swept}
         current, older = _newest_of_each_seed(group)
         data, protocol = _text(first, "data.name"), _text(first, "data.eval_protocol")
-        sections[data, first.data_fingerprint, protocol].append(
+        sections[data, first.data_fingerprint, protocol, _folds(current)].append(
             RunGroup(current, differs, _metrics(current), older)
         )
     return [
@@ -135,13 +145,20 @@ def compare(records: Sequence[Record]) -> list[ComparableGroup]:
     ]
 
 
+def _folds(records: Iterable[Record]) -> tuple[int, ...]:
+    """Return the folds that runs were validated on."""
+    folds = {record.config.get(FOLD) for record in records}
+    return tuple(sorted(fold for fold in folds if fold is not None))
+
+
 def _newest_of_each_seed(
     group: Sequence[Record],
 ) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
-    """Split runs into the newest of each seed, and the others: they are no further samples."""
-    newest: dict[str, Record] = {}
+    """Split runs into the newest of each seed and fold, and the others: no further samples."""
+    newest: dict[tuple[str, str], Record] = {}
     for record in sorted(group, key=lambda record: record.created_s or 0.0):
-        newest[repr(record.config.get("seed", record.path))] = record
+        seed = record.config.get("seed", record.path)
+        newest[repr(seed), repr(record.config.get(FOLD))] = record
     paths = {record.path for record in newest.values()}
     return (
         tuple(record for record in group if record.path in paths),

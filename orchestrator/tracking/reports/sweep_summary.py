@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from data_sharding.format.location import fold_name
 from orchestrator.metrics import RANKED_BY, score
 from orchestrator.run.metric_stream import curve
 from orchestrator.run.rundir import RunDir
 from orchestrator.tracking.records.record import Record
+from orchestrator.tracking.reports.compare import FOLD
 
 _SUCCESSFUL = ("finished", "stopped")
 
@@ -69,6 +71,10 @@ def summarize(records: Sequence[Record], values: Sequence[dict[str, str]]) -> li
             data = str(record.config.get("data.name"))
             if record.data_fingerprint:
                 data += f"-{record.data_fingerprint[:8]}"
+            if (
+                record.config.get(FOLD) is not None
+            ):  # its metrics are not of the other folds' images
+                data += f"-{fold_name(record.config[FOLD])}"
             place = f"{data}/{record.config.get('data.eval_protocol')}"
             places.setdefault(place, []).append((record, own_values))
     summaries = [_summarize_place(place, runs) for place, runs in places.items()]

@@ -87,6 +87,23 @@ def test_seeds_are_one_row_with_their_spread(create_record) -> None:
     assert "recipe" in text
 
 
+def test_folds_are_one_row_among_rows_of_the_same_folds(create_record) -> None:
+    def of_fold(name, top1, fold, **options):
+        record = create_record(name, top1, **options)
+        return replace(record, config={**record.config, "data.fold": fold})
+
+    runs = [of_fold(f"f{fold}", 50.0 + fold, fold) for fold in (0, 1, 5)]
+    others = [of_fold(f"o{fold}", 60.0 + fold, fold, epochs=5) for fold in (0, 1, 5)]
+    single = of_fold("single", 99.0, 1, epochs=7)
+    three, one = compare([*runs, *others, single])
+    assert (three.folds, one.folds) == ((0, 1, 5), (1,))
+    assert [row.metrics["val/top1"].mean for row in three.rows] == [62.0, 52.0]
+    assert three.rows[1].metrics["val/top1"].std == pytest.approx(statistics.stdev([50, 51, 55]))
+    assert three.rows[1].differs == {"recipe.epochs": "90"}
+    text = shown([three, one])
+    assert text.index("folds 0, 1, 5") < text.index("folds 1,")
+
+
 def test_legends_have_the_data_and_differing_options(create_record) -> None:
     record = create_record("a", 50.0)
     differs = {"model.name": "x", "data.name": "digits", "model.kwargs.width": "0.5"}
