@@ -18,7 +18,8 @@ from orchestrator.launch.checks.data_choice import size_settings
 
 Values = dict[str, Any]
 
-_PLACE_KEYS = ("url", "train", "val", "manifest", "image", "label", "multi_label", "class_map")
+_PLACE_KEYS = ("url", "train", "val", "manifest", "fold")
+_SAMPLE_KEYS = ("image", "label", "multi_label", "class_map")
 _GROUP = Path("conf", "data")  # searched in the working directory
 
 
@@ -37,8 +38,13 @@ def propose_config(data: str | Data, stats: Stats, name: str | None = None) -> V
     if isinstance(data, str):
         values["url"] = data
     else:
-        keys = [key for key in _PLACE_KEYS if key != "url" or location.url]
-        values |= {key: value for key in keys if (value := getattr(data, key))}
+        given = {key: getattr(data, key) for key in (*_PLACE_KEYS, *_SAMPLE_KEYS)}
+        given["url"] = location.url
+        values |= {
+            key: value
+            for key, value in given.items()
+            if value not in (None, ()) and value is not False
+        }
     values |= {
         "in_channels": len(stats.mean),
         "mean": [round(x, 4) for x in stats.mean],
