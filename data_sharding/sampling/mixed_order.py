@@ -135,7 +135,8 @@ def divide_lanes(num_lanes: int, samples: Sequence[int], num_micro_batches: int)
     def lanes_of(number: int) -> int:
         multiples = range(num_micro_batches, number + 1, num_micro_batches)
         nearest = Fraction(num_lanes * number, sum(samples))
-        return min((n for n in multiples if number % n == 0), key=lambda n: abs(n - nearest))
+        divisors = (n for n in multiples if number % n == 0)
+        return min(divisors, key=lambda n: max(n / nearest, nearest / n))
 
     return [lanes_of(number) for number in samples]
 

@@ -117,14 +117,15 @@ def _check_classes(first: TrainSource, other: TrainSource) -> None:
         return
     if sorted(own.classes) == sorted(others.classes):
         difference = "the same classes in another order"
-        hint = "Write it again with the classes in the order of the first"
+        hint = "Name the classes in one order for all: data.class_map=FILE, and count the shards"
     else:
         num, num_others = len(own.classes), len(others.classes)
         difference = f"other classes ({num_others:,}, and {num:,} in the first)"
-        hint = "If only the names differ, give it those of the first"
+        hint = "Keep those that all have by data.class_map=FILE, and count the shards"
     raise ConfigError(
         f"data.mix: {other.name} has {difference} than {first.name}, so equal labels would not "
         "mean the same",
         value=other.name,
-        hint=f"{hint}: `tahoe shard index URL --classes FILE`.",
+        hint=f"{hint}: `tahoe shard index` takes the same overrides. If only names differ, give it "
+        "those of the first: `tahoe shard index URL --classes FILE`.",
     )

@@ -1,6 +1,7 @@
 """`tahoe shard index|verify|stat|preview`: inspect a data set."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,8 +32,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+    from data_sharding.format.class_map import ClassMap
     from data_sharding.format.location import Location
     from data_sharding.format.manifest import Manifest
+    from data_sharding.format.sample_rule import SampleRule
+    from data_sharding.scanning.scan import ReadOptions
+    from orchestrator.config.schema import Data
 
 
 @click.command(cls=Command)
@@ -71,17 +76,7 @@ def index(
     from data_sharding.format.class_map import read_class_map
     from data_sharding.format.location import Location
     from data_sharding.scanning.scan import ReadOptions
-    from data_sharding.tools.expand_patterns import find_named_shards
-    from data_sharding.tools.find_shards import find_shards
-    from data_sharding.tools.index import (
-        classes_of_other_split,
-        forget_scans,
-        index_shards,
-        known_classes,
-        read_class_names,
-        write_manifests,
-    )
-    from orchestrator.cli.dataset import render
+    from data_sharding.tools.index import read_class_names
 
     given = {"image": image, "label": label, "multi_label": multi_label, "class_map": class_map}
     if data := compose_data(where):
@@ -91,21 +86,86 @@ def index(
         rule, class_map, location = data.samples.rule, data.class_map, data.location
     else:
         rule, location = sample_rule(image, label, multi_label=multi_label), Location(where[0])
+    run = partial(
+        _index_splits,
+        tars=tars,
+        rule=rule,
+        reading=ReadOptions(
+            scratch, num_workers, what=read, on_message=partial(click.echo, err=True)
+        ),
+        class_map=read_class_map(class_map) if class_map else None,
+        force=force,
+    )
+    names = read_class_names(classes) if classes else None
+    if data and data.mix:
+        _index_mix(data, names, split, run, force=force)
+    else:
+        run(location, split, names)
+
+
+def _index_mix(
+    data: "Data",
+    names: Sequence[str] | None,
+    only: str | None,
+    run: Callable[..., None],
+    *,
+    force: bool,
+) -> None:
+    """Index the splits of a mixture that have no manifest; without names, those of the first."""
+    from data_sharding.format.manifest import has_manifest, read_manifest
+
+    first, *others = [(place, "train") for place in data.train_locations]
+    for place, split in dict.fromkeys([first, *others, (data.location, "val")]):
+        if only not in (None, split):
+            continue
+        if force or not has_manifest(place, split):
+            known = has_manifest(*first) and data.class_map is None
+            classes = read_manifest(*first).classes if known else None
+            run(place, split, names or classes, is_part=True)
+        else:
+            click.echo(f"{place}: {split} has its manifest")
+
+
+def _index_splits(
+    location: "Location",
+    split: str | None,
+    names: Sequence[str] | None,
+    *,
+    tars: str,
+    rule: "SampleRule",
+    reading: "ReadOptions",
+    class_map: "ClassMap | None",
+    force: bool,
+    is_part: bool = False,
+) -> None:
+    """Index the splits of a data set.
+
+    Args:
+        is_part: whether a run needs no other split of it.
+    """
+    from data_sharding.tools.expand_patterns import find_named_shards
+    from data_sharding.tools.find_shards import find_shards
+    from data_sharding.tools.index import (
+        classes_of_other_split,
+        forget_scans,
+        index_shards,
+        known_classes,
+        write_manifests,
+    )
+    from orchestrator.cli.dataset import render
+
     if location.url is None or location.rules:
         shards = find_named_shards(location, [split] if split else location.splits)
     else:
         shards = find_shards(location.url, split, tars)
-    names = read_class_names(classes) if classes else None
     other_names = classes_of_other_split(location, shards)
-    chosen = read_class_map(class_map) if class_map else None
-    names = names or (known_classes(location) if chosen else other_names)
+    names = names or (known_classes(location) if class_map else other_names)
     with render.progress_bar("reading", total=None) as on_progress:
-        say = partial(click.echo, err=True)
-        reading = ReadOptions(scratch, num_workers, on_progress, read, say)
-        manifests, counts = index_shards(shards, rule, reading, classes=names, class_map=chosen)
+        reading = replace(reading, on_progress=on_progress)
+        manifests, counts = index_shards(shards, rule, reading, classes=names, class_map=class_map)
     is_written = write_manifests(location, shards, manifests, force=force)
     forget_scans(shards, rule)
-    has_other = other_names is not None
+    has_other = is_part or other_names is not None
     render.print_index(str(location), manifests, counts, is_written=is_written, has_other=has_other)
 
 

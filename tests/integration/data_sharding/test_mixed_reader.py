@@ -120,8 +120,8 @@ LONG = (pytest.mark.slow, pytest.mark.long)
 @pytest.mark.parametrize(
     ("ranks", "workers", "is_cached"),
     [
-        pytest.param(2, 1, True, marks=pytest.mark.slow),
         pytest.param(4, 0, False, marks=pytest.mark.slow),
+        pytest.param(2, 1, True, marks=LONG),
         *(pytest.param(1, 4, is_cached, marks=LONG) for is_cached in (True, False)),
     ],
 )

@@ -5,7 +5,9 @@ import json
 import pkgutil
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ from data_sharding.storage.shard_store import open_store
 from data_sharding.transforms.eval_protocol import parse_protocol
 from data_sharding.writing.dataset_writer import write_dataset
 from orchestrator.config.parse import ConfigError
-from orchestrator.evaluation.evaluate_runs import timm_protocol
+from orchestrator.evaluation.evaluate_runs import EvalRequest, evaluate_runs, timm_protocol
 from orchestrator.evaluation.single_label import (
     GroundTruth,
     class_top1,
@@ -194,6 +196,18 @@ def test_a_run_is_evaluated_on_its_own_data_unless_other_is_named(
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
+def test_a_mixture_is_not_evaluated_on_its_training_samples(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    values["data"]["mix"] = [{"url": "/a", "weight": 1}]
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    run.write_config(values)
+    options: dict[str, Any] = dict.fromkeys(field.name for field in fields(EvalRequest))
+    with pytest.raises(ConfigError, match=r"data\.mix"):
+        evaluate_runs(**options | {"runs": [str(run.path)], "split": "train"})
+
+
 def test_ensemble_metrics_are_those_of_mean_probabilities(tmp_path: Path, digits: Path) -> None:
     tahoe, data = Tahoe(tmp_path), f"data.url='{digits}'"
     for seed in (1, 2):

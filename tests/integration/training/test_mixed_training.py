@@ -9,7 +9,7 @@ from rank_runs import create_run, train_on_ranks
 from run_results import figures, global_batches
 from torch.multiprocessing import ProcessExitedException
 
-NUM_STEPS, QUOTAS = 16, [48, 16]
+NUM_STEPS, QUOTAS = 10, [48, 16]
 RUN = (
     "data=digits",
     "model=smooth_network:build",

@@ -146,3 +146,4 @@ def test_lanes_divide_the_samples_of_their_source(
 def test_lanes_are_divided_by_quotas() -> None:
     assert divide_lanes(32, [192, 64], 4) == [24, 8]
     assert divide_lanes(32, [4 * 61, 12], 4) == [4, 4]  # 61 is a prime number
+    assert divide_lanes(32, [38, 13, 13], 1) == [19, 13, 13]  # rather more of them than too few
