@@ -51,7 +51,8 @@ def _as_table(shards: Any) -> ShardTable:
 class Manifest:
     """The shards of a split, in order; label i is the class `classes[i]`.
 
-    `source` records how the shards were made, in plain JSON values; nothing is computed from it.
+    `source` records how the shards were made, in plain JSON values; of it, only the digest of a
+    class map is compared.
     `image` and `class_labels` are as in `SampleRule`; the counts are of the samples that it keeps.
     `samples_per_class` counts the samples that show each class, where a sample has several labels;
     None where it has one, or was written before they were counted. `num_folds` is the number of

@@ -358,12 +358,18 @@ def _link(shards: FoundShards, directory: str) -> None:
 def _differs(url: str, old: Manifest, new: Manifest) -> DataError:
     described = [
         f"{pluralize(len(m.shards), 'shard')}, {pluralize(m.num_samples, 'sample')}, "
-        f"{pluralize(len(m.classes), 'class')} ({', '.join(m.classes[:3])}, ...), labels {m.labels}"
+        f"{pluralize(len(m.classes), 'class')} ({', '.join(m.classes[:3])}, ...), read as {m.rule}"
         for m in (old, new)
     ]
+    others = ""
+    if old.rule != new.rule:
+        others = (
+            "Another choice of samples has a manifest of its own, beside this one, if the "
+            "overrides of `data` give it. "
+        )
     return DataError(
         f"{url} differs from the shards. It lists {described[0]}, and there are {described[1]}. It "
         "was not changed",
         value=url,
-        hint="If the shards were changed on purpose, replace it with `force`.",
+        hint=others + "If the shards were changed on purpose, replace it with `force`.",
     )

@@ -138,7 +138,7 @@ def test_verify_counts_hard_links(tmp_path: Path) -> None:
 def test_gaps(values: set[int | str], parts: list[str]) -> None:
     found = describe_gaps(values)
     assert bool(found) == bool(parts)
-    assert all(part in found for part in [*parts, *["`relabel`"] * bool(parts)])
+    assert all(part in found for part in [*parts, *["`relabel`", "`class_map`"] * bool(parts)])
 
 
 def test_labels_from_1_are_logged_and_can_be_renumbered(

@@ -282,3 +282,15 @@ def test_a_part_of_the_classes_is_split_anew(tmp_path: Path) -> None:
         ("0006", 1),
         ("0007", 0),
     ]
+
+
+def test_a_choice_does_not_replace_the_manifest_of_all(numbered: Path) -> None:
+    found = FoundShards(f"{numbered}/train", ("a.tar", "c.tar"))
+    names = class_map(numbered, "".join(f"{label}\n" for label in (0, 3, 5, -1)))
+    every = index_shards({"train": found}, CLS, class_map=names)[0]
+    write_manifests(str(numbered), {"train": found}, every, force=False)
+    part = index_shards({"train": found}, CLS, class_map=class_map(numbered, "3\n"))[0]
+    with pytest.raises(DataError) as caught:
+        write_manifests(str(numbered), {"train": found}, part, force=False)
+    assert "`data`" in caught.value.hint
+    assert read_manifest(str(numbered), "train").num_samples == 7
