@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 20.0
 _QUIET_ATTEMPTS = 2  # transient failures are logged at DEBUG up to here
 
+_whole_files: dict[str, bool] = {}  # by store: whether it sends them for ranges too
+
 _Response = TypeVar("_Response")
 
 
@@ -94,8 +96,9 @@ def fetch_file(
     url: str, num_bytes: int, file: IO[bytes], settings: DownloadSettings = DownloadSettings()
 ) -> None:
     """Fetch a file of a known size, without checking its content; raises as `fetch_ranges`."""
-    starts = range(0, num_bytes, settings.chunk_bytes)
-    chunks = [ByteRange(url, i, min(i + settings.chunk_bytes, num_bytes)) for i in starts]
+    chunk_bytes = num_bytes if _sends_whole_files(url, settings) else settings.chunk_bytes
+    starts = range(0, num_bytes, chunk_bytes)
+    chunks = [ByteRange(url, i, min(i + chunk_bytes, num_bytes)) for i in starts]
     fetch_ranges(chunks, settings, lambda index, data: write_at(file, chunks[index].start, data))
 
 
@@ -103,6 +106,14 @@ def file_size(url: str, settings: DownloadSettings) -> int | None:
     """Return the size of a file in bytes; None if the store does not know it."""
     remote = _Remote(url)
     return _run(_Retry(settings).call(remote, remote.size))
+
+
+def _sends_whole_files(url: str, settings: DownloadSettings) -> bool:
+    """Check, once a process, whether a web server ignores ranges, as Python's http.server does."""
+    store = _store(url)
+    if url.startswith(("http://", "https://")) and store not in _whole_files:
+        fetch_ranges([ByteRange(url, 0, 1)], settings, lambda index, data: None)
+    return _whole_files.setdefault(store, False)
 
 
 def write_at(file: IO[bytes], offset: int, data: bytes) -> None:
@@ -129,6 +140,11 @@ class _Remote:
                 data: bytes = await fs._cat_file(self._path, start=start, end=stop)
             else:
                 data = await asyncio.to_thread(fs.cat_file, self._path, start=start, end=stop)
+            if len(data) > stop - start and len(data) == await self.size():
+                if not _whole_files.get(_store(self.url)):
+                    log.warning("%s ignores ranges: it sends whole files", _store(self.url))
+                _whole_files[_store(self.url)] = True
+                return data[start:stop]
             if len(data) != stop - start:
                 raise OSError(f"{len(data)} bytes arrived instead of {stop - start}")
             return data
@@ -136,7 +152,7 @@ class _Remote:
         fs = self._fs
         if not fs.async_impl:  # its requests cannot be cancelled
             return await request()
-        hedger = _hedger("/".join(self.url.split("/", 3)[:3]))
+        hedger = _hedger(_store(self.url))
         return await hedger.send(request, stop - start, max_hedged_fraction)
 
     async def size(self) -> int | None:
@@ -144,6 +160,11 @@ class _Remote:
         info = fs._info(self._path) if fs.async_impl else asyncio.to_thread(fs.info, self._path)
         size: int | None = (await info).get("size")
         return size
+
+
+def _store(url: str) -> str:
+    """Return the store of a URL, such as s3://bucket."""
+    return "/".join(url.split("/", 3)[:3])
 
 
 @cache
