@@ -73,7 +73,7 @@ def describe_choice(before: Sequence[Scan], after: Sequence[Scan], rule: SampleR
         return ""
     by_label = [f"{label}: {num:,}" for label, num in others.most_common()]
     num_shards = sum(not scan.num_samples for scan in after)
-    shards = f" {pluralize(num_shards, 'shard')} without any other are left out." * bool(num_shards)
+    shards = f" Left out: {pluralize(num_shards, 'shard')} without any other." * bool(num_shards)
     return (
         f"passed over: {pluralize(num_dropped, 'sample')} of {pluralize(len(others), 'label')} "
         f"outside the class map ({truncated_list(by_label)}).{shards}"
