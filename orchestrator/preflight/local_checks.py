@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from data_sharding.errors import DataError
+from data_sharding.format.location import Location
 from data_sharding.format.manifest import read_manifest
 from data_sharding.io import filesystem
 from data_sharding.storage.cache import cache_directory, free_bytes
@@ -67,28 +68,33 @@ def check_versions() -> Iterator[CheckResult]:
 
 def check_data(config: Config) -> str:
     """Read the beginning of each split's first shard; return the time that takes."""
-    data, splits = config.data, []
-    places = [*((location, "train") for location in data.train_locations), (data.location, "val")]
-    for location, split in places:
-        manifest = read_manifest(location, split)
-        shard = location.shard_url(split, manifest.shards[0].name)
-        start_s = time.monotonic()
-        try:
-            fs, path = filesystem.store_of(shard)
-            num_bytes = len(fs.cat_file(path, start=0, end=1 << 20))
-        except Exception as error:  # every store raises its own kinds
-            raise DataError(
-                f"cannot read {shard}: {type(error).__name__}: {error}. Its manifest can be read",
-                value=shard,
-                hint="Check the credentials, or write the split again.",
-            ) from None
-        milliseconds = 1000 * (time.monotonic() - start_s)
-        splits.append(
-            f"{split} of {location}: {pluralize(manifest.num_samples, 'image')} in "
-            f"{pluralize(len(manifest.shards), 'shard')}, the "
-            f"first {num_bytes / 1e3:,.0f} kB in {milliseconds:.0f} ms"
-        )
-    return "; ".join(splits)
+    data = config.data
+    places = [(location, "train") for location in data.train_locations]
+    times: dict[Location, list[str]] = {}
+    for location, split in (*places, (data.location, "val")):
+        times.setdefault(location, []).append(_read_first_shard(location, split))
+    return "; ".join(text for where, texts in times.items() for text in (str(where), *texts))
+
+
+def _read_first_shard(location: Location, split: str) -> str:
+    manifest = read_manifest(location, split)
+    shard = location.shard_url(split, manifest.shards[0].name)
+    start_s = time.monotonic()
+    try:
+        fs, path = filesystem.store_of(shard)
+        num_bytes = len(fs.cat_file(path, start=0, end=1 << 20))
+    except Exception as error:  # every store raises its own kinds
+        raise DataError(
+            f"cannot read {shard}: {type(error).__name__}: {error}. Its manifest can be read",
+            value=shard,
+            hint="Check the credentials, or write the split again.",
+        ) from None
+    milliseconds = 1000 * (time.monotonic() - start_s)
+    return (
+        f"{split}: {pluralize(manifest.num_samples, 'image')} in "
+        f"{pluralize(len(manifest.shards), 'shard')}, the "
+        f"first {num_bytes / 1e3:,.0f} kB in {milliseconds:.0f} ms"
+    )
 
 
 def check_run_dir(config: Config) -> str:
