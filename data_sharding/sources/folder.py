@@ -194,14 +194,15 @@ class _Listing:
             raise source_error(
                 f"val has images of classes that train has none of: {truncated_list(val_only)}",
                 val_only[0],
-                "Add training images, or remove these.",
+                " ".join((*self._unread_formats(), "Add training images, or remove these.")),
             )
         empty = [str(classes[name][0]) for name in names[in_train == 0].tolist()]
         if empty and not self.options.allow_empty:
+            hint = f"{_FORMATS}, remove the directories, or keep such classes with `allow_empty`."
             raise source_error(
                 f"{pluralize(len(empty), 'class')} without images ({truncated_list(empty)})",
                 empty[0],
-                f"{_FORMATS}, remove the directories, or keep such classes with `allow_empty`.",
+                " ".join((*self._unread_formats(), hint)),
             )
 
     def source(

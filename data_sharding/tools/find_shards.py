@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from data_sharding.errors import DataError
-from data_sharding.format.location import shard_url
+from data_sharding.format.location import is_fold, shard_url
 from data_sharding.format.manifest import PUBLISH_ORDER, SPLITS
 from data_sharding.io import filesystem
 from data_sharding.io.text import pluralize, truncated_list
@@ -171,6 +171,13 @@ def _no_shards(url: str, split: str | None, pattern: str, flat: Sequence[str]) -
             "`val_fraction`.",
         )
     names = filesystem.list_names(url)
+    if folds := [name for name in names if is_fold(name)]:
+        return DataError(
+            f"{url} has folds ({truncated_list(folds)}), which were written with their manifests: "
+            "nothing was written",
+            value=url,
+            hint="Choose the one to validate on with `fold`.",
+        )
     content = f"it holds {truncated_list(names)}" if names else "nothing is there"
     return DataError(
         f"no shards at {url}: there is no {split or 'train'}/{pattern}; {content}. Nothing was "

@@ -134,6 +134,8 @@ def test_heic_is_listed_if_it_can_be_read(tmp_path: Path, name: str) -> None:
     else:
         assert source.skipped.counts == {Path(name).suffix.lower(): 1}
         assert "pillow-heif" in " ".join(source.notes)
+        (tmp_path / "train/a/3.jpg").unlink()
+        assert "pillow-heif" in error_of(tmp_path).hint  # now the class is empty
 
 
 def test_links_are_followed_or_counted(tmp_path: Path) -> None:

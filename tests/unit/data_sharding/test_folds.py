@@ -20,6 +20,7 @@ from data_sharding.sources.base import Labels, ListedImages, Source, split_into_
 from data_sharding.sources.csv_file import Columns, csv_file
 from data_sharding.sources.folder import folder
 from data_sharding.storage.shard_store import open_store
+from data_sharding.tools.find_shards import find_shards
 from data_sharding.tools.verify import verify
 from data_sharding.writing.dataset_writer import Dataset, write_dataset
 from data_sharding.writing.shard_writer import ImageChecks
@@ -131,6 +132,12 @@ def test_wrong_numbers_are_refused_with_the_right_ones(written: Path, tmp_path: 
     with pytest.raises(DataError) as caught:
         Location(str(written), manifest="elsewhere", fold=0)
     assert caught.value.value == 0
+
+
+def test_folds_are_not_indexed(written: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        find_shards(str(written), None)
+    assert "`fold`" in caught.value.hint
 
 
 def test_folds_of_two_writings_are_not_mixed(written: Path, tmp_path: Path) -> None:
