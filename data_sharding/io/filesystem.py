@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 _MISSING_KEYS = ("NoCredentialsError", "PartialCredentialsError")  # botocore's
+_EXPIRED_KEYS = "refreshed credentials are still expired"  # a RuntimeError of botocore
 
 
 @contextmanager
@@ -44,14 +45,19 @@ def store_errors() -> Iterator[None]:
     except Exception as error:
         cause = _http_cause(error)
         text = f"{type(cause).__name__}: {cause}"
-        names = ("status", "status_code", "code")
-        if next((getattr(cause, n) for n in names if hasattr(cause, n)), None) in (401, 403) or (
-            type(cause).__name__ in _MISSING_KEYS
-        ):
+        if _is_refused(cause):
             raise PermissionError(text) from error
         if cause is error and (isinstance(error, OSError) or type(error).__module__ == "builtins"):
             raise
         raise OSError(text) from error
+
+
+def _is_refused(error: Exception) -> bool:
+    """Check whether a store refuses, or the keys to ask it with are missing or expired."""
+    names = ("status", "status_code", "code")
+    status = next((getattr(error, name) for name in names if hasattr(error, name)), None)
+    is_expired = isinstance(error, RuntimeError) and _EXPIRED_KEYS in str(error)
+    return status in (401, 403) or type(error).__name__ in _MISSING_KEYS or is_expired
 
 
 def _http_cause(error: Exception) -> Exception:

@@ -125,11 +125,21 @@ def test_without_new_keys_it_is_a_refusal(url: str, keys: Keys) -> None:
         fetch(url)
 
 
-@pytest.mark.parametrize("valid_s", [None, 2])
+@pytest.mark.parametrize("valid_s", [None, 300])
 def test_a_credential_process_is_asked_again(url: str, keys: Keys, valid_s: float | None) -> None:
     keys.give_by_process("first", valid_s)
     read_manifest(url, "train")
     fetch(url)
+    keys.give_by_process("second", 3600)
+    read_manifest(url, "train")
+    fetch(url)
+
+
+def test_a_process_that_gives_expired_keys_is_a_refusal(url: str, keys: Keys) -> None:
+    keys.give_by_process("first", -10)
+    for read in read_manifest, fetch:
+        with pytest.raises(UnavailableError):
+            read(url, *["train"] * (read is read_manifest))
     keys.give_by_process("second", 3600)
     read_manifest(url, "train")
     fetch(url)

@@ -99,7 +99,8 @@ def test_stat_writes_a_config_that_is_a_choice(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("by_pattern", [pytest.param(False, marks=pytest.mark.long), True])
+@pytest.mark.long
+@pytest.mark.parametrize("by_pattern", [False, True])
 def test_a_proposed_config_trains(
     tahoe: Run, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_pattern: bool
 ) -> None:
