@@ -22,6 +22,7 @@ _NUM_RECENT, _MIN_RECENT = 200, 40  # durations of requests of about the same si
 _FRACTION, _FACTOR = 0.95, 2
 _FLOOR_S = 0.2  # a second attempt before that gains little
 _MAX_SAVED = 8  # second attempts in a row, after a time without any
+_LOGGED = frozenset(4**power for power in range(2, 16))  # numbers of second attempts: 16, 64, ...
 
 Request = Callable[[], Awaitable[bytes]]
 
@@ -59,12 +60,12 @@ class RequestHedger:
             if not attempts[0].done() and self._allowance >= 1:
                 self._allowance -= 1
                 self.num_hedged += 1
+                self._log(delay_s)
                 attempts.append(asyncio.ensure_future(_timed(request)))
             answer = await _first_answer(attempts)
             durations_s.append(answer.result().duration_s)  # of this attempt alone
             if len(attempts) > 1:
                 self.num_won += answer is attempts[1]
-                self._log(delay_s)
             return answer.result().data
         finally:
             for attempt in attempts:
@@ -72,10 +73,10 @@ class RequestHedger:
             await asyncio.gather(*attempts, return_exceptions=True)
 
     def _log(self, delay_s: float | None) -> None:
-        if self.num_hedged & (self.num_hedged - 1) == 0:  # 1, 2, 4, 8, ...
-            log.info(
-                "%s: %d of %d requests were sent twice because they were late (now after %.2f s); "
-                "the second was faster %d times",
+        if self.num_hedged in _LOGGED:
+            log.warning(
+                "%s is late: %d of %d requests of this process were sent a second time (now after "
+                "%.2f s); the second was answered first %d times",
                 self._store,
                 self.num_hedged,
                 self.num_requests,

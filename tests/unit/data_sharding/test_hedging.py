@@ -1,7 +1,6 @@
 """A late request is sent a second time, the first answer counts, and few are sent twice."""
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -51,20 +50,16 @@ def run(test: Callable[[RequestHedger], Awaitable[None]]) -> RequestHedger:
     return hedger
 
 
-def test_the_second_attempt_wins_and_the_first_is_cancelled(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_the_second_attempt_wins_and_the_first_is_cancelled() -> None:
     late = Request(None, b"second")
 
     async def test(hedger: RequestHedger) -> None:
         await warm(hedger)
         assert await hedger.send(late, SIZE, 0.03) == b"second"
 
-    with caplog.at_level(logging.INFO, logger=hedging.__name__):
-        hedger = run(test)
+    hedger = run(test)
     assert (late.num_sent, late.num_cancelled) == (2, 1)
     assert (hedger.num_requests, hedger.num_hedged, hedger.num_won) == (101, 1, 1)
-    assert len(caplog.records) == 1
 
 
 def test_a_second_attempt_that_fails_leaves_the_first() -> None:
@@ -130,11 +125,12 @@ def test_nothing_is_sent_twice_before_enough_is_known(
     assert late.num_sent == late.num_cancelled == 1
 
 
-def test_late_answers_do_not_move_the_threshold() -> None:
+def test_late_answers_do_not_move_the_threshold(caplog: pytest.LogCaptureFixture) -> None:
     async def test(hedger: RequestHedger) -> None:
-        for number in range(400):
-            request = Request(None, b"b") if number % 50 == 49 else Request(b"a")
+        for number in range(500):
+            request = Request(None, b"b") if number % 25 == 24 and number > 99 else Request(b"a")
             await hedger.send(request, SIZE, 0.05)
 
     hedger = run(test)
-    assert hedger.num_won == 8
+    assert hedger.num_won == 16
+    assert [record.levelname for record in caplog.records] == ["WARNING"]  # seen from any process
