@@ -160,14 +160,16 @@ class ScanRecords:
 
     def add(self, record: Record) -> None:
         """Append a record; the line end comes first, since a crash may have cut the last line."""
-        for directory in (self._path.parent.parent, self._path.parent):
-            make_private(directory)
-        with self._path.open("a") as file:
-            file.write("\n" + json.dumps([_to_json(record.scan), record.way, record.version]))
+        with suppress(OSError, DataError):  # no space, or none of this user: nothing is recorded
+            for directory in (self._path.parent.parent, self._path.parent):
+                make_private(directory)
+            with self._path.open("a") as file:
+                file.write("\n" + json.dumps([_to_json(record.scan), record.way, record.version]))
 
     def remove(self) -> None:
         """Remove all records."""
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._path.unlink()
 
 
 def _groups(urls: Sequence[str], way: Way, num_workers: int) -> list[Sequence[str]]:
@@ -211,7 +213,8 @@ def _version(url: str) -> str:
 
 
 def _to_json(scan: Scan) -> dict[str, Any]:
-    values = {field.name: getattr(scan, field.name) for field in fields(scan)}
+    needed = (field.name for field in fields(scan) if field.name != "image_bytes")
+    values = {name: getattr(scan, name) for name in needed}
     return {name: _plain(value) for name, value in values.items()}
 
 
@@ -228,7 +231,7 @@ def _plain(value: Any) -> Any:
 def _read(path: Path) -> list[Record]:
     """Read the records in a file, if any; skip a line that is cut short."""
     records = []
-    with suppress(FileNotFoundError):
+    with suppress(OSError, DataError):
         make_private(path.parent)  # whose files are trusted
         for line in path.read_text().splitlines():
             with suppress(ValueError, TypeError, KeyError):

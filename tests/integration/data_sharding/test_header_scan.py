@@ -195,6 +195,15 @@ def test_an_index_that_failed_goes_on(s3: S3, tmp_path: Path, records: Path, wha
     assert not [*records.iterdir()]
 
 
+def test_no_place_for_records_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_shards(tmp_path / "in/train", 2, 2, 1000)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
+    shards = find_shards(str(tmp_path / "in"), "train")
+    assert index_shards(shards, CLS)[0]["train"].num_samples == 4
+    forget_scans(shards, CLS)
+
+
 @pytest.mark.slow
 def test_an_index_that_was_killed_goes_on(s3: S3, tmp_path: Path, records: Path) -> None:
     make_shards(tmp_path / "in/train", 40, 2, 1000)
