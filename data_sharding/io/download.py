@@ -139,7 +139,10 @@ class _Remote:
             if fs.async_impl:
                 data: bytes = await fs._cat_file(self._path, start=start, end=stop)
             else:
-                data = await asyncio.to_thread(fs.cat_file, self._path, start=start, end=stop)
+                options = {"cache_type": "none"} if fs.protocol == "hf" else {}  # reads 5 MB ahead
+                data = await asyncio.to_thread(
+                    fs.cat_file, self._path, start=start, end=stop, **options
+                )
             if len(data) > stop - start and len(data) == await self.size():
                 if not _whole_files.get(_store(self.url)):
                     log.warning("%s ignores ranges: it sends whole files", _store(self.url))

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import fsspec
+import hub_server
 import numpy as np
 import pytest
 from foreign_shards import by_gnu_tar, by_webdataset, labelled
@@ -155,6 +156,17 @@ def test_the_faster_way_is_chosen(s3: S3, tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(header_scan, "_MIN_GAIN", gain)
         assert header_scan.choose_way(urls, CLS, messages.append) == way
     assert len(messages) == 2
+
+
+@pytest.mark.slow
+def test_a_store_that_has_digests_gives_whole_ones(tmp_path: Path) -> None:
+    infos = make_shards(tmp_path / "in/train", 2, 10, 200_000)
+    with hub_server.serve(tmp_path / "in") as fetched:
+        shards = find_shards(hub_server.URL, "train")
+        manifests, counts = index_shards(shards, CLS, HEADERS)
+    assert [*manifests["train"].shards] == infos
+    assert counts["train"].total() == 20
+    assert sum(stop - start for start, stop in fetched) < 0.5 * sum(s.num_bytes for s in infos)
 
 
 # ---------------------------------------------------------------- interruptions
