@@ -96,7 +96,7 @@ def fetch_file(
     url: str, num_bytes: int, file: IO[bytes], settings: DownloadSettings = DownloadSettings()
 ) -> None:
     """Fetch a file of a known size, without checking its content; raises as `fetch_ranges`."""
-    chunk_bytes = num_bytes if _sends_whole_files(url, settings) else settings.chunk_bytes
+    chunk_bytes = num_bytes if sends_whole_files(url, settings) else settings.chunk_bytes
     starts = range(0, num_bytes, chunk_bytes)
     chunks = [ByteRange(url, i, min(i + chunk_bytes, num_bytes)) for i in starts]
     fetch_ranges(chunks, settings, lambda index, data: write_at(file, chunks[index].start, data))
@@ -108,7 +108,7 @@ def file_size(url: str, settings: DownloadSettings) -> int | None:
     return _run(_Retry(settings).call(remote, remote.size))
 
 
-def _sends_whole_files(url: str, settings: DownloadSettings) -> bool:
+def sends_whole_files(url: str, settings: DownloadSettings) -> bool:
     """Check, once a process, whether a web server ignores ranges, as Python's http.server does."""
     store = _store(url)
     if url.startswith(("http://", "https://")) and store not in _whole_files:

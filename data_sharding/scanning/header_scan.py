@@ -19,10 +19,23 @@ from data_sharding.format.shard_digest import file_sha256, sampled_sha256
 from data_sharding.format.shard_reader import ShardHeaders, ShardReader
 from data_sharding.format.tar_samples import UnusableError
 from data_sharding.io import filesystem
-from data_sharding.io.download import ByteRange, DownloadSettings, fetch_ranges, file_size
+from data_sharding.io.download import (
+    ByteRange,
+    DownloadSettings,
+    fetch_ranges,
+    file_size,
+    sends_whole_files,
+)
 from data_sharding.io.process_pool import ProgressFn
 from data_sharding.scanning.local_copy import reason_of
-from data_sharding.scanning.scan import Scan, ScanJob, scan_or_problem, scan_samples, unusable_scan
+from data_sharding.scanning.scan import (
+    Scan,
+    ScanJob,
+    scan_or_problem,
+    scan_samples,
+    scan_whole,
+    unusable_scan,
+)
 from data_sharding.storage.ranged_file import RangedFile
 
 Way = Literal["whole", "headers", "counts"]
@@ -51,6 +64,8 @@ def _scan_headers(job: ScanJob, url: str, advance: ProgressFn) -> Scan:
                 return scan_samples(job, scan, reader, advance)
         except ShardError as error:
             return unusable_scan(scan, reason_of(error))
+    if sends_whole_files(url, _SETTINGS):  # it would send one for each range
+        return scan_whole(job, url, advance)
     scan, data = _identify(url)
     try:
         return scan_samples(job, scan, ShardHeaders(data, job.rule), advance)
@@ -105,7 +120,7 @@ def choose_way(
     try:
         sizes = [_size(url) for url in urls[:SHARDS_AT_ONCE]]
         num_bytes = sum(sizes) / len(sizes) * len(urls)
-        if num_bytes < _SMALL_SET_BYTES:
+        if num_bytes < _SMALL_SET_BYTES or sends_whole_files(urls[0], _SETTINGS):
             return "whole"
         if counts_suffice:
             return "counts"
