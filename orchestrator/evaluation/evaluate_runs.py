@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data_sharding.format.class_map import read_class_map
 from data_sharding.format.location import Location, is_tar
-from data_sharding.format.manifest import Manifest, read_manifest
+from data_sharding.format.manifest import Manifest, has_manifest, read_manifest
 from data_sharding.loading.full_images import load_full_images
 from data_sharding.loading.loader import iter_batches
 from data_sharding.transforms.eval_protocol import parse_dense, parse_protocol
@@ -234,13 +234,19 @@ def _apply(request: EvalRequest, config: Config) -> tuple[Config, str]:
 
 
 def with_data(config: Config, data: str | None, split: str) -> Config:
-    """Return a config with another data set, if one is given: a URL, or a pattern of a split."""
+    """Return a config with another data set, if one is given: a URL, or a pattern of a split.
+
+    At a URL with folds it is that of the run.
+    """
     if data is None:
         return config
+    fold = config.data.fold
     names = ("url", "train", "val", "manifest", "image", "label", "class_map", "fold")
     changes: dict[str, object] = {f"data.{name}": None for name in names}
     changes |= {"data.multi_label": False, "data.mix": ()}
     changes[f"data.{split}" if is_tar(data) else "data.url"] = data
+    if fold is not None and not is_tar(data) and has_manifest(Location(data, fold=fold), "val"):
+        changes["data.fold"] = fold
     return config.replace(changes)
 
 

@@ -8,7 +8,7 @@ import pytest
 from foreign_shards import encoded, photo
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from data_sharding.errors import BadSample, DataError
 from data_sharding.image.resize import ResizeSettings
@@ -72,6 +72,17 @@ def test_orientation_is_not_applied() -> None:
     with Image.open(BytesIO(ResizeSettings(100).apply(file.getvalue()))) as found:
         assert found.size == (100, 50)
         assert not found.getexif()
+
+
+def test_a_colour_profile_is_neither_applied_nor_kept() -> None:
+    """The pixels are those that are stored, as they are for images that are not shrunk."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+    plain, marked = (
+        ResizeSettings(100).apply(encoded(photo(1, (300, 150)), **options))
+        for options in ({}, {"icc_profile": profile})
+    )
+    assert marked == plain
+    assert "icc_profile" not in Image.open(BytesIO(marked)).info
 
 
 def test_damaged_images() -> None:

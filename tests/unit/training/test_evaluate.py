@@ -23,6 +23,7 @@ from data_sharding.storage.shard_store import open_store
 from data_sharding.transforms.eval_protocol import parse_protocol
 from data_sharding.writing.dataset_writer import write_dataset
 from orchestrator.config.schema import Config
+from orchestrator.evaluation.evaluate_runs import with_data
 from orchestrator.training.distributed.world import World
 from orchestrator.training.inputs.device import Device
 from orchestrator.training.step.evaluate import evaluate
@@ -188,3 +189,13 @@ def test_ten_crops_are_scored_by_their_mean_probability(
         result = judge(1, batch_size, protocol)
         assert result["val/top1"] == pytest.approx(100 * correct / NUM_VAL)
     assert result["val/loss"] != judge(1, 8)["val/loss"]
+
+
+def test_the_fold_of_a_run_is_kept_where_other_data_have_it(config: Config, tmp_path: Path) -> None:
+    config = config.replace({"data.url": "own", "data.fold": 1})
+    (tmp_path / "fold-1").mkdir()
+    assert with_data(config, str(tmp_path), "val").data.location == Location(str(tmp_path))
+    (tmp_path / "fold-1/manifest.json").touch()
+    location = with_data(config, str(tmp_path), "val").data.location
+    assert location == Location(str(tmp_path), fold=1)
+    assert with_data(config, None, "val") is config
