@@ -159,6 +159,7 @@ def test_the_faster_way_is_chosen(s3: S3, tmp_path: Path, monkeypatch: pytest.Mo
     assert len(messages) == 2
 
 
+@pytest.mark.slow
 def test_a_server_without_ranges_sends_shards_once(tmp_path: Path) -> None:
     (info,) = make_shards(tmp_path, 1, 10, 2000)
     with http_server.serve(tmp_path) as web:
