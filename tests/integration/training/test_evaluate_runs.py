@@ -194,8 +194,6 @@ def test_a_run_is_evaluated_on_its_own_data_unless_other_is_named(
     assert str(run.evaluations_file) in shown.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_a_mixture_is_not_evaluated_on_its_training_samples(
     values: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -208,6 +206,8 @@ def test_a_mixture_is_not_evaluated_on_its_training_samples(
         evaluate_runs(**options | {"runs": [str(run.path)], "split": "train"})
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_ensemble_metrics_are_those_of_mean_probabilities(tmp_path: Path, digits: Path) -> None:
     tahoe, data = Tahoe(tmp_path), f"data.url='{digits}'"
     for seed in (1, 2):
