@@ -202,15 +202,16 @@ def check_fingerprint(run: RunDir, where: Location, splits: Mapping[str, TrainDa
     for split, manifest in splits.items():
         fingerprint = manifest.fingerprint[:16]
         if recorded.get(split, fingerprint) != fingerprint:
-            place = str(where)
+            key, place = "data.url", str(where)
             if isinstance(manifest, Mixture):
-                place = manifest.name_changed([one["fingerprint"] for one in data.get("mix", ())])
+                known = [source["fingerprint"] for source in data.get("mix", ())]
+                key, place = "data.mix", manifest.name_changed(known)
             raise DataError(
                 f"the data set at {place} is not the one that {run.id} started with: {split} has "
                 f"the fingerprint {fingerprint}, and run_info.json {recorded[split]}, so the run "
                 "would have the metrics of two data sets",
                 value=place,
-                hint=f"Set data.url to the original, or start a new run; {hint}",
+                hint=f"Set {key} to the original, or start a new run; {hint}",
             )
 
 

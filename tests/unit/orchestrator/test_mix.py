@@ -169,3 +169,4 @@ def test_other_data_than_a_run_started_with_are_refused_by_name(
     with pytest.raises(DataError) as refused:
         check_fingerprint(run, config.data.location, {"train": other})
     assert refused.value.value == f"{tmp_path}/set-1"
+    assert "data.mix" in refused.value.hint
