@@ -24,6 +24,10 @@ class DataError(UserError):
     """A data set cannot be used or written as requested."""
 
 
+class MissingManifestError(DataError):
+    """A data set, or a split of it, has no manifest."""
+
+
 class UnavailableError(DataError):
     """Data are refused, out of reach or without space now; a later attempt may succeed."""
 

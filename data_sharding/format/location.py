@@ -16,10 +16,11 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
-from data_sharding.errors import DataError
+from data_sharding.errors import DataError, MissingManifestError
 from data_sharding.io import filesystem
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class Location:
             return split
         return fold_name(self.fold) if split == "val" else "fold-*"
 
-    def fold_error(self, num_folds: int) -> DataError:
+    def fold_error(self, num_folds: int) -> MissingManifestError:
         """Construct the error of a URL that has not what `fold` says, but so many folds or none."""
         if not num_folds:
             problem = f"no folds at {self}: {fold_name(0)}/ has no manifest"
@@ -117,7 +118,7 @@ class Location:
             lack = "neither train/ nor val/" if self.fold is None else f"no fold {self.fold}"
             problem = f"{self} has {num_folds} folds and {lack}: nothing is read"
             hint = f"Choose the one to validate on with `fold`, from 0 to {num_folds - 1}."
-        return DataError(problem, value=self.fold, hint=hint)
+        return MissingManifestError(problem, value=self.fold, hint=hint)
 
     def base(self, split: str) -> str:
         """Return the URL that the names of shards are relative to.
@@ -138,7 +139,8 @@ class Location:
         """Return the URLs where a file about a split may be, first the one to prefer."""
         base, patterns = self.base(split), self.patterns(split)
         fold = [] if self.fold is None else [fold_name(self.fold)]
-        elsewhere = _name(name, split, [*patterns, self.rules, *fold])
+        places = [p if "://" in p else str(Path(p).absolute()) for p in patterns]
+        elsewhere = _name(name, split, [*places, self.rules, *fold])
         if self.manifest is not None:
             return [filesystem.join(self.manifest, elsewhere)]
         in_cache = str(_user_cache() / elsewhere)
@@ -196,7 +198,11 @@ def shard_url(base: str, name: str) -> str:
 
 
 def find_file(location: Location, split: str, name: str) -> str:
-    """Return the URL of a file about a split; the preferred one if there is none."""
+    """Return the URL of a file about a split; the preferred one if there is none.
+
+    A place that may not be read is passed over: a bucket whose names may not be listed refuses
+    what does not exist. Any other failure is raised, since another place may have an older file.
+    """
     urls = location.files(split, name)
     return next((url for url in urls if _exists(url)), urls[0])
 
@@ -219,13 +225,22 @@ def write_files(
     """
     is_web = location.base(split).startswith(("http://", "https://"))  # which takes no files
     *others, last = range(len(location.files(split, "")) if anywhere else 1)
+    written = list[str]()
+
+    def choose(place: int, name: str) -> str:
+        written.append(location.files(split, name)[place])
+        return written[-1]
+
     for place in others if not is_web else ():
+        written.clear()
         try:
-            write(lambda name: location.files(split, name)[place])  # noqa: B023  called at once
+            write(partial(choose, place))
             return
         except (OSError, NotImplementedError) as error:
+            if any(map(_exists, written)):  # it would be preferred to what is written elsewhere
+                raise
             log.info("%s: cannot be written: %s", location.base(split), error)
-    write(lambda name: location.files(split, name)[last])
+    write(partial(choose, last))
     if last:
         log.warning(
             "%s: nothing can be written beside the shards, so their manifest is in %s. Nodes and "
@@ -273,5 +288,5 @@ def _user_cache() -> Path:
 def _exists(url: str) -> bool:
     try:
         return filesystem.exists(url)
-    except Exception:  # reading it raises the error, which names it
+    except PermissionError:
         return False

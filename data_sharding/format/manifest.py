@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
-from data_sharding.errors import DataError, UnavailableError
+from data_sharding.errors import DataError, MissingManifestError, UnavailableError
 from data_sharding.format.image_profile import ImageProfile
 from data_sharding.format.labels import LabelRule
 from data_sharding.format.location import Location, find_file, fold_name, write_files
@@ -145,7 +145,9 @@ def url_of(where: str | Location, split: str) -> str:
 def has_manifest(where: str | Location, split: str) -> bool:
     """Check whether a split has a manifest; raises what its store raises."""
     location = Location.of(where)
-    return split in location.splits and filesystem.exists(url_of(location, split))
+    with suppress(PermissionError):
+        return split in location.splits and filesystem.exists(url_of(location, split))
+    return False
 
 
 def read_manifests(where: str | Location) -> dict[str, Manifest]:
@@ -153,15 +155,18 @@ def read_manifests(where: str | Location) -> dict[str, Manifest]:
     location = Location.of(where)
     if location.fold is not None:
         return {split: read_manifest(location, split) for split in SPLITS}
-    existing = []
+    manifests, missing = dict[str, Manifest](), list[MissingManifestError]()
     for split in location.splits:
-        with suppress(Exception):  # reading it raises the error
-            if not has_manifest(where, split):
-                continue
-        existing.append(split)
-    if not existing and location.url is not None:
-        existing = [fold_name(fold) for fold in range(_num_folds(location))]
-    return {split: read_manifest(where, split) for split in existing or location.splits[:1]}
+        try:
+            manifests[split] = read_manifest(location, split)
+        except MissingManifestError as error:
+            missing.append(error)
+    if not manifests and location.url is not None:
+        folds = [fold_name(fold) for fold in range(_num_folds(location))]
+        manifests = {fold: read_manifest(location, fold) for fold in folds}
+    if not manifests:
+        raise missing[0]
+    return manifests
 
 
 def read_manifest(where: str | Location, split: str) -> Manifest:
@@ -181,6 +186,10 @@ def read_manifest(where: str | Location, split: str) -> Manifest:
         return _read_own(location, split)
     except DataError:
         raise
+    except PermissionError as error:
+        if not location.has_named_files:
+            raise _cannot_read(manifest_url, error) from error
+        return _read_own(location, split)
     except Exception as error:  # also of unknown protocols, missing packages, bad options
         raise _cannot_read(manifest_url, error) from error
     return _parse(data, location, split, manifest_url)
@@ -307,20 +316,20 @@ def _asked(asked: Mapping[str, Any]) -> str:
     )
 
 
-def _missing(location: Location, split: str) -> DataError:
+def _missing(location: Location, split: str) -> MissingManifestError:
     has_splits = not location.has_named_files and split in SPLITS
     num_folds = _num_folds(location) if has_splits else 0
     if num_folds or location.fold is not None:
         return location.fold_error(num_folds)
     if not location.has_named_files:
-        return DataError(
+        return MissingManifestError(
             f"no data set at {location}: {split}/{FILE_NAME} does not exist",
             value=str(location),
             hint="Check the URL, or write a data set: `folder` makes one from directories of "
             "images, one a class, `digits` from scikit-learn's handwritten digits.",
         )
     places = " or ".join(url.rpartition("/")[0] for url in location.files(split, FILE_NAME))
-    return DataError(
+    return MissingManifestError(
         f"the shards of {split} at {', '.join(location.patterns(split))} are not counted yet: "
         f"there is no manifest of them in {places}",
         value=str(location),

@@ -123,8 +123,9 @@ def read_class_index(where: str | Location, split: str, manifest: Manifest) -> C
     """Read the class index of a split."""
     location = Location.of(where)
     _check_single_label(location, split, manifest)
-    url = find_file(location, split, FILE_NAME)
+    url = location.files(split, FILE_NAME)[0]
     try:
+        url = find_file(location, split, FILE_NAME)
         path = node_copy(url, f"{manifest.fingerprint}-{FILE_NAME}", _is_whole)
         arrays = mmap_safetensors(path)
         samples, ends, identity = (arrays[name] for name in ("samples", "ends", "of"))

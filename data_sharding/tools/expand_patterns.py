@@ -1,5 +1,6 @@
 """Find the shards that patterns name: single tars, directories, braces as webdataset's, globs."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -9,6 +10,7 @@ from braceexpand import braceexpand
 
 from data_sharding.errors import DataError
 from data_sharding.format.location import Location, is_tar
+from data_sharding.format.manifest import Manifest
 from data_sharding.io import filesystem
 from data_sharding.io.text import pluralize, truncated_list
 from data_sharding.tools.duplicate_shards import refuse_equal_urls
@@ -44,6 +46,13 @@ def _expand(location: Location, split: str) -> FoundShards:
                 hint="Braces list numbers or words: {0000..1023}, {train,val}.",
             ) from None
         names += [url.removeprefix(f"{base}/") for one in plain for url in expand_glob(one)]
+        for name in names:
+            if not is_tar(name):
+                raise DataError(
+                    f"{name} is no .tar file: nothing was written",
+                    value=name,
+                    hint="Name plain tars, by names that end in .tar.",
+                )
     _refuse_other_split(location, split, names)
     return FoundShards(base, tuple(names))
 
@@ -59,13 +68,14 @@ def expand_glob(pattern: str) -> list[str]:
     with listing(pattern):
         if filesystem.exists(pattern):
             return [pattern]
-        if _GLOB.search(directory):
-            fs, path = filesystem.store_of(pattern)
-            urls = [
-                str(fs.unstrip_protocol(match))
-                for match in sorted(fs.glob(path.replace("[", "[[]")))
-            ]
-            urls = [str(filesystem.local_path(url) or url) for url in urls]
+        if magic := _GLOB.search(directory):
+            start = directory[: magic.start()].rpartition("/")[0]
+            fs, root = filesystem.store_of(start)
+            glob = filesystem.join(root, pattern.removeprefix(f"{start}/"))
+            matches = sorted(fs.glob(glob.replace("[", "[[]")))
+            # A store returns paths in its own spelling.
+            below = (match.removeprefix(root.rstrip("/") + "/") for match in matches)
+            urls = [filesystem.join(start, name) for name in below]
         else:
             names = filesystem.list_names(directory)
             urls = [
@@ -83,6 +93,30 @@ def expand_glob(pattern: str) -> list[str]:
             or "Check the pattern. Shards are uncompressed .tar files.",
         )
     return shards
+
+
+def listing_sha256(names: Iterable[str]) -> str:
+    """Return a digest (hex) of the names of shards, in their order."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def refuse_other_listing(location: Location, split: str, manifest: Manifest) -> None:
+    """Refuse a manifest of other shards than those that globs and directories name now.
+
+    A shard that was added since would be left out without a word.
+    """
+    listed = manifest.source.get("listing_sha256")
+    if location.url is not None or not any(map(_GLOB.search, location.patterns(split))):
+        return
+    names = _expand(location, split).names
+    if listed not in (None, listing_sha256(names)):
+        raise DataError(
+            f"{', '.join(location.patterns(split))} names {pluralize(len(names), 'shard')} now, "
+            f"and its manifest was made of others ({len(manifest.shards):,}): they are not the "
+            "same data",
+            value=location.patterns(split),
+            hint="Write the manifest again with `index` and `force`, or name the shards by braces.",
+        )
 
 
 def _refuse_other_split(location: Location, split: str, names: Sequence[str]) -> None:

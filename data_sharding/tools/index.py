@@ -34,6 +34,7 @@ from data_sharding.io.text import pluralize, truncated_list
 from data_sharding.scanning.resumable_scan import ScanRecords, scan_resumably
 from data_sharding.scanning.scan import DEFAULT_OPTIONS, ReadOptions, Scan
 from data_sharding.tools.duplicate_shards import refuse_duplicates
+from data_sharding.tools.expand_patterns import listing_sha256
 from data_sharding.tools.find_shards import FoundShards, listing
 from data_sharding.tools.image_profile import with_profile
 from data_sharding.tools.remarks import (
@@ -88,7 +89,7 @@ def index_shards(
             image=rule.image,
             class_labels=rule.class_labels,
             shards=_table(split_scans, shards[split]),
-            source=source,
+            source={**source, "listing_sha256": listing_sha256(shards[split].names)},
             samples_per_class=_samples_per_class(split_scans, labels[split], len(names))
             if rule.labels.kind == "multi"
             else None,

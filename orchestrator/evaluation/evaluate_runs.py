@@ -241,11 +241,14 @@ def with_data(config: Config, data: str | None, split: str) -> Config:
     if data is None:
         return config
     fold = config.data.fold
-    names = ("url", "train", "val", "manifest", "image", "label", "class_map", "fold")
+    names = ("url", "train", "val", "manifest", "class_map", "fold")
     changes: dict[str, object] = {f"data.{name}": None for name in names}
-    changes |= {"data.multi_label": False, "data.mix": ()}
-    changes[f"data.{split}" if is_tar(data) else "data.url"] = data
-    if fold is not None and not is_tar(data) and has_manifest(Location(data, fold=fold), "val"):
+    changes["data.mix"] = ()
+    if is_tar(data):  # read as the run's own samples are
+        return config.replace(changes | {f"data.{split}": data})
+    by_manifest = {"data.image": None, "data.label": None, "data.multi_label": False}
+    changes |= by_manifest | {"data.url": data}
+    if fold is not None and has_manifest(Location(data, fold=fold), "val"):
         changes["data.fold"] = fold
     return config.replace(changes)
 

@@ -142,7 +142,7 @@ def _resolve(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Return plain values, with one duration and with absolute paths."""
     resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     values = cast("dict[str, Any]", resolved)
-    resolve_patterns(values, absolute)
+    resolve_patterns(values, overrides, absolute)
     _reject_missing(values)
     _reject_node_variables(config)
     _keep_given_duration(values, overrides)

@@ -14,6 +14,7 @@ from uuid import uuid4
 from data_sharding.format.location import Location
 from data_sharding.format.manifest import Manifest
 from data_sharding.io.atomic_file import write_atomic
+from data_sharding.tools.expand_patterns import refuse_other_listing
 from orchestrator.checkpoint.owner import claim, owner, refusal
 from orchestrator.checkpoint.store import CheckpointStore
 from orchestrator.config.parse import ConfigError, config_hash, immutable_changes, parse, to_dict
@@ -63,6 +64,7 @@ def create_or_open_run(composed: ComposedConfig) -> tuple[RunDir, Plan]:
             print(f"{run_path(config)} began with other data; {run.path} is a run of its own")
         _check_checkpoints_unused(config)
         check_data_matches_config(config, composed.overrides)
+        _check_listings(config, train, val)
         if config.init_from is None:
             check_makeable(config, plan)
     if is_finished:
@@ -178,6 +180,14 @@ def _continue_config(run: RunDir, config: Config) -> Config:
             "of its own.",
         )
     return config
+
+
+def _check_listings(config: Config, train: TrainData, val: Manifest) -> None:
+    """Refuse to begin on shards that globs do not name as they did when they were counted."""
+    manifests = [train] if isinstance(train, Manifest) else [s.manifest for s in train.sources]
+    for location, manifest in zip(config.data.train_locations, manifests, strict=True):
+        refuse_other_listing(location, "train", manifest)
+    refuse_other_listing(config.data.location, "val", val)
 
 
 def _check_checkpoints_unused(config: Config) -> None:

@@ -7,6 +7,7 @@ quotes inside those of the shell.
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -15,7 +16,6 @@ from orchestrator.config.parse import ConfigError
 
 _KEYS = ("train", "val")
 _OVERRIDE = re.compile(r"(\+{0,2}data\.(?:train|val)=)(.*[{*?].*)", re.DOTALL)
-_LIST_ITEM = re.compile(r"((?:[^,{}]|\{[^{}]*\})+)(?:,|$)")  # commas inside braces are theirs
 
 
 def quote_patterns(overrides: Iterable[str]) -> Iterator[str]:
@@ -29,12 +29,22 @@ def _quote(value: str) -> str:
     if value[0] in "'\"":
         return value
     is_list = value[0] == "[" and value[-1] == "]"
-    items = [item[1].strip() for item in _LIST_ITEM.finditer(value[1:-1] if is_list else value)]
+    items = _split(value[1:-1] if is_list else value)
     quoted = [
         item if item[0] in "'\"" else QuotedString(item, Quote.single).with_quotes()
         for item in items
     ]
     return f"[{','.join(quoted)}]" if is_list else ",".join(quoted)
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas that are outside of braces."""
+    depths = accumulate((char == "{") - (char == "}") for char in text)
+    parts = "".join(
+        "\0" if char == "," and depth <= 0 else char
+        for char, depth in zip(text, depths, strict=True)
+    )
+    return [part.strip() for part in parts.split("\0") if part.strip()]
 
 
 def refuse_expanded(overrides: Iterable[str]) -> None:
@@ -51,14 +61,26 @@ def refuse_expanded(overrides: Iterable[str]) -> None:
             )
 
 
-def resolve_patterns(values: Mapping[str, Any], absolute: Callable[[str], str]) -> None:
+def resolve_patterns(
+    values: Mapping[str, Any], overrides: Iterable[str], absolute: Callable[[str], str]
+) -> None:
     """Make the paths of patterns absolute; with patterns, data.url need not be given.
 
     Without the place of the validation split, it is that of the first data set of a mixture.
+
+    Raises:
+        ConfigError: data.url is among the overrides, and would not be used.
     """
     data = values.get("data")
     if not isinstance(data, dict):
         return
+    urls = [o for o in overrides if re.match(r"\+*data\.url=(?!null$)", o)]
+    if urls and (data.get("train") or data.get("val")):
+        raise ConfigError(
+            f"{urls[-1]} has no effect: data.train and data.val say where the shards are",
+            value=data.get("url"),
+            hint="Give the place in data.train and data.val, or set both to null.",
+        )
     sources = [source for source in data.get("mix") or () if isinstance(source, dict)]
     for source in sources:
         _make_absolute(source, ("url", "train"), absolute)

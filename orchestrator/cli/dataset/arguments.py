@@ -48,7 +48,11 @@ def locate(where: Sequence[str]) -> "Location":
     from data_sharding.format.location import Location
 
     data = compose_data(where)
-    return data.location if data else Location(where[0])
+    if data is None:
+        return Location(where[0])
+    if data.mix:
+        raise click.UsageError("A mixture is several data sets: give the overrides of one.")
+    return data.location
 
 
 def compose_data(where: Sequence[str]) -> "Data | None":

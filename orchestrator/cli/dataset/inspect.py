@@ -83,6 +83,8 @@ def index(
         if options := [name for name, value in given.items() if value]:
             keys = ", ".join(f"data.{name}" for name in options)
             raise click.UsageError(f"With overrides, give {keys} among them, not as an option.")
+        if tars != "*.tar":
+            raise click.UsageError("With overrides, data.train and data.val name the shards.")
         rule, class_map, location = data.samples.rule, data.class_map, data.location
     else:
         rule, location = sample_rule(image, label, multi_label=multi_label), Location(where[0])

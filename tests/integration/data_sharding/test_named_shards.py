@@ -2,17 +2,23 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
-from shutil import copyfile
+from shutil import copyfile, copytree
 
 import pytest
 from cli_runner import Tahoe
 
 from data_sharding.errors import DataError
 from data_sharding.format.location import Location
-from data_sharding.format.manifest import read_manifest, url_of
+from data_sharding.format.manifest import (
+    read_manifest,
+    read_manifests,
+    url_of,
+    write_manifest,
+)
 from data_sharding.format.sample_rule import SampleRule
-from data_sharding.tools.expand_patterns import find_named_shards
+from data_sharding.tools.expand_patterns import find_named_shards, refuse_other_listing
 from data_sharding.tools.find_shards import find_shards
 from data_sharding.tools.index import index_shards, write_manifests
 from data_sharding.tools.verify import verify
@@ -116,3 +122,63 @@ def test_a_url_of_a_shard_is_no_data_set(flat: Path) -> None:
     with pytest.raises(DataError) as error:
         read_manifest(f"{flat}/my train-{{0000..0002}}.tar", "train")
     assert "`train`" in error.value.hint
+
+
+def index_now(location: Location, *, force: bool = False) -> None:
+    shards = find_named_shards(location)
+    manifests, _ = index_shards(shards, SampleRule())
+    write_manifests(location, shards, manifests, force=force)
+
+
+def test_a_shard_that_is_added_later_is_not_left_out_in_silence(flat: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "growing"
+    copytree(flat, directory)
+    (added := directory / "my train-0002.tar").rename(tmp_path / "later.tar")
+    location = Location(train=(f"{directory}/my train-*.tar",), val=(f"{directory}/my val-*.tar",))
+    index_now(location)
+    refuse_other_listing(location, "train", read_manifest(location, "train"))
+    (tmp_path / "later.tar").rename(added)
+    with pytest.raises(DataError) as error:
+        refuse_other_listing(location, "train", read_manifest(location, "train"))
+    assert error.value.value == location.patterns("train")
+
+
+def test_a_manifest_that_cannot_be_replaced_is_not_hidden(
+    flat: Path, tmp_path: Path, location: Location
+) -> None:
+    index_now(location)
+    beside = Path(url_of(location, "train"))
+    manifest = read_manifest(location, "train")
+    beside.unlink()
+    beside.mkdir()  # in its place nothing can be written, also by root
+    with pytest.raises(OSError, match="manifest"):
+        write_manifest(location, "train", manifest, anywhere=True)
+    beside.rmdir()
+
+
+def test_a_relative_place_has_the_same_manifest(
+    location: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relative = Location(train=tuple(Path(p).name for p in location.train))
+    monkeypatch.chdir(Path(location.base("train")))
+    assert relative.files("train", "m.json")[-1] == location.files("train", "m.json")[-1]
+
+
+@pytest.mark.parametrize("spelling", ["file://{}", "{}/../{name}", "{}"])
+def test_globs_in_directories_keep_the_spelling_of_the_url(digits: Path, spelling: str) -> None:
+    root = spelling.format(digits, name=digits.name)
+    (found,) = find_named_shards(Location(train=(f"{root}/tr*/*.tar",)), ["train"]).values()
+    assert found.url == root
+    assert set(found.names) == {f"train/{shard.name}" for shard in digits.glob("train/*.tar")}
+
+
+def test_verify_checks_both_splits_under_rules(location: Location, flat: Path) -> None:
+    index_now(location)
+    rules = json.dumps({"image": None, "label": "single cls", "class_map_sha256": None})
+    assert set(read_manifests(replace(location, rules=rules))) == {"train", "val"}
+
+
+def test_names_that_are_no_tars_are_refused_before_they_are_read(flat: Path) -> None:
+    with pytest.raises(DataError) as error:
+        find_named_shards(Location(train=(f"{flat}/x-{{0..1}}.bin",)), ["train"])
+    assert error.value.value == "x-0.bin"

@@ -15,6 +15,9 @@ from orchestrator.launch.shard_patterns import quote_patterns
         ("data.train='a-{0..9}.tar'", "data.train='a-{0..9}.tar'"),
         ("data.train=[a-{0,1}.tar, b?.tar]", "data.train=['a-{0,1}.tar','b?.tar']"),
         ("data.train=a{0..3}.tar,b*.tar", "data.train='a{0..3}.tar','b*.tar'"),  # of a sweep
+        ("data.train=x-{a,b{0..3}}.tar", "data.train='x-{a,b{0..3}}.tar'"),
+        ("data.train=s3://a/{0..9.tar", "data.train='s3://a/{0..9.tar'"),
+        ("data.train=[a{0..1}.tar, ]", "data.train=['a{0..1}.tar']"),
         ("data.train=/plain", "data.train=/plain"),
         ("data.url={a: 1}", "data.url={a: 1}"),
     ],
@@ -45,3 +48,9 @@ def test_what_the_shell_has_expanded_is_refused() -> None:
 def test_one_split_alone_can_be_indexed_and_evaluated() -> None:
     (point,) = compose(["data.val=/v/{0,1}.tar"])
     assert point.config.data.location.splits == ["val"]
+
+
+def test_a_url_that_would_not_be_used_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        compose(["data.url=/u", "data.train=/t", "data.val=/v"])
+    assert error.value.value == "/u"
