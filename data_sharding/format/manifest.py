@@ -255,10 +255,9 @@ def write_manifest(
             filesystem.write_bytes(url, table)
             name = url.rpartition("/")[2]
             values["shards"] = asdict(TableFile(name, len(table), manifest.shards.sha256))
-        if manifest.samples_per_class is not None:
-            values["samples_per_class"] = manifest.samples_per_class
-        if manifest.num_folds is not None:
-            values["num_folds"] = manifest.num_folds
+        for name in ("samples_per_class", "num_folds"):
+            if getattr(manifest, name) is not None:
+                values[name] = getattr(manifest, name)
         if manifest.images is not None:
             values["images"] = asdict(manifest.images)
         values["source"] = manifest.source
@@ -317,8 +316,7 @@ def _asked(asked: Mapping[str, Any]) -> str:
 
 
 def _missing(location: Location, split: str) -> MissingManifestError:
-    has_splits = not location.has_named_files and split in SPLITS
-    num_folds = _num_folds(location) if has_splits else 0
+    num_folds = _num_folds(location) if location.url and split in SPLITS else 0
     if num_folds or location.fold is not None:
         return location.fold_error(num_folds)
     if not location.has_named_files:
