@@ -58,9 +58,12 @@ class ClassMap:
         Raises:
             DataError: an old class is none of the set.
         """
+        labels = {*labels}
         kinds = {type(label) for label in labels}
         indices = {name: i for i, name in enumerate(classes or ())}
-        found = [[_find(text, indices, classes, kinds) for text in texts] for texts in self.old]
+        found = [
+            [_find(text, indices, classes, labels, kinds) for text in texts] for texts in self.old
+        ]
         unknown = [
             text
             for texts, places in zip(self.old, found, strict=True)
@@ -82,7 +85,7 @@ class ClassMap:
         what = (
             f"none of the {pluralize(len(classes), 'class')} of the data set"
             if classes
-            else "no numbers, and the data set numbers its classes without naming them"
+            else "no labels of the data set, which does not name its classes otherwise"
         )
         return DataError(
             f"{self.url} chooses classes that are {what}: {truncated_list(unknown)}. Nothing was "
@@ -94,7 +97,11 @@ class ClassMap:
 
 
 def _find(
-    text: str, indices: dict[str, int], classes: Sequence[str] | None, kinds: set[type]
+    text: str,
+    indices: dict[str, int],
+    classes: Sequence[str] | None,
+    known: set[int | str],
+    kinds: set[type],
 ) -> tuple[str, tuple[int | str, ...]] | None:
     """Find an old class; return its name and its labels in the shards, None if there is none."""
     number = int(text) if _NUMBER.fullmatch(text) else None
@@ -104,7 +111,7 @@ def _find(
         if number is None or number >= len(classes):
             return None
         text = classes[number] if number >= 0 else text
-    elif number is None and str not in kinds:
+    elif text not in known and (number is None or int not in kinds):
         return None
     labels: list[int | str] = [] if number is None else [number]
     labels.append(text)
@@ -171,10 +178,13 @@ def _blank(names: Sequence[str]) -> str:
 
 
 def _json_pairs(text: str) -> list[tuple[str, str]]:
-    values: Any = json.loads(text)
-    if not isinstance(values, dict) or not all(type(new) in (int, str) for new in values.values()):
+    objects: list[list[tuple[str, Any]]] = []
+    values = json.loads(text, object_pairs_hook=objects.append)  # a dict would hide repeated keys
+    if values is not None or len(objects) != 1:
         raise ValueError("it is no JSON object of labels, {OLD: NEW}")
-    return [(old, str(new)) for old, new in values.items()]
+    if not all(type(new) in (int, str) for _, new in objects[0]):
+        raise ValueError("a new label is neither a number nor a name")
+    return [(old, str(new)) for old, new in objects[0]]
 
 
 def _csv_pairs(rows: Iterable[list[str]]) -> list[tuple[str, str]]:

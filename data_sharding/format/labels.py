@@ -1,13 +1,14 @@
 """Read the labels of a sample from its member `KEY.<extension>`, as webdataset reads it."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from data_sharding.errors import BadLabelError
+from data_sharding.errors import BadLabelError, DataError
+from data_sharding.io.text import truncated_list
 
 # webdataset.autodecode's kinds of extensions, without pickles and arrays.
 INTEGERS = frozenset(("cls", "cls2", "index", "inx", "id"))
@@ -93,6 +94,23 @@ def class_index(value: int | str, classes: Mapping[str, int]) -> int:
     if index is None or not 0 <= index < len(classes):
         raise BadLabelError(f"has the label {value!r}, and there are {len(classes):,} classes")
     return index
+
+
+def refuse_unknown_labels(what: str, values: Iterable[int | str], classes: Sequence[str]) -> None:
+    """Raise a DataError if labels are neither names nor numbers of classes.
+
+    Args:
+        what: where the labels occur, for the message.
+    """
+    unknown = sorted({*values} - {*classes, *range(len(classes))}, key=str)
+    if unknown:
+        raise DataError(
+            f"{what} has labels that are none of the {len(classes):,} classes: "
+            f"{truncated_list([*map(repr, unknown)])}. No model can learn them, so nothing was "
+            "written",
+            value=unknown,
+            hint="List all classes in `classes`, index both splits together, or fix the shards.",
+        )
 
 
 def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:

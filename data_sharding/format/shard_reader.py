@@ -184,7 +184,9 @@ class ShardReader(ShardHeaders):
                 super().__init__(self._map, rule)
             if expected is not None and expected.num_samples != len(self):
                 raise UnusableError(
-                    f"it has {len(self)} samples and its manifest says {expected.num_samples}"
+                    f"it has {len(self)} samples and its manifest says {expected.num_samples}",
+                    hint="Copy it again from where it came from; or, if others have counted its "
+                    "samples, count them with `index`, `read` headers and `force`.",
                 )
         except FileNotFoundError:
             raise ShardError(

@@ -7,6 +7,7 @@ written again.
 
 import hashlib
 import json
+import logging
 import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_sharding.errors import DataError
+from data_sharding.format.labels import refuse_unknown_labels
 from data_sharding.format.sample_rule import SampleRule
 from data_sharding.io import filesystem
 from data_sharding.io.node_files import make_private, user_directory
@@ -41,6 +43,8 @@ from data_sharding.scanning.scan import (
     scan_whole,
 )
 
+log = logging.getLogger(__name__)
+
 _REQUESTS_AT_ONCE = 32
 _NUM_CHECKED = 4  # of shards whose counts are believed
 _EMPTY = Scan("")
@@ -55,16 +59,18 @@ class _Job(NamedTuple):
 def scan_resumably(urls: Sequence[str], rule: SampleRule, options: ReadOptions) -> list[Scan]:
     """Read shards in parallel as `options.what` says; raises as `scan_shards` does."""
     records = ScanRecords(urls, rule)
+    counts = find_counts(urls)
+    suffices = options.counted_classes is not None and counts is not None
     way = records.way if options.what == "auto" else options.what
+    if way == "counts" and not suffices:  # of another command
+        way = None
     scans = records.unchanged(way)
     if scans:
         options.on_message(
             f"{pluralize(len(scans), 'shard')} of {len(urls):,} were read before an interruption"
         )
     missing = [url for url in urls if url not in scans]
-    counts = find_counts(urls)
     if way is None:
-        suffices = options.counts_suffice and counts is not None
         way = choose_way(missing, rule, options.on_message, counts_suffice=suffices)
     job = _Job(ScanJob(rule, options.scratch, any_number=options.any_number), way, counts)
     if counts is not None:
@@ -79,7 +85,7 @@ def scan_resumably(urls: Sequence[str], rule: SampleRule, options: ReadOptions) 
                 records.add(record)
 
     if way == "counts":
-        _check_some(urls, job)
+        _check_some(urls, job, options.counted_classes or ())
     parallel_map(
         _scan_group,
         job,
@@ -89,8 +95,8 @@ def scan_resumably(urls: Sequence[str], rule: SampleRule, options: ReadOptions) 
         on_result=keep,
     )
     usable = require_usable([scans[url] for url in urls], rule)
-    if counts is not None:
-        refuse_wrong_counts(counts, usable)
+    if counts is not None and (wrong := _wrong_counts(counts, usable)):
+        log.warning("%s: the manifest will have the number that was read", wrong[0])
     return usable
 
 
@@ -103,27 +109,32 @@ def _describe_counts(counts: ForeignCounts, way: Way) -> str:
     )
 
 
-def _check_some(urls: Sequence[str], job: _Job) -> None:
-    """Compare the counts of some shards with their headers; their labels have to be good, too."""
+def _check_some(urls: Sequence[str], job: _Job, classes: Sequence[str]) -> None:
+    """Read the headers and labels of some shards; refuse wrong counts and unknown labels."""
     some = [urls[i * (len(urls) - 1) // (_NUM_CHECKED - 1)] for i in range(_NUM_CHECKED)]
     records = _scan_group(job._replace(way="headers"), [*dict.fromkeys(some)], lambda num: None)
     for record in records:
         require_readable(record.scan)
     assert job.counts is not None
-    refuse_wrong_counts(job.counts, require_usable([r.scan for r in records], job.scan.rule))
-
-
-def refuse_wrong_counts(counts: ForeignCounts, scans: Iterable[Scan]) -> None:
-    """Raise a DataError if a shard has another number of samples than others have counted."""
+    scans = require_usable([record.scan for record in records], job.scan.rule)
+    if wrong := _wrong_counts(job.counts, scans):
+        raise DataError(
+            f"{wrong[0]}: one of them is out of date, so nothing was written",
+            value=job.counts.source,
+            hint="Fetch the shard again, or count the samples with `read` headers.",
+        )
     for scan in scans:
-        if scan.num_samples != counts.num_samples[scan.url]:
-            raise DataError(
-                f"{counts.source} counts {counts.num_samples[scan.url]:,} samples in {scan.url}, "
-                f"and it has {scan.num_samples:,}: one of them is out of date, so nothing was "
-                "written",
-                value=counts.source,
-                hint="Fetch the shard again, or remove or correct the file with the counts.",
-            )
+        refuse_unknown_labels(scan.url, scan.values, classes)
+
+
+def _wrong_counts(counts: ForeignCounts, scans: Iterable[Scan]) -> list[str]:
+    """Describe the shards that have another number of samples than others have counted."""
+    return [
+        f"{counts.source} counts {counts.num_samples[scan.url]:,} samples in {scan.url}, which has "
+        f"{scan.num_samples:,}"
+        for scan in scans
+        if scan.num_samples != counts.num_samples[scan.url]
+    ]
 
 
 class Record(NamedTuple):

@@ -52,7 +52,8 @@ class ReadOptions:
         what: the bytes that `index` reads: "whole" shards, their "headers" and labels, or, with
             "auto", the cheaper of both for remote shards.
         on_message: called with sentences for the user.
-        counts_suffice: whether `index` may believe counts of others instead of reading labels.
+        counted_classes: names of all classes, if `index` may believe counts of others instead of
+            reading all labels; those that it reads must be among them.
         any_number: take labels below 0 as they are, to be left out later.
     """
 
@@ -61,7 +62,7 @@ class ReadOptions:
     on_progress: Callable[[int], None] = lambda done: None
     what: Literal["auto", "whole", "headers"] = "whole"
     on_message: Callable[[str], None] = lambda sentence: None
-    counts_suffice: bool = False
+    counted_classes: Sequence[str] | None = None
     any_number: bool = False
 
 

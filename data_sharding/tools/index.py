@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from data_sharding.errors import DataError
 from data_sharding.format.class_map import MAX_CLASSES, ClassMap
-from data_sharding.format.labels import sorted_classes
+from data_sharding.format.labels import refuse_unknown_labels, sorted_classes
 from data_sharding.format.location import Location
 from data_sharding.format.manifest import (
     PUBLISH_ORDER,
@@ -30,7 +30,7 @@ from data_sharding.format.sample_rule import SampleRule
 from data_sharding.format.shard_digest import DigestKind
 from data_sharding.format.shard_table import ShardTable
 from data_sharding.io import filesystem
-from data_sharding.io.text import pluralize, truncated_list
+from data_sharding.io.text import pluralize
 from data_sharding.scanning.resumable_scan import ScanRecords, scan_resumably
 from data_sharding.scanning.scan import DEFAULT_OPTIONS, ReadOptions, Scan
 from data_sharding.tools.duplicate_shards import refuse_duplicates
@@ -39,6 +39,7 @@ from data_sharding.tools.find_shards import FoundShards, listing
 from data_sharding.tools.image_profile import with_profile
 from data_sharding.tools.remarks import (
     describe_choice,
+    describe_empty,
     describe_gaps,
     describe_runs,
     describe_scans,
@@ -64,10 +65,11 @@ def index_shards(
             themselves, from 0 on, and labels that are names are sorted.
     """
     source = {"kind": "index", "labels": str(rule.labels)}
+    counts_suffice = class_map is None and rule.labels.kind != "multi"
     options = replace(
         options,
         any_number=class_map is not None,
-        counts_suffice=classes is not None and class_map is None and rule.labels.kind != "multi",
+        counted_classes=classes if counts_suffice else None,
     )
     scans = scan_splits(
         {split: s.urls for split, s in shards.items()},
@@ -155,6 +157,7 @@ def choose_classes(
                 value=class_map.url,
                 hint="Check that its labels are those of this data set.",
             )
+    warn("labels", [describe_empty(kept, names)])
     return kept, names, rule
 
 
@@ -173,18 +176,8 @@ def resolve_classes(
     classes = tuple(given) if given is not None else _derive_classes(used.get("train") or every)
     if given is None:
         warn("labels", [describe_gaps(every)])
-    known = {*classes, *range(len(classes))}
     for split, values in used.items():
-        unknown = sorted(values - known, key=str)
-        if unknown:
-            raise DataError(
-                f"{split} has labels that are none of the {len(classes):,} classes: "
-                f"{truncated_list([*map(repr, unknown)])}. No model can learn them, so nothing was "
-                "written",
-                value=unknown,
-                hint="List all classes in `classes`, index both splits together, or fix the "
-                "shards.",
-            )
+        refuse_unknown_labels(split, values, classes)
     return classes
 
 

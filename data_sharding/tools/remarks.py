@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,8 @@ _LIKE_A_SHARD = re.compile(
 )
 _MIN_CHANGES = 20  # expected in shuffled samples; with fewer, sorted ones could be chance
 _MAX_FRACTION = 0.25  # of these changes that sorted samples have
-_EXPECTED = (DIRECTORY, METADATA)  # hold no data
+# Directories hold no data, and img2dataset and timm write texts about each image.
+_EXPECTED = (DIRECTORY, METADATA, ".json", ".txt")
 _HINTS = {
     SYMLINK: "a symbolic link holds no bytes: pack the files again with `tar --dereference`",
     MORE_IMAGES: "the key of a sample ends at the first dot of its file names: if these are "
@@ -77,6 +78,23 @@ def describe_choice(before: Sequence[Scan], after: Sequence[Scan], rule: SampleR
     return (
         f"passed over: {pluralize(num_dropped, 'sample')} of {pluralize(len(others), 'label')} "
         f"outside the class map ({truncated_list(by_label)}).{shards}"
+    )
+
+
+def describe_empty(scans: Mapping[str, Sequence[Scan]], classes: Sequence[str]) -> str:
+    """Describe the classes that no label of any split means; empty if there are none.
+
+    Args:
+        scans: shards whose labels are numbers of classes.
+    """
+    all_scans = [scan for split_scans in scans.values() for scan in split_scans]
+    used = {scan.values[code] for scan in all_scans for code in np.unique(scan.codes).tolist()}
+    names = [name for i, name in enumerate(classes) if i not in used]
+    if not names:
+        return ""
+    return (
+        f"{pluralize(len(names), 'class')} of the class map without samples: "
+        f"{truncated_list(names)}. New labels are numbered from 0 on, without gaps"
     )
 
 

@@ -46,7 +46,7 @@ class ClassChoice(NamedTuple):
         Raises:
             ConfigError: it does not fit them.
         """
-        pairs = dict(_pairs(class_map, own, other))
+        pairs = _unique(class_map, other, _pairs(class_map, own, other))
         outputs = sorted(set(pairs.values()))
         columns = torch.full((len(other),), -1, dtype=torch.long)
         for label, output in pairs.items():
@@ -104,6 +104,22 @@ def _pairs(
         _indices(class_map, names[1], own, "the network"),
         strict=True,
     )
+
+
+def _unique(
+    class_map: ClassMap, other: Sequence[str], pairs: Iterable[tuple[int, int]]
+) -> dict[int, int]:
+    """Return the class of each label; a label given by name and by number has two."""
+    unique = dict[int, int]()
+    for label, output in pairs:
+        if label in unique:
+            raise ConfigError(
+                f"{class_map.url} maps the label {label} ({other[label]}) twice",
+                value=label,
+                hint="A class may be called by its number elsewhere in the file: leave one out.",
+            )
+        unique[label] = output
+    return unique
 
 
 def _indices(

@@ -93,9 +93,13 @@ def test_index_warns_of_classes_without_training_images(
 
 
 def test_a_sound_set_has_no_remarks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Directories, as GNU tar packs them, hold nothing; indexes and digests are no shards."""
+    """Directories and texts of img2dataset are expected; indexes and digests are no shards."""
     for split, first in ("train", 0), ("val", 50):
-        by_webdataset(tmp_path / f"{split}/a.tar", labelled([0, 1, 0], first=first))
+        samples = labelled([0, 1, 0], first=first)
+        others = {"json": b"{}", "txt": b"a cat"}
+        by_webdataset(
+            tmp_path / f"{split}/a.tar", {key: {**s, **others} for key, s in samples.items()}
+        )
         for name in "a.idx", "a.tar.md5", ".b.tar.gz":
             (tmp_path / split / name).touch()
     index(tmp_path)

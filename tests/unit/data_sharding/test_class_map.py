@@ -81,6 +81,8 @@ def test_labels_that_are_names_are_chosen_by_name(tmp_path: Path) -> None:
         ("a.txt", "cat\n\ndog\n", None),
         ("a.json", "[1, 2]", None),
         ("a.json", "{", None),
+        ("a.json", '{"0": 0, "0": 1, "1": 1}', None),
+        ("a.json", '[{"0": 0}]', None),
         ("a.json", '{"0": ["n01440764", "tench"]}', None),
     ],
 )
@@ -93,8 +95,26 @@ def test_impossible_maps(tmp_path: Path, name: str, text: str, value: object) ->
 def test_a_missing_file_and_names_that_nobody_gave(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no class map"):
         read_class_map(str(tmp_path / "none.txt"))
-    with pytest.raises(DataError, match="without naming them"):
+    with pytest.raises(DataError) as caught:
         class_map(tmp_path, "cat\n").resolve(None, [0, 1])
+    assert caught.value.value == "cat"
+
+
+def test_a_name_that_no_sample_has_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        class_map(tmp_path, "owl\nanr\n").resolve(None, ["owl", "ant"])
+    assert caught.value.value == "anr"
+    with pytest.raises(DataError) as caught:
+        class_map(tmp_path, "owl\n1\n").resolve(None, ["owl", "ant"])
+    assert caught.value.value == "1"
+
+
+def test_new_classes_without_samples_are_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pack(tmp_path / "train/0.tar", [0, 1, 2], 0)
+    assert index(tmp_path, class_map(tmp_path, "0,1\n1,3\n", "a.csv")).num_samples == 2
+    assert "2 classes of the class map without samples: 0, 2" in caplog.text
 
 
 # ---------------------------------------------------------------- the shards

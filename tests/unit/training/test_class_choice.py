@@ -53,11 +53,16 @@ def test_labels_become_places_among_the_outputs(
 
 @pytest.mark.parametrize(
     ("name", "text", "value"),
-    [("a.txt", "dog\nbee\n", 2), ("a.csv", "0,fly\n", "fly"), ("a.csv", "7,dog\n", "7")],
+    [
+        ("a.txt", "dog\nbee\n", 2),
+        ("a.csv", "0,fly\n", "fly"),
+        ("a.csv", "7,dog\n", "7"),
+        ("a.csv", "two,dog\n2,bee\n", 2),
+    ],
 )
 def test_maps_that_do_not_fit(tmp_path: Path, name: str, text: str, value: object) -> None:
     with pytest.raises(ConfigError) as caught:
-        choice(tmp_path, name, text, NUMBERS)
+        choice(tmp_path, name, text, ("0", "1", "two") if "two" in text else NUMBERS)
     assert caught.value.value == value
 
 
