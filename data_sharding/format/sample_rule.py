@@ -114,6 +114,8 @@ def make_rule(image: str | None, label: str | None, *, multi_label: bool = False
     extension, _, field = (label or "cls").partition(":")
     if extension == "none":
         labels = LabelRule("none")
+    elif extension.startswith("."):
+        raise ValueError(f"label={label} begins with a dot: write cls, json:FIELD, or output.cls")
     else:
         try:
             labels = LabelRule("multi" if multi_label else "single", extension, field or None)

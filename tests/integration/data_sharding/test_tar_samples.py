@@ -280,3 +280,9 @@ def test_a_sample_without_the_chosen_image_is_named(tmp_path: Path) -> None:
 def test_impossible_names_of_images(image: str) -> None:
     with pytest.raises(ValueError, match="names no extension"):
         make_rule(image, None)
+
+
+@pytest.mark.parametrize("label", [".cls", ".json:label"])
+def test_labels_that_begin_with_a_dot(label: str) -> None:
+    with pytest.raises(ValueError, match="begins with a dot"):
+        make_rule(None, label)
