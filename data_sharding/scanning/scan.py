@@ -86,7 +86,7 @@ class Scan:
     values: distinct labels, numbers or names.
     codes: labels of all samples one after the other, as indices into `values`.
     num_labels: number of labels of each sample; shape (samples,).
-    image_bytes: size of each sample's image file; shape (samples,).
+    image_bytes: size of each sample's image file; shape (samples,), or (0,) in scans of records.
     sha256: digest of all bytes, empty if they were not all read.
     sampled_sha256: digest of samples of the bytes, empty if the shard could not be read.
     passed_over, remarks: as the reader counts them; names begin with that of the shard.
@@ -129,7 +129,7 @@ class Scan:
             values=tuple(range(len(rule.class_labels))),
             codes=codes[codes >= 0],
             num_labels=num_labels[is_kept],
-            image_bytes=self.image_bytes[is_kept],
+            image_bytes=self.image_bytes[is_kept[: len(self.image_bytes)]],
         )
 
     def digest(self, kind: DigestKind) -> str:
