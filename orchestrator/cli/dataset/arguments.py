@@ -62,6 +62,8 @@ def compose_data(where: Sequence[str]) -> "Data | None":
 
     if len(where) == 1 and not re.match(r"data(\.\w+)?=", where[0]):
         return None
+    if not all("=" in override for override in where):
+        raise click.UsageError("Give the URL of one data set, or overrides of the config.")
     is_chosen = any(re.match(r"\+*(data|experiment)=", override) for override in where)
     points = compose(where if is_chosen else ["data=shards", *where])
     if len(points) != 1:
