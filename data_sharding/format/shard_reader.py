@@ -14,6 +14,7 @@ header (long names, hard links, extended attributes) sends the whole tar to the 
 `tarfile`, which knows every dialect at five times the cost.
 """
 
+import errno
 import io
 import mmap
 import re
@@ -198,7 +199,9 @@ class ShardReader(ShardHeaders):
             raise UnavailableShardError(
                 f"cannot read the shard {path}: {error}. None of its samples is used",
                 value=path,
-                hint="Check the permissions of the file, and the disk.",
+                hint="Raise the limit on open files (`ulimit -n`), and resume."
+                if error.errno in (errno.EMFILE, errno.ENFILE)
+                else "Check the permissions of the file, and the disk.",
             ) from error
         except UnusableError as error:
             raise ShardError(

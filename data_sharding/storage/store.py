@@ -1,12 +1,15 @@
 """The base class of stores: the shards of a split, opened by the process that reads them."""
 
+import resource
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Protocol
+from weakref import WeakSet
 
 from data_sharding.format.manifest import ShardInfo
 
-_MAX_OPEN = 256  # within the limit on open files
+_MAX_OPEN = 256  # of a store
+_OPEN_FRACTION = 1 / 2  # of the files that the process may open; each open shard holds one
 
 
 class Reader(Protocol):
@@ -44,9 +47,10 @@ class Store:
             DataError: the node's cache cannot be used.
         """
         if shard.name not in self._readers:
-            self._readers[shard.name] = self._open(shard)
-            if len(self._readers) > _MAX_OPEN:
+            _used.add(self)
+            for _ in range(len(self._readers) - _max_open(len(_used)) + 1):
                 self._readers.popitem(last=False)[1].close()
+            self._readers[shard.name] = self._open(shard)
         self._readers.move_to_end(shard.name)
         return self._readers[shard.name]
 
@@ -61,3 +65,14 @@ class Store:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_readers": OrderedDict()}
+
+
+_used = WeakSet[Store]()  # by this process: a mixture reads from many
+
+
+def _max_open(num_stores: int) -> int:
+    """Return the number of shards that each of the stores of this process may keep open."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        return _MAX_OPEN
+    return max(min(_MAX_OPEN, int(most * _OPEN_FRACTION) // num_stores), 1)

@@ -1,5 +1,11 @@
 """A mixture is read as its sources are: equal pixels and labels, from any store, on any ranks."""
 
+import os
+import resource
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -11,8 +17,11 @@ from foreign_shards import by_webdataset, index, labelled
 from numpy.typing import NDArray
 from s3_server import S3
 
+from data_sharding.errors import UnavailableShardError
 from data_sharding.format.location import Location
 from data_sharding.format.manifest import read_manifest
+from data_sharding.format.sample_rule import SampleRule
+from data_sharding.format.shard_reader import ShardReader
 from data_sharding.loading.datasets import BatchMeta, TrainDataset
 from data_sharding.loading.loader import Batch, _sources, iter_batches
 from data_sharding.loading.mixed_reader import MixedReader
@@ -137,3 +146,34 @@ def test_batches_from_s3_are_those_of_the_disk(
         for ours, theirs in zip(remote[key][:4], batch[:4], strict=True):
             assert torch.equal(ours, theirs)
         assert list(remote[key].bad) == list(batch.bad)
+
+
+@pytest.fixture
+def few_files() -> Iterator[int]:
+    """Let this process open few files; return how many."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    num = 4 * len([*Path("/proc/self/fd").iterdir()])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (num, limits[1]))
+    try:
+        yield num
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_all_stores_share_the_files_that_a_process_may_open(
+    local: Path, tmp_path: Path, few_files: int
+) -> None:
+    shard = read_manifest(str(local / "a"), "train").shards[0]
+    shards = [replace(shard, name=f"{number}.tar") for number in range(few_files // 4)]
+    for copy in shards:
+        os.link(local / "a" / "train" / shard.name, tmp_path / copy.name)
+    location = Location(train=(f"{tmp_path}/*.tar",))
+    stores = [open_store(location, "train", None, SampleRule()) for _ in range(6)]
+    for copy in shards:
+        for store in stores:
+            assert len(store.open(copy)) == shard.num_samples
+    with ExitStack() as opened:
+        files = (opened.enter_context(ShardReader(tmp_path / "0.tar")) for _ in range(few_files))
+        with pytest.raises(UnavailableShardError) as refused:
+            deque(files, maxlen=0)
+    assert "ulimit" in refused.value.hint
