@@ -128,7 +128,7 @@ class Manifest:
     def fingerprint(self) -> str:
         """The identity of the data: a SHA-256 (hex) that changes with any byte of any shard.
 
-        If the digests of the shards are sampled, only with the bytes that they cover.
+        If the digests of the shards are not whole, only with the bytes that they cover.
         """
         identity: list[Any] = [self.classes, asdict(self.labels), self.shards.sha256]
         if self.rule != SampleRule(self.labels):

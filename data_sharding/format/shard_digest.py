@@ -1,9 +1,10 @@
-"""Digests of shards: SHA-256 of all bytes, or of the size and of samples of the bytes.
+"""Digests of shards: SHA-256 of all bytes, or of the size and of some of the bytes.
 
-A sampled digest identifies a shard that is not read whole, wherever a copy of it is. It covers the
-size, the start, the middle and the end, so it tells shards apart that were written separately (the
-idea is imohash's, https://github.com/kalafut/imohash). It does not see a change of other bytes that
-keeps the size, such as another label in its place or a damaged disk block.
+A digest of some bytes identifies a shard that is not read whole, wherever a copy of it is. A
+sampled one covers the size, the start, the middle and the end, so it tells shards apart that were
+written separately (the idea is imohash's, https://github.com/kalafut/imohash). One of the headers
+also covers all labels, and the places and sizes of labels and images. Neither sees a change of
+other bytes that keeps the size, such as a damaged disk block in an image.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import io
 from collections.abc import Callable
 from typing import IO, Literal
 
-DigestKind = Literal["whole", "sampled"]
+DigestKind = Literal["whole", "headers", "sampled"]
 
 _PART_BYTES = 64 << 10  # the last 10 KiB of a tar may be zeros
 
@@ -29,7 +30,18 @@ def sampled_sha256(num_bytes: int, read: Callable[[int, int], bytes]) -> str:
     return digest.hexdigest()
 
 
-def file_sha256(file: IO[bytes], kind: DigestKind) -> str:
+def headers_digest(sampled: str, places: bytes) -> "hashlib._Hash":
+    """Return the digest of a shard's headers, to be updated with the labels of all its samples.
+
+    Args:
+        sampled: the sampled digest (hex).
+        places: offsets and sizes of images and labels, as `tar_samples` finds them; int64,
+            little-endian.
+    """
+    return hashlib.sha256(f"tahoe-headers-1 {sampled}\n".encode() + places)
+
+
+def file_sha256(file: IO[bytes], kind: Literal["whole", "sampled"]) -> str:
     """Return the digest (hex) of an open file; its position changes."""
     if kind == "whole":
         file.seek(0)

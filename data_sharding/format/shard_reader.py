@@ -15,6 +15,7 @@ header (long names, hard links, extended attributes) sends the whole tar to the 
 """
 
 import errno
+import hashlib
 import io
 import mmap
 import re
@@ -34,6 +35,7 @@ from data_sharding.errors import BadSample, ShardError, UnavailableShardError, U
 from data_sharding.format.image_formats import IMAGE_EXTENSIONS
 from data_sharding.format.manifest import ShardInfo
 from data_sharding.format.sample_rule import SampleRule
+from data_sharding.format.shard_digest import headers_digest
 from data_sharding.format.tar_samples import (
     DIRECTORY,
     FILE,
@@ -111,6 +113,15 @@ class ShardHeaders:
     def key(self, i: int) -> str:
         """Return the key of the i-th sample, read from its header again: for messages."""
         return next(self._names(i))[0]
+
+    def digest(self, sampled: str) -> "hashlib._Hash":
+        """Return the digest of the headers; updated with all labels it is that of the shard.
+
+        Args:
+            sampled: the sampled digest (hex) of the shard.
+        """
+        assert self._rule.class_labels is None  # all samples count
+        return headers_digest(sampled, self._index.astype("<i8").tobytes())
 
     @property
     def has_links(self) -> bool:

@@ -20,7 +20,11 @@ from data_sharding.io.mapped_arrays import arrays_to_safetensors, mmap_safetenso
 from data_sharding.io.node_files import node_copy
 
 _LIMIT = 1 << 62  # of samples and of bytes; rng.permute_index goes no further
-_COLUMNS: dict[DigestKind, str] = {"whole": "digests", "sampled": "sampled_digests"}
+_COLUMNS: dict[DigestKind, str] = {
+    "whole": "digests",
+    "headers": "header_digests",
+    "sampled": "sampled_digests",
+}
 _ROWS = 1 << 16  # checked at a time, which takes little memory
 
 Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
@@ -76,7 +80,9 @@ class ShardTable(Sequence[ShardInfo]):
         shards = list(shards)
         kind: DigestKind = shards[0].digest if shards else "whole"
         if any(shard.digest != kind for shard in shards):
-            raise ValueError("some digests are of whole shards and some are sampled")
+            raise ValueError(
+                "the digests are not all whole, not all of headers, and not all sampled"
+            )
         names = np.array([shard.name.encode() for shard in shards], dtype=np.bytes_)
         digests = np.frombuffer(bytes.fromhex("".join(s.sha256 for s in shards)), dtype=np.uint8)
         return cls(
@@ -96,7 +102,8 @@ class ShardTable(Sequence[ShardInfo]):
             OSError: it cannot be read.
         """
         columns = {name: np.asarray(column) for name, column in mmap_safetensors(path).items()}
-        kind: DigestKind = "sampled" if _COLUMNS["sampled"] in columns else "whole"
+        kinds: list[DigestKind] = [kind for kind, name in _COLUMNS.items() if name in columns]
+        kind = kinds[0] if kinds else "whole"
         formats = {name: (column.dtype.str, column.shape) for name, column in columns.items()}
         shape = formats.get("names", ("", ()))[1]
         num, width = shape if len(shape) == 2 else (0, 0)

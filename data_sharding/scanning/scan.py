@@ -26,6 +26,7 @@ from data_sharding.image.inspect import find_damage
 from data_sharding.io.process_pool import ProgressFn, parallel_map
 from data_sharding.io.text import Tally, truncated_list
 from data_sharding.scanning.local_copy import local_copy, reason_of
+from data_sharding.storage.fetch_shard import shard_sha256
 
 COPY_AGAIN = "Copy the shard again from where the data set came from, or write the set again."
 CHECK_ACCESS = "Check the credentials, the network and the space for copies, and try again."
@@ -88,6 +89,7 @@ class Scan:
     num_labels: number of labels of each sample; shape (samples,).
     image_bytes: size of each sample's image file; shape (samples,), or (0,) in scans of records.
     sha256: digest of all bytes, empty if they were not all read.
+    headers_sha256: digest of headers and labels, empty if they were not read.
     sampled_sha256: digest of samples of the bytes, empty if the shard could not be read.
     passed_over, remarks: as the reader counts them; names begin with that of the shard.
     """
@@ -96,6 +98,7 @@ class Scan:
     path: Path = Path()  # on this machine; of a temporary copy if the shard is remote
     num_bytes: int = 0
     sha256: str = ""
+    headers_sha256: str = ""
     sampled_sha256: str = ""
     num_samples: int = 0
     values: tuple[int | str, ...] = ()
@@ -133,7 +136,11 @@ class Scan:
         )
 
     def digest(self, kind: DigestKind) -> str:
-        return self.sha256 if kind == "whole" else self.sampled_sha256
+        return {
+            "whole": self.sha256,
+            "headers": self.headers_sha256,
+            "sampled": self.sampled_sha256,
+        }[kind]
 
     def info(self, kind: DigestKind = "whole") -> ShardInfo:
         return ShardInfo(self.name, self.num_samples, self.num_bytes, self.digest(kind), kind)
@@ -247,9 +254,14 @@ def _scan_whole(job: ScanJob, url: str, advance: ProgressFn) -> Scan:
     with local_copy(url, job.scratch, keep=job.keep_copies) as path:
         with path.open("rb") as file:
             digests = file_sha256(file, "whole"), file_sha256(file, "sampled")
-        scan = Scan(url, path, path.stat().st_size, *digests)
+        size = path.stat().st_size
+        scan = Scan(url, path, size, sha256=digests[0], sampled_sha256=digests[1])
         try:
             with ShardReader(path, rule=job.rule) as reader:
+                if job.rule.class_labels is not None:  # the reader drops samples, the digest none
+                    with path.open("rb") as file:
+                        digest = shard_sha256(file, "headers", job.rule)
+                    scan = replace(scan, headers_sha256=digest)
                 return scan_samples(job, scan, reader, advance)
         except ShardError as error:
             return unusable_scan(scan, f"{reason_of(error)}{_first_members(path)}")
@@ -282,12 +294,15 @@ def scan_samples(job: ScanJob, scan: Scan, reader: ShardHeaders, advance: Progre
     codes_of: dict[int | str, int] = {}
     codes, num_labels, image_bytes = array("i"), array("i"), array("q")
     problems: list[ScanProblem] = []
+    digest = reader.digest(scan.sampled_sha256) if job.rule.class_labels is None else None
     decoded = reader if job.decode and isinstance(reader, ShardReader) else None
     for i in range(len(reader)):
         values: list[int | str] = []
-        num_bytes = 0
+        label, num_bytes = reader.label_bytes(i), 0
+        if digest is not None:
+            digest.update(label)
         try:
-            values = _labels(job, reader.label_bytes(i))
+            values = _labels(job, label)
         except BadLabelError as error:
             problems.append(ScanProblem(reader.key(i), str(error), FIX_LABEL))
         try:
@@ -304,6 +319,7 @@ def scan_samples(job: ScanJob, scan: Scan, reader: ShardHeaders, advance: Progre
     scan = replace(
         scan,
         num_samples=len(reader),
+        headers_sha256=scan.headers_sha256 if digest is None else digest.hexdigest(),
         problems=tuple(problems),
         passed_over=reader.passed_over.within(scan.name),
         remarks=reader.remarks.within(scan.name),

@@ -28,6 +28,7 @@ from pydantic import PositiveFloat
 
 from data_sharding.errors import DataError, UnavailableError
 from data_sharding.format.manifest import ShardInfo
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.io.download import DownloadSettings
 from data_sharding.io.file_lock import exclusive_lock, flock, is_same_file, shared_lock
 from data_sharding.io.node_files import make_private
@@ -111,10 +112,13 @@ class Cache:
     Every method that may fetch raises ShardError if a shard is missing or not what its manifest
     says, UnavailableError if it cannot be read now or there is no space, and DataError if the
     directory cannot be used.
+
+    Args:
+        rule: the rule that finds the labels of a shard's samples, as `fetch_shard` takes it.
     """
 
-    def __init__(self, settings: CacheSettings) -> None:
-        self.max_bytes = settings.max_bytes
+    def __init__(self, settings: CacheSettings, rule: SampleRule) -> None:
+        self.max_bytes, self._rule = settings.max_bytes, rule
         self._directory, self._settings = cache_directory(settings.dir), settings
 
     def open(self, shard: ShardInfo, url: str, read: Callable[[Path], _Opened]) -> _Opened:
@@ -200,7 +204,7 @@ class Cache:
         """Fetch a shard into its part file and publish it, if there is space."""
         if not self._budget.reserve(part, shard.num_bytes, distance):
             return False
-        fetch_shard(url, shard, part, self._settings)
+        fetch_shard(url, shard, self._rule, part, self._settings)
         os.fdatasync(part)  # the name is believed after a power cut, so the bytes must be on disk
         path, part_path = self._paths(shard)
         self._budget.publish(part_path, path)

@@ -176,7 +176,7 @@ def _find_ranges(
 ) -> SampleRanges:
     with _memory_file() as (file, path):
         file.truncate(shard.num_bytes)
-        fetch_shard(url, shard, file, settings)
+        fetch_shard(url, shard, rule, file, settings)
         try:
             with ShardReader(path, shard, rule=rule) as reader:
                 if reader.has_links:

@@ -54,7 +54,7 @@ class CachedStore(Store):
 
     def __init__(self, base: str, settings: CacheSettings, rule: SampleRule) -> None:
         super().__init__()
-        self.base, self.cache, self._rule = base, Cache(settings), rule
+        self.base, self.cache, self._rule = base, Cache(settings, rule), rule
 
     def close_evicted(self) -> None:
         for name, reader in list(self._readers.items()):

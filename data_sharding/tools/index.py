@@ -268,7 +268,8 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 
 def _table(scans: Sequence[Scan], shards: FoundShards) -> ShardTable:
-    kind: DigestKind = "whole" if all(scan.sha256 for scan in scans) else "sampled"
+    kinds: tuple[DigestKind, ...] = "whole", "headers", "sampled"
+    kind = next(kind for kind in kinds if all(scan.digest(kind) for scan in scans))
     names = dict(zip(shards.urls, shards.names, strict=True))
     return ShardTable.from_infos(replace(s.info(kind), name=names[s.url]) for s in scans)
 
@@ -355,6 +356,9 @@ def _differs(url: str, old: Manifest, new: Manifest) -> DataError:
         f"{pluralize(len(m.classes), 'class')} ({', '.join(m.classes[:3])}, ...), read as {m.rule}"
         for m in (old, new)
     ]
+    what = f"It lists {described[0]}, and there are {described[1]}"
+    if described[0] == described[1]:
+        what = f"Both are {described[0]}, and digests differ: other bytes, or other ones compared"
     others = ""
     if old.rule != new.rule:
         others = (
@@ -362,8 +366,7 @@ def _differs(url: str, old: Manifest, new: Manifest) -> DataError:
             "overrides of `data` give it. "
         )
     return DataError(
-        f"{url} differs from the shards. It lists {described[0]}, and there are {described[1]}. It "
-        "was not changed",
+        f"{url} differs from the shards. {what}. It was not changed",
         value=url,
         hint=others + "If the shards were changed on purpose, replace it with `force`.",
     )

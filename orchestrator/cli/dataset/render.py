@@ -69,10 +69,12 @@ def print_index(
         manifest = manifests[split]
         table.add_row(split, *_size(manifest), f"{len(manifest.classes):,}", str(manifest.labels))
     print_table(table)
-    if any(manifests[split].shards[0].digest == "sampled" for split in splits):
+    kinds = {manifests[split].shards[0].digest for split in splits} - {"whole"}
+    if kinds:
+        labels = "start, middle and end" if "sampled" in kinds else "labels and some other bytes"
         console.print(
-            "Shards are identified by their size, start, middle and end: later damage elsewhere is "
-            "not noticed. `--read whole` reads and identifies every byte."
+            f"Shards are identified by their size, {labels}: later changes elsewhere that keep "
+            "the size are not noticed. `--read whole` reads and identifies every byte."
         )
     for split in splits:
         _print_empty(split, [name for name, num in counts[split].items() if not num])

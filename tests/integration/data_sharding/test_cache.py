@@ -19,7 +19,6 @@ from s3_server import make_shards
 import data_sharding
 from data_sharding.errors import DataError, ShardError
 from data_sharding.format.sample_rule import SampleRule
-from data_sharding.format.shard_digest import file_sha256
 from data_sharding.format.shard_reader import ShardReader
 from data_sharding.storage.cache import (
     Cache,
@@ -28,6 +27,7 @@ from data_sharding.storage.cache import (
     cache_directory,
     small_cache_warning,
 )
+from data_sharding.storage.fetch_shard import shard_sha256
 from data_sharding.storage.shard_store import CachedStore
 
 NUM_SHARDS, NUM_SAMPLES = 6, 5
@@ -87,9 +87,11 @@ def test_a_shard_is_fetched_once_and_read_as_it_is(s3, directory, source, shards
     assert directory.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_shard_with_a_sampled_digest_is_fetched_and_checked(s3, directory, source, shards):
+@pytest.mark.parametrize("kind", ["sampled", "headers"])
+def test_a_digest_of_some_bytes_is_fetched_and_checked(s3, directory, source, shards, kind):
     with (source / shards[0].name).open("rb") as file:
-        shard = replace(shards[0], sha256=file_sha256(file, "sampled"), digest="sampled")
+        digest = shard_sha256(file, kind, SampleRule())
+    shard = replace(shards[0], sha256=digest, digest=kind)
     assert_right(open_store(s3, directory).open(shard), source, shard)
     assert names(directory) == [f"{shard.sha256}.tar"]
     with pytest.raises(ShardError, match=shard.sha256):
@@ -398,7 +400,7 @@ def test_a_disk_that_is_full_is_an_error(s3, shards):
 
 
 def test_prefetching_returns_its_outcome(s3, directory, shards):
-    cache, urls = Cache(settings(directory, shards[0].num_bytes)), {}
+    cache, urls = Cache(settings(directory, shards[0].num_bytes), SampleRule()), {}
     urls = {shard: s3.url("cache", shard.name) for shard in shards}
     with cache.plan() as plan:
         plan.write(0, {shards[0].sha256: 3})

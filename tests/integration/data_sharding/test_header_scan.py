@@ -23,8 +23,11 @@ from hypothesis import strategies as st
 from s3_server import S3, make_shards
 
 from data_sharding.errors import DataError
+from data_sharding.format.class_map import read_class_map
 from data_sharding.format.manifest import read_manifest
 from data_sharding.format.sample_rule import SampleRule
+from data_sharding.format.shard_digest import file_sha256
+from data_sharding.format.shard_reader import ShardReader
 from data_sharding.io import filesystem
 from data_sharding.io.download import DownloadSettings
 from data_sharding.io.node_files import user_directory
@@ -35,6 +38,7 @@ from data_sharding.scanning.scan import ReadOptions, Scan
 from data_sharding.storage.ranged_file import RangedFile
 from data_sharding.tools.find_shards import find_shards
 from data_sharding.tools.index import forget_scans, index_shards, write_manifests
+from data_sharding.tools.verify import verify
 
 CLS = SampleRule()
 HEADERS = ReadOptions(what="headers")
@@ -120,7 +124,7 @@ def test_images_are_not_read(s3: S3, tmp_path: Path) -> None:
     assert counts["train"].total() == 40
     write_manifests(url, shards, manifests, force=False)
     table = read_manifest(url, "train").shards
-    assert {shard.digest for shard in table} == {"sampled"}
+    assert {shard.digest for shard in table} == {"headers"}
     assert [(s.num_samples, s.num_bytes) for s in table] == [
         (s.num_samples, s.num_bytes) for s in infos
     ]
@@ -128,6 +132,39 @@ def test_images_are_not_read(s3: S3, tmp_path: Path) -> None:
     assert index_shards(local, CLS, HEADERS)[0]["train"].fingerprint == (
         manifests["train"].fingerprint  # wherever the shards are
     )
+
+
+def test_a_changed_label_is_another_digest(tmp_path: Path) -> None:
+    (shard,) = make_shards(tmp_path / "train", 1, 9, 40_000)
+    shards, path = find_shards(str(tmp_path), "train"), tmp_path / "train" / shard.name
+    write_manifests(str(tmp_path), shards, index_shards(shards, CLS, HEADERS)[0], force=False)
+    assert verify(str(tmp_path), decode=False).problems == ()
+    data = path.read_bytes()
+    with ShardReader(path) as reader:
+        place = data.index(bytes(reader.label_bytes(2)), reader.ranges[2][0] + 512)
+    assert place > 80_000
+    path.write_bytes(data[:place] + b"6" + data[place + 1 :])
+    with path.open("rb") as file, ShardReader(path) as reader:
+        assert reader.label_bytes(2) == b"6"
+        sampled = file_sha256(file, "sampled")
+    assert sampled == scan_resumably([str(path)], CLS, HEADERS)[0].sampled_sha256
+    forget_scans(shards, CLS)
+    with pytest.raises(DataError, match="digests differ"):
+        write_manifests(str(tmp_path), shards, index_shards(shards, CLS, HEADERS)[0], force=False)
+    (problem,) = verify(str(tmp_path), decode=False).problems
+    assert problem.shard == shard.name
+
+
+def test_a_digest_covers_the_labels_that_a_class_map_leaves_out(tmp_path: Path) -> None:
+    by_webdataset(tmp_path / "train/a.tar", labelled([0, 1, 2]))
+    (tmp_path / "map.txt").write_text("2\n")
+    shards, chosen = find_shards(str(tmp_path), "train"), read_class_map(f"{tmp_path}/map.txt")
+    every = index_shards(shards, CLS, HEADERS)[0]["train"].shards
+    manifests = index_shards(shards, CLS, HEADERS, class_map=chosen)[0]
+    (some,) = manifests["train"].shards
+    assert (some.num_samples, some.sha256) == (1, every[0].sha256)
+    write_manifests(str(tmp_path), shards, manifests, force=False)
+    assert verify(str(tmp_path), decode=False).problems == ()
 
 
 @pytest.mark.slow
@@ -302,7 +339,9 @@ def test_counts_of_others_are_used(s3: S3, large: Path, kind: str) -> None:
     assert len([n for n in read.values() if n <= 3]) == 2  # of the others some labels are read
     forget_scans(shards, CLS)
     by_headers, _ = index_shards(shards, CLS, HEADERS, classes=names)
-    assert by_headers == manifests
+    assert by_headers["train"].num_samples == 24
+    kinds = [{s.digest for s in found["train"].shards} for found in (manifests, by_headers)]
+    assert kinds == [{"sampled"}, {"headers"}]
 
 
 @pytest.mark.parametrize(("num_samples", "num_classes"), [(5, 7), (4, 2)])
