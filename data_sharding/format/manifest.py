@@ -178,7 +178,7 @@ def read_manifest(where: str | Location, split: str) -> Manifest:
     location = Location.of(where)
     if location.fold is not None and split == "train":
         return _read_other_folds(location)
-    manifest_url = str(location)
+    manifest_url = location.files(split, FILE_NAME)[0]
     try:
         manifest_url = url_of(location, split)
         data = filesystem.read_bytes(manifest_url)

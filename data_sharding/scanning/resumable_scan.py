@@ -240,18 +240,20 @@ def _plain(value: Any) -> Any:
 
 
 def _read(path: Path) -> list[Record]:
-    """Read the records in a file, if any; skip a line that is cut short."""
+    """Read the records in a file, if any; skip a line that is cut short or of another version."""
     records = []
     with suppress(OSError, DataError):
         make_private(path.parent)  # whose files are trusted
         for line in path.read_text().splitlines():
-            with suppress(ValueError, TypeError, KeyError):
+            with suppress(ValueError, TypeError, KeyError, AttributeError):
                 values, way, version = json.loads(line)
                 records.append(Record(_from_json(values), way, version))
     return records
 
 
 def _from_json(values: dict[str, Any]) -> Scan:
+    if values.keys() != _to_json(_EMPTY).keys():
+        raise ValueError("a record of another version of Tahoe")
     return Scan(**{name: _as_in(getattr(_EMPTY, name), value) for name, value in values.items()})
 
 

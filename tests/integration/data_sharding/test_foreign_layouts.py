@@ -30,7 +30,7 @@ MICROS = 4
 VIEW = partial(random_resized_crop, scale=(0.3, 1.0), ratio=(0.75, 1.33), hflip_prob=0.5)
 SLOW = {("timm", "s3", "headers"), ("img2dataset", "s3", "auto"), ("gnu", "disk", "auto")}
 CELLS = [
-    pytest.param(*cell, marks=pytest.mark.slow if cell in SLOW else pytest.mark.long)
+    pytest.param(*cell, marks=[pytest.mark.slow, *[pytest.mark.long] * (cell not in SLOW)])
     for layout in LAYOUTS
     for cell in (
         *((layout, "disk", what) for what in ("auto", "headers")),

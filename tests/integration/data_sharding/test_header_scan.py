@@ -33,7 +33,7 @@ from data_sharding.io.download import DownloadSettings
 from data_sharding.io.node_files import user_directory
 from data_sharding.scanning import header_scan
 from data_sharding.scanning.foreign_counts import find_counts
-from data_sharding.scanning.resumable_scan import scan_resumably
+from data_sharding.scanning.resumable_scan import Record, ScanRecords, scan_resumably
 from data_sharding.scanning.scan import ReadOptions, Scan
 from data_sharding.storage.ranged_file import RangedFile
 from data_sharding.tools.find_shards import find_shards
@@ -395,3 +395,15 @@ def test_other_files_are_no_counts(large: Path, content: str) -> None:
 def test_counts_of_some_shards_are_no_counts(large: Path) -> None:
     write_counts(large, "timm", 4)
     assert find_counts([*map(str, large.glob("*.tar")), str(large / "new.tar")]) is None
+
+
+def test_records_of_another_version_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    records = ScanRecords(["s3://b/a.tar"], CLS)
+    records.add(Record(Scan("s3://b/a.tar"), "whole", "1"))
+    (file,) = tmp_path.rglob("*.jsonl")
+    assert ScanRecords(["s3://b/a.tar"], CLS).way == "whole"
+    file.write_text(file.read_text().replace('"num_samples"', '"num_pictures"'))
+    assert ScanRecords(["s3://b/a.tar"], CLS).way is None

@@ -49,6 +49,7 @@ def test_nested_directories(tmp_path: Path) -> None:
     assert found["train"].urls == [str(tmp_path / "train/part-0/0.tar")]
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_parquet_files(tmp_path: Path) -> None:
     import pyarrow as pa
