@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_runner import Tahoe
+from config_fixtures import AS_DIGITS
 from PIL import Image
 
 from data_sharding.format.manifest import Manifest, ShardInfo, write_manifest
@@ -127,7 +128,8 @@ def test_its_example_of_a_cluster_is_a_job(tmp_path: Path) -> None:
     (tmp_path / "conf" / "slurm" / "a100.yaml").write_text(shown)
     for split, num_samples in (("train", 100_000), ("val", 1000)):
         shard = ShardInfo("shard-000000.tar", num_samples, 10240, "0" * 64)
-        write_manifest(str(tmp_path / "set"), split, Manifest(tuple("abcdefghij"), (shard,), {}))
+        manifest = Manifest(tuple("abcdefghij"), (shard,), {}, images=AS_DIGITS)
+        write_manifest(str(tmp_path / "set"), split, manifest)
     commands = re.findall(
         r"^ {4}tahoe (submit .*)$", README.replace("\\\n", " "), flags=re.MULTILINE
     )

@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -82,6 +82,7 @@ def compose(
     refuse_expanded(arguments)
     points: list[ComposedConfig] = []
     errors: list[Exception] = []
+    choices: dict[tuple[str, ...], str] = {}  # what the points need: the data set of one
 
     def on_job(config: DictConfig) -> ComposedConfig | Exception:
         given = OmegaConf.to_container(HydraConfig.get().overrides.task)  # with ${...} unresolved
@@ -91,8 +92,11 @@ def compose(
                 hydra_plugin.reject_adaptive_sweeper(HydraConfig.get())
             composed = ComposedConfig(parse(_resolve(config, overrides)), overrides)
             check_default_data(composed.config, overrides)
+            choices[()] = str(composed.config.data.location)
             points.append(composed)
         except (ConfigError, OmegaConfBaseException) as error:
+            if isinstance(error, DataGroupError):
+                choices[error.overrides] = str(error.value)
             errors.append(error)
             return error
         return points[-1]
@@ -113,11 +117,24 @@ def compose(
         except _ERRORS as error:
             errors.append(error)
     if errors and isinstance(errors[0], DataGroupError):
+        if len(choices) > 1:
+            raise _different_choices(choices)
         print(f"note: {errors[0].problem}", file=sys.stderr)
         return compose([*errors[0].overrides, *arguments], launch, keep)
     if errors:
         raise _config_error(errors[0]) from None
     return points
+
+
+def _different_choices(choices: Mapping[tuple[str, ...], str]) -> ConfigError:
+    """Construct the error of a sweep over data sets that no choice fits all of."""
+    needs = (f"{where} needs {' '.join(c) or 'the default'}" for c, where in choices.items())
+    return ConfigError(
+        f"the command chooses no data, and the sets of its points need different settings: "
+        f"{'; '.join(needs)}",
+        value=[*choices.values()],
+        hint="Sweep each of them in a command of its own, or choose `data` and `model` for all.",
+    )
 
 
 def merge(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

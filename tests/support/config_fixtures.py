@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+from data_sharding.format.image_profile import ImageProfile
 from data_sharding.format.manifest import Manifest, ShardInfo, write_manifest
 from orchestrator.config.parse import to_dict
 from orchestrator.launch.compose import compose
+
+AS_DIGITS = ImageProfile(1, 0, (8, 8, 8), (8, 8, 8), {"PNG": 1})
 
 
 @pytest.fixture(scope="session")
@@ -29,5 +32,6 @@ def shards(tmp_path: Path) -> Path:
     path = tmp_path / "data sets" / "planned"
     for split, num_samples in (("train", 1000), ("val", 100)):
         shard = ShardInfo("shard-000000.tar", num_samples, 10240, "0" * 64)
-        write_manifest(str(path), split, Manifest(tuple("abcdefghij"), (shard,), {}))
+        manifest = Manifest(tuple("abcdefghij"), (shard,), {}, images=AS_DIGITS)
+        write_manifest(str(path), split, manifest)
     return path

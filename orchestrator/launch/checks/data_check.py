@@ -10,6 +10,7 @@ from orchestrator.config.schema import Config, Data
 from orchestrator.launch.checks.data_choice import (
     differences,
     general_group,
+    is_default,
     matching_group,
     profile_of,
 )
@@ -29,6 +30,13 @@ def _check_images(location: Location, data: Data, overrides: Sequence[str]) -> N
     train = read_manifest(location, "train")
     profile = profile_of(location, train)
     suggestion = _suggest(train, profile, location)
+    if profile is None and is_default(data, overrides):
+        raise ConfigError(
+            f"none of the images at {location} could be read to see what they are, and the command "
+            f"chooses no data: they would be trained on with the settings of {data.name}",
+            value=str(location),
+            hint=f"Nothing was started. Check that they can be read, or choose: {suggestion}.",
+        )
     if data.expected and data.expected.name == data.name:
         found = differences(data.expected, len(train.classes), profile)
         if found:
@@ -37,7 +45,7 @@ def _check_images(location: Location, data: Data, overrides: Sequence[str]) -> N
                 f"{', '.join(found)}. They would be trained on with {data.name}'s mean, std "
                 "and crops, and filed under its name",
                 value=str(location),
-                hint=f"Nothing was started. {suggestion}, or "
+                hint=f"Nothing was started. {suggestion}; or "
                 "data.name=NAME if these crops are meant for a set of yours.",
             )
     is_explicit = any(o.lstrip("+").startswith("data.in_channels=") for o in overrides)
@@ -54,5 +62,7 @@ def _check_images(location: Location, data: Data, overrides: Sequence[str]) -> N
 def _suggest(train: Manifest, profile: ImageProfile | None, location: Location) -> str:
     """Suggest the config group of a data set: that of a known set, or the one for any."""
     shards = f"data.url={location}" if location.url else "with the same data.train and data.val"
-    group = matching_group(train, profile, or_part=True) or general_group(profile)
-    return f"Write data={group} {shards}"
+    known, general = matching_group(train, profile, or_part=True), general_group(profile)
+    if known is None:
+        return f"Write data={general} {shards}"
+    return f"Write data={known} {shards} if it is that set, else data={general}"

@@ -22,7 +22,7 @@ from data_sharding.format.manifest import Manifest, read_manifest
 from data_sharding.io.text import pluralize
 from data_sharding.tools.image_profile import profile_images
 from orchestrator.config.parse import ConfigError
-from orchestrator.config.schema import Config, Expected
+from orchestrator.config.schema import Config, Data, Expected
 
 _CHOOSING = {"data", "experiment", "data.name"}
 _SIZING = ("data.image_size", "data.eval_protocol", "data.crop")
@@ -51,8 +51,8 @@ def check_default_data(config: Config, overrides: Sequence[str]) -> None:
     Raises:
         DataGroupError: it is another one.
     """
-    data, given = config.data, {o.lstrip("+~").partition("=")[0] for o in overrides}
-    if given & _CHOOSING or data.expected is None or data.expected.name != data.name:
+    data = config.data
+    if data.expected is None or not is_default(data, overrides):
         return
     location = data.train_locations[0]
     try:
@@ -62,7 +62,7 @@ def check_default_data(config: Config, overrides: Sequence[str]) -> None:
     profile = profile_of(location, train)
     if profile is None or not differences(data.expected, len(train.classes), profile):
         return
-    chosen = _choose(train, profile, given)
+    chosen = _choose(train, profile, _keys(overrides))
     error = DataGroupError(
         f"{location} has {profile} in {pluralize(len(train.classes), 'class')}, and "
         f"the command chooses no data: {' '.join(chosen)}",
@@ -71,6 +71,16 @@ def check_default_data(config: Config, overrides: Sequence[str]) -> None:
     )
     error.overrides = chosen
     raise error
+
+
+def is_default(data: Data, overrides: Sequence[str]) -> bool:
+    """Check whether the settings are those of a known set that the command has not named."""
+    is_known = data.expected is not None and data.expected.name == data.name
+    return is_known and not _keys(overrides) & _CHOOSING
+
+
+def _keys(overrides: Sequence[str]) -> AbstractSet[str]:
+    return {override.lstrip("+~").partition("=")[0] for override in overrides}
 
 
 def _choose(train: Manifest, profile: ImageProfile, given: AbstractSet[str]) -> tuple[str, ...]:

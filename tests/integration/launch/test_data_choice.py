@@ -11,7 +11,9 @@ from data_sharding.format.image_profile import ImageProfile
 from data_sharding.format.manifest import Manifest, write_manifest
 from data_sharding.format.shard_table import ShardInfo, ShardTable
 from data_sharding.transforms.eval_protocol import parse_protocol
+from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Config
+from orchestrator.launch.checks.data_check import check_data_matches_config
 from orchestrator.launch.checks.data_choice import DataGroupError, check_default_data, size_settings
 from orchestrator.launch.compose import compose
 
@@ -23,7 +25,9 @@ def profile(width: int, height: int, *, colours: bool, other: int = 0) -> ImageP
     return ImageProfile(32, 32 * colours, *map(tuple, sizes), {"JPEG": 32})  # type: ignore[arg-type]
 
 
-def make_set(directory: Path, images: ImageProfile, num_classes: int = 7, num: int = 100) -> str:
+def make_set(
+    directory: Path, images: ImageProfile | None, num_classes: int = 7, num: int = 100
+) -> str:
     """Write manifests alone: what the images are is read from them."""
     shards = ShardTable.from_infos([ShardInfo("a.tar", num, 10240, "0" * 64)])
     classes = tuple(f"class {i}" for i in range(num_classes))
@@ -75,7 +79,7 @@ def test_grey_images_keep_one_channel(tmp_path: Path, choose: Choose) -> None:
     [
         (profile(32, 32, colours=True), 10, 50_000, "cifar10"),
         (profile(32, 32, colours=True), 100, 50_000, "cifar100"),
-        (profile(28, 28, colours=False), 10, 60_000, "mnist"),
+        (profile(28, 28, colours=False), 10, 60_000, "shards_grey"),  # or Fashion-MNIST, KMNIST
         (PHOTOS, 1000, 1_281_167, "imagenet"),
         (profile(32, 32, colours=True), 10, 49_999, "shards"),  # not filed as CIFAR-10
         (profile(8, 8, colours=False), 10, 1437, None),
@@ -100,6 +104,22 @@ def test_sizes_that_are_given_stay(given: list[str], tmp_path: Path, choose: Cho
 @pytest.mark.parametrize("given", ["data=digits", "+data=shards", "data.name=mine", "experiment=a"])
 def test_a_choice_is_not_changed(given: str, tmp_path: Path, choose: Choose) -> None:
     assert not choose(make_set(tmp_path, PHOTOS), given)
+
+
+def test_images_that_cannot_be_read_need_a_choice(tmp_path: Path, default: Config) -> None:
+    url = make_set(tmp_path, None, num_classes=10)
+    config = replace(default, data=replace(default.data, url=url))
+    with pytest.raises(ConfigError, match="chooses no data") as refused:
+        check_data_matches_config(config, ["data.num_workers=1"])
+    assert refused.value.value == url
+    check_data_matches_config(config, ["data=digits"])
+
+
+def test_a_sweep_over_sets_that_need_different_settings_is_refused(tmp_path: Path) -> None:
+    urls = [make_set(tmp_path / f"{side}", profile(side, side, colours=True)) for side in (48, 500)]
+    with pytest.raises(ConfigError, match=r"data\.image_size=64.*model=resnet18") as refused:
+        compose(["-m", f"data.url={','.join(urls)}"])
+    assert refused.value.value == urls
 
 
 @pytest.mark.slow
