@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from http import HTTPStatus
 from typing import IO, Annotated, Any, NamedTuple, TypeVar
 
 from fsspec.asyn import get_loop
@@ -42,7 +43,8 @@ class DownloadSettings:
     Args:
         max_concurrent_requests: the number of requests in flight.
         chunk_mb: the megabytes of one request; the last chunk of a file is shorter.
-        request_timeout_s: the time after which a request is abandoned and repeated.
+        request_timeout_s: the time after which a request is abandoned and repeated; of a whole
+            file, from a server that ignores ranges, the time in which nothing arrives.
         retry_timeout_s: the time without any response after which a file is unavailable.
         max_hedged_fraction: the largest fraction of the requests that are sent twice, being late.
     """
@@ -86,7 +88,8 @@ def fetch_ranges(
         for index in indices:
             url, start, stop = ranges[index]
             remote, hedged = remotes[url], settings.max_hedged_fraction
-            data = await retry.call(remote, partial(remote.cat, start, stop, hedged))
+            cat = partial(remote.cat, start, stop, hedged, settings.request_timeout_s)
+            data = await retry.call(remote, cat)
             await asyncio.to_thread(receive, index, data)
 
     _run(_run_concurrently(fetch_some, min(settings.max_concurrent_requests, len(ranges))))
@@ -111,8 +114,11 @@ def file_size(url: str, settings: DownloadSettings) -> int | None:
 def sends_whole_files(url: str, settings: DownloadSettings) -> bool:
     """Check, once a process, whether a web server ignores ranges, as Python's http.server does."""
     store = _store(url)
-    if url.startswith(("http://", "https://")) and store not in _whole_files:
-        fetch_ranges([ByteRange(url, 0, 1)], settings, lambda index, data: None)
+    if _is_web(url) and store not in _whole_files:
+        remote = _Remote(url)
+        _whole_files[store] = _run(_Retry(settings).call(remote, remote.ignores_ranges))
+        if _whole_files[store]:
+            log.warning("%s ignores ranges: it sends whole files", store)
     return _whole_files.setdefault(store, False)
 
 
@@ -134,17 +140,34 @@ class _Remote:
     async def reload_credentials(self) -> None:
         self._fs, self._path = await asyncio.to_thread(filesystem.reload_credentials, self.url)
 
-    async def cat(self, start: int, stop: int, max_hedged_fraction: float) -> bytes:
+    @property
+    def is_sent_whole(self) -> bool:
+        """True if a web server is known to send whole files for ranges too."""
+        return _is_web(self.url) and _whole_files.get(_store(self.url), False)
+
+    async def ignores_ranges(self) -> bool:
+        """Check whether a web server answers the request of a range with the file, unread."""
+        fs = self._fs
+        options = {**fs.kwargs, "headers": {**fs.kwargs.get("headers", {}), "Range": "bytes=0-0"}}
+        session = await fs.set_session()
+        async with session.get(fs.encode_url(self._path), **options) as response:
+            fs._raise_not_found_for_status(response, self.url)
+            return bool(response.status == HTTPStatus.OK)
+
+    async def cat(
+        self, start: int, stop: int, max_hedged_fraction: float, silence_s: float
+    ) -> bytes:
         async def request() -> bytes:
             if fs.async_impl:
-                data: bytes = await fs._cat_file(self._path, start=start, end=stop)
+                limits = _silence_limit(silence_s) if self.is_sent_whole else {}
+                data: bytes = await fs._cat_file(self._path, start=start, end=stop, **limits)
             else:
                 options = {"cache_type": "none"} if fs.protocol == "hf" else {}  # reads 5 MB ahead
                 data = await asyncio.to_thread(
                     fs.cat_file, self._path, start=start, end=stop, **options
                 )
             if len(data) > stop - start and len(data) == await self.size():
-                if not _whole_files.get(_store(self.url)):
+                if not self.is_sent_whole:
                     log.warning("%s ignores ranges: it sends whole files", _store(self.url))
                 _whole_files[_store(self.url)] = True
                 return data[start:stop]
@@ -163,6 +186,17 @@ class _Remote:
         info = fs._info(self._path) if fs.async_impl else asyncio.to_thread(fs.info, self._path)
         size: int | None = (await info).get("size")
         return size
+
+
+def _silence_limit(silence_s: float) -> dict[str, Any]:
+    """Return the option by which a file may take any time to arrive, as long as some of it does."""
+    from aiohttp import ClientTimeout  # installed with the file system of web servers
+
+    return {"timeout": ClientTimeout(total=None, sock_connect=silence_s, sock_read=silence_s)}
+
+
+def _is_web(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
 
 
 def _store(url: str) -> str:
@@ -190,7 +224,8 @@ class _Retry:
             attempt += 1
             try:
                 with filesystem.store_errors():
-                    response = await asyncio.wait_for(request(), self._settings.request_timeout_s)
+                    timeout_s = None if remote.is_sent_whole else self._settings.request_timeout_s
+                    response = await asyncio.wait_for(request(), timeout_s)
                 self._deadline_s = time.monotonic() + self._settings.retry_timeout_s
                 return response
             except Exception as error:

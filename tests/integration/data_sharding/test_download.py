@@ -178,6 +178,12 @@ def test_a_server_that_ignores_ranges_sends_each_file_once(web, shard, directory
     assert fetched == {0: data[1000:3000], 1: data[:10]}
 
 
+def test_a_whole_file_may_take_longer_than_a_request(web, shard, directory, file):
+    web.pause_s = 0.04  # of 8 pieces
+    fetch_shard(f"{web.url}/{shard.name}", shard, file, limits(4, 100_000, 0.2, 5))
+    assert read(file) == (directory / shard.name).read_bytes()
+
+
 def test_a_store_that_refuses_once_is_retried(web, shard, directory, file):
     statuses = iter([403, 403])  # to HEAD and GET
     web.answer = lambda path: next(statuses, 0)
