@@ -14,6 +14,7 @@ from s3_server import make_shards
 
 from data_sharding.errors import DataError, ShardError, UnavailableError
 from data_sharding.format.manifest import ShardInfo
+from data_sharding.format.sample_rule import SampleRule
 from data_sharding.io.download import ByteRange, DownloadSettings, fetch_ranges, write_at
 from data_sharding.storage.fetch_shard import fetch_shard
 
@@ -72,7 +73,7 @@ def read(file):
 
 
 def test_a_shard_is_fetched_in_chunks(s3, url, shard, directory, file):
-    fetch_shard(url, shard, file, QUICK)
+    fetch_shard(url, shard, SampleRule(), file, QUICK)
     assert read(file) == (directory / shard.name).read_bytes()
     gets = sorted((r["start"], r["stop"]) for r in s3.requests() if r["method"] == "GET")
     assert len(gets) == -(-shard.num_bytes // QUICK.chunk_bytes)
@@ -84,7 +85,7 @@ def test_a_shard_is_fetched_in_chunks(s3, url, shard, directory, file):
 def test_the_bytes_are_right_under_faults(s3, url, shard, directory, file, kind):
     s3.fail(**{kind: 0.3}, seed=3)
     patience = limits(8, 50_000, 0.3 if kind == "stalls" else 5, 60)
-    fetch_shard(url, shard, file, patience)
+    fetch_shard(url, shard, SampleRule(), file, patience)
     assert read(file) == (directory / shard.name).read_bytes()
     assert sum(request["fault"] == kind[:-1] for request in s3.requests()) >= 3
 
@@ -110,7 +111,7 @@ def test_ranges_of_several_files_arrive_with_their_indices(s3, url, shard, direc
 def test_file_systems_without_async_are_fetched_from_too(shard, directory, file):
     fsspec.filesystem("memory").pipe_file("/a.tar", (directory / shard.name).read_bytes())
     try:
-        fetch_shard("memory://a.tar", shard, file, QUICK)
+        fetch_shard("memory://a.tar", shard, SampleRule(), file, QUICK)
     finally:
         fsspec.filesystem("memory").rm("/", recursive=True)
     assert read(file) == (directory / shard.name).read_bytes()
@@ -118,7 +119,7 @@ def test_file_systems_without_async_are_fetched_from_too(shard, directory, file)
 
 def test_a_missing_shard_is_an_error_at_once(s3, url, shard, file):
     with pytest.raises(ShardError) as raised:
-        fetch_shard(s3.url("none.tar"), shard, file, QUICK)
+        fetch_shard(s3.url("none.tar"), shard, SampleRule(), file, QUICK)
     assert raised.value.value == s3.url("none.tar")
     assert len(s3.requests()) == 1
 
@@ -127,7 +128,7 @@ def test_failing_requests_are_an_error_at_the_deadline(s3, url, shard, file):
     s3.fail(cuts=1)
     impatient = limits(2, 100_000, 5, 1)
     with pytest.raises(UnavailableError, match="attempts at the same bytes failed") as raised:
-        fetch_shard(url, shard, file, impatient)
+        fetch_shard(url, shard, SampleRule(), file, impatient)
     assert raised.value.value == url
     assert "`retry_timeout_s`" in raised.value.hint
 
@@ -136,14 +137,14 @@ def test_a_server_that_is_silent_for_good_is_an_error_at_the_deadline(s3, url, s
     s3.fail(stalls=1)
     impatient = limits(2, 100_000, 0.2, 1)
     with pytest.raises(DataError, match=r"no response within 0.2 s"):
-        fetch_shard(url, shard, file, impatient)
+        fetch_shard(url, shard, SampleRule(), file, impatient)
 
 
 def test_the_deadline_counts_from_the_last_response(s3, url, shard, file):
     """A shard that takes longer than the deadline in all, but moves, is no error."""
     s3.fail(stalls=0.25, seed=7)
     slow = limits(1, 50_000, 0.4, 1)
-    fetch_shard(url, shard, file, slow)
+    fetch_shard(url, shard, SampleRule(), file, slow)
     assert sum(request["fault"] == "stall" for request in s3.requests()) * 0.4 > 1
 
 
@@ -167,10 +168,10 @@ def test_late_requests_are_sent_twice(s3, url, shard, directory):
 def test_a_server_that_ignores_ranges_sends_each_file_once(web, shard, directory, file):
     """Python's own knows no ranges: it sends the whole file."""
     url, data, gets = f"{web.url}/{shard.name}", (directory / shard.name).read_bytes(), []
-    fetch_shard(url, shard, file, QUICK)
+    fetch_shard(url, shard, SampleRule(), file, QUICK)
     assert read(file) == data
     web.answer = lambda path: gets.append(path) or 0
-    fetch_shard(url, shard, file, QUICK)
+    fetch_shard(url, shard, SampleRule(), file, QUICK)
     assert len(gets) == 2  # HEAD and GET
     fetched = {}
     wanted = [ByteRange(url, 1000, 3000), ByteRange(url, 0, 10)]
@@ -180,24 +181,24 @@ def test_a_server_that_ignores_ranges_sends_each_file_once(web, shard, directory
 
 def test_a_whole_file_may_take_longer_than_a_request(web, shard, directory, file):
     web.pause_s = 0.04  # of 8 pieces
-    fetch_shard(f"{web.url}/{shard.name}", shard, file, limits(4, 100_000, 0.2, 5))
+    fetch_shard(f"{web.url}/{shard.name}", shard, SampleRule(), file, limits(4, 100_000, 0.2, 5))
     assert read(file) == (directory / shard.name).read_bytes()
 
 
 def test_a_store_that_refuses_once_is_retried(web, shard, directory, file):
     statuses = iter([403, 403])  # to HEAD and GET
     web.answer = lambda path: next(statuses, 0)
-    fetch_shard(f"{web.url}/{shard.name}", shard, file, DownloadSettings())
+    fetch_shard(f"{web.url}/{shard.name}", shard, SampleRule(), file, DownloadSettings())
     assert read(file) == (directory / shard.name).read_bytes()
 
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refusal_is_an_unavailable_error_at_once(web, shard, file, status):
     url = f"{web.url}/{shard.name}"
-    fetch_shard(url, shard, file, DownloadSettings())
+    fetch_shard(url, shard, SampleRule(), file, DownloadSettings())
     web.answer = lambda path: status
     for call in (
-        lambda: fetch_shard(url, shard, file, DownloadSettings()),
+        lambda: fetch_shard(url, shard, SampleRule(), file, DownloadSettings()),
         lambda: fetch_ranges(
             [ByteRange(url, 0, shard.num_bytes)], DownloadSettings(), lambda number, data: None
         ),
@@ -213,10 +214,10 @@ def test_a_failing_server_is_not_a_missing_shard(web, shard, file):
     url = f"{web.url}/{shard.name}"
     web.answer = lambda path: 500
     with pytest.raises(UnavailableError, match="500"):
-        fetch_shard(url, shard, file, DownloadSettings(retry_timeout_s=0.3))
+        fetch_shard(url, shard, SampleRule(), file, DownloadSettings(retry_timeout_s=0.3))
     web.answer = lambda path: 404
     with pytest.raises(ShardError):
-        fetch_shard(url, shard, file, DownloadSettings())
+        fetch_shard(url, shard, SampleRule(), file, DownloadSettings())
 
 
 def test_expired_credentials_are_reloaded(s3, url, shard, directory, file, tmp_path, monkeypatch):
@@ -234,18 +235,18 @@ def test_expired_credentials_are_reloaded(s3, url, shard, directory, file, tmp_p
     fetch_ranges([ByteRange(url, 0, 100)], QUICK, lambda number, data: None)
     renew("second")
     s3.fail(key="second")
-    fetch_shard(url, shard, file, QUICK)
+    fetch_shard(url, shard, SampleRule(), file, QUICK)
     assert read(file) == (directory / shard.name).read_bytes()
     s3.fail(key="third")
     with pytest.raises(UnavailableError):
-        fetch_shard(url, shard, file, QUICK)
+        fetch_shard(url, shard, SampleRule(), file, QUICK)
     assert len(s3.requests()) <= 4  # botocore makes each twice
 
 
 def test_a_wrong_digest_is_tried_twice(s3, url, shard, file):
     other = ShardInfo(shard.name, shard.num_samples, shard.num_bytes, "0" * 64)
     with pytest.raises(ShardError, match=rf"{shard.sha256}, twice, .* 0{{64}}"):
-        fetch_shard(url, other, file, QUICK)
+        fetch_shard(url, other, SampleRule(), file, QUICK)
     assert s3.downloads()[shard.name] == 2
 
 
@@ -253,13 +254,13 @@ def test_a_wrong_size_is_an_error_at_once(s3, url, shard, file):
     for num_bytes in shard.num_bytes - 1, shard.num_bytes + 512:
         other = ShardInfo(shard.name, shard.num_samples, num_bytes, shard.sha256)
         with pytest.raises(ShardError, match=f"{shard.num_bytes} bytes .* {num_bytes}"):
-            fetch_shard(url, other, file, QUICK)
+            fetch_shard(url, other, SampleRule(), file, QUICK)
     assert not s3.downloads()
 
 
 def test_a_failing_disk_is_an_os_error(url, shard):
     with open("/dev/full", "w+b", buffering=0) as full, pytest.raises(OSError) as error:  # noqa: PTH123
-        fetch_shard(url, shard, full, QUICK)
+        fetch_shard(url, shard, SampleRule(), full, QUICK)
     assert error.value.errno in (errno.ENOSPC, errno.ESPIPE)
 
 
