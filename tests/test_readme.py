@@ -122,6 +122,7 @@ def test_make_targets_that_it_names_exist(page: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_its_example_of_a_cluster_is_a_job(tmp_path: Path) -> None:
     (shown,) = re.findall(r"```yaml\n(# @package _global_\n.*?)```", README, flags=re.DOTALL)
     (tmp_path / "conf" / "slurm").mkdir(parents=True)

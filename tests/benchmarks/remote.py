@@ -63,7 +63,7 @@ def fetch_all(s3: S3, shards: Shards, scratch: Path) -> Fetching:
     start_s, cpu_s = time.perf_counter(), time.process_time()
     for shard in shards:
         with (scratch / "shard.tar").open("w+b", buffering=0) as file:
-            fetch_shard(s3.url("set", shard.name), shard, file, TRANSFER)
+            fetch_shard(s3.url("set", shard.name), shard, SampleRule(), file, TRANSFER)
     megabytes = sum(shard.num_bytes for shard in shards) / 1e6
     seconds, cpu_s = time.perf_counter() - start_s, time.process_time() - cpu_s
     return Fetching(megabytes / seconds, 1e3 * cpu_s / megabytes)

@@ -442,6 +442,7 @@ except DataError as error:
 """
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_be_started_are_an_error_and_the_rank_exits(url):
     here = Path(__file__).parent
     command = [sys.executable, "-c", CRAMPED, url, str(here), str(here.parents[1] / "support")]

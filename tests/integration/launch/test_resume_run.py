@@ -112,6 +112,7 @@ def test_the_schedule_of_an_extended_run_is_chosen(
     assert resume_run(run, []).num_steps == 28  # killed: there is nothing to choose any more
 
 
+@pytest.mark.slow
 def test_an_extension_that_changes_the_rate_requires_a_schedule(run: RunDir) -> None:
     before = run.read_config()
     end(run, "finished", 14)
