@@ -202,6 +202,11 @@ class Data:
             raise ValueError("class_map chooses classes, and label=none: samples have none")
         if self.train and self.mix:
             raise ValueError("train and mix both say where the training samples are: give one")
+        if self.mix and not (self.url or self.val):
+            raise ValueError(
+                "mix says where the training samples are, and nothing where those of "
+                "the validation split are: give val"
+            )
         if not (self.url or self.train or self.val):
             raise ValueError("the shards are in url, or where train and val say: give one of them")
         numbers = {"mean": len(self.mean), "std": len(self.std)}

@@ -15,11 +15,13 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from orchestrator.config.parse import ConfigError
 
 _KEYS = ("train", "val")
-_OVERRIDE = re.compile(r"(\+{0,2}data\.(?:train|val)=)(.*[{*?].*)", re.DOTALL)
+_OVERRIDE = re.compile(  # and the members of a sample, such as jpg;png
+    r"(\+{0,2}data\.(?:(?:train|val)=(?=.*[{*?])|image=(?=.*;)))(.+)", re.DOTALL
+)
 
 
 def quote_patterns(overrides: Iterable[str]) -> Iterator[str]:
-    """Quote the patterns in overrides of data.train and data.val, alone or in a list, for Hydra."""
+    """Quote patterns for Hydra: data.train and data.val, alone or in a list, and data.image."""
     for override in overrides:
         match = _OVERRIDE.fullmatch(override)
         yield match[1] + _quote(match[2]) if match else override

@@ -54,8 +54,10 @@ def _check_counts(train: TrainData) -> None:
             "recipe.bce_pos_weight=auto needs the number of images that show each class, and the "
             "manifest of the training split does not have it",
             value="auto",
-            hint="Writing or indexing a set counts them where images have several labels: do so "
-            "again, or give a number.",
+            hint="Give a number, or leave it out: they are counted where images have several "
+            "labels. recipe.class_balanced=true draws rare classes more often."
+            if train.labels.kind == "single"
+            else "Writing or indexing the set counts them: do so again, or give a number.",
         )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from data_sharding.sampling.mixed_order import divide_batch, divide_lanes
 from orchestrator.config.parse import ConfigError
 from orchestrator.number_format import pluralize
-from orchestrator.run.train_data import Mixture
+from orchestrator.run.train_data import Mixture, are_numbers
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,12 @@ class MixPlan:
 
     Args:
         repeats: the number of times that a sample comes in its micro-batch.
+        note: text on the checks that were not possible.
     """
 
     sources: tuple[SourcePlan, ...]
     repeats: int
+    note: str = ""
 
     @property
     def quotas(self) -> list[int]:
@@ -44,7 +46,8 @@ class MixPlan:
 
     def summary_lines(self, steps_per_epoch: int) -> list[str]:
         """Describe for each data set how often its samples are drawn."""
-        return [self._describe(source, steps_per_epoch) for source in self.sources]
+        lines = [self._describe(source, steps_per_epoch) for source in self.sources]
+        return [self.note, *lines] if self.note else lines
 
     def _describe(self, source: SourcePlan, steps_per_epoch: int) -> str:
         part, num = source.quota / sum(self.quotas), source.num_samples
@@ -78,4 +81,10 @@ def plan_mix(mixture: Mixture, batch: int, num_micro_batches: int, repeats: int)
                 value=plan.name,
                 hint="Lower its weight, or recipe.global_batch_size.",
             )
-    return MixPlan(tuple(plans), repeats)
+    note = ""
+    if are_numbers(mixture.classes):
+        note = (
+            "the classes of the mixed data sets are numbers: whether class n of one is class n of "
+            "the others cannot be checked"
+        )
+    return MixPlan(tuple(plans), repeats, note)

@@ -72,6 +72,11 @@ class Mixture:
 TrainData = Manifest | Mixture
 
 
+def are_numbers(classes: Sequence[str]) -> bool:
+    """Check whether classes have no names but their indices."""
+    return tuple(classes) == tuple(map(str, range(len(classes))))
+
+
 def read_data(config: Config) -> tuple[TrainData, Manifest]:
     """Read the manifests of the training data and of the validation split.
 

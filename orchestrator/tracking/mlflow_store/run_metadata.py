@@ -139,7 +139,7 @@ def dataset(run: RunDir, config: Mapping[str, Any]) -> dict[str, str] | None:
     data = _section(run.read_json(run.identity_file) or {}, "data")
     if "fingerprint" not in data:
         return None
-    url, mix = redact_urls(str(_section(config, "data").get("url"))), data.get("mix")
+    url, mix = redact_urls(_train_place(_section(config, "data"))), data.get("mix")
     return {
         "name": str(data.get("name")),
         "digest": str(data["fingerprint"])[:MAX_DIGEST_CHARACTERS],
@@ -147,6 +147,15 @@ def dataset(run: RunDir, config: Mapping[str, Any]) -> dict[str, str] | None:
         "source": json.dumps({"uri": url, **({"mix": redact(mix)} if mix else {})}),
         "profile": json.dumps({k: v for k, v in data.items() if k.startswith("num_")}),
     }
+
+
+def _train_place(data: Mapping[str, Any]) -> str:
+    """Return the place of the training samples: URLs or patterns, those of a mixture together."""
+    places: list[str] = []
+    for source in data.get("mix") or [data]:
+        place = source.get("train") or source.get("url")
+        places += [place] if isinstance(place, str) else map(str, place or ())
+    return ", ".join(places)
 
 
 def environment(run: RunDir) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 from data_sharding.format.manifest import Manifest
 from orchestrator.config.parse import ConfigError
 from orchestrator.run.rundir import RunDir
+from orchestrator.run.train_data import are_numbers
 
 _MAX_NAMES = 3  # in messages
 
@@ -32,7 +33,7 @@ def check_classes(run: RunDir, url: str, data: Manifest) -> str:
             value=url,
             hint="Write that set again with its classes in the run's order.",
         )
-    nameless = [name for name, classes in ((run.id, own), (url, other)) if _are_numbers(classes)]
+    nameless = [name for name, classes in ((run.id, own), (url, other)) if are_numbers(classes)]
     if nameless:
         return (
             f"the classes of {' and '.join(nameless)} are numbers: whether class n of {run.id} "
@@ -49,10 +50,6 @@ def check_classes(run: RunDir, url: str, data: Manifest) -> str:
             "`tahoe shard index URL --classes FILE`.",
         )
     return ""
-
-
-def _are_numbers(names: tuple[str, ...]) -> bool:
-    return names == tuple(map(str, range(len(names))))
 
 
 def _difference(names: tuple[str, ...], others: tuple[str, ...]) -> str:

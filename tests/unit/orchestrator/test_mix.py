@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from data_sharding.format.labels import LabelRule
 from data_sharding.format.manifest import Manifest, ShardInfo, write_manifest
 from orchestrator.config.parse import ConfigError, config_hash, immutable_changes, parse, to_dict
 from orchestrator.config.schema import Config
+from orchestrator.run.mix_plan import plan_mix
 from orchestrator.run.plan import Plan, make_plan
 from orchestrator.run.rundir import RunDir
 from orchestrator.run.train_data import Mixture, read_data
@@ -88,6 +90,19 @@ def test_labels_that_would_not_mean_the_same_are_refused(
     assert str(refused.value.value).endswith("set-1")
 
 
+def test_classes_without_names_are_said_to_be_unchecked(config_of: ConfigOf) -> None:
+    numbered = plan_of(config_of(1000, 100)).mix
+    assert numbered
+    assert not numbered.note
+    values = {"classes": ("0", "1", "2")}
+    sources = read_data(config_of(1000, 100))[0]
+    assert isinstance(sources, Mixture)
+    unnamed = Mixture(
+        tuple(replace(s, manifest=replace(s.manifest, **values)) for s in sources.sources)
+    )
+    assert "cannot be checked" in plan_mix(unnamed, 64, 4, 1).summary_lines(10)[0]
+
+
 def test_a_data_set_of_less_than_its_quota_is_refused(config_of: ConfigOf) -> None:
     with pytest.raises(ConfigError, match=r"16 images of .*set-1, which has 15"):
         plan_of(config_of(1000, 15))
@@ -133,7 +148,7 @@ def test_only_the_weights_and_the_order_make_another_run(config_of: ConfigOf) ->
         ({"mix": [{"url": "/a", "train": "/b", "weight": 1}]}, "give one of them"),
         ({"mix": [{"url": "/a", "weight": 0}]}, "greater than 0"),
         ({"mix": [{"url": "/a", "weight": 1}], "train": "/b", "val": "/c"}, "both say"),
-        ({"mix": [{"train": "/a", "weight": 1}], "url": None}, "give one of them"),
+        ({"mix": [{"train": "/a", "weight": 1}], "url": None}, "give val"),
         ({"mix": [{"url": "s3://me:secret@b", "weight": 1}]}, "has a password"),
     ],
 )
@@ -164,7 +179,13 @@ def test_other_data_than_a_run_started_with_are_refused_by_name(
     assert tags["tahoe.mix"] == f"8 of {tmp_path}/set-0, 8 of {tmp_path}/set-1"
     described = run_metadata.dataset(run, to_dict(config))
     assert described
-    assert json.loads(described["source"])["mix"] == mix
+    uri = f"{tmp_path}/set-0, {tmp_path}/set-1"
+    assert json.loads(described["source"]) == {"uri": uri, "mix": mix}
+    patterns = {"data": {"url": "/unused", "train": ["s3://b/{0..9}.tar", "s3://c"], "mix": []}}
+    described = run_metadata.dataset(run, patterns)
+    assert described
+    assert described["source_type"] == "s3"
+    assert json.loads(described["source"])["uri"] == "s3://b/{0..9}.tar, s3://c"
     other, _ = read_data(config_of(1000, 200))
     with pytest.raises(DataError) as refused:
         check_fingerprint(run, config.data.location, {"train": other})

@@ -23,7 +23,7 @@ NUMBERS = tuple("0123456789")
 def name_classes(url: Path, *classes: str) -> Manifest:
     for split in ("train", "val"):
         known = read_manifest(str(url), split)
-        write_manifest(str(url), split, Manifest(classes, known.shards, {}))
+        write_manifest(str(url), split, Manifest(classes, known.shards, {}, images=known.images))
     return read_manifest(str(url), "val")
 
 
