@@ -245,19 +245,16 @@ def write_manifest(
         values: dict[str, Any] = {"format": FORMAT, "classes": manifest.classes}
         if manifest.labels != LabelRule():
             values["labels"] = asdict(manifest.labels)
-        for name in ("image", "class_labels"):
+        for name in ("image", "class_labels", "samples_per_class", "num_folds"):
             if getattr(manifest, name) is not None:
                 values[name] = getattr(manifest, name)
         if len(manifest.shards) <= _MAX_LISTED:
-            values["shards"] = [_listed(shard) for shard in manifest.shards]
+            values["shards"] = [shard.as_listed() for shard in manifest.shards]
         else:
             table, url = manifest.shards.to_bytes(), url_of_file(TABLE_NAME)
             filesystem.write_bytes(url, table)
             name = url.rpartition("/")[2]
             values["shards"] = asdict(TableFile(name, len(table), manifest.shards.sha256))
-        for name in ("samples_per_class", "num_folds"):
-            if getattr(manifest, name) is not None:
-                values[name] = getattr(manifest, name)
         if manifest.images is not None:
             values["images"] = asdict(manifest.images)
         values["source"] = manifest.source
@@ -268,13 +265,6 @@ def write_manifest(
 
 
 _COUNT = "Count them once: `tahoe shard index` takes the same overrides of `data`."
-
-
-def _listed(shard: ShardInfo) -> dict[str, Any]:
-    values = asdict(shard)
-    if shard.digest == "whole":
-        del values["digest"]
-    return values
 
 
 def _read_own(location: Location, split: str) -> Manifest:

@@ -5,6 +5,7 @@ A table in a file costs only what is looked at, and is sent to other processes a
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, overload
@@ -44,6 +45,13 @@ class ShardInfo:
     num_bytes: _PositiveInt
     sha256: Sha256
     digest: DigestKind = "whole"
+
+    def as_listed(self) -> dict[str, Any]:
+        """Return its entry in the list of a manifest, where digests are whole unless it says so."""
+        values = asdict(self)
+        if self.digest == "whole":
+            del values["digest"]
+        return values
 
 
 class ShardTable(Sequence[ShardInfo]):

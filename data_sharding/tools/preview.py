@@ -37,14 +37,16 @@ def preview(
     chosen = np.arange(num)
     if seed is not None:
         chosen = np.sort(permutation(seed, "preview", manifest.num_samples)[:num])
-    tiles = list(_tiles(Location.of(where), split, manifest, chosen, scratch))
+    location = Location.of(where)
+    tiles = list(_tiles(location, split, manifest, chosen, scratch))
     choice = f"the first {num:,}" if seed is None else f"{num:,} chosen with seed {seed}"
     subtitle = (
         f"images: {manifest.num_samples:,}; classes: {len(manifest.classes):,}; "
         f"shards: {len(manifest.shards):,}; shown: {choice}"
     )
+    place = location.url or ", ".join(location.patterns(split))
     rows = grid(tiles, _COLUMNS)
-    return draw_sheet(rows, title=f"{where}  {split}", subtitle=subtitle, tile_px=_TILE_PX)
+    return draw_sheet(rows, title=f"{place}  {split}", subtitle=subtitle, tile_px=_TILE_PX)
 
 
 def stored_tile(reader: Reader, i: int, manifest: Manifest, size: int) -> Tile:
