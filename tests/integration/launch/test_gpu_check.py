@@ -22,6 +22,7 @@ def check(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_every_check_works_on_the_cpu(tmp_path: Path) -> None:
     done = check(tmp_path, "--device", "cpu", "--quick", "--seconds", "260")

@@ -220,6 +220,7 @@ LAST = 2 * (1438 // 32)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_resume_within_an_epoch_keeps_the_measured_curvature(digits: Path, tmp_path: Path) -> None:
     tahoe = Tahoe(tmp_path)
