@@ -46,13 +46,13 @@ def _expand(location: Location, split: str) -> FoundShards:
                 hint="Braces list numbers or words: {0000..1023}, {train,val}.",
             ) from None
         names += [url.removeprefix(f"{base}/") for one in plain for url in expand_glob(one)]
-        for name in names:
-            if not is_tar(name):
-                raise DataError(
-                    f"{name} is no .tar file: nothing was written",
-                    value=name,
-                    hint="Name plain tars, by names that end in .tar.",
-                )
+    for name in names:
+        if not is_tar(name):
+            raise DataError(
+                f"{name} is no .tar file: nothing was written",
+                value=name,
+                hint="Name plain tars, by names that end in .tar.",
+            )
     _refuse_other_split(location, split, names)
     return FoundShards(base, tuple(names))
 
@@ -106,10 +106,11 @@ def refuse_other_listing(location: Location, split: str, manifest: Manifest) -> 
     A shard that was added since would be left out without a word.
     """
     listed = manifest.source.get("listing_sha256")
-    if location.url is not None or not any(map(_GLOB.search, location.patterns(split))):
+    is_listed = location.url is None and any(map(_GLOB.search, location.patterns(split)))
+    if listed is None or not is_listed:
         return
     names = _expand(location, split).names
-    if listed not in (None, listing_sha256(names)):
+    if listed != listing_sha256(names):
         raise DataError(
             f"{', '.join(location.patterns(split))} names {pluralize(len(names), 'shard')} now, "
             f"and its manifest was made of others ({len(manifest.shards):,}): they are not the "
