@@ -12,16 +12,17 @@ not depend on are installed in virtual environments under DIR that see Tahoe's o
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import sysconfig
 import tarfile
 import tempfile
-import time
 import venv
+from functools import partial
 from pathlib import Path
+
+from tests.benchmarks.rounds import print_machine, ratios, take_turns
 
 PACKAGES = {
     "tahoe": [],
@@ -34,7 +35,6 @@ PACKAGES = {
 }
 NUM_IMAGES, NUM_SHARDS = 8000, 8
 PEERS = Path(__file__).with_name("loading_peers.py")
-QUIET_LOAD, QUIET_TIMEOUT_S = 0.2, 120  # cores that others may use while we measure
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
 
 
@@ -98,7 +98,6 @@ def python_of(stack: str, directory: Path) -> str:
 
 def measure(stack: str, python: str, data: Path, num_workers: int) -> float:
     """Return the images a second of one run of a stack."""
-    wait_until_quiet()
     command = [python, str(PEERS), stack, str(data), str(num_workers)]
     environment = {**os.environ, **ONE_THREAD}
     done = subprocess.run(
@@ -107,26 +106,6 @@ def measure(stack: str, python: str, data: Path, num_workers: int) -> float:
     if done.returncode:
         raise SystemExit(f"{stack} failed:\n{done.stderr[-3000:]}")
     return float(json.loads(done.stdout.splitlines()[-1])["images_per_s"])
-
-
-def wait_until_quiet() -> None:
-    """Wait until other processes leave the processor alone, or give up loudly."""
-    deadline_s = time.monotonic() + QUIET_TIMEOUT_S
-    while (load := _busy_cores(0.5)) > QUIET_LOAD:
-        if time.monotonic() > deadline_s:
-            raise SystemExit(f"others use {load:.1f} cores: nothing measured now would mean much")
-
-
-def _busy_cores(seconds: float) -> float:
-    before = _busy_s()
-    time.sleep(seconds)
-    return (_busy_s() - before) / seconds
-
-
-def _busy_s() -> float:
-    fields = [int(x) for x in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
-    user, nice, system, _, _, irq, softirq, *_ = fields
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -148,20 +127,15 @@ def main() -> None:
         if not ready.exists():
             subprocess.run([pythons[stack], str(PEERS), "prepare", stack, str(data)], check=True)
             ready.touch()
-    rates: dict[str, list[float]] = {stack: [] for stack in pythons}
-    stacks = list(pythons)
-    for number in range(options.rounds):
-        for stack in stacks[number % len(stacks) :] + stacks[: number % len(stacks)]:
-            rates[stack].append(measure(stack, pythons[stack], data, options.workers))
-        print(f"round {number + 1}:", {s: round(r[-1]) for s, r in rates.items()}, flush=True)
-    print(f"\n{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    stacks = {
+        name: partial(measure, name, pythons[name], data, options.workers) for name in pythons
+    }
+    rates = take_turns(stacks, options.rounds)
+    print_machine()
     print(f"{options.rounds} interleaved rounds, {options.workers} workers, batches of 64 as bytes")
     for stack, found in rates.items():
-        ratios = sorted(a / b for a, b in zip(rates["tahoe"], found, strict=True))
-        print(
-            f"{stack:24}{statistics.median(found):8,.0f} images/s   tahoe is "
-            f"{statistics.median(ratios):.2f} x  ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        )
+        rate = statistics.median(found)
+        print(f"{stack:24}{rate:8,.0f} images/s   tahoe is {ratios(rates['tahoe'], found)} x")
 
 
 if __name__ == "__main__":
