@@ -88,6 +88,21 @@ class Weights(NamedTuple):
     weights: str
 
 
+class Member(NamedTuple):
+    """A run that is evaluated, and what it is evaluated on."""
+
+    run: RunDir
+    config: Config
+    protocol: str
+    manifest: Manifest
+    choice: ClassChoice | None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that are predicted."""
+        return self.choice.names if self.choice else self.manifest.classes
+
+
 def evaluate_runs(**options: Any) -> dict[str, Any]:
     """Evaluate runs on one data set.
 
@@ -97,46 +112,23 @@ def evaluate_runs(**options: Any) -> dict[str, Any]:
         images have several labels. `notes` are what could not be checked.
     """
     request = EvalRequest(**options)
-    results, notes = dict[str, dict[str, Any]](), list[str]()
-    total, fingerprint, classes = None, None, tuple[str, ...]()
-    for path in request.runs:
-        run = RunDir(Path(path))
-        config, protocol = _apply(request, parse(run.read_config()))
-        location = config.data.location
-        manifest, note = _read_manifest(run, location, request)
-        if fingerprint not in (None, manifest.fingerprint):
-            raise ConfigError(
-                f"the runs have different data: {location} is not that of the first, so there is "
-                "no set to evaluate them on together",
-                value=str(location),
-                hint="Name one with --data URL.",
-            )
-        fingerprint = manifest.fingerprint
-        notes += [note] if note else []
-        choice = _choose_classes(run, manifest, request)
-        weights, log_probs, truth = _predict(run, config, protocol, manifest, request, choice)
-        num_read = len(truth.labels)
+    members, notes = _open_members(request)
+    results, total = dict[str, dict[str, Any]](), None
+    for path, member in zip(request.runs, members, strict=True):
+        weights, log_probs, truth = _predict(member, request)
+        num_read, choice = len(truth.labels), member.choice
         if choice and isinstance(truth, GroundTruth):
             log_probs, truth = choice.matched(log_probs, truth)
-        names = choice.names if choice else manifest.classes
-        if classes not in ((), names):
-            raise ConfigError(
-                f"{path} chooses from other classes than the runs before it, so they are no "
-                "ensemble",
-                value=path,
-                hint="Evaluate them one by one.",
-            )
-        classes = names
         results[path] = {
-            "data": str(location),
-            "fingerprint": fingerprint,
+            "data": str(member.config.data.location),
+            "fingerprint": member.manifest.fingerprint,
             **weights._asdict(),
-            "protocol": protocol + (choice.suffix if choice else ""),
+            "protocol": member.protocol + (choice.suffix if choice else ""),
             **truth.metrics(log_probs),
         }
         total = log_probs if total is None else torch.logaddexp(total, log_probs)
     assert total is not None  # there is a run
-    mean = total - math.log(len(request.runs))
+    mean, classes = total - math.log(len(members)), member.classes
     if request.confusion and isinstance(truth, GroundTruth):
         confusion = count_confusion(mean, truth, len(classes))
         write_confusion(Path(request.confusion), confusion, classes)
@@ -144,13 +136,45 @@ def evaluate_runs(**options: Any) -> dict[str, Any]:
         "num_samples": len(truth.labels),
         "num_unreadable": int((~truth.readable).sum()),
         "runs": results,
-        "ensemble": truth.metrics(mean) if len(request.runs) > 1 else None,
+        "ensemble": truth.metrics(mean) if len(members) > 1 else None,
         "num_passed_over": num_read - len(truth.labels),
         "num_outputs": choice.num_outputs if choice else len(classes),
         "classes": classes,
         **truth.by_class(mean),
         "notes": notes,
     }
+
+
+def _open_members(request: EvalRequest) -> tuple[list[Member], list[str]]:
+    """Read the runs and their data; return them, and notes on what could not be checked.
+
+    All are read before one predicts: what does not fit is not found out after hours.
+    """
+    members, notes = list[Member](), list[str]()
+    for path in request.runs:
+        run = RunDir(Path(path))
+        config, protocol = _apply(request, parse(run.read_config()))
+        location = config.data.location
+        manifest, note = _read_manifest(run, location, request)
+        notes += [note] if note else []
+        member = Member(run, config, protocol, manifest, _choose_classes(run, manifest, request))
+        first = members[0] if members else member
+        if manifest.fingerprint != first.manifest.fingerprint:
+            raise ConfigError(
+                f"the runs have different data: {location} is not that of the first, so there is "
+                "no set to evaluate them on together",
+                value=str(location),
+                hint="Name one with --data URL.",
+            )
+        if member.classes != first.classes:
+            raise ConfigError(
+                f"{path} chooses from other classes than the runs before it, so they are no "
+                "ensemble",
+                value=path,
+                hint="Evaluate them one by one.",
+            )
+        members.append(member)
+    return members, notes
 
 
 def _read_manifest(run: RunDir, location: Location, request: EvalRequest) -> tuple[Manifest, str]:
@@ -274,15 +298,9 @@ def timm_protocol(model: str, crop: int) -> str:
 
 
 @torch.no_grad()
-def _predict(
-    run: RunDir,
-    config: Config,
-    protocol: str,
-    manifest: Manifest,
-    request: EvalRequest,
-    choice: ClassChoice | None,
-) -> tuple[Weights, Tensor, Truth]:
+def _predict(member: Member, request: EvalRequest) -> tuple[Weights, Tensor, Truth]:
     """Compute the log-probabilities of a run, (n, classes); of several labels (n, classes, 2)."""
+    run, config, protocol, manifest, choice = member
     is_multi = manifest.labels.kind == "multi"
     to_log_probs = binary_log_probs if is_multi else sample_log_probs
     dense, device = parse_dense(protocol), choose_device(config)

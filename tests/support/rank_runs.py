@@ -8,7 +8,9 @@ import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pytest
 from ranks import run_on_ranks
+from torch.multiprocessing import ProcessExitedException
 
 from orchestrator.config.parse import to_dict
 from orchestrator.config.schema import Config
@@ -40,6 +42,22 @@ def train_on_ranks(
     attempt = run.begin_attempt()
     run.log_dir(attempt).mkdir(parents=True)
     run_on_ranks(_train, num_ranks, config, run.path, attempt, killed_at)
+
+
+def train_on_worlds(
+    path: Path, overrides: Sequence[str], *worlds: int, killed_at: Sequence[int] = ()
+) -> RunDir:
+    """Train a new run on some numbers of ranks, one after the other: all but the last are killed.
+
+    Args:
+        killed_at: the steps after which they are.
+    """
+    run, config = create_run(path, overrides)
+    for num_ranks, step in zip(worlds, killed_at, strict=False):
+        with pytest.raises(ProcessExitedException):
+            train_on_ranks(run, config, num_ranks, killed_at=step)
+    train_on_ranks(run, config, worlds[-1])
+    return run
 
 
 def _train(world: World, config: Config, path: Path, attempt: int, killed_at: int | None) -> None:

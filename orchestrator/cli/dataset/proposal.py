@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +85,23 @@ def check_output(path: Path) -> None:
 
 def write_config(path: Path, values: Values) -> None:
     """Write the file, and its directory; raises DataError."""
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, to_yaml(values))
+    print(f"wrote {path}: {train_command(values)}")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise DataError if the block cannot write the file that the option -o names."""
+    try:
+        yield
     except OSError as error:
         raise DataError(
             f"cannot write {path}: {error.strerror or error}",
             value=str(path),
             hint="Give another path with -o.",
         ) from error
-    print(f"wrote {path}: {train_command(values)}")
 
 
 def train_command(values: Values) -> str:

@@ -20,7 +20,6 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from data_sharding.errors import DataError
 from data_sharding.format.manifest import SPLITS, Manifest
 from data_sharding.io.text import truncated_list
 from data_sharding.tools.stats import PERCENTILES, Stats
@@ -199,14 +198,8 @@ def _overrides(split_stats: Stats) -> str:
 
 def save_sheet(sheet: Image.Image, path: Path) -> None:
     """Write a contact sheet as a PNG."""
-    try:
+    with proposal.writing(path):
         sheet.save(path, "png")
-    except OSError as error:
-        raise DataError(
-            f"cannot write {path}: {error.strerror or error}",
-            value=str(path),
-            hint="Give another path with -o.",
-        ) from error
     make_console().print(Text(f"wrote {path}: {sheet.width} x {sheet.height} pixels"))
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from multi_label import CLASSES, evaluate_on_rank, score_all, write_several_labels
-from rank_runs import create_run, train_on_ranks
+from rank_runs import train_on_worlds
 from ranks import run_on_ranks
 from run_results import figures, global_batches, weights
 from sklearn.metrics import average_precision_score, f1_score
-from torch.multiprocessing import ProcessExitedException
 
 from orchestrator.checkpoint.retention import best_checkpoint
 from orchestrator.checkpoint.store import CheckpointStore
@@ -45,13 +44,8 @@ def run_on(several: Path, tmp_path_factory: pytest.TempPathFactory) -> RunOn:
     home = tmp_path_factory.mktemp("runs")
 
     def run_on(*worlds: int, killed_at: Sequence[int] = ()) -> RunDir:
-        name = "-".join(map(str, (*worlds, *killed_at)))
-        run, config = create_run(home / name, [*RUN, f"data.url='{several}'"])
-        for num_ranks, step in zip(worlds, killed_at, strict=False):
-            with pytest.raises(ProcessExitedException):
-                train_on_ranks(run, config, num_ranks, killed_at=step)
-        train_on_ranks(run, config, worlds[-1])
-        return run
+        path = home / "-".join(map(str, (*worlds, *killed_at)))
+        return train_on_worlds(path, [*RUN, f"data.url='{several}'"], *worlds, killed_at=killed_at)
 
     return run_on
 

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 import shared_ranks
-from rank_runs import create_run, train_on_ranks
+from rank_runs import train_on_worlds
 from ranks import run_on_ranks
 from run_results import figures, global_batches, weights
-from torch.multiprocessing import ProcessExitedException
 
 from orchestrator.config.schema import Config
 from orchestrator.run.rundir import RunDir
@@ -48,12 +47,7 @@ def run_on(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RunOn:
     ) -> RunDir:
         name = "-".join(map(str, (strategy, *worlds, len([*home.iterdir()]))))
         overrides = [*RUN, f"data.url='{digits}'", f"strategy={strategy}", *sizes]
-        run, config = create_run(home / name, overrides)
-        for num_ranks, step in zip(worlds, killed_at, strict=False):
-            with pytest.raises(ProcessExitedException):
-                train_on_ranks(run, config, num_ranks, killed_at=step)
-        train_on_ranks(run, config, worlds[-1])
-        return run
+        return train_on_worlds(home / name, overrides, *worlds, killed_at=killed_at)
 
     return run_on
 
