@@ -34,7 +34,8 @@ MUTABLE_KEYS = (
     "logging",
     "tracking",
     "notify",
-    "strategy",
+    "strategy.name",
+    "strategy.bucket_cap_mb",
     "checkpoint.every_steps",
     "checkpoint.every_minutes",
     "checkpoint.keep_last",
@@ -180,12 +181,13 @@ def _hashed(value: Any, prefix: str = "") -> Any:
         return [_hashed(item, prefix) for item in value]
     if not dataclasses.is_dataclass(value):
         return value
-    return {
-        field.name: _hashed(item, f"{prefix}{field.name}.")
-        for field in dataclasses.fields(value)
-        if (item := getattr(value, field.name)) != field.default
-        and not is_mutable_key(prefix + field.name)
-    }
+    hashed = {}
+    for field in dataclasses.fields(value):
+        key = prefix + field.name
+        item = _hashed(getattr(value, field.name), f"{key}.")
+        if item != _hashed(field.default, f"{key}.") and not is_mutable_key(key):
+            hashed[field.name] = item
+    return hashed
 
 
 def unknown_key_message(parts: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from data_sharding.format.location import Location
 from data_sharding.format.sample_rule import SampleChoice, make_rule
 from data_sharding.transforms.eval_protocol import parse_protocol
 from orchestrator.config.recipe import CountOrAuto, Fraction, Recipe, Size, schema_dataclass
+from orchestrator.config.strategy import Strategy
 from orchestrator.metrics import VAL_METRICS
 from orchestrator.redact import redact_urls
 from slurm.sbatch import SbatchOptions
@@ -341,7 +342,7 @@ class Config:
     """The whole config of a run."""
 
     seed: NonNegativeInt
-    strategy: Literal["ddp", "ddp_zero1", "fsdp2"] = "ddp"
+    strategy: Strategy = Strategy()
     init_from: str | None = None
     run_dir: str | None
     runs_dir: str

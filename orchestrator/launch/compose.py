@@ -141,11 +141,13 @@ def merge(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Apply `key=value` overrides to the values of a frozen config."""
     for override in overrides:
         key = re.match(r"([\w.]+)=", override)
-        if not key or isinstance(values.get(key[1]), dict):
+        group = values.get(key[1]) if key else None
+        if not key or isinstance(group, dict):
+            named = f"{key[1]}.name" if key and group and "name" in group else "section.key"
             raise ConfigError(
                 f"'{override}' is not an override of a frozen config; nothing was changed",
                 value=override,
-                hint="Write section.key=value; a group cannot be chosen again.",
+                hint=f"Write {named}=value; a group cannot be chosen again.",
             )
     try:
         merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.from_dotlist([*overrides]))

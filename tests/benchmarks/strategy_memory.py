@@ -59,7 +59,7 @@ def measure(world: World, config: Config, model: str) -> None:
     if world.is_main:
         kept, grown = max(k for k, _ in found), max(g for _, g in found)
         print(
-            f"{model}, {world.size} ranks, {config.strategy:10} "
+            f"{model}, {world.size} ranks, {config.strategy.name:10} "
             f"tensors {kept / GB:5.2f} GB, resident at most {grown / GB:5.2f} GB a rank",
             flush=True,
         )

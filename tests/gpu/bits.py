@@ -58,9 +58,9 @@ def check_compiled_bits(session: Session) -> None:
 
 
 def known_strategies() -> tuple[str, ...]:
-    from orchestrator.config.schema import Config
+    from orchestrator.config.strategy import Strategy
 
-    return get_args(get_type_hints(Config)["strategy"])
+    return get_args(get_type_hints(Strategy)["name"])
 
 
 def write_digits(session: Session) -> None:

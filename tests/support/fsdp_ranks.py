@@ -59,7 +59,7 @@ class Run:
     def __init__(
         self, kind: str, config: Config, strategy: str, world: World, *, is_probe: bool = False
     ) -> None:
-        self.world, self.config = world, config.replace({"strategy": strategy})
+        self.world, self.config = world, config.replace({"strategy.name": strategy})
         network = make_network(kind)
         if is_probe:
             freeze_backbone(network, num_classes=5)

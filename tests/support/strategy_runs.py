@@ -22,5 +22,5 @@ def train_straight_and_changing(
         options = (f"run_dir={name}", f"data.url='{digits}'", f"recipe.steps={num_steps}")
         tahoe("train", *options, *OPTIONS, *more)
     for num_steps, strategy in zip((16, 24), strategies, strict=True):
-        tahoe("resume", "changing", f"recipe.steps={num_steps}", f"strategy={strategy}")
+        tahoe("resume", "changing", f"recipe.steps={num_steps}", f"strategy.name={strategy}")
     return RunDir(tahoe.cwd / "straight"), RunDir(tahoe.cwd / "changing")

@@ -19,7 +19,7 @@ from orchestrator.training.state.train_state import TrainState
 def with_optimizer(config: Config, name: str, strategy: str, **options: object) -> Config:
     slots = replace(config.recipe.optimizer, name=name, kwargs=options)
     recipe = replace(config.recipe, optimizer=slots)
-    return replace(config, recipe=recipe, strategy=strategy)  # type: ignore[arg-type]
+    return replace(config, recipe=recipe).replace({"strategy.name": strategy})
 
 
 def make_network() -> nn.Module:

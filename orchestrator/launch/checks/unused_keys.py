@@ -107,6 +107,10 @@ def _idle_keys(config: Config) -> dict[str, str]:
           for other, keys in _CROP_KEYS.items()),
         (is_local, by_launcher, slurm_keys),
         (not is_local, by_launcher, local_keys),
+        (config.strategy.name == "fsdp2", "strategy is fsdp2, which sends block by block",
+         ["strategy.bucket_cap_mb"]),
+        (config.world_size == 1, "there is one rank, which sends nothing",
+         ["strategy.bucket_cap_mb"]),
         (not config.tracking.enabled, "tracking is none", tracking_keys),
     ]  # fmt: skip
     return {key: why for applies, why, keys in rules if applies for key in keys}

@@ -13,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from orchestrator.config.recipe import Recipe
+from orchestrator.config.strategy import Strategy as StrategyConfig
+from orchestrator.training.distributed.world import World
 from orchestrator.training.strategy.param_state import (
     ParamState,
     clone_to,
@@ -24,6 +26,10 @@ from orchestrator.training.strategy.strategy import Strategy
 
 class Ddp(Strategy):
     """The same weights, gradients and optimizer state on every rank."""
+
+    def __init__(self, world: World, config: StrategyConfig) -> None:
+        super().__init__(world)
+        self._config = config
 
     def place(self, model: nn.Module, *, with_copy: bool) -> tuple[nn.Module, nn.Module | None]:
         model = model.to(self.world.device)
@@ -37,7 +43,11 @@ class Ddp(Strategy):
             new_name if new_name in parameters else "broadcast_buffers": False
         }
         return DistributedDataParallel(
-            model, gradient_as_bucket_view=True, find_unused_parameters=has_unused, **no_sync
+            model,
+            bucket_cap_mb=self._config.bucket_cap_mb,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=has_unused,
+            **no_sync,
         )
 
     @property

@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from orchestrator.config.parse import ConfigError
+from orchestrator.config.strategy import Strategy
 from orchestrator.training.distributed.world import World
 from orchestrator.training.strategy.ddp import Ddp
 from orchestrator.training.strategy.param_state import (
@@ -29,8 +30,8 @@ from orchestrator.training.strategy.param_state import (
 class DdpZero1(Ddp):
     """DDP; the optimizer's state of a parameter, by its index, is on one rank."""
 
-    def __init__(self, world: World) -> None:
-        super().__init__(world)
+    def __init__(self, world: World, config: Strategy) -> None:
+        super().__init__(world, config)
         self._params: list[nn.Parameter] = []
         self._owners: list[int] = []
 

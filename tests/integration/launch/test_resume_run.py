@@ -61,8 +61,11 @@ def test_a_run_from_before_a_key_was_there_is_continued(run: RunDir) -> None:
     del values["recipe"]["optimizer"]["layer_decay"]
     run.write_config(values)
     end(run, "stopped", 5)
-    assert resume_run(run, ["strategy=ddp_zero1"]).num_steps == 14
-    assert run.read_config()["strategy"] == "ddp_zero1"
+    assert resume_run(run, ["strategy.name=ddp_zero1"]).num_steps == 14
+    assert run.read_config()["strategy"]["name"] == "ddp_zero1"
+    with pytest.raises(ConfigError) as refused:
+        resume_run(run, ["strategy=fsdp2"])
+    assert "strategy.name=" in str(refused.value.hint)
     with pytest.raises(ConfigError, match=r"recipe.optimizer.layer_decay cannot change"):
         resume_run(run, ["recipe.optimizer.layer_decay=0.7"])
 

@@ -71,7 +71,7 @@ def test_blocks_with_scales_of_their_own_train_in_bf16(
     """Their own vectors are gathered with their matrices, not twice."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=5, **kwargs)
-    config = config.replace({"strategy": "fsdp2", "recipe.precision": "bf16"})
+    config = config.replace({"strategy.name": "fsdp2", "recipe.precision": "bf16"})
     state = TrainState.create(model, config, world)
     before = [state.strategy.local(weight).clone() for weight in model.parameters()]
     size = model.default_cfg["input_size"][-1]
@@ -143,7 +143,7 @@ class _Shared(nn.Module):
 def test_what_cannot_be_sliced_is_refused(
     config: Config, world: World, network: nn.Module, optimizer: str
 ) -> None:
-    changes = {"strategy": "fsdp2", "recipe.optimizer.name": optimizer}
+    changes = {"strategy.name": "fsdp2", "recipe.optimizer.name": optimizer}
     with pytest.raises(ConfigError) as error:
         TrainState.create(network, config.replace(changes), world)
     assert error.value.value == "fsdp2"

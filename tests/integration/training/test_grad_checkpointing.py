@@ -62,7 +62,7 @@ def compare(world: World, config: Config) -> None:
     for steps in (TWO_EACH, SHARED):
         plain = train(world, replace(config, recipe=recipe), steps)
         for strategy in ("ddp", "ddp_zero1", "fsdp2"):
-            changed = replace(config, strategy=strategy)
+            changed = config.replace({"strategy.name": strategy})
             if strategy == "fsdp2":
                 plain = train(world, replace(changed, recipe=recipe), steps)
             state = train(world, replace(changed, recipe=saving), steps)

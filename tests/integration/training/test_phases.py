@@ -14,6 +14,7 @@ from torch import nn
 
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.recipe import Phase
+from orchestrator.config.strategy import Strategy
 from orchestrator.run.rundir import RunDir, read_json_lines
 from orchestrator.training.distributed.world import World
 from orchestrator.training.state.train_state import TrainState
@@ -41,7 +42,7 @@ class Staged(nn.Linear):
 def state_of(network: nn.Module) -> TrainState:
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0, momentum=0.7)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    strategy = Ddp(World(0, 0, 1, torch.device("cpu"), dist.group.WORLD))
+    strategy = Ddp(World(0, 0, 1, torch.device("cpu"), dist.group.WORLD), Strategy())
     return TrainState(network, copy.deepcopy(network), optimizer, scaler, strategy)
 
 

@@ -54,6 +54,7 @@ def test_the_directories_of_conf_are_the_groups_of_the_defaults_list() -> None:
         "data",
         "data/cache",
         "launcher",
+        "strategy",
         "runtime",
         "slurm",
         "tracking",
@@ -201,7 +202,8 @@ MUTABLE_SECTIONS = (
     *("model.published", "data.expected", "data.cache"),
 )
 MUTABLE_KEYS = {
-    *("run_dir", "runs_dir", "if_finished", "data.url", "data.num_workers", "strategy"),
+    *("run_dir", "runs_dir", "if_finished", "data.url", "data.num_workers"),
+    *("strategy.name", "strategy.bucket_cap_mb"),
     *("data.train", "data.val", "data.manifest"),
     *("checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.max_failed_saves"),
     "recipe.grad_checkpointing",

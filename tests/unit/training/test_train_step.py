@@ -20,6 +20,7 @@ from data_sharding.rng import derive_key
 from data_sharding.sampling.sample_order import Part
 from orchestrator.config.recipe import Recipe
 from orchestrator.config.schema import Config
+from orchestrator.config.strategy import Strategy
 from orchestrator.training.distributed.world import World
 from orchestrator.training.inputs.device import Device
 from orchestrator.training.state.train_state import TrainState
@@ -52,7 +53,8 @@ def batches() -> list[Batch]:
 
 @pytest.fixture(scope="module")
 def ddp() -> Ddp:
-    return Ddp(World(0, 0, 1, torch.device("cpu"), dist.group.WORLD))  # no group: it sends nothing
+    world = World(0, 0, 1, torch.device("cpu"), dist.group.WORLD)  # no group: it sends nothing
+    return Ddp(world, Strategy())
 
 
 def fed(config: Config) -> Iterator[Batch]:
