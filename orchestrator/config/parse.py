@@ -69,6 +69,7 @@ def parse(values: Mapping[str, Any]) -> Config:
         keys = [".".join(map(str, location)) for location, *_ in errors]
         raise ConfigError(f"the config cannot be run:\n{lines}", value=keys) from None
     _check_secrets(config)
+    _check_powersgd(config)
     return config
 
 
@@ -121,6 +122,27 @@ def _check_secrets(config: Config) -> None:
                 value=[key],
                 hint="Put it into an environment variable of the machine that sends, and give its "
                 f"name: {key}='$NAME'.",
+            )
+
+
+def _check_powersgd(config: Config) -> None:
+    """Refuse what would spoil the gradients that PowerSGD keeps from step to step."""
+    if config.strategy.comm_hook != "powersgd":
+        return
+    reasons = {
+        "recipe.precision": config.recipe.precision == "fp16"
+        and "the loss scaler skips steps whose gradients are infinite, and PowerSGD would keep "
+        "them for every later step. Set recipe.precision=bf16",
+        "recipe.phases": config.recipe.phases
+        and "PowerSGD would add what is left of a phase to the gradients of the next. Set "
+        "recipe.phases=[]",
+    }
+    for key, reason in reasons.items():
+        if reason:
+            raise ConfigError(
+                f"strategy.comm_hook=powersgd does not work with this {key}",
+                value=[key],
+                hint=f"{reason}, or strategy.comm_hook=null or bf16_compress.",
             )
 
 

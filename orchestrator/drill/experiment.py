@@ -72,6 +72,13 @@ def drill(options: DrillOptions) -> Report:
             hint="Leave --kind out, or --on-nodes.",
         )
     start_s, config = time.monotonic(), _read_config(options.overrides)
+    if not config.strategy.is_exact:
+        raise ConfigError(
+            f"a drill compares bits, and with strategy.comm_hook={config.strategy.comm_hook} a "
+            "resumed run has others",
+            value=config.strategy.comm_hook,
+            hint="Drill it with strategy.comm_hook=null or bf16_compress.",
+        )
     if options.on_nodes:
         report = _run_on_nodes(config, options)
     else:

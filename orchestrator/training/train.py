@@ -147,6 +147,7 @@ def _train_steps(
             # -------------------------------------------------------- the step
             context.schedule.step_update(step)
             context.phases.prepare_step(step)
+            context.state.strategy.prepare_step(step)
             context.hessian.maybe_update(step)
             step_metrics = context.train_step.forward_backward(step, batches)
             num_done = step + 1

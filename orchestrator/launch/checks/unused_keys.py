@@ -110,7 +110,9 @@ def _idle_keys(config: Config) -> dict[str, str]:
         (config.strategy.name == "fsdp2", "strategy is fsdp2, which sends block by block",
          ["strategy.bucket_cap_mb"]),
         (config.world_size == 1, "there is one rank, which sends nothing",
-         ["strategy.bucket_cap_mb"]),
+         ["strategy.bucket_cap_mb", "strategy.comm_hook"]),
+        (config.strategy.comm_hook != "powersgd", "strategy.comm_hook is not powersgd",
+         ["strategy.matrix_approximation_rank", "strategy.start_powersgd_step"]),
         (not config.tracking.enabled, "tracking is none", tracking_keys),
     ]  # fmt: skip
     return {key: why for applies, why, keys in rules if applies for key in keys}

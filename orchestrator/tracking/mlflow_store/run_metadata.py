@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from orchestrator.config.parse import flatten
+from orchestrator.config.strategy import INEXACT_HOOKS
 from orchestrator.metrics import RANKED_BY, RESULTS
 from orchestrator.number_format import format_duration, format_metric, pluralize, quote_metric
 from orchestrator.redact import (
@@ -74,6 +75,7 @@ def run_tags(run: RunDir, config: Mapping[str, Any]) -> dict[str, str]:
         "tahoe.mix": _mix(info),
         "tahoe.protocol": data.get("eval_protocol"),
         "tahoe.attempts": run.num_attempts,
+        "exact": _exact(config),
         "seed": config.get("seed"),
         "weights": evaluated_weights(_section(config, "recipe").get("ema_decay", "?")),
         "git_commit": git.get("commit"),
@@ -203,6 +205,11 @@ def _mix(info: Mapping[str, Any]) -> str | None:
     """Return the images of a step from each data set of a mixture, as text."""
     sources = _section(info, "data").get("mix", ())
     return ", ".join(f"{source['quota']} of {source['name']}" for source in sources) or None
+
+
+def _exact(config: Mapping[str, Any]) -> str | None:
+    """Return "false" if a resumed run has other bits than one that was left alone."""
+    return "false" if _section(config, "strategy").get("comm_hook") in INEXACT_HOOKS else None
 
 
 def _section(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from orchestrator.config.recipe import Recipe
 from orchestrator.config.strategy import Strategy as StrategyConfig
 from orchestrator.training.distributed.world import World
+from orchestrator.training.strategy.comm_hooks import PowerSgd, compress_to_bf16
 from orchestrator.training.strategy.param_state import (
     ParamState,
     clone_to,
@@ -30,6 +31,8 @@ class Ddp(Strategy):
     def __init__(self, world: World, config: StrategyConfig) -> None:
         super().__init__(world)
         self._config = config
+        self._comm_hook = config.comm_hook if world.size > 1 else None  # one rank sends nothing
+        self._powersgd: PowerSgd | None = None
 
     def place(self, model: nn.Module, *, with_copy: bool) -> tuple[nn.Module, nn.Module | None]:
         model = model.to(self.world.device)
@@ -42,18 +45,30 @@ class Ddp(Strategy):
         no_sync: dict[str, Any] = {
             new_name if new_name in parameters else "broadcast_buffers": False
         }
-        return DistributedDataParallel(
+        wrapped = DistributedDataParallel(
             model,
             bucket_cap_mb=self._config.bucket_cap_mb,
             gradient_as_bucket_view=True,
             find_unused_parameters=has_unused,
             **no_sync,
         )
+        if self._comm_hook == "bf16_compress":
+            compress_to_bf16(wrapped)
+        elif self._comm_hook == "powersgd":
+            self._powersgd = PowerSgd(wrapped, self._config)
+        return wrapped
 
     @property
     def needs_warm_up(self) -> bool:
-        """True from three ranks up: DDP regroups its buckets, and the sum of two has one order."""
-        return self.world.size > 2
+        """True from three ranks up: DDP regroups its buckets, and the sum of two has one order.
+
+        PowerSGD remembers by bucket, so their regrouping comes first on any number of ranks.
+        """
+        return self.world.size > 2 or self._comm_hook == "powersgd"
+
+    def prepare_step(self, step: int) -> None:
+        if self._powersgd is not None:
+            self._powersgd.prepare_step(step)
 
     def accumulate(self, wrapped: nn.Module) -> AbstractContextManager[None]:
         """Return the context of passes that send nothing: the last sends the sum."""

@@ -60,6 +60,9 @@ class Strategy(ABC):
 
     # ------------------------------------------------------------ gradients
 
+    def prepare_step(self, step: int) -> None:  # noqa: B027  # most do the same in every step
+        """Prepare for the passes of a step (0-based)."""
+
     @abstractmethod
     def accumulate(self, wrapped: nn.Module) -> AbstractContextManager[None]:
         """Return the context of the passes of a step before its last."""
