@@ -1,4 +1,6 @@
-"""Plots of a finished run: `python -m orchestrator.evaluation.run_plots RUN`.
+"""Draw the plots of finished runs and send them to MLflow.
+
+    python -m orchestrator.evaluation.run_plots RUN...
 
     plots/augmented_views.png  training images as the network got them
     plots/top_errors.png       the wrong predictions with the highest probability
@@ -6,7 +8,8 @@
     plots/weights.png          histograms of the weights, and the highest learning rate of each,
                                if logging.weight_histograms is set
 
-A process of its own, since the shipper of a run works without torch.
+A process of its own, started by `orchestrator.tracking.shipping.run_plots`: `tahoe train` does not
+wait for it.
 """
 
 import io
@@ -32,7 +35,9 @@ from orchestrator.config.parse import parse
 from orchestrator.config.schema import Config
 from orchestrator.evaluation.augmented_views import draw_augmented_views
 from orchestrator.plot_style import styled
+from orchestrator.redact import one_line_error
 from orchestrator.run.rundir import RunDir
+from orchestrator.tracking.shipping.run_plots import are_drawn, plots_lock, send_plots
 from orchestrator.training.inputs.datasets import open_eval_set
 from orchestrator.training.monitoring.predictions import Predictions, read_predictions
 from orchestrator.training.optim.factory import make_optimizer
@@ -46,9 +51,23 @@ _NICENESS = 19
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Draw all plots of a run."""
+    """Draw and send the plots of runs; return 1 if any could not be."""
     os.nice(_NICENESS)
-    run = RunDir(Path(arguments[0]))
+    exit_code = 0
+    for run in (RunDir(Path(argument)) for argument in arguments):
+        try:
+            with plots_lock(run):
+                if not are_drawn(run):
+                    draw_plots(run)
+                send_plots(run)
+        except Exception as error:  # whatever it is, the other runs have theirs
+            exit_code = 1
+            print(f"{run.id}: {one_line_error(error)}", file=sys.stderr)
+    return exit_code
+
+
+def draw_plots(run: RunDir) -> None:
+    """Draw all plots of a run."""
     config = parse(run.read_config())
     run.plots_dir.mkdir(exist_ok=True)
     _save(draw_augmented_views(config, num=8, num_epochs=6), run, "augmented_views")
@@ -60,7 +79,6 @@ def main(arguments: Sequence[str]) -> int:
             _save(draw_top_errors(predictions, config), run, "top_errors")
         classes = read_manifest(config.data.location, "val").classes
         _save(plot_confusion(predictions, classes), run, "confusion")  # the last: it marks the end
-    return 0
 
 
 def draw_top_errors(predictions: Predictions, config: Config) -> Image.Image:

@@ -36,6 +36,7 @@ from orchestrator.jobs.failure_cause import find_failure_cause, read_srun_log
 from orchestrator.run.notify import notify_end
 from orchestrator.run.outcome import ExitCode, RunOutcome, read_attempts, record_lost_attempts
 from orchestrator.run.rundir import RunDir, RunError, read_json_lines
+from orchestrator.tracking.shipping.run_plots import wants_plots
 from slurm import client
 from slurm.errors import SlurmError
 from slurm.node_failure import lost_node
@@ -228,6 +229,8 @@ def on_job_end(
     except OSError as error:
         _log(f"the end of attempt {attempt} cannot be recorded: {error}")
     _log(f"attempt {attempt}: {action.why}; next: {action.next}")
+    if config.tracking.enabled and wants_plots(run):  # Slurm ends all processes of a job with it
+        _log(f"plots for MLflow: tahoe sync {run.shell_path} on the submit host draws them")
     notify_end(run, config.notify, attempt, action.next, action.why, log=_log)
     gives_up_nodes = action.next in ("requeue", "resubmit")
     return action._replace(nodes=excluded_nodes(run)) if gives_up_nodes else action

@@ -75,6 +75,8 @@ class RunDir:
     evaluations_file = FileIn("evaluations.jsonl")  # one JSON line for each `tahoe evaluate`
     predictions_file = FileIn("predictions.npz")  # the final predictions for the validation split
     plots_dir = FileIn("plots")  # plots of the finished run; see orchestrator.evaluation.run_plots
+    # What their drawing prints, and its lock; see `shipping.run_plots`.
+    plots_log = FileIn("logs", "plots.log")
     outcome_file = FileIn("outcome.json")  # the outcome that the ranks last agreed on
     mlflow_file = FileIn("mlflow.json")  # the MLflow run and its store
     lock_file = FileIn("lock")  # held by the running attempt

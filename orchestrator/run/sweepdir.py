@@ -6,6 +6,7 @@ shipper of a run finds the parent run in MLflow.
 
 import hashlib
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ class SweepDir:
     runs_file = FileIn("runs.jsonl")  # one line for each run
     lock_file = FileIn("lock")  # held while the parent run is created in MLflow
     mlflow_file = FileIn("mlflow.json")  # the parent run in MLflow, as a hint
+    plots_log = FileIn("plots.log")  # what the drawing of its runs' plots prints
     results_file = FileIn(RESULTS)  # the results of a searching sweeper
 
     @classmethod
@@ -44,6 +46,11 @@ class SweepDir:
     def uid(self) -> str:
         """A name that no other sweep has, not even one at an equal path."""
         return self.uid_file.read_text()
+
+    @property
+    def shell_path(self) -> str:
+        """The path, quoted for a shell command in a message."""
+        return shlex.quote(str(self.path))
 
     def array_script(self, number: int) -> Path:
         """Return the sbatch script of an array."""

@@ -5,7 +5,9 @@ LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT) and the number of the attempt (TAHOE
 that number, as under torchrun itself, the ranks begin the attempt: see external_attempt.
 """
 
+import atexit
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -40,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         return ExitCode.FAILED_PERMANENTLY
     # Before torch is imported, which takes seconds: a signal would end the process until then.
     stop_signal = StopSignal(run, polls_file=environ["RANK"] == "0")
+    atexit.register(gc.freeze)  # or the process would look for garbage in torch for a second
     faulthandler.enable()
     logging.captureWarnings(True)
     logging.basicConfig(

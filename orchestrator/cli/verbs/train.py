@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.launch.extend_schedule import Choice
     from orchestrator.run.plan import Plan
     from orchestrator.run.rundir import RunDir
+    from orchestrator.run.sweepdir import SweepDir
 
 _EXAMPLES = """\
 \b
@@ -57,8 +58,7 @@ def train(overrides: tuple[str, ...]) -> int:
             "launcher=slurm: `tahoe train` runs on this machine", hint="Use `tahoe submit`."
         )
     opened = create_or_open_runs(points)
-    if len(points) > 1:
-        _record_sweep(points, [run for run, _ in opened])
+    sweep = _record_sweep(points, [run for run, _ in opened]) if len(points) > 1 else None
     worst = 0
     for point, (run, plan) in zip(points, opened, strict=True):
         if run.is_finished:
@@ -75,6 +75,8 @@ def train(overrides: tuple[str, ...]) -> int:
         worst = max(worst, exit_code)
         if exit_code not in (CRASHED, ExitCode.FINISHED, ExitCode.FAILED_PERMANENTLY):
             break  # a stop was requested, for the whole sweep
+    # A sweep's at its end: they would take processors from the next points.
+    _start_drawing([run for run, _ in opened], sweep)
     return worst
 
 
@@ -98,13 +100,14 @@ def create(overrides: tuple[str, ...]) -> None:
         print(run.path.absolute())
 
 
-def _record_sweep(points: "Sequence[ComposedConfig]", runs: "Sequence[RunDir]") -> None:
+def _record_sweep(points: "Sequence[ComposedConfig]", runs: "Sequence[RunDir]") -> "SweepDir":
     """Record the runs of a sweep in its directory, and print that."""
     from orchestrator.run.sweepdir import SweepDir
 
     sweep = SweepDir.of(Path(points[0].config.runs_dir), runs)
     sweep.add(zip(runs, (point.overrides for point in points), strict=True))
     print(f"sweep: {sweep.path}", flush=True)
+    return sweep
 
 
 @click.command(cls=Command)
@@ -130,7 +133,9 @@ def resume(run: Path, overrides: tuple[str, ...], schedule: "Choice | None") -> 
     if config.launcher.name == "slurm":
         submit_run(Submission(run_dir, config, plan.num_steps))
         return 0
-    return _run_attempt(run_dir, config, plan)
+    exit_code = _run_attempt(run_dir, config, plan)
+    _start_drawing([run_dir])
+    return exit_code
 
 
 def _run_attempt(run: "RunDir", config: "Config", plan: "Plan") -> int:
@@ -143,3 +148,16 @@ def _run_attempt(run: "RunDir", config: "Config", plan: "Plan") -> int:
     if exit_code == ExitCode.FINISHED:
         print(results_summary(run))
     return exit_code
+
+
+def _start_drawing(runs: "Sequence[RunDir]", sweep: "SweepDir | None" = None) -> None:
+    """Have the plots of finished runs drawn by a process that nothing waits for; print its id."""
+    from orchestrator.tracking.shipping.run_plots import are_drawn, start_drawing, wants_plots
+
+    tracked = (run for run in runs if run.mlflow_file.exists())
+    due = [run for run in tracked if wants_plots(run) and not are_drawn(run)]
+    if due:
+        what = sweep or due[0]
+        process = start_drawing(due, what.plots_log)
+        remedy = f"if it is ended, tahoe sync {what.shell_path} does"
+        print(f"  plots for MLflow:      process {process.pid} draws them; {remedy}")

@@ -10,6 +10,8 @@ sends the rest after a killed shipper.
 """
 
 import argparse
+import atexit
+import gc
 import logging
 import os
 import sys
@@ -32,6 +34,7 @@ from orchestrator.tracking.shipping.parent_watch import (
     SupersededError,
     log,
 )
+from orchestrator.tracking.shipping.run_plots import PlotsError, sync_plots
 
 if TYPE_CHECKING:  # MLflow takes two seconds to import; signals must be handled before that
     from orchestrator.tracking.mlflow_store.run import MlflowRun
@@ -49,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     run, parent = RunDir(arguments.run.absolute()), ParentWatch(arguments.flush_timeout_s)
     parent.ignore_rank_signals()
+    atexit.register(gc.freeze)  # or the process would look for garbage in MLflow for a second
     try:
         config = run.read_config()
     except RunError as error:
@@ -84,7 +88,6 @@ def sync(path: Path, wait_s: float = 10.0, never: str | None = None) -> None:
     with _wait_for_lock(run, wait_s):
         from orchestrator.tracking.mlflow_store.client import MlflowException
         from orchestrator.tracking.mlflow_store.run import get_or_create_run
-        from orchestrator.tracking.shipping.run_plots import PlotsError, upload_plots
 
         try:
             tracked = get_or_create_run(run, config)
@@ -97,11 +100,14 @@ def sync(path: Path, wait_s: float = 10.0, never: str | None = None) -> None:
                 print(
                     f"warning: MLflow's server rejects {name}, which is {reason}", file=sys.stderr
                 )
-            upload_plots(tracked)
-        except PlotsError as error:
-            print(f"the plots of {run.id} were not drawn: {error}", file=sys.stderr)
         except (MlflowException, OSError) as error:
             raise _incomplete(run, error) from error
+    try:  # without the lock, which the next attempt's shipper waits for
+        sync_plots(run)
+    except PlotsError as error:
+        print(f"the plots of {run.id} were not drawn: {error}", file=sys.stderr)
+    except (MlflowException, OSError) as error:
+        raise _incomplete(run, error) from error
 
 
 class Shipper:
@@ -195,7 +201,6 @@ def _follow_run(
         if run.num_attempts == attempt:  # a later attempt has a shipper of its own
             shipper.finalize()
             _try_once(tracked.log_long_record, "the record")
-            _try_once(partial(_upload_plots, tracked), "the plots")
         log.info("attempt %d: all is shipped", attempt)
         return tracked.rejected.reasons
 
@@ -206,12 +211,6 @@ def _try_once(action: Callable[[], None], files: str) -> None:
         action()
     except Exception as error:
         log.warning("%s are not sent until `tahoe sync`: %s", files, one_line_error(error))
-
-
-def _upload_plots(tracked: "MlflowRun") -> None:
-    from orchestrator.tracking.shipping.run_plots import upload_plots
-
-    upload_plots(tracked)
 
 
 def _log_file(run: RunDir) -> Path:

@@ -128,21 +128,24 @@ def test_a_run_leaves_no_secret_and_nothing_for_others(tahoe: Tahoe, digits: Pat
     # No single quote: MLflow 3.17 puts its working directory into a statement of SQL as it is.
     place = tahoe.cwd / 'a $(touch canary) `touch canary`; "b"'
     place.mkdir()
-    command = [sys.executable, "-m", "orchestrator.cli.main", "train", f"data.url='{digits}'"]
     options = ["run_dir=run", "recipe.steps=3", "checkpoint.every_steps=1"]
-    done = subprocess.run(
-        [*command, *options],
-        cwd=place,
-        env={**os.environ, **SECRETS},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-        umask=0o077,
-    )
-    assert done.returncode == 0, done.stderr
+    output = ""
+    for arguments in (["train", f"data.url='{digits}'", *options], ["sync", "run"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "orchestrator.cli.main", *arguments],
+            cwd=place,
+            env={**os.environ, **SECRETS},
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+            umask=0o077,
+        )
+        assert done.returncode == 0, done.stderr
+        output += done.stdout + done.stderr
     files = [path for path in place.rglob("*") if path.is_file()]
-    assert {"config.yaml", "run_info.json", "metrics.jsonl", "mlflow.db"} <= {f.name for f in files}
+    names = {"config.yaml", "run_info.json", "metrics.jsonl", "mlflow.db", "confusion.png"}
+    assert names <= {file.name for file in files}
     for file in files:
         for secret in SECRETS.values():
             assert secret.encode() not in file.read_bytes(), file
@@ -150,7 +153,7 @@ def test_a_run_leaves_no_secret_and_nothing_for_others(tahoe: Tahoe, digits: Pat
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
     assert not list(tahoe.cwd.rglob("canary"))
     for secret in SECRETS.values():
-        assert secret not in done.stdout + done.stderr
+        assert secret not in output
 
 
 def test_a_tar_of_a_stranger_writes_nowhere(tahoe: Tahoe) -> None:
