@@ -15,7 +15,7 @@ GPU_PYTHON_VERSION ?= 3.12
 GPU_WHEELS := build/gpu-wheels
 
 .PHONY: gpu-wheels test-gpu
-.PHONY: help setup demo pictures drill test test-cluster test-all lint bench bench-data
+.PHONY: help setup demo pictures drill test test-cluster test-all lint bench bench-data bench-links
 
 help:
 	@echo "make demo      train LeNet-5 and ResNet-18 on handwritten digits, compare them"
@@ -28,6 +28,7 @@ help:
 	@echo "make lint      formatting, lint, types, import contracts"
 	@echo "make bench     measure beside peers (tests/benchmarks)"
 	@echo "make bench-data IMAGES=TAR_OR_DIR  loading of real images beside what others use"
+	@echo "make bench-links  ways to train over slow links, on hosts of this machine; needs root"
 	@echo "make pictures  the pictures of the README, from the demo's runs; needs chromium"
 	@echo "make setup     only the virtual environment in $(VENV)"
 	@echo "TORCH=cpu      with any of these: install torch without CUDA"
@@ -105,6 +106,11 @@ bench: setup
 	$(BIN)/python tests/benchmarks/startup.py
 	$(BIN)/python tests/benchmarks/shipping.py
 	$(BIN)/python tests/benchmarks/many_runs.py
+
+bench-links: setup
+	$(BIN)/python tests/benchmarks/links.py --hosts 2
+	$(BIN)/python tests/benchmarks/links.py --hosts 2 --delayed
+	$(BIN)/python tests/benchmarks/links.py --hosts 4 --delayed
 
 bench-data: setup
 	$(BIN)/python tests/benchmarks/loading.py $(IMAGES)
