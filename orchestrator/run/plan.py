@@ -12,6 +12,7 @@ from data_sharding.sampling.sample_order import MicroBatchKey, Part
 from data_sharding.transforms.progressive_resize import ImageSizeSchedule
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Config
+from orchestrator.config.strategy import Strategy
 from orchestrator.number_format import pluralize
 from orchestrator.run.label_checks import check_labels
 from orchestrator.run.mix_plan import MixPlan, plan_mix
@@ -174,6 +175,8 @@ def make_plan(config: Config, world_size: int, train: TrainData, val: Manifest) 
             hint="Create the data set again.",
         )
     steps_per_epoch = num_train // batch
+    num_steps = _num_steps(config, steps_per_epoch)
+    _check_compresses(config.strategy, num_steps)
     return Plan(
         num_train=num_train,
         num_val=val.num_samples,
@@ -183,7 +186,7 @@ def make_plan(config: Config, world_size: int, train: TrainData, val: Manifest) 
         num_lanes=num_lanes,
         num_micro_batches=num_micro_batches,
         steps_per_epoch=steps_per_epoch,
-        num_steps=_num_steps(config, steps_per_epoch),
+        num_steps=num_steps,
         save_every_steps=config.checkpoint.every_steps,
         save_after_eval=config.checkpoint.keep_best is not None,
         evaluate_every_steps=max(1, round(config.evaluate.every_epochs * steps_per_epoch)),
@@ -269,6 +272,18 @@ def folds_fingerprint(train: Manifest, val: Manifest) -> str:
 def split_fingerprints(fingerprint: str) -> dict[str, str]:
     """Return the first characters of the fingerprint of each split, from `data_fingerprint`."""
     return dict(zip(("train", "val"), filter(None, fingerprint.split("-")), strict=False))
+
+
+def _check_compresses(strategy: Strategy, num_steps: int) -> None:
+    """Refuse a run that would end before the hook that it asks for starts."""
+    if strategy.comm_hook == "powersgd" and strategy.start_powersgd_step >= num_steps:
+        raise ConfigError(
+            f"strategy.start_powersgd_step={strategy.start_powersgd_step}, and the run has "
+            f"{pluralize(num_steps, 'step')}, so strategy.comm_hook=powersgd would never start",
+            value=strategy.start_powersgd_step,
+            hint=f"Give e.g. strategy.start_powersgd_step={num_steps // 10}, or "
+            "strategy.comm_hook=null.",
+        )
 
 
 def _num_steps(config: Config, steps_per_epoch: int) -> int:

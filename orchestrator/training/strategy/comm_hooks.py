@@ -19,6 +19,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from orchestrator.config.parse import ConfigError
 from orchestrator.config.strategy import Strategy
 
 NUM_WARM_UP_PASSES = 2  # after which DDP's buckets stay as they are: PowerSGD remembers by bucket
@@ -30,9 +31,20 @@ class PowerSgd:
     """Averages the gradients of a DDP model by PowerSGD, from a step on.
 
     Its first passes are `NUM_WARM_UP_PASSES`, whose gradients are sent whole.
+
+    Raises:
+        ConfigError: the model is on the CPU of a machine with a GPU.
     """
 
     def __init__(self, wrapped: DistributedDataParallel, config: Strategy) -> None:
+        device = next(wrapped.parameters()).device
+        if device.type == "cpu" and torch.cuda.is_available():
+            raise ConfigError(
+                "runtime.device=cpu: where there is a GPU, torch's PowerSGD waits for it, and "
+                "fails with gradients on the CPU",
+                value="cpu",
+                hint="Set runtime.device=cuda, or strategy.comm_hook=null or bf16_compress.",
+            )
         self._state = PowerSGDState(
             None,
             matrix_approximation_rank=config.matrix_approximation_rank,

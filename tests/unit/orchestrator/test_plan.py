@@ -175,6 +175,16 @@ def test_a_batch_larger_than_the_data_set_is_refused(values: dict[str, Any]) -> 
         plan_of(values, steps=1, num_train=63)
 
 
+def test_a_run_that_ends_before_powersgd_starts_is_refused(values: dict[str, Any]) -> None:
+    values["strategy"] |= {"comm_hook": "powersgd", "start_powersgd_step": 10}
+    values["recipe"] |= {"epochs": None, "steps": 10}
+    with pytest.raises(ConfigError) as error:
+        make_plan(parse(values), 2, split(1000), split(100))
+    assert error.value.value == 10
+    values["recipe"]["steps"] = 11
+    assert make_plan(parse(values), 2, split(1000), split(100)).num_steps == 11
+
+
 def test_splits_of_different_classes_are_refused(values: dict[str, Any]) -> None:
     train, val = split(1000), replace(split(100), classes=CLASSES[::-1])
     with pytest.raises(ConfigError) as refused:
