@@ -10,7 +10,6 @@ at random, and a process between two TAP devices is the cable and delays what a 
 """
 
 import ctypes
-import json
 import os
 import shutil
 import signal
@@ -24,7 +23,8 @@ from types import TracebackType
 from typing import Self
 
 _CLONE_NEWNET = 0x40000000
-_PROGRAMS = {"ip": "iproute2", "tc": "iproute2", "nsenter": "util-linux", "setpriv": "util-linux"}
+_PROGRAMS = {"ip": "iproute2", "tc": "iproute2", "sysctl": "procps"}
+_PROGRAMS |= dict.fromkeys(("nsenter", "setpriv", "unshare"), "util-linux")
 _DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 # A frame as long as a TCP segment before it is cut, which a network card would do.
 _BURST, _QUEUE_MS = "128kb", 100
@@ -193,14 +193,6 @@ class Hosts:
         picks = f"4,32 0 0 {_RANDOM},53 0 1 {threshold},6 0 0 4294967295,6 0 0 0"
         _run("tc", "filter", "add", *of_port, "protocol", "all", "prio", "1",
              "bpf", "bytecode", picks, "flowid", "1:2")  # fmt: skip
-
-    def dropped(self) -> int:
-        """Return the number of packets that the ports have dropped since they were shaped."""
-        total = 0
-        for index in range(self.number):
-            done = _run("tc", "-s", "-j", "qdisc", "show", "dev", _port(index))
-            total += max((queue["drops"] for queue in json.loads(done)), default=0)
-        return total
 
     def _inside(self, index: int) -> tuple[str, ...]:
         return ("nsenter", f"--net=/proc/{self._holders[index].pid}/ns/net")
