@@ -104,6 +104,7 @@ bench: setup
 	$(BIN)/python tests/benchmarks/strategy_memory.py
 	$(BIN)/python tests/benchmarks/logging_calls.py
 	$(BIN)/python tests/benchmarks/startup.py
+	$(BIN)/python tests/benchmarks/ending.py
 	$(BIN)/python tests/benchmarks/shipping.py
 	$(BIN)/python tests/benchmarks/many_runs.py
 

@@ -1,5 +1,7 @@
 """`tahoe`: the command line. A verb is imported when it is used, so help is instant."""
 
+import atexit
+import gc
 import os
 import select
 import signal
@@ -9,6 +11,8 @@ from collections.abc import Sequence
 import click
 
 from orchestrator.cli.shared.commands import LazyGroup
+
+atexit.register(gc.freeze)  # or the process would look for garbage in all modules at its end
 
 _VERBS = "orchestrator.cli.verbs"
 tahoe = LazyGroup(

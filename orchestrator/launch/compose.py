@@ -68,6 +68,7 @@ def compose(
     arguments: Sequence[str],
     launch: hydra_plugin.LaunchBatch | None = None,
     keep: Callable[[Path], None] | None = None,
+    prepare: Callable[[Config], None] | None = None,
 ) -> list[ComposedConfig]:
     """Compose the config of each point: one, or several with -m; none if Hydra prints a reply.
 
@@ -75,6 +76,8 @@ def compose(
         launch: a function for the batches of a sweep, of whose points none is returned. Without it,
             a sweeper must know all points beforehand.
         keep: a function for the directory that a sweeper has written to, before it is removed.
+        prepare: a function for the config of the first of several points, while the others are
+            composed.
 
     Where no group of `data` is chosen and the data set is not the default one, the group follows
     the set, which is said in a line.
@@ -94,6 +97,8 @@ def compose(
             check_default_data(composed.config, overrides)
             choices[()] = str(composed.config.data.location)
             points.append(composed)
+            if prepare and len(points) == 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+                prepare(composed.config)
         except (ConfigError, OmegaConfBaseException) as error:
             if isinstance(error, DataGroupError):
                 choices[error.overrides] = str(error.value)
@@ -109,7 +114,7 @@ def compose(
     if launch:
         hydra_plugin.register(on_batch)
     _register_named_models([*arguments, *os.environ.get("COMP_LINE", "").split()])
-    with _hydra_argv(arguments) as directory:
+    with _hydra_argv(arguments) as directory, hydra_plugin.composing_once():
         try:
             hydra.main(version_base="1.3", config_path="pkg://conf", config_name="train")(on_job)()
             if keep:
@@ -120,7 +125,7 @@ def compose(
         if len(choices) > 1:
             raise _different_choices(choices)
         print(f"note: {errors[0].problem}", file=sys.stderr)
-        return compose([*errors[0].overrides, *arguments], launch, keep)
+        return compose([*errors[0].overrides, *arguments], launch, keep, prepare)
     if errors:
         raise _config_error(errors[0]) from None
     return points

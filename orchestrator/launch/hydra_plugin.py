@@ -6,7 +6,8 @@ https://hydra.cc/docs/1.3/advanced/plugins/develop/
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from types import ModuleType
 from typing import Any, cast
@@ -16,6 +17,7 @@ from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
 from orchestrator.config.parse import ConfigError
@@ -33,6 +35,21 @@ _MAXIMIZING = {
     "ax_config.experiment.minimize": False,
     "ax_config.early_stop.minimize": False,
 }
+
+
+@contextmanager
+def composing_once() -> Iterator[None]:
+    """Let no sweeper compose its points before a launcher does.
+
+    Hydra's do, to find an error before the first point is started; here all points are composed
+    before that.
+    """
+    validate = Sweeper.validate_batch_is_legal
+    Sweeper.validate_batch_is_legal = lambda *_: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Sweeper.validate_batch_is_legal = validate  # type: ignore[method-assign]
 
 
 def reject_adaptive_sweeper(hydra: DictConfig | HydraConf) -> None:

@@ -12,13 +12,16 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Self
+from typing import IO, Self
 
 from orchestrator.config.schema import Config
 from orchestrator.launch.progress_bar import ProgressBar
+from orchestrator.launch.ranks.rank_process import ForkedRank, SpawnedRank, rank_environ
+from orchestrator.launch.ranks.rank_servers import RankServers
 from orchestrator.run.notify import notify_end
 from orchestrator.run.outcome import CRASHED, ExitCode
 from orchestrator.run.plan import Plan
@@ -28,12 +31,17 @@ _POLL_S = 0.2
 
 
 def run_attempt(
-    run: RunDir, config: Config, plan: Plan, worker: str = "orchestrator.training.worker"
+    run: RunDir,
+    config: Config,
+    plan: Plan,
+    worker: str = "orchestrator.training.worker",
+    servers: RankServers | None = None,
 ) -> int:
     """Run one attempt and return its exit code: 0, 75, 93, or 1 for a crash.
 
     Args:
         worker: the module that each rank runs.
+        servers: the processes that the ranks are forked from; without any, each is started.
     """
     with _InterruptCounter() as interrupts:
         with run.lock() as lock:
@@ -41,7 +49,7 @@ def run_attempt(
                 launcher="local", world_size=plan.world_size, num_steps=plan.num_steps
             )
             run.stop_file.unlink(missing_ok=True)
-            ranks = _RankProcesses.start(run, config, attempt, lock, worker)
+            ranks = _RankProcesses.start(run, config, attempt, lock, servers or worker)
             with ProgressBar(run, plan, ranks.log_file(0)) as progress_bar:
                 ranks.wait(progress_bar, interrupts)
             exit_code = _report_outcome(run, attempt, ranks)
@@ -92,7 +100,7 @@ def _report_outcome(run: RunDir, attempt: int, ranks: "_RankProcesses") -> int:
 class _RankProcesses:
     """The processes of an attempt."""
 
-    processes: list[subprocess.Popen[bytes]]
+    processes: list[SpawnedRank | ForkedRank]
     log_dir: Path
     grace_period_s: float
     failures: list[int] = field(default_factory=list)  # ranks, in the order they failed
@@ -102,40 +110,20 @@ class _RankProcesses:
 
     @classmethod
     def start(
-        cls, run: RunDir, config: Config, attempt: int, lock: int, worker: str
+        cls, run: RunDir, config: Config, attempt: int, lock: int, worker: str | RankServers
     ) -> "_RankProcesses":
         log_dir = run.log_dir(attempt)
         log_dir.mkdir(parents=True)
-        world_size = config.launcher.nproc_per_node
-        threads = config.runtime.threads_per_rank or max(1, (os.cpu_count() or 1) // world_size)
-        environ = os.environ | {
-            "WORLD_SIZE": str(world_size),
-            "LOCAL_WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
-            "OMP_NUM_THREADS": str(threads),
-            "TAHOE_ATTEMPT": str(attempt),
-            "TAHOE_LAUNCHER_PIPE": "1",
-            "PYTHONSAFEPATH": "1",
-            "PYTHONUNBUFFERED": "1",
-        }
         ranks = cls([], log_dir, config.launcher.grace_period_s)
-        for rank in range(world_size):
+        environ = {"MASTER_PORT": str(free_port()), "TAHOE_ATTEMPT": str(attempt)}
+        for rank in range(config.launcher.nproc_per_node):
             with ranks.log_file(rank).open("ab") as log:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", worker, str(run.path)],
-                    env=environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=[lock],  # a killed launcher leaves ranks that hold the run and save
-                    start_new_session=True,
-                )
+                process = _start_rank(run, config, rank, environ, log, lock, worker)
             ranks.processes.append(process)
         return ranks
 
     @property
-    def exit_codes(self) -> list[int]:
+    def exit_codes(self) -> list[int | None]:
         return [process.returncode for process in self.processes]
 
     def log_file(self, rank: int) -> Path:
@@ -143,12 +131,13 @@ class _RankProcesses:
 
     def wait(self, progress_bar: ProgressBar, interrupts: "_InterruptCounter") -> None:
         """Wait until all ranks have ended; kill those that cannot continue without another."""
-        running = {os.pidfd_open(p.pid): rank for rank, p in enumerate(self.processes)}
+        running = {p.open_exit_fd(): rank for rank, p in enumerate(self.processes)}
         while running:
             ended, _, _ = select.select(list(running), [], [], _POLL_S)
-            for pidfd in ended:
-                os.close(pidfd)
-                self._on_exit(running.pop(pidfd))
+            for exit_fd in ended:
+                if self.processes[running[exit_fd]].poll() is not None:
+                    os.close(exit_fd)
+                    self._on_exit(running.pop(exit_fd))
             if interrupts.count >= 1 and not self.was_stopped:
                 self._request_stop()
             if interrupts.count >= 2 and not self.was_killed:
@@ -160,7 +149,7 @@ class _RankProcesses:
 
     def first_failure(self) -> tuple[int, int]:
         rank = self.failures[0] if self.failures else 0
-        return rank, self.processes[rank].returncode
+        return rank, self.processes[rank].wait()
 
     @property
     def how_it_failed(self) -> str:
@@ -187,6 +176,29 @@ class _RankProcesses:
         for process in self.processes:
             if process.poll() is None:
                 process.send_signal(number)
+
+
+def _start_rank(
+    run: RunDir,
+    config: Config,
+    rank: int,
+    environ: Mapping[str, str],
+    log: IO[bytes],
+    lock: int,
+    worker: str | RankServers,
+) -> SpawnedRank | ForkedRank:
+    """Start a rank, which holds the run: if the launcher is killed, it saves and ends."""
+    if isinstance(worker, RankServers):
+        return worker.start_rank(run, config, rank, environ, (log, lock))
+    return SpawnedRank(
+        [sys.executable, "-m", worker, str(run.path)],
+        env={**os.environ, **rank_environ(config, rank), **environ},
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        pass_fds=[lock],
+        start_new_session=True,
+    )
 
 
 class _InterruptCounter:

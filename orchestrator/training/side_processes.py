@@ -6,11 +6,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 from orchestrator.config.schema import Config
 from orchestrator.run.rundir import RunDir
+from orchestrator.training.forked_process import ForkedProcess
 from orchestrator.training.stop_signal import StopSignal
 
+MLFLOW = "orchestrator.tracking.mlflow_store.run"  # the module of Tahoe that imports it
+_SHIPPER = "orchestrator.tracking.shipping.shipper"
 _STOPPING_FLUSH_S = 10.0
 log = logging.getLogger(__name__)
 
@@ -36,11 +40,7 @@ def _shipper(run: RunDir, config: Config, stop_signal: StopSignal) -> Iterator[N
         yield
         return
     timeout_s = config.tracking.flush_timeout_s
-    module = "orchestrator.tracking.shipping.shipper"
-    shipper = subprocess.Popen(
-        [sys.executable, "-m", module, str(run.path), "--flush-timeout-s", str(timeout_s)],
-        stdin=subprocess.PIPE,
-    )
+    shipper = _start_shipper(str(run.path), "--flush-timeout-s", str(timeout_s))
     try:
         yield
     finally:
@@ -55,6 +55,14 @@ def _shipper(run: RunDir, config: Config, stop_signal: StopSignal) -> Iterator[N
             log.warning(
                 "some metrics have not reached MLflow; `tahoe sync %s` sends them", run.shell_path
             )
+
+
+def _start_shipper(*arguments: str) -> "subprocess.Popen[bytes] | ForkedProcess":
+    """Start a shipper, or fork it from a rank that has MLflow: that of a sweep, by its server."""
+    if MLFLOW in sys.modules:
+        shipper = import_module(_SHIPPER)
+        return ForkedProcess(lambda: int(shipper.main(arguments)))
+    return subprocess.Popen([sys.executable, "-m", _SHIPPER, *arguments], stdin=subprocess.PIPE)
 
 
 def _is_on_cluster(config: Config) -> bool:

@@ -48,8 +48,6 @@ def main(arguments: Sequence[str]) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stdout
     )
-    if environ.get("TAHOE_LAUNCHER_PIPE"):
-        threading.Thread(target=_stop_without_launcher, daemon=True).start()
     number = environ.get("TAHOE_ATTEMPT")
     attempt = None if number is None else int(number)
     startup_timer.start(time.time() if attempt is None else run.attempt_start_s(attempt))
@@ -74,6 +72,8 @@ def _run_attempt(run: RunDir, config: Config, attempt: int | None, stop_signal: 
     with ExitStack() as beside:
         if attempt is not None:  # they start while torch is imported
             beside.enter_context(side_processes(run, config, stop_signal))
+        if os.environ.get("TAHOE_LAUNCHER_PIPE"):  # no thread before, since a shipper may be forked
+            threading.Thread(target=_stop_without_launcher, daemon=True).start()
         log.info("%s: importing torch", f"attempt {attempt}" if attempt else run.id)
         from data_sharding.errors import DataError, UnavailableError
         from orchestrator.checkpoint.store import CheckpointError

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from orchestrator.config.schema import Config
     from orchestrator.launch.compose import ComposedConfig
     from orchestrator.launch.extend_schedule import Choice
+    from orchestrator.launch.ranks.rank_servers import RankServers
     from orchestrator.run.plan import Plan
-    from orchestrator.run.rundir import RunDir
+    from orchestrator.run.rundir import RunDir, RunningError
     from orchestrator.run.sweepdir import SweepDir
 
 _EXAMPLES = """\
@@ -49,16 +50,31 @@ def train(overrides: tuple[str, ...]) -> int:
     from orchestrator.config.parse import ConfigError
     from orchestrator.launch.compose import compose
     from orchestrator.launch.create_run import create_or_open_runs
+    from orchestrator.launch.ranks.rank_servers import RankServers
+
+    with RankServers() as servers:
+        points = compose(overrides, prepare=servers.prepare)
+        if any(point.config.launcher.name != "local" for point in points):
+            raise ConfigError(
+                "launcher=slurm: `tahoe train` runs on this machine", hint="Use `tahoe submit`."
+            )
+        opened = create_or_open_runs(points)
+        sweep = _record_sweep(points, [run for run, _ in opened]) if len(points) > 1 else None
+        exit_code = _train_points(points, opened, servers)
+    # Those of a sweep at its end: they would take processors from the next points.
+    _start_drawing([run for run, _ in opened], sweep)
+    return exit_code
+
+
+def _train_points(
+    points: "Sequence[ComposedConfig]",
+    opened: "Sequence[tuple[RunDir, Plan | RunningError]]",
+    servers: "RankServers",
+) -> int:
+    """Run one attempt of each point, one after the other; return the highest exit code."""
     from orchestrator.run.outcome import CRASHED, ExitCode
     from orchestrator.run.rundir import RunningError
 
-    points = compose(overrides)
-    if any(point.config.launcher.name != "local" for point in points):
-        raise ConfigError(
-            "launcher=slurm: `tahoe train` runs on this machine", hint="Use `tahoe submit`."
-        )
-    opened = create_or_open_runs(points)
-    sweep = _record_sweep(points, [run for run, _ in opened]) if len(points) > 1 else None
     worst = 0
     for point, (run, plan) in zip(points, opened, strict=True):
         if run.is_finished:
@@ -68,15 +84,13 @@ def train(overrides: tuple[str, ...]) -> int:
             if isinstance(plan, RunningError):
                 raise plan
             print(f"run directory: {run.path}", flush=True)
-            exit_code = _run_attempt(run, point.config, plan)
+            exit_code = _run_attempt(run, point.config, plan, servers or None)
         except RunningError as error:
             print(f"error: {error}", file=sys.stderr)
             exit_code = CRASHED
         worst = max(worst, exit_code)
         if exit_code not in (CRASHED, ExitCode.FINISHED, ExitCode.FAILED_PERMANENTLY):
             break  # a stop was requested, for the whole sweep
-    # A sweep's at its end: they would take processors from the next points.
-    _start_drawing([run for run, _ in opened], sweep)
     return worst
 
 
@@ -138,13 +152,15 @@ def resume(run: Path, overrides: tuple[str, ...], schedule: "Choice | None") -> 
     return exit_code
 
 
-def _run_attempt(run: "RunDir", config: "Config", plan: "Plan") -> int:
+def _run_attempt(
+    run: "RunDir", config: "Config", plan: "Plan", servers: "RankServers | None" = None
+) -> int:
     """Run one attempt on this machine; print the results of a finished run."""
     from orchestrator.cli.shared.finished import results_summary
     from orchestrator.launch.local_launcher import run_attempt
     from orchestrator.run.outcome import ExitCode
 
-    exit_code = run_attempt(run, config, plan)
+    exit_code = run_attempt(run, config, plan, servers=servers)
     if exit_code == ExitCode.FINISHED:
         print(results_summary(run))
     return exit_code

@@ -217,7 +217,7 @@ def test_a_closed_pipe_ends_a_verb_silently(
 def test_other_broken_pipes_are_raised(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(overrides: object) -> int:
+    def fail(overrides: object, **_: object) -> int:
         raise BrokenPipeError
 
     monkeypatch.setattr("orchestrator.launch.compose.compose", fail)
@@ -262,7 +262,7 @@ def test_a_sweep_ends_at_a_stop_but_not_at_a_failure(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     codes = iter(ends)
-    monkeypatch.setattr(local_launcher, "run_attempt", lambda *_: next(codes))
+    monkeypatch.setattr(local_launcher, "run_attempt", lambda *_, **__: next(codes))
     assert main(["train", f"data.url='{shards}'", "-m", "seed=1,2"]) == exit_code
     assert len(list(codes)) == 2 - num_started
     (place,) = (tmp_path / "runs" / "sweeps").iterdir()
@@ -280,7 +280,9 @@ def test_a_sweep_skips_points_that_run_elsewhere(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     started: list[RunDir] = []
-    monkeypatch.setattr(local_launcher, "run_attempt", lambda run, *_: started.append(run) or 0)
+    monkeypatch.setattr(
+        local_launcher, "run_attempt", lambda run, *_, **__: started.append(run) or 0
+    )
     command = ["train", f"data.url='{shards}'", "-m", "seed=1,2,3"]
     assert main(command) == 0
     first, second, third = started
