@@ -115,7 +115,7 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
         image = to_8_bits(image)
     image.info.pop("transparency", None)  # Pillow would warn that a palette's is dropped
     try:
-        return image.convert(mode)
+        return image if image.mode == mode else image.convert(mode)
     except (ValueError, OSError) as error:
         raise undecodable(error) from error
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_sharding.errors import BadSample, DataError
+from data_sharding.loading.kept_images import KeptImages, Layout
 from data_sharding.loading.mixed_reader import MixedReader
 from data_sharding.loading.split_reader import Reading, SplitReader
 from data_sharding.rng import derive_key, uniform
@@ -21,6 +22,7 @@ from data_sharding.sampling.sample_order import Ints, MicroBatchKey, SampleDraw
 from data_sharding.transforms.crops import NUM_RANDOMS, CropFn, CropSpec, Randoms
 from data_sharding.transforms.decode import Pixels, ViewsFn
 from data_sharding.transforms.eval_protocol import EvalProtocol
+from data_sharding.transforms.padded_crop import PaddedCrop, whole_image
 from data_sharding.transforms.pixel_transforms import PixelAugment
 from data_sharding.transforms.progressive_resize import ImageSizeSchedule
 
@@ -46,6 +48,15 @@ class BatchMeta(NamedTuple):
     damaged: Sequence[str] = ()
 
 
+class _Samples(NamedTuple):
+    """The samples of a batch, as in `BatchMeta`."""
+
+    labels: NDArray[np.generic]
+    ids: Ints
+    bad: list[str]
+    damaged: list[str]
+
+
 class TrainOrder(Protocol):
     """The samples of micro-batches: `sampling.sample_order`, `mixed_order` or `class_balanced`."""
 
@@ -60,7 +71,7 @@ class TrainDataset:
     """Micro-batches, or parts of them that add up to the same bits, by `MicroBatchKey`.
 
     `max_bytes` is the size of the largest batch's images; `size_key` names the setting that makes
-    batches smaller, for hints.
+    batches smaller, for hints. `kept` is memory for decoded images, if there is any.
 
     Args:
         samples_per_crop: the number of consecutive samples of a micro-batch that share a crop.
@@ -83,11 +94,20 @@ class TrainDataset:
         self.shards, self.order, self.crop, self.augment = shards, order, crop, augment
         self.sizes, self.channels, self.samples_per_crop = sizes, channels, samples_per_crop
         self.num_parts = num_parts
+        self.kept: KeptImages | None = None
 
     @property
     def max_bytes(self) -> int:
         num_rows = self.order.micro_batch_size // self.num_parts
         return num_rows * self.sizes.largest**2 * self.channels
+
+    @property
+    def layout(self) -> Layout | None:
+        """The memory that `kept` would be: whole images of one size; None for other crops."""
+        if not isinstance(self.crop, PaddedCrop) or self.sizes.is_growing:
+            return None
+        side = self.sizes.largest
+        return layout_of(self.shards, (side, side, self.channels))
 
     def write_batch(self, key: MicroBatchKey, memory: NDArray[np.uint8]) -> BatchMeta:
         """Write a micro-batch; an unreadable sample is replaced, the same way in any attempt.
@@ -102,13 +122,13 @@ class TrainDataset:
         images = memory[: math.prod(shape)].reshape(shape)
         cropped_as = micro_batch.take(rows // self.samples_per_crop * self.samples_per_crop)
         randoms = uniform(self._keys("augment", cropped_as), NUM_RANDOMS)
-        self.shards.prefetch(draw.ids)
-        ids, readings, bad = [], list[Reading[Pixels]](), list[str]()
-        for i, sample in enumerate(draw.ids.tolist()):
-            view = partial(_crop_view, self.crop, randoms[i])
-            replacement, reading = self._read(sample, view, images[i : i + 1], bad)
-            ids.append(replacement)
-            readings.append(reading)
+        if isinstance(self.crop, PaddedCrop):
+            whole = np.empty_like(images)
+            samples = self._read_all(draw.ids, [whole_image] * len(rows), whole)
+            self.crop.cut(whole, randoms, images)
+        else:
+            views = [partial(_crop_view, self.crop, row) for row in randoms]
+            samples = self._read_all(draw.ids, views, images)
         if self.augment:
             keys = self._keys("distort", draw).astype(np.int64).tolist()
             for image, image_key in zip(
@@ -116,9 +136,8 @@ class TrainDataset:
             ):
                 image.copy_(self.augment(image, image_key))
         self.shards.close_evicted()
-        labels = self.shards.encode_labels([reading.labels for reading in readings])
-        damaged = [reading.damaged for reading in readings if reading.damaged]
-        return BatchMeta(shape, labels, np.array(ids), np.ones(len(ids), dtype=bool), bad, damaged)
+        readable = np.ones(len(rows), dtype=bool)
+        return BatchMeta(shape, samples.labels, samples.ids, readable, samples.bad, samples.damaged)
 
     def shards_of(self, key: MicroBatchKey) -> Ints:
         ids = self.order.micro_batch(key.step, key.micro).ids
@@ -126,6 +145,25 @@ class TrainDataset:
 
     def _keys(self, purpose: str, draw: SampleDraw) -> NDArray[np.uint64]:
         return derive_key(self.order.seed, purpose, draw.passes, draw.ids)
+
+    def _read_all(self, samples: Ints, views: Sequence[ViewsFn], out: Pixels) -> _Samples:
+        """Read samples, a view of each to its row of `out`; those that are kept are not decoded."""
+        labels, ids = empty_labels(self.shards, len(samples)), samples.copy()
+        missing = np.arange(len(samples))
+        if self.kept:
+            missing = self.kept.take(samples, out, labels)
+        self.shards.prefetch(samples[missing])
+        readings, bad = list[Reading[Pixels]](), list[str]()
+        for i, sample in zip(missing.tolist(), samples[missing].tolist(), strict=True):
+            ids[i], reading = self._read(sample, views[i], out[i : i + 1], bad)
+            readings.append(reading)
+        labels[missing] = self.shards.encode_labels([reading.labels for reading in readings])
+        damaged = [reading.damaged for reading in readings if reading.damaged]
+        if self.kept and len(missing):  # not those to be named again in the next epoch
+            is_sound = np.array([reading.damaged is None for reading in readings])
+            sound = missing[is_sound & (ids == samples)[missing]]
+            self.kept.put(samples[sound], out[sound], labels[sound])
+        return _Samples(labels, ids, bad, damaged)
 
     def _read(
         self, sample: int, view: ViewsFn, out: Pixels, bad: list[str]
@@ -158,6 +196,7 @@ class EvalDataset:
     ) -> None:
         self.shards, self.batch_size, self.protocol = shards, batch_size, protocol
         self.channels = channels
+        self.kept: KeptImages | None = None
 
     def __len__(self) -> int:
         return math.ceil(len(self.shards) / self.batch_size)
@@ -167,28 +206,43 @@ class EvalDataset:
         num_views = min(self.batch_size, len(self.shards)) * self.protocol.num_views
         return num_views * self.protocol.crop**2 * self.channels
 
+    @property
+    def layout(self) -> Layout:
+        """The memory that `kept` would be: all views of each sample."""
+        side = self.protocol.crop
+        return layout_of(self.shards, (self.protocol.num_views, side, side, self.channels))
+
     def write_batch(self, key: int, memory: NDArray[np.uint8]) -> BatchMeta:
         """Write a batch; an unreadable sample is black and marked."""
         ids = self._ids(key)
         num_views, size = self.protocol.num_views, self.protocol.crop
         shape = (len(ids) * num_views, size, size, self.channels)
         images = memory[: math.prod(shape)].reshape(shape)
-        labels, readable = list[tuple[int, ...]](), np.ones(len(ids), dtype=bool)
-        bad, damaged = list[str](), list[str]()
-        self.shards.prefetch(ids)
-        for i, sample in enumerate(ids.tolist()):
-            out = images[i * num_views : (i + 1) * num_views]
+        views = images.reshape(len(ids), num_views, size, size, self.channels)
+        labels, readable = empty_labels(self.shards, len(ids)), np.ones(len(ids), dtype=bool)
+        bad, damaged, is_sound = list[str](), list[str](), np.ones(len(ids), dtype=bool)
+        missing = np.arange(len(ids))
+        if self.kept:
+            missing = self.kept.take(ids, views, labels)
+        self.shards.prefetch(ids[missing])
+        read = list[tuple[int, ...]]()
+        for i in missing.tolist():
             try:
-                reading = self.shards.read(sample, self.protocol.views, out)
-                labels.append(reading.labels)
+                reading = self.shards.read(int(ids[i]), self.protocol.views, views[i])
+                read.append(reading.labels)
                 damaged += [reading.damaged] if reading.damaged else []
+                is_sound[i] = not reading.damaged
             except BadSample as error:
-                out[:] = 0
-                labels.append((0,) if error.labels is None else error.labels)
-                readable[i] = False
+                views[i] = 0
+                read.append((0,) if error.labels is None else error.labels)
+                readable[i] = is_sound[i] = False
                 bad.append(str(error))
+        labels[missing] = self.shards.encode_labels(read)
+        if self.kept and len(missing):  # not those to be named again in the next evaluation
+            sound = missing[is_sound[missing]]
+            self.kept.put(ids[sound], views[sound], labels[sound])
         self.shards.close_evicted()
-        return BatchMeta(shape, self.shards.encode_labels(labels), ids, readable, bad, damaged)
+        return BatchMeta(shape, labels, ids, readable, bad, damaged)
 
     def shards_of(self, key: int) -> Ints:
         return self.shards.shards_of(self._ids(key))
@@ -196,6 +250,18 @@ class EvalDataset:
     def _ids(self, number: int) -> Ints:
         first = number * self.batch_size
         return np.arange(first, min(first + self.batch_size, len(self.shards)))
+
+
+def empty_labels(shards: SplitReader | MixedReader, num: int) -> NDArray[np.generic]:
+    """Return an array for the encoded labels of some samples."""
+    example = shards.encode_labels([])
+    return np.empty((num, *example.shape[1:]), example.dtype)
+
+
+def layout_of(shards: SplitReader | MixedReader, image_shape: tuple[int, ...]) -> Layout:
+    """Return what may be kept of all samples of a split."""
+    labels = empty_labels(shards, 0)
+    return Layout(len(shards), image_shape, labels.shape[1:], labels.dtype.str)
 
 
 def _crop_view(crop: CropFn, randoms: Randoms, width: int, height: int) -> tuple[CropSpec]:

@@ -7,12 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_sharding.errors import BadLabelError, BadSample
-from data_sharding.format.manifest import Manifest
+from data_sharding.format.manifest import Manifest, ShardInfo
 from data_sharding.sampling.sample_order import Ints, locate
 from data_sharding.storage.store import Store
 from data_sharding.transforms.decode import Pixels, ViewsFn, decode
 
 Decoded = TypeVar("Decoded")
+_NUM_SHARDS_AT_HAND = 256
 
 
 class ShardPosition(NamedTuple):
@@ -41,6 +42,7 @@ class SplitReader:
     def __init__(self, split: str, manifest: Manifest, store: Store) -> None:
         self.split, self.manifest, self.store = split, manifest, store
         self._ends = np.cumsum(np.asarray(manifest.shards.num_samples, dtype=np.int64))
+        self._shards: dict[int, ShardInfo] = {}  # the last ones in use; a table makes new ones
 
     def __len__(self) -> int:
         return self.manifest.num_samples
@@ -73,8 +75,7 @@ class SplitReader:
 
     def prefetch(self, samples: Ints) -> None:
         """Announce the samples to be read next, so that they can be fetched at once."""
-        shards = self.manifest.shards
-        self.store.prefetch_samples([(shards[shard], i) for shard, i in self.locate(samples)])
+        self.store.prefetch_samples([(self._shard(n), i) for n, i in self.locate(samples)])
 
     def read(self, sample: int, choose_views: ViewsFn, out: Pixels) -> Reading[Pixels]:
         """Decode a sample's views to `out`, (views, size, size, channels); raises BadSample."""
@@ -91,8 +92,9 @@ class SplitReader:
         Raises:
             BadSample: it cannot be decoded or has no valid label; the message names shard and key.
         """
-        ((shard_number, i),) = self.locate(np.array([sample]))
-        shard = self.manifest.shards[shard_number]
+        number = int(self._ends.searchsorted(sample, side="right"))
+        i = sample - (int(self._ends[number - 1]) if number else 0)
+        shard = self._shard(number)
         reader = self.store.open(shard)
         labels: tuple[int, ...] | None = None
         try:
@@ -103,6 +105,13 @@ class SplitReader:
             raise BadSample(f"{name}: {error}", labels) from error
         damaged = damage and f"{self.split}/{shard.name}: {reader.key(i)}: {damage}"
         return Reading(labels, image, damaged)
+
+    def _shard(self, number: int) -> ShardInfo:
+        if number not in self._shards:
+            if len(self._shards) == _NUM_SHARDS_AT_HAND:
+                self._shards.clear()
+            self._shards[number] = self.manifest.shards[number]
+        return self._shards[number]
 
     def close_evicted(self) -> None:
         """Close shards that the cache has evicted, to free their disk space."""

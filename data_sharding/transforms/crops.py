@@ -95,17 +95,6 @@ def resize_crop(
     return CropSpec((left, top, left + box, top + box), flip=bool(randoms[22] < hflip_prob))
 
 
-def random_crop_padded(
-    width: int, height: int, randoms: Randoms, *, padding: int, hflip_prob: float
-) -> CropSpec:
-    """Shift the resized image by up to `padding` output pixels each way, padding with zeros.
-
-    The augmentation of CIFAR since Lee et al., Deeply-Supervised Nets (2014): pad by 4, crop 32.
-    """
-    x, y = (int(value * (2 * padding + 1)) - padding for value in randoms[20:22])
-    return CropSpec((0, 0, width, height), shift=(x, y), flip=bool(randoms[22] < hflip_prob))
-
-
 def _between(bounds: tuple[float, float], fraction: float) -> float:
     return bounds[0] + (bounds[1] - bounds[0]) * fraction
 

@@ -45,5 +45,10 @@ class ImageSizeSchedule:
         return [*accumulate((self(step) ** 2 for step in growing), initial=0)]
 
     @property
+    def is_growing(self) -> bool:
+        """True if the size depends on the step."""
+        return self.to_step > 0
+
+    @property
     def largest(self) -> int:
         return max(self.first, self.last)

@@ -52,6 +52,7 @@ MUTABLE_KEYS = (
     "data.mix.train",
     "data.mix.name",
     "data.num_workers",
+    "data.keep_decoded_mb",
     "data.cache",
     "data.expected",  # checked when the run is created
 )

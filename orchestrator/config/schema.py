@@ -168,6 +168,7 @@ class Data:
     class_map: str | None = None
     mix: tuple[MixSource, ...] = ()
     fold: NonNegativeInt | None = None
+    keep_decoded_mb: NonNegativeInt = 1000
 
     @property
     def location(self) -> Location:

@@ -49,7 +49,7 @@ def train(
 ) -> RunOutcome:
     """Train until the last step, or until the ranks agree to stop."""
     # ---------------------------------------------------------------- data
-    datasets = Datasets.open(run, config, world.size)
+    datasets = Datasets.open(run, config, world)
     plan, device = datasets.plan, Device.create(config, world.device)
     startup_timer.mark("data")
 

@@ -24,17 +24,19 @@ from data_sharding.storage.cache import CacheSettings, small_cache_warning
 from data_sharding.storage.shard_store import open_store
 from data_sharding.transforms.crops import (
     CropFn,
-    random_crop_padded,
     random_resized_crop,
     resize_crop,
 )
 from data_sharding.transforms.eval_protocol import parse_protocol
+from data_sharding.transforms.padded_crop import PaddedCrop
 from data_sharding.transforms.pixel_transforms import PixelAugment, make_augment
 from orchestrator.config.parse import ConfigError
 from orchestrator.config.schema import Config, Data
 from orchestrator.run.plan import MicroBatchKeys, Plan, image_sizes, make_plan, split_fingerprints
 from orchestrator.run.rundir import RunDir
 from orchestrator.run.train_data import Mixture, TrainData, read_data
+from orchestrator.training.distributed.world import World
+from orchestrator.training.inputs.kept_images import keep_decoded
 from orchestrator.training.inputs.lookahead import NUM_STEPS
 
 log = logging.getLogger(__name__)
@@ -51,15 +53,19 @@ class Datasets:
     plan: Plan
 
     @classmethod
-    def open(cls, run: RunDir, config: Config, world_size: int) -> Self:
-        """Open the config's data set, which must be the one that this run started with."""
+    def open(cls, run: RunDir, config: Config, world: World) -> Self:
+        """Open the config's data set, which must be the one that this run started with.
+
+        A collective of the ranks.
+        """
         train, val = read_data(config)
         check_fingerprint(run, config.data.location, {"train": train, "val": val})
-        plan = make_plan(config, world_size, train, val)
+        plan = make_plan(config, world.size, train, val)
         train_set = open_train_set(config, train, plan)
         _warn_if_cache_too_small(config, train_set, plan)
         eval_set = open_eval_set(config, "val", val)
         _check_shared_memory(config, plan, train_set, eval_set)
+        keep_decoded(train_set, eval_set, config.data.keep_decoded_mb, world)
         return cls(train=train_set, val=eval_set, plan=plan)
 
 
@@ -281,5 +287,5 @@ def _make_crop(data: Data) -> CropFn:
             hflip_prob=flip,
         )
     if crop.mode == "random_crop_padded":
-        return partial(random_crop_padded, padding=crop.padding, hflip_prob=flip)
+        return PaddedCrop(crop.padding, flip)
     return partial(random_resized_crop, scale=crop.scale, ratio=crop.ratio, hflip_prob=flip)

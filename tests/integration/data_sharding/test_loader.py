@@ -24,6 +24,7 @@ from data_sharding.format.location import Location
 from data_sharding.format.manifest import read_manifest
 from data_sharding.format.shard_reader import ShardReader
 from data_sharding.loading.datasets import EvalDataset, TrainDataset
+from data_sharding.loading.kept_images import KeptImages, find_kept
 from data_sharding.loading.loader import Batch, iter_batches, ring_bytes
 from data_sharding.loading.shared_buffers import SHARED_MEMORY, check_space
 from data_sharding.loading.split_reader import SplitReader
@@ -35,6 +36,7 @@ from data_sharding.sources.folder import folder
 from data_sharding.storage.shard_store import open_store
 from data_sharding.transforms.crops import NUM_RANDOMS, random_resized_crop
 from data_sharding.transforms.eval_protocol import parse_protocol
+from data_sharding.transforms.padded_crop import PaddedCrop
 from data_sharding.transforms.pixel_transforms import PixelAugment, make_augment
 from data_sharding.transforms.progressive_resize import ImageSizeSchedule
 from data_sharding.writing.dataset_writer import write_dataset
@@ -556,3 +558,61 @@ def test_consecutive_images_share_a_crop(url):
     for i, draws in enumerate(seen):
         assert draws == seen[i // 3 * 3]
     assert len({tuple(draws) for draws in seen}) == -(-num_images // 3)
+
+
+# ---------------------------------------------------------------- images that are kept
+
+
+def padded(url, **options):
+    dataset = train_set(url, **options)
+    dataset.crop = PaddedCrop(2, 0.5)
+    return dataset
+
+
+def keeping(dataset):
+    dataset.kept = KeptImages(dataset.layout)
+    return dataset
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_are_the_same_and_bad_samples_are_named_every_time(damaged_url, num_workers):
+    keys = names(0, 3 * (NUM_TRAIN // BATCH))
+    expected = collect(padded(damaged_url), keys)
+    assert sum(len(batch.bad) for batch in expected) > len(CUT)  # in more than one epoch
+    assert_equal(collect(keeping(padded(damaged_url)), keys, num_workers), expected)
+    expected = collect(eval_set(damaged_url), [0, 1, 2] * 2)
+    assert sum(len(batch.bad) for batch in expected) == 2 * len(CUT)
+    assert_equal(collect(keeping(eval_set(damaged_url)), [0, 1, 2] * 2, num_workers), expected)
+
+
+def test_what_one_process_has_decoded_others_read_no_more(damaged_url, monkeypatch):
+    first, second = keeping(padded(damaged_url)), padded(damaged_url)
+    keys = names(0, 2 * (NUM_TRAIN // BATCH))
+    expected = collect(first, keys)
+    second.kept = find_kept(first.kept.place)
+    read = list[int]()
+    monkeypatch.setattr(second.shards, "read", lambda sample, *_: read.append(sample))
+    sound = next(i for i, batch in enumerate(expected) if not batch.bad)
+    assert_equal(collect(second, keys[sound : sound + 1]), expected[sound : sound + 1])
+    assert not read
+
+
+def test_only_whole_images_of_one_size_are_kept(damaged_url):
+    assert train_set(damaged_url).layout is None  # a crop of other parts of the image
+    growing = ImageSizeSchedule(16, first=8, from_step=0, to_step=4)
+    assert padded(damaged_url, sizes=growing).layout is None
+    assert padded(damaged_url).layout.image_shape == (16, 16, 3)
+
+
+def test_memory_that_another_process_number_would_show_is_not_taken(damaged_url):
+    kept = KeptImages(padded(damaged_url).layout)
+    place = kept.place
+    assert find_kept(place) is not None
+    assert find_kept(place._replace(token=bytes(16))) is None
+    with tempfile.TemporaryFile() as other:
+        path = f"/proc/{os.getpid()}/fd/{other.fileno()}"
+        assert find_kept(place._replace(path=path)) is None
+        other.truncate(place.layout.dtype.itemsize)
+        assert find_kept(place._replace(path=path)) is None
+    del kept
+    assert find_kept(place) is None

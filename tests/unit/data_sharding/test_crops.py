@@ -22,10 +22,10 @@ from data_sharding.transforms.crops import (
     CropFn,
     CropSpec,
     Randoms,
-    random_crop_padded,
     random_resized_crop,
     resize_crop,
 )
+from data_sharding.transforms.padded_crop import PaddedCrop
 
 LEAST_P = 1e-4
 USUAL, SCALE = (3 / 4, 4 / 3), (0.08, 1.0)
@@ -141,7 +141,7 @@ def test_place_and_flip_are_independent() -> None:
 
 @pytest.mark.parametrize("padding", [0, 2, 4])
 def test_all_shifts_are_equally_likely(padding: int) -> None:
-    choose = partial(random_crop_padded, padding=padding, hflip_prob=0.5)
+    choose = PaddedCrop(padding, hflip_prob=0.5)
     views = [choose(40, 30, draw) for draw in many_draws(5000)]
     assert {view.box for view in views} == {(0, 0, 40, 30)}
     shifts, counts = np.unique([view.shift for view in views], axis=0, return_counts=True)
@@ -160,7 +160,7 @@ def test_all_shifts_are_equally_likely(padding: int) -> None:
     [
         partial(random_resized_crop, scale=SCALE, ratio=USUAL),
         partial(random_resized_crop, scale=(1.0, 1.0), ratio=(9.0, 9.0)),  # only the fallback
-        partial(random_crop_padded, padding=4),
+        lambda *size_and_draw, hflip_prob: PaddedCrop(4, hflip_prob)(*size_and_draw),
     ],
 )
 def test_flips_have_the_configured_frequency(choose: Callable[..., CropSpec], prob: float) -> None:
@@ -173,7 +173,7 @@ def test_flips_have_the_configured_frequency(choose: Callable[..., CropSpec], pr
     "choose",
     [
         partial(random_resized_crop, scale=SCALE, ratio=USUAL, hflip_prob=0.5),
-        partial(random_crop_padded, padding=4, hflip_prob=0.5),
+        PaddedCrop(4, hflip_prob=0.5),
     ],
 )
 def test_a_crop_depends_on_its_key_alone(choose: CropFn) -> None:

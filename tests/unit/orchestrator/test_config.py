@@ -202,7 +202,7 @@ MUTABLE_SECTIONS = (
     *("model.published", "data.expected", "data.cache"),
 )
 MUTABLE_KEYS = {
-    *("run_dir", "runs_dir", "if_finished", "data.url", "data.num_workers"),
+    *("run_dir", "runs_dir", "if_finished", "data.url", "data.num_workers", "data.keep_decoded_mb"),
     *("strategy.name", "strategy.bucket_cap_mb"),
     *("data.train", "data.val", "data.manifest"),
     *("checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.max_failed_saves"),
