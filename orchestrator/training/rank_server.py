@@ -9,7 +9,6 @@ comes with the files for its stdin, its output and the run's lock, and is answer
 id, and by the exit code when the rank has ended.
 """
 
-import gc
 import json
 import os
 import socket
@@ -17,6 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 
+from orchestrator.gc_frozen import gc_frozen
 from orchestrator.training import worker
 from orchestrator.training.forked_process import exit_forked
 
@@ -26,9 +26,9 @@ _MAX_REQUEST_BYTES, _NUM_FILES = 65536, 3
 def main(arguments: Sequence[str]) -> int:
     """Serve until the other end of the socket is closed."""
     channel = socket.socket(fileno=int(arguments[0]))
-    for module in arguments[1:]:
-        import_module(module)
-    gc.freeze()  # ranks share these objects for as long as nothing writes to them
+    with gc_frozen():  # ranks share these objects for as long as nothing writes to them
+        for module in arguments[1:]:
+            import_module(module)
     while True:
         message, files, *_ = socket.recv_fds(channel, _MAX_REQUEST_BYTES, _NUM_FILES)
         if not message:

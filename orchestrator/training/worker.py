@@ -21,6 +21,7 @@ from pathlib import Path
 from orchestrator.config.key_names import explain
 from orchestrator.config.parse import ConfigError, parse
 from orchestrator.config.schema import Config
+from orchestrator.gc_frozen import gc_frozen
 from orchestrator.run.outcome import CRASHED, ExitCode, FatalRunError, RunOutcome
 from orchestrator.run.rundir import RunDir, RunError
 from orchestrator.training.monitoring import startup_timer
@@ -75,14 +76,15 @@ def _run_attempt(run: RunDir, config: Config, attempt: int | None, stop_signal: 
         if os.environ.get("TAHOE_LAUNCHER_PIPE"):  # no thread before, since a shipper may be forked
             threading.Thread(target=_stop_without_launcher, daemon=True).start()
         log.info("%s: importing torch", f"attempt {attempt}" if attempt else run.id)
-        from data_sharding.errors import DataError, UnavailableError
-        from orchestrator.checkpoint.store import CheckpointError
-        from orchestrator.training.distributed.world import init_world
-        from orchestrator.training.external_attempt import NotBegunError, external_attempt
-        from orchestrator.training.monitoring.metric_log import MetricLog
-        from orchestrator.training.monitoring.watchdog import hang_watchdog
-        from orchestrator.training.state.async_saver import SaveError
-        from orchestrator.training.train import train
+        with gc_frozen():
+            from data_sharding.errors import DataError, UnavailableError
+            from orchestrator.checkpoint.store import CheckpointError
+            from orchestrator.training.distributed.world import init_world
+            from orchestrator.training.external_attempt import NotBegunError, external_attempt
+            from orchestrator.training.monitoring.metric_log import MetricLog
+            from orchestrator.training.monitoring.watchdog import hang_watchdog
+            from orchestrator.training.state.async_saver import SaveError
+            from orchestrator.training.train import train
 
         startup_timer.mark("imports")
         is_main = os.environ["RANK"] == "0"

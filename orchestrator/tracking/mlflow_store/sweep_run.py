@@ -51,14 +51,16 @@ def update_sweep_status(
 ) -> None:
     """Set the status of a sweep's MLflow run by its children's; summarize it after the last."""
 
-    def has_child(status: str) -> bool:
-        child = f"{tag_equals(CHILD_TAG, parent_id)} and attributes.status = '{status}'"
+    def has_child(status: str, comparison: str = "=") -> bool:
+        child = f"{tag_equals(CHILD_TAG, parent_id)} and attributes.status {comparison} '{status}'"
         return bool(client.search_runs([experiment_id], child, max_results=1))
 
-    if has_child("RUNNING") or has_child("SCHEDULED"):
+    others = has_child("FINISHED", "!=")
+    if others and (has_child("RUNNING") or has_child("SCHEDULED")):
         client.update_run(parent_id, "RUNNING")
     else:
-        worst = next((status for status in ("FAILED", "KILLED") if has_child(status)), "FINISHED")
+        ends = ("FAILED", "KILLED") if others else ()
+        worst = next((status for status in ends if has_child(status)), "FINISHED")
         client.set_terminated(parent_id, worst)
         _log_summaries(client, parent_id, sweep)
 

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from orchestrator.gc_frozen import gc_frozen
 from orchestrator.redact import one_line_error
 from orchestrator.run.metric_stream import MetricTail, is_end_of_line
 from orchestrator.run.node_times import slow_nodes
@@ -177,7 +178,8 @@ def _follow_run(
     retry = Retry(parent, lambda: run.num_attempts > attempt)
 
     def attach() -> "MlflowRun":
-        from orchestrator.tracking.mlflow_store.run import get_or_create_run
+        with gc_frozen():
+            from orchestrator.tracking.mlflow_store.run import get_or_create_run
 
         return get_or_create_run(run, config, notify)
 
