@@ -4,11 +4,12 @@ The memory has no name (memfd): it is there as long as a process has it open, so
 behind by one that is killed. Others open it by its place in /proc.
 """
 
+import math
 import mmap
 import os
 import stat
 import weakref
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,15 +29,19 @@ class Layout(NamedTuple):
     label_type: str
 
     @property
-    def dtype(self) -> "np.dtype[np.void]":
-        """The type of the memory as a whole."""
-        fields = [
-            ("token", np.uint8, _TOKEN_BYTES),
-            ("labels", self.label_type, (self.num, *self.label_shape)),
-            ("is_kept", np.bool_, self.num),
-            ("images", np.uint8, (self.num, *self.image_shape)),
-        ]
-        return np.dtype(fields)
+    def arrays(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """The types and shapes of what follows each other: token, labels, is_kept, images."""
+        return (
+            ("u1", (_TOKEN_BYTES,)),
+            (self.label_type, (self.num, *self.label_shape)),
+            ("?", (self.num,)),
+            ("u1", (self.num, *self.image_shape)),
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of the memory as a whole; a dtype of all arrays would end at 2 GiB."""
+        return sum(_num_bytes(*array) for array in self.arrays)
 
 
 class Place(NamedTuple):
@@ -58,17 +63,16 @@ class KeptImages:
     """
 
     def __init__(self, layout: Layout, place: Place | None = None) -> None:
-        num_bytes = layout.dtype.itemsize
+        num_bytes = layout.num_bytes
         file = _create(num_bytes) if place is None else _open(place)
         weakref.finalize(self, os.close, file)
-        memory = np.ndarray((), layout.dtype, mmap.mmap(file, num_bytes))
-        self._images, self._labels = memory["images"], memory["labels"]
-        self._is_kept, self._new = memory["is_kept"], np.empty(0, dtype=np.int64)
+        token, self._labels, self._is_kept, self._images = _map(file, layout)
+        self._new = np.empty(0, dtype=np.int64)
         if place is None:
-            memory["token"] = np.frombuffer(os.urandom(_TOKEN_BYTES), dtype=np.uint8)
+            token[:] = np.frombuffer(os.urandom(_TOKEN_BYTES), dtype=np.uint8)
             path = f"/proc/{os.getpid()}/fd/{file}"
-            place = Place(path, memory["token"].tobytes(), layout)
-        elif memory["token"].tobytes() != place.token:
+            place = Place(path, token.tobytes(), layout)
+        elif token.tobytes() != place.token:
             raise FileNotFoundError(f"{place.path} is another file")
         self.place = place
 
@@ -113,11 +117,24 @@ def _create(num_bytes: int) -> int:
     return file
 
 
+def _map(file: int, layout: Layout) -> list[NDArray[Any]]:
+    """Map a file into memory; return the arrays of the layout in it."""
+    memory, offset, arrays = mmap.mmap(file, layout.num_bytes), 0, list[NDArray[Any]]()
+    for dtype, shape in layout.arrays:
+        arrays.append(np.ndarray(shape, dtype, memory, offset))
+        offset += _num_bytes(dtype, shape)
+    return arrays
+
+
+def _num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * np.dtype(dtype).itemsize
+
+
 def _open(place: Place) -> int:
     """Open a file that is expected to have the size of the memory; in a container it may not be."""
     file = os.open(place.path, os.O_RDWR | os.O_NONBLOCK)
     found = os.fstat(file)
-    if not stat.S_ISREG(found.st_mode) or found.st_size != place.layout.dtype.itemsize:
+    if not stat.S_ISREG(found.st_mode) or found.st_size != place.layout.num_bytes:
         os.close(file)
         raise FileNotFoundError(f"{place.path} is another file")
     return file

@@ -19,7 +19,7 @@ def keep_decoded(train: TrainDataset, val: EvalDataset, limit_mb: int, world: Wo
     datasets: dict[str, TrainDataset | EvalDataset] = {"train": train, "val": val}
     for name, dataset in datasets.items():
         layout = dataset.layout
-        if layout is None or (num_bytes := layout.dtype.itemsize) > left:
+        if layout is None or (num_bytes := layout.num_bytes) > left:
             continue
         left -= num_bytes
         dataset.kept = _shared_on_node(layout, world)

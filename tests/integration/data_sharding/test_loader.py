@@ -24,7 +24,7 @@ from data_sharding.format.location import Location
 from data_sharding.format.manifest import read_manifest
 from data_sharding.format.shard_reader import ShardReader
 from data_sharding.loading.datasets import EvalDataset, TrainDataset
-from data_sharding.loading.kept_images import KeptImages, find_kept
+from data_sharding.loading.kept_images import KeptImages, Layout, find_kept
 from data_sharding.loading.loader import Batch, iter_batches, ring_bytes
 from data_sharding.loading.shared_buffers import SHARED_MEMORY, check_space
 from data_sharding.loading.split_reader import SplitReader
@@ -612,7 +612,24 @@ def test_memory_that_another_process_number_would_show_is_not_taken(damaged_url)
     with tempfile.TemporaryFile() as other:
         path = f"/proc/{os.getpid()}/fd/{other.fileno()}"
         assert find_kept(place._replace(path=path)) is None
-        other.truncate(place.layout.dtype.itemsize)
+        other.truncate(place.layout.num_bytes)
         assert find_kept(place._replace(path=path)) is None
     del kept
     assert find_kept(place) is None
+
+
+def test_memory_of_any_size_is_counted_and_kept():
+    imagenet = Layout(50_000, (1, 224, 224, 3), (), "<i8")
+    assert imagenet.num_bytes == 16 + 50_000 * (224 * 224 * 3 + 8 + 1)
+    assert Layout(10**10, (224, 224, 3), (), "<i8").num_bytes > 10**15
+    kept = KeptImages(
+        Layout(800_000, (32, 32, 3), (), "<i8")
+    )  # over 2 GiB, of which 2 pages are used
+    sample, image = np.array([799_999]), np.full((1, 32, 32, 3), 7, dtype=np.uint8)
+    kept.put(sample, image, np.array([3]))
+    others = find_kept(kept.place)
+    kept.take(sample, np.empty_like(image), np.zeros(1, np.int64))  # marks it
+    found, label = np.empty_like(image), np.zeros(1, np.int64)
+    assert not others.take(sample, found, label).size
+    assert (found == 7).all()
+    assert label == [3]
