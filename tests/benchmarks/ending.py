@@ -42,7 +42,7 @@ from orchestrator.run.sweepdir import SweepDir
 from orchestrator.tracking.mlflow_ui import serve
 
 TAHOE = (sys.executable, "-m", "orchestrator.cli.main")
-NUM_POINTS, POINT_STEPS, RUN_STEPS = 20, 60, 22
+NUM_POINTS, POINT_STEPS, RUN_STEPS = 20, 90, 22
 SHIPPED = re.compile(r"(\S+ \S+) INFO attempt 1: all is shipped")
 FIRST_STEP = re.compile(r"(\S+ \S+) INFO +first step after .*first step ([\d.]+)")
 
@@ -145,7 +145,7 @@ def main() -> None:
             )
         sweeps = [sweep(place, number) for number in range(arguments.sweeps)]
         wait_until_quiet()  # the last plots are drawn
-    for name, seconds in ends.items():
+    for name, seconds in ends.items() if arguments.rounds else ():
         print_bar(f"end of a command, tracking: {name}", Spread.of(seconds), "s", at_most=0.5)
     if sweeps:
         whole, trained = zip(*sweeps, strict=True)

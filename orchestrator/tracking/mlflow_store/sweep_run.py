@@ -49,7 +49,11 @@ def child_run_name(sweep: SweepDir, run: RunDir) -> str:
 def update_sweep_status(
     client: MlflowClient, experiment_id: str, parent_id: str, sweep: SweepDir
 ) -> None:
-    """Set the status of a sweep's MLflow run by its children's; summarize it after the last."""
+    """Set the status of a sweep's MLflow run by its children's; summarize it after the last.
+
+    Points that are trained one after the other come to MLflow when they begin; after a stop, the
+    others do by `tahoe sync`.
+    """
 
     def has_child(status: str, comparison: str = "=") -> bool:
         child = f"{tag_equals(CHILD_TAG, parent_id)} and attributes.status {comparison} '{status}'"
@@ -62,7 +66,8 @@ def update_sweep_status(
         ends = ("FAILED", "KILLED") if others else ()
         worst = next((status for status in ends if has_child(status)), "FINISHED")
         client.set_terminated(parent_id, worst)
-        _log_summaries(client, parent_id, sweep)
+        if all(run.mlflow_file.exists() for run in sweep.runs() if run.config_file.exists()):
+            _log_summaries(client, parent_id, sweep)
 
 
 def set_description(client: MlflowClient, run_id: str, text: str) -> None:

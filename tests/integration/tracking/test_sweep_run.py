@@ -114,6 +114,18 @@ def test_a_point_that_will_never_begin_does_not_keep_a_sweep_running(
 
 
 @pytest.mark.slow
+def test_points_one_after_the_other_are_summarised_after_the_last(
+    tracked_runs: list[TrackedRun], sweep: SweepDir
+) -> None:
+    for number, tracked in enumerate(tracked_runs):
+        tracked.log(5, {"val/top1": 50.0 + number})
+        end(tracked, "finished")
+        (parent,) = parents(tracked)
+        assert parent.info.status == "FINISHED"
+        assert ("tahoe.best" in parent.data.tags) == (tracked is tracked_runs[-1])
+
+
+@pytest.mark.slow
 def test_children_are_named_by_what_differs(
     tracked_runs: list[TrackedRun], sweep: SweepDir
 ) -> None:
