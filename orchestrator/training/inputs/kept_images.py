@@ -23,7 +23,7 @@ def keep_decoded(train: TrainDataset, val: EvalDataset, limit_mb: int, world: Wo
             continue
         left -= num_bytes
         dataset.kept = _shared_on_node(layout, world)
-        if world.is_main:
+        if dataset.kept and world.is_main:
             log.info("%s: decoded images are kept, in %.3g MB on each node", name, num_bytes / 1e6)
 
 

@@ -622,9 +622,8 @@ def test_memory_of_any_size_is_counted_and_kept():
     imagenet = Layout(50_000, (1, 224, 224, 3), (), "<i8")
     assert imagenet.num_bytes == 16 + 50_000 * (224 * 224 * 3 + 8 + 1)
     assert Layout(10**10, (224, 224, 3), (), "<i8").num_bytes > 10**15
-    kept = KeptImages(
-        Layout(800_000, (32, 32, 3), (), "<i8")
-    )  # over 2 GiB, of which 2 pages are used
+    over_2_gib = Layout(800_000, (32, 32, 3), (), "<i8")
+    kept = KeptImages(over_2_gib)  # takes up the few pages that are written
     sample, image = np.array([799_999]), np.full((1, 32, 32, 3), 7, dtype=np.uint8)
     kept.put(sample, image, np.array([3]))
     others = find_kept(kept.place)
