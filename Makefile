@@ -98,6 +98,7 @@ lint: setup
 bench: setup
 	$(BIN)/python tests/benchmarks/reading.py
 	$(BIN)/python tests/benchmarks/planning.py
+	$(BIN)/python tests/benchmarks/scale.py
 	$(BIN)/python tests/benchmarks/writing.py
 	$(BIN)/python tests/benchmarks/remote.py
 	$(BIN)/python tests/benchmarks/saving.py
