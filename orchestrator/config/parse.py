@@ -32,6 +32,7 @@ MUTABLE_KEYS = (
     "runtime",
     "slurm",
     "logging",
+    "profile",
     "tracking",
     "notify",
     "strategy.name",

@@ -15,6 +15,7 @@ from data_sharding.format.class_map import digest_of
 from data_sharding.format.location import Location
 from data_sharding.format.sample_rule import SampleChoice, make_rule
 from data_sharding.transforms.eval_protocol import parse_protocol
+from orchestrator.config.profile import Profile
 from orchestrator.config.recipe import CountOrAuto, Fraction, Recipe, Size, schema_dataclass
 from orchestrator.config.strategy import Strategy
 from orchestrator.metrics import VAL_METRICS
@@ -325,17 +326,12 @@ class Notify:
 
 @schema_dataclass
 class Logging:
-    """The interval of logged steps; sample ids, a profiler trace and plots."""
+    """The interval of logged steps; sample ids and plots."""
 
     every_steps: PositiveInt
     log_sample_ids: bool
-    profile_steps: tuple[PositiveInt, PositiveInt] | None = None
     plots: bool = True
     weight_histograms: bool = False
-
-    def __post_init__(self) -> None:
-        if self.profile_steps and self.profile_steps[0] > self.profile_steps[1]:
-            raise ValueError(f"profile_steps={self.profile_steps} must be given as (first, last)")
 
 
 @schema_dataclass
@@ -358,6 +354,7 @@ class Config:
     slurm: Slurm
     tracking: Tracking
     logging: Logging
+    profile: Profile = Profile()
     notify: Notify = Notify()
 
     @property

@@ -52,6 +52,7 @@ _NODE_VARIABLE = re.compile(
 )
 _OVERRIDE = re.compile(r"~|\+{0,2}\w[\w./@:\-]*=")
 _NAMED_MODEL = re.compile(r"\b(?:(timm|torchvision)/[\w.\-]+|[\w.]+:\w+)")
+_SWITCH = re.compile(r"^profile=(?=true|false)", re.IGNORECASE)  # of a section that has keys
 _ERRORS = (ConfigError, HydraException, OmegaConfBaseException, YAMLError, ValueError)
 _NAMED_MODELS = ("timm/NAME", "torchvision/NAME", "PACKAGE.MODULE:FUNCTION")
 
@@ -83,6 +84,7 @@ def compose(
     the set, which is said in a line.
     """
     refuse_expanded(arguments)
+    arguments = [_SWITCH.sub("profile.enabled=", argument, count=1) for argument in arguments]
     points: list[ComposedConfig] = []
     errors: list[Exception] = []
     choices: dict[tuple[str, ...], str] = {}  # what the points need: the data set of one
@@ -144,6 +146,7 @@ def _different_choices(choices: Mapping[tuple[str, ...], str]) -> ConfigError:
 
 def merge(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Apply `key=value` overrides to the values of a frozen config."""
+    overrides = [_SWITCH.sub("profile.enabled=", override, count=1) for override in overrides]
     for override in overrides:
         key = re.match(r"([\w.]+)=", override)
         group = values.get(key[1]) if key else None

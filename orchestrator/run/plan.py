@@ -11,6 +11,7 @@ from data_sharding.format.manifest import Manifest
 from data_sharding.sampling.sample_order import MicroBatchKey, Part
 from data_sharding.transforms.progressive_resize import ImageSizeSchedule
 from orchestrator.config.parse import ConfigError
+from orchestrator.config.profile import Profile
 from orchestrator.config.schema import Config
 from orchestrator.config.strategy import Strategy
 from orchestrator.number_format import pluralize
@@ -177,6 +178,7 @@ def make_plan(config: Config, world_size: int, train: TrainData, val: Manifest) 
     steps_per_epoch = num_train // batch
     num_steps = _num_steps(config, steps_per_epoch)
     _check_compresses(config.strategy, num_steps)
+    _check_profiles(config.profile, num_steps)
     return Plan(
         num_train=num_train,
         num_val=val.num_samples,
@@ -283,6 +285,17 @@ def _check_compresses(strategy: Strategy, num_steps: int) -> None:
             value=strategy.start_powersgd_step,
             hint=f"Give e.g. strategy.start_powersgd_step={num_steps // 10}, or "
             "strategy.comm_hook=null.",
+        )
+
+
+def _check_profiles(profile: Profile, num_steps: int) -> None:
+    """Refuse to profile steps that the run does not have."""
+    if profile.is_on and profile.steps and profile.steps[1] > num_steps:
+        raise ConfigError(
+            f"profile.steps={list(profile.steps)}, and the run has "
+            f"{pluralize(num_steps, 'step')}, so it would have no profile",
+            value=profile.steps,
+            hint=f"Give two steps from 1 to {num_steps}, or profile=true.",
         )
 
 

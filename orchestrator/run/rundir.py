@@ -77,6 +77,8 @@ class RunDir:
     plots_dir = FileIn("plots")  # plots of the finished run; see orchestrator.evaluation.run_plots
     # What their drawing prints, and its lock; see `shipping.run_plots`.
     plots_log = FileIn("logs", "plots.log")
+    # Reports and traces of profiled steps, of each attempt.
+    profile_dir = FileIn("profile")
     outcome_file = FileIn("outcome.json")  # the outcome that the ranks last agreed on
     mlflow_file = FileIn("mlflow.json")  # the MLflow run and its store
     lock_file = FileIn("lock")  # held by the running attempt

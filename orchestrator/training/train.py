@@ -26,7 +26,6 @@ from orchestrator.training.inputs.lookahead import first_error
 from orchestrator.training.monitoring import startup_timer
 from orchestrator.training.monitoring.console_log import log_summary
 from orchestrator.training.monitoring.metric_log import MetricLog
-from orchestrator.training.monitoring.profiler import profile_steps
 from orchestrator.training.optim.lr_schedule import make_lr_schedule
 from orchestrator.training.state.async_saver import AsyncCheckpointer
 from orchestrator.training.state.restore import restore
@@ -35,6 +34,7 @@ from orchestrator.training.step.diagonal_hessian import DiagonalHessian
 from orchestrator.training.step.phases import Phases
 from orchestrator.training.step.rank_times import RankTimesLog
 from orchestrator.training.step.step_metrics import StepMetrics
+from orchestrator.training.step.step_profiler import StepProfiler, steps_to_profile
 from orchestrator.training.step.train_batches import TrainBatches
 from orchestrator.training.step.train_step import TrainStep
 from orchestrator.training.stop_signal import StopSignal
@@ -137,14 +137,15 @@ def _train_steps(
         first_step=first_step,
         samples_file=run.samples_file(attempt, world.rank),
     )
-    profiled = config.logging.profile_steps if world.is_main else None
-    profiler = profile_steps(profiled, first_step, run.log_dir(attempt) / "profile.json")
+    profiled = steps_to_profile(config.profile, first_step, plan.num_steps)
+    profiler = StepProfiler(profiled, run, attempt, world, context.train_step.timer, batches.meter)
     rank_times = RankTimesLog(context.train_step.timer, world, run, attempt)
     reducer = StepMetrics(batches, rank_times, config, plan, world, first_step)
     control, request, num_done = AsyncMaxReduce(world), StepRequest.NOTHING, first_step
-    with closing(batches), profiler as end_profiled_step:
+    with closing(batches), profiler:
         for step in range(first_step, plan.num_steps):
             # -------------------------------------------------------- the step
+            profiler.prepare_step(step)
             context.schedule.step_update(step)
             context.phases.prepare_step(step)
             context.state.strategy.prepare_step(step)
@@ -152,7 +153,7 @@ def _train_steps(
             step_metrics = context.train_step.forward_backward(step, batches)
             num_done = step + 1
             grad_norm = _optimizer_step(context.state, config, num_done)
-            end_profiled_step()
+            profiler.end_step(num_done)
             context.heartbeat()
             batches.meter.end_step(plan.accumulation_steps * plan.images_per_pass)
 

@@ -113,6 +113,7 @@ def _idle_keys(config: Config) -> dict[str, str]:
          ["strategy.bucket_cap_mb", "strategy.comm_hook"]),
         (config.strategy.comm_hook != "powersgd", "strategy.comm_hook is not powersgd",
          ["strategy.matrix_approximation_rank", "strategy.start_powersgd_step"]),
+        (config.profile.enabled is False, "profile.enabled is false", ["profile.steps"]),
         (not config.tracking.enabled, "tracking is none", tracking_keys),
     ]  # fmt: skip
     return {key: why for applies, why, keys in rules if applies for key in keys}

@@ -123,6 +123,15 @@ class MlflowRun:
             patch = self.run.patch_file.read_bytes().decode("latin-1")  # any bytes, there and back
             self._upload(self.run.patch_file.name, redact_urls(patch).encode("latin-1"))
         self.log_long_record()
+        self.log_profiles()
+
+    def log_profiles(self) -> None:
+        """Send the reports and traces of profiled steps, each once."""
+        for file in sorted(self.run.profile_dir.glob("attempt-*")):
+            if self.num_shipped_bytes(file) != (num_bytes := file.stat().st_size):
+                self.client.log_artifact(self.run_id, str(file), file.parent.name)
+                self.shipped_bytes[str(file.relative_to(self.run.path))] = num_bytes
+                self.save_state()
 
     def log_long_record(self) -> None:
         """Send the record as an artifact, if it is too long for a tag."""

@@ -203,6 +203,7 @@ def _follow_run(
         if run.num_attempts == attempt:  # a later attempt has a shipper of its own
             shipper.finalize()
             _try_once(tracked.log_long_record, "the record")
+            _try_once(tracked.log_profiles, "the profile")
         log.info("attempt %d: all is shipped", attempt)
         return tracked.rejected.reasons
 

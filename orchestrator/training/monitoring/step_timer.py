@@ -43,6 +43,7 @@ class StepTimer:
         self._pending: deque[_Moments] = deque()  # steps that the device has yet to finish
         self._num_to_skip = 1  # the first step compiles and tunes kernels
         self._sums, self._num_steps = RankTimes(0.0, 0.0, 0.0), 0
+        self._popped = self._sums, self._num_steps
 
     def begin_step(self) -> None:
         """Note the beginning of a step."""
@@ -70,13 +71,18 @@ class StepTimer:
 
     def pop(self) -> tuple[RankTimes, int]:
         """Return the times since the last call and the number of their steps."""
+        (before, num_before), self._popped = self._popped, self.total()
+        times, num_steps = self._popped
+        since = RankTimes(*(new - old for new, old in zip(times, before, strict=True)))
+        return since, num_steps - num_before
+
+    def total(self) -> tuple[RankTimes, int]:
+        """Return the times of all steps and their number."""
         for moments in self._pending:
             self._clock.wait_for(moments.end)
             self._add(moments)
         self._pending.clear()
-        sums, num_steps = self._sums, self._num_steps
-        self._sums, self._num_steps = RankTimes(0.0, 0.0, 0.0), 0
-        return sums, num_steps
+        return self._sums, self._num_steps
 
     def _when_own_gradients_are_complete(self, _: torch.Tensor) -> None:
         """Register a callback of the engine: they run in order, and DDP's, which waits, is later.

@@ -15,7 +15,7 @@ class ThroughputMeter:
 
     def __init__(self) -> None:
         self._since_s = self._step_since_s = time.perf_counter()
-        self._wait_s = 0.0
+        self._wait_s = self.excluded_s = 0.0
         self._num_images = 0
         self._step_times_s: list[float] = []
 
@@ -69,6 +69,7 @@ class ThroughputMeter:
 
     def exclude(self, elapsed_s: float) -> None:
         """Leave out time that was not spent on training."""
+        self.excluded_s += elapsed_s
         self._since_s += elapsed_s
         self._step_since_s += elapsed_s
 

@@ -198,7 +198,7 @@ def test_a_config_cannot_be_changed(values: dict[str, Any]) -> None:
 
 
 MUTABLE_SECTIONS = (
-    *("launcher", "runtime", "slurm", "logging", "tracking", "notify"),
+    *("launcher", "runtime", "slurm", "logging", "profile", "tracking", "notify"),
     *("model.published", "data.expected", "data.cache"),
 )
 MUTABLE_KEYS = {

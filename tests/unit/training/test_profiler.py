@@ -1,33 +1,61 @@
-"""The profiler traces the chosen steps and no others."""
-
-import json
-from pathlib import Path
+"""Profiled steps: which they are, and what is said to limit their speed."""
 
 import pytest
-import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from orchestrator.training.monitoring.profiler import profile_steps
+from orchestrator.config.profile import Profile
+from orchestrator.run.node_times import RankTimes
+from orchestrator.training.monitoring.profile_report import bound, make_report, shares, typical_rank
+from orchestrator.training.step.step_profiler import steps_to_profile
 
 
-@pytest.mark.filterwarnings("ignore:Profiler won't be using warmup")
 @pytest.mark.parametrize(
-    ("steps", "first_step", "traced"),
+    ("profile", "first_step", "num_steps", "expected"),
     [
-        ((2, 3), 0, [2, 3]),
-        ((1, 9), 3, [4, 5]),  # resumed inside of them, and ended before they do
-        ((2, 3), 3, []),  # resumed after them
-        (None, 0, []),
+        (Profile(), 0, 100, None),
+        (Profile(enabled=True), 0, 100, (11, 20)),
+        (Profile(enabled=True), 50, 100, (61, 70)),  # a later attempt
+        (Profile(enabled=True), 0, 15, (6, 15)),
+        (Profile(enabled=True), 0, 5, (2, 5)),  # without the first, which compiles
+        (Profile(enabled=True), 99, 100, None),
+        (Profile(steps=(20, 30)), 0, 100, (20, 30)),
+        (Profile(steps=(20, 30)), 24, 100, (25, 30)),  # resumed inside of them
+        (Profile(steps=(20, 30)), 30, 100, None),  # resumed after them
+        (Profile(enabled=False, steps=(20, 30)), 0, 100, None),
     ],
 )
-def test_the_chosen_steps_are_traced(
-    tmp_path: Path, steps: tuple[int, int] | None, first_step: int, traced: list[int]
+def test_the_profiled_steps(
+    profile: Profile, first_step: int, num_steps: int, expected: tuple[int, int] | None
 ) -> None:
-    file = tmp_path / "profile.json"
-    with profile_steps(steps, first_step, file) as end_step:
-        for step in range(first_step, 5):
-            with torch.profiler.record_function(f"my step {step + 1}"):
-                torch.ones(4).sum()
-            end_step()
-    events = json.loads(file.read_text())["traceEvents"] if file.exists() else []
-    names = {event["name"] for event in events if str(event.get("name")).startswith("my step")}
-    assert names == {f"my step {number}" for number in traced}
+    assert steps_to_profile(profile, first_step, num_steps) == expected
+
+
+DATA, COMPUTE = RankTimes(0.9, 0.6, 0.05), RankTimes(0.9, 0.1, 0.05)
+FAST, SLOW = RankTimes(0.2, 0.05, 0.75), RankTimes(0.9, 0.05, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "expected"),
+    [
+        ([DATA], "data-bound"),
+        ([DATA, DATA], "data-bound"),
+        ([COMPUTE, COMPUTE], "compute-bound"),
+        ([FAST, FAST], "communication-bound"),  # a slow network
+        ([SLOW, FAST], "communication-bound"),  # a slow rank, which the other waits for
+        ([FAST, FAST, FAST, SLOW], "communication-bound"),
+    ],
+)
+def test_what_limits_the_speed(ranks: list[RankTimes], expected: str) -> None:
+    report = make_report((11, 11), [(rank, 1, 1.0) for rank in ranks], ["n"] * len(ranks), [], None)
+    assert bound(shares(ranks[typical_rank(ranks)], 1.0)) == expected
+    assert expected in report.splitlines()[0]
+    assert all(len(line) <= 80 or line.startswith("steps") for line in report.splitlines())
+    if SLOW in ranks:
+        assert f"rank {ranks.index(SLOW)} on n is the slowest" in report
+
+
+@given(*[st.floats(0, 1)] * 4)
+def test_the_shares_are_the_whole(data: float, compute: float, wait: float, rest: float) -> None:
+    rank = RankTimes(data + compute, data, wait)
+    assert sum(shares(rank, sum(rank) - data + rest)) == pytest.approx(data + compute + wait + rest)
