@@ -40,6 +40,9 @@ def node_file(
     """
     for directory in (path.parent.parent, path.parent):
         make_private(directory)
+    # First without the lock, so that the ranks of a node check a large file side by side.
+    if path.exists() and is_valid(path):
+        return
     with exclusive_lock(path.with_name(lock)):
         if not (path.exists() and is_valid(path)):
             write_atomic(path, read())

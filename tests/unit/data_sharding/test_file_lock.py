@@ -13,7 +13,7 @@ from data_sharding.io.file_lock import (
     remove_if_unlocked,
     shared_lock,
 )
-from data_sharding.io.node_files import make_private
+from data_sharding.io.node_files import make_private, node_file
 
 
 @pytest.fixture
@@ -96,3 +96,21 @@ def test_a_directory_of_another_user_is_refused(tmp_path, monkeypatch):
     with pytest.raises(DataError) as raised:
         make_private(tmp_path)
     assert raised.value.value == tmp_path
+
+
+def test_a_file_that_the_node_has_is_checked_without_its_lock(tmp_path):
+    path = tmp_path / "user" / "tables" / "a"
+    node_file(path, "lock", lambda path: True, lambda: b"first")
+
+    def read() -> bytes:
+        raise AssertionError("it is there")
+
+    check = threading.Thread(
+        target=node_file, args=(path, "lock", lambda path: True, read), daemon=True
+    )
+    with exclusive_lock(path.with_name("lock")):
+        check.start()
+        check.join(timeout=5)
+        assert not check.is_alive()
+    node_file(path, "lock", lambda path: path.read_bytes() == b"second", lambda: b"second")
+    assert path.read_bytes() == b"second"
