@@ -16,6 +16,8 @@ def unused(*arguments: str) -> list[str]:
     ("arguments", "keys"),
     [
         ([], []),
+        (["profile=true", "profile.steps=[5,6]"], []),
+        (["profile.steps=[5,6]", "profile=false"], ["profile.steps"]),
         (["recipe.mixup.prob=0.5"], ["recipe.mixup.prob"]),
         (["recipe.mixup.prob=0.5", "recipe.mixup.cutmix_alpha=1"], []),
         (["+recipe.augment.auto_augment_kwargs.magnitude=3"],
