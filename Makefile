@@ -97,6 +97,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python tests/benchmarks/reading.py
+	$(BIN)/python tests/benchmarks/small_images.py
 	$(BIN)/python tests/benchmarks/planning.py
 	$(BIN)/python tests/benchmarks/scale.py
 	$(BIN)/python tests/benchmarks/writing.py

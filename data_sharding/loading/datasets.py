@@ -259,7 +259,7 @@ def empty_labels(shards: SplitReader | MixedReader, num: int) -> NDArray[np.gene
 
 
 def layout_of(shards: SplitReader | MixedReader, image_shape: tuple[int, ...]) -> Layout:
-    """Return what may be kept of all samples of a split."""
+    """Return the memory that all samples of a split take."""
     labels = empty_labels(shards, 0)
     return Layout(len(shards), image_shape, labels.shape[1:], labels.dtype.str)
 
