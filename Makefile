@@ -116,4 +116,5 @@ bench-links: setup
 	$(BIN)/python tests/benchmarks/links.py --hosts 4 --delayed
 
 bench-data: setup
+	$(BIN)/python tests/benchmarks/image_time.py $(IMAGES)
 	$(BIN)/python tests/benchmarks/loading.py $(IMAGES)

@@ -35,7 +35,15 @@ PACKAGES = {
 }
 NUM_IMAGES, NUM_SHARDS = 8000, 8
 PEERS = Path(__file__).with_name("loading_peers.py")
+DATA = Path(tempfile.gettempdir(), "tahoe-bench")
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
+
+
+def make_data(images: Path, data: Path) -> None:
+    """Write the images as class folders and as Tahoe's shards, if they are not there."""
+    if not (data / "folder").exists():
+        make_folders(images, data / "folder")
+    make_shards(data / "folder", data / "shards")
 
 
 def make_folders(source: Path, folder: Path) -> None:
@@ -113,13 +121,11 @@ def main() -> None:
     parser.add_argument("images", type=Path)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir(), "tahoe-bench"))
+    parser.add_argument("--dir", type=Path, default=DATA)
     parser.add_argument("--stacks", nargs="+", choices=PACKAGES, default=list(PACKAGES))
     options = parser.parse_args()
     data = options.dir
-    if not (data / "folder").exists():
-        make_folders(options.images, data / "folder")
-    make_shards(data / "folder", data / "shards")
+    make_data(options.images, data)
     pythons = {}
     for stack in dict.fromkeys(("tahoe", *options.stacks)):
         pythons[stack] = python_of(stack, data)

@@ -18,6 +18,10 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from data_sharding.loading.datasets import TrainDataset
 
 BATCH_SIZE, SIZE = 64, 224
 NUM_WARM_UP, NUM_MEASURED = 8, 40  # batches
@@ -25,14 +29,22 @@ NUM_WARM_UP, NUM_MEASURED = 8, 40  # batches
 
 def tahoe(data: Path, num_workers: int) -> Iterator[object]:
     """Tahoe as it trains: shuffled in lanes, ten thousand steps long."""
+    from data_sharding.loading.loader import iter_batches
+    from data_sharding.sampling.sample_order import MicroBatchKey
+
+    names = [MicroBatchKey(step, 0) for step in range(10_000)]
+    return (batch.images for batch in iter_batches(tahoe_dataset(data), names, num_workers))
+
+
+def tahoe_dataset(data: Path) -> "TrainDataset":
+    """Return the images of data/shards as Tahoe trains on them."""
     from functools import partial
 
     from data_sharding.format.location import Location
     from data_sharding.format.manifest import read_manifest
     from data_sharding.loading.datasets import TrainDataset
-    from data_sharding.loading.loader import iter_batches
     from data_sharding.loading.split_reader import SplitReader
-    from data_sharding.sampling.sample_order import MicroBatchKey, SampleOrder
+    from data_sharding.sampling.sample_order import SampleOrder
     from data_sharding.storage.shard_store import open_store
     from data_sharding.transforms.crops import random_resized_crop
     from data_sharding.transforms.pixel_transforms import PixelAugment
@@ -49,9 +61,7 @@ def tahoe(data: Path, num_workers: int) -> Iterator[object]:
     )
     store = open_store(Location(str(data / "shards")), "train", None, manifest.rule)
     shards = SplitReader("train", manifest, store)
-    dataset = TrainDataset(shards, order, view, PixelAugment(()), ImageSizeSchedule(SIZE), 3)
-    names = [MicroBatchKey(step, 0) for step in range(10_000)]
-    return (batch.images for batch in iter_batches(dataset, names, num_workers))
+    return TrainDataset(shards, order, view, PixelAugment(()), ImageSizeSchedule(SIZE), 3)
 
 
 def webdataset_pil(data: Path, num_workers: int) -> Iterator[object]:
