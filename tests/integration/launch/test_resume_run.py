@@ -215,7 +215,7 @@ def test_other_keys_may_not_change(run: RunDir, override: str, key: str) -> None
         resume_run(run, ["launcher.nproc_per_node=2", override])
     assert key in refused.value.value
     assert "launcher.nproc_per_node" not in refused.value.value
-    assert "runtime, slurm, logging, tracking" in refused.value.hint
+    assert "launcher, runtime, slurm, logging" in refused.value.hint
     assert run.read_config() == before
 
 
