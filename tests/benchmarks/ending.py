@@ -26,7 +26,11 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from rounds import (
+from orchestrator.run.outcome import read_attempts
+from orchestrator.run.rundir import RunDir
+from orchestrator.run.sweepdir import SweepDir
+from orchestrator.tracking.mlflow_ui import serve
+from tests.benchmarks.rounds import (
     Spread,
     differences,
     print_bar,
@@ -35,11 +39,6 @@ from rounds import (
     take_turns,
     wait_until_quiet,
 )
-
-from orchestrator.run.outcome import read_attempts
-from orchestrator.run.rundir import RunDir
-from orchestrator.run.sweepdir import SweepDir
-from orchestrator.tracking.mlflow_ui import serve
 
 TAHOE = (sys.executable, "-m", "orchestrator.cli.main")
 NUM_POINTS, POINT_STEPS, RUN_STEPS = 20, 90, 22

@@ -22,11 +22,11 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from rounds import Spread, print_machine, wait_until_quiet
 from shaped_hosts import Hosts, Link, enter_own_network, missing_requirements
 
 from orchestrator.config.parse import to_dict
 from orchestrator.launch.compose import compose
+from tests.benchmarks.rounds import Spread, print_machine, wait_until_quiet
 
 NETWORKS: dict[str, tuple[int, int, list[str]]] = {  # images a pass of a rank, steps, overrides
     "LeNet-5": (64, 20, ["model=lenet5_1998", "data=digits"]),

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from data_sharding.loading.datasets import TrainDataset
+    from data_sharding.transforms.crops import CropFn
 
 BATCH_SIZE, SIZE = 64, 224
 NUM_WARM_UP, NUM_MEASURED = 8, 40  # batches
@@ -40,28 +41,35 @@ def tahoe_dataset(data: Path) -> "TrainDataset":
     """Return the images of data/shards as Tahoe trains on them."""
     from functools import partial
 
+    from data_sharding.transforms.crops import random_resized_crop
+
+    view = partial(random_resized_crop, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), hflip_prob=0.5)
+    return open_train_set(str(data / "shards"), view, BATCH_SIZE, SIZE)
+
+
+def open_train_set(
+    url: str, crop: "CropFn", batch_size: int, size: int, channels: int = 3
+) -> "TrainDataset":
+    """Open a data set as Tahoe trains on it, shuffled in 32 lanes."""
     from data_sharding.format.location import Location
     from data_sharding.format.manifest import read_manifest
     from data_sharding.loading.datasets import TrainDataset
     from data_sharding.loading.split_reader import SplitReader
     from data_sharding.sampling.sample_order import SampleOrder
     from data_sharding.storage.shard_store import open_store
-    from data_sharding.transforms.crops import random_resized_crop
     from data_sharding.transforms.pixel_transforms import PixelAugment
     from data_sharding.transforms.progressive_resize import ImageSizeSchedule
 
-    manifest = read_manifest(str(data / "shards"), "train")
-    view = partial(random_resized_crop, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), hflip_prob=0.5)
+    manifest = read_manifest(url, "train")
     order = SampleOrder(
         manifest.shards.num_samples,
         seed=0,
-        global_batch_size=BATCH_SIZE,
+        global_batch_size=batch_size,
         num_lanes=32,
         num_micro_batches=1,
     )
-    store = open_store(Location(str(data / "shards")), "train", None, manifest.rule)
-    shards = SplitReader("train", manifest, store)
-    return TrainDataset(shards, order, view, PixelAugment(()), ImageSizeSchedule(SIZE), 3)
+    shards = SplitReader("train", manifest, open_store(Location(url), "train", None, manifest.rule))
+    return TrainDataset(shards, order, crop, PixelAugment(()), ImageSizeSchedule(size), channels)
 
 
 def webdataset_pil(data: Path, num_workers: int) -> Iterator[object]:

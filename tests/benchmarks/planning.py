@@ -30,6 +30,7 @@ from orchestrator.config.parse import parse, to_dict
 from orchestrator.config.schema import Config
 from orchestrator.launch.compose import compose
 from orchestrator.run.plan import data_fingerprint, make_plan
+from orchestrator.training.inputs.datasets import make_order
 
 NUM_RANKS = 4096
 SAMPLES_PER_SHARD = 10_000
@@ -109,14 +110,7 @@ def _plan(config: Config, num_ranks: int) -> list[Stage]:
     data_fingerprint(train, val)
     done("fingerprint")
     plan = make_plan(config, num_ranks, train, val)
-    order = SampleOrder(
-        train.shards.num_samples,
-        seed=config.seed,
-        global_batch_size=plan.global_batch_size,
-        num_lanes=plan.num_lanes,
-        num_micro_batches=plan.num_micro_batches,
-        block_size=config.data.shuffle_block_size,
-    )
+    order = make_order(config, train, plan)
     done("make_plan, Order")
     own = plan.micro_batches_of(num_ranks // 2)
     shards = SplitReader("train", train, None)  # type: ignore[arg-type]  # nothing is opened

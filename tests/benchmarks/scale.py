@@ -21,18 +21,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from planning import make_set, plan_in_a_process
-from rounds import print_machine
 
 import models
 from data_sharding.format.manifest import Manifest, read_manifest
 from data_sharding.io.download import DownloadSettings
 from data_sharding.loading.split_reader import SplitReader
-from data_sharding.sampling.sample_order import SampleOrder
 from orchestrator.checkpoint.safetensors_io import unique_tensors
 from orchestrator.config.schema import Config
 from orchestrator.run.node_times import RankTimes, node_times, to_json
 from orchestrator.run.plan import make_plan
+from orchestrator.training.inputs.datasets import make_order
+from tests.benchmarks.planning import make_set, plan_in_a_process
+from tests.benchmarks.rounds import print_machine
 
 RANKS, SHARDS = (1, 64, 4096), (10, 1_000, 10_000, 1_000_000)
 # Assumptions.
@@ -124,14 +124,7 @@ def sized(config: Config, num_ranks: int) -> Config:
 def shards_of_a_node(config: Config, num_ranks: int, train: Manifest, val: Manifest) -> int:
     """Return the shards that the first node reads from in an epoch, at least."""
     plan = make_plan(config, num_ranks, train, val)
-    order = SampleOrder(
-        train.shards.num_samples,
-        seed=config.seed,
-        global_batch_size=plan.global_batch_size,
-        num_lanes=plan.num_lanes,
-        num_micro_batches=plan.num_micro_batches,
-        block_size=config.data.shuffle_block_size,
-    )
+    order = make_order(config, train, plan)
     reader = SplitReader("train", train, None)  # type: ignore[arg-type]  # nothing is opened
     own = range(min(GPUS_PER_NODE, num_ranks))
     micros = [micro for rank in own for micro in plan.micro_batches_of(rank)]

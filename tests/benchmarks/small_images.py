@@ -22,19 +22,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from data_sharding.format.location import Location
-from data_sharding.format.manifest import read_manifest
-from data_sharding.loading.datasets import TrainDataset
 from data_sharding.loading.kept_images import KeptImages
 from data_sharding.loading.loader import iter_batches
-from data_sharding.loading.split_reader import SplitReader
-from data_sharding.sampling.sample_order import MicroBatchKey, SampleOrder
+from data_sharding.sampling.sample_order import MicroBatchKey
 from data_sharding.sources.folder import folder
-from data_sharding.storage.shard_store import open_store
 from data_sharding.transforms.padded_crop import PaddedCrop
-from data_sharding.transforms.pixel_transforms import PixelAugment
-from data_sharding.transforms.progressive_resize import ImageSizeSchedule
 from data_sharding.writing.dataset_writer import write_dataset
+from tests.benchmarks.loading_peers import open_train_set
 from tests.benchmarks.rounds import Spread, print_bar, print_machine, ratios, take_turns
 
 NUM_IMAGES, BATCH, PADDING = 5_120, 256, 4
@@ -65,20 +59,6 @@ def write_shards(images: list[Image.Image], image_format: str, home: Path) -> st
     url = str(home / "set")
     write_dataset(folder(home / "images"), url, seed=0, samples_per_shard=5000)
     return url
-
-
-def open_train_set(url: str, side: int, channels: int) -> TrainDataset:
-    manifest = read_manifest(url, "train")
-    shards = SplitReader("train", manifest, open_store(Location(url), "train", None, manifest.rule))
-    order = SampleOrder(
-        manifest.shards.num_samples,
-        seed=0,
-        global_batch_size=BATCH,
-        num_lanes=32,
-        num_micro_batches=1,
-    )
-    crop, sizes = PaddedCrop(PADDING, 0.5), ImageSizeSchedule(side)
-    return TrainDataset(shards, order, crop, PixelAugment(()), sizes, channels)
 
 
 def torchvision_batches(images: list[Image.Image], side: int) -> DataLoader[Any]:
@@ -117,7 +97,8 @@ def measure(kind: str, num_rounds: int, home: Path) -> None:
     side, channels, image_format = KINDS[kind]
     images = make_images(side, channels)
     url = write_shards(images, image_format, home)
-    decoded, kept = (open_train_set(url, side, channels) for _ in range(2))
+    crop = PaddedCrop(PADDING, 0.5)
+    decoded, kept = (open_train_set(url, crop, BATCH, side, channels) for _ in range(2))
     assert kept.layout is not None
     kept.kept = KeptImages(kept.layout)
     keys = [MicroBatchKey(step, 0) for step in range(NUM_IMAGES // BATCH)]

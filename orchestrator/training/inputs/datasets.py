@@ -73,7 +73,7 @@ def open_train_set(config: Config, train: TrainData, plan: Plan) -> TrainDataset
     """Open the training samples in the config's order, cropped and augmented."""
     return TrainDataset(
         _open_train(config, train),
-        _make_order(config, train, plan),
+        make_order(config, train, plan),
         _make_crop(config.data),
         make_augmentation(config),
         image_sizes(config, plan.steps_per_epoch),
@@ -148,7 +148,8 @@ def _num_local_ranks() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def _make_order(config: Config, train: TrainData, plan: Plan) -> TrainOrder:
+def make_order(config: Config, train: TrainData, plan: Plan) -> TrainOrder:
+    """Make the order of the training samples."""
     data, recipe = config.data, config.recipe
     if isinstance(train, Mixture):
         assert plan.mix is not None
