@@ -52,7 +52,7 @@ _NODE_VARIABLE = re.compile(
 )
 _OVERRIDE = re.compile(r"~|\+{0,2}\w[\w./@:\-]*=")
 _NAMED_MODEL = re.compile(r"\b(?:(timm|torchvision)/[\w.\-]+|[\w.]+:\w+)")
-_SWITCH = re.compile(r"^profile=(?=true|false)", re.IGNORECASE)  # of a section that has keys
+_SWITCH = re.compile(r"^profile=(?=true|false)", re.IGNORECASE)
 _ERRORS = (ConfigError, HydraException, OmegaConfBaseException, YAMLError, ValueError)
 _NAMED_MODELS = ("timm/NAME", "torchvision/NAME", "PACKAGE.MODULE:FUNCTION")
 
@@ -84,53 +84,74 @@ def compose(
     the set, which is said in a line.
     """
     refuse_expanded(arguments)
-    arguments = [_SWITCH.sub("profile.enabled=", argument, count=1) for argument in arguments]
-    points: list[ComposedConfig] = []
-    errors: list[Exception] = []
-    choices: dict[tuple[str, ...], str] = {}  # what the points need: the data set of one
-
-    def on_job(config: DictConfig) -> ComposedConfig | Exception:
-        given = OmegaConf.to_container(HydraConfig.get().overrides.task)  # with ${...} unresolved
-        overrides = tuple(cast("list[str]", given))
-        try:  # resolve here, where ${hydra:...} refers to this point
-            if launch is None and HydraConfig.get().mode == RunMode.MULTIRUN:
-                hydra_plugin.reject_adaptive_sweeper(HydraConfig.get())
-            composed = ComposedConfig(parse(_resolve(config, overrides)), overrides)
-            check_default_data(composed.config, overrides)
-            choices[()] = str(composed.config.data.location)
-            points.append(composed)
-            if prepare and len(points) == 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
-                prepare(composed.config)
-        except (ConfigError, OmegaConfBaseException) as error:
-            if isinstance(error, DataGroupError):
-                choices[error.overrides] = str(error.value)
-            errors.append(error)
-            return error
-        return points[-1]
-
-    def on_batch(batch: Sequence[ComposedConfig], wait: bool) -> Sequence[float | Exception | None]:
-        assert launch is not None
-        points.clear()
-        return launch(batch, wait)
-
+    arguments = _with_keys(arguments)
+    jobs = _Jobs(launch, prepare)
     if launch:
-        hydra_plugin.register(on_batch)
+        hydra_plugin.register(jobs.on_batch)
     _register_named_models([*arguments, *os.environ.get("COMP_LINE", "").split()])
     with _hydra_argv(arguments) as directory, hydra_plugin.composing_once():
         try:
-            hydra.main(version_base="1.3", config_path="pkg://conf", config_name="train")(on_job)()
+            main = hydra.main(version_base="1.3", config_path="pkg://conf", config_name="train")
+            main(jobs.on_job)()
             if keep:
                 keep(directory)
         except _ERRORS as error:
-            errors.append(error)
-    if errors and isinstance(errors[0], DataGroupError):
-        if len(choices) > 1:
-            raise _different_choices(choices)
-        print(f"note: {errors[0].problem}", file=sys.stderr)
-        return compose([*errors[0].overrides, *arguments], launch, keep, prepare)
-    if errors:
-        raise _config_error(errors[0]) from None
-    return points
+            jobs.errors.append(error)
+    if not jobs.errors:
+        return jobs.points
+    first = jobs.errors[0]
+    if not isinstance(first, DataGroupError):
+        raise _config_error(first) from None
+    if len(jobs.choices) > 1:
+        raise _different_choices(jobs.choices)
+    print(f"note: {first.problem}", file=sys.stderr)
+    return compose([*first.overrides, *arguments], launch, keep, prepare)
+
+
+class _Jobs:
+    """The jobs of a command: what Hydra has composed, or the errors; arguments as of `compose`."""
+
+    def __init__(
+        self, launch: hydra_plugin.LaunchBatch | None, prepare: Callable[[Config], None] | None
+    ) -> None:
+        self.points: list[ComposedConfig] = []
+        self.errors: list[Exception] = []
+        self.choices: dict[tuple[str, ...], str] = {}  # what the points need: the data set of one
+        self._launch, self._prepare = launch, prepare
+
+    def on_job(self, config: DictConfig) -> ComposedConfig | Exception:
+        """Add the point that a config is of, or its error."""
+        given = OmegaConf.to_container(HydraConfig.get().overrides.task)  # with ${...} unresolved
+        overrides = tuple(cast("list[str]", given))
+        is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        try:  # resolve here, where ${hydra:...} refers to this point
+            if self._launch is None and is_sweep:
+                hydra_plugin.reject_adaptive_sweeper(HydraConfig.get())
+            composed = ComposedConfig(parse(_resolve(config, overrides)), overrides)
+            check_default_data(composed.config, overrides)
+            self.choices[()] = str(composed.config.data.location)
+            self.points.append(composed)
+            if self._prepare and len(self.points) == 1 and is_sweep:
+                self._prepare(composed.config)
+        except (ConfigError, OmegaConfBaseException) as error:
+            if isinstance(error, DataGroupError):
+                self.choices[error.overrides] = str(error.value)
+            self.errors.append(error)
+            return error
+        return composed
+
+    def on_batch(
+        self, batch: Sequence[ComposedConfig], wait: bool
+    ) -> Sequence[float | Exception | None]:
+        """Launch a batch of a sweep, whose points are not returned."""
+        assert self._launch is not None
+        self.points.clear()
+        return self._launch(batch, wait)
+
+
+def _with_keys(overrides: Sequence[str]) -> list[str]:
+    """Write `profile=true` as what it stands for, since the section has other keys too."""
+    return [_SWITCH.sub("profile.enabled=", override, count=1) for override in overrides]
 
 
 def _different_choices(choices: Mapping[tuple[str, ...], str]) -> ConfigError:
@@ -146,7 +167,7 @@ def _different_choices(choices: Mapping[tuple[str, ...], str]) -> ConfigError:
 
 def merge(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Apply `key=value` overrides to the values of a frozen config."""
-    overrides = [_SWITCH.sub("profile.enabled=", override, count=1) for override in overrides]
+    overrides = _with_keys(overrides)
     for override in overrides:
         key = re.match(r"([\w.]+)=", override)
         group = values.get(key[1]) if key else None
