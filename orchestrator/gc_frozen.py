@@ -1,5 +1,6 @@
 """Keep the garbage collector away from objects that stay."""
 
+import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,3 +21,8 @@ def gc_frozen() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def freeze_gc_at_exit() -> None:
+    """Keep the collector from traversing all modules when the interpreter ends."""
+    atexit.register(gc.freeze)

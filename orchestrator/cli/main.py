@@ -1,7 +1,5 @@
 """`tahoe`: the command line. A verb is imported when it is used, so help is instant."""
 
-import atexit
-import gc
 import os
 import select
 import signal
@@ -11,8 +9,9 @@ from collections.abc import Sequence
 import click
 
 from orchestrator.cli.shared.commands import LazyGroup
+from orchestrator.gc_frozen import freeze_gc_at_exit
 
-atexit.register(gc.freeze)  # or the process would look for garbage in all modules at its end
+freeze_gc_at_exit()
 
 _VERBS = "orchestrator.cli.verbs"
 tahoe = LazyGroup(

@@ -5,9 +5,7 @@ LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT) and the number of the attempt (TAHOE
 that number, as under torchrun itself, the ranks begin the attempt: see external_attempt.
 """
 
-import atexit
 import faulthandler
-import gc
 import logging
 import os
 import signal
@@ -21,7 +19,7 @@ from pathlib import Path
 from orchestrator.config.key_names import explain
 from orchestrator.config.parse import ConfigError, parse
 from orchestrator.config.schema import Config
-from orchestrator.gc_frozen import gc_frozen
+from orchestrator.gc_frozen import freeze_gc_at_exit, gc_frozen
 from orchestrator.run.outcome import CRASHED, ExitCode, FatalRunError, RunOutcome
 from orchestrator.run.rundir import RunDir, RunError
 from orchestrator.training.monitoring import startup_timer
@@ -43,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         return ExitCode.FAILED_PERMANENTLY
     # Before torch is imported, which takes seconds: a signal would end the process until then.
     stop_signal = StopSignal(run, polls_file=environ["RANK"] == "0")
-    atexit.register(gc.freeze)  # or the process would look for garbage in torch for a second
+    freeze_gc_at_exit()
     faulthandler.enable()
     logging.captureWarnings(True)
     logging.basicConfig(

@@ -10,8 +10,6 @@ sends the rest after a killed shipper.
 """
 
 import argparse
-import atexit
-import gc
 import logging
 import os
 import sys
@@ -22,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from orchestrator.gc_frozen import gc_frozen
+from orchestrator.gc_frozen import freeze_gc_at_exit, gc_frozen
 from orchestrator.redact import one_line_error
 from orchestrator.run.metric_stream import MetricTail, is_end_of_line
 from orchestrator.run.node_times import slow_nodes
@@ -53,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     run, parent = RunDir(arguments.run.absolute()), ParentWatch(arguments.flush_timeout_s)
     parent.ignore_rank_signals()
-    atexit.register(gc.freeze)  # or the process would look for garbage in MLflow for a second
+    freeze_gc_at_exit()
     try:
         config = run.read_config()
     except RunError as error:
