@@ -11,6 +11,7 @@ from typing import Self
 
 import torch
 
+from data_sharding.io.atomic_file import write_atomic
 from orchestrator.config.profile import Profile
 from orchestrator.run.node_times import RankTimes, node_name
 from orchestrator.run.rundir import RunDir
@@ -106,9 +107,7 @@ class StepProfiler:
         partial = directory / f".{name}.trace.json.gz"
         profiler.export_chrome_trace(str(partial))
         partial.replace(directory / f"{name}.trace.json.gz")
-        partial = directory / f".{name}.txt"
-        partial.write_text(report + "\n")
-        partial.replace(directory / f"{name}.txt")
+        write_atomic(directory / f"{name}.txt", report + "\n")
 
     def _synchronize(self) -> None:
         if self._world.device.type == "cuda":
