@@ -106,7 +106,7 @@ class TrainDataset:
         """The memory that `kept` would be: whole images of one size; None for other crops."""
         if not isinstance(self.crop, PaddedCrop) or self.sizes.is_growing:
             return None
-        side = self.sizes.largest
+        side = self.sizes.last
         return layout_of(self.shards, (side, side, self.channels))
 
     def write_batch(self, key: MicroBatchKey, memory: NDArray[np.uint8]) -> BatchMeta:

@@ -601,7 +601,8 @@ def test_only_whole_images_of_one_size_are_kept(damaged_url):
     assert train_set(damaged_url).layout is None  # a crop of other parts of the image
     growing = ImageSizeSchedule(16, first=8, from_step=0, to_step=4)
     assert padded(damaged_url, sizes=growing).layout is None
-    assert padded(damaged_url).layout.image_shape == (16, 16, 3)
+    for sizes in ImageSizeSchedule(16), ImageSizeSchedule(16, first=32):  # of no step
+        assert padded(damaged_url, sizes=sizes).layout.image_shape == (16, 16, 3)
 
 
 def test_memory_that_another_process_number_would_show_is_not_taken(damaged_url):
