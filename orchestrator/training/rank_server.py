@@ -53,7 +53,7 @@ def _run_rank(files: Sequence[int], run: str, environ: Mapping[str, str]) -> int
     os.close(stdin)
     os.close(output)
     os.environ.update(environ)
-    return worker.main([run])
+    return worker.main([run], may_fork=True)
 
 
 if __name__ == "__main__":

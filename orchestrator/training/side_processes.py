@@ -4,7 +4,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
@@ -20,14 +20,26 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def side_processes(run: RunDir, config: Config, stop_signal: StopSignal) -> Iterator[None]:
-    """Run this rank's side processes during the block."""
-    with _system_monitor(run, config), _shipper(run, config, stop_signal):
+def side_processes(
+    run: RunDir, config: Config, stop_signal: StopSignal, *, may_fork: bool = False
+) -> Iterator[None]:
+    """Run this rank's side processes during the block.
+
+    Args:
+        may_fork: True in a process without threads, which saves a shipper the import of MLflow.
+    """
+    start_shipper = _fork_shipper if may_fork and MLFLOW in sys.modules else _spawn_shipper
+    with _system_monitor(run, config), _shipper(run, config, stop_signal, start_shipper):
         yield
 
 
 @contextmanager
-def _shipper(run: RunDir, config: Config, stop_signal: StopSignal) -> Iterator[None]:
+def _shipper(
+    run: RunDir,
+    config: Config,
+    stop_signal: StopSignal,
+    start: Callable[..., "subprocess.Popen[bytes] | ForkedProcess"],
+) -> Iterator[None]:
     """Send metrics to MLflow from another process; give it some time to catch up at the end.
 
     Ranks on several nodes send to a server only: SQLite on a shared file system is unsafe.
@@ -40,7 +52,7 @@ def _shipper(run: RunDir, config: Config, stop_signal: StopSignal) -> Iterator[N
         yield
         return
     timeout_s = config.tracking.flush_timeout_s
-    shipper = _start_shipper(str(run.path), "--flush-timeout-s", str(timeout_s))
+    shipper = start(str(run.path), "--flush-timeout-s", str(timeout_s))
     try:
         yield
     finally:
@@ -57,11 +69,12 @@ def _shipper(run: RunDir, config: Config, stop_signal: StopSignal) -> Iterator[N
             )
 
 
-def _start_shipper(*arguments: str) -> "subprocess.Popen[bytes] | ForkedProcess":
-    """Start a shipper, or fork it from a rank that has MLflow: that of a sweep, by its server."""
-    if MLFLOW in sys.modules:
-        shipper = import_module(_SHIPPER)
-        return ForkedProcess(lambda: int(shipper.main(arguments)))
+def _fork_shipper(*arguments: str) -> ForkedProcess:
+    shipper = import_module(_SHIPPER)
+    return ForkedProcess(lambda: int(shipper.main(arguments)))
+
+
+def _spawn_shipper(*arguments: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, "-m", _SHIPPER, *arguments], stdin=subprocess.PIPE)
 
 

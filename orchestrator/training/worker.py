@@ -33,8 +33,12 @@ _NAMES = (
 log = logging.getLogger(__name__)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run this rank and return its exit code."""
+def main(arguments: Sequence[str], *, may_fork: bool = False) -> int:
+    """Run this rank and return its exit code.
+
+    Args:
+        may_fork: True if this process has no threads yet, so that its shipper can be forked.
+    """
     run, environ = RunDir(Path(arguments[0]).absolute()), os.environ
     if missing := [name for name in _NAMES if name not in environ]:
         print(f"error: not set: {', '.join(missing)}; start ranks with torchrun", file=sys.stderr)
@@ -59,10 +63,12 @@ def main(arguments: Sequence[str]) -> int:
         if attempt is not None:
             outcome.write(run, attempt)
         return outcome.exit_code
-    return _run_attempt(run, config, attempt, stop_signal)
+    return _run_attempt(run, config, attempt, stop_signal, may_fork=may_fork)
 
 
-def _run_attempt(run: RunDir, config: Config, attempt: int | None, stop_signal: StopSignal) -> int:
+def _run_attempt(
+    run: RunDir, config: Config, attempt: int | None, stop_signal: StopSignal, *, may_fork: bool
+) -> int:
     """Train, and return the exit code.
 
     Args:
@@ -70,7 +76,7 @@ def _run_attempt(run: RunDir, config: Config, attempt: int | None, stop_signal: 
     """
     with ExitStack() as beside:
         if attempt is not None:  # they start while torch is imported
-            beside.enter_context(side_processes(run, config, stop_signal))
+            beside.enter_context(side_processes(run, config, stop_signal, may_fork=may_fork))
         if os.environ.get("TAHOE_LAUNCHER_PIPE"):  # no thread before, since a shipper may be forked
             threading.Thread(target=_stop_without_launcher, daemon=True).start()
         log.info("%s: importing torch", f"attempt {attempt}" if attempt else run.id)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from orchestrator.config.schema import Config
 from orchestrator.run.rundir import RunDir
-from orchestrator.training.side_processes import side_processes
+from orchestrator.training.side_processes import MLFLOW, side_processes
 from orchestrator.training.stop_signal import StopSignal
 
 
@@ -24,6 +25,10 @@ def stop_signal(tmp_path: Path) -> Iterator[StopSignal]:
 def children() -> set[str]:
     pid = os.getpid()
     return {*Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+def command_line(pid: str) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 @pytest.mark.parametrize(("world_size", "starts"), [("1", True), ("2", False)])
@@ -42,7 +47,11 @@ def test_no_host_of_several_opens_sqlite(
         monkeypatch.setenv(name, value)
     sqlite = {"tracking.enabled": True, "tracking.uri": f"sqlite:///{tmp_path}/mlflow.db"}
     no_monitor = {"tracking.system_metrics_interval_s": None}
+    monkeypatch.setitem(sys.modules, MLFLOW, sys)  # as in a process that uses MLflow, with threads
     before = children()
     # It is no run, so a shipper ends at once.
     with side_processes(RunDir(tmp_path), config.replace(sqlite | no_monitor), stop_signal):
-        assert (children() != before) == starts
+        new = children() - before
+        assert bool(new) == starts
+        for child in new:  # another program, and not a copy of this process
+            assert command_line(child) != command_line("self")
